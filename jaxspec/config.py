@@ -1,0 +1,342 @@
+"""The frozen dataclasses a run is made of.
+
+A file in ``configs/`` returns one `RunConfig` from ``get_config()``; every field can be overridden
+on the command line (``--training.steps 100``). Nothing here touches jax, so reading a
+configuration is instant.
+
+>>> RunConfig(name="demo").training.steps
+1000
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeScaling:
+    """Frequency-dependent position scaling of Llama 3.1 and later."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a causal transformer of the Qwen3 / Llama family.
+
+    Raises:
+      ValueError: sizes that cannot work together (for example heads that are no multiple of the
+        key/value heads).
+    """
+
+    vocab_size: int = 1024
+    """Rows of the embedding, padded rows included."""
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 384
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: Llama3RopeScaling | None = None
+    qk_norm: bool = True
+    """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections."""
+    tie_embeddings: bool = True
+    """Whether the head is the transposed embedding."""
+    max_position_embeddings: int = 1024
+    dtype: Dtype = "float32"
+    """What matrix products compute in; parameters stay in `param_dtype`."""
+    param_dtype: Dtype = "float32"
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads must be a multiple of num_kv_heads: got {self.num_heads} and "
+            f"{self.num_kv_heads}.",
+        )
+        _require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
+        for field in ("vocab_size", "hidden_size", "num_layers", "intermediate_size"):
+            _require(
+                getattr(self, field) >= 1, f"{field} must be at least 1: got {getattr(self, field)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """The model whose output must not change."""
+
+    path: str = "embedded"
+    """Folder with config.json, safetensors and tokenizer.json; "embedded" is the one shipped in the
+    package; "" when a target is trained from scratch or only shapes are wanted."""
+    architecture: TransformerConfig | None = None
+    """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
+    dtype: Dtype = "float32"
+    """What the target computes in when it is a drafter's frozen target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """Shape of a DFlash block-diffusion drafter (arXiv 2602.06036).
+
+    Widths default to the target's when left at 0, so that one config serves several targets.
+
+    Raises:
+      ValueError: a block of fewer than 2 slots.
+    """
+
+    block_size: int = 16
+    """Slots of a block, the anchor (slot 0) included."""
+    mask_token_id: int | None = None
+    """Id that stands in the slots to be drafted; None: the tokenizer's mask token."""
+    target_layer_ids: tuple[int, ...] = ()
+    """Target blocks whose outputs are the features; (): DFlash's default spread."""
+    num_features: int = 3
+    """How many target layers are captured when `target_layer_ids` is empty."""
+    num_layers: int = 2
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    intermediate_size: int = 0
+    rms_norm_eps: float = 0.0
+    rope_theta: float = 0.0
+    qk_norm: bool = True
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    unroll_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.block_size >= 2,
+            f"block_size counts the anchor and must be at least 2: got {self.block_size}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the drafter's loss: cross-entropy with decay + focal * first error - chain * reward.
+
+    "Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552. The defaults are the
+    paper's best; ``LossConfig(decay=None, focal=0, chain=0)`` is its position-uniform baseline.
+    """
+
+    decay: float | None = 10.0
+    """Scale, in slots, of the positional weights exp(-g / decay); None or inf: all ones."""
+    focal: float = 0.3
+    """Weight of the first-error focal term."""
+    chain: float = 40.0
+    """Weight of the chain reward."""
+    normalize: Literal["block", "weight"] = "block"
+    """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight": weighted
+    mean over all slots (what trainers do)."""
+    objective: Literal[
+        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak"
+    ] = "cross_entropy"
+    """The per-slot term that stands in for cross-entropy; the others are for comparison."""
+    chunk_blocks: int = 0
+    """Blocks of a row whose logits are held at once; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.decay is None or self.decay > 0,
+            f"loss.decay must be positive, inf or None: got {self.decay}.",
+        )
+        for field in ("focal", "chain"):
+            value = getattr(self, field)
+            _require(
+                math.isfinite(value) and value >= 0,
+                f"loss.{field} must be finite and not negative: got {value}.",
+            )
+        _require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: "uniform", "decay", "decay+focal", "full" and so on."""
+        has_decay = self.decay is not None and math.isfinite(self.decay)
+        names = [
+            name
+            for name, present in (
+                ("decay", has_decay),
+                ("focal", self.focal > 0),
+                ("chain", self.chain > 0),
+            )
+            if present
+        ]
+        terms = "full" if len(names) == 3 else "+".join(names)
+        if self.objective == "cross_entropy":
+            return terms or "uniform"
+        return f"{self.objective}+{terms}" if terms else self.objective
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how rows are made of it."""
+
+    sources: tuple[str, ...] = ("embedded",)
+    """Names of data sets (see `jaxspec.data.SOURCES`), or folders written by `jaxspec regenerate`."""
+    split: str = "train"
+    raw_dir: str = ""
+    """Folder with the original files, for machines without a network; "": the environment variable
+    JAXSPEC_RAW_DATA, and without it a download from the public source."""
+    data_dir: str = ""
+    """Where prepared array_record files are kept; "": JAXSPEC_DATA_DIR, else ~/.cache/jaxspec."""
+    tokenizer: str = ""
+    """Folder with tokenizer.json; "": the target's own; "embedded": the one shipped in the package;
+    "train": train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
+    tokenizer_vocab: int = 2048
+    sequence_length: int = 256
+    batch_size: int = 8
+    """Rows of a global step."""
+    packing: bool = True
+    """Several documents to a row, which never see each other."""
+    anchors: int = 16
+    """Blocks drafted in each row."""
+    loss_on: Literal["response", "all"] = "response"
+    """Which tokens are learned: the assistant's, or every token (for a target from scratch)."""
+    max_examples: int = 0
+    """Read only the first so many examples of each source; 0: all."""
+    seed: int = 0
+    embedded_examples: int = 20_000
+    """Size of the generated training split of the embedded corpus."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"data.batch_size must be >= 1: got {self.batch_size}.")
+        _require(
+            self.sequence_length >= 8,
+            f"data.sequence_length must be at least 8: got {self.sequence_length}.",
+        )
+        _require(self.anchors >= 1, f"data.anchors must be >= 1: got {self.anchors}.")
+        _require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, cosine decay and global-norm clipping."""
+
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    warmup_fraction: float = 0.015
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"optimizer.learning_rate must be positive: got {self.learning_rate}.",
+        )
+        _require(
+            0 <= self.warmup_fraction < 1,
+            f"optimizer.warmup_fraction must be in [0, 1): got {self.warmup_fraction}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; one of them may be -1: what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    path: Literal["jit", "shard_map", "pmap"] = "jit"
+    """How a step is spread over devices. "shard_map" and "pmap" replicate the parameters and
+    split the batch (data axis only)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    task: Literal["target", "drafter"] = "drafter"
+    steps: int = 1000
+    gradient_accumulation: int = 1
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+    capture_tolerance: float = 1e-3
+    """Largest difference of log-probabilities that the capture check lets pass."""
+    export: bool = True
+    """Write DIR/export (safetensors, config.json, tokenizer) at the end."""
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "gradient_accumulation", "log_every", "checkpoint_every"):
+            _require(
+                getattr(self, field) >= 1,
+                f"training.{field} must be at least 1: got {getattr(self, field)}.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What eval.py runs."""
+
+    benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
+    prompts: int = 40
+    """Prompts of each benchmark (fewer if it has fewer)."""
+    max_new_tokens: int = 128
+    batch_size: int = 8
+    """Prompts decoded together when tau is measured."""
+    temperature: float = 0.0
+    verifier: Literal["auto", "greedy", "token", "point_mass"] = "auto"
+    """"auto": greedy at temperature 0, token verification with sampled drafts above it."""
+    block_size: int = 0
+    """Block used in decoding; 0: the drafter's own."""
+    max_prompt_tokens: int = 512
+    """Longest prompt taken; longer ones are counted and left out."""
+    timing_prompts: int = 6
+    """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
+    timing_repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
+        )
+        _require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        _require(
+            self.max_new_tokens >= 1,
+            f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",
+        )
+        _require(
+            self.block_size == 0 or self.block_size >= 2,
+            f"evaluation.block_size counts the anchor and must be at least 2: got {self.block_size}.",
+        )
+        _require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made of."""
+
+    name: str = ""
+    target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
+    drafter: DrafterConfig = dataclasses.field(default_factory=DrafterConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)

@@ -1,0 +1,1 @@
+"""Drafters: small models that propose the tokens which a target verifies."""

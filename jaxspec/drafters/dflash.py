@@ -1,0 +1,253 @@
+"""DFlash, a block-diffusion drafter (arXiv 2602.06036): a whole block from one pass.
+
+The drafter has neither embedding nor head: it is fed the target's embeddings of
+[anchor, MASK, ..., MASK] and the target's head reads its output. What it knows of the text comes from
+the target's hidden states at a few layers, mixed by `fc` and seen by every layer as extra keys
+and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
+anchor and predicts nothing.
+
+Dimension key: B batch, S context positions, T cache slots, N blocks a row, K block slots, D width,
+E = M * D captured features, L layers, Q query heads, R key/value heads, G = Q / R, C head width.
+
+>>> keys, values = drafter.apply(params, features_BSE, positions_BS, method="context")
+>>> hidden_BNKD = drafter.apply(params, embeddings_BNKD, positions_BNK, keys, values, mask_BNS)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec.config import DrafterConfig, TransformerConfig
+from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
+from jaxspec.models.transformer import check_layer_ids
+from jaxspec.ops import attention, rope
+
+
+def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
+    """DFlash's spread of captured layers, id = output of block id.
+
+    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one; for targets of
+    fewer layers than that formula needs, an even spread that ends at the last block.
+
+    >>> default_layer_ids(36, 5)
+    (1, 9, 17, 25, 33)
+    """
+    if count == 1:
+        return (num_target_layers // 2,)
+    spread = [round(1 + i * (num_target_layers - 4) / (count - 1)) for i in range(count)]
+    if len(set(spread)) == count and spread[-1] < num_target_layers:
+        return tuple(spread)
+    if count > num_target_layers:
+        raise ValueError(
+            f"drafter.num_features is {count}, but the target has {num_target_layers} layers."
+        )
+    step = num_target_layers / count
+    return tuple(round((i + 1) * step) - 1 for i in range(count))
+
+
+def resolve_config(
+    config: DrafterConfig, *, target: TransformerConfig, mask_token_id: int | None = None
+) -> DrafterConfig:
+    """Fills what a `DrafterConfig` leaves to the target, and checks it against the target.
+
+    Args:
+      config: sizes of 0, an empty `target_layer_ids` and a `mask_token_id` of None are filled in.
+      target: shape of the target.
+      mask_token_id: the tokenizer's mask token, if it has one.
+
+    Raises:
+      ValueError: a mask id outside the embedding (a gather would clamp it silently), no mask id at
+        all, or a layer id that the target does not have.
+    """
+    mask = config.mask_token_id if config.mask_token_id is not None else mask_token_id
+    if mask is None:
+        raise ValueError(
+            "No mask token: the tokenizer has none, so set drafter.mask_token_id to an unused id "
+            f"below {target.vocab_size} (a reserved special token, for example)."
+        )
+    if not 0 <= mask < target.vocab_size:
+        raise ValueError(
+            f"drafter.mask_token_id is {mask}, but the target's embedding has {target.vocab_size} "
+            "rows: choose an unused id inside it (a reserved special token, for example)."
+        )
+    layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
+    check_layer_ids(tuple(layer_ids), target.num_layers)
+    return dataclasses.replace(
+        config,
+        mask_token_id=mask,
+        target_layer_ids=tuple(layer_ids),
+        num_features=len(layer_ids),
+        num_heads=config.num_heads or target.num_heads,
+        num_kv_heads=config.num_kv_heads or target.num_kv_heads,
+        head_dim=config.head_dim or target.head_dim,
+        intermediate_size=config.intermediate_size or target.intermediate_size,
+        rms_norm_eps=config.rms_norm_eps or target.rms_norm_eps,
+        rope_theta=config.rope_theta or target.rope_theta,
+    )
+
+
+class DFlashLayer(nn.Module):
+    """One decoder layer; blocks see the context's keys and, in both directions, their own slots."""
+
+    config: DrafterConfig
+    width: int
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.input_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        self.attention = HeadProjections(
+            width=self.width,
+            num_heads=cfg.num_heads,
+            num_kv_heads=cfg.num_kv_heads,
+            head_dim=cfg.head_dim,
+            qk_norm=cfg.qk_norm,
+            rms_norm_eps=cfg.rms_norm_eps,
+            dtype=cfg.dtype,
+            param_dtype=cfg.param_dtype,
+        )
+        self.post_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        self.mlp = Mlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype)
+
+    def context(
+        self, carry: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Keys and values of the context, which passes no input norm: each [B, R, S, C]."""
+        k_BSRC, v_BSRC = self.attention.keys_and_values(carry, *angles)
+        return carry, (k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2))
+
+    def __call__(
+        self,
+        x_BNKD: jax.Array,
+        context: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],
+        mask_BNT: jax.Array,
+    ) -> tuple[jax.Array, None]:
+        cfg = self.config
+        batch, blocks, slots, _ = x_BNKD.shape
+        kv_heads, width = cfg.num_kv_heads, cfg.head_dim
+        normed = self.input_norm(x_BNKD)
+        q_BNKQC = self.attention.queries(normed, *angles)
+        k_BNKRC, v_BNKRC = self.attention.keys_and_values(normed, *angles)
+
+        # Rows of one key/value head lie together, blocks one after the other, so that the same
+        # queries serve one large product with the context and small ones inside the blocks.
+        q_BNKRGC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
+        q_BRNIC = jnp.moveaxis(q_BNKRGC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
+        rows = q_BRNIC.shape[3]
+        mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
+        seen = attention.part(
+            q_BRNIC.reshape(batch, kv_heads, blocks * rows, width), *context, mask_BRIT
+        )
+        split = (batch, kv_heads, blocks, rows, -1)
+        seen = attention.Part(*(array.reshape(split) for array in seen))
+        own = attention.part(q_BRNIC, jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1))
+
+        mixed_BRNKGC = attention.merge(seen, own).reshape(batch, kv_heads, blocks, slots, -1, width)
+        mixed_BNKQC = jnp.moveaxis(mixed_BRNKGC, 1, 3).reshape(batch, blocks, slots, -1, width)
+        x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
+        return x_BNKD + self.mlp(self.post_norm(x_BNKD)), None
+
+
+class DFlash(nn.Module):
+    """The drafter.
+
+    Attributes:
+      config: a resolved `DrafterConfig` (`resolve_config`).
+      width: D, the target's hidden size.
+    """
+
+    config: DrafterConfig
+    width: int
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.fc = Linear(self.width, cfg.dtype, cfg.param_dtype)
+        self.hidden_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        shared = {
+            "variable_axes": {"params": 0},
+            "split_rngs": {"params": True},
+            "length": cfg.num_layers,
+            "unroll": cfg.num_layers if cfg.unroll_layers else 1,
+        }
+        body = DFlashLayer
+        if cfg.remat:
+            body = nn.remat(body, prevent_cse=False, methods=["__call__"])
+        self.layers = nn.scan(
+            body,
+            methods={
+                "__call__": {"in_axes": (0, nn.broadcast, nn.broadcast), **shared},
+                "context": {"in_axes": (nn.broadcast,), **shared},
+            },
+        )(cfg, self.width)
+        self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+
+    def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cfg = self.config
+        return rope.rotation_angles(
+            positions, rope.inverse_frequencies(cfg.head_dim, theta=cfg.rope_theta)
+        )
+
+    def context(
+        self, features_BSE: jax.Array, positions_BS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values that every layer keeps of the context.
+
+        They depend on the target's features alone, so decoding computes each once and caches it
+        (`KVCache.write`).
+
+        Args:
+          features_BSE: the target's captured features.
+          positions_BS: absolute positions.
+
+        Returns:
+          keys and values, each [L, B, R, S, C].
+        """
+        hidden_BSD = self.hidden_norm(self.fc(features_BSE))
+        _, (keys_LBRSC, values_LBRSC) = self.layers.context(hidden_BSD, self._angles(positions_BS))
+        return keys_LBRSC, values_LBRSC
+
+    def __call__(
+        self,
+        embeddings_BNKD: jax.Array,
+        positions_BNK: jax.Array,
+        keys_LBRTC: jax.Array,
+        values_LBRTC: jax.Array,
+        mask_BNT: jax.Array,
+    ) -> jax.Array:
+        """Hidden states of N blocks a row, for the target's head.
+
+        Args:
+          embeddings_BNKD: the target's embeddings of [anchor, MASK x (K - 1)].
+          positions_BNK: absolute positions, anchor + k.
+          keys_LBRTC: what `context` returned, or a cache of it.
+          values_LBRTC: likewise.
+          mask_BNT: True where block n may see context slot t: positions before its anchor, in its
+            own document.
+
+        Returns:
+          [B, N, K, D] behind the final norm. Slot 0 stands for nothing.
+        """
+        x_BNKD, _ = self.layers(
+            embeddings_BNKD.astype(self.config.dtype),
+            (keys_LBRTC, values_LBRTC),
+            self._angles(positions_BNK),
+            mask_BNT,
+        )
+        return self.final_norm(x_BNKD)
+
+    def initialise(self, features_BSE: jax.Array) -> jax.Array:
+        """Touches every parameter, for `init`: `drafter.init(key, features, method="initialise")`."""
+        batch, length, _ = features_BSE.shape
+        positions_BS = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        keys, values = self.context(features_BSE, positions_BS)
+        return self(
+            jnp.zeros((batch, 1, length, self.width)),
+            positions_BS[:, None],
+            keys,
+            values,
+            jnp.ones((batch, 1, length), bool),
+        )

@@ -1,0 +1,1 @@
+"""Targets: causal transformers as Flax Linen modules with explicit caches."""

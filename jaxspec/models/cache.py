@@ -1,0 +1,75 @@
+"""Key/value cache: an argument and a return value of the models, never a hidden collection.
+
+Dimension key: L layers, B batch, R key/value heads, T slots, S new rows, C head width.
+
+Slot t of a row holds the keys and values of absolute position t. Rows are committed up to
+`lengths_B`; whatever lies behind is left from rejected drafts and gets overwritten, because the next
+pass starts at `lengths_B`. Cutting back is therefore a smaller length, and nothing is copied.
+
+>>> cache = KVCache.create(num_layers=2, num_kv_heads=2, head_dim=8, batch=1, capacity=64)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class KVCache:
+    """Keys (normed and rotated) and values of the committed positions."""
+
+    keys_LBRTC: jax.Array
+    values_LBRTC: jax.Array
+    lengths_B: jax.Array
+    """int32 [B], committed rows."""
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        batch: int,
+        capacity: int,
+        dtype: jnp.dtype | str = jnp.float32,
+    ) -> KVCache:
+        """An empty cache of `capacity` slots a row."""
+        shape = (num_layers, batch, num_kv_heads, capacity, head_dim)
+        return cls(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32)
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row."""
+        return self.keys_LBRTC.shape[3]
+
+    def write(self, keys_LBRSC: jax.Array, values_LBRSC: jax.Array) -> KVCache:
+        """Puts S new rows behind each row's length, which stays as it is.
+
+        The caller sees to it that lengths + S <= capacity: XLA would clamp the start silently and
+        overwrite committed rows.
+        """
+
+        def put(cache_LRTC: jax.Array, new_LRSC: jax.Array, start: jax.Array) -> jax.Array:
+            zero = jnp.zeros_like(start)
+            return jax.lax.dynamic_update_slice(
+                cache_LRTC, new_LRSC.astype(cache_LRTC.dtype), (zero, zero, start, zero)
+            )
+
+        rows = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
+        return self.replace(
+            keys_LBRTC=rows(self.keys_LBRTC, keys_LBRSC, self.lengths_B),
+            values_LBRTC=rows(self.values_LBRTC, values_LBRSC, self.lengths_B),
+        )
+
+    def advance(self, count_B: jax.Array) -> KVCache:
+        """Commits `count_B` of the rows written last."""
+        return self.replace(lengths_B=self.lengths_B + count_B)
+
+    def committed_BT(self) -> jax.Array:
+        """bool [B, T], True at slots that hold a committed position."""
+        return jnp.arange(self.capacity) < self.lengths_B[:, None]

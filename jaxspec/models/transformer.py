@@ -1,0 +1,253 @@
+"""Causal transformer of the Qwen3 and Llama families, chosen by `TransformerConfig`.
+
+Dimension key: B batch, S tokens of a pass, T cache slots, L layers, D width, Q query heads,
+R key/value heads, G = Q / R, C head width, M captured layers, V vocabulary.
+
+>>> model = Transformer(TransformerConfig())
+>>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+>>> output = model.apply({"params": params}, tokens_BS, capture=(1, 3))
+>>> logits_BSV = model.apply({"params": params}, output.hidden_BSD, method="logits")
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxspec.config import TransformerConfig
+from jaxspec.models.cache import KVCache
+from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm
+from jaxspec.ops import attention, rope
+
+
+class TransformerOutput(NamedTuple):
+    """What a pass returns. What the caller leaves unused, the compiler leaves out."""
+
+    hidden_BSD: jax.Array
+    """Behind the final norm: what `logits` takes."""
+    features_BSE: jax.Array | None
+    """E = M * D: outputs of the captured layers side by side (before the final norm), or None."""
+    keys_LBRSC: jax.Array
+    """This pass's keys and values, for `KVCache.write`."""
+    values_LBRSC: jax.Array
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU; scanned, so that one compiled body serves all layers."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, jax.Array | None],
+        slot: jax.Array,
+        cached: tuple[jax.Array, jax.Array] | None,
+        angles: tuple[jax.Array, jax.Array],
+        masks: tuple[jax.Array, jax.Array | None],
+    ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
+        cfg = self.config
+        x_BSD, features_MBSD = carry
+        own_mask, cache_mask = masks
+        heads = HeadProjections(
+            width=cfg.hidden_size,
+            num_heads=cfg.num_heads,
+            num_kv_heads=cfg.num_kv_heads,
+            head_dim=cfg.head_dim,
+            qk_norm=cfg.qk_norm,
+            rms_norm_eps=cfg.rms_norm_eps,
+            use_bias=cfg.attention_bias,
+            dtype=cfg.dtype,
+            param_dtype=cfg.param_dtype,
+            name="attention",
+        )
+        normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
+        k_BSRC, v_BSRC = heads.keys_and_values(normed, *angles)
+        k_BRSC, v_BRSC = k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2)
+        q_BRIC = group_queries(heads.queries(normed, *angles), cfg.num_kv_heads)
+        parts = [attention.part(q_BRIC, k_BRSC, v_BRSC, own_mask)]
+        if cached is not None:
+            parts.append(attention.part(q_BRIC, *cached, cache_mask))
+        mixed_BSQC = ungroup_queries(attention.merge(*parts), x_BSD.shape[1])
+        x_BSD = x_BSD + heads.output(mixed_BSQC.astype(cfg.dtype))
+        normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
+        x_BSD = x_BSD + Mlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")(normed)
+        if features_MBSD is not None:
+            features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
+        return (x_BSD, features_MBSD), (k_BRSC, v_BRSC)
+
+
+def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[B, S, Q, C] -> [B, R, S * G, C]: rows of one key/value head together, one large product."""
+    batch, length, num_heads, width = q_BSQC.shape
+    q_BSRGC = q_BSQC.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
+    return q_BSRGC.swapaxes(1, 2).reshape(batch, num_kv_heads, -1, width)
+
+
+def ungroup_queries(out_BRIC: jax.Array, length: int) -> jax.Array:
+    """The inverse of `group_queries`: [B, R, S * G, C] -> [B, S, Q, C]."""
+    batch, num_kv_heads, _, width = out_BRIC.shape
+    out_BRSGC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
+    return out_BRSGC.swapaxes(1, 2).reshape(batch, length, -1, width)
+
+
+def repeat_rows(mask_BST: jax.Array, groups: int) -> jax.Array:
+    """A mask by position [B, S, T] as one by attention row [B, 1, S * G, T]."""
+    return jnp.repeat(mask_BST, groups, axis=1)[:, None]
+
+
+def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
+    """Raises ValueError unless every id names the output of one of the target's blocks."""
+    wrong = [i for i in layer_ids if not 0 <= i < num_layers]
+    if wrong:
+        raise ValueError(
+            f"Target layer ids must lie in 0..{num_layers - 1} (id = output of block id, "
+            f"{num_layers} blocks): got {wrong} in {list(layer_ids)}."
+        )
+    if len(set(layer_ids)) != len(layer_ids) or list(layer_ids) != sorted(layer_ids):
+        raise ValueError(f"Target layer ids must rise without repeats: got {list(layer_ids)}.")
+
+
+class Embedding(nn.Module):
+    """Rows of a table, and (for tied heads) products with it."""
+
+    rows: int
+    width: int
+    dtype: str
+    param_dtype: str
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding", nn.initializers.normal(0.02), (self.rows, self.width), self.param_dtype
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[...] int32 -> [..., D]."""
+        return self.embedding[tokens].astype(self.dtype)
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        return head_product(hidden, self.embedding.astype(self.dtype).T)
+
+
+class Head(nn.Module):
+    """A head of its own."""
+
+    rows: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        kernel_DV = self.param(
+            "kernel",
+            nn.initializers.normal(0.02),
+            (hidden.shape[-1], self.rows),
+            self.param_dtype,
+        )
+        return head_product(hidden, kernel_DV.astype(self.dtype))
+
+
+def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    """Logits in float32: differences of large logits decide acceptance, bfloat16 rounds them."""
+    flat = hidden.reshape(-1, hidden.shape[-1]).astype(kernel_DV.dtype)
+    logits = jnp.dot(flat, kernel_DV, preferred_element_type=jnp.float32)
+    return logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
+
+
+class Transformer(nn.Module):
+    """The target model. Parameters are stacked over layers (axis 0 under "layers")."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
+        body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
+        self.layers = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+            unroll=cfg.num_layers if cfg.unroll_layers else 1,
+        )(cfg)
+        self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        if not cfg.tie_embeddings:
+            self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)
+
+    def __call__(
+        self,
+        tokens_BS: jax.Array,
+        *,
+        positions_BS: jax.Array | None = None,
+        segments_BS: jax.Array | None = None,
+        cache: KVCache | None = None,
+        capture: tuple[int, ...] = (),
+    ) -> TransformerOutput:
+        """One pass.
+
+        Args:
+          tokens_BS: int32 ids. JAX clamps ids outside the embedding: validate them at the door.
+          positions_BS: absolute positions; default: the cache's length (or 0) onwards.
+          segments_BS: document of each token; tokens see only their own document.
+          cache: committed keys and values, which every token sees; it is read, not changed.
+          capture: layers whose outputs are returned (id = output of block id, rising).
+
+        Raises:
+          ValueError: a layer id that the model does not have.
+        """
+        cfg = self.config
+        check_layer_ids(capture, cfg.num_layers)
+        length = tokens_BS.shape[1]
+        order = jnp.arange(length)
+        if positions_BS is None:
+            start_B1 = 0 if cache is None else cache.lengths_B[:, None]
+            positions_BS = jnp.broadcast_to(start_B1 + order, tokens_BS.shape)
+        frequencies = rope.inverse_frequencies(
+            cfg.head_dim, theta=cfg.rope_theta, scaling=cfg.rope_scaling
+        )
+        mask_BSS = (order[:, None] >= order)[None]
+        if segments_BS is not None:
+            mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
+        own_mask = repeat_rows(mask_BSS, cfg.num_heads // cfg.num_kv_heads)
+        cached, cache_mask = None, None
+        if cache is not None:
+            cached = (cache.keys_LBRTC, cache.values_LBRTC)
+            cache_mask = cache.committed_BT()[:, None, None]
+
+        # Layers that are not captured write to one spare slot: the buffer is [M + 1, ...] instead
+        # of [L, ...], and the scan needs no branch.
+        slots_L = np.full(cfg.num_layers, len(capture), np.int32)
+        slots_L[list(capture)] = np.arange(len(capture))
+        x_BSD = self.embed(tokens_BS)
+        features_MBSD = None
+        if capture:
+            features_MBSD = jnp.zeros((len(capture) + 1, *x_BSD.shape), x_BSD.dtype)
+        (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = self.layers(
+            (x_BSD, features_MBSD),
+            jnp.asarray(slots_L),
+            cached,
+            rope.rotation_angles(positions_BS, frequencies),
+            (own_mask, cache_mask),
+        )
+        features_BSE = None
+        if features_MBSD is not None:
+            features_BSE = jnp.concatenate([features_MBSD[m] for m in range(len(capture))], -1)
+        hidden_BSD = self.final_norm(x_BSD)
+        if self.is_initializing() and not cfg.tie_embeddings:
+            self.head(hidden_BSD)
+        return TransformerOutput(hidden_BSD, features_BSE, keys_LBRSC, values_LBRSC)
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the embedding, in the compute dtype: [...] -> [..., D]."""
+        return self.embed(tokens)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits of hidden states behind the final norm: [..., D] -> [..., V]."""
+        return self.embed.attend(hidden) if self.config.tie_embeddings else self.head(hidden)

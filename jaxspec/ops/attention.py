@@ -1,0 +1,75 @@
+"""Attention over several sets of keys, merged by log-sum-exp.
+
+One softmax over the union of key sets is computed set by set: each gives its unnormalised output,
+the maximum of its scores and the sum of its exponentials, and the parts are then merged. A
+block drafter attends to the context and to its own block this way, and a target to its cache and
+to the rows being verified, without a mask over (context + all blocks).
+
+Dimension key: I rows (query positions x query heads of one key/value head), T keys, C head width.
+Leading axes are batch axes; keys and values have the same ones.
+
+>>> out = merge(part(q, k_context, v_context, mask), part(q, k_block, v_block))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without a single allowed key gives zero weight in a merge and never NaN.
+MASKED = -1e30
+
+
+class Part(NamedTuple):
+    """Attention over one set of keys, before normalisation; float32 but for the output."""
+
+    output_IC: jax.Array
+    maximum_I1: jax.Array
+    total_I1: jax.Array
+
+
+def part(
+    q_IC: jax.Array, k_TC: jax.Array, v_TC: jax.Array, mask_IT: jax.Array | None = None
+) -> Part:
+    """Scores of one set of keys, scaled by C ** -0.5.
+
+    Args:
+      q_IC: queries [..., I, C].
+      k_TC: keys [..., T, C].
+      v_TC: values [..., T, C].
+      mask_IT: True where a row may see a key; broadcastable to [..., I, T]. None: everywhere.
+
+    Returns:
+      `Part`; rows that see no key carry no weight once merged with a part that does.
+    """
+    q_IC = q_IC * jnp.asarray(q_IC.shape[-1] ** -0.5, q_IC.dtype)
+    scores_IT = jnp.einsum("...ic,...tc->...it", q_IC, k_TC, preferred_element_type=jnp.float32)
+    if mask_IT is not None:
+        scores_IT = jnp.where(mask_IT, scores_IT, MASKED)
+    # The maximum only keeps exp() in range; the result does not depend on it.
+    maximum_I1 = jax.lax.stop_gradient(scores_IT.max(axis=-1, keepdims=True))
+    weights_IT = jnp.exp(scores_IT - maximum_I1)
+    total_I1 = weights_IT.sum(axis=-1, keepdims=True)
+    output_IC = jnp.einsum(
+        "...it,...tc->...ic", weights_IT.astype(v_TC.dtype), v_TC, preferred_element_type=jnp.float32
+    )
+    return Part(output_IC, maximum_I1, total_I1)
+
+
+def merge(*parts: Part) -> jax.Array:
+    """The softmax over the union of the parts' keys: float32 [..., I, C].
+
+    Limiting case: with one part it is plain attention.
+    """
+    maximum_I1 = parts[0].maximum_I1
+    for other in parts[1:]:
+        maximum_I1 = jnp.maximum(maximum_I1, other.maximum_I1)
+    output_IC = jnp.zeros_like(parts[0].output_IC)
+    total_I1 = jnp.zeros_like(maximum_I1)
+    for each in parts:
+        scale_I1 = jnp.exp(each.maximum_I1 - maximum_I1)
+        output_IC = output_IC + each.output_IC * scale_I1
+        total_I1 = total_I1 + each.total_I1 * scale_I1
+    return output_IC / total_I1

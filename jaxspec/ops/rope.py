@@ -1,0 +1,61 @@
+"""Rotary position embeddings, half-split layout (Su et al. 2021, arXiv 2104.09864).
+
+Dimension key: S sequence, H heads, C head width.
+
+>>> cos, sin = rotation_angles(jnp.arange(4), inverse_frequencies(8, theta=1e4))
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.config import Llama3RopeScaling
+
+
+def inverse_frequencies(
+    head_dim: int, *, theta: float, scaling: Llama3RopeScaling | None = None
+) -> np.ndarray:
+    """Angular frequency of each pair of channels, radians a position.
+
+    Args:
+      head_dim: C, even.
+      theta: base of the geometric progression.
+      scaling: Llama 3.1's rule: wavelengths longer than the original context are stretched by
+        `factor`, short ones are left alone, the ones between are interpolated.
+
+    Returns:
+      float32 [C / 2], a constant known at trace time.
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        wavelengths = 2 * math.pi / frequencies
+        original = scaling.original_max_position_embeddings
+        smooth = (original / wavelengths - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        smooth = np.clip(smooth, 0.0, 1.0)
+        frequencies = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    return frequencies.astype(np.float32)
+
+
+def rotation_angles(
+    positions: jax.Array, frequencies: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every angle, float32 [..., S, C / 2] for positions [..., S].
+
+    float32 because bfloat16 cannot tell positions above 256 apart.
+    """
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_SHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept."""
+    first, second = jnp.split(x_SHC.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_SHC.dtype)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Everything CI runs: lint, format, types, tests. Arguments go to pytest:
+#
+#   bash test.sh                     everything
+#   bash test.sh tests/losses -k chain
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+stage() {
+  local name="$1" started=$SECONDS
+  shift
+  printf -- '-- %s: %s\n' "$name" "$*"
+  "$@"
+  printf -- '-- %s: %d s\n\n' "$name" "$((SECONDS - started))"
+}
+
+stage setup bash scripts/setup_venv.sh test,dev
+export PATH="$PWD/.venv/bin:$PATH"
+export PYTHONHASHSEED=0
+
+# Compiled programs are kept between runs: the second run is much faster. (tests/conftest.py says
+# which programs are worth keeping.)
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
+
+stage lint ruff check .
+stage format ruff format --check .
+stage types mypy
+
+if [ -z "${JAXSPEC_RAW_DATA:-}" ]; then
+  printf -- '-- JAXSPEC_RAW_DATA is not set: tests on real data sets are skipped.\n\n'
+fi
+printf -- '-- %d s so far; tests:\n' "$SECONDS"
+exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --durations=10 "$@"

@@ -1,0 +1,76 @@
+"""Losses of a block-diffusion drafter: arrays in, scalars out, differentiable under jit.
+
+"Teaching Diffusion to Speculate Left-to-Right" (arXiv 2606.11552): position-weighted cross-entropy,
+first-error focal term and chain reward, with neighbouring objectives to compare against. Logits may
+be given whole (`drafter_loss`) or never held whole (`chunked_slot_statistics`, then `loss_terms`
+and `total_from_terms`). `label_log_prob` and the three single losses serve notebooks.
+
+Shapes: N blocks (any leading dimensions), G = block_size - 1 drafted slots, V vocabulary. The
+anchor, slot 0 of a block, is never passed.
+
+>>> import jax.numpy as jnp
+>>> loss, metrics = drafter_loss(
+...     jnp.zeros((1, 2, 4)), jnp.array([[0, 1]]), jnp.array([[True, True]]), config=LossConfig())
+"""
+
+from jaxspec.config import LossConfig
+from jaxspec.losses.chain import chain_reward, prefix_probability
+from jaxspec.losses.chunked import chunked_slot_statistics
+from jaxspec.losses.combined import (
+    LossWeights,
+    drafter_loss,
+    drafter_metrics,
+    loss_terms,
+    total_from_terms,
+)
+from jaxspec.losses.cross_entropy import cross_entropy, label_log_prob
+from jaxspec.losses.distillation import (
+    LK,
+    OBJECTIVES,
+    TV,
+    CrossEntropy,
+    DetachedStreak,
+    DPace,
+    ForwardKL,
+    Objective,
+    SpecAUF,
+    Streak,
+    d_pace_weights,
+)
+from jaxspec.losses.first_error import first_error_focal, first_error_slots
+from jaxspec.losses.positional import positional_weights
+from jaxspec.losses.reduction import counted_slots, ratio, reached_slots
+from jaxspec.losses.slots import SlotStatistics, slot_statistics
+
+__all__ = [
+    "LK",
+    "OBJECTIVES",
+    "TV",
+    "CrossEntropy",
+    "DPace",
+    "DetachedStreak",
+    "ForwardKL",
+    "LossConfig",
+    "LossWeights",
+    "Objective",
+    "SlotStatistics",
+    "SpecAUF",
+    "Streak",
+    "chain_reward",
+    "chunked_slot_statistics",
+    "counted_slots",
+    "cross_entropy",
+    "d_pace_weights",
+    "drafter_loss",
+    "drafter_metrics",
+    "first_error_focal",
+    "first_error_slots",
+    "label_log_prob",
+    "loss_terms",
+    "positional_weights",
+    "prefix_probability",
+    "ratio",
+    "reached_slots",
+    "slot_statistics",
+    "total_from_terms",
+]

@@ -1,0 +1,128 @@
+"""Slot statistics with the logits of only a few blocks in memory at a time.
+
+512 blocks of 15 slots over 151,936 ids are 4.7 GB of float32 logits a row, and as much again for
+their gradient. Here the head runs over chunks of whole blocks inside a scan; each chunk's logits
+are reduced to a few numbers a slot and dropped, and made again in the backward pass.
+
+Dimension key: B batch rows, N blocks, G drafted slots of a block, D width, V vocabulary,
+C chunks, P blocks of a chunk.
+
+>>> import jax.numpy as jnp
+>>> kernel_DV = jnp.ones((4, 7))
+>>> slots = chunked_slot_statistics(
+...     jnp.ones((1, 5, 3, 4)), jnp.zeros((1, 5, 3), jnp.int32),
+...     head=lambda hidden: hidden @ kernel_DV, chunk_blocks=2)
+>>> slots.log_p_NG.shape
+(1, 5, 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.losses.slots import SlotStatistics, slot_statistics
+
+Head = Callable[[jax.Array], jax.Array]
+
+
+def chunked_slot_statistics(
+    hidden_BNGD: jax.Array,
+    labels_BNG: jax.Array,
+    *,
+    head: Head,
+    chunk_blocks: int,
+    target_hidden_BNGD: jax.Array | None = None,
+    target_head: Head | None = None,
+) -> SlotStatistics:
+    """`slot_statistics` of ``head(hidden)``, holding logits of `chunk_blocks` blocks a row.
+
+    Formula: that of `slot_statistics`; value and gradient do not depend on `chunk_blocks`. The
+    gradient reaches the hidden states and whatever parameters `head` closes over.
+
+    Args:
+      hidden_BNGD: [..., N, G, D] final hidden states of the drafted slots.
+      labels_BNG: [..., N, G] integer ids.
+      head: maps [..., D] to logits [..., V]; it is run once more in the backward pass.
+      chunk_blocks: blocks of a row whose logits are held at once, an upper bound: the blocks are
+        dealt evenly over as few chunks as that needs. 0, or at least N: all of them at once,
+        without a scan and without recomputation.
+      target_hidden_BNGD: [..., N, G, D'] of the target in the same slots, for the objectives that
+        compare distributions. No gradient flows into it.
+      target_head: the target's head; None: `head` (DFlash drafters use the target's own).
+
+    Returns:
+      Statistics of shape [..., N, G].
+
+    Raises:
+      ValueError: shapes that do not fit, a negative `chunk_blocks`, or a target head without
+        target hidden states.
+
+    Source: DFlash, arXiv 2602.06036, trains 512 blocks a sequence, which needs this.
+    Limiting case: chunk_blocks = 0 is `slot_statistics` of all logits.
+    """
+    if hidden_BNGD.ndim < 3 or hidden_BNGD.shape[:-1] != labels_BNG.shape:
+        raise ValueError(
+            "hidden_BNGD must be [..., N, G, D] with labels_BNG [..., N, G]: got "
+            f"{hidden_BNGD.shape} and {labels_BNG.shape}."
+        )
+    if chunk_blocks < 0:
+        raise ValueError(f"chunk_blocks must be 0 (no chunks) or positive: got {chunk_blocks}.")
+    if target_hidden_BNGD is None:
+        if target_head is not None:
+            raise ValueError(
+                "target_head was given without target_hidden_BNGD: pass both, or neither."
+            )
+    elif target_hidden_BNGD.shape[:-1] != labels_BNG.shape:
+        raise ValueError(
+            "target_hidden_BNGD must agree with labels_BNG up to its width: got "
+            f"{target_hidden_BNGD.shape} and {labels_BNG.shape}."
+        )
+
+    def statistics(
+        hidden: jax.Array, labels: jax.Array, target_hidden: jax.Array | None
+    ) -> SlotStatistics:
+        target_logits = None
+        if target_hidden is not None:
+            target_logits = (target_head or head)(target_hidden)
+        return slot_statistics(head(hidden), labels, target_logits_NGV=target_logits)
+
+    num_blocks = labels_BNG.shape[-2]
+    if chunk_blocks == 0 or chunk_blocks >= num_blocks:
+        return statistics(hidden_BNGD, labels_BNG, target_hidden_BNGD)
+
+    num_chunks = -(-num_blocks // chunk_blocks)
+    blocks_per_chunk = -(-num_blocks // num_chunks)
+
+    def split(array: jax.Array | None, *, axis: int) -> jax.Array | None:
+        """[..., N, ...] -> [C, ..., P, ...]; blocks that fill the last chunk up are zero."""
+        if array is None:
+            return None
+        axis %= array.ndim
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, num_chunks * blocks_per_chunk - num_blocks)
+        shape = (*array.shape[:axis], num_chunks, blocks_per_chunk, *array.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(array, widths).reshape(shape), axis, 0)
+
+    def join(array_CBPG: jax.Array) -> jax.Array:
+        array_BCPG = jnp.moveaxis(array_CBPG, 0, -3)
+        merged = (*labels_BNG.shape[:-2], num_chunks * blocks_per_chunk, labels_BNG.shape[-1])
+        return array_BCPG.reshape(merged)[..., :num_blocks, :]
+
+    # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
+    chunks = (
+        split(hidden_BNGD, axis=-3),
+        split(labels_BNG, axis=-2),
+        split(target_hidden_BNGD, axis=-3),
+    )
+
+    def step(
+        carry: None, chunk: tuple[jax.Array, jax.Array, jax.Array | None]
+    ) -> tuple[None, SlotStatistics]:
+        return carry, statistics(*chunk)
+
+    # prevent_cse guards against a compiler undoing the recomputation; inside a scan it cannot.
+    _, slots = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, chunks)
+    return jax.tree.map(join, slots)

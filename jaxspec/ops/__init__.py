@@ -1,0 +1,1 @@
+"""Array functions shared by the models, losses and verification rules: arrays in, arrays out."""

@@ -1,0 +1,37 @@
+"""Tokens that must never be drafted or emitted: their logits become -inf.
+
+Mask and padding tokens stand in the vocabulary, and so do rows that only pad the embedding. Drafter
+and target are suppressed alike, which keeps verification exact: both distributions live on the
+same tokens.
+
+Dimension key: V vocabulary; leading axes ("...") are batch axes.
+
+>>> suppress(jnp.zeros((2, 4)), (3,))[0]
+Array([  0.,   0.,   0., -inf], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def suppress(logits_V: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """Logits [..., V] with -inf at `ids`; NaN at other ids stays, so that it is noticed.
+
+    Raises:
+      ValueError: ids outside the vocabulary, or ids that leave no token.
+    """
+    if not ids:
+        return logits_V
+    size = logits_V.shape[-1]
+    wrong = [i for i in ids if not 0 <= i < size]
+    if wrong:
+        raise ValueError(f"Suppressed ids must lie in 0..{size - 1}: got {wrong}.")
+    # A constant of the compiled program: one select, no scatter.
+    banned_V = np.zeros(size, bool)
+    banned_V[list(ids)] = True
+    if banned_V.all():
+        raise ValueError(f"All {size} tokens are suppressed: at least one must be left.")
+    return jnp.where(banned_V, -jnp.inf, logits_V)

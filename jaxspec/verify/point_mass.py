@@ -1,0 +1,82 @@
+"""Verification of drafts that were not sampled, or whose distribution is not known.
+
+Dimension key: B batch, G drafted slots, H = G + 1 verified rows, V vocabulary.
+
+>>> verdict = verify_point_mass(key, draft, target_probs)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.ops.sampling import INVALID
+from jaxspec.verify.law import Law, count_leading, or_target
+from jaxspec.verify.rows import check_block
+from jaxspec.verify.verdict import Verdict
+
+
+def verify_point_mass(
+    key: jax.Array,
+    draft_BG: jax.Array,
+    target_probs_BHV: jax.Array,
+    *,
+    num_drafted_B: jax.Array | None = None,
+) -> Verdict:
+    """Accepts each drafted token x with probability p(x), up to the first rejection.
+
+    The next token is drawn from p without x, renormalised, of the rejected slot, or from p behind
+    the last slot when all were accepted: `verify_token` with q a point mass at x (Leviathan et al.
+    2023, arXiv 2211.17192). The emitted tokens have the target's distribution for every
+    fixed draft, hence also for one that was sampled or chosen in any way, by the target's
+    own scores too, as long as the choice does not know `key`. The price is that a sampled draft is
+    accepted with probability ``sum_v p q`` and not ``sum_v min(p, q)``.
+
+    Limiting case: one-hot target rows give `verify_greedy`.
+
+    Args:
+      key: a typed key (`jax.random.key`).
+      draft_BG: integer ids [B, G].
+      target_probs_BHV: p, [B, G + 1, V], float32 or float64 (narrower types are computed in
+        float32); row h follows the first h drafted tokens. Rows are scaled to sum to one.
+      num_drafted_B: integers [B]; only so many leading slots hold a drafted token, the others and
+        the rows behind them are not looked at. None: all of them.
+
+    Returns:
+      `Verdict`. Failed (-1) where a row in use has a NaN, an infinite or a negative value or is all
+      zeros, or a drafted id is outside the vocabulary.
+
+    Raises:
+      ValueError: shapes or types that do not fit together.
+    """
+    return point_mass_law(draft_BG, target_probs_BHV, num_drafted_B=num_drafted_B).draw(key)
+
+
+def point_mass_law(
+    draft_BG: jax.Array,
+    target_probs_BHV: jax.Array,
+    *,
+    num_drafted_B: jax.Array | None = None,
+) -> Law:
+    """`verify_point_mass` without its randomness."""
+    block = check_block(draft_BG, None, target_probs_BHV, num_drafted_B=num_drafted_B)
+    # Behind the last drafted token no id is excluded, which leaves p: the bonus token.
+    excluded_BH = jnp.pad(
+        jnp.where(block.drafted_BG, block.tokens_BG, INVALID),
+        ((0, 0), (0, 1)),
+        constant_values=INVALID,
+    )
+
+    def next_weights(num_accepted_B: jax.Array) -> jax.Array:
+        target_BV = block.target.at(num_accepted_B)
+        excluded_B1 = jnp.take_along_axis(excluded_BH, num_accepted_B[:, None], axis=1)
+        return or_target(
+            jnp.where(jnp.arange(target_BV.shape[1]) == excluded_B1, 0, target_BV), target_BV
+        )
+
+    return Law(
+        heads_BG=jnp.where(block.drafted_BG, block.target.of_tokens(block.tokens_BG), 0),
+        count=count_leading,
+        next_weights=next_weights,
+        valid_B=block.valid_B,
+    )

@@ -1,0 +1,25 @@
+"""AIME 2024 and 2025: 30 competition problems a year. Evaluate only."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
+
+
+class Aime24(ConversationBuilder):
+    """The problems of 2024."""
+
+    name = "aime24"
+    FILES: ClassVar = {"test": ("aime/aime24_qa.jsonl",)}
+
+    def turns(self, record: Record, *, split: str) -> Turns:
+        """The problem; an answer without its solution is nothing to learn a text from."""
+        return [("user", record["problem"] if "problem" in record else record["question"])]
+
+
+class Aime25(Aime24):
+    """The problems of 2025."""
+
+    name = "aime25"
+    FILES: ClassVar = {"test": ("aime/aime25_qa.jsonl",)}

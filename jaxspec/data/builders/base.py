@@ -1,0 +1,211 @@
+"""What all builders share: one schema, raw files in, array_record out, no TensorFlow.
+
+A builder says which raw files make up which split and how a record becomes a conversation:
+
+>>> class Greetings(ConversationBuilder):                               # doctest: +SKIP
+...     FILES: ClassVar = {"train": ("greetings/train.jsonl",)}
+...     def turns(self, record, *, split):
+...         return [("user", record["question"]), ("assistant", record["answer"])]
+
+Prepared files of one set of raw files are kept apart from those of another (see `prepare`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from jaxspec.data.builders import raw_files
+from jaxspec.data.heldout import HeldOutPrompts
+
+Record = Mapping[str, Any]
+Turns = list[tuple[str, str]]
+
+_log = logging.getLogger(__name__)
+
+
+class LocalInfo(tfds.core.DatasetInfo):
+    """Information on a data set that no public bucket knows, so that none is asked."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing to fetch."""
+
+
+class ConversationBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]
+):
+    """Conversations as {"id", "source", "turns": [{"role", "content"}]}.
+
+    Records of a training split whose prompt also stands in a test set are left out; how many is
+    kept in the metadata.
+
+    Args:
+      raw_dir: folder with the raw files; never written to.
+      data_dir: where the prepared files go.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    FILES: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Names of raw files (see `raw_files.PUBLIC`) for each split."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # TFDS has data sets of the same names; ours are found through `jaxspec.data.sources`.
+        super().__init_subclass__(skip_registration=True, **options)
+
+    def __init__(self, *, raw_dir: Path, data_dir: Path) -> None:
+        self._raw_dir = raw_dir
+        self._metadata = tfds.core.MetadataDict(excluded={})
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @classmethod
+    def raw_names(cls) -> list[str]:
+        """Every raw file that is needed."""
+        return list(dict.fromkeys(name for names in cls.FILES.values() for name in names))
+
+    def turns(self, record: Record, *, split: str) -> Turns | None:
+        """One record as (role, content) pairs; None when it is no part of the split."""
+        raise AssertionError(f"{type(self).__name__} does not say how to read a record.")
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """The records of a raw file."""
+        return read_records(path)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return LocalInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": text,
+                    "source": text,
+                    "turns": tfds.features.Sequence({"role": text, "content": text}),
+                }
+            ),
+            metadata=self._metadata,
+            disable_shuffling=True,  # the pipeline shuffles; the first n stay the file's first n
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {split: self._generate_examples(split) for split in self.FILES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        held_out = HeldOutPrompts.load() if split == "train" else None
+        number = excluded = 0
+        for path in raw_files.find(self.FILES[split], folder=self._raw_dir):
+            for line, record in enumerate(self.records(path), start=1):
+                try:
+                    turns = self.turns(record, split=split)
+                except KeyError as error:
+                    raise ValueError(
+                        f"Record {line} of {path} has no field {error}: got {sorted(record)}."
+                    ) from error
+                if turns is None:
+                    continue
+                if held_out is not None and held_out.contains(turns):
+                    excluded += 1
+                    continue
+                yield (
+                    number,
+                    {
+                        "id": f"{self.name}/{split}/{number}",
+                        "source": self.name,
+                        "turns": [{"role": role, "content": content} for role, content in turns],
+                    },
+                )
+                number += 1
+        self._metadata["excluded"][split] = excluded
+
+    def excluded(self, split: str) -> int:
+        """Records left out of a split because a test set has their prompt."""
+        return int((self.info.metadata or {}).get("excluded", {}).get(split, 0))
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Objects of a .jsonl file (one a line) or of a .json file (one list).
+
+    Raises:
+      ValueError: the file is not what its name says; the message has the line.
+    """
+    with path.open(encoding="utf-8") as file:
+        if path.suffix == ".json":
+            yield from _parse(file.read(), place=str(path), kind=list)
+            return
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                yield _parse(text, place=f"line {line} of {path}", kind=dict)
+
+
+def _parse(text: str, *, place: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Expected JSON in {place}: got {text[:60]!r} ({error}).") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"Expected a JSON {kind.__name__} in {place}: got {text[:60]!r}.")
+    return value
+
+
+def prepare(
+    builder_class: type[ConversationBuilder], *, raw_dir: Path | None, data_dir: Path
+) -> ConversationBuilder:
+    """A builder whose files are ready to read; the work is done once.
+
+    Prepared files lie in a folder named after the bytes of the raw files, so that a changed or
+    shortened raw file is never mistaken for the original.
+
+    Args:
+      builder_class: the data set.
+      raw_dir: folder with the raw files; None: what is prepared already, else a download.
+      data_dir: root of everything that is kept.
+
+    Raises:
+      ValueError: raw files are missing, unreadable or out of reach.
+    """
+    prepared = data_dir / "prepared"
+    names = builder_class.raw_names()
+    if raw_dir is None:
+        raw_dir = data_dir / "raw"
+        pattern = f"{HeldOutPrompts.load().digest}-*/{builder_class.name}/{builder_class.VERSION}"
+        kept = sorted(
+            prepared.glob(f"{pattern}/dataset_info.json"),
+            key=lambda path: path.stat().st_mtime,
+        )
+        if kept:
+            return builder_class(raw_dir=raw_dir, data_dir=kept[-1].parents[2])
+        files = raw_files.download(names, folder=raw_dir)
+    else:
+        files = raw_files.find(names, folder=raw_dir)
+    builder = builder_class(raw_dir=raw_dir, data_dir=prepared / _digest(files))
+    if not builder.data_path.exists():
+        _write(builder)
+    return builder
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"{HeldOutPrompts.load().digest}-{digest.hexdigest()[:16]}"
+
+
+def _write(builder: ConversationBuilder) -> None:
+    _log.info("Preparing %s in %s.", builder.name, builder.data_path)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself by print
+            builder.download_and_prepare()
+    except OSError:
+        # TFDS writes to a folder of its own and renames it. When another process was first, the
+        # rename fails and its files are as good as ours.
+        if not builder.data_path.exists():
+            raise
+        builder.info.read_from_directory(builder.data_path)

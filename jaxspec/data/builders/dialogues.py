@@ -1,0 +1,58 @@
+"""Instructions and dialogues: MT-Bench, Spec-Bench, and instruction data to train on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
+
+
+class MtBench(ConversationBuilder):
+    """80 dialogues of two questions each (Zheng et al. 2023, Apache-2.0), without answers."""
+
+    name = "mt_bench"
+    FILES: ClassVar = {"test": ("mt_bench/question.jsonl",)}
+
+    def turns(self, record: Record, *, split: str) -> Turns:
+        """The questions, one after the other."""
+        return [("user", turn) for turn in record["turns"]]
+
+
+class SpecBench(MtBench):
+    """Six tasks of 80 prompts (Xia et al. 2024).
+
+    Its maths is from GSM8K's test split and its dialogues are MT-Bench: the same prompts, so the
+    three are no independent benchmarks.
+    """
+
+    name = "spec_bench"
+    FILES: ClassVar = {"test": ("spec_bench/question.jsonl",)}
+
+
+class Instructions(ConversationBuilder):
+    """1,100 short instructions with answers (S. Raschka, Apache-2.0)."""
+
+    name = "instructions"
+    FILES: ClassVar = {"train": ("instruction_rasbt/instruction-data.json",)}
+    answer = "output"
+
+    def turns(self, record: Record, *, split: str) -> Turns:
+        """Instruction with its input, if it has one, and the answer."""
+        prompt = "\n\n".join(text for text in (record["instruction"], record["input"]) if text)
+        return [("user", prompt), ("assistant", record[self.answer])]
+
+
+class CodeInstructions(Instructions):
+    """4,535 programming tasks in many languages (GPTeacher, MIT; answers by GPT-4)."""
+
+    name = "code_instructions"
+    FILES: ClassVar = {"train": ("gpteacher/codegen-instruct.json",)}
+    answer = "response"
+
+
+class Roleplay(Instructions):
+    """1,923 scenes to act out (GPTeacher, MIT; answers by GPT-4)."""
+
+    name = "roleplay"
+    FILES: ClassVar = {"train": ("gpteacher/roleplay-instruct.json",)}
+    answer = "response"

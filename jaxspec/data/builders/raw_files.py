@@ -1,0 +1,141 @@
+"""Where the original files are: one table of public addresses, and the search for local copies.
+
+A raw folder holds the files under the names of `PUBLIC`, for machines without a network. Without
+one, the same layout is filled from the public addresses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+_GITHUB = "https://raw.githubusercontent.com"
+_HUB = "https://huggingface.co/datasets"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicFile:
+    """Where a file can be had."""
+
+    url: str
+    """A name that ends in .gz is unpacked."""
+    first_bytes: int = 0
+    """Only the beginning of a large file; 0: all of it."""
+
+
+# The layouts on GitHub were seen in the repositories. Not verified by a download: the branch of
+# Hidden_COT, the Hub addresses, and that the mirrors of AIME call the fields as expected (the
+# parser takes both "question" and "problem").
+PUBLIC: dict[str, PublicFile] = {
+    "gsm8k/train.jsonl": PublicFile(
+        f"{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/train.jsonl"
+    ),
+    "gsm8k/test.jsonl": PublicFile(
+        f"{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/test.jsonl"
+    ),
+    **{
+        f"math_train_4subjects/{subject}_train.jsonl": PublicFile(
+            f"{_GITHUB}/TjoyLiu/Hidden_COT/main/data/MATH/{subject}/train.jsonl"
+        )
+        for subject in ("algebra", "prealgebra", "number_theory", "counting_and_probability")
+    },
+    "math500/test.jsonl": PublicFile(f"{_HUB}/HuggingFaceH4/MATH-500/resolve/main/test.jsonl"),
+    "aime/aime24_qa.jsonl": PublicFile(f"{_HUB}/math-ai/aime24/resolve/main/test.jsonl"),
+    "aime/aime25_qa.jsonl": PublicFile(f"{_HUB}/math-ai/aime25/resolve/main/test.jsonl"),
+    "humaneval/HumanEval.jsonl": PublicFile(
+        f"{_GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz"
+    ),
+    "mbpp/mbpp.jsonl": PublicFile(
+        f"{_GITHUB}/google-research/google-research/master/mbpp/mbpp.jsonl"
+    ),
+    "livecodebench/livecodebench.jsonl": PublicFile(
+        f"{_GITHUB}/deepseek-ai/DeepSpec/main/eval_datasets/livecodebench.jsonl"
+    ),
+    "mt_bench/question.jsonl": PublicFile(
+        f"{_GITHUB}/lm-sys/FastChat/main/fastchat/llm_judge/data/mt_bench/question.jsonl"
+    ),
+    "spec_bench/question.jsonl": PublicFile(
+        f"{_GITHUB}/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
+    ),
+    "instruction_rasbt/instruction-data.json": PublicFile(
+        f"{_GITHUB}/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
+    ),
+    "gpteacher/codegen-instruct.json": PublicFile(
+        f"{_GITHUB}/teknium1/GPTeacher/main/Codegen/codegen-instruct.json"
+    ),
+    "gpteacher/roleplay-instruct.json": PublicFile(
+        f"{_GITHUB}/teknium1/GPTeacher/main/Roleplay/roleplay-simple-deduped-roleplay-instruct.json"
+    ),
+    "tinystories/tinystories_sample.txt": PublicFile(
+        f"{_HUB}/roneneldan/TinyStories/resolve/main/TinyStories-train.txt", first_bytes=2**21
+    ),
+}
+
+_TIMEOUT_SECONDS = 60
+
+
+def find(names: Sequence[str], *, folder: Path) -> list[Path]:
+    """Paths of raw files that must exist.
+
+    Args:
+      names: names as in `PUBLIC`.
+      folder: the raw folder.
+
+    Raises:
+      ValueError: one of them is not there; nothing was written.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        addresses = ", ".join(f"{name} from {PUBLIC[name].url}" for name in missing)
+        raise ValueError(
+            f"Raw data not found: looked for {', '.join(missing)} in {folder}"
+            f"{'' if folder.is_dir() else ', which is no folder'}. Either put the files there "
+            f"({addresses}), or leave data.raw_dir and the environment variable JAXSPEC_RAW_DATA "
+            "empty to have them downloaded."
+        )
+    return [folder / name for name in names]
+
+
+def download(names: Sequence[str], *, folder: Path) -> list[Path]:
+    """As `find`, fetching what is not there yet.
+
+    Raises:
+      ValueError: an address cannot be reached.
+    """
+    for name in names:
+        if not (folder / name).is_file():
+            _fetch(name, folder=folder)
+    return [folder / name for name in names]
+
+
+def _fetch(name: str, *, folder: Path) -> None:
+    public = PUBLIC[name]
+    headers = {"User-Agent": "jaxspec"}
+    if public.first_bytes:
+        headers["Range"] = f"bytes=0-{public.first_bytes - 1}"
+    request = urllib.request.Request(public.url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+            content = response.read(public.first_bytes or None)
+        if public.url.endswith(".gz"):
+            content = gzip.decompress(content)
+    except (OSError, EOFError, http.client.HTTPException, urllib.error.URLError) as error:
+        raise ValueError(
+            f"Could not download {name} from {public.url}: {error}. On a machine without a "
+            f"network, put the file at RAW/{name} and set data.raw_dir or the environment variable "
+            "JAXSPEC_RAW_DATA to RAW."
+        ) from error
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place, so that an interrupted download is never taken for a file.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)

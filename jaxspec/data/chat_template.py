@@ -1,0 +1,154 @@
+"""Chat templates: the text a model was trained to see for a conversation.
+
+Templates come with models from others, so they run in jinja's sandbox, and without a clock: the
+same conversation gives the same text on every day.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from jaxspec.data.examples import ROLES, Conversation
+from jaxspec.data.tokenizer_files import read_json
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The template of tokenizers trained here."""
+
+
+class ChatTemplate:
+    """The chat template of a model's folder.
+
+    >>> ChatTemplate("model", source="{{ messages[0]['content'] }}").render(
+    ...     [{"role": "user", "content": "Hi."}], add_generation_prompt=True)
+    'Hi.'
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        source: str | None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a template; it is compiled when it is first needed.
+
+        Args:
+          folder: where it comes from, for messages.
+          source: its text; None when the folder has none, which is an error only if it is used.
+          variables: what templates may print or test beside the conversation: bos_token,
+            eos_token, enable_thinking and so on.
+        """
+        self._folder = str(folder)
+        self._source = source
+        self._variables = dict(variables or {})
+
+    @classmethod
+    def read(
+        cls,
+        folder: pathlib.Path,
+        config: Mapping[str, Any],
+        *,
+        variables: Mapping[str, Any] | None = None,
+    ) -> ChatTemplate:
+        """Find the template of a folder whose tokenizer_config.json has been read already."""
+        return cls(folder, source=_find_source(folder, config), variables=variables)
+
+    def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
+        """The text of a conversation, with the header of an answer behind it if wanted.
+
+        Raises:
+          ValueError: no template, one that cannot be read, or one that refuses the conversation.
+        """
+        check_turns(turns)
+        try:
+            return self._compiled.render(
+                messages=turns, add_generation_prompt=add_generation_prompt, **self._variables
+            )
+        # A broken template can raise nearly anything: it is a program.
+        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            raise ValueError(
+                f"The chat template of {self._folder!r} refused a conversation with roles "
+                f"{[turn['role'] for turn in turns]}: {error}."
+            ) from error
+
+    @functools.cached_property
+    def _compiled(self) -> jinja2.Template:
+        if self._source is None:
+            raise ValueError(
+                f"The tokenizer in {self._folder!r} has no chat template: put one into "
+                "chat_template.jinja, or under chat_template in tokenizer_config.json."
+            )
+        try:
+            return _environment().from_string(self._source)
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"The chat template of {self._folder!r} cannot be read: {error}."
+            ) from error
+
+
+def check_turns(turns: Conversation) -> None:
+    """Raise ValueError unless these are turns with a known role and a text."""
+    if not turns:
+        raise ValueError("A conversation needs at least one turn: got none.")
+    for turn in turns:
+        if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise ValueError(
+                f"A turn is a dict with a role of {ROLES} and a text as content: got {turn!r}."
+            )
+
+
+def _find_source(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    stated = read_json(folder / "chat_template.json").get("chat_template")
+    stated = stated or config.get("chat_template")
+    if isinstance(stated, list):  # Several named templates: tools, retrieval, default.
+        stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
+    return stated if isinstance(stated, str) else None
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """Lets templates mark responses with {% generation %}: the mark itself prints nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Take the statements between the tags as they are."""
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+@functools.cache
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    def refuse(message: str) -> str:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    # White space is trimmed as transformers does it: templates are written for that.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = to_json
+    return environment

@@ -1,0 +1,261 @@
+"""Packing of tokenized documents into rows of one length.
+
+Rows are what a training step reads: several documents side by side, told apart by their segment
+number and never attending to each other. A document goes to the fullest row that has room for it,
+so the result depends on nothing but the lengths and the order.
+
+>>> documents = Documents.from_list([([5, 6, 7], [False, True, True]), ([8, 9], [False, True])])
+>>> rows = pack(documents, sequence_length=8)
+>>> rows[0]["segments"].tolist()
+[1, 1, 1, 2, 2, 0, 0, 0]
+
+Dimension key: S positions of a row.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Row = dict[str, NDArray]
+"""tokens int32 [S], segments int32 [S] (1, 2, ... by document, 0 on padding), positions int32 [S]
+(starting at 0 in each document) and loss_mask bool [S]."""
+
+WINDOW = 1024
+"""Documents that are placed longest first. More pack no tighter (measured)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Tokenized documents, end to end in two flat arrays (cheap to keep, quick to write and read).
+
+    `loss_mask` is True on tokens that are learned. The first token of a document never is: nothing
+    stands before it from which it could be predicted.
+    """
+
+    tokens: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    """Document i is [offsets[i], offsets[i + 1])."""
+    names: tuple[str, ...] = ()
+    """What each document is called in messages; () when nobody asked."""
+
+    @classmethod
+    def from_list(
+        cls, documents: Iterable[tuple[ArrayLike, ArrayLike]], *, names: Sequence[str] = ()
+    ) -> Documents:
+        """Joins (ids, loss mask) pairs.
+
+        Args:
+          documents: token ids and an equally long mask for each document.
+          names: one name for each document, or none at all.
+
+        Raises:
+          ValueError: an empty document, or ids and mask of different lengths.
+        """
+        tokens: list[NDArray[np.int32]] = []
+        masks: list[NDArray[np.bool_]] = []
+        for index, (ids, mask) in enumerate(documents):
+            ids_S = np.asarray(ids, np.int32)
+            mask_S = np.array(mask, np.bool_)
+            if ids_S.ndim != 1 or ids_S.size == 0 or ids_S.shape != mask_S.shape:
+                name = names[index] if names else f"number {index}"
+                raise ValueError(
+                    f"Document {name} has ids of shape {ids_S.shape} and a loss mask of shape "
+                    f"{mask_S.shape}: expected two equal shapes [S] with S >= 1."
+                )
+            mask_S[0] = False
+            tokens.append(ids_S)
+            masks.append(mask_S)
+        lengths = [len(ids_S) for ids_S in tokens]
+        return cls(
+            tokens=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+            loss_mask=np.concatenate(masks) if masks else np.zeros(0, np.bool_),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            names=tuple(names),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.tokens[span], self.loss_mask[span]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document."""
+        return np.diff(self.offsets)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingStatistics:
+    """What became of the documents; the training log prints `summary`."""
+
+    documents: int
+    """Documents that stand in a row."""
+    dropped: int
+    """Documents left out because nothing within reach of a row is learned."""
+    cut: int
+    """Documents longer than a row, whose end was cut off."""
+    cut_tokens: int
+    """Tokens lost by cutting."""
+    rows: int
+    tokens: int
+    """Tokens in rows, padding left out."""
+    supervised: int
+    """Tokens that are learned."""
+    sequence_length: int
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the rows that is not padding."""
+        return self.tokens / max(1, self.rows * self.sequence_length)
+
+    @property
+    def supervised_share(self) -> float:
+        """Share of the tokens that is learned."""
+        return self.supervised / max(1, self.tokens)
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"{self.documents:,} documents, {self.tokens:,} tokens in {self.rows:,} rows of "
+            f"{self.sequence_length} ({self.efficiency:.1%} full), {self.supervised_share:.1%} "
+            f"supervised; {self.cut:,} documents cut ({self.cut_tokens:,} tokens), "
+            f"{self.dropped:,} dropped"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """Rows in random access; a row is put together when it is asked for."""
+
+    documents: Documents
+    row_documents: tuple[tuple[int, ...], ...]
+    """Indices of the documents of each row, in the order of their segments."""
+    statistics: PackingStatistics
+    pad_id: int = 0
+
+    def __len__(self) -> int:
+        return len(self.row_documents)
+
+    def __getitem__(self, index: int) -> Row:
+        length = self.statistics.sequence_length
+        row: Row = {
+            "tokens": np.full(length, self.pad_id, np.int32),
+            "segments": np.zeros(length, np.int32),
+            "positions": np.zeros(length, np.int32),
+            "loss_mask": np.zeros(length, np.bool_),
+        }
+        start = 0
+        for segment, document in enumerate(self.row_documents[index], start=1):
+            tokens, loss_mask = self.documents[document]
+            stop = start + min(len(tokens), length)
+            row["tokens"][start:stop] = tokens[: stop - start]
+            row["loss_mask"][start:stop] = loss_mask[: stop - start]
+            row["segments"][start:stop] = segment
+            row["positions"][start:stop] = np.arange(stop - start)
+            start = stop
+        return row
+
+    def names(self, index: int) -> tuple[str, ...]:
+        """Names of the documents of a row, for a message about a bad batch."""
+        if not self.documents.names:
+            return tuple(f"document {document}" for document in self.row_documents[index])
+        return tuple(self.documents.names[document] for document in self.row_documents[index])
+
+
+def best_fit(lengths: Sequence[int], *, capacity: int, window: int = WINDOW) -> list[list[int]]:
+    """Assigns items to rows: each to the fullest row with room for it, else to a new one.
+
+    Items are placed in windows of `window`, the longest of a window first: short items then fill
+    what long ones left.
+
+    Args:
+      lengths: length of each item, at most `capacity`.
+      capacity: length of a row.
+      window: how many items are sorted at a time.
+
+    Returns:
+      Indices into `lengths` for each row, every index exactly once.
+    """
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (room, row), least room first
+    for start in range(0, len(lengths), window):
+        items = range(start, min(start + window, len(lengths)))
+        for item in sorted(items, key=lambda index: -lengths[index]):
+            place = bisect.bisect_left(open_rows, (lengths[item], -1))
+            if place < len(open_rows):
+                room, row = open_rows.pop(place)
+                rows[row].append(item)
+            else:
+                room, row = capacity, len(rows)
+                rows.append([item])
+            room -= lengths[item]
+            if room:
+                bisect.insort(open_rows, (room, row))
+    return rows
+
+
+def pack(
+    documents: Documents,
+    *,
+    sequence_length: int,
+    seed: int | None = None,
+    packing: bool = True,
+    pad_id: int = 0,
+) -> PackedRows:
+    """Packs documents into rows of `sequence_length` tokens.
+
+    A document longer than a row loses its end; one in which nothing remains to be learned is left
+    out. Both are counted in the statistics.
+
+    Args:
+      documents: what to pack.
+      sequence_length: S, length of every row.
+      seed: order in which documents are placed, so that rows mix the sources; None: as they come.
+      packing: False puts every document in a row of its own.
+      pad_id: token that fills rows.
+
+    Raises:
+      ValueError: nothing is left to learn from.
+    """
+    lengths = np.minimum(documents.lengths, sequence_length)
+    supervised_before = np.concatenate([[0], np.cumsum(documents.loss_mask)])
+    starts = documents.offsets[:-1]
+    supervised = supervised_before[starts + lengths] - supervised_before[starts]
+    kept = np.flatnonzero(supervised)
+    if len(kept) == 0:
+        raise ValueError(
+            f"None of the {len(documents):,} documents has a token to learn within its first "
+            f"{sequence_length} tokens: got no assistant turns there. Use a training source with "
+            "answers, a larger data.sequence_length, or fill in answers with `jaxspec regenerate`."
+        )
+    if seed is not None:
+        kept = np.random.default_rng(seed).permutation(kept)
+    if packing:
+        placed = best_fit(lengths[kept].tolist(), capacity=sequence_length)
+        order = kept.tolist()
+        row_documents = tuple(tuple(order[item] for item in row) for row in placed)
+    else:
+        row_documents = tuple((document,) for document in kept.tolist())
+    excess = documents.lengths[kept] - lengths[kept]
+    statistics = PackingStatistics(
+        documents=len(kept),
+        dropped=len(documents) - len(kept),
+        cut=int(np.count_nonzero(excess)),
+        cut_tokens=int(excess.sum()),
+        rows=len(row_documents),
+        tokens=int(lengths[kept].sum()),
+        supervised=int(supervised[kept].sum()),
+        sequence_length=sequence_length,
+    )
+    return PackedRows(
+        documents=documents, row_documents=row_documents, statistics=statistics, pad_id=pad_id
+    )

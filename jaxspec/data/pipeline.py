@@ -1,0 +1,305 @@
+"""From data sets to the batches of a training run: load, tokenize, pack, shuffle, slice.
+
+The rows are packed once; grain shuffles them anew in every epoch and repeats for ever. Row r of
+step k is entry ``k * batch_size + r`` of that stream, so a batch depends on the data settings and
+the step alone. The saved state is the step: a run can go on from it on another number of processes.
+
+>>> pipeline = make_pipeline(DataConfig(), Tokenizer.load("embedded"))       # doctest: +SKIP
+>>> next(pipeline)["tokens"].shape                                           # doctest: +SKIP
+(8, 256)
+
+Dimension key: B rows of this process, S positions of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxspec.config import DataConfig
+from jaxspec.data import sources
+from jaxspec.data.examples import Example
+from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, pack
+
+if TYPE_CHECKING:
+    from jaxspec.data.tokenizer import Tokenizer
+
+Batch = dict[str, NDArray]
+"""tokens, segments and positions int32 [B, S]; loss_mask bool [B, S]."""
+
+CACHE_FROM = 5_000
+"""Fewer examples than this are tokenized again rather than kept on disk."""
+
+_CACHE_FORMAT = "1"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class Pipeline:
+    """Batches of a training run, step after step, without end.
+
+    Every process holds the same rows and takes a contiguous slice of each global batch: process p
+    of P has rows [p * B / P, (p + 1) * B / P), the order in which
+    ``jax.make_array_from_process_local_data`` puts them together again.
+
+    Args:
+      rows: packed rows.
+      batch_size: rows of a global step.
+      seed: of the order of rows; each epoch has another one.
+      process_index: this process.
+      process_count: how many there are; must divide `batch_size`.
+      start_step: step of the first batch.
+      fingerprint: names the data; a saved state with another one is refused.
+
+    Raises:
+      ValueError: `process_count` does not divide `batch_size`.
+    """
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        start_step: int = 0,
+        fingerprint: str = "",
+    ) -> None:
+        if batch_size % process_count or not 0 <= process_index < process_count:
+            raise ValueError(
+                f"data.batch_size must be a multiple of the number of processes: got batch_size "
+                f"{batch_size} for process {process_index} of {process_count}."
+            )
+        if start_step < 0:
+            raise ValueError(f"start_step must not be negative: got {start_step}.")
+        self.rows = rows
+        self.step = start_step
+        self.batch_size = batch_size
+        self.fingerprint = fingerprint
+        self._local = batch_size // process_count
+        self._first = process_index * self._local
+        # grain seeds take 32 bits. The order of row numbers is what is needed, for names too;
+        # rows themselves are built only for the process that reads them.
+        self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed % 2**32).repeat()
+
+    @property
+    def statistics(self) -> PackingStatistics:
+        """What the rows hold, for the log."""
+        return self.rows.statistics
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every row is read once."""
+        return len(self.rows) / self.batch_size
+
+    def row_numbers(self, step: int) -> list[int]:
+        """Which packed rows the whole batch of a step is made of."""
+        start = step * self.batch_size
+        return [int(self._order[index]) for index in range(start, start + self.batch_size)]
+
+    def example_ids(self, step: int) -> list[tuple[str, ...]]:
+        """Ids of the examples in each row of a step, for a message about a bad batch."""
+        return [self.rows.names(number) for number in self.row_numbers(step)]
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of a step, whatever was read before."""
+        numbers = self.row_numbers(step)[self._first : self._first + self._local]
+        rows: list[Row] = [self.rows[number] for number in numbers]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self.batch(self.step)
+        self.step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, ready for JSON; the same on every process."""
+        return {"step": self.step, "fingerprint": self.fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position; the number of processes may be another one than it was.
+
+        Raises:
+          ValueError: no position at all, or one in other data.
+        """
+        step = state.get("step")
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f'A pipeline state looks like {{"step": 120, ...}}: got {state!r}.')
+        saved = state.get("fingerprint", self.fingerprint)
+        if saved != self.fingerprint:
+            raise ValueError(
+                f"The saved position belongs to other data: got fingerprint {saved}, expected "
+                f"{self.fingerprint}. Restore with the data settings and the tokenizer of the run "
+                "that saved it, or start in a new workdir."
+            )
+        self.step = step
+
+
+def make_pipeline(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+) -> Pipeline:
+    """Loads, tokenizes and packs what `data` names.
+
+    Args:
+      data: the settings.
+      tokenizer: the target's.
+      process_index: this process.
+      process_count: how many there are; must divide ``data.batch_size``.
+      start_step: step of the first batch.
+
+    Raises:
+      ValueError: an unknown source or split, missing files, or nothing to learn from.
+    """
+    examples: list[Example] = []
+    for name in data.sources:
+        examples.extend(sources.load_examples(name, split=data.split, data=data))
+    documents, digest = tokenized_documents(examples, tokenizer, data=data)
+    rows = pack(
+        documents,
+        sequence_length=data.sequence_length,
+        seed=data.seed,
+        packing=data.packing,
+        pad_id=tokenizer.pad_id,
+    )
+    settings = [digest, data.sequence_length, data.batch_size, data.packing, data.seed]
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return Pipeline(
+        rows,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        process_index=process_index,
+        process_count=process_count,
+        start_step=start_step,
+        fingerprint=fingerprint,
+    )
+
+
+def is_plain_text(example: Example) -> bool:
+    """Whether an example is running text: nothing but what an assistant would write."""
+    return all(role == "assistant" for role, _ in example.turns)
+
+
+def tokenize(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    loss_on: Literal["response", "all"],
+    sequence_length: int,
+) -> Documents:
+    """Turns examples into documents.
+
+    Conversations go through the chat template. Running text stands as it is with the end token
+    behind it, learned throughout, and is split where it is longer than a row.
+
+    Args:
+      examples: what to tokenize.
+      tokenizer: the target's.
+      loss_on: "response" learns the assistant's tokens, "all" every token but a document's first.
+      sequence_length: length of a row.
+    """
+    documents: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
+    names: list[str] = []
+    for example in examples:
+        if is_plain_text(example):
+            text = "\n\n".join(content for _, content in example.turns)
+            ids_S = np.asarray([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
+            pieces = [
+                ids_S[start : start + sequence_length]
+                for start in range(0, len(ids_S), sequence_length)
+            ]
+            documents.extend((piece, np.ones(len(piece), np.bool_)) for piece in pieces)
+            names.extend([example.id] * len(pieces))
+            continue
+        ids, response = tokenizer.encode_conversation(example.conversation)
+        learned = response if loss_on == "response" else np.ones(len(ids), np.bool_)
+        documents.append((np.asarray(ids, np.int32), np.asarray(learned, np.bool_)))
+        names.append(example.id)
+    return Documents.from_list(documents, names=names)
+
+
+def tokenized_documents(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig
+) -> tuple[Documents, str]:
+    """As `tokenize`, kept on disk from `CACHE_FROM` examples on.
+
+    Returns:
+      The documents, and a digest of everything they depend on.
+    """
+    digest = _digest(examples, tokenizer, data=data)
+    if len(examples) < CACHE_FROM:
+        made = tokenize(
+            examples, tokenizer, loss_on=data.loss_on, sequence_length=data.sequence_length
+        )
+        return made, digest
+    path = sources.data_folder(data) / "tokenized" / f"{digest}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as arrays:
+            return Documents(
+                tokens=arrays["tokens"],
+                loss_mask=arrays["loss_mask"],
+                offsets=arrays["offsets"],
+                names=tuple(json.loads(arrays["names"].tobytes())),
+            ), digest
+    made = tokenize(examples, tokenizer, loss_on=data.loss_on, sequence_length=data.sequence_length)
+    _save(made, path)
+    return made, digest
+
+
+def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig) -> str:
+    """Hash of the texts, the tokenizer's files and the settings that shape documents."""
+    digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.loss_on}".encode())
+    if any(is_plain_text(example) for example in examples):
+        digest.update(str(data.sequence_length).encode())  # running text is split by it
+    for file in _TOKENIZER_FILES:
+        path = Path(tokenizer.folder) / file
+        if path.is_file():
+            digest.update(path.read_bytes())
+    # A change of the code that reads those files shows in what it makes of a few examples.
+    for example in examples[:: max(1, len(examples) // 16)]:
+        if not is_plain_text(example):
+            digest.update(json.dumps(tokenizer.encode_conversation(example.conversation)).encode())
+    for example in examples:
+        digest.update(json.dumps(dataclasses.astuple(example)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _save(documents: Documents, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place: another process may be writing the same file or reading it.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    with os.fdopen(handle, "wb") as file:
+        np.savez(
+            file,
+            tokens=documents.tokens,
+            loss_mask=documents.loss_mask,
+            offsets=documents.offsets,
+            names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
+        )
+    os.replace(temporary, path)

@@ -1,0 +1,355 @@
+"""Tokenizers and conversations as ids, for the folder of any Hugging Face model.
+
+>>> Tokenizer.load("embedded").encode_prompt([{"role": "user", "content": "Hi."}])[0]
+1
+
+Only byte-level tokenizers are taken (Qwen, Llama 3, GPT-2, the embedded one): for these, text on
+the two sides of a special token is encoded independently, which everything here rests on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tokenizers
+
+from jaxspec.data.chat_template import CHATML, ChatTemplate, check_turns
+from jaxspec.data.examples import Conversation
+from jaxspec.data.tokenizer_files import FILES, byte_level, read_json, read_tokenizer
+
+EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded_tokenizer"
+
+PAD_TOKEN = "<|endoftext|>"
+START_TOKEN = "<|im_start|>"
+END_TOKEN = "<|im_end|>"
+MASK_TOKEN = "<|mask|>"
+
+# Tokens that end a turn in the families in use, and names that masks go by. They count only where
+# a tokenizer has them as added tokens.
+_END_OF_TURN_TOKENS = (END_TOKEN, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+_MASK_TOKENS = (MASK_TOKEN, "<|MASK|>", "<MASK>", "[MASK]", "<mask>")
+
+# How text falls into pieces before merging: letters with the space before them, single digits (so
+# that place values can be learned), runs of signs, and a line break with the indentation behind it.
+_PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s+(?!\S)|\s+"
+
+# Put around the number of a special token whose text stands in a message, while it is rendered.
+_GUARD_OPEN, _GUARD_CLOSE = "\U000fff00", "\U000fff01"
+
+
+class Tokenizer:
+    """Text to ids and back, and conversations to ids with the response marked.
+
+    Text never turns into special tokens: "<|im_end|>" inside a message is encoded as ordinary
+    characters. Only the chat template's own text can open or close a turn.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Read a folder; see `load`."""
+        self.folder = pathlib.Path(folder)
+        config = read_json(self.folder / "tokenizer_config.json")
+        self._tokenizer = read_tokenizer(self.folder, config)
+        self._names = _special_names(self.folder, config)
+        added = {
+            token.content: id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items()
+        }
+        mask_names = (self._names.get("mask_token"), *_MASK_TOKENS)
+        self.mask_id: int | None = next((added[n] for n in mask_names if n in added), None)
+        """Id that stands in slots to be drafted; None when the tokenizer has none."""
+        self.eos_id: int = self._id_of("eos_token")
+        """End of text or of turn: the token that the folder calls eos."""
+        self.pad_id: int = self._id_of("pad_token") if "pad_token" in self._names else self.eos_id
+        stated = read_json(self.folder / "generation_config.json").get("eos_token_id", [])
+        ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
+        stops = [self.eos_id, *ends, *(stated if isinstance(stated, list) else [stated])]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stops))
+        """Ids that end a response, `eos_id` first."""
+        self._special = self._find_special()
+        self._literals = sorted(self._special, key=len, reverse=True)
+        self._special_pattern = self._compile_special()
+        self._stop_pattern = re.compile("|".join(re.escape(self._name(i)) for i in self.stop_ids))
+        # From here on the library itself reads special tokens as plain text; `_encode_rendered`
+        # is the only place that makes them.
+        self._tokenizer.encode_special_tokens = True
+        self._template = ChatTemplate.read(
+            self.folder, config, variables={**self._names, **(template_options or {})}
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> Tokenizer:
+        """Read a tokenizer folder; "embedded" is the one shipped in the package.
+
+        Args:
+          path: a folder with tokenizer.json (or vocab.json and merges.txt) and
+            tokenizer_config.json.
+          template_options: further variables of the chat template, such as
+            {"enable_thinking": False} for Qwen3.
+
+        Returns:
+          The tokenizer.
+
+        Raises:
+          ValueError: no such folder, no tokenizer in it, or one that is not byte-level.
+        """
+        folder = EMBEDDED_FOLDER if str(path) == "embedded" else path
+        return cls(folder, template_options=template_options)
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int, folder: str | os.PathLike[str]
+    ) -> Tokenizer:
+        """Train a byte-level BPE, write it to a folder and load it.
+
+        Args:
+          texts: what merges are learned from; the same texts give the same bytes.
+          vocab_size: at least 260, for 256 bytes and 4 special tokens. Little text may give fewer
+            tokens than that.
+          folder: made when missing.
+
+        Returns:
+          The tokenizer, read back from the folder.
+
+        Raises:
+          ValueError: a vocabulary that is too small.
+        """
+        special = [PAD_TOKEN, START_TOKEN, END_TOKEN, MASK_TOKEN]
+        smallest = 256 + len(special)
+        if vocab_size < smallest:
+            raise ValueError(
+                f"vocab_size must be at least {smallest} (256 bytes and {len(special)} special "
+                f"tokens): got {vocab_size}."
+            )
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = byte_level(_PIECES)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer=trainer)
+        path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(path / "tokenizer.json"), pretty=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END_TOKEN,
+            "pad_token": PAD_TOKEN,
+            "mask_token": MASK_TOKEN,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1_000_000,
+            "chat_template": CHATML,
+        }
+        text = json.dumps(config, indent=2) + "\n"
+        (path / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return cls(path)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Copy the tokenizer's files to a folder, which is made when missing."""
+        path = pathlib.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            source = self.folder / name
+            if source.is_file() and source.resolve() != (path / name).resolve():
+                shutil.copyfile(source, path / name)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included; a model's embedding may have more rows."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens in increasing order, the mask among them."""
+        return tuple(sorted(self._special.values()))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens written in it stay text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of ids, without special tokens unless asked for."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special))
+
+    def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
+        """The chat template's text for a conversation.
+
+        Raises:
+          ValueError: the folder has no chat template, or the template refuses the conversation.
+        """
+        return self._template.render(turns, add_generation_prompt=add_generation_prompt)
+
+    def encode_prompt(self, turns: Conversation) -> list[int]:
+        """Ids of a conversation that the assistant is to continue.
+
+        Raises:
+          ValueError: the last turn is the assistant's.
+        """
+        check_turns(turns)
+        if turns[-1]["role"] == "assistant":
+            raise ValueError(
+                "A prompt must end with the user's turn: got a conversation that ends with the "
+                "assistant's. Leave its last turn out."
+            )
+        rendered = self._template.render(self._guard(turns), add_generation_prompt=True)
+        return self._encode_rendered(rendered)
+
+    def encode_conversation(self, turns: Conversation) -> tuple[list[int], list[bool]]:
+        """Ids of a whole conversation, and which of them the assistant has to say.
+
+        A response begins behind the generation prompt, exactly as in `encode_prompt`, and ends
+        with the token that closes the turn.
+
+        Returns:
+          (ids, response_mask) of one length.
+
+        Raises:
+          ValueError: a template whose text for a conversation does not begin with its text for the
+            first turns of it, or that closes an assistant turn with no stop token.
+        """
+        check_turns(turns)
+        guarded = self._guard(turns)
+        text = self._template.render(guarded, add_generation_prompt=False)
+        ids: list[int] = []
+        mask: list[bool] = []
+
+        def append(piece: str, *, is_response: bool) -> None:
+            piece_ids = self._encode_rendered(piece)
+            ids.extend(piece_ids)
+            mask.extend([is_response] * len(piece_ids))
+
+        done = 0
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            start = self._response_start(guarded, index, text=text, done=done)
+            # Content is guarded, so the first stop token behind it is the template's own.
+            stop = self._stop_pattern.search(text, start)
+            if stop is None:
+                raise ValueError(
+                    f"The chat template of {str(self.folder)!r} ends an assistant turn with none "
+                    f"of the stop tokens {[self._name(id_) for id_ in self.stop_ids]}: name the "
+                    "token that closes a turn as eos_token in tokenizer_config.json."
+                )
+            append(text[done:start], is_response=False)
+            append(text[start : stop.end()], is_response=True)
+            done = stop.end()
+        append(text[done:], is_response=False)
+        return ids, mask
+
+    def _response_start(self, guarded: Conversation, index: int, *, text: str, done: int) -> int:
+        """Where in a conversation's text the answer of turn `index` begins."""
+        prompt = ""
+        if index:
+            prompt = self._template.render(guarded[:index], add_generation_prompt=True)
+        if not prompt or not text.startswith(prompt) or len(prompt) < done:
+            raise ValueError(
+                f"The chat template of {str(self.folder)!r} writes the turns before turn {index} "
+                "differently once that turn follows, so the response cannot be told from the "
+                "prompt. Use a template that only appends, or conversations of one round that "
+                "begin with a user turn."
+            )
+        return len(prompt)
+
+    def _guard(self, turns: Conversation) -> Conversation:
+        """Contents with the text of special tokens replaced by numbered marks.
+
+        The marks keep templates free to strip or split a content, which would not survive
+        cutting it out.
+        """
+        guarded = []
+        for turn in turns:
+            content = turn["content"]
+            for number, literal in enumerate(self._literals):
+                if literal in content:
+                    content = content.replace(literal, f"{_GUARD_OPEN}{number}{_GUARD_CLOSE}")
+            guarded.append({**turn, "content": content})
+        return guarded
+
+    def _unguard(self, text: str) -> str:
+        if _GUARD_OPEN not in text:
+            return text
+        for number, literal in enumerate(self._literals):
+            text = text.replace(f"{_GUARD_OPEN}{number}{_GUARD_CLOSE}", literal)
+        return text
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        """Ids of (a piece of) guarded template text: its special tokens count, contents' do not."""
+        ids: list[int] = []
+        position = 0
+        for match in self._special_pattern.finditer(text):
+            if match.start() > position:
+                ids += self.encode(self._unguard(text[position : match.start()]))
+            ids.append(self._special[match.group(0).strip()])
+            position = match.end()
+        if position < len(text):
+            ids += self.encode(self._unguard(text[position:]))
+        return ids
+
+    def _find_special(self) -> dict[str, int]:
+        """Special tokens by their text: those flagged as such, and those that must be.
+
+        Some folders flag their mask or the end of a turn as ordinary; a message must not be able
+        to write one of these either.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        needed = {self.mask_id, self.eos_id, self.pad_id, *self.stop_ids}
+        special = {}
+        for id_, token in added.items():
+            if token.special or id_ in needed:
+                special[token.content] = id_
+                self._tokenizer.add_special_tokens([token])
+        return special
+
+    def _compile_special(self) -> re.Pattern[str]:
+        """Finds special tokens, with the white space that some of them swallow."""
+        tokens = {t.content: t for t in self._tokenizer.get_added_tokens_decoder().values()}
+        alternatives = [
+            r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
+            for literal in self._literals
+        ]
+        # Without special tokens: a pattern that matches nowhere.
+        return re.compile("|".join(alternatives) or r"(?!)")
+
+    def _id_of(self, key: str) -> int:
+        name = self._names.get(key)
+        id_ = None if name is None else self._tokenizer.token_to_id(name)
+        if id_ is None:
+            raise ValueError(
+                f"The tokenizer in {str(self.folder)!r} has no {key} (its files say {name!r}): "
+                "name a token of its vocabulary in tokenizer_config.json."
+            )
+        return int(id_)
+
+    def _name(self, id_: int) -> str:
+        return str(self._tokenizer.id_to_token(id_))
+
+
+def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token and so on: what templates may print."""
+    merged = {**read_json(folder / "special_tokens_map.json"), **config}
+    names = {}
+    for key in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
+        value = merged.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            names[key] = value
+    return names

@@ -1,0 +1,149 @@
+"""Reads the tokenizer files of a Hugging Face model folder into a `tokenizers.Tokenizer`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What makes up a tokenizer; a folder has some of them."""
+
+# The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt leave unsaid: part of the
+# tokenizer's definition, so it must be this expression to the letter.
+_QWEN_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; {} when there is no such file.
+
+    Raises:
+      ValueError: a file that is not JSON, or holds something else than an object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object: got a {type(value).__name__}.")
+    return value
+
+
+def byte_level(pieces: str) -> tokenizers.pre_tokenizers.PreTokenizer:
+    """Split by a regular expression, then write bytes as visible characters."""
+    return tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Read tokenizer.json, or else vocab.json with merges.txt.
+
+    Args:
+      folder: a model's folder.
+      config: what its tokenizer_config.json says.
+
+    Returns:
+      The tokenizer with its added tokens, neither padding nor truncating.
+
+    Raises:
+      ValueError: no folder, no tokenizer in it, or one that is not byte-level.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"There is no tokenizer folder {str(folder)!r}: give a folder with tokenizer.json (or "
+            'vocab.json and merges.txt), or "embedded".'
+        )
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _read_tokenizer_json(folder / "tokenizer.json")
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        tokenizer = _read_vocab_and_merges(folder, config)
+    else:
+        found = sorted(path.name for path in folder.iterdir())[:12]
+        raise ValueError(
+            f"{str(folder)!r} holds no tokenizer: expected tokenizer.json, or vocab.json with "
+            f"merges.txt; found {found}."
+        )
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _read_tokenizer_json(file: pathlib.Path) -> tokenizers.Tokenizer:
+    decoder = read_json(file).get("decoder") or {}
+    decoders = decoder.get("decoders") or [decoder]
+    if not any(entry.get("type") == "ByteLevel" for entry in decoders):
+        raise ValueError(
+            f"The tokenizer in {str(file.parent)!r} is not byte-level, and only byte-level ones "
+            "are supported (Qwen, Llama 3, GPT-2 and their relatives): choose another target."
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # The library raises nothing more particular.
+        raise ValueError(f"{str(file)!r} cannot be read as a tokenizer: {error}.") from error
+
+
+def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    name = str(config.get("tokenizer_class", ""))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    )
+    if name.startswith("Qwen"):
+        tokenizer.normalizer = tokenizers.normalizers.NFC()
+        tokenizer.pre_tokenizer = byte_level(_QWEN_PIECES)
+    elif name.startswith("GPT2"):
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        raise ValueError(
+            f"{str(folder)!r} has vocab.json and merges.txt only, and its tokenizer_class "
+            f"{name!r} is not one whose splitting rule is known (Qwen2Tokenizer, GPT2Tokenizer): "
+            "save the tokenizer as tokenizer.json with transformers' save_pretrained first."
+        )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    # Where both files name an id, the configuration is right: transformers reads that one.
+    stated: dict[str, Any] = config.get("added_tokens_decoder") or {
+        str(id_): {"content": content, "special": content.startswith("<|")}
+        for content, id_ in read_json(folder / "added_tokens.json").items()
+    }
+    for id_, entry in sorted(stated.items(), key=lambda item: int(item[0])):
+        _add_token(tokenizer, folder, int(id_), entry)
+    return tokenizer
+
+
+def _add_token(
+    tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, id_: int, entry: dict[str, Any]
+) -> None:
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    token = tokenizers.AddedToken(
+        entry["content"], **{flag: bool(entry.get(flag, False)) for flag in flags}
+    )
+    if token.special:
+        tokenizer.add_special_tokens([token])
+    else:
+        tokenizer.add_tokens([token])
+    given = tokenizer.token_to_id(token.content)
+    if given != id_:
+        raise ValueError(
+            f"Added token {token.content!r} of {str(folder)!r} should have id {id_} and got "
+            f"{given}: the vocabulary has gaps. Save the tokenizer as tokenizer.json with "
+            "transformers' save_pretrained first."
+        )

@@ -1,0 +1,180 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxspec.config import DataConfig
+from jaxspec.data import pipeline as pipeline_module
+from jaxspec.data.examples import Example
+from jaxspec.data.pipeline import make_pipeline, tokenize, tokenized_documents
+from jaxspec.data.tokenizer import Tokenizer
+
+DATA = DataConfig(embedded_examples=90, sequence_length=192, batch_size=6, seed=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load("embedded")
+
+
+@pytest.fixture(scope="module")
+def steps(tokenizer):
+    """The first batches, read one after the other."""
+    pipeline = make_pipeline(DATA, tokenizer)
+    return [next(pipeline) for _ in range(25)]
+
+
+def _assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_batches_have_the_promised_form(steps, tokenizer):
+    for batch in steps:
+        assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+            "tokens": ((6, 192), "int32"),
+            "segments": ((6, 192), "int32"),
+            "positions": ((6, 192), "int32"),
+            "loss_mask": ((6, 192), "bool"),
+        }
+        assert batch["tokens"].min() >= 0 and batch["tokens"].max() < tokenizer.vocab_size
+        assert (batch["tokens"][batch["segments"] == 0] == tokenizer.pad_id).all()
+        assert batch["loss_mask"].any(axis=1).all()
+        assert not batch["loss_mask"][batch["positions"] == 0].any()
+
+
+def test_learned_tokens_are_the_answers(tokenizer):
+    pipeline = make_pipeline(DATA, tokenizer)
+    rows = pipeline.rows
+    examples = {
+        example.id: example
+        for example in pipeline_module.sources.load_examples("embedded", split="train", data=DATA)
+    }
+    for index in range(10):
+        row = rows[index]
+        for segment, name in enumerate(rows.names(index), start=1):
+            here = (row["segments"] == segment) & row["loss_mask"]
+            text = tokenizer.decode(row["tokens"][here].tolist(), skip_special=True)
+            assert text.strip() == examples[name].turns[-1][1].strip()[: len(text.strip())]
+
+
+def test_an_epoch_reads_every_row_once_and_the_next_in_another_order(tokenizer):
+    pipeline = make_pipeline(dataclasses.replace(DATA, batch_size=1), tokenizer)
+    size = len(pipeline.rows)
+    epochs = [
+        [pipeline.row_numbers(step)[0] for step in range(epoch * size, (epoch + 1) * size)]
+        for epoch in range(3)
+    ]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert pipeline.steps_per_epoch == size
+
+
+def test_a_step_depends_on_nothing_read_before(steps, tokenizer):
+    pipeline = make_pipeline(DATA, tokenizer)
+    for step in (17, 3, 24):
+        _assert_equal(pipeline.batch(step), steps[step])
+    _assert_equal(next(make_pipeline(DATA, tokenizer, start_step=9)), steps[9])
+    other = make_pipeline(dataclasses.replace(DATA, seed=5), tokenizer).batch(0)
+    assert (other["tokens"] != steps[0]["tokens"]).any()
+
+
+def test_processes_take_contiguous_slices_of_the_same_batch(steps, tokenizer):
+    for count in (2, 3):
+        parts = [
+            make_pipeline(DATA, tokenizer, process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        for step in range(4):
+            slices = [next(part) for part in parts]
+            whole = {name: np.concatenate([part[name] for part in slices]) for name in slices[0]}
+            _assert_equal(whole, steps[step])
+
+
+def test_the_state_is_small_json_and_restores_on_another_number_of_processes(steps, tokenizer):
+    saver = make_pipeline(DATA, tokenizer, process_index=1, process_count=2)
+    for _ in range(11):
+        next(saver)
+    text = json.dumps(saver.get_state())
+    assert len(text) < 100
+    reader = make_pipeline(DATA, tokenizer)
+    reader.set_state(json.loads(text))
+    _assert_equal(next(reader), steps[11])
+    assert reader.get_state()["step"] == 12
+
+
+def test_a_state_of_other_data_is_refused(tokenizer):
+    state = make_pipeline(DATA, tokenizer).get_state()
+    other = make_pipeline(dataclasses.replace(DATA, seed=5), tokenizer)
+    with pytest.raises(ValueError, match="belongs to other data"):
+        other.set_state(state)
+    for bad in ({}, {"step": -1}, {"step": "3"}):
+        with pytest.raises(ValueError, match="pipeline state"):
+            other.set_state(bad)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"batch_size 6 for process 0 of 4"):
+        make_pipeline(DATA, tokenizer, process_count=4)
+
+
+def test_loss_on_all_learns_everything_but_first_tokens_and_padding(tokenizer):
+    batch = make_pipeline(dataclasses.replace(DATA, loss_on="all"), tokenizer).batch(0)
+    expected = (batch["segments"] > 0) & (batch["positions"] > 0)
+    np.testing.assert_array_equal(batch["loss_mask"], expected)
+
+
+def test_without_packing_a_row_is_a_document(tokenizer):
+    pipeline = make_pipeline(dataclasses.replace(DATA, packing=False), tokenizer)
+    assert len(pipeline.rows) == pipeline.statistics.documents
+    assert pipeline.batch(0)["segments"].max() == 1
+
+
+def test_names_of_a_batch(tokenizer):
+    pipeline = make_pipeline(DATA, tokenizer)
+    names = pipeline.example_ids(2)
+    assert len(names) == 6
+    assert all(name.startswith("embedded-") for row in names for name in row)
+
+
+def test_running_text_ends_with_the_end_token_and_is_split_where_it_is_long(tokenizer):
+    text = "A little girl walked to the park. " * 20
+    documents = tokenize(
+        [Example("story", (("assistant", text),), "text")],
+        tokenizer,
+        loss_on="response",
+        sequence_length=64,
+    )
+    ids = [*tokenizer.encode(text), tokenizer.eos_id]
+    assert documents.tokens.tolist() == ids
+    assert len(documents) == -(-len(ids) // 64)
+    assert set(documents.names) == {"story"}
+    first, mask = documents[0]
+    assert len(first) == 64 and mask.tolist() == [False] + [True] * 63
+
+
+def test_many_examples_are_tokenized_once(tokenizer, tmp_path, monkeypatch):
+    data = dataclasses.replace(DATA, data_dir=str(tmp_path))
+    examples = pipeline_module.sources.load_examples("embedded", split="train", data=data)
+    plain, digest = tokenized_documents(examples, tokenizer, data=data)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(pipeline_module, "CACHE_FROM", 1)
+    tokenized_documents(examples, tokenizer, data=data)
+    assert [path.name for path in tmp_path.glob("tokenized/*")] == [f"{digest}.npz"]
+    monkeypatch.setattr(pipeline_module, "tokenize", None)  # not called again
+    kept, same_digest = tokenized_documents(examples, tokenizer, data=data)
+    assert same_digest == digest and kept.names == plain.names
+    for name in ("tokens", "loss_mask", "offsets"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(plain, name))
+    other = dataclasses.replace(data, loss_on="all")
+    with pytest.raises(TypeError):  # other settings, other documents
+        tokenized_documents(examples, tokenizer, data=other)
+
+
+def test_prompts_alone_cannot_be_trained_on(tokenizer, monkeypatch):
+    prompts = [Example("p", (("user", "Who?"), ("user", "Why?")), "bench")]
+    monkeypatch.setattr(pipeline_module.sources, "load_examples", lambda *_, **__: prompts)
+    with pytest.raises(ValueError, match="no assistant turns"):
+        make_pipeline(DATA, tokenizer)

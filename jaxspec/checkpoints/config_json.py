@@ -1,0 +1,429 @@
+"""Hugging Face's config.json against jaxspec's configurations, both ways.
+
+What the models here cannot compute is refused, never passed over: a rotary rule or a window that
+is silently dropped gives a model that looks fine and is wrong.
+
+>>> target_from_json({"model_type": "qwen3", ...}, where="Qwen3-4B/config.json")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.config import DrafterConfig, Dtype, Llama3RopeScaling, TransformerConfig
+from jaxspec.drafters.dflash import default_layer_ids
+
+MODEL_TYPES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+DEFAULT_POSITIONS = {"qwen3": 32_768, "llama": 2_048}
+QWEN3_HEAD_DIM = 128
+"""What transformers assumes for a Qwen3 without head_dim; for a Llama it is width / heads."""
+
+
+class _Reader:
+    """Reads fields and collects what is wrong, so that everything is said at once."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+        self.problems: list[str] = []
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.problems.append(f"{key}: got {value!r}, expected a positive integer")
+            return 1
+        return value
+
+    def number(self, key: str, default: float, *, within: Mapping[str, Any] | None = None) -> float:
+        value = (self.raw if within is None else within).get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            self.problems.append(f"{key}: got {value!r}, expected a positive number")
+            return 1.0
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.raw.get(key)
+        if value not in (None, True, False):
+            self.problems.append(f"{key}: got {value!r}, expected true or false")
+        return value is True
+
+    def section(self, key: str) -> Mapping[str, Any]:
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            self.problems.append(f"{key}: got {value!r}, expected an object")
+        return value if isinstance(value, Mapping) else {}
+
+    def integers(self, key: str, value: Any) -> tuple[int, ...]:
+        if (
+            not isinstance(value, Sequence)
+            or isinstance(value, str)
+            or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
+        ):
+            self.problems.append(f"{key}: got {value!r}, expected a list of layer ids from 0")
+            return ()
+        return tuple(value)
+
+    def rope(self) -> tuple[float, Llama3RopeScaling | None]:
+        """Base and scaling, from either place: top level, or rope_parameters (transformers 5)."""
+        parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
+        merged = {**old, **parameters}
+        places = {
+            "rope_theta": self.raw.get("rope_theta"),
+            "rope_parameters.rope_theta": parameters.get("rope_theta"),
+        }
+        stated = {place: theta for place, theta in places.items() if theta is not None}
+        if len(set(map(str, map(_as_float, stated.values())))) > 1:
+            self.problems.append(f"rope_theta: got different values: {stated}")
+        theta = self.number("rope_theta", 10_000.0, within=next(
+            ({"rope_theta": value} for value in stated.values()), {}
+        ))  # fmt: skip
+        partial = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
+        if partial not in (None, 1, 1.0):
+            self.problems.append(
+                f"partial_rotary_factor: got {partial!r}, expected 1 (all of a head is rotated)"
+            )
+        kind = merged.get("rope_type", merged.get("type")) or "default"
+        if kind not in ("default", "llama3"):
+            self.problems.append(f"rope_type: got {kind!r}, expected 'default' or 'llama3'")
+        if kind != "llama3":
+            return theta, None
+        defaults = Llama3RopeScaling()
+        missing = [f.name for f in dataclasses.fields(defaults) if f.name not in merged]
+        if missing:
+            self.problems.append(f"rope_type 'llama3' lacks {', '.join(missing)}")
+        scaling = Llama3RopeScaling(
+            factor=self.number("factor", defaults.factor, within=merged),
+            low_freq_factor=self.number("low_freq_factor", 1.0, within=merged),
+            high_freq_factor=self.number("high_freq_factor", 4.0, within=merged),
+            original_max_position_embeddings=int(
+                self.number("original_max_position_embeddings", 8192, within=merged)
+            ),
+        )
+        return theta, scaling
+
+    def plain_layers(self, num_layers: int) -> None:
+        """Notes every feature of the layers that the models here do not have."""
+        raw = self.raw
+        if raw.get("hidden_act", "silu") != "silu":
+            self.problems.append(f"hidden_act: got {raw['hidden_act']!r}, expected 'silu'")
+        if raw.get("mlp_bias"):
+            self.problems.append("mlp_bias: got true, expected false")
+        if raw.get("quantization_config"):
+            self.problems.append("quantization_config: expected none; use the unquantised weights")
+        types = raw.get("layer_types")
+        window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+        if types is not None:
+            other = sorted({str(t) for t in types} - {"full_attention", "sliding_attention"})
+            if other:
+                self.problems.append(f"layer_types: got {other}, expected 'full_attention' only")
+            if len(types) != num_layers:
+                self.problems.append(
+                    f"layer_types: got {len(types)} entries for {num_layers} layers"
+                )
+            windowed = "sliding_attention" in types
+        else:
+            windowed = num_layers > int(raw.get("max_window_layers") or 0)
+        if window is not None and windowed:
+            self.problems.append(
+                f"sliding_window: got {window} with use_sliding_window, expected full attention in "
+                "every layer"
+            )
+
+    def raise_problems(self, where: str) -> None:
+        if self.problems:
+            lines = "".join(f"\n  {problem}" for problem in self.problems)
+            raise ValueError(f"{where} is not a model that jaxspec can compute:{lines}")
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int | float) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+      ValueError: no such file, no JSON, or JSON that is not an object.
+    """
+    if not path.is_file():
+        raise ValueError(f"No {path.name} in {path.parent}: expected a Hugging Face model folder.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}: expected an object.")
+    return raw
+
+
+def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig:
+    """The configuration of a target.
+
+    Args:
+      raw: the content of config.json.
+      where: what to call it in messages.
+
+    Raises:
+      ValueError: another family, or features that the models here do not have; all at once.
+    """
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(
+            f"{where}: model_type is {kind!r}, expected {' or '.join(map(repr, MODEL_TYPES))}."
+        )
+    reader = _Reader(raw)
+    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    num_layers = reader.integer("num_hidden_layers")
+    theta, scaling = reader.rope()
+    reader.plain_layers(num_layers)
+    dtype: Dtype = "bfloat16" if _stored_dtype(raw) == "bfloat16" else "float32"
+    fields: dict[str, Any] = {
+        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": reader.integer("num_key_value_heads", num_heads),
+        "head_dim": reader.integer(
+            "head_dim", QWEN3_HEAD_DIM if kind == "qwen3" else max(1, hidden_size // num_heads)
+        ),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "qk_norm": kind == "qwen3",
+        "attention_bias": reader.flag("attention_bias"),
+        "tie_embeddings": reader.flag("tie_word_embeddings"),
+        "max_position_embeddings": reader.integer(
+            "max_position_embeddings", DEFAULT_POSITIONS[str(kind)]
+        ),
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    reader.raise_problems(where)
+    try:
+        return TransformerConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _stored_dtype(raw: Mapping[str, Any]) -> str:
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def target_to_json(
+    config: TransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json of a target, which transformers reads as Qwen3ForCausalLM or LlamaForCausalLM.
+
+    Args:
+      config: with query/key norms it is a Qwen3, without a Llama. (transformers refuses a Llama
+        whose width is no multiple of its heads.)
+      dtype: of the stored weights.
+      special_ids: bos_token_id, eos_token_id, pad_token_id where known.
+    """
+    kind = "qwen3" if config.qk_norm else "llama"
+    return {
+        "architectures": [MODEL_TYPES[kind]],
+        "attention_bias": config.attention_bias,
+        "attention_dropout": 0.0,
+        # Written even when unknown: transformers would fall back on ids 1 and 2 for a Llama.
+        "bos_token_id": special_ids.get("bos_token_id"),
+        "dtype": dtype,
+        "eos_token_id": special_ids.get("eos_token_id"),
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": kind,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": special_ids.get("pad_token_id"),
+        "rms_norm_eps": config.rms_norm_eps,
+        **_rope_to_json(config.rope_theta, config.rope_scaling),
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _rope_to_json(theta: float, scaling: Llama3RopeScaling | None) -> dict[str, Any]:
+    """Both spellings: most servers read the first two keys, transformers 5 the last one."""
+    rule = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
+    return {
+        "rope_theta": theta,
+        "rope_scaling": rule,
+        "rope_parameters": {**(rule or {"rope_type": "default"}), "rope_theta": theta},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDrafter:
+    """What config.json of a drafter says, also about the target it belongs to."""
+
+    config: DrafterConfig
+    hidden_size: int
+    vocab_size: int
+    num_target_layers: int | None
+    """None where the file does not say (speculators format)."""
+    is_speculators: bool
+
+
+def drafter_from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
+    """The configuration of a DFlash drafter, in z-lab's format or in speculators'.
+
+    Args:
+      raw: the content of config.json.
+      where: what to call it in messages.
+
+    Raises:
+      ValueError: not a DFlash drafter, or features that the drafter here does not have.
+    """
+    is_speculators = "speculators_model_type" in raw
+    if is_speculators:
+        raw, problems = _from_speculators(raw)
+    else:
+        problems = []
+    reader = _Reader(raw)
+    reader.problems += problems
+    special = reader.section("dflash_config")
+    architectures = raw.get("architectures") or []
+    if not special and "DFlashDraftModel" not in architectures:
+        raise ValueError(
+            f"{where} describes no DFlash drafter: got architectures {architectures} and no "
+            "dflash_config, expected ['DFlashDraftModel'] with one."
+        )
+    if special.get("projector_type", "dflash") != "dflash":
+        reader.problems.append(
+            f"projector_type: got {special['projector_type']!r}, expected 'dflash'"
+        )
+    if special.get("shift_label"):
+        reader.problems.append("shift_label: got true, expected false (output k predicts slot k)")
+    num_layers = reader.integer("num_hidden_layers")
+    theta, scaling = reader.rope()
+    if scaling is not None:
+        reader.problems.append("rope_type: got 'llama3', expected 'default' in a drafter")
+    reader.plain_layers(num_layers)
+    if "sliding_attention" in (raw.get("layer_types") or []):
+        reader.problems.append("layer_types: got 'sliding_attention', expected 'full_attention'")
+    if reader.flag("attention_bias"):
+        reader.problems.append("attention_bias: got true, expected false")
+    num_target_layers = raw.get("num_target_layers", special.get("num_target_layers"))
+    layer_ids = special.get("target_layer_ids", raw.get("target_layer_ids"))
+    if layer_ids is None and isinstance(num_target_layers, int):
+        layer_ids = default_layer_ids(num_target_layers, num_layers)
+    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    mask = special.get("mask_token_id", raw.get("mask_token_id"))
+    if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int)):
+        reader.problems.append(f"mask_token_id: got {mask!r}, expected an integer")
+    layer_ids = reader.integers("target_layer_ids", layer_ids)
+    fields: dict[str, Any] = {
+        "block_size": reader.integer("block_size", special.get("block_size")),
+        "mask_token_id": mask,
+        "target_layer_ids": layer_ids,
+        "num_features": len(layer_ids),
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": reader.integer("num_key_value_heads", num_heads),
+        "head_dim": reader.integer("head_dim", QWEN3_HEAD_DIM),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
+        "rope_theta": theta,
+        "qk_norm": special.get("qk_norm", True) is not False,
+    }
+    vocab_size = reader.integer("vocab_size")
+    reader.raise_problems(where)
+    try:
+        config = DrafterConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return StoredDrafter(
+        config=config,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        num_target_layers=num_target_layers if isinstance(num_target_layers, int) else None,
+        is_speculators=is_speculators,
+    )
+
+
+def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """z-lab's spelling of a speculators file, whose layer ids are one higher (0: the embedding)."""
+    problems = []
+    if raw["speculators_model_type"] != "dflash":
+        problems.append(
+            f"speculators_model_type: got {raw['speculators_model_type']!r}, expected 'dflash'"
+        )
+    inner = dict(raw.get("transformer_layer_config") or {})
+    if raw.get("draft_vocab_size") not in (None, inner.get("vocab_size")):
+        problems.append(
+            f"draft_vocab_size: got {raw['draft_vocab_size']}, expected the target's vocabulary "
+            f"({inner.get('vocab_size')}); pruned vocabularies are not supported"
+        )
+    if raw.get("sample_from_anchor"):
+        problems.append("sample_from_anchor: got true, expected false (slot 0 is unused)")
+    layer_ids = raw.get("aux_hidden_state_layer_ids")
+    if isinstance(layer_ids, list):
+        layer_ids = [i - 1 if isinstance(i, int) else i for i in layer_ids]
+    special = {
+        "mask_token_id": raw.get("mask_token_id"),
+        "target_layer_ids": layer_ids,
+        "projector_type": raw.get("projector_type", "dflash"),
+        "shift_label": raw.get("shift_label", False),
+    }
+    return {**inner, "block_size": raw.get("block_size"), "dflash_config": special}, problems
+
+
+def drafter_to_json(
+    config: DrafterConfig, *, target_config: TransformerConfig, dtype: Dtype
+) -> dict[str, Any]:
+    """config.json of a drafter, as z-lab's checkpoints and the servers that load them have it.
+
+    Args:
+      config: resolved.
+      target_config: the target it was trained for.
+      dtype: of the stored weights.
+    """
+    special: dict[str, Any] = {
+        "mask_token_id": config.mask_token_id,
+        "target_layer_ids": list(config.target_layer_ids),
+    }
+    if not config.qk_norm:
+        special["qk_norm"] = False
+    return {
+        "architectures": ["DFlashDraftModel"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+        "block_size": config.block_size,
+        "dflash_config": special,
+        "dtype": dtype,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": target_config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "layer_types": ["full_attention"] * config.num_layers,
+        "max_position_embeddings": target_config.max_position_embeddings,
+        "max_window_layers": config.num_layers,
+        "model_type": "qwen3",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "num_target_layers": target_config.num_layers,
+        "rms_norm_eps": config.rms_norm_eps,
+        **_rope_to_json(config.rope_theta, None),
+        "sliding_window": None,
+        "tie_word_embeddings": target_config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": target_config.vocab_size,
+    }

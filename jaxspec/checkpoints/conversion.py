@@ -1,0 +1,211 @@
+"""Arrays between safetensors folders and parameter trees, as a table of `key_maps` says.
+
+Reading goes by slice: one layer of one tensor, and of that only what a device keeps. Writing
+gathers one parameter at a time.
+
+>>> with TensorFolder("Qwen3-4B") as tensors:
+...     params = read_params(tensors, rows, sizes, num_layers=36, dtype="bfloat16")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxspec.checkpoints import key_maps
+from jaxspec.checkpoints.key_maps import Row
+from jaxspec.checkpoints.safetensors_io import NUMPY_DTYPES, TensorFolder
+from jaxspec.checkpoints.shapes import compare_shapes, flatten_paths, nest_paths
+from jaxspec.config import Dtype
+
+Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
+
+
+def check_tensors(
+    tensors: TensorFolder,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    optional: Mapping[str, tuple[int, ...]],
+    ignored: Sequence[str],
+) -> None:
+    """Raises ValueError that names every tensor that is missing, unexpected or of another shape.
+
+    Args:
+      tensors: the open folder.
+      expected: shapes by name.
+      optional: shapes of tensors that may also be there.
+      ignored: name patterns of tensors that do not matter.
+    """
+    patterns = [re.escape(pattern).replace(r"\{i\}", r"\d+") for pattern in ignored]
+    got = {
+        name: shape
+        for name, shape in tensors.shapes.items()
+        if not any(re.fullmatch(pattern, name) for pattern in patterns)
+    }
+    present = {name: shape for name, shape in optional.items() if name in got}
+    messages = compare_shapes({**expected, **present}, got)
+    if messages:
+        lines = "".join(f"\n  {line}" for line in _merge_layers(messages))
+        raise ValueError(
+            f"The tensors in {tensors.folder} are not those its config.json describes:{lines}"
+        )
+
+
+def _merge_layers(messages: Sequence[str]) -> list[str]:
+    """Says once what holds for several layers: a 36-layer model has hundreds of tensors."""
+    layers: dict[str, list[int]] = {}
+    for message in messages:
+        found = re.search(r"(?<=layers\.)\d+(?=\.)", message)
+        general = message
+        if found:
+            general = f"{message[: found.start()]}{{i}}{message[found.end() :]}"
+        layers.setdefault(general, []).extend([int(found.group())] if found else [])
+    lines = []
+    for general, ids in layers.items():
+        if len(ids) == 1:
+            lines.append(general.replace("{i}", str(ids[0])))
+        elif ids:
+            lines.append(f"{general} (i = {', '.join(map(str, sorted(ids)))})")
+        else:
+            lines.append(general)
+    return lines
+
+
+def check_redundant(tensors: TensorFolder, optional: Mapping[str, tuple[int, ...]]) -> None:
+    """Tensors that our parameters have no place for may be there if they change nothing."""
+    for name in optional:
+        if name not in tensors.shapes:
+            continue
+        if name == key_maps.TIED_HEAD:
+            embedding = key_maps.LLAMA[0].name
+            if not _equal(tensors, name, embedding):
+                raise ValueError(
+                    f"{tensors.folder}: tie_word_embeddings is true, but {name} differs from "
+                    f"{embedding}. Set tie_word_embeddings to false to use both."
+                )
+        elif np.any(tensors.read(name)):
+            raise ValueError(
+                f"{tensors.folder}: {name} is not zero. Biases are supported on the query, key and "
+                "value projections only."
+            )
+
+
+def _equal(tensors: TensorFolder, first: str, second: str, *, rows: int = 4096) -> bool:
+    for start in range(0, tensors.shapes[first][0], rows):
+        part = (slice(start, start + rows), slice(None))
+        if not np.array_equal(tensors.read(first, part), tensors.read(second, part)):
+            return False
+    return True
+
+
+def read_params(
+    tensors: TensorFolder,
+    rows: tuple[Row, ...],
+    sizes: dict[str, int],
+    *,
+    num_layers: int,
+    dtype: Dtype,
+    shardings: Shardings = None,
+) -> dict[str, Any]:
+    """The parameters of a folder whose tensors have been checked.
+
+    Args:
+      tensors: the open folder.
+      rows: which tensor is which parameter.
+      sizes: what the letters of the rows' shapes mean.
+      num_layers: layers to stack.
+      dtype: of the parameters.
+      shardings: a tree like the parameters, one sharding for all, or None: the default device.
+
+    Raises:
+      ValueError: shardings that are not a tree like the parameters.
+    """
+    shapes = key_maps.parameter_shapes(rows, sizes, num_layers=num_layers)
+    placed: Mapping[str, Any] = dict.fromkeys(shapes, None)
+    if isinstance(shardings, jax.sharding.Sharding):
+        placed = dict.fromkeys(shapes, shardings)
+    elif shardings is not None:
+        placed = flatten_paths(shardings)
+        if placed.keys() != shapes.keys():
+            raise ValueError(
+                "shardings is not a tree like the parameters: missing "
+                f"{sorted(shapes.keys() - placed.keys())}, unexpected "
+                f"{sorted(placed.keys() - shapes.keys())}."
+            )
+    leaves = {}
+    for row in rows:
+        shape = shapes[row.path]
+        if placed[row.path] is None:
+            whole = tuple(slice(0, size) for size in shape)
+            leaves[row.path] = jnp.asarray(_read_part(tensors, row, whole, dtype=dtype))
+        else:
+            leaves[row.path] = _read_sharded(tensors, row, shape, placed[row.path], dtype=dtype)
+    return nest_paths(leaves)
+
+
+def _read_sharded(
+    tensors: TensorFolder,
+    row: Row,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    *,
+    dtype: Dtype,
+) -> jax.Array:
+    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        if bounds not in parts:  # Replicas ask for the same part again.
+            whole = tuple(slice(*bound) for bound in bounds)
+            parts[bounds] = _read_part(tensors, row, whole, dtype=dtype)
+        return parts[bounds]
+
+    return jax.make_array_from_callback(shape, sharding, part, dtype=NUMPY_DTYPES[dtype])
+
+
+def _read_part(
+    tensors: TensorFolder, row: Row, index: tuple[slice, ...], *, dtype: Dtype
+) -> np.ndarray:
+    """The part `index` of a parameter, filled layer by layer so that only it is held in memory."""
+    out = np.empty([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
+    within = index[1:] if row.stacked else index
+    stored = within[::-1] if row.transpose else within
+    if not row.stacked:
+        array = tensors.read(row.name, stored)
+        out[...] = array.T if row.transpose else array
+        return out
+    for slot, layer in enumerate(range(index[0].start, index[0].stop)):
+        array = tensors.read(row.name.replace("{i}", str(layer)), stored)
+        out[slot] = array.T if row.transpose else array
+    return out
+
+
+def stored_tensors(
+    params: Mapping[str, Any],
+    rows: tuple[Row, ...],
+    *,
+    num_layers: int,
+    zeros: Mapping[str, tuple[int, ...]],
+    dtype: Dtype,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) in the order of `key_maps.tensor_shapes`, then `zeros`, gathered one by one."""
+    leaves = flatten_paths(params)
+    for row in rows:
+        whole = _to_host(leaves[row.path])
+        for layer, name in enumerate(key_maps.tensor_names(row.name, num_layers=num_layers)):
+            array = whole[layer] if row.stacked else whole
+            yield name, (array.T if row.transpose else array).astype(NUMPY_DTYPES[dtype])
+    for name, shape in zeros.items():
+        yield name, np.zeros(shape, NUMPY_DTYPES[dtype])
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)

@@ -1,0 +1,32 @@
+"""Where a target lies: a folder of the user's, or the one shipped in the package.
+
+>>> target_folder("embedded").name
+'embedded_target'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded_target"
+
+
+def target_folder(path: str) -> Path:
+    """The folder with config.json, safetensors and tokenizer that `TargetConfig.path` names.
+
+    Raises:
+      ValueError: nothing is named, or there is no such folder.
+    """
+    if not path:
+        raise ValueError(
+            "target.path is empty: name a folder with config.json, safetensors and tokenizer.json "
+            '(--target.path FOLDER), or "embedded" for the small target in the package.'
+        )
+    folder = EMBEDDED_TARGET if path == "embedded" else Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
+            "folder as Hugging Face models have it (config.json, *.safetensors, tokenizer.json). "
+            "A target trained here lies in WORKDIR/export."
+        )
+    return folder

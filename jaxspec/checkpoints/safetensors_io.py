@@ -1,0 +1,236 @@
+"""Folders of safetensors files: one file or shards with an index, read by slice, written at once.
+
+Only safetensors: the formats that PyTorch pickles can run code when they are opened.
+
+>>> with TensorFolder("Qwen3-4B") as tensors:
+...     first_rows = tensors.read("model.embed_tokens.weight", (slice(0, 4), slice(None)))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Stored types that can be read; quantised ones would need their scales."""
+
+NUMPY_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(jnp.bfloat16),
+}
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+class TensorFolder:
+    """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
+
+    Raises:
+      ValueError: no safetensors in the folder, shards that the index names and that are not there,
+        a file that is no safetensors file, or quantised weights.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._stack = contextlib.ExitStack()
+        self._file_of: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Shape of each tensor as stored."""
+        listed = self._listed()
+        with contextlib.ExitStack() as opened:
+            stored_dtypes: dict[str, str] = {}
+            for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
+                file = opened.enter_context(_open(self.folder / file_name))
+                for name in file.keys():  # noqa: SIM118  (not a dict)
+                    view = file.get_slice(name)
+                    self._file_of[name] = file
+                    self.shapes[name] = tuple(view.get_shape())
+                    stored_dtypes[name] = str(view.get_dtype())
+            self._check(listed, stored_dtypes)
+            self._stack = opened.pop_all()
+
+    def _listed(self) -> dict[str, str]:
+        """Tensor -> file as the index says; {} for a folder of one file."""
+        if not self.folder.is_dir():
+            raise ValueError(f"Not a folder: {self.folder}. Expected one with {WEIGHTS}.")
+        if not (self.folder / INDEX).is_file():
+            if (self.folder / WEIGHTS).is_file():
+                return {}
+            pickles = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(
+                p.name for p in self.folder.glob("*.pt*")
+            )
+            found = ""
+            if pickles:
+                found = (
+                    f" It has {', '.join(pickles)}, which are pickles and are never opened: "
+                    "convert them with transformers' save_pretrained, which writes safetensors."
+                )
+            raise ValueError(f"No {WEIGHTS} and no {INDEX} in {self.folder}.{found}")
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        listed = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError(f"{self.folder / INDEX} has no weight_map: expected tensor -> file.")
+        outside = sorted(f for f in set(listed.values()) if Path(str(f)).name != f)
+        if outside:
+            raise ValueError(f"{INDEX} may name files of its own folder only: got {outside}.")
+        absent = sorted(f for f in set(listed.values()) if not (self.folder / f).is_file())
+        if absent:
+            raise ValueError(
+                f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are not "
+                f"there ({', '.join(absent)}). Fetch them again."
+            )
+        return listed
+
+    def _check(self, listed: dict[str, str], stored_dtypes: dict[str, str]) -> None:
+        unread = sorted(n for n in listed if n not in self.shapes)
+        if unread:
+            raise ValueError(
+                f"{INDEX} lists {len(unread)} tensors that its files do not hold: {unread}."
+            )
+        quantised = {
+            dtype: sum(d == dtype for d in stored_dtypes.values())
+            for dtype in sorted(set(stored_dtypes.values()) - set(FLOAT_DTYPES))
+        }
+        if quantised:
+            raise ValueError(
+                f"{self.folder} stores tensors (type: number) as {quantised}; expected only "
+                f"{', '.join(FLOAT_DTYPES)}. Quantised weights are not supported: use the "
+                "original ones."
+            )
+
+    def __enter__(self) -> TensorFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor, or the part of it that `index` (one slice an axis) selects, as stored."""
+        if index is None:
+            return self._file_of[name].get_tensor(name)
+        bounds = tuple(
+            slice(*s.indices(size)[:2]) for s, size in zip(index, self.shapes[name], strict=True)
+        )
+        return self._file_of[name].get_slice(name)[bounds]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    sizes: dict[str, int],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes `tensors` as model.safetensors, or as shards with an index when they are larger.
+
+    At most one shard is held in memory.
+
+    Args:
+      folder: exists.
+      tensors: (name, array), in the order of `sizes`.
+      sizes: bytes of every tensor by name, known beforehand so that shards can be numbered.
+      max_shard_bytes: upper limit of a file; a larger tensor gets a file of its own.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1: got {max_shard_bytes}.")
+    shards = _plan_shards(sizes, max_shard_bytes)
+    stream = iter(tensors)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = WEIGHTS
+        if len(shards) > 1:
+            file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # Contiguous: safetensors writes raw memory, and would store a transposed view wrongly.
+        shard = {name: np.ascontiguousarray(array) for name, array in _take(stream, len(names))}
+        assert list(shard) == names, "tensors and sizes name different tensors"
+        save_file(shard, folder / file_name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file_name))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _take(stream: Iterator[tuple[str, np.ndarray]], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    for _ in range(count):
+        yield next(stream)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: str | os.PathLike[str], *, own_files: frozenset[str]) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends without an error.
+
+    Whoever reads `folder` meets the old export or the new one, never half of one.
+
+    Args:
+      folder: may exist if it holds nothing but an earlier export.
+      own_files: names that exports are made of, beside the weights.
+
+    Raises:
+      ValueError: the folder holds other files, which would be lost.
+    """
+    target = Path(os.path.abspath(folder))
+    foreign = []
+    if target.exists():
+        if not target.is_dir():
+            raise ValueError(f"{folder} is a file: expected a folder to write to.")
+        foreign = sorted(
+            p.name
+            for p in target.iterdir()
+            if p.name not in own_files
+            and not (p.name.startswith("model") and p.name.endswith(".safetensors"))
+        )
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign}, which are not part of an export and would be lost: name a "
+            "new folder."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    previous = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(previous)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if previous.exists() and target.exists():
+            shutil.rmtree(previous)

@@ -1,0 +1,151 @@
+"""Training checkpoints: orbax, asynchronous, everything a run needs to go on in one step.
+
+A step holds the train state (sharded as it is on the devices) and a small JSON: the loader's
+position, the run's seed and the shapes of all leaves. It is restored onto whatever mesh the run has
+now.
+
+>>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
+>>> restored = checkpoints.restore_latest(shapes_with_shardings)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxspec.checkpoints.shapes import compare_shapes
+
+
+class TrainCheckpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: where they lie, one folder a step.
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder.absolute()
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, enable_async_checkpointing=True
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def latest_step_on_disk(self) -> int | None:
+        """As `latest_step`, also after `close`."""
+        return max(ocp.utils.checkpoint_steps(self.folder), default=None)
+
+    def save(self, step: int, state: Any, *, progress: dict[str, Any]) -> None:
+        """Starts to save; returns as soon as the arrays have left the devices' way.
+
+        Args:
+          step: steps taken.
+          state: a tree of arrays.
+          progress: what is no array (loader position, seed): anything that JSON holds.
+        """
+        description = {"progress": progress, "shapes": describe(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(description)
+            ),
+        )
+
+    def restore_latest(
+        self, abstract_state: Any, *, report: Callable[[str], None] = print
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be read.
+
+        Args:
+          abstract_state: shapes with shardings, onto which the state is restored.
+          report: told of each checkpoint that cannot be read. It is moved to "unreadable" beside
+            the folder, and the one before it is tried.
+
+        Returns:
+          (step, state, progress), or None where there is no checkpoint.
+
+        Raises:
+          ValueError: the checkpoint is of another architecture (every differing leaf is named), or
+            there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                run = self._manager.restore(
+                    step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+                )
+                description = run["run"]
+                saved_shapes, progress = description["shapes"], description["progress"]
+            except Exception as error:  # orbax raises many kinds for damaged files
+                self._set_aside(step, error, report)
+                continue
+            differences = compare_shapes(describe(abstract_state), saved_shapes)
+            # Optimizer moments repeat the parameters' shapes: name those alone where they differ.
+            differences = [d for d in differences if d.startswith("params/")] or differences
+            if differences:
+                raise ValueError(
+                    f"The checkpoint at step {step} in {self.folder} belongs to another "
+                    "architecture or optimizer. Use the configuration that made it, or another "
+                    "--workdir. Differing leaves:\n  " + "\n  ".join(differences)
+                )
+            try:
+                composite = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)),
+                )
+                return step, composite["state"], progress
+            except Exception as error:
+                self._set_aside(step, error, report)
+        if steps:
+            raise ValueError(
+                f"None of the checkpoints in {self.folder} can be read; they were moved to "
+                f"{self.folder.parent / 'unreadable'}. Start again to train from step 0."
+            )
+        return None
+
+    def _set_aside(self, step: int, error: Exception, report: Callable[[str], None]) -> None:
+        aside = self.folder.parent / "unreadable"
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        report(
+            f"Checkpoint {step} cannot be read ({reason}); moved to {aside}, trying the one before."
+        )
+        self._manager.wait_until_finished()
+        self._manager.close()
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            number = 1
+            while target.exists():
+                target, number = aside / f"{step}.{number}", number + 1
+            (self.folder / str(step)).rename(target)
+        self._manager = self._open()
+
+    def wait(self) -> None:
+        """Blocks until what was being saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases the threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def describe(tree: Any) -> dict[str, list[int]]:
+    """Path -> shape of every leaf, for messages and for comparison."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -1,0 +1,171 @@
+"""Where a result comes from: command, configuration, commit, versions, devices, seed.
+
+Every file of results carries it, so that a number can be traced and measured again.
+
+>>> write_json("results.json", {"provenance": provenance(config=config, seed=0), "results": []})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxspec
+from jaxspec.config import RunConfig
+
+PACKAGES = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax",
+    "optax": "optax",
+    "orbax": "orbax-checkpoint",
+    "numpy": "numpy",
+}
+
+
+def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
+    """A record of this process that json can write.
+
+    Args:
+      config: what the run is made of; None for commands without one.
+      seed: the seed that decided its randomness; None if there is none.
+
+    Returns:
+      command, config, commit (None outside of jaxspec's repository) and whether the working tree
+      differs from it, versions, devices, seed, time in UTC.
+    """
+    commit, dirty = _commit()
+    devices = jax.devices()
+    return {
+        "command": _command(sys.argv),
+        "config": None if config is None else jsonable(config),
+        "commit": commit,
+        "dirty": dirty,
+        "versions": _versions(),
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "host": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+        },
+        "seed": seed,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _command(argv: list[str]) -> str:
+    """The command as it can be typed again, without the folders of one machine."""
+    if not argv:
+        return ""
+    program = argv[0]
+    if os.path.isabs(program):
+        program = os.path.basename(program)
+    words = ["python", program] if program.endswith(".py") else [program]
+    home = os.path.expanduser("~")
+    for word in argv[1:]:
+        words.append(word.replace(home + os.sep, "~" + os.sep) if len(home) > 1 else word)
+    return shlex.join(words)
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "jaxspec": jaxspec.__version__,
+    }
+    for name, distribution in PACKAGES.items():
+        try:
+            versions[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _commit(package: Path | None = None) -> tuple[str | None, bool | None]:
+    """Commit of the repository that this file is tracked in, and whether tracked files differ.
+
+    A package that is installed somewhere inside another project's repository is not tracked there:
+    that project's commit would say nothing about jaxspec.
+    """
+    package = package or Path(__file__).parent
+    if _git(package, "ls-files", "--error-unmatch", "config.py") is None:
+        return None, None
+    commit = _git(package, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def jsonable(value: Any) -> Any:
+    """`value` made of what JSON has: dataclasses as objects, infinities and NaN as strings.
+
+    Raises:
+      TypeError: an object that has no such form.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return jsonable(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}.")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` (see `jsonable`) so that readers meet the old file or the new one, whole.
+
+    Folders on the way are made.
+    """
+    target = Path(path)
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -228,7 +228,8 @@ class Transformer(nn.Module):
         x_BSD = self.embed(tokens_BS)
         features_MBSD = None
         if capture:
-            features_MBSD = jnp.zeros((len(capture) + 1, *x_BSD.shape), x_BSD.dtype)
+            # Copies, not zeros: under shard_map they differ between devices as the layers' do.
+            features_MBSD = jnp.repeat(x_BSD[None], len(capture) + 1, axis=0)
         (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = self.layers(
             (x_BSD, features_MBSD),
             jnp.asarray(slots_L),

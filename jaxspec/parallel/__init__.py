@@ -1,0 +1,1 @@
+"""Meshes, logical axis rules, and the three ways to spread a step over devices."""

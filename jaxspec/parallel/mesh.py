@@ -1,0 +1,72 @@
+"""The device mesh of a run: axes data, fsdp and tensor.
+
+>>> mesh = make_mesh(MeshConfig(data=-1, fsdp=4))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxspec.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""Axes that split the batch; fsdp splits parameters as well."""
+
+
+def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (of all processes).
+
+    Raises:
+      ValueError: sizes that do not multiply to the number of devices, more than one -1, or a
+        replicating path ("shard_map", "pmap") with an axis other than data.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if any(size < 1 and size != -1 for size in sizes.values()) or len(open_axes) > 1:
+        raise ValueError(f"mesh axes must be positive, one of them may be -1: got {sizes}.")
+    if open_axes and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"mesh {sizes} needs {abs(math.prod(sizes.values()))} devices, but there are "
+            f"{len(devices)}: set one axis to -1 to take what is left."
+        )
+    if config.path != "jit" and sizes["fsdp"] * sizes["tensor"] > 1:
+        raise ValueError(
+            f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
+            f'alone: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
+        )
+    # Auto: the compiler places what the shardings of inputs leave open. jax's default, Explicit,
+    # would put shardings into the types of every array.
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def initialise_processes() -> None:
+    """Joins the other processes of a pod, where there are any.
+
+    On Cloud TPU the addresses come from the platform; elsewhere set JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A lone process needs nothing.
+    """
+    import os
+
+    asked = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    on_pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    if not (asked or on_pod) or jax.distributed.is_initialized():
+        return
+    if asked and "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            coordinator_address=asked,
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+    else:
+        jax.distributed.initialize()

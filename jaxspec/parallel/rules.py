@@ -1,0 +1,81 @@
+"""From a parameter's path to its sharding, by way of logical axis names.
+
+Two tables say everything: `PARAMETER_AXES` names the axes of each parameter, `Rules` says which mesh
+axes a name is split over. Optimizer states and gradients follow their parameters.
+
+>>> shardings = Rules().shardings(jax.eval_shape(init), mesh)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxspec.parallel.mesh import BATCH_AXES
+
+PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("embed", "embedding"): ("vocab", "width"),
+    ("head", "kernel"): ("width", "vocab"),
+    ("q", "kernel"): ("width", "heads"),
+    ("k", "kernel"): ("width", "heads"),
+    ("v", "kernel"): ("width", "heads"),
+    ("o", "kernel"): ("heads", "width"),
+    ("gate", "kernel"): ("width", "mlp"),
+    ("up", "kernel"): ("width", "mlp"),
+    ("down", "kernel"): ("mlp", "width"),
+    ("fc", "kernel"): ("features", "width"),
+}
+"""Axes by the last two names of a path. Axes of stacked layers come before them, unsharded; what
+is not listed (norm scales, biases) is replicated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes over which a logical axis is split; None: not split."""
+
+    width: str | None = "fsdp"
+    heads: str | None = "tensor"
+    mlp: str | None = "tensor"
+    vocab: str | None = "tensor"
+    features: str | None = "tensor"
+
+    def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        """The partition of one leaf; an axis that does not divide evenly is left whole."""
+        names = tuple(_name(entry) for entry in path)
+        axes = PARAMETER_AXES.get(names[-2:])
+        if axes is None or len(shape) < len(axes):
+            return PartitionSpec()
+        split: list[str | None] = [None] * (len(shape) - len(axes))
+        for name, size in zip(axes, shape[-len(axes) :], strict=True):
+            axis = getattr(self, name)
+            split.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+        return PartitionSpec(*split)
+
+    def shardings(self, tree: Any, mesh: Mesh) -> Any:
+        """A `NamedSharding` for each leaf of a tree of arrays or shapes (params, optimizer state)."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: NamedSharding(mesh, self.spec(path, leaf.shape, mesh)), tree
+        )
+
+
+def _name(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch are split over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

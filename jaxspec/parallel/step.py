@@ -1,0 +1,120 @@
+"""One step over many devices: jit, shard_map or pmap around the same body.
+
+The body is written once for the rows it is given. It takes `reduce`, which sums a tree over all
+devices: the identity under jit, where arrays are global already, and `psum` where each device runs
+the body on its own rows. A body that divides by reduced counts and reduces its gradients gives the
+same numbers on every path.
+
+>>> step = spread(body, mesh=mesh, path="shard_map", state_shardings=None)
+>>> state, metrics = step(state, frozen, batch, hyper)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxspec.parallel.mesh import BATCH_AXES
+from jaxspec.parallel.rules import batch_sharding, replicated
+
+Reduce = Callable[[Any], Any]
+Body = Callable[..., tuple[Any, Any]]
+"""body(state, frozen, batch, hyper, *, reduce, vary) -> (state, metrics): all trees of arrays."""
+
+
+def _identity(tree: Any) -> Any:
+    return tree
+
+
+def spread(
+    body: Body,
+    *,
+    mesh: Mesh,
+    path: Literal["jit", "shard_map", "pmap"],
+    state_shardings: Any = None,
+    frozen_shardings: Any = None,
+) -> Callable[..., tuple[Any, Any]]:
+    """Compiles `body` for a mesh.
+
+    Args:
+      body: see `Body`. `vary` marks a replicated tree as differing between devices, so that its
+        gradient stays local until `reduce` sums it (under shard_map jax would otherwise sum it
+        on its own, a second time).
+      mesh: the devices.
+      path: how to spread.
+      state_shardings: of the state, for jit; None: replicated.
+      frozen_shardings: of the frozen tree, for jit; None: replicated.
+
+    Returns:
+      step(state, frozen, batch, hyper) -> (state, metrics). The state is donated. Arrays go in
+      and come out global, on every path.
+    """
+    if path == "jit":
+        whole = replicated(mesh)
+        return jax.jit(
+            lambda state, frozen, batch, hyper: body(
+                state, frozen, batch, hyper, reduce=_identity, vary=_identity
+            ),
+            in_shardings=(
+                whole if state_shardings is None else state_shardings,
+                whole if frozen_shardings is None else frozen_shardings,
+                batch_sharding(mesh),
+                whole,
+            ),
+            out_shardings=(whole if state_shardings is None else state_shardings, whole),
+            donate_argnums=0,
+        )
+
+    if path == "shard_map":
+
+        def local(state: Any, frozen: Any, batch: Any, hyper: Any) -> tuple[Any, Any]:
+            return body(
+                state,
+                frozen,
+                batch,
+                hyper,
+                reduce=lambda tree: jax.lax.psum(tree, BATCH_AXES),
+                vary=lambda tree: jax.lax.pcast(tree, BATCH_AXES, to="varying"),
+            )
+
+        whole_spec, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
+        return jax.jit(
+            jax.shard_map(
+                local,
+                mesh=mesh,
+                in_specs=(whole_spec, whole_spec, rows, whole_spec),
+                out_specs=(whole_spec, whole_spec),
+            ),
+            donate_argnums=0,
+        )
+
+    return _pmapped(body, mesh)
+
+
+def _pmapped(body: Body, mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
+    """`jax.pmap` behind the global-array interface: a leading device axis comes and goes."""
+    devices = list(mesh.devices.flat)
+    count = len(devices)
+    mapped = jax.pmap(
+        lambda state, frozen, batch, hyper: body(
+            state,
+            frozen,
+            batch,
+            hyper,
+            reduce=lambda tree: jax.lax.psum(tree, "devices"),
+            vary=_identity,
+        ),
+        axis_name="devices",
+        in_axes=(None, None, 0, None),
+        out_axes=None,
+        devices=devices,
+    )
+
+    def step(state: Any, frozen: Any, batch: Any, hyper: Any) -> tuple[Any, Any]:
+        split = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+        return mapped(state, frozen, split, hyper)
+
+    return step

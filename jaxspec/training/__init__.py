@@ -1,0 +1,1 @@
+"""Training of targets and drafters: one state, one step, one loop."""

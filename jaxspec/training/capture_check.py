@@ -1,0 +1,68 @@
+"""Refuses to train on hidden states that are not what the target's head reads.
+
+A drafter trained on states of the wrong layer, or with a norm too many, looks fine in training and is
+rejected in decoding. So before the first step the target's log-probabilities are rebuilt from
+the captured output of its last block (norm and head applied here, by hand) and compared with its
+own.
+
+>>> difference = capture_check(model, params, tokens_BS, tolerance=1e-3)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.models.transformer import Transformer
+
+
+def capture_check(
+    model: Transformer,
+    params: Any,
+    tokens_BS: jax.Array,
+    *,
+    layer_ids: tuple[int, ...],
+    tolerance: float,
+) -> float:
+    """Largest absolute difference of log-probabilities, which must stay below `tolerance`.
+
+    Args:
+      model: the target.
+      params: its parameters.
+      tokens_BS: int32 [B, S], any real text.
+      layer_ids: layers that will be captured; the last block is captured beside them.
+      tolerance: natural-log units.
+
+    Raises:
+      ValueError: the difference is above the tolerance, or not a number.
+    """
+    config = model.config
+    last = config.num_layers - 1
+    capture = tuple(sorted({*layer_ids, last}))
+
+    @jax.jit
+    def compare(params: Any, tokens_BS: jax.Array) -> jax.Array:
+        output = model.apply({"params": params}, tokens_BS, capture=capture)
+        own = model.apply({"params": params}, output.hidden_BSD, method="logits")
+        last_BSD = output.features_BSE[..., -config.hidden_size :].astype(jnp.float32)
+        scale_D = params["final_norm"]["scale"].astype(jnp.float32)
+        mean_square = jnp.mean(last_BSD**2, axis=-1, keepdims=True)
+        normed = last_BSD / jnp.sqrt(mean_square + config.rms_norm_eps) * scale_D
+        kernel_DV = (
+            params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+        )
+        rebuilt = normed.astype(config.dtype) @ kernel_DV.astype(config.dtype)
+        gap = jax.nn.log_softmax(own) - jax.nn.log_softmax(rebuilt.astype(jnp.float32))
+        return jnp.abs(gap).max()
+
+    difference = float(compare(params, tokens_BS))
+    if not difference <= tolerance:
+        raise ValueError(
+            f"Capture check failed: log-probabilities rebuilt from the captured output of block "
+            f"{last} differ from the target's own by {difference:.3g} (allowed: {tolerance:.3g}). "
+            "The captured states are not what the target's head reads, so a drafter trained on "
+            "them would be rejected in decoding. Check the checkpoint's layers and final norm."
+        )
+    return difference

@@ -1,0 +1,210 @@
+"""The training loop, for targets and drafters alike, read from top to bottom.
+
+Order: processes and mesh, workdir, data, models, state, capture check, step, checkpoint, loop, export.
+
+>>> train(RunConfig(name="demo"), workdir="runs/demo")
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxspec.checkpoints.train_state import TrainCheckpoints
+from jaxspec.config import RunConfig
+from jaxspec.data.pipeline import Pipeline
+from jaxspec.losses import LossWeights
+from jaxspec.parallel.mesh import initialise_processes, make_mesh
+from jaxspec.parallel.rules import Rules, batch_parts, batch_sharding, replicated
+from jaxspec.parallel.step import spread
+from jaxspec.provenance import provenance, write_json
+from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
+from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.setup import prepare
+from jaxspec.training.state import TrainState
+from jaxspec.training.step import Hyper, make_body
+
+
+def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
+    """Trains what `config` describes, or goes on with it where `workdir` holds a checkpoint.
+
+    Args:
+      config: the run.
+      workdir: gets metrics.jsonl, provenance.json, tensorboard/, checkpoints/ and export/.
+
+    Returns:
+      The last line of metrics.
+
+    Raises:
+      ValueError: a mistake in the configuration, found before anything is written; or a loss that
+        is not finite, with the step, the batch's examples and the last good checkpoint.
+    """
+    settings = config.training
+
+    # 1. Processes and mesh.
+    initialise_processes()
+    mesh = make_mesh(config.mesh)
+    parts = batch_parts(mesh) * settings.gradient_accumulation
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}, which must be a multiple of {parts} "
+            f"({batch_parts(mesh)} devices x {settings.gradient_accumulation} accumulated parts)."
+        )
+
+    # 2. Data, tokenizer, frozen target, model: everything that can be wrong is looked at here.
+    workdir = Path(workdir)
+    task = prepare(config, workdir=workdir)
+    rows_here = _local_rows(task.pipeline)
+
+    # 3. State, made in place: no device ever holds all of a sharded model.
+    transform, rates = make_optimizer(config.optimizer, steps=settings.steps)
+    rules = Rules()
+    key = jax.random.key(settings.seed)
+
+    def create() -> TrainState:
+        return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
+
+    abstract = jax.eval_shape(create)
+    whole = replicated(mesh)
+    shardings = (
+        rules.shardings(abstract, mesh)
+        if config.mesh.path == "jit"
+        else jax.tree.map(lambda _: whole, abstract)
+    )
+    with jax.set_mesh(mesh):
+        frozen = task.load_frozen(mesh)
+        frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+
+        # 4. The newest checkpoint, if there is one; otherwise a fresh state.
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
+        restored = checkpoints.restore_latest(
+            jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=sharding
+                ),
+                abstract,
+                shardings,
+            )
+        )
+        if restored is None:
+            first_step = 0
+            # Captured arrays would be constants in the program, so nothing is closed over but the key.
+            state = jax.jit(create, out_shardings=shardings)()
+            task.capture_check(frozen)
+        else:
+            first_step, state, progress = restored
+            if progress["seed"] != settings.seed:
+                raise ValueError(
+                    f"The checkpoint in {workdir} was made with training.seed {progress['seed']}, "
+                    f"but this run has {settings.seed}. Use the same seed, or another --workdir."
+                )
+            task.pipeline.set_state(progress["loader"])
+            print(f"Going on from step {first_step} in {workdir}.", flush=True)
+        if jax.process_index() == 0:
+            record = provenance(config=task.resolved_config, seed=settings.seed)
+            write_json(workdir / "provenance.json", record)
+
+        # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
+        step = spread(
+            make_body(
+                task.objective,
+                transform,
+                gradient_accumulation=settings.gradient_accumulation,
+            ),
+            mesh=mesh,
+            path=config.mesh.path,
+            state_shardings=shardings,
+            frozen_shardings=frozen_shardings,
+        )
+        weights = LossWeights.from_config(config.loss)
+        base_key = jax.random.fold_in(key, 1)
+
+        # 6. The loop. Metrics stay on the devices until a line is written, so that the host runs ahead.
+        log = MetricsLog(workdir, first_step=first_step) if jax.process_index() == 0 else None
+        row: dict[str, Any] = {}
+        window: list[Sums] = []
+        tokens, started = 0, time.monotonic()
+        with Reporter(steps=settings.steps, first_step=first_step, title=task.title) as reporter:
+            for index in range(first_step, settings.steps):
+                batch = next(task.pipeline)
+                tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
+                state, metrics = step(
+                    state,
+                    frozen,
+                    _global_batch({**batch, "rows": rows_here}, mesh),
+                    Hyper(jnp.float32(rates[index]), base_key, weights),
+                )
+                window.append(metrics)
+                done = index + 1
+                last = done == settings.steps
+                save = last or done % settings.checkpoint_every == 0
+                stop = jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done)
+                # Windows end at checkpoints too: a run that goes on from one has the same lines.
+                if done % settings.log_every == 0 or save or stop:
+                    bad_step = int(state.bad_step)
+                    sums = add(jax.device_get(window))
+                    now = time.monotonic()
+                    if log is not None:
+                        extra = {
+                            "learning_rate": float(rates[index]),
+                            "tokens_per_s": tokens / (now - started),
+                        }
+                        row = log.write(done, sums, extra=extra)
+                        reporter.update(row)
+                    if bad_step >= 0:
+                        checkpoints.close()
+                        raise ValueError(_diverged(bad_step, task.pipeline, checkpoints, config))
+                    window, tokens, started = [], 0, now
+                if save or stop:
+                    progress = {"loader": task.pipeline.get_state(), "seed": settings.seed}
+                    if checkpoints.latest_step() != done:
+                        checkpoints.save(done, state, progress=progress)
+                if stop:
+                    checkpoints.close()
+                    raise SystemExit(f"Stopped at step {done} by the platform; saved.")
+
+        # 7. Weights for others.
+        checkpoints.close()
+        if log is not None:
+            log.close()
+        if settings.export:
+            task.export(jax.device_get(state.params) if jax.process_count() == 1 else state.params)
+    return row
+
+
+def _local_rows(pipeline: Pipeline) -> np.ndarray:
+    """Numbers, in the global batch, of the rows that this process reads."""
+    count = pipeline.batch_size // jax.process_count()
+    return np.arange(count, dtype=np.int32) + count * jax.process_index()
+
+
+def _global_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, values)
+        for name, values in batch.items()
+    }
+
+
+def _diverged(
+    bad_step: int, pipeline: Pipeline, checkpoints: TrainCheckpoints, config: RunConfig
+) -> str:
+    """The message of a run whose loss or gradient is not finite."""
+    latest = checkpoints.latest_step_on_disk()
+    examples = sorted({name for row in pipeline.example_ids(bad_step) for name in row})
+    shown = ", ".join(examples[:12]) + (" ..." if len(examples) > 12 else "")
+    kept = f"step {latest} in {checkpoints.folder}" if latest is not None else "none was saved yet"
+    return (
+        f"Loss or gradient is not finite at step {bad_step}; the parameters are left as they were "
+        f"before it. Batch: {shown}. Last good checkpoint: {kept}. Try a lower "
+        f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}) or a smaller "
+        f"optimizer.clip_norm (now {config.optimizer.clip_norm:g})."
+    )
+

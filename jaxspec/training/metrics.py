@@ -1,0 +1,161 @@
+"""Metrics on their way from the devices to metrics.jsonl, TensorBoard and the screen.
+
+They travel as (sum, count) and are divided when a line is written. metrics.jsonl holds one object
+a logged step; a run that goes on from a checkpoint drops the lines behind it first, so that the
+file reads as if nothing had happened.
+
+>>> log = MetricsLog(workdir, first_step=0)
+>>> log.write(20, {"loss": (12.0, 20.0)}, extra={"tokens_per_s": 1e5})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Sums = dict[str, tuple[Any, Any]]
+
+
+def add(windows: Iterable[Sums]) -> Sums:
+    """The sum of the metrics of several steps (in float64: counts of a long window stay exact)."""
+    total: dict[str, tuple[Any, Any]] = {}
+    for sums in windows:
+        for name, (value, count) in sums.items():
+            old_value, old_count = total.get(name, (0.0, 0.0))
+            total[name] = (
+                old_value + np.asarray(value, np.float64),
+                old_count + np.asarray(count, np.float64),
+            )
+    return total
+
+
+def means(sums: Sums) -> dict[str, Any]:
+    """sum / count as plain numbers (lists for metrics by slot); None where nothing was counted."""
+    result: dict[str, Any] = {}
+    for name, (value, count) in sums.items():
+        value, count = np.asarray(value, np.float64), np.asarray(count, np.float64)
+        ratio = np.divide(value, count, out=np.full(value.shape, np.nan), where=count > 0)
+        plain = [None if np.isnan(r) else float(r) for r in ratio.reshape(-1)]
+        result[name] = plain if ratio.ndim else plain[0]
+    return result
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard event files of one run.
+
+    Args:
+      workdir: the run's folder.
+      first_step: steps already taken; lines of later steps are dropped.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int) -> None:
+        self.path = workdir / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # a line cut short when the process was killed
+                if row["step"] <= first_step:
+                    kept.append(line)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+        )
+
+    def write(self, step: int, sums: Sums, *, extra: dict[str, float]) -> dict[str, Any]:
+        """Appends one line and returns it."""
+        row = {"step": step, **means(sums), **extra}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if isinstance(value, list):
+                for slot, each in enumerate(value, start=1):
+                    if each is not None:
+                        self._board.add_scalar(f"{name}/{slot:02d}", each, step)
+            elif value is not None and name != "step":
+                self._board.add_scalar(name, value, step)
+        return row
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._file.close()
+        self._board.close()
+
+
+class Reporter:
+    """Progress for people: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+      steps: length of the run.
+      first_step: steps already taken.
+      title: what stands before the bar.
+    """
+
+    def __init__(self, *, steps: int, first_step: int, title: str) -> None:
+        self._console = Console()
+        self._steps = steps
+        self._started = time.monotonic()
+        self._first = first_step
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task(
+                title, total=steps, completed=first_step, numbers=""
+            )
+
+    def __enter__(self) -> Reporter:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Prints a line above the bar."""
+        return self._console.print if self._progress is None else self._progress.console.print
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Shows one line of metrics."""
+        step = row["step"]
+        numbers = [f"loss {row['loss']:.3f}" if row.get("loss") is not None else "loss nan"]
+        if row.get("accepted") is not None:
+            numbers.append(f"accepted {row['accepted']:.2f}")
+        numbers.append(f"{row['tokens_per_s']:,.0f} tokens/s")
+        if self._progress:
+            self._progress.update(self._task, completed=step, numbers="  ".join(numbers))
+            return
+        done = max(1, step - self._first)
+        left = (time.monotonic() - self._started) / done * (self._steps - step)
+        print(f"step {step}/{self._steps}  " + "  ".join(numbers) + f"  {left:.0f} s left", flush=True)

@@ -1,0 +1,199 @@
+"""What is learned: the next token by a target, blocks by a drafter on a frozen target.
+
+An objective turns (params, frozen, batch, key) into loss terms with numerator and denominator apart,
+so that the step can divide by counts of the whole global batch.
+
+Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 drafted slots,
+D width, E captured features.
+
+>>> objective = DrafterObjective(target_model, drafter_model, loss=LossConfig(), anchors=16)
+>>> terms, metrics = objective(params, frozen, batch, key, LossWeights.from_config(LossConfig()))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import LossConfig
+from jaxspec.data.anchors import block_labels, sample_anchors
+from jaxspec.drafters.dflash import DFlash
+from jaxspec.losses import (
+    LossWeights,
+    chunked_slot_statistics,
+    drafter_metrics,
+    loss_terms,
+    ratio,
+    total_from_terms,
+)
+from jaxspec.models.transformer import Transformer
+
+Batch = dict[str, jax.Array]
+"""tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: each row's number in the
+global batch, from which its random numbers follow on every device alike."""
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+"""name -> (numerator, denominator), scalars."""
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""name -> (sum, count)."""
+
+DISTRIBUTION_OBJECTIVES = ("lk", "tv", "forward_kl")
+"""Objectives that compare the drafter's rows with the target's."""
+
+
+class Objective(Protocol):
+    """One way to learn."""
+
+    def __call__(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
+    ) -> tuple[Terms, Metrics]:
+        """Terms and metrics of the rows given."""
+        ...
+
+    def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
+        """The loss, from numerators of these rows and denominators of all rows."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetObjective:
+    """Next-token cross-entropy over `loss_mask`: the mean over the global batch's learned tokens."""
+
+    model: Transformer
+    chunk_tokens: int = 0
+
+    def __call__(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
+    ) -> tuple[Terms, Metrics]:
+        del frozen, key, weights
+        hidden_BSD = self.model.apply(
+            {"params": params},
+            batch["tokens"],
+            positions_BS=batch["positions"],
+            segments_BS=batch["segments"],
+        ).hidden_BSD
+        # Token s is predicted from s - 1; the mask says that both stand in one document.
+        mask = batch["loss_mask"][:, 1:].astype(jnp.float32)
+        slots = chunked_slot_statistics(
+            hidden_BSD[:, :-1, None],
+            batch["tokens"][:, 1:, None],
+            head=lambda hidden: self.model.apply({"params": params}, hidden, method="logits"),
+            chunk_blocks=self.chunk_tokens,
+        )
+        total, count = -(slots.log_p_NG[..., 0] * mask).sum(), mask.sum()
+        correct = (slots.correct_NG[..., 0] * mask).sum()
+        terms = {"cross_entropy": (total, count)}
+        return terms, {"cross_entropy": (total, count), "accuracy": (correct, count)}
+
+    def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
+        del weights
+        return ratio(*terms["cross_entropy"])
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterObjective:
+    """The drafter's loss on blocks that start at random anchors (DFlash, arXiv 2602.06036, sec. 4).
+
+    The target runs inside the step: its hidden states are used and forgotten.
+    """
+
+    target: Transformer
+    drafter: DFlash
+    loss: LossConfig
+    anchors: int
+
+    def __call__(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
+    ) -> tuple[Terms, Metrics]:
+        anchors_BN, labels_BNG, mask_BNG = self.blocks(batch, key)
+        output = self.target.apply(
+            {"params": frozen},
+            batch["tokens"],
+            positions_BS=batch["positions"],
+            segments_BS=batch["segments"],
+            capture=self.drafter.config.target_layer_ids,
+        )
+        output = jax.lax.stop_gradient(output)
+        hidden_BNGD = self.hidden(params, frozen, batch, anchors_BN, output.features_BSE)
+        target_hidden_BNGD = None
+        if self.loss.objective in DISTRIBUTION_OBJECTIVES:
+            # The target's row for slot k is the one behind the token before it.
+            source_BNG = anchors_BN[..., None] + jnp.arange(labels_BNG.shape[-1])
+            source_BNG = jnp.minimum(source_BNG, batch["tokens"].shape[1] - 1)
+            target_hidden_BNGD = jax.vmap(lambda hidden_SD, index: hidden_SD[index])(
+                output.hidden_BSD, source_BNG
+            )
+        slots = chunked_slot_statistics(
+            hidden_BNGD,
+            labels_BNG,
+            head=lambda hidden: self.target.apply({"params": frozen}, hidden, method="logits"),
+            chunk_blocks=self.loss.chunk_blocks,
+            target_hidden_BNGD=target_hidden_BNGD,
+        )
+        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
+        return terms, drafter_metrics(slots, mask_BNG)
+
+    def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
+        return total_from_terms(terms, config=self.loss, weights=weights)
+
+    def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Anchors [B, N], labels and their mask [B, N, G]; each row has a random stream of its own."""
+
+        def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
+            anchors, valid = sample_anchors(
+                jax.random.fold_in(key, number),
+                loss_mask_S[None],
+                segments_S[None],
+                count=self.anchors,
+            )
+            return anchors[0], valid[0]
+
+        anchors_BN, valid_BN = jax.vmap(row)(batch["rows"], batch["loss_mask"], batch["segments"])
+        labels_BNG, mask_BNG = block_labels(
+            batch["tokens"],
+            batch["loss_mask"],
+            batch["segments"],
+            anchors_BN,
+            valid_BN,
+            block_size=self.drafter.config.block_size,
+        )
+        return anchors_BN, labels_BNG, mask_BNG
+
+    def hidden(
+        self,
+        params: Any,
+        frozen: Any,
+        batch: Batch,
+        anchors_BN: jax.Array,
+        features_BSE: jax.Array,
+    ) -> jax.Array:
+        """The drafter's hidden states of the drafted slots, [B, N, G, D]."""
+        config = self.drafter.config
+
+        def at_anchors(values_BS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(values_BS, anchors_BN, axis=1)
+
+        slots_K = jnp.arange(config.block_size)
+        tokens_BNK = jnp.where(
+            slots_K == 0, at_anchors(batch["tokens"])[..., None], config.mask_token_id
+        )
+        embeddings_BNKD = self.target.apply({"params": frozen}, tokens_BNK, method="embed_tokens")
+        keys, values = self.drafter.apply(
+            {"params": params}, features_BSE, batch["positions"], method="context"
+        )
+        # Strictly before the anchor: decoding has no features of the anchor when it drafts.
+        index_S = jnp.arange(batch["tokens"].shape[1])
+        mask_BNS = (index_S < anchors_BN[..., None]) & (
+            batch["segments"][:, None, :] == at_anchors(batch["segments"])[..., None]
+        )
+        hidden_BNKD = self.drafter.apply(
+            {"params": params},
+            embeddings_BNKD,
+            at_anchors(batch["positions"])[..., None] + slots_K,
+            keys,
+            values,
+            mask_BNS,
+        )
+        return hidden_BNKD[:, :, 1:]

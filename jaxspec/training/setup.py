@@ -1,0 +1,225 @@
+"""What a run needs before its first step: data, models, objective, and how to export the result.
+
+Everything that can be wrong in a configuration is looked at here, before anything is written.
+
+>>> task = prepare(RunConfig(name="demo"), workdir=Path("runs/demo"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.huggingface import load_target, read_config, save_drafter, save_target
+from jaxspec.config import RunConfig, TransformerConfig
+from jaxspec.data.pipeline import Pipeline, make_pipeline
+from jaxspec.data.sources import load_examples
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.transformer import Transformer
+from jaxspec.parallel.rules import Rules
+from jaxspec.provenance import provenance
+from jaxspec.training.capture_check import capture_check
+from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run, ready to start."""
+
+    title: str
+    resolved_config: RunConfig
+    """The configuration with everything filled in that was left to the target or the tokenizer."""
+    pipeline: Pipeline
+    objective: Objective
+    init: Callable[[jax.Array], Any]
+    """key -> parameters."""
+    load_frozen: Callable[[Mesh], Any]
+    """The frozen target's parameters on the mesh (nothing, for a target from scratch)."""
+    capture_check: Callable[[Any], None]
+    export: Callable[[Any], None]
+    """Writes WORKDIR/export."""
+
+
+def prepare(config: RunConfig, *, workdir: Path) -> Task:
+    """Looks at everything a run needs.
+
+    Raises:
+      ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
+    """
+    task = _target_task if config.training.task == "target" else _drafter_task
+    return task(config, workdir=workdir)
+
+
+def _target_task(config: RunConfig, *, workdir: Path) -> Task:
+    architecture = config.target.architecture
+    if architecture is None:
+        raise ValueError("Training a target needs target.architecture: give its sizes.")
+    tokenizer = _open_tokenizer(config, workdir=workdir, default="embedded")
+    _check_vocabulary(tokenizer, architecture)
+    pipeline = _open_pipeline(config, tokenizer)
+    model = Transformer(architecture)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+
+    def export(params: Any) -> None:
+        save_target(
+            workdir / "export",
+            architecture,
+            params,
+            tokenizer_folder=tokenizer.folder,
+            eos_token_ids=tokenizer.stop_ids,
+            provenance=provenance(config=config, seed=config.training.seed),
+        )
+        print(f"Target written to {workdir / 'export'}", flush=True)
+
+    return Task(
+        title="target",
+        resolved_config=config,
+        pipeline=pipeline,
+        objective=TargetObjective(model),
+        init=init,
+        load_frozen=lambda mesh: {},
+        capture_check=lambda frozen: None,
+        export=export,
+    )
+
+
+def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
+    folder = target_folder(config.target.path)
+    architecture = dataclasses.replace(
+        read_config(folder), dtype=config.target.dtype, param_dtype=config.target.dtype
+    )
+    _check_architecture(config.target.architecture, architecture, folder)
+    tokenizer = _open_tokenizer(config, workdir=workdir, default=str(folder))
+    _check_vocabulary(tokenizer, architecture)
+    drafter_config = resolve_config(
+        config.drafter, target=architecture, mask_token_id=tokenizer.mask_id
+    )
+    # Runtime choices of the configuration's architecture hold for the frozen target as well.
+    if config.target.architecture is not None:
+        architecture = dataclasses.replace(
+            architecture, unroll_layers=config.target.architecture.unroll_layers
+        )
+    pipeline = _open_pipeline(config, tokenizer)
+    target = Transformer(architecture)
+    drafter = DFlash(drafter_config, architecture.hidden_size)
+    layer_ids = drafter_config.target_layer_ids
+
+    def init(key: jax.Array) -> Any:
+        features_BSE = jnp.zeros((1, 2, len(layer_ids) * architecture.hidden_size))
+        return drafter.init(key, features_BSE, method="initialise")["params"]
+
+    def load_frozen(mesh: Mesh) -> Any:
+        shapes = jax.eval_shape(
+            lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+        )
+        rules = Rules() if config.mesh.path == "jit" else Rules(None, None, None, None, None)
+        _, params = load_target(
+            folder, dtype=config.target.dtype, shardings=rules.shardings(shapes, mesh)
+        )
+        return params
+
+    def check(frozen: Any) -> None:
+        tokens_BS = jnp.asarray(pipeline.batch(0)["tokens"][:1])
+        difference = capture_check(
+            target,
+            frozen,
+            tokens_BS,
+            layer_ids=layer_ids,
+            tolerance=config.training.capture_tolerance,
+        )
+        print(
+            f"Capture check passed: log-probabilities rebuilt from the captured states differ by "
+            f"at most {difference:.1e}.",
+            flush=True,
+        )
+
+    def export(params: Any) -> None:
+        save_drafter(
+            workdir / "export",
+            drafter_config,
+            params,
+            target_config=architecture,
+            tokenizer_folder=tokenizer.folder,
+            provenance=provenance(config=resolved, seed=config.training.seed),
+        )
+        print(f"Drafter written to {workdir / 'export'}", flush=True)
+
+    resolved = dataclasses.replace(config, drafter=drafter_config)
+    return Task(
+        title=f"drafter ({config.loss.label})",
+        resolved_config=resolved,
+        pipeline=pipeline,
+        objective=DrafterObjective(
+            target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
+        ),
+        init=init,
+        load_frozen=load_frozen,
+        capture_check=check,
+        export=export,
+    )
+
+
+def _open_tokenizer(config: RunConfig, *, workdir: Path, default: str) -> Tokenizer:
+    choice = config.data.tokenizer or default
+    if choice != "train":
+        return Tokenizer.load(choice)
+    folder = workdir / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    texts = [
+        content
+        for source in config.data.sources
+        for example in load_examples(source, split=config.data.split, data=config.data)
+        for _, content in example.turns
+    ]
+    print(f"Training a tokenizer of {config.data.tokenizer_vocab} tokens.", flush=True)
+    return Tokenizer.train(texts, vocab_size=config.data.tokenizer_vocab, folder=folder)
+
+
+def _open_pipeline(config: RunConfig, tokenizer: Tokenizer) -> Pipeline:
+    pipeline = make_pipeline(
+        config.data,
+        tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if jax.process_index() == 0:
+        print(f"Data: {pipeline.statistics.summary}", flush=True)
+    return pipeline
+
+
+def _check_vocabulary(tokenizer: Tokenizer, architecture: TransformerConfig) -> None:
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {tokenizer.vocab_size} ids, but the target's embedding only "
+            f"{architecture.vocab_size} rows: ids beyond it would be clamped silently. Use the "
+            "target's own tokenizer, or a larger target.architecture.vocab_size."
+        )
+
+
+def _check_architecture(
+    expected: TransformerConfig | None, got: TransformerConfig, folder: Path
+) -> None:
+    """Compares what decides shapes and mathematics; compute settings may differ."""
+    if expected is None:
+        return
+    runtime = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
+    wrong = [
+        f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"
+        for field in dataclasses.fields(got)
+        if field.name not in runtime and getattr(got, field.name) != getattr(expected, field.name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The target in {folder} is not the one of target.architecture:\n  " + "\n  ".join(wrong)
+        )

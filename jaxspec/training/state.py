@@ -1,0 +1,37 @@
+"""What training carries from step to step.
+
+>>> state = TrainState.create(params, transform)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """Parameters, optimizer state and counters; a tree of arrays that orbax saves as it is."""
+
+    step: jax.Array
+    """int32, steps taken."""
+    params: Any
+    opt_state: optax.OptState
+    bad_step: jax.Array
+    """int32, the first step whose loss or gradient was not finite, -1 while there is none. From that
+    step on the parameters stay as they were, so that the loop, which looks at this only when it
+    writes a log line, never saves or exports a broken model."""
+
+    @classmethod
+    def create(cls, params: Any, transform: optax.GradientTransformation) -> TrainState:
+        """The state before the first step."""
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=transform.init(params),
+            bad_step=jnp.full((), -1, jnp.int32),
+        )

@@ -1,0 +1,109 @@
+"""One training step: loss, gradient, clip, AdamW, metrics; the same body on every parallel path.
+
+>>> body = make_body(objective, transform)
+>>> step = spread(body, mesh=mesh, path="jit")
+>>> state, metrics = step(state, frozen, batch, Hyper(learning_rate, key, weights))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxspec.losses import LossWeights
+from jaxspec.parallel.step import Body, Reduce
+from jaxspec.training.objectives import Batch, Metrics, Objective
+from jaxspec.training.state import TrainState
+
+
+@struct.dataclass
+class Hyper:
+    """What changes from step to step or from run to run, and therefore is no constant in the program."""
+
+    learning_rate: jax.Array
+    key: jax.Array
+    """The run's random key; each step folds in its number, each row its own."""
+    weights: LossWeights
+
+
+def make_body(
+    objective: Objective,
+    transform: optax.GradientTransformation,
+    *,
+    gradient_accumulation: int = 1,
+) -> Body:
+    """The body that `jaxspec.parallel.step.spread` compiles.
+
+    Each term of the loss is divided by its count over all devices. With gradient accumulation the
+    batch is cut into that many parts of whole rows, each part's terms are divided by that part's
+    counts, and the mean of the parts is taken.
+
+    A step whose loss or gradient is not finite changes nothing but `TrainState.bad_step`.
+    """
+
+    def part(
+        state: TrainState, frozen: Any, batch: Batch, hyper: Hyper, reduce: Reduce, vary: Reduce
+    ) -> tuple[jax.Array, Any, Metrics]:
+        key = jax.random.fold_in(hyper.key, state.step)
+
+        def local_loss(local_params: Any) -> tuple[jax.Array, Metrics]:
+            terms, metrics = objective(local_params, frozen, batch, key, hyper.weights)
+            counts = reduce({name: count for name, (_, count) in terms.items()})
+            shares = {name: (numerator, counts[name]) for name, (numerator, _) in terms.items()}
+            return objective.total(shares, hyper.weights), metrics
+
+        (value, metrics), gradients = jax.value_and_grad(local_loss, has_aux=True)(vary(state.params))
+        return reduce(value), reduce(gradients), reduce(metrics)
+
+    def body(
+        state: TrainState, frozen: Any, batch: Batch, hyper: Hyper, *, reduce: Reduce, vary: Reduce
+    ) -> tuple[TrainState, Metrics]:
+        if gradient_accumulation == 1:
+            value, gradients, metrics = part(state, frozen, batch, hyper, reduce, vary)
+        else:
+            parts = jax.tree.map(
+                # Strided, so that each part holds rows of every device.
+                lambda x: x.reshape(-1, gradient_accumulation, *x.shape[1:]).swapaxes(0, 1),
+                batch,
+            )
+
+            def accumulate(total: Any, rows: Batch) -> tuple[Any, None]:
+                new = part(state, frozen, rows, hyper, reduce, vary)
+                return jax.tree.map(jnp.add, total, new), None
+
+            shapes = jax.eval_shape(
+                lambda rows: part(state, frozen, rows, hyper, reduce, vary),
+                jax.tree.map(lambda x: x[0], parts),
+            )
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            (value, gradients, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
+            value, gradients = jax.tree.map(
+                lambda x: x / gradient_accumulation, (value, gradients)
+            )
+
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = transform.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(
+            lambda p, u: (p - hyper.learning_rate * u).astype(p.dtype), state.params, updates
+        )
+        kept = finite & (state.bad_step < 0)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(kept, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
+        )
+        one = jnp.ones((), jnp.float32)
+        return new_state, {**metrics, "loss": (value, one), "gradient_norm": (norm, one)}
+
+    return body

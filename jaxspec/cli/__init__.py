@@ -1,0 +1,1 @@
+"""Commands: config files and overrides, and the `jaxspec` console script."""

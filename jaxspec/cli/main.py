@@ -1,0 +1,66 @@
+"""The `jaxspec` console script: ``jaxspec COMMAND ...``, with ``--help`` on each command."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxspec import __version__
+from jaxspec.cli.configuration import run_as_command
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, a compile, data."),
+}
+"""Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""
+
+
+def dispatch(argv: Sequence[str]) -> int | None:
+    """Calls the command that is named first.
+
+    Raises:
+      ValueError: no command of that name.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"jaxspec has no command {name!r}. {hint}Commands: {', '.join(sorted(COMMANDS))}."
+        )
+    module_name, _ = COMMANDS[name]
+    status: int | None = importlib.import_module(module_name).main(argv[1:])
+    return status
+
+
+def usage() -> str:
+    """The text of ``jaxspec --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in sorted(COMMANDS.items())]
+    return "\n".join(
+        [
+            "usage: jaxspec COMMAND ...",
+            "",
+            "Train and measure diffusion drafters. Training and evaluation themselves are",
+            "train.py and eval.py.",
+            "",
+            "commands (--help on each):",
+            *lines,
+        ]
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_as_command(dispatch, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Jitted decoding loops: one token a pass, or blocks that a drafter proposes and the target checks.
+
+A strategy (`Autoregressive`, `Speculative`) is a frozen dataclass with two jitted methods: `start`
+prefills, `run` is the whole loop. `generate` drives either of them over a list of prompts.
+"""
+
+from jaxspec.decoding.autoregressive import Autoregressive
+from jaxspec.decoding.generate import Response, generate
+from jaxspec.decoding.speculative import Speculative
+from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
+
+__all__ = [
+    "Autoregressive",
+    "DecodeRules",
+    "DecodeState",
+    "Prompts",
+    "Response",
+    "Speculative",
+    "generate",
+]

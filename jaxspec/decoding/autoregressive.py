@@ -1,0 +1,92 @@
+"""One token a pass: the baseline of every speed-up, and the oracle of exactness.
+
+Dimension key: B batch rows, S prompt tokens, V vocabulary.
+
+>>> strategy = Autoregressive(model, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
+>>> state = strategy.run(params, strategy.start(params, prompts, capacity=192), prompts.keys_B)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.decoding.state import (
+    DecodeRules,
+    DecodeState,
+    Prompts,
+    emit,
+    first_state,
+    prefill,
+    stream_keys,
+)
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import INVALID, Sampling
+from jaxspec.ops.suppression import suppress
+
+
+def choose(
+    logits_BV: jax.Array, keys_B: jax.Array, *, sampling: Sampling
+) -> tuple[jax.Array, jax.Array]:
+    """A token of each row, and whether the row failed (nothing to sample from: NaN)."""
+    probs_BV = sampling.probabilities(logits_BV)
+    tokens_B = jax.vmap(sampling.sample)(keys_B, probs_BV)
+    return tokens_B, tokens_B == INVALID
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """Plain decoding of the target. Parameters: the target's own tree."""
+
+    model: Transformer
+    rules: DecodeRules
+    sampling: Sampling = Sampling(0.0)
+
+    @property
+    def round_tokens(self) -> int:
+        """Most tokens of a round."""
+        return 1
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+    def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
+        """Prefills, and emits the first token."""
+        cache, hidden_BD, _ = prefill(self.model, params, prompts, capacity=capacity, capture=())
+        logits_BV = self.model.apply({"params": params}, hidden_BD, method="logits")
+        logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
+        first_keys_B = stream_keys(prompts.keys_B, "first")
+        return first_state(
+            cache,
+            None,
+            *choose(logits_BV, first_keys_B, sampling=self.sampling),
+            prompts.active_B,
+            rules=self.rules,
+            round_tokens=self.round_tokens,
+            record_rounds=False,
+        )
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
+        """Decodes until every row has ended; nothing returns to the host before."""
+
+        def step(state: DecodeState) -> DecodeState:
+            output = self.model.apply(
+                {"params": params}, state.anchor_B[:, None], cache=state.cache
+            )
+            logits_BV = self.model.apply(
+                {"params": params}, output.hidden_BSD[:, 0], method="logits"
+            )
+            logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
+            next_B, failed_B = choose(
+                logits_BV, stream_keys(keys_B, "step", state.step), sampling=self.sampling
+            )
+            cache = state.cache.write(output.keys_LBRSC, output.values_LBRSC)
+            state, kept_B = emit(
+                state, next_B[:, None], jnp.ones_like(next_B), failed_B, rules=self.rules
+            )
+            return state.replace(cache=cache.advance(kept_B))
+
+        return jax.lax.while_loop(lambda state: state.active_B.any(), step, state)

@@ -1,0 +1,190 @@
+"""Speculative decoding: a drafter proposes a block, one target pass checks it, exactly.
+
+A round drafts G = K - 1 tokens behind the anchor, runs the target over [anchor, draft], and lets a
+rule of `jaxspec.verify` decide how many drafts stand and which token of the target's follows. Both
+caches are then cut back to what was kept, by length: nothing is copied.
+
+Dimension key: B batch rows, S prompt tokens, K block slots (= verified rows H), G = K - 1 drafted slots,
+V vocabulary, R rounds.
+
+>>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
+>>> state = strategy.start(params, prompts, capacity=192)
+>>> state = strategy.run(params, state, prompts.keys_B)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.decoding.autoregressive import choose
+from jaxspec.decoding.state import (
+    NO_ROUND,
+    DecodeRules,
+    DecodeState,
+    Prompts,
+    emit,
+    first_state,
+    prefill,
+    stream_keys,
+)
+from jaxspec.drafters.protocol import Draft, Proposer
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.suppression import suppress
+from jaxspec.verify import Verdict, verify_greedy, verify_point_mass, verify_token
+
+VERIFIERS = ("greedy", "token", "point_mass")
+
+
+def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Sampling) -> None:
+    """Refuses combinations of verifier, temperature and kind of draft that are not exact.
+
+    Raises:
+      ValueError: says what the verifier needs.
+    """
+    if verifier not in VERIFIERS:
+        raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}: got {verifier!r}.")
+    if (verifier == "greedy") != sampling.greedy:
+        raise ValueError(
+            f"Verifier {verifier!r} does not fit temperature {sampling.temperature}: 'greedy' is for "
+            "temperature 0, 'token' and 'point_mass' for temperatures above it."
+        )
+    if (verifier == "token") == draft_sampling.greedy:
+        kind = "deterministic" if draft_sampling.greedy else "sampled"
+        raise ValueError(
+            f"Verifier {verifier!r} does not fit {kind} drafts: 'token' is for sampled ones, the "
+            "others are for deterministic ones."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculative:
+    """Draft and verify. Parameters: ``{"target": ..., "drafter": ...}``.
+
+    Parameters are arguments of the compiled loop: drafters of one shape share one program.
+
+    Raises:
+      ValueError: a verifier that does not fit the temperature or the drafts.
+    """
+
+    model: Transformer
+    proposer: Proposer
+    rules: DecodeRules
+    verifier: str = "greedy"
+    sampling: Sampling = Sampling(0.0)
+    """The target's distribution; the drafter may use its own, the output does not depend on it."""
+
+    def __post_init__(self) -> None:
+        check_verifier(
+            self.verifier, sampling=self.sampling, draft_sampling=self.proposer.sampling
+        )
+
+    @property
+    def round_tokens(self) -> int:
+        """Most tokens of a round."""
+        return self.proposer.block_size
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+    def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
+        """Prefills target and drafter, and emits the target's first token: the first anchor."""
+        cache, hidden_BD, features_BSE = prefill(
+            self.model,
+            params["target"],
+            prompts,
+            capacity=capacity,
+            capture=self.proposer.capture,
+        )
+        drafter = self.proposer.begin(
+            params, prompts.tokens_BS, features_BSE, prompts.lengths_B, capacity=capacity
+        )
+        logits_BV = self.model.apply({"params": params["target"]}, hidden_BD, method="logits")
+        logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
+        first_keys_B = stream_keys(prompts.keys_B, "first")
+        return first_state(
+            cache,
+            drafter,
+            *choose(logits_BV, first_keys_B, sampling=self.sampling),
+            prompts.active_B,
+            rules=self.rules,
+            round_tokens=self.round_tokens,
+            record_rounds=True,
+        )
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
+        """Decodes until every row has ended; nothing returns to the host before."""
+        return jax.lax.while_loop(
+            lambda state: state.active_B.any(),
+            functools.partial(self._round, params, keys_B),
+            state,
+        )
+
+    def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
+        draft_keys_B, verify_keys_B = self._round_keys(keys_B, state.step)
+        draft = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
+        block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
+        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
+        # verdict of its row is a failure in any case.
+        output = self.model.apply(
+            {"params": params["target"]},
+            jnp.maximum(block_BK, 0),
+            cache=state.cache,
+            capture=self.proposer.capture,
+        )
+        logits_BKV = self.model.apply(
+            {"params": params["target"]}, output.hidden_BSD, method="logits"
+        )
+        logits_BKV = suppress(logits_BKV, self.rules.suppressed_ids)
+        verdict = self._verify(verify_keys_B, draft, logits_BKV)
+
+        was_active_B, step = state.active_B, state.step
+        cache = state.cache.write(output.keys_LBRSC, output.values_LBRSC)
+        drafter = state.drafter
+        state, kept_B = emit(
+            state,
+            verdict.emitted_BH(draft.tokens_BG),
+            verdict.num_accepted_B + 1,
+            verdict.failed_B,
+            rules=self.rules,
+        )
+        ran_B = was_active_B & ~verdict.failed_B
+
+        def record(rounds_BR: jax.Array | None, values_B: jax.Array) -> jax.Array:
+            assert rounds_BR is not None, "a speculative state records its rounds"
+            column = jnp.where(ran_B, values_B, NO_ROUND)[:, None]
+            return jax.lax.dynamic_update_slice(rounds_BR, column, (jnp.int32(0), step))
+
+        return state.replace(
+            cache=cache.advance(kept_B),
+            drafter=self.proposer.commit(
+                params, drafter, block_BK, output.features_BSE, kept_B
+            ),
+            verified_BR=record(state.verified_BR, verdict.num_accepted_B),
+            kept_BR=record(state.kept_BR, kept_B),
+        )
+
+    def _round_keys(self, keys_B: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pairs_B2 = jax.vmap(jax.random.split)(stream_keys(keys_B, "step", step))
+        return pairs_B2[:, 0], pairs_B2[:, 1]
+
+    def _verify(self, keys_B: jax.Array, draft: Draft, logits_BKV: jax.Array) -> Verdict:
+        if self.verifier == "greedy":
+            return verify_greedy(draft.tokens_BG, logits_BKV)
+        probs_BKV = self.sampling.probabilities(logits_BKV)
+
+        # A key for each row: the rules take one for the batch.
+        if self.verifier == "point_mass":
+            verdict = jax.vmap(lambda key, x, p: verify_point_mass(key, x[None], p[None]))(
+                keys_B, draft.tokens_BG, probs_BKV
+            )
+        else:
+            assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
+            verdict = jax.vmap(lambda key, x, q, p: verify_token(key, x[None], q[None], p[None]))(
+                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BKV
+            )
+        return jax.tree.map(lambda leaf: leaf[:, 0], verdict)

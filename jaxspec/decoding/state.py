@@ -1,0 +1,198 @@
+"""What the jitted loops carry, and the rules by which a response ends.
+
+Dimension key: B batch rows, S prompt tokens, K tokens of a round, T slots for emitted tokens, R rounds.
+
+The newest token of a row (`anchor_B`) has been emitted but not read by the target yet, so a row's
+cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and step, never
+by batch: what a prompt gets does not depend on who is decoded beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.models.cache import KVCache
+from jaxspec.models.transformer import Transformer
+
+NO_ROUND = -1
+"""Fills the entries of rounds that did not take place."""
+
+_STREAMS = {"first": 0, "step": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeRules:
+    """When a response ends, and what it may hold.
+
+    Raises:
+      ValueError: a limit below 1, or a stop token that is suppressed.
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    """A response ends with the first of these, which stands in it."""
+    suppressed_ids: tuple[int, ...] = ()
+    """Never emitted (mask, padding, unused rows of the embedding)."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1: got {self.max_new_tokens}.")
+        both = sorted(set(self.stop_ids) & set(self.suppressed_ids))
+        if both:
+            raise ValueError(f"Stop tokens cannot be suppressed: got {both} in both lists.")
+
+
+@struct.dataclass
+class Prompts:
+    """A batch of prompts in one bucket, right-padded."""
+
+    tokens_BS: jax.Array
+    lengths_B: jax.Array
+    """int32, real tokens of each row, at least 1."""
+    active_B: jax.Array
+    """False in rows that only fill the batch."""
+    keys_B: jax.Array
+    """One random key a row, made of the run's seed and the prompt's number."""
+
+
+@struct.dataclass
+class DecodeState:
+    """Carried by the loops. Every array keeps its shape."""
+
+    cache: KVCache
+    """The target's, of every position before the anchor."""
+    drafter: Any
+    """The proposer's own state; None in autoregressive decoding."""
+    tokens_BT: jax.Array
+    """Emitted tokens; T = max_new_tokens + K, because the last round may overshoot."""
+    count_B: jax.Array
+    """Emitted tokens of each row that count."""
+    anchor_B: jax.Array
+    """The newest emitted token."""
+    active_B: jax.Array
+    failed_B: jax.Array
+    """Rows that met NaN (or another distribution that cannot be sampled)."""
+    step: jax.Array
+    """int32 scalar, rounds so far."""
+    verified_BR: jax.Array | None
+    """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had no
+    round. None in autoregressive decoding."""
+    kept_BR: jax.Array | None
+    """Tokens that the round put into the response: accepted drafts and the target's token, less
+    what lies behind a stop token or the limit."""
+
+
+def stream_keys(keys_B: jax.Array, stream: str, step: jax.Array | int = 0) -> jax.Array:
+    """One key a row for a named use at a step."""
+    number = _STREAMS[stream]
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, number), step))(keys_B)
+
+
+def prefill(
+    model: Transformer, params: Any, prompts: Prompts, *, capacity: int, capture: tuple[int, ...]
+) -> tuple[KVCache, jax.Array, jax.Array | None]:
+    """One pass over the prompts: the cache, hidden_BD of each row's last token, features_BSE.
+
+    Padding stands behind the real tokens, so causal attention keeps it out of them, and the cache's
+    lengths keep it out of what follows.
+    """
+    output = model.apply({"params": params}, prompts.tokens_BS, capture=capture)
+    config = model.config
+    cache = KVCache.create(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        batch=prompts.tokens_BS.shape[0],
+        capacity=capacity,
+        dtype=output.keys_LBRSC.dtype,
+    )
+    cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(prompts.lengths_B)
+    last_B11 = (prompts.lengths_B - 1)[:, None, None]
+    hidden_BD = jnp.take_along_axis(output.hidden_BSD, last_B11, axis=1)[:, 0]
+    return cache, hidden_BD, output.features_BSE
+
+
+def first_state(
+    cache: KVCache,
+    drafter: Any,
+    first_B: jax.Array,
+    failed_B: jax.Array,
+    active_B: jax.Array,
+    *,
+    rules: DecodeRules,
+    round_tokens: int,
+    record_rounds: bool,
+) -> DecodeState:
+    """The state before the first round: one token emitted, from the prefill."""
+    batch, limit = first_B.shape[0], rules.max_new_tokens
+    first_B = jnp.where(failed_B, 0, first_B)
+    failed_B = failed_B & active_B
+    tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
+    rounds_BR = jnp.full((batch, limit), NO_ROUND, jnp.int32) if record_rounds else None
+    return DecodeState(
+        cache=cache,
+        drafter=drafter,
+        tokens_BT=tokens_BT,
+        count_B=active_B.astype(jnp.int32),
+        anchor_B=first_B,
+        active_B=active_B & ~failed_B & ~is_stop(first_B, rules) & (limit > 1),
+        failed_B=failed_B,
+        step=jnp.int32(0),
+        verified_BR=rounds_BR,
+        kept_BR=rounds_BR,
+    )
+
+
+def is_stop(tokens: jax.Array, rules: DecodeRules) -> jax.Array:
+    """Whether each token ends a response."""
+    if not rules.stop_ids:
+        return jnp.zeros(tokens.shape, bool)
+    return jnp.isin(tokens, jnp.asarray(rules.stop_ids, jnp.int32))
+
+
+def emit(
+    state: DecodeState,
+    tokens_BK: jax.Array,
+    offered_B: jax.Array,
+    failed_B: jax.Array,
+    *,
+    rules: DecodeRules,
+) -> tuple[DecodeState, jax.Array]:
+    """Appends a round's tokens, up to the first stop token and the limit.
+
+    Args:
+      state: before the round; rows that are not active stay as they are.
+      tokens_BK: the round's tokens.
+      offered_B: how many of them the round offers (>= 1); the others are filling.
+      failed_B: rows that could not be judged: they end here, with nothing appended.
+      rules: when a response ends.
+
+    Returns:
+      The state with tokens, counts, anchors and flags of the next round, and kept_B: how many
+      tokens were appended. Caches are the caller's.
+    """
+    order_K = jnp.arange(tokens_BK.shape[1])
+    running_B = state.active_B & ~failed_B
+    room_B = rules.max_new_tokens - state.count_B
+    stops_BK = is_stop(tokens_BK, rules) & (order_K < offered_B[:, None])
+    through_stop_B = jnp.where(
+        stops_BK.any(axis=1), jnp.argmax(stops_BK, axis=1).astype(jnp.int32) + 1, offered_B
+    )
+    kept_B = jnp.where(running_B, jnp.minimum(through_stop_B, room_B), 0)
+    stopped_B = (stops_BK & (order_K < kept_B[:, None])).any(axis=1)
+    append = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
+    newest_B = jnp.take_along_axis(tokens_BK, jnp.maximum(kept_B - 1, 0)[:, None], axis=1)[:, 0]
+    state = state.replace(
+        tokens_BT=append(state.tokens_BT, tokens_BK.astype(jnp.int32), state.count_B),
+        count_B=state.count_B + kept_B,
+        anchor_B=jnp.where(kept_B > 0, newest_B, state.anchor_B),
+        active_B=running_B & ~stopped_B & (kept_B < room_B),
+        failed_B=state.failed_B | (state.active_B & failed_B),
+        step=state.step + 1,
+    )
+    return state, kept_B

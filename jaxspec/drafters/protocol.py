@@ -1,0 +1,178 @@
+"""What decoding asks of a drafter: begin, propose, commit.
+
+A proposer is a small frozen dataclass (hashable, so that it is a static argument of a jitted loop);
+whatever changes while it drafts is a pytree of its own making that the loop carries. Drafters
+that read hidden states name the target's layers in `capture`; others leave it empty.
+
+Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
+E captured features.
+
+>>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
+>>> state = proposer.begin(params, tokens_BS, features_BSE, lengths_B, capacity=128)
+>>> draft = proposer.propose(params, state, anchor_B, keys_B)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.drafters.dflash import DFlash
+from jaxspec.models.cache import KVCache
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.suppression import suppress
+
+
+@struct.dataclass
+class Draft:
+    """One proposed block for every row."""
+
+    tokens_BG: jax.Array
+    probs_BGV: jax.Array | None
+    """The distribution each token was drawn from, exactly as sampled; None: a deterministic draft,
+    whose distribution is one-hot."""
+
+
+class Proposer(Protocol):
+    """A drafter as decoding sees it. Every method is traced inside a jitted loop."""
+
+    @property
+    def block_size(self) -> int:
+        """K: the anchor and what is drafted behind it."""
+
+    @property
+    def capture(self) -> tuple[int, ...]:
+        """Target layers whose outputs `begin` and `commit` want."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How drafts are drawn. Greedy drafts are deterministic and come without probabilities."""
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> Any:
+        """State after the prompt (right-padded rows), with room for `capacity` positions."""
+
+    def propose(
+        self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
+    ) -> Draft:
+        """Tokens for the G positions behind the anchor, which is not in the state yet.
+
+        `keys_B` is one key a row, so that a row's draft does not depend on its neighbours.
+        """
+
+    def commit(
+        self,
+        params: Any,
+        state: Any,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> Any:
+        """State after the first `count_B` tokens of the block [anchor, draft] were kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DFlashProposer:
+    """Drafts a block from one pass of a `DFlash` drafter over its cached context.
+
+    Parameters are ``{"target": ..., "drafter": ...}``: embedding and head are the target's. The
+    state is a `KVCache` of the context's keys and values, written once a position.
+    """
+
+    target: Transformer
+    drafter: DFlash
+    block_size: int
+    """K; may differ from the block that the drafter was trained with."""
+    sampling: Sampling = Sampling(0.0)
+    suppressed_ids: tuple[int, ...] = ()
+    """Never drafted: the mask token and whatever else the target will not emit."""
+
+    @property
+    def capture(self) -> tuple[int, ...]:
+        """The layers that the drafter was trained on."""
+        return tuple(self.drafter.config.target_layer_ids)
+
+    def _context(
+        self, params: Any, features_BSE: jax.Array | None, start_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        assert features_BSE is not None, "a DFlash drafter reads the target's hidden states"
+        batch, length, _ = features_BSE.shape
+        positions_BS = jnp.broadcast_to(start_B[:, None] + jnp.arange(length), (batch, length))
+        return self.drafter.apply(
+            {"params": params["drafter"]}, features_BSE, positions_BS, method="context"
+        )
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> KVCache:
+        """The drafter's keys and values of the prompt."""
+        config = self.drafter.config
+        keys, values = self._context(params, features_BSE, jnp.zeros_like(lengths_B))
+        cache = KVCache.create(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            batch=tokens_BS.shape[0],
+            capacity=capacity,
+            dtype=keys.dtype,
+        )
+        return cache.write(keys, values).advance(lengths_B)
+
+    def propose(
+        self,
+        params: Any,
+        state: KVCache,
+        anchor_B: jax.Array,
+        keys_B: jax.Array,
+    ) -> Draft:
+        """One pass over [anchor, MASK x G]; the target's head reads slots 1..G."""
+        slots, batch = self.block_size, anchor_B.shape[0]
+        target_params = {"params": params["target"]}
+        block_BK = jnp.full((batch, slots), self.drafter.config.mask_token_id, jnp.int32)
+        block_BK = block_BK.at[:, 0].set(anchor_B)
+        embeddings_BKD = self.target.apply(target_params, block_BK, method="embed_tokens")
+        hidden_B1KD = self.drafter.apply(
+            {"params": params["drafter"]},
+            embeddings_BKD[:, None],
+            (state.lengths_B[:, None] + jnp.arange(slots))[:, None],
+            state.keys_LBRTC,
+            state.values_LBRTC,
+            state.committed_BT()[:, None],
+        )
+        logits_BGV = self.target.apply(target_params, hidden_B1KD[:, 0, 1:], method="logits")
+        logits_BGV = suppress(logits_BGV, self.suppressed_ids)
+        if self.sampling.greedy:
+            return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
+        # What is drawn and what the verifier is told are one array: any difference between the two
+        # (a dtype, a temperature) would bias the output.
+        probs_BGV = self.sampling.probabilities(logits_BGV)
+        return Draft(jax.vmap(self.sampling.sample)(keys_B, probs_BGV), probs_BGV)
+
+    def commit(
+        self,
+        params: Any,
+        state: KVCache,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> KVCache:
+        """Writes the whole block's keys and values, and counts the kept ones."""
+        return state.write(*self._context(params, features_BKE, state.lengths_B)).advance(count_B)

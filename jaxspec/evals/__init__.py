@@ -1,0 +1,1 @@
+"""Measuring drafters: benchmarks, exact decoding, accepted length, reports and plots."""

@@ -1,0 +1,205 @@
+"""Plots of an evaluation: accepted length by benchmark and loss, acceptance by position.
+
+>>> plot_accepted_length(results, "runs/results_accepted_length.png")          # doctest: +SKIP
+PosixPath('runs/results_accepted_length.png')
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
+
+_BASELINE_COLOUR = "#8c8c8c"
+_FULL_COLOUR = "#c2410c"
+# Told apart with any colour vision, and by lightness in print.
+_COLOURS = ("#1d4e89", "#3a9188", "#b08d1e", "#7b4b94", "#5aa9e6", "#3d3d3d", "#d87ca6", "#6b8e23")
+_MARKERS = "osD^vPX*"
+_TEXT = "#333333"
+_PANELS_ACROSS = 3
+
+
+def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+    """Bars of tau_micro with their 95% intervals, grouped by benchmark, a colour a loss.
+
+    Args:
+      results: rows measured with one target, temperature and block size.
+      path: the PNG file.
+    """
+    rows = ordered(results)
+    _check_any(rows)
+    row_labels, row_gains = labels(rows), gains(rows)
+    series = list(dict.fromkeys(row_labels))
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    styles = _styles(rows)
+    width = 0.8 / len(series)
+    bars = len(benchmarks) * len(series)
+    figure = Figure(figsize=(min(16.0, max(5.5, 2.0 + 0.55 * bars)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, label in enumerate(series):
+        members = [
+            (row, gain)
+            for row, name, gain in zip(rows, row_labels, row_gains, strict=True)
+            if name == label
+        ]
+        places = [
+            benchmarks.index(row["benchmark"]) + (number - (len(series) - 1) / 2) * width
+            for row, _ in members
+        ]
+        taus = [row["tau_micro"] for row, _ in members]
+        lows = [max(0.0, row["tau_micro"] - row["tau_ci95"][0]) for row, _ in members]
+        highs = [max(0.0, row["tau_ci95"][1] - row["tau_micro"]) for row, _ in members]
+        axes.bar(
+            places,
+            taus,
+            width * 0.92,
+            label=label,
+            color=styles[label][0],
+            yerr=(lows, highs),
+            error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": _TEXT},
+        )
+        for place, tau, high, (_, gain) in zip(places, taus, highs, members, strict=True):
+            text = f"{tau:.2f}" if gain is None else f"{tau:.2f}\n{gain:+.0f}%"
+            axes.annotate(
+                text,
+                (place, tau + high),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8 if bars <= 16 else 6,
+                color=_TEXT,
+            )
+    axes.axhline(1.0, color=_TEXT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    axes.set_xticks(range(len(benchmarks)), benchmarks)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("accepted length tau (tokens per round)")
+    axes.margins(x=0.02, y=0.14)
+    axes.set_ylim(bottom=0.0)
+    _frame(axes)
+    axes.set_title("Accepted length by benchmark and loss", loc="left", fontsize=11, color=_TEXT)
+    figure.legend(
+        loc="outside lower center",
+        ncols=_legend_columns(series, figure),
+        frameon=False,
+        title=f"whiskers: 95% interval over prompts; percent: gain over {BASELINE}; "
+        "dashed: no speculation",
+        title_fontsize=8,
+        fontsize=9,
+    )
+    return _save(figure, path)
+
+
+def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+    """P(slot accepted | slots before it accepted): a panel a benchmark, a line a loss.
+
+    Args:
+      results: rows measured with one target, temperature and block size.
+      path: the PNG file.
+    """
+    rows = ordered(results)
+    _check_any(rows)
+    row_labels = labels(rows)
+    series = list(dict.fromkeys(row_labels))
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    styles = _styles(rows)
+    across = min(_PANELS_ACROSS, len(benchmarks))
+    down = math.ceil(len(benchmarks) / across)
+    figure = Figure(figsize=(max(5.5, 3.7 * across), 0.9 + 2.9 * down), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    for panel, benchmark in zip(panels, benchmarks, strict=False):
+        for row, label in zip(rows, row_labels, strict=True):
+            if row["benchmark"] != benchmark:
+                continue
+            colour, marker = styles[label]
+            # A slot that no round reached is nan here: a gap in the line.
+            heights = [math.nan if value is None else value for value in row["accept_at"]]
+            panel.plot(
+                range(1, len(heights) + 1),
+                heights,
+                color=colour,
+                marker=marker,
+                markersize=3.5,
+                linewidth=1.6,
+                label=label,
+            )
+        panel.set_title(benchmark, loc="left", fontsize=10, color=_TEXT)
+        panel.set_ylim(0.0, 1.03)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        _frame(panel)
+    for panel in panels[len(benchmarks) :]:
+        panel.set_visible(False)
+    figure.supxlabel("drafted slot (1 stands behind the anchor)", fontsize=10, color=_TEXT)
+    figure.supylabel("accepted, given all before", fontsize=10, color=_TEXT)
+    handles = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [handles[label] for label in series],
+        series,
+        loc="outside upper center",
+        ncols=_legend_columns(series, figure),
+        frameon=False,
+        fontsize=9,
+    )
+    return _save(figure, path)
+
+
+def _check_any(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ValueError("There is nothing to plot: got no result rows.")
+
+
+def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label.
+
+    A loss has one colour (grey for the baseline, the warm one for the full recipe); several
+    drafters of a loss are shades of it.
+    """
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    others = [loss for loss in losses if loss not in (BASELINE, FULL)]
+    colours = {loss: _COLOURS[number % len(_COLOURS)] for number, loss in enumerate(others)}
+    colours |= {BASELINE: _BASELINE_COLOUR, FULL: _FULL_COLOUR}
+    members: dict[str, list[str]] = {loss: [] for loss in losses}
+    for row, label in zip(rows, labels(rows), strict=True):
+        if label not in members[row["loss"]]:
+            members[row["loss"]].append(label)
+    styles: dict[str, tuple[str, str]] = {}
+    for loss_number, (loss, names) in enumerate(members.items()):
+        red, green, blue = to_rgb(colours[loss])
+        for number, name in enumerate(names):
+            pale = 0.55 * number / max(1, len(names) - 1)
+            shade = (red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale)
+            styles[name] = (to_hex(shade), _MARKERS[loss_number % len(_MARKERS)])
+    return styles
+
+
+def _legend_columns(series: Sequence[str], figure: Figure) -> int:
+    """As many legend entries side by side as the figure is wide."""
+    entry_inches = 0.6 + 0.085 * max(map(len, series))
+    return max(1, min(len(series), int(figure.get_figwidth() / entry_inches)))
+
+
+def _frame(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_TEXT, labelsize=9)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Without the version that matplotlib writes into a PNG, equal results give equal files.
+    figure.savefig(file, dpi=150, metadata={"Software": None})
+    return file

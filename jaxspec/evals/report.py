@@ -1,0 +1,205 @@
+"""What an evaluation leaves behind: the result file (JSON), a table, and plots.
+
+>>> write_report("runs/results.json", provenance=provenance, results=rows)     # doctest: +SKIP
+[PosixPath('runs/results.json'), PosixPath('runs/results.md'), ...]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from jaxspec import provenance as provenance_module
+from jaxspec.evals.results import (
+    BASELINE,
+    FULL,
+    Row,
+    check_results,
+    gains,
+    labels,
+    ordered,
+    varies,
+)
+
+_ABSENT = "–"
+# Ten columns must fit into the 80 of a plain terminal.
+_CONSOLE_TITLES = {"prompts": "n", "accepted": "acc.", "speedup": "speed", "repetitive": "loops"}
+_LEGEND = f"""\
+tau: tokens emitted per draft-verify round, bonus token included, over all rounds, with a 95%
+bootstrap interval over prompts. macro: mean of each response's own mean. accepted: without the
+bonus. gain: of tau over the {BASELINE} row. speedup: wall clock at batch 1 against the target's own
+decoding in the same run. differ: prompts whose output is not the target's own."""
+_LEGEND_REPETITIVE = "repetitive: share of responses that loop, which inflates tau."
+
+
+def write_json(
+    path: str | os.PathLike[str], *, provenance: Mapping[str, Any], results: Sequence[Row]
+) -> Path:
+    """Writes {"provenance", "results"}, whole or not at all.
+
+    Raises:
+      ValueError: rows refused by `check_results`.
+    """
+    check_results(results)
+    provenance_module.write_json(path, {"provenance": provenance, "results": results})
+    return Path(path)
+
+
+def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns (provenance, results) of a result file.
+
+    Raises:
+      ValueError: no such file, or not a result file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"No result file at {os.fspath(path)!r}: eval.py --output writes one.")
+    document = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or not {"provenance", "results"} <= document.keys():
+        raise ValueError(
+            f"{os.fspath(path)!r} is no result file: expected an object with "
+            '"provenance" and "results".'
+        )
+    check_results(document["results"])
+    return document["provenance"], document["results"]
+
+
+def write_report(
+    output: str | os.PathLike[str],
+    *,
+    provenance: Mapping[str, Any],
+    results: Sequence[Row],
+    notes: Sequence[str] = (),
+) -> list[Path]:
+    """Writes the JSON file, and beside it the Markdown table and both plots.
+
+    Args:
+      output: the JSON file; the others take its name with other endings.
+      provenance: where the figures come from.
+      results: measured rows, at least one.
+      notes: paragraphs to stand under the table.
+
+    Returns:
+      The files, the JSON file first.
+    """
+    # matplotlib takes a second to import: only who plots pays.
+    from jaxspec.evals import plots
+
+    json_file = write_json(output, provenance=provenance, results=results)
+    stem = json_file.with_suffix("")
+    markdown_file = json_file.with_suffix(".md")
+    text = "\n".join([markdown_table(results), *(f"{note}\n" for note in notes)])
+    markdown_file.write_text(text, encoding="utf-8")
+    return [
+        json_file,
+        markdown_file,
+        plots.plot_accepted_length(results, f"{stem}_accepted_length.png"),
+        plots.plot_conditional_acceptance(results, f"{stem}_acceptance_by_position.png"),
+    ]
+
+
+def markdown_table(results: Sequence[Row]) -> str:
+    """The table as Markdown, with the meaning of its columns under it."""
+    header, lines = _cells(results)
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    table = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (header, rule, *lines)
+    )
+    legend = f"{_LEGEND}\n{_LEGEND_REPETITIVE}" if "repetitive" in header else _LEGEND
+    return f"{table}\n\n{legend}\n"
+
+
+def console_table(results: Sequence[Row]) -> Table:
+    """The same table for a terminal."""
+    header, lines = _cells(results)
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for column, title in enumerate(header):
+        is_name = column < 2
+        table.add_column(
+            _CONSOLE_TITLES.get(title, title),
+            justify="left" if is_name else "right",
+            no_wrap=not is_name,
+        )
+    previous = ""
+    for benchmark, label, *figures in lines:
+        if previous and benchmark != previous:
+            table.add_row()
+        shown = (benchmark if benchmark != previous else "", label, *figures)
+        is_full = label == FULL or label.startswith(f"{FULL} (")
+        table.add_row(*map(escape, shown), style="bold" if is_full else None)
+        previous = benchmark
+    return table
+
+
+def _cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: one line a row, then the mean over benchmarks of each loss.
+
+    Settings that all rows share (temperature, block size, target) are left out.
+    """
+    rows = ordered(results)
+    settings = [name for name in ("temperature", "block_size", "target") if varies(rows, name)]
+    with_repetitive = any(row.get("repetitive_share") is not None for row in rows)
+    header = ["benchmark", "loss", *(name.replace("_", " ") for name in settings)]
+    header += ["prompts", "tau (95%)", "macro", "accepted", "gain", "speedup", "differ"]
+    header += ["repetitive"] if with_repetitive else []
+
+    lines: list[list[str]] = []
+    groups: dict[tuple[str, ...], list[tuple[Row, float | None]]] = {}
+    for row, label, gain in zip(rows, labels(rows), gains(rows), strict=True):
+        key = (label, *(_short(row[name]) for name in settings))
+        groups.setdefault(key, []).append((row, gain))
+        low, high = row["tau_ci95"]
+        interval = f" ({low:.2f}–{high:.2f})"
+        lines.append([row["benchmark"], *key, *_figures([row], [gain], interval, with_repetitive)])
+
+    benchmarks = {row["benchmark"] for row in rows}
+    for key, group in groups.items():
+        # A mean over other benchmarks than its neighbours' would mislead.
+        if len(benchmarks) > 1 and {row["benchmark"] for row, _ in group} == benchmarks:
+            members, member_gains = zip(*group, strict=True)
+            lines.append(["mean", *key, *_figures(members, member_gains, "", with_repetitive)])
+    return header, lines
+
+
+def _figures(
+    rows: Sequence[Row], row_gains: Sequence[float | None], interval: str, with_repetitive: bool
+) -> list[str]:
+    """The figures of one row, or of several: counts added up, the rest averaged."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    def of(name: str) -> float | None:
+        return mean([row.get(name) for row in rows])
+
+    differ = [row["mismatched_prompts"] for row in rows if row["mismatched_prompts"] is not None]
+    share = of("repetitive_share")
+    figures = [
+        str(sum(row["prompts"] for row in rows)),
+        _format(of("tau_micro"), ".2f") + interval,
+        _format(of("tau_macro"), ".2f"),
+        _format(of("accepted_per_round"), ".2f"),
+        _format(mean(row_gains), "+.1f", unit="%"),
+        _format(of("speedup"), ".2f", unit="x"),
+        str(sum(differ)) if differ else _ABSENT,
+    ]
+    if with_repetitive:
+        figures.append(_format(share, ".0%"))
+    return figures
+
+
+def _format(value: float | None, spec: str, *, unit: str = "") -> str:
+    return _ABSENT if value is None else f"{value:{spec}}{unit}"
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

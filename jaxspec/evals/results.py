@@ -1,0 +1,150 @@
+"""Rows of a result file: their fields, their order, their names, and the gain of one over another.
+
+A row is a dict with the fields of `FIELDS`: one drafter, measured on one benchmark. More fields
+may be added freely. Nothing here knows about models.
+
+>>> gains([{**row, "loss": "uniform"}, row])                                   # doctest: +SKIP
+[None, 27.3]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+BASELINE = "uniform"
+"""The loss that gains are counted against."""
+FULL = "full"
+"""The loss with all interventions."""
+LADDER = (
+    BASELINE,
+    "decay",
+    "focal",
+    "chain",
+    "decay+focal",
+    "decay+chain",
+    "focal+chain",
+)
+"""Order of the losses; other names follow in alphabetical order, and FULL comes last."""
+
+_NUMBER = (int, float)
+_NUMBER_OR_NONE = (int, float, type(None))
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "target": (str,),
+    "drafter": (str,),
+    "loss": (str,),
+    "benchmark": (str,),
+    "prompts": (int,),
+    "temperature": _NUMBER,
+    "block_size": (int,),
+    "verifier": (str,),
+    "tau_micro": _NUMBER,
+    "tau_macro": _NUMBER,
+    "tau_ci95": (list, tuple),
+    "accepted_per_round": _NUMBER,
+    "accept_at": (list, tuple),
+    "rounds": (int,),
+    "tokens": (int,),
+    "tokens_per_s": _NUMBER_OR_NONE,
+    "baseline_tokens_per_s": _NUMBER_OR_NONE,
+    "speedup": _NUMBER_OR_NONE,
+    "compile_s": _NUMBER_OR_NONE,
+    "mismatched_prompts": (int, type(None)),
+}
+"""Fields of a row. None stands for what was not measured: speed when timing is off, mismatches
+where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached."""
+
+
+def check_results(results: Sequence[Row]) -> None:
+    """Refuses rows that would make a wrong or unreadable file.
+
+    Raises:
+      ValueError: lists every missing field, wrong type and non-finite number at once.
+    """
+    problems: list[str] = []
+    for index, row in enumerate(results):
+        name = f"results[{index}] ({row.get('loss', '?')}, {row.get('benchmark', '?')})"
+        for field, types in FIELDS.items():
+            if field not in row:
+                problems.append(f"{name}: {field} is missing")
+            elif not isinstance(row[field], types) or isinstance(row[field], bool):
+                expected = " or ".join(kind.__name__ for kind in types)
+                got = type(row[field]).__name__
+                problems.append(f"{name}: {field} must be {expected}: got {got}")
+        interval = row.get("tau_ci95")
+        if isinstance(interval, list | tuple) and len(interval) != 2:
+            problems.append(f"{name}: tau_ci95 must be [low, high]: got {list(interval)}")
+        problems += [f"{name}: {place} is {value}" for place, value in non_finite_numbers(row)]
+    if problems:
+        raise ValueError("These results cannot be written:\n- " + "\n- ".join(problems))
+
+
+def non_finite_numbers(value: Any, *, place: str = "") -> list[tuple[str, float]]:
+    """Every nan and infinity in a nested value, with the place it stands at."""
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [(place, value)]
+    if isinstance(value, Mapping):
+        items = [(f"{place}.{key}" if place else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return []
+    return [found for name, item in items for found in non_finite_numbers(item, place=name)]
+
+
+def ordered(results: Iterable[Row]) -> list[Row]:
+    """Rows by benchmark in order of first appearance, and within one by the ladder of losses."""
+    rows = list(results)
+    rank = {name: index for index, name in reversed([*enumerate(row["benchmark"] for row in rows)])}
+    return sorted(rows, key=lambda row: (rank[row["benchmark"]], _loss_rank(row["loss"])))
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """Name of each row within its benchmark: its loss, and its drafter where a loss has several."""
+    measured = [(row["loss"], *_setting(row)) for row in rows]
+    ambiguous = len(set(measured)) < len(
+        {(key, row["drafter"]) for key, row in zip(measured, rows, strict=True)}
+    )
+    return [f"{row['loss']} ({row['drafter']})" if ambiguous else row["loss"] for row in rows]
+
+
+def gains(results: Sequence[Row]) -> list[float | None]:
+    """Gain of each row's tau_micro over the baseline's, in percent; None without a baseline.
+
+    The baseline is the uniform row of the same target, benchmark, temperature, block size,
+    verifier and, where rows have a field `seed`, seed; several are averaged.
+    """
+    baselines: dict[tuple[Any, ...], list[float]] = {}
+    for row in results:
+        if row["loss"] == BASELINE:
+            baselines.setdefault((*_setting(row), row.get("seed")), []).append(row["tau_micro"])
+    found: list[float | None] = []
+    for row in results:
+        taus = baselines.get((*_setting(row), row.get("seed")))
+        if taus is None or row["loss"] == BASELINE:
+            found.append(None)
+        else:
+            found.append(100.0 * (row["tau_micro"] * len(taus) / math.fsum(taus) - 1.0))
+    return found
+
+
+def varies(rows: Sequence[Row], field: str) -> bool:
+    """Whether rows differ in a field."""
+    return len({row[field] for row in rows}) > 1
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    """What must be equal for two losses to be compared."""
+    return tuple(
+        row[name] for name in ("target", "benchmark", "temperature", "block_size", "verifier")
+    )
+
+
+def _loss_rank(loss: str) -> tuple[int, str]:
+    if loss in LADDER:
+        return LADDER.index(loss), loss
+    return len(LADDER) + (loss == FULL), loss

@@ -1,0 +1,222 @@
+"""Accepted length: one definition, in numpy, for every table and plot of the project.
+
+A *round* is one draft and its verification. It emits the accepted draft tokens and, unless the
+response ended inside them, one token of the target: the bonus (the whole draft was accepted) or
+the correction (a draft was rejected). With t_pr the tokens emitted by round r of prompt p:
+
+  tau_micro = sum_pr t_pr / sum_p rounds_p         over rounds, the bonus included
+  tau_macro = mean_p (sum_r t_pr / rounds_p)       the mean of each response's mean
+  accepted_per_round = sum_pr a_pr / rounds        a_pr accepted drafts, without the bonus
+  accept_at[g] = P(slot g accepted | the slots before it accepted, slot g looked at)
+
+The first token of a response comes from the prefill and belongs to no round. The 95% interval
+of tau_micro resamples prompts, not rounds: rounds of one response depend on each other.
+
+>>> summarise([Rounds(emitted=(3, 1)), Rounds(emitted=(2,))], num_slots=4).tau_micro
+2.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2000
+REPETITION_NGRAM = 4
+REPETITION_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """What the rounds of one response emitted.
+
+    Raises:
+      ValueError: counts that no decoding can produce.
+    """
+
+    emitted: tuple[int, ...]
+    """Tokens of each round that stand in the response, bonus or correction included."""
+    accepted: tuple[int, ...] | None = None
+    """Draft tokens among them; None: one less than emitted in every round. Give it when a round can
+    end early (a stop token among the drafts leaves emitted == accepted)."""
+    tokens: tuple[int, ...] | None = None
+    """Ids of the whole response, to tell repetitive ones; None: not looked at."""
+
+    def __post_init__(self) -> None:
+        if any(count < 1 for count in self.emitted):
+            raise ValueError(f"A round emits at least one token: got {list(self.emitted)}.")
+        if self.accepted is None:
+            return
+        if len(self.accepted) != len(self.emitted):
+            raise ValueError(
+                f"Expected accepted counts for all {len(self.emitted)} rounds: "
+                f"got {len(self.accepted)}."
+            )
+        for emitted, accepted in zip(self.emitted, self.accepted, strict=True):
+            if accepted < 0 or emitted - accepted not in (0, 1):
+                raise ValueError(
+                    "A round emits its accepted drafts and at most one token more: "
+                    f"got {emitted} emitted and {accepted} accepted."
+                )
+
+    @property
+    def accepted_counts(self) -> tuple[int, ...]:
+        """Accepted drafts of each round."""
+        if self.accepted is not None:
+            return self.accepted
+        return tuple(count - 1 for count in self.emitted)
+
+
+@dataclasses.dataclass(frozen=True)
+class TauSummary:
+    """The figures of one drafter on one benchmark, named as in the result file."""
+
+    prompts: int
+    tau_micro: float
+    tau_macro: float
+    tau_ci95: tuple[float, float]
+    accepted_per_round: float
+    accept_at: tuple[float | None, ...]
+    """None where no round reached the slot."""
+    rounds: int
+    tokens: int
+    """Tokens emitted by rounds (without those of the prefill)."""
+    repetitive_share: float | None
+    """Share of responses that repeat themselves; None when tokens were not given."""
+    tau_micro_without_repetitive: float | None
+    """tau_micro of the others; None when there are none, or tokens were not given."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The figures as they go into a result row."""
+        row = dataclasses.asdict(self)
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in row.items()
+        }
+
+
+def summarise(responses: Sequence[Rounds], *, num_slots: int, seed: int = 0) -> TauSummary:
+    """All figures of one drafter on one benchmark.
+
+    Args:
+      responses: one for each prompt.
+      num_slots: drafted slots of a round (block size minus the anchor).
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: no response has a round, or a round accepted more than `num_slots`.
+    """
+    totals, rounds = _totals(responses)
+    if rounds.sum() == 0:
+        raise ValueError(
+            f"tau needs at least one draft-verify round: got {len(responses)} responses without "
+            "any. Were all prompts left out, or is max_new_tokens 1?"
+        )
+    accepted = sum(sum(response.accepted_counts) for response in responses)
+    repetitive = [_repetitive(response) for response in responses]
+    known = [flag for flag in repetitive if flag is not None]
+    share = sum(known) / len(known) if known else None
+    fresh_total, fresh_rounds = _totals(
+        [response for response, flag in zip(responses, repetitive, strict=True) if flag is False]
+    )
+    return TauSummary(
+        prompts=len(responses),
+        tau_micro=float(totals.sum() / rounds.sum()),
+        tau_macro=tau_macro(responses),
+        tau_ci95=bootstrap_interval(responses, seed=seed),
+        accepted_per_round=float(accepted / rounds.sum()),
+        accept_at=conditional_acceptance(responses, num_slots=num_slots),
+        rounds=int(rounds.sum()),
+        tokens=int(totals.sum()),
+        repetitive_share=share,
+        tau_micro_without_repetitive=(
+            float(fresh_total.sum() / fresh_rounds.sum()) if fresh_rounds.sum() else None
+        ),
+    )
+
+
+def tau_micro(responses: Sequence[Rounds]) -> float:
+    """Tokens emitted per round, over all rounds."""
+    totals, rounds = _totals(responses)
+    return float(totals.sum() / rounds.sum())
+
+
+def tau_macro(responses: Sequence[Rounds]) -> float:
+    """Mean over responses of their own tokens per round; responses without rounds have none."""
+    totals, rounds = _totals(responses)
+    has_rounds = rounds > 0
+    return float(np.mean(totals[has_rounds] / rounds[has_rounds]))
+
+
+def bootstrap_interval(
+    responses: Sequence[Rounds],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of tau_micro when the prompts are drawn again with replacement."""
+    totals, rounds = _totals(responses)
+    totals, rounds = totals[rounds > 0], rounds[rounds > 0]
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(rounds), size=(resamples, len(rounds)))
+    taus = totals[picks].sum(axis=1) / rounds[picks].sum(axis=1)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(taus, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def conditional_acceptance(
+    responses: Sequence[Rounds], *, num_slots: int
+) -> tuple[float | None, ...]:
+    """Acceptance of slot g among the rounds in which slot g was looked at.
+
+    A round looks at slot g when it accepted the g slots before it and did not end there: a response
+    that stopped inside an accepted draft says nothing about the slot behind.
+    """
+    looked_at = np.zeros(num_slots, dtype=np.int64)
+    accepted_at = np.zeros(num_slots, dtype=np.int64)
+    for response in responses:
+        for emitted, accepted in zip(response.emitted, response.accepted_counts, strict=True):
+            if accepted > num_slots:
+                raise ValueError(
+                    f"A round of {num_slots} drafted slots cannot accept {accepted}: "
+                    "num_slots is the block size minus 1."
+                )
+            accepted_at[:accepted] += 1
+            looked_at[:accepted] += 1
+            if accepted < num_slots and emitted > accepted:
+                looked_at[accepted] += 1
+    return tuple(
+        float(hits / trials) if trials else None
+        for hits, trials in zip(accepted_at, looked_at, strict=True)
+    )
+
+
+def repeated_share(tokens: Sequence[int], *, ngram: int = REPETITION_NGRAM) -> float:
+    """Share of a response's n-grams that stood in it before; 0 for one shorter than an n-gram."""
+    ngrams = [tuple(tokens[start : start + ngram]) for start in range(len(tokens) - ngram + 1)]
+    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def is_repetitive(tokens: Sequence[int]) -> bool:
+    """Whether at least half of the 4-grams stood in the response before.
+
+    Loops of a weak target are easily drafted and inflate tau, so it is reported with and without.
+    """
+    return repeated_share(tokens) >= REPETITION_SHARE
+
+
+def _repetitive(response: Rounds) -> bool | None:
+    return None if response.tokens is None else is_repetitive(response.tokens)
+
+
+def _totals(
+    responses: Sequence[Rounds],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tokens and rounds of each response."""
+    totals = np.array([sum(response.emitted) for response in responses], dtype=np.int64)
+    rounds = np.array([len(response.emitted) for response in responses], dtype=np.int64)
+    return totals, rounds

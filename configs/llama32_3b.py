@@ -2,7 +2,8 @@
 
     python train.py --config configs/llama32_3b.py --workdir runs/llama32_3b \
         --target.path FOLDER --data.sources REGENERATED --training.steps STEPS
-    python eval.py --config configs/llama32_3b.py --workdir runs/llama32_3b --output llama32_3b.json
+    python eval.py --config configs/llama32_3b.py --workdir runs/llama32_3b \
+        --target.path FOLDER --output llama32_3b.json
 
 FOLDER is meta-llama/Llama-3.2-3B-Instruct as downloaded (config.json, safetensors, tokenizer.json).
 REGENERATED is a folder written by `jaxspec regenerate`: prompts answered by the target itself.
@@ -90,7 +91,7 @@ def get_config() -> RunConfig:
             steps=6_000,
             log_every=10,
             checkpoint_every=500,
-            # bfloat16 rounds a logit of 32 by up to 0.06, and the check takes the largest difference.
+            # bfloat16 rounds a logit of 32 by up to 0.06, and the largest difference counts.
             capture_tolerance=0.25,
         ),
         evaluation=EvaluationConfig(

@@ -2,7 +2,8 @@
 
     python train.py --config configs/qwen3_8b.py --workdir runs/qwen3_8b \
         --target.path FOLDER --data.sources REGENERATED --training.steps STEPS
-    python eval.py --config configs/qwen3_8b.py --workdir runs/qwen3_8b --output qwen3_8b.json
+    python eval.py --config configs/qwen3_8b.py --workdir runs/qwen3_8b \
+        --target.path FOLDER --output qwen3_8b.json
 
 FOLDER is Qwen/Qwen3-8B as downloaded (config.json, safetensors, tokenizer.json). REGENERATED is a
 folder written by `jaxspec regenerate`: prompts answered by the target itself. Without that option
@@ -88,7 +89,7 @@ def get_config() -> RunConfig:
             steps=6_000,
             log_every=10,
             checkpoint_every=500,
-            # bfloat16 rounds a logit of 32 by up to 0.06, and the check takes the largest difference.
+            # bfloat16 rounds a logit of 32 by up to 0.06, and the largest difference counts.
             capture_tolerance=0.25,
         ),
         evaluation=EvaluationConfig(

@@ -116,6 +116,9 @@ class _Reader:
         if raw.get("quantization_config"):
             self.problems.append("quantization_config: expected none; use the unquantised weights")
         types = raw.get("layer_types")
+        if types is not None and not isinstance(types, list):
+            self.problems.append(f"layer_types: got {types!r}, expected a list")
+            types = None
         window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
         if types is not None:
             other = sorted({str(t) for t in types} - {"full_attention", "sliding_attention"})

@@ -270,6 +270,9 @@ def _absent_group(key: str, run: RunConfig) -> str | None:
 def _origin_note(error: ValueError) -> str:
     """Says so when another package refused a value: its message may not speak of settings."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or "site-packages" not in Path(frames[-1].filename).parts:
+    if not frames:
+        return ""
+    origin = Path(frames[-1].filename)
+    if "site-packages" not in origin.parts or Path(__file__).parent.parent in origin.parents:
         return ""
     return f"\n(refused by a package jaxspec uses; {TRACEBACK_VARIABLE}=1 shows where)"

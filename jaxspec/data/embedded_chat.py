@@ -76,7 +76,8 @@ def _is_test(structure: tuple[str, ...]) -> bool:
 
 
 @functools.cache
-def _table(split: str) -> list[tuple[str, ...]]:
+def split_structures(split: str) -> list[tuple[str, ...]]:
+    """The structures of a split."""
     return [key for key in structures() if _is_test(key) == (split == "test")]
 
 
@@ -87,7 +88,7 @@ def _people(topic: str, split: str) -> list[tuple[str, ...]]:
 
 def write(rng: random.Random, split: str) -> tuple[tuple[str, str], ...] | None:
     """One dialogue of one or two rounds; None where a topic has no person left in the split."""
-    field_name, topic, one, two = any_of(rng, _table(split))
+    field_name, topic, one, two = any_of(rng, split_structures(split))
     people = _people(topic, split)
     if not people:
         return None

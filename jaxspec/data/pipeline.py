@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ Batch = dict[str, NDArray]
 
 CACHE_FROM = 5_000
 """Fewer examples than this are tokenized again rather than kept on disk."""
+
+_log = logging.getLogger(__name__)
 
 _CACHE_FORMAT = "1"
 _TOKENIZER_FILES = (
@@ -291,15 +294,22 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
 
 
 def _save(documents: Documents, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place: another process may be writing the same file or reading it.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
-        np.savez(
-            file,
-            tokens=documents.tokens,
-            loss_mask=documents.loss_mask,
-            offsets=documents.offsets,
-            names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
-        )
-    os.replace(temporary, path)
+    """Keeps documents for the next run; a run goes on without where that is impossible."""
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place: another process may be writing the same file or reading it.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file,
+                tokens=documents.tokens,
+                loss_mask=documents.loss_mask,
+                offsets=documents.offsets,
+                names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
+            )
+        os.replace(temporary, path)
+    except OSError as error:
+        _log.warning("Tokenized examples are not kept in %s: %s.", path.parent, error)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)

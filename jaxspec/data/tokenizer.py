@@ -78,7 +78,6 @@ class Tokenizer:
         self._special = self._find_special()
         self._literals = sorted(self._special, key=len, reverse=True)
         self._special_pattern = self._compile_special()
-        self._stop_pattern = re.compile("|".join(re.escape(self._name(i)) for i in self.stop_ids))
         # From here on the library itself reads special tokens as plain text; `_encode_rendered`
         # is the only place that makes them.
         self._tokenizer.encode_special_tokens = True
@@ -240,17 +239,10 @@ class Tokenizer:
             if turn["role"] != "assistant":
                 continue
             start = self._response_start(guarded, index, text=text, done=done)
-            # Content is guarded, so the first stop token behind it is the template's own.
-            stop = self._stop_pattern.search(text, start)
-            if stop is None:
-                raise ValueError(
-                    f"The chat template of {str(self.folder)!r} ends an assistant turn with none "
-                    f"of the stop tokens {[self._name(id_) for id_ in self.stop_ids]}: name the "
-                    "token that closes a turn as eos_token in tokenizer_config.json."
-                )
+            stop = self._response_stop(text, start)
             append(text[done:start], is_response=False)
-            append(text[start : stop.end()], is_response=True)
-            done = stop.end()
+            append(text[start:stop], is_response=True)
+            done = stop
         append(text[done:], is_response=False)
         return ids, mask
 
@@ -267,6 +259,18 @@ class Tokenizer:
                 "begin with a user turn."
             )
         return len(prompt)
+
+    def _response_stop(self, text: str, start: int) -> int:
+        """Where the answer that begins at `start` is closed."""
+        # Content is guarded, so the first stop token behind it is the template's own.
+        for match in self._special_pattern.finditer(text, start):
+            if self._special[match.group(0).strip()] in self.stop_ids:
+                return match.end()
+        raise ValueError(
+            f"The chat template of {str(self.folder)!r} ends an assistant turn with none of the "
+            f"stop tokens {[self._tokenizer.id_to_token(id_) for id_ in self.stop_ids]}: name the "
+            "token that closes a turn as eos_token in tokenizer_config.json."
+        )
 
     def _guard(self, turns: Conversation) -> Conversation:
         """Contents with the text of special tokens replaced by numbered marks.
@@ -309,14 +313,16 @@ class Tokenizer:
         Some folders flag their mask or the end of a turn as ordinary; a message must not be able
         to write one of these either.
         """
-        added = self._tokenizer.get_added_tokens_decoder()
-        needed = {self.mask_id, self.eos_id, self.pad_id, *self.stop_ids}
-        special = {}
-        for id_, token in added.items():
-            if token.special or id_ in needed:
-                special[token.content] = id_
-                self._tokenizer.add_special_tokens([token])
-        return special
+        added = dict(self._tokenizer.get_added_tokens_decoder())
+        needed = [self.eos_id, self.pad_id, *self.stop_ids]
+        for id_ in needed if self.mask_id is None else [*needed, self.mask_id]:
+            content = self._tokenizer.id_to_token(id_)
+            if content is not None:  # generation_config.json may name ids beyond the vocabulary.
+                token = added.setdefault(id_, tokenizers.AddedToken(content, normalized=False))
+                token.special = True
+        special = {id_: token for id_, token in added.items() if token.special}
+        self._tokenizer.add_special_tokens(list(special.values()))
+        return {token.content: id_ for id_, token in special.items()}
 
     def _compile_special(self) -> re.Pattern[str]:
         """Finds special tokens, with the white space that some of them swallow."""
@@ -337,9 +343,6 @@ class Tokenizer:
                 "name a token of its vocabulary in tokenizer_config.json."
             )
         return int(id_)
-
-    def _name(self, id_: int) -> str:
-        return str(self._tokenizer.id_to_token(id_))
 
 
 def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:

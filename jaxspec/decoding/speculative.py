@@ -33,7 +33,8 @@ from jaxspec.decoding.state import (
     stream_keys,
 )
 from jaxspec.drafters.protocol import Draft, Proposer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.cache import KVCache
+from jaxspec.models.transformer import Transformer, TransformerOutput
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import Verdict, verify_greedy, verify_point_mass, verify_token
@@ -128,18 +129,7 @@ class Speculative:
         draft_keys_B, verify_keys_B = self._round_keys(keys_B, state.step)
         draft = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
         block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
-        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
-        # verdict of its row is a failure in any case.
-        output = self.model.apply(
-            {"params": params["target"]},
-            jnp.maximum(block_BK, 0),
-            cache=state.cache,
-            capture=self.proposer.capture,
-        )
-        logits_BKV = self.model.apply(
-            {"params": params["target"]}, output.hidden_BSD, method="logits"
-        )
-        logits_BKV = suppress(logits_BKV, self.rules.suppressed_ids)
+        output, logits_BKV = self.target_pass(params, block_BK, state.cache)
         verdict = self._verify(verify_keys_B, draft, logits_BKV)
 
         was_active_B, step = state.active_B, state.step
@@ -167,6 +157,19 @@ class Speculative:
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),
             kept_BR=record(state.kept_BR, kept_B),
         )
+
+    def target_pass(
+        self, params: Any, block_BK: jax.Array, cache: KVCache
+    ) -> tuple[TransformerOutput, jax.Array]:
+        """The target over a block behind the cache; what it returns and its logits [B, K, V]."""
+        target_params = {"params": params["target"]}
+        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
+        # verdict on its row is a failure in any case.
+        output = self.model.apply(
+            target_params, jnp.maximum(block_BK, 0), cache=cache, capture=self.proposer.capture
+        )
+        logits_BKV = self.model.apply(target_params, output.hidden_BSD, method="logits")
+        return output, suppress(logits_BKV, self.rules.suppressed_ids)
 
     def _round_keys(self, keys_B: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         pairs_B2 = jax.vmap(jax.random.split)(stream_keys(keys_B, "step", step))

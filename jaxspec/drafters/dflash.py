@@ -1,9 +1,9 @@
 """DFlash, a block-diffusion drafter (arXiv 2602.06036): a whole block from one pass.
 
 The drafter has neither embedding nor head: it is fed the target's embeddings of
-[anchor, MASK, ..., MASK] and the target's head reads its output. What it knows of the text comes from
-the target's hidden states at a few layers, mixed by `fc` and seen by every layer as extra keys
-and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
+[anchor, MASK, ..., MASK] and the target's head reads its output. What it knows of the text comes
+from the target's hidden states at a few layers, mixed by `fc` and seen by every layer as extra
+keys and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
 anchor and predicts nothing.
 
 Dimension key: B batch, S context positions, T cache slots, N blocks a row, K block slots, D width,
@@ -38,13 +38,14 @@ def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
     """
     if count == 1:
         return (num_target_layers // 2,)
-    spread = [round(1 + i * (num_target_layers - 4) / (count - 1)) for i in range(count)]
-    if len(set(spread)) == count and spread[-1] < num_target_layers:
-        return tuple(spread)
-    if count > num_target_layers:
+    if not 1 < count <= num_target_layers:
         raise ValueError(
-            f"drafter.num_features is {count}, but the target has {num_target_layers} layers."
+            f"drafter.num_features must be from 1 to {num_target_layers}, the number of the "
+            f"target's layers: got {count}."
         )
+    if num_target_layers - 4 >= count - 1:
+        span = (num_target_layers - 4) / (count - 1)
+        return tuple(round(1 + i * span) for i in range(count))
     step = num_target_layers / count
     return tuple(round((i + 1) * step) - 1 for i in range(count))
 
@@ -240,7 +241,7 @@ class DFlash(nn.Module):
         return self.final_norm(x_BNKD)
 
     def initialise(self, features_BSE: jax.Array) -> jax.Array:
-        """Touches every parameter, for `init`: `drafter.init(key, features, method="initialise")`."""
+        """Touches every parameter: `drafter.init(key, features, method="initialise")`."""
         batch, length, _ = features_BSE.shape
         positions_BS = jnp.broadcast_to(jnp.arange(length), (batch, length))
         keys, values = self.context(features_BSE, positions_BS)

@@ -64,9 +64,7 @@ class Proposer(Protocol):
     ) -> Any:
         """State after the prompt (right-padded rows), with room for `capacity` positions."""
 
-    def propose(
-        self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
-    ) -> Draft:
+    def propose(self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array) -> Draft:
         """Tokens for the G positions behind the anchor, which is not in the state yet.
 
         `keys_B` is one key a row, so that a row's draft does not depend on its neighbours.

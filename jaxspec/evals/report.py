@@ -16,7 +16,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from jaxspec import provenance as provenance_module
 from jaxspec.evals.results import (
     BASELINE,
     FULL,
@@ -27,6 +26,7 @@ from jaxspec.evals.results import (
     ordered,
     varies,
 )
+from jaxspec.provenance import write_json as write_json_whole
 
 _ABSENT = "–"
 # Ten columns must fit into the 80 of a plain terminal.
@@ -48,7 +48,7 @@ def write_json(
       ValueError: rows refused by `check_results`.
     """
     check_results(results)
-    provenance_module.write_json(path, {"provenance": provenance, "results": results})
+    write_json_whole(path, {"provenance": provenance, "results": results})
     return Path(path)
 
 
@@ -61,7 +61,10 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"No result file at {os.fspath(path)!r}: eval.py --output writes one.")
-    document = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{os.fspath(path)!r} is no JSON, or was cut off: {error}") from error
     if not isinstance(document, dict) or not {"provenance", "results"} <= document.keys():
         raise ValueError(
             f"{os.fspath(path)!r} is no result file: expected an object with "

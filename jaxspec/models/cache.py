@@ -3,8 +3,8 @@
 Dimension key: L layers, B batch, R key/value heads, T slots, S new rows, C head width.
 
 Slot t of a row holds the keys and values of absolute position t. Rows are committed up to
-`lengths_B`; whatever lies behind is left from rejected drafts and gets overwritten, because the next
-pass starts at `lengths_B`. Cutting back is therefore a smaller length, and nothing is copied.
+`lengths_B`; whatever lies behind is left from rejected drafts and gets overwritten, because the
+next pass starts at `lengths_B`. Cutting back is therefore a smaller length, and nothing is copied.
 
 >>> cache = KVCache.create(num_layers=2, num_kv_heads=2, head_dim=8, batch=1, capacity=64)
 """
@@ -38,9 +38,7 @@ class KVCache:
     ) -> KVCache:
         """An empty cache of `capacity` slots a row."""
         shape = (num_layers, batch, num_kv_heads, capacity, head_dim)
-        return cls(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32)
-        )
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
 
     @property
     def capacity(self) -> int:
@@ -71,5 +69,5 @@ class KVCache:
         return self.replace(lengths_B=self.lengths_B + count_B)
 
     def committed_BT(self) -> jax.Array:
-        """bool [B, T], True at slots that hold a committed position."""
+        """Slots that hold a committed position, bool [B, T]."""
         return jnp.arange(self.capacity) < self.lengths_B[:, None]

@@ -53,7 +53,10 @@ def part(
     weights_IT = jnp.exp(scores_IT - maximum_I1)
     total_I1 = weights_IT.sum(axis=-1, keepdims=True)
     output_IC = jnp.einsum(
-        "...it,...tc->...ic", weights_IT.astype(v_TC.dtype), v_TC, preferred_element_type=jnp.float32
+        "...it,...tc->...ic",
+        weights_IT.astype(v_TC.dtype),
+        v_TC,
+        preferred_element_type=jnp.float32,
     )
     return Part(output_IC, maximum_I1, total_I1)
 

@@ -42,9 +42,7 @@ def inverse_frequencies(
     return frequencies.astype(np.float32)
 
 
-def rotation_angles(
-    positions: jax.Array, frequencies: np.ndarray
-) -> tuple[jax.Array, jax.Array]:
+def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of every angle, float32 [..., S, C / 2] for positions [..., S].
 
     float32 because bfloat16 cannot tell positions above 256 apart.

@@ -1,7 +1,7 @@
 """From a parameter's path to its sharding, by way of logical axis names.
 
-Two tables say everything: `PARAMETER_AXES` names the axes of each parameter, `Rules` says which mesh
-axes a name is split over. Optimizer states and gradients follow their parameters.
+Two tables say everything: `PARAMETER_AXES` names the axes of each parameter, `Rules` says which
+mesh axes a name is split over. Optimizer states and gradients follow their parameters.
 
 >>> shardings = Rules().shardings(jax.eval_shape(init), mesh)
 """
@@ -56,7 +56,7 @@ class Rules:
         return PartitionSpec(*split)
 
     def shardings(self, tree: Any, mesh: Mesh) -> Any:
-        """A `NamedSharding` for each leaf of a tree of arrays or shapes (params, optimizer state)."""
+        """A `NamedSharding` for each leaf of a tree (params, optimizer state) or of its shapes."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(mesh, self.spec(path, leaf.shape, mesh)), tree
         )

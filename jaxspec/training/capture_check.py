@@ -1,9 +1,9 @@
 """Refuses to train on hidden states that are not what the target's head reads.
 
-A drafter trained on states of the wrong layer, or with a norm too many, looks fine in training and is
-rejected in decoding. So before the first step the target's log-probabilities are rebuilt from
-the captured output of its last block (norm and head applied here, by hand) and compared with its
-own.
+A drafter trained on states of the wrong layer, or with a norm too many, looks fine in training
+and is rejected in decoding. So before the first step the target's log-probabilities are rebuilt
+from the captured output of its last block (norm and head applied here, by hand) and compared with
+its own.
 
 >>> difference = capture_check(model, params, tokens_BS, tolerance=1e-3)
 """

@@ -1,6 +1,6 @@
 """The training loop, for targets and drafters alike, read from top to bottom.
 
-Order: processes and mesh, workdir, data, models, state, capture check, step, checkpoint, loop, export.
+Order: processes and mesh, data and models, state, checkpoint or capture check, step, loop, export.
 
 >>> train(RunConfig(name="demo"), workdir="runs/demo")
 """
@@ -95,7 +95,6 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         )
         if restored is None:
             first_step = 0
-            # Captured arrays would be constants in the program, so nothing is closed over but the key.
             state = jax.jit(create, out_shardings=shardings)()
             task.capture_check(frozen)
         else:
@@ -126,7 +125,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         weights = LossWeights.from_config(config.loss)
         base_key = jax.random.fold_in(key, 1)
 
-        # 6. The loop. Metrics stay on the devices until a line is written, so that the host runs ahead.
+        # 6. The loop. Metrics stay on the devices until a line is written: the host runs ahead.
         log = MetricsLog(workdir, first_step=first_step) if jax.process_index() == 0 else None
         row: dict[str, Any] = {}
         window: list[Sums] = []
@@ -145,7 +144,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                 done = index + 1
                 last = done == settings.steps
                 save = last or done % settings.checkpoint_every == 0
-                stop = jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done)
+                stop = _preempted(done)
                 # Windows end at checkpoints too: a run that goes on from one has the same lines.
                 if done % settings.log_every == 0 or save or stop:
                     bad_step = int(state.bad_step)
@@ -179,6 +178,11 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
     return row
 
 
+def _preempted(step: int) -> bool:
+    """Whether the platform wants its machines back; all processes of a pod agree on the step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
 def _local_rows(pipeline: Pipeline) -> np.ndarray:
     """Numbers, in the global batch, of the rows that this process reads."""
     count = pipeline.batch_size // jax.process_count()
@@ -207,4 +211,3 @@ def _diverged(
         f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}) or a smaller "
         f"optimizer.clip_norm (now {config.optimizer.clip_norm:g})."
     )
-

@@ -46,7 +46,7 @@ def add(windows: Iterable[Sums]) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, Any]:
-    """sum / count as plain numbers (lists for metrics by slot); None where nothing was counted."""
+    """Divides: plain numbers, lists for metrics by slot, None where nothing was counted."""
     result: dict[str, Any] = {}
     for name, (value, count) in sums.items():
         value, count = np.asarray(value, np.float64), np.asarray(count, np.float64)
@@ -158,4 +158,5 @@ class Reporter:
             return
         done = max(1, step - self._first)
         left = (time.monotonic() - self._started) / done * (self._steps - step)
-        print(f"step {step}/{self._steps}  " + "  ".join(numbers) + f"  {left:.0f} s left", flush=True)
+        numbers.append(f"{left:.0f} s left")
+        print(f"step {step}/{self._steps}  " + "  ".join(numbers), flush=True)

@@ -1,7 +1,7 @@
 """What is learned: the next token by a target, blocks by a drafter on a frozen target.
 
-An objective turns (params, frozen, batch, key) into loss terms with numerator and denominator apart,
-so that the step can divide by counts of the whole global batch.
+An objective turns (params, frozen, batch, key) into loss terms with numerator and denominator
+apart, so that the step can divide by counts of the whole global batch.
 
 Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 drafted slots,
 D width, E captured features.
@@ -32,8 +32,8 @@ from jaxspec.losses import (
 from jaxspec.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
-"""tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: each row's number in the
-global batch, from which its random numbers follow on every device alike."""
+"""tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
+in the global batch, from which its random numbers follow on every device."""
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (numerator, denominator), scalars."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -59,7 +59,7 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TargetObjective:
-    """Next-token cross-entropy over `loss_mask`: the mean over the global batch's learned tokens."""
+    """Next-token cross-entropy, the mean over the global batch's learned tokens."""
 
     model: Transformer
     chunk_tokens: int = 0
@@ -139,7 +139,7 @@ class DrafterObjective:
         return total_from_terms(terms, config=self.loss, weights=weights)
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Anchors [B, N], labels and their mask [B, N, G]; each row has a random stream of its own."""
+        """Anchors [B, N], labels and their mask [B, N, G], from a random stream a row."""
 
         def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
             anchors, valid = sample_anchors(

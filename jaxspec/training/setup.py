@@ -221,5 +221,5 @@ def _check_architecture(
     ]
     if wrong:
         raise ValueError(
-            f"The target in {folder} is not the one of target.architecture:\n  " + "\n  ".join(wrong)
+            f"The target in {folder} is not that of target.architecture:\n  " + "\n  ".join(wrong)
         )

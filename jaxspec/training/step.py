@@ -22,7 +22,7 @@ from jaxspec.training.state import TrainState
 
 @struct.dataclass
 class Hyper:
-    """What changes from step to step or from run to run, and therefore is no constant in the program."""
+    """What changes from step to step or from run to run, and so is no constant in the program."""
 
     learning_rate: jax.Array
     key: jax.Array
@@ -56,7 +56,8 @@ def make_body(
             shares = {name: (numerator, counts[name]) for name, (numerator, _) in terms.items()}
             return objective.total(shares, hyper.weights), metrics
 
-        (value, metrics), gradients = jax.value_and_grad(local_loss, has_aux=True)(vary(state.params))
+        differentiate = jax.value_and_grad(local_loss, has_aux=True)
+        (value, metrics), gradients = differentiate(vary(state.params))
         return reduce(value), reduce(gradients), reduce(metrics)
 
     def body(
@@ -81,9 +82,7 @@ def make_body(
             )
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             (value, gradients, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
-            value, gradients = jax.tree.map(
-                lambda x: x / gradient_accumulation, (value, gradients)
-            )
+            value, gradients = jax.tree.map(lambda x: x / gradient_accumulation, (value, gradients))
 
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

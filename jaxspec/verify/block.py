@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxspec.verify.law import Law, capped_ratio, count_last, or_target
+from jaxspec.verify.law import Law, capped_ratio, count_last, with_floor
 from jaxspec.verify.rows import check_block
 from jaxspec.verify.verdict import Verdict
 
@@ -88,7 +88,7 @@ def block_law(
         target_BV = block.target.at(num_accepted_B)
         joint_B1 = jnp.take_along_axis(joint_BH, num_accepted_B[:, None], axis=1)
         # Behind the last drafted token q reads as zeros, which leaves p: the bonus token.
-        return or_target(
+        return with_floor(
             jnp.maximum(joint_B1 * target_BV - block.draft.at(num_accepted_B), 0), target_BV
         )
 

@@ -19,6 +19,10 @@ import jax.numpy as jnp
 from jaxspec.ops.sampling import INVALID, fine_uniform, sample_index
 from jaxspec.verify.verdict import Verdict
 
+# Too small to change a weight that is not itself a rounding error, and large enough for the
+# target's likeliest token (at least 1 / V) to stay a normal float32.
+_FLOOR = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class Law:
@@ -75,10 +79,12 @@ def capped_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(below, quotient, (numerator > 0).astype(quotient.dtype))
 
 
-def or_target(weights_BV: jax.Array, target_BV: jax.Array) -> jax.Array:
-    """The weights; the target's row where they are all 0.
+def with_floor(weights_BV: jax.Array, target_BV: jax.Array) -> jax.Array:
+    """Weights [B, V] of the next token, never all 0: the target's row lies far below them.
 
-    What the draft leaves of the target is 0 everywhere only where the rule accepts for sure, so
-    this is reached through rounding errors alone.
+    What the draft leaves of the target is 0 everywhere only where the rule accepts for sure, so a
+    row of zeros is reached through rounding errors alone, and then the target's row stands in. It
+    is added, and not chosen where the weights sum to 0: the compiler may compute the sum and the
+    weights apart, with other roundings, and the two then disagree about what is 0.
     """
-    return jnp.where(weights_BV.sum(axis=1, keepdims=True) > 0, weights_BV, target_BV)
+    return weights_BV + _FLOOR * target_BV

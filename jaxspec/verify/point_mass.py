@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.ops.sampling import INVALID
-from jaxspec.verify.law import Law, count_leading, or_target
+from jaxspec.verify.law import Law, count_leading, with_floor
 from jaxspec.verify.rows import check_block
 from jaxspec.verify.verdict import Verdict
 
@@ -70,7 +70,7 @@ def point_mass_law(
     def next_weights(num_accepted_B: jax.Array) -> jax.Array:
         target_BV = block.target.at(num_accepted_B)
         excluded_B1 = jnp.take_along_axis(excluded_BH, num_accepted_B[:, None], axis=1)
-        return or_target(
+        return with_floor(
             jnp.where(jnp.arange(target_BV.shape[1]) == excluded_B1, 0, target_BV), target_BV
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxspec.verify.law import Law, capped_ratio, count_leading, or_target
+from jaxspec.verify.law import Law, capped_ratio, count_leading, with_floor
 from jaxspec.verify.rows import check_block
 from jaxspec.verify.verdict import Verdict
 
@@ -71,7 +71,7 @@ def token_law(
     def next_weights(num_accepted_B: jax.Array) -> jax.Array:
         # Behind the last drafted token q reads as zeros, which leaves p: the bonus token.
         target_BV = block.target.at(num_accepted_B)
-        return or_target(jnp.maximum(target_BV - block.draft.at(num_accepted_B), 0), target_BV)
+        return with_floor(jnp.maximum(target_BV - block.draft.at(num_accepted_B), 0), target_BV)
 
     return Law(
         heads_BG=jnp.where(block.drafted_BG, heads_BG, 0),

@@ -17,6 +17,7 @@ CANDIDATES = [2, 3, 4, 10, 11, 12]
 
 sample = jax.jit(sample_anchors, static_argnames="count")
 label = jax.jit(block_labels, static_argnames="block_size")
+coverage = jax.jit(label_coverage)
 
 
 def _random_batch(seed, *, rows=4, length=40):
@@ -119,9 +120,7 @@ def test_equal_to_the_slow_form(seed):
     for row in range(4):
         available = sum(candidate[0] == row for candidate in candidates)
         assert valid[row].sum() == min(12, available)
-    labels, mask = map(
-        np.asarray, label(tokens, learned, segments, anchors, valid, block_size=6)
-    )
+    labels, mask = map(np.asarray, label(tokens, learned, segments, anchors, valid, block_size=6))
     expected_labels, expected_mask = _slow_labels(
         tokens, learned, segments, anchors, valid, block_size=6
     )
@@ -146,9 +145,7 @@ def test_padding_a_row_changes_no_label():
     padded = [np.pad(array, ((0, 0), (0, 9))) for array in (tokens, learned, segments)]
     anchors, valid = sample(jax.random.key(1), learned, segments, count=8)
     plain = label(tokens, learned, segments, anchors, valid, block_size=6)
-    for one, other in zip(
-        plain, label(*padded, anchors, valid, block_size=6), strict=True
-    ):
+    for one, other in zip(plain, label(*padded, anchors, valid, block_size=6), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -188,12 +185,12 @@ def test_coverage_by_hand_and_in_full():
     anchors = np.array([[2, 10]], np.int32)
     valid = np.ones((1, 2), bool)
     _, mask = label(TOKENS, LEARNED, SEGMENTS, anchors, valid, block_size=3)
-    covered, learned = label_coverage(LEARNED, anchors, mask)  # 3, 4 and 11, 12 of nine
+    covered, learned = coverage(LEARNED, anchors, mask)  # 3, 4 and 11, 12 of nine
     assert (float(covered), float(learned)) == (4.0, 9.0)
     tokens, learned_mask, segments = _random_batch(3)
     anchors, valid = sample(jax.random.key(2), learned_mask, segments, count=39)
     _, mask = label(tokens, learned_mask, segments, anchors, valid, block_size=4)
-    covered, _ = label_coverage(learned_mask, anchors, mask)
+    covered, _ = coverage(learned_mask, anchors, mask)
     # With an anchor everywhere, all but the first token of each learned run is a label.
     assert int(covered) == len(_slow_candidates(learned_mask, segments))
 

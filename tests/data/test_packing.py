@@ -7,10 +7,7 @@ from jaxspec.data.packing import Documents, best_fit, pack
 def _documents(lengths, *, seed=0):
     rng = np.random.default_rng(seed)
     return Documents.from_list(
-        [
-            (rng.integers(1, 1000, length), np.arange(length) >= length // 2)
-            for length in lengths
-        ]
+        [(rng.integers(1, 1000, length), np.arange(length) >= length // 2) for length in lengths]
     )
 
 

@@ -173,6 +173,14 @@ def test_many_examples_are_tokenized_once(tokenizer, tmp_path, monkeypatch):
         tokenized_documents(examples, tokenizer, data=other)
 
 
+def test_without_room_for_a_cache_the_run_goes_on(tokenizer, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pipeline_module, "CACHE_FROM", 1)
+    data = dataclasses.replace(DATA, data_dir=str(tmp_path / "file"))
+    assert len(make_pipeline(data, tokenizer).rows) > 0
+    assert "not kept" in caplog.text
+
+
 def test_prompts_alone_cannot_be_trained_on(tokenizer, monkeypatch):
     prompts = [Example("p", (("user", "Who?"), ("user", "Why?")), "bench")]
     monkeypatch.setattr(pipeline_module.sources, "load_examples", lambda *_, **__: prompts)

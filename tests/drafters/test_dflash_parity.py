@@ -1,8 +1,8 @@
 """The drafter against the architecture written out in torch, from an exported folder.
 
-The torch side is written from the description of DFlash (arXiv 2602.06036) and of its checkpoints: it
-knows tensor names and config.json, and nothing of jaxspec. It drafts one block at a time and is
-handed only the context rows the block may see, so it needs no mask.
+The torch side follows the description of DFlash (arXiv 2602.06036) and of its checkpoints: it knows
+tensor names and config.json, and nothing of jaxspec. It drafts one block at a time and is handed
+only the context rows the block may see, so it needs no mask.
 
 Dimension key: B batch, S context, N blocks, K slots, D width, E captured features, Q query heads,
 R key/value heads, C head width, T keys of a block's attention.
@@ -154,10 +154,12 @@ def test_training_pass_equals_torch(
     folder: Path, inputs: dict[str, np.ndarray], expected_BNKD: np.ndarray
 ) -> None:
     config, params = load_drafter(folder, target_config=TARGET)
-    drafter = DFlash(config, TARGET.hidden_size)
+    drafter: Any = DFlash(config, TARGET.hidden_size)
 
     @jax.jit
-    def run(features_BSE: jax.Array, embeddings_BNKD: jax.Array, anchors_BN: jax.Array) -> Any:
+    def run(
+        params: Any, features_BSE: jax.Array, embeddings_BNKD: jax.Array, anchors_BN: jax.Array
+    ) -> Any:
         positions_BS = jnp.broadcast_to(jnp.arange(CONTEXT), (BATCH, CONTEXT))
         keys, values = drafter.apply(
             {"params": params}, features_BSE, positions_BS, method="context"
@@ -168,7 +170,7 @@ def test_training_pass_equals_torch(
             {"params": params}, embeddings_BNKD, positions_BNK, keys, values, mask_BNS
         )
 
-    got_BNKD = run(inputs["features_BSE"], inputs["embeddings_BNKD"], inputs["anchors_BN"])
+    got_BNKD = run(params, inputs["features_BSE"], inputs["embeddings_BNKD"], inputs["anchors_BN"])
     np.testing.assert_allclose(got_BNKD, expected_BNKD, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -177,20 +179,20 @@ def test_decoding_from_a_cache_equals_torch(
 ) -> None:
     """The context comes in two parts; what lies behind the committed rows is never seen."""
     config, params = load_drafter(folder, target_config=TARGET)
-    drafter = DFlash(config, TARGET.hidden_size)
+    drafter: Any = DFlash(config, TARGET.hidden_size)
     cache = KVCache.create(
         num_layers=3, num_kv_heads=2, head_dim=16, batch=BATCH, capacity=CONTEXT + 7
     )
 
     @jax.jit
-    def feed(cache: KVCache, features_BSE: jax.Array) -> KVCache:
+    def feed(params: Any, cache: KVCache, features_BSE: jax.Array) -> KVCache:
         positions_BS = cache.lengths_B[:, None] + jnp.arange(features_BSE.shape[1])
         return cache.write(
             *drafter.apply({"params": params}, features_BSE, positions_BS, method="context")
         )
 
     @jax.jit
-    def draft(cache: KVCache, embeddings_BKD: jax.Array) -> jax.Array:
+    def draft(params: Any, cache: KVCache, embeddings_BKD: jax.Array) -> jax.Array:
         positions_BNK = cache.lengths_B[:, None, None] + jnp.arange(config.block_size)
         return drafter.apply(
             {"params": params},
@@ -203,9 +205,9 @@ def test_decoding_from_a_cache_equals_torch(
 
     features_BSE = inputs["features_BSE"]
     anchors_B = inputs["anchors_BN"][:, 1]  # 4 and 7
-    cache = feed(cache, features_BSE[:, :4]).advance(jnp.array([2, 4]))
+    cache = feed(params, cache, features_BSE[:, :4]).advance(jnp.array([2, 4]))
     following = np.stack([features_BSE[0, 2:7], features_BSE[1, 4:9]])
-    cache = feed(cache, following).advance(jnp.array([2, 3]))
+    cache = feed(params, cache, following).advance(jnp.array([2, 3]))
     np.testing.assert_array_equal(cache.lengths_B, anchors_B)
-    got_BKD = draft(cache, inputs["embeddings_BNKD"][:, 1])
+    got_BKD = draft(params, cache, inputs["embeddings_BNKD"][:, 1])
     np.testing.assert_allclose(got_BKD, expected_BNKD[:, 1], atol=TOLERANCE, rtol=TOLERANCE)

@@ -3,128 +3,138 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.losses import (
-    LossConfig,
-    chunked_slot_statistics,
-    drafter_loss,
-    loss_terms,
-    total_from_terms,
-)
+from jaxspec.losses import SlotStatistics, chunked_slot_statistics, slot_statistics
 
 B, N, G, D, V = 2, 7, 3, 4, 11
 
 
 def inputs():
-    keys = jax.random.split(jax.random.key(0), 5)
+    keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (B, N, G, D))
     kernel = jax.random.normal(keys[1], (D, V))
     labels = jax.random.randint(keys[2], (B, N, G), 0, V)
-    mask = jax.random.uniform(keys[3], (B, N, G)) < 0.8
-    target_hidden = jax.random.normal(keys[4], (B, N, G, D))
-    return hidden, kernel, labels, mask, target_hidden
+    target_hidden = jax.random.normal(keys[3], (B, N, G, D))
+    return hidden, kernel, labels, target_hidden
 
 
-def value_and_gradients(chunk_blocks, objective):
-    hidden, kernel, labels, mask, target_hidden = inputs()
-    config = LossConfig(objective=objective)
+def weighted_sum(slots: SlotStatistics):
+    """A scalar in which every slot has its own cotangent, so that no two can be mistaken."""
+    cotangents = jnp.sin(jnp.arange(slots.log_p_NG.size, dtype=jnp.float32))
+    cotangents = cotangents.reshape(slots.log_p_NG.shape)
+    return jnp.sum(cotangents * (slots.log_p_NG + 2 * slots.overlap_NG + 3 * slots.kl_NG)), slots
+
+
+def test_chunks_change_neither_value_nor_gradient():
+    hidden, kernel, labels, target_hidden = inputs()
+
+    def evaluate(chunk_blocks):
+        def chunked(hidden, kernel):
+            return weighted_sum(
+                chunked_slot_statistics(
+                    hidden,
+                    labels,
+                    head=lambda x: x @ kernel,
+                    chunk_blocks=chunk_blocks,
+                    target_hidden_BNGD=target_hidden,
+                )
+            )
+
+        # Both the hidden states and what the head closes over are differentiated.
+        return jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, kernel)
+
+    def whole(hidden, kernel):
+        target_logits = jax.lax.stop_gradient(target_hidden @ kernel)
+        return weighted_sum(
+            slot_statistics(hidden @ kernel, labels, target_logits_NGV=target_logits)
+        )
+
+    expected = jax.jit(jax.value_and_grad(whole, argnums=(0, 1), has_aux=True))(hidden, kernel)
+    # 7 blocks in chunks of at most 3: the last chunk holds one block and padding.
+    result = evaluate(3)
+    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-6)
+
+
+@pytest.mark.parametrize(("chunk_blocks", "scans"), [(0, 0), (1, 1), (6, 1), (7, 0), (9, 0)])
+def test_scans_only_where_there_is_more_than_one_chunk(chunk_blocks, scans):
+    hidden, kernel, labels, _ = inputs()
+    program = jax.make_jaxpr(
+        lambda hidden: chunked_slot_statistics(
+            hidden, labels, head=lambda x: x @ kernel, chunk_blocks=chunk_blocks
+        )
+    )(hidden)
+    assert str(program).count("scan[") == scans
+
+
+def test_without_a_batch_dimension_and_with_another_target_head():
+    hidden, kernel, labels, target_hidden = inputs()
 
     @jax.jit
-    @lambda f: jax.value_and_grad(f, argnums=(0, 1))
-    def loss(hidden, kernel):
-        slots = chunked_slot_statistics(
+    def chunked(hidden, labels, target_hidden):
+        return chunked_slot_statistics(
             hidden,
             labels,
             head=lambda x: x @ kernel,
-            chunk_blocks=chunk_blocks,
-            target_hidden_BNGD=target_hidden if objective == "lk" else None,
+            chunk_blocks=2,
+            target_hidden_BNGD=target_hidden,
+            target_head=lambda x: x @ kernel[:2],
         )
-        return total_from_terms(loss_terms(slots, mask, config=config), config=config)
 
-    return loss(hidden, kernel)
+    @jax.jit
+    def whole(hidden, labels, target_hidden):
+        return slot_statistics(
+            hidden @ kernel, labels, target_logits_NGV=target_hidden @ kernel[:2]
+        )
 
-
-@pytest.mark.parametrize("objective", ["cross_entropy", "lk"])
-def test_chunks_change_neither_value_nor_gradient(objective):
-    hidden, kernel, labels, mask, target_hidden = inputs()
-    config = LossConfig(objective=objective)
-    expected, _ = drafter_loss(
-        hidden @ kernel, labels, mask, config=config, target_logits_NGV=target_hidden @ kernel
-    )
-    value, gradients = value_and_gradients(0, objective)
-    assert float(value) == pytest.approx(float(expected), rel=1e-6)
-    # 7 blocks in chunks of at most 3, 2 (both with a padded last chunk) and 1; 9 is all of them.
-    for chunk_blocks in (3, 2, 1, 9):
-        chunked_value, chunked_gradients = value_and_gradients(chunk_blocks, objective)
-        assert float(chunked_value) == pytest.approx(float(value), rel=1e-6)
-        for chunked, whole in zip(chunked_gradients, gradients, strict=True):
-            np.testing.assert_allclose(chunked, whole, atol=2e-6)
+    arguments = (hidden[0], labels[0], target_hidden[0, ..., :2])
+    slots, expected = chunked(*arguments), whole(*arguments)
+    for got, want in zip(jax.tree.leaves(slots), jax.tree.leaves(expected), strict=True):
+        assert got.shape == (N, G)
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_statistics_keep_their_order_and_shape_without_a_batch_dimension():
-    hidden, kernel, labels, _, _ = inputs()
-    whole = chunked_slot_statistics(hidden[0], labels[0], head=lambda x: x @ kernel, chunk_blocks=0)
-    slots = chunked_slot_statistics(hidden[0], labels[0], head=lambda x: x @ kernel, chunk_blocks=3)
-    assert slots.overlap_NG is None
-    np.testing.assert_allclose(slots.log_p_NG, whole.log_p_NG, rtol=1e-6)
-    np.testing.assert_array_equal(slots.correct_NG, whole.correct_NG)
-
-
-def test_separate_target_head():
-    hidden, kernel, labels, _, target_hidden = inputs()
-    slots = chunked_slot_statistics(
-        hidden,
-        labels,
-        head=lambda x: x @ kernel,
-        chunk_blocks=2,
-        target_hidden_BNGD=target_hidden[..., :2],
-        target_head=lambda x: x @ kernel[:2],
-    )
-    p, q = jax.nn.softmax(target_hidden[..., :2] @ kernel[:2]), jax.nn.softmax(hidden @ kernel)
-    np.testing.assert_allclose(slots.overlap_NG, jnp.minimum(p, q).sum(-1), rtol=1e-5)
-
-
-def temporary_bytes(*, blocks, vocab, chunk_blocks, objective="cross_entropy"):
-    """Scratch memory of one compiled loss and gradient; nothing of this size is ever allocated."""
+def scratch_bytes(*, blocks, vocab, chunk_blocks=16, distill=False):
+    """Scratch memory of one compiled value and gradient, of which nothing is ever allocated."""
     slots_a_block, width = 15, 64
-    config = LossConfig(objective=objective)
 
-    def loss(hidden, kernel, labels, mask):
+    def loss(hidden, kernel, labels):
         slots = chunked_slot_statistics(
             hidden,
             labels,
             head=lambda x: x @ kernel,
             chunk_blocks=chunk_blocks,
-            target_hidden_BNGD=hidden if objective != "cross_entropy" else None,
+            target_hidden_BNGD=hidden if distill else None,
         )
-        return total_from_terms(loss_terms(slots, mask, config=config), config=config)
+        return jnp.sum(slots.overlap_NG if distill else slots.log_p_NG)
 
     shape = (1, blocks, slots_a_block)
     program = jax.jit(jax.value_and_grad(loss)).lower(
         jax.ShapeDtypeStruct((*shape, width), jnp.float32),
         jax.ShapeDtypeStruct((width, vocab), jnp.float32),
         jax.ShapeDtypeStruct(shape, jnp.int32),
-        jax.ShapeDtypeStruct(shape, jnp.bool_),
     )
     return program.compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    ("vocab", "objective"), [(4096, "cross_entropy"), (151_936, "cross_entropy"), (4096, "lk")]
-)
-def test_memory_does_not_grow_with_the_number_of_blocks(vocab, objective):
-    chunk_logits = 16 * 15 * vocab * 4
-    few = temporary_bytes(blocks=64, vocab=vocab, chunk_blocks=16, objective=objective)
-    many = temporary_bytes(blocks=512, vocab=vocab, chunk_blocks=16, objective=objective)
-    whole = temporary_bytes(blocks=512, vocab=vocab, chunk_blocks=0, objective=objective)
-    # What may grow is hidden states and their gradient, laid out by chunks; logits may not.
-    hidden_growth = (512 - 64) * 15 * 64 * 4
-    assert many - few < 4 * hidden_growth
-    assert many < (3 if objective == "cross_entropy" else 8) * chunk_logits + 6 * hidden_growth
-    assert whole > 30 * chunk_logits
+@pytest.mark.parametrize("vocab", [4096, 151_936])
+def test_memory_does_not_grow_with_the_number_of_blocks(vocab):
+    few = scratch_bytes(blocks=64, vocab=vocab)
+    many = scratch_bytes(blocks=512, vocab=vocab)
+    # Hidden states and their gradient, laid out by chunks, may grow; logits may not.
+    assert many - few < 4 * (512 - 64) * 15 * 64 * 4
+    # Logits of 16 blocks and their gradient, against those of 512.
+    assert many < 2.5 * 16 * 15 * vocab * 4 + 4 * 512 * 15 * 64 * 4
+    assert many < 0.15 * 512 * 15 * vocab * 4
+
+
+def test_memory_of_all_logits_and_of_distillation():
+    logits_bytes = 512 * 15 * 4096 * 4
+    assert scratch_bytes(blocks=512, vocab=4096, chunk_blocks=0) > 0.9 * logits_bytes
+    assert scratch_bytes(blocks=512, vocab=4096, distill=True) < 0.25 * logits_bytes
 
 
 def test_errors():
-    hidden, kernel, labels, _, target_hidden = inputs()
+    hidden, kernel, labels, target_hidden = inputs()
 
     def call(**changes):
         arguments = {"head": lambda x: x @ kernel, "chunk_blocks": 2} | changes

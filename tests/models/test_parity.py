@@ -95,7 +95,8 @@ def reference(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**{**COMMON, **CASES[request.param]})
-    model = AutoModelForCausalLM.from_config(config).eval().float()
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.eval().float()
     generator = torch.Generator().manual_seed(list(CASES).index(request.param))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -128,7 +129,7 @@ def reference(
 
 def test_logits_and_captured_states_equal_those_of_transformers(reference: Reference) -> None:
     config, params = load_target(reference.folder)
-    model = Transformer(config)
+    model: Any = Transformer(config)
     every_layer = tuple(range(config.num_layers))
 
     @jax.jit
@@ -149,10 +150,13 @@ def test_logits_and_captured_states_equal_those_of_transformers(reference: Refer
     np.testing.assert_allclose(captured[-1], reference.last_BSD, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "reference", ["qwen3_tied", "llama_tied_scaled", "llama_biased"], indirect=True
+)
 def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference) -> None:
     config, params = load_target(reference.folder)
-    model = Transformer(config)
-    tokens_BS = jnp.asarray(reference.tokens_BS)
+    model: Any = Transformer(config)
+    tokens_BS = reference.tokens_BS
     cache = KVCache.create(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
@@ -162,7 +166,7 @@ def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference)
     )
 
     @jax.jit
-    def step(cache: KVCache, part_BS: jax.Array) -> tuple[KVCache, jax.Array]:
+    def step(params: Any, cache: KVCache, part_BS: jax.Array) -> tuple[KVCache, jax.Array]:
         output = model.apply({"params": params}, part_BS, cache=cache)
         logits_BSV = model.apply({"params": params}, output.hidden_BSD, method="logits")
         return cache.write(output.keys_LBRSC, output.values_LBRSC), logits_BSV
@@ -172,8 +176,8 @@ def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference)
     starts = [0, 0]
     kept = [4, 3]
     for _ in range(LENGTH // 4):
-        part_BS = jnp.stack([tokens_BS[b, starts[b] : starts[b] + 4] for b in range(BATCH)])
-        cache, logits_BSV = step(cache, part_BS)
+        part_BS = np.stack([tokens_BS[b, starts[b] : starts[b] + 4] for b in range(BATCH)])
+        cache, logits_BSV = step(params, cache, part_BS)
         for b in range(BATCH):
             np.testing.assert_allclose(
                 logits_BSV[b],
@@ -193,7 +197,8 @@ def test_transformers_computes_the_same_from_an_export(
     config, params = load_target(reference.folder)
     folder = tmp_path / "export"
     save_target(folder, config, params, eos_token_ids=(3, 5))
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
     expected = "Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"
     assert type(model).__name__ == expected
     assert not any(report.values()), report
@@ -211,7 +216,7 @@ def test_bfloat16_export_loads_on_both_sides_alike(
     config, params = load_target(reference.folder)
     folder = tmp_path / "export"
     save_target(folder, config, params, dtype="bfloat16")
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    stored: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert stored.dtype == torch.bfloat16
     _, reloaded = load_target(folder)
     embedding = stored.get_input_embeddings().weight.float().detach().numpy()

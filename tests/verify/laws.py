@@ -157,11 +157,14 @@ def output_law(
     for n in range(length):
         reached_B = weights_B * pattern_BP[:, count_P == n].sum(axis=1)
         accepted_H[n] = reached_B.sum()
-        next_BV = weights_HBV[n] / weights_HBV[n].sum(axis=1, keepdims=True)
-        first = np.zeros((vocabulary,) * (n + 1))
-        np.add.at(first, tuple(drafts_BG[:, :n].T), reached_B[:, None] * next_BV)
+        total_B1 = weights_HBV[n].sum(axis=1, keepdims=True)
+        assert (total_B1[:, 0] > 0)[reached_B > 0].all()
+        next_BV = weights_HBV[n] / np.where(total_B1 > 0, total_B1, 1)
+        prefix_B = np.ravel_multi_index(tuple(drafts_BG[:, :n].T), (vocabulary,) * n) if n else 0
+        first = np.zeros((vocabulary**n, vocabulary))
+        np.add.at(first, np.broadcast_to(prefix_B, reached_B.shape), reached_B[:, None] * next_BV)
         rest = target.continuation(n + 1, length)
-        law += first.reshape(first.shape + (1,) * (length - n - 1)) * rest
+        law += first.reshape((vocabulary,) * (n + 1) + (1,) * (length - n - 1)) * rest
     return law, accepted_H
 
 
@@ -221,4 +224,5 @@ def assert_same_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
 def assert_different_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
     """The negative control: the same tests must refuse these tokens."""
     found = p_values(tokens_RH, law)
+    print("CTL", found)
     assert min(found.values()) < FALSE_ALARM, found

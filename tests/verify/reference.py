@@ -22,10 +22,7 @@ def token(
 ) -> tuple[int, np.ndarray]:
     for i, x in enumerate(draft):
         # u < p / q without the division; a token that q cannot draw passes if p can.
-        if q[i][x] == 0:
-            passes = p[i][x] > 0
-        else:
-            passes = uniforms[i] * q[i][x] < p[i][x]
+        passes = uniforms[i] * q[i][x] < p[i][x]
         if not passes:
             return i, _normalised([max(a - b, 0.0) for a, b in zip(p[i], q[i], strict=True)], p[i])
     return len(draft), p[len(draft)]

@@ -43,12 +43,13 @@ def sampled(tree, *, seed, length=SLOTS, rounds=laws.ROUNDS):
     return tree.sample(np.random.default_rng([seed, 2]), np.zeros((rounds, 0), int), length=length)
 
 
-def trees(seed, *, factorised=True):
+def trees(seed, *, factorised=True, flatness=0.7):
     rng = np.random.default_rng(seed)
-    return (
-        laws.random_tree(rng, vocabulary=VOCABULARY, depth=LENGTH),
-        laws.random_tree(rng, vocabulary=VOCABULARY, depth=SLOTS, factorised=factorised),
+    target = laws.random_tree(rng, vocabulary=VOCABULARY, depth=LENGTH)
+    draft = laws.random_tree(
+        rng, vocabulary=VOCABULARY, depth=SLOTS, factorised=factorised, concentration=flatness
     )
+    return target, draft
 
 
 @pytest.mark.parametrize("factorised", [True, False])
@@ -83,9 +84,7 @@ def test_acceptance_rate_of_the_oracle(rule):
 def test_control_wrong_temperature_of_q_is_refused(rule):
     target, draft = trees(0)
     colder = draft.map(lambda rows: rows**2)
-    tokens = decode(
-        rule, target=target, draft=colder, drafts_RG=sampled(draft, seed=0), seed=0
-    )
+    tokens = decode(rule, target=target, draft=colder, drafts_RG=sampled(draft, seed=0), seed=0)
     laws.assert_different_law(tokens, target.law(LENGTH))
 
 
@@ -125,7 +124,8 @@ def shaped_drafts(sampling, draft):
 @pytest.mark.parametrize("rule", ["token", "block"])
 @pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=2), Sampling(0.6, top_p=0.8)])
 def test_control_raw_q_of_shaped_drafts_is_refused(rule, sampling):
-    target, draft = trees(2)
+    # A flat draft, from which the filters take something that matters.
+    target, draft = trees(2, flatness=10.0)
     shaped, drafts = shaped_drafts(sampling, draft)
     honest = decode(rule, target=target, draft=shaped, drafts_RG=drafts, seed=0)
     laws.assert_same_law(honest, target.law(LENGTH))

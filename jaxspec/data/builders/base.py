@@ -184,6 +184,13 @@ def prepare(
         files = raw_files.download(names, folder=raw_dir)
     else:
         files = raw_files.find(names, folder=raw_dir)
+    try:
+        prepared.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"Prepared data cannot be kept in {prepared} ({error}): set data.data_dir or the "
+            "environment variable JAXSPEC_DATA_DIR to a folder that can be written."
+        ) from error
     builder = builder_class(raw_dir=raw_dir, data_dir=prepared / _digest(files))
     if not builder.data_path.exists():
         _write(builder)

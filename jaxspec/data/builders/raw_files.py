@@ -30,9 +30,10 @@ class PublicFile:
     """Only the beginning of a large file; 0: all of it."""
 
 
-# The layouts on GitHub were seen in the repositories. Not verified by a download: the branch of
-# Hidden_COT, the Hub addresses, and that the mirrors of AIME call the fields as expected (the
-# parser takes both "question" and "problem").
+# Files seen in these repositories: GSM8K, MBPP, MT-Bench, GPTeacher, the instructions and MATH.
+# Not verified: the branch of Hidden_COT, where DeepSpec, Spec-Bench and human-eval keep theirs, all
+# addresses on the Hub, and what the AIME files there call their fields (the parser takes both
+# "question" and "problem").
 PUBLIC: dict[str, PublicFile] = {
     "gsm8k/train.jsonl": PublicFile(
         f"{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/train.jsonl"

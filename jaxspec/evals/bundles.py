@@ -1,0 +1,170 @@
+"""A target or a drafter with everything that belongs to it, opened from a folder.
+
+>>> target = load_target_bundle(TargetConfig(path="embedded"))
+>>> drafter = load_drafter_bundle("runs/full", target=target)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.huggingface import load_drafter, load_target
+from jaxspec.config import DrafterConfig, LossConfig, TargetConfig, TransformerConfig
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TargetBundle:
+    """A target, ready to decode."""
+
+    name: str
+    model: Transformer
+    params: Any
+    tokenizer: Tokenizer
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The target's shape."""
+        return self.model.config
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
+        return tuple(i for i in self.tokenizer.stop_ids if i < self.config.vocab_size)
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Tokens that no response may hold: special ones that do not end it, and unused rows."""
+        special = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
+        padded_rows = range(self.tokenizer.vocab_size, self.config.vocab_size)
+        banned = (special | set(padded_rows)) - set(self.stop_ids)
+        return tuple(sorted(i for i in banned if i < self.config.vocab_size))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DrafterBundle:
+    """A drafter for one target, ready to propose."""
+
+    name: str
+    loss: str
+    """`LossConfig.label` of its training run; its name where that is not recorded."""
+    seed: int | None
+    """Seed of its training run, where that is recorded."""
+    drafter: DFlash
+    params: Any
+
+    @property
+    def config(self) -> DrafterConfig:
+        """The drafter's shape."""
+        return self.drafter.config
+
+
+def load_target_bundle(target: TargetConfig) -> TargetBundle:
+    """Opens the target that a run names.
+
+    Raises:
+      ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
+    """
+    folder = target_folder(target.path)
+    config, params = load_target(folder, dtype=target.dtype)
+    if target.architecture is not None:
+        # How it is computed, not what: shapes come from the folder.
+        config = dataclasses.replace(config, unroll_layers=target.architecture.unroll_layers)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the target's embedding "
+            f"only {config.vocab_size} rows: they do not belong together."
+        )
+    name = target.path if target.path == "embedded" else folder_name(folder)
+    return TargetBundle(name, Transformer(config), params, tokenizer)
+
+
+def load_drafter_bundle(
+    folder: str | Path, *, target: TargetBundle, unroll_layers: bool = False
+) -> DrafterBundle:
+    """Opens a drafter: a run's folder (with export/ inside), or a folder of weights.
+
+    Args:
+      folder: where it lies.
+      target: what it is to draft for; it computes in the target's dtype.
+      unroll_layers: see `DrafterConfig`.
+
+    Raises:
+      ValueError: no exported weights there, or a drafter for another target.
+    """
+    folder = Path(folder).expanduser()
+    weights = exported_weights(folder)
+    config, params = load_drafter(
+        weights, target_config=target.config, dtype=target.config.dtype
+    )
+    config = resolve_config(
+        dataclasses.replace(config, unroll_layers=unroll_layers),
+        target=target.config,
+        mask_token_id=target.tokenizer.mask_id,
+    )
+    record = _provenance(folder) or _provenance(weights)
+    run = record.get("config") or {}
+    name = folder_name(folder)
+    loss = run.get("loss") if isinstance(run, Mapping) else None
+    return DrafterBundle(
+        name=name,
+        loss=_loss_label(loss) if isinstance(loss, Mapping) else name,
+        seed=record.get("seed"),
+        drafter=DFlash(config, target.config.hidden_size),
+        params=jax.device_put(params),
+    )
+
+
+def exported_weights(folder: Path) -> Path:
+    """Where the weights of a run's folder lie.
+
+    Raises:
+      ValueError: says what is missing.
+    """
+    for candidate in (folder / "export", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise ValueError(f"No folder {folder}: expected the --workdir of a training run.")
+    raise ValueError(
+        f"No exported drafter in {folder}: expected {folder / 'export' / 'config.json'}. "
+        "train.py writes it at the end of a run (training.export true); for a run that was "
+        "stopped, `jaxspec export` makes it from the last checkpoint."
+    )
+
+
+def folder_name(folder: Path) -> str:
+    """What to call a folder in tables: its last part, or its run's where that is "export"."""
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == "export" else resolved.name
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    file = folder / "provenance.json"
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _loss_label(loss: Mapping[str, Any]) -> str:
+    """The label of a recorded `LossConfig`; fields of another version are passed over."""
+    known = {field.name for field in dataclasses.fields(LossConfig)}
+    values = {key: value for key, value in loss.items() if key in known}
+    if isinstance(values.get("decay"), str):
+        values["decay"] = math.inf  # JSON has no infinity: it is recorded as a string.
+    return LossConfig(**values).label

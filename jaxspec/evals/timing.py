@@ -1,0 +1,269 @@
+"""Wall-clock speed at batch 1, and what it is made of.
+
+Both ways of decoding run in the same process and take turns prompt by prompt, so that whatever else
+the machine does hits them alike; figures are medians over repeats. Compilation and prefill are
+measured by themselves and are in neither speed.
+
+>>> speed = measure_speed(baseline, speculative, prompts, ids=names, repeats=3, seed=0)
+>>> print(speed.formula())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.decoding import Autoregressive, DecodeState, Prompts, Speculative
+from jaxspec.decoding.generate import (
+    Strategy,
+    bucket_length,
+    check_prompts,
+    needed_capacity,
+    pad_prompts,
+)
+
+_LOOPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Speeds of one drafter on one benchmark. Times in milliseconds unless named otherwise."""
+
+    tokens_per_s: float
+    baseline_tokens_per_s: float
+    speedup: float
+    compile_s: float
+    """Tracing and compiling the speculative programs, once for all drafters of one shape."""
+    prefill_ms: float
+    baseline_prefill_ms: float
+    round_ms: float
+    """One draft-verify round of the real loop."""
+    draft_ms: float
+    """The drafter's part: its pass, the head over its slots, and taking in new context."""
+    verify_ms: float
+    """The target's pass over the block, its head, and the cache."""
+    autoregressive_step_ms: float
+    tau: float
+    """Tokens a round emitted on the timed prompts."""
+    block_size: int
+    platform: str
+
+    @property
+    def rest_ms(self) -> float:
+        """What a round costs besides draft and verification pass: sampling, bookkeeping."""
+        return self.round_ms - self.draft_ms - self.verify_ms
+
+    @property
+    def row_ratio(self) -> float:
+        """What verifying a block costs, in autoregressive steps."""
+        return self.verify_ms / self.autoregressive_step_ms
+
+    def formula(self) -> str:
+        """The speed-up as the parts that make it."""
+        predicted = self.tau * self.autoregressive_step_ms / self.round_ms
+        return (
+            f"{self.speedup:.2f}x measured; tau {self.tau:.2f} x step "
+            f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = {predicted:.2f}x "
+            f"(round: draft {self.draft_ms:.2f} + verification of {self.block_size} rows "
+            f"{self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
+        )
+
+
+def explain(speeds: Sequence[Speed]) -> str:
+    """Why speed-ups are what they are on this machine, in two sentences.
+
+    Raises:
+      ValueError: no speeds.
+    """
+    if not speeds:
+        raise ValueError("There are no speeds to explain: nothing was timed.")
+    ratio = statistics.median(speed.row_ratio for speed in speeds)
+    draft = statistics.median(speed.draft_ms / speed.autoregressive_step_ms for speed in speeds)
+    rows = max(speed.block_size for speed in speeds)
+    measured = (
+        f"Speed-up = tau x autoregressive step / (draft + verification + rest). Here a draft costs "
+        f"{draft:.1f} autoregressive steps and verifying {rows} rows costs {ratio:.1f}"
+    )
+    if speeds[0].platform == "cpu":
+        return (
+            f"{measured}: a small model on a CPU is bound by arithmetic, which grows with the rows. "
+            "A large model on an accelerator is bound by reading its weights from memory; there many "
+            "rows cost about as much as one, and the speed-up comes close to tau."
+        )
+    return (
+        f"{measured}: on an accelerator a large model is bound by reading its weights from memory, "
+        "which all rows share, and a small one by launching kernels."
+    )
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Times of one strategy, prompt by prompt."""
+
+    strategy: Strategy
+    params: Any
+    prefill_s: list[float] = dataclasses.field(default_factory=list)
+    loop_s: list[float] = dataclasses.field(default_factory=list)
+    """Median over repeats, one entry a prompt."""
+    steps: int = 0
+    tokens: int = 0
+    compile_s: float = 0.0
+
+    def warm_up(self, prompts: Prompts, capacity: int) -> None:
+        """Compiles, and runs once: the excess of the first run over the second one."""
+        first = sum(self.run(prompts, capacity)[:2])
+        self.compile_s += max(0.0, first - sum(self.run(prompts, capacity)[:2]))
+
+    def run(self, prompts: Prompts, capacity: int) -> tuple[float, float, DecodeState]:
+        """Seconds of the prefill and of the loop, and the final state."""
+        started = time.perf_counter()
+        state = self.strategy.start(self.params, prompts, capacity=capacity)
+        jax.block_until_ready(state)
+        prefilled = time.perf_counter()
+        state = self.strategy.run(self.params, state, prompts.keys_B)
+        jax.block_until_ready(state)
+        return prefilled - started, time.perf_counter() - prefilled, state
+
+
+def measure_speed(
+    baseline: Autoregressive,
+    speculative: Speculative,
+    prompts: Sequence[Sequence[int]],
+    *,
+    target_params: Any,
+    drafter_params: Any,
+    ids: Sequence[str],
+    repeats: int,
+    seed: int,
+) -> Speed | None:
+    """Times both strategies on every prompt.
+
+    All prompts are padded to the longest one's bucket, so that each strategy is compiled once and
+    both have caches of one size.
+
+    Returns:
+      None when no response is longer than its first token: there is nothing to time.
+
+    Raises:
+      ValueError: prompts that cannot be decoded, or fewer than one repeat.
+    """
+    check_prompts(prompts, ids=ids, strategy=speculative)
+    if repeats < 1:
+        raise ValueError(f"evaluation.timing_repeats must be at least 1: got {repeats}.")
+    length = bucket_length(max(map(len, prompts)))
+    capacity = needed_capacity(
+        length, rules=speculative.rules, round_tokens=speculative.round_tokens
+    )
+    params = {"target": target_params, "drafter": drafter_params}
+    plain = _Clock(baseline, target_params)
+    fast = _Clock(speculative, params)
+    batches = [
+        pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
+        for name, prompt in zip(ids, prompts, strict=True)
+    ]
+    for clock in (plain, fast):
+        clock.warm_up(batches[0], capacity)
+    for batch in batches:
+        loops: dict[int, list[float]] = {id(plain): [], id(fast): []}
+        for repeat in range(repeats):
+            for clock in (plain, fast) if repeat % 2 == 0 else (fast, plain):
+                prefill_s, loop_s, state = clock.run(batch, capacity)
+                clock.prefill_s.append(prefill_s)
+                loops[id(clock)].append(loop_s)
+                if repeat == 0:
+                    clock.steps += int(state.step)
+                    # The first token is the prefill's.
+                    clock.tokens += int(state.count_B[0]) - 1
+        for clock in (plain, fast):
+            clock.loop_s.append(statistics.median(loops[id(clock)]))
+    if not plain.steps or not fast.steps:
+        return None
+    draft_ms, verify_ms = measure_round_parts(
+        speculative, params, batches[0], capacity=capacity, repeats=max(3, repeats)
+    )
+    rate, baseline_rate = (clock.tokens / sum(clock.loop_s) for clock in (fast, plain))
+    return Speed(
+        tokens_per_s=rate,
+        baseline_tokens_per_s=baseline_rate,
+        speedup=rate / baseline_rate,
+        compile_s=fast.compile_s,
+        prefill_ms=1e3 * statistics.median(fast.prefill_s),
+        baseline_prefill_ms=1e3 * statistics.median(plain.prefill_s),
+        round_ms=1e3 * sum(fast.loop_s) / fast.steps,
+        draft_ms=draft_ms,
+        verify_ms=verify_ms,
+        autoregressive_step_ms=1e3 * sum(plain.loop_s) / plain.steps,
+        tau=fast.tokens / fast.steps,
+        block_size=speculative.round_tokens,
+        platform=jax.default_backend(),
+    )
+
+
+def measure_round_parts(
+    strategy: Speculative, params: Any, prompts: Prompts, *, capacity: int, repeats: int
+) -> tuple[float, float]:
+    """Milliseconds of the drafter's and of the target's part of a round, each in a loop of its own.
+
+    A loop inside one program, because calling a program costs as much as a tiny model's pass.
+    """
+    found = []
+    for loop in (_draft_loop, _verify_loop):
+        state = strategy.start(params, prompts, capacity=capacity)
+        run = functools.partial(loop, strategy, params, state, prompts.keys_B)
+        found.append(1e3 * _median_seconds(run, repeats=repeats) / _LOOPS)
+    return found[0], found[1]
+
+
+def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+# Every pass of the two loops depends on the one before (through the anchor and the written cache),
+# so that the compiler cannot move work out of the loop that a real round has to do.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
+    proposer, config = strategy.proposer, strategy.model.config
+    width = len(proposer.capture) * config.hidden_size
+    shape = (*state.anchor_B.shape, proposer.block_size, width)
+
+    def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        drafter, anchor_B = carry
+        draft = proposer.propose(params, drafter, anchor_B, keys_B)
+        block_BK = jnp.concatenate([anchor_B[:, None], draft.tokens_BG], axis=1)
+        features_BKE = jnp.broadcast_to(
+            block_BK[..., None].astype(config.dtype) / config.vocab_size, shape
+        )
+        none_B = jnp.zeros_like(anchor_B)
+        drafter = proposer.commit(params, drafter, block_BK, features_BKE, none_B)
+        return drafter, draft.tokens_BG[:, 0]
+
+    return jax.lax.fori_loop(0, _LOOPS, body, (state.drafter, state.anchor_B))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _verify_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
+    shape = (*state.anchor_B.shape, strategy.proposer.block_size)
+
+    def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        cache, anchor_B = carry
+        block_BK = jnp.broadcast_to(anchor_B[:, None], shape)
+        output, logits_BKV = strategy.target_pass(params, block_BK, cache)
+        cache = cache.write(output.keys_LBRSC, output.values_LBRSC)
+        return cache, jnp.argmax(logits_BKV, axis=-1).astype(jnp.int32).min(axis=1)
+
+    return jax.lax.fori_loop(0, _LOOPS, body, (state.cache, state.anchor_B))

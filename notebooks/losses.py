@@ -1,0 +1,287 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What each loss asks of a drafted block
+#
+# A drafter proposes the tokens of a block in parallel; the target keeps them up to the first wrong
+# one. Cross-entropy does not know this: it pays as much for slot 15 as for slot 1, although slot 15
+# counts only if the fourteen before it are right. *Teaching Diffusion to Speculate Left-to-Right*
+# (arXiv 2606.11552) adds three corrections. This notebook looks at one block, slot by slot: what
+# each loss costs, and where its gradient goes as the label probabilities change.
+#
+# `G = 15` drafted slots (a block of 16 without its anchor). `p[g]` is the probability the drafter
+# gives to the right token of slot `g`. Gradients are taken with respect to `log p`.
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from jaxspec.losses import (
+    OBJECTIVES,
+    LossConfig,
+    LossWeights,
+    SlotStatistics,
+    chain_reward,
+    cross_entropy,
+    drafter_metrics,
+    first_error_focal,
+    loss_terms,
+    positional_weights,
+    prefix_probability,
+    total_from_terms,
+)
+
+G = 15
+slots = np.arange(1, G + 1)
+plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3})
+
+
+def panels(count, *, height=3.2):
+    return plt.subplots(1, count, figsize=(4.6 * count, height), layout="constrained")
+
+
+# %% [markdown]
+# Three drafters to look at: one that has just begun, one half-trained, one good. Each is worse at
+# later slots, as real ones are. A slot counts as correct here when its label has more than half of
+# the probability.
+
+# %%
+DRAFTERS = {
+    "poor": 0.35 * np.exp(-slots / 12),
+    "middling": 0.85 * np.exp(-slots / 20),
+    "good": 0.98 * np.exp(-slots / 60),
+}
+
+
+def one_block(p):
+    p = jnp.asarray(p, jnp.float32)[None]
+    return SlotStatistics(log_p_NG=jnp.log(p), correct_NG=p > 0.5)
+
+
+figure, axes = panels(2)
+for name, p in DRAFTERS.items():
+    block = one_block(p)
+    accepted = float(drafter_metrics(block)["accepted"][0])
+    axes[0].plot(slots, p, marker=".", label=f"{name}: accepts {accepted:.0f}")
+    axes[1].plot(slots, prefix_probability(block.log_p_NG, mask_NG=None)[0], marker=".")
+axes[0].set(xlabel="slot", ylabel="p", title="probability of the label", ylim=(0, 1))
+axes[1].set(xlabel="slot", title="product up to the slot (the chain)", ylim=(0, 1))
+axes[0].legend()
+
+# %% [markdown]
+# ## 1. Positional weights
+#
+# `w[g] = exp(-g / decay)`. `decay=None` (or infinity) is the uniform baseline; the paper's best is
+# 10. The weights of a block then sum to 8.16 instead of 15.
+
+# %%
+figure, axis = panels(1)
+for decay in (None, 20.0, 10.0, 7.0, 4.0):
+    weights = positional_weights(G, decay=decay)
+    axis.plot(slots, weights, marker=".", label=f"decay {decay}: sum {float(weights.sum()):.2f}")
+axis.set(xlabel="slot", ylabel="weight", title="positional weights", ylim=(0, 1.05))
+axis.legend()
+
+# %% [markdown]
+# ## 2. Cross-entropy, and its two normalisations
+#
+# The paper's equation sums over the slots of a block and averages over blocks
+# (`normalize="block"`). Trainers divide by the sum of the weights (`normalize="weight"`). The
+# gradient of either depends on the slot alone and not on `p`: every nat is worth the same.
+
+# %%
+w = positional_weights(G, decay=10.0)
+log_p = one_block(DRAFTERS["middling"]).log_p_NG
+figure, axes = panels(2)
+for normalize, marker in (("block", "o"), ("weight", "x")):
+    value, gradient = jax.value_and_grad(
+        lambda x, normalize=normalize: cross_entropy(x, weights_G=w, normalize=normalize)
+    )(log_p)
+    label = f'"{normalize}": loss {float(value):.2f}'
+    axes[0].plot(slots, -gradient[0], marker=marker, label=label)
+axes[0].set(xlabel="slot", title="cross-entropy: -dL / dlog p", ylim=(0, None))
+axes[0].legend()
+
+# Per-slot cost, for scale: what is summed.
+axes[1].bar(slots, -log_p[0], color="lightgray", label="-log p")
+axes[1].bar(slots, -w * log_p[0], width=0.5, label="weighted, decay 10")
+axes[1].set(xlabel="slot", ylabel="nats", title="what each slot costs")
+axes[1].legend()
+
+# %% [markdown]
+# The ratio of the two is the sum of the weights: 8.16. Since the chain reward is normalised in its
+# own way, its weight of 40 is 8.16 times stronger beside a `"weight"` cross-entropy than beside a
+# `"block"` one. That is why the normalisation is a setting, and why it matters when numbers are
+# compared with a paper's.
+
+# %% [markdown]
+# ## 3. First-error focal term
+#
+# Plain cross-entropy at the first wrong slot of each block and nowhere else: that slot ended the
+# accepted run. It moves along the block as the drafter improves; where a block has no error it is 0
+# and pushes nothing.
+
+# %%
+figure, axis = panels(1)
+for offset, (name, p) in enumerate(DRAFTERS.items()):
+    block = one_block(p)
+    value, gradient = jax.value_and_grad(first_error_focal)(
+        block.log_p_NG, correct_NG=block.correct_NG, weights_G=w
+    )
+    axis.bar(
+        slots + 0.25 * (offset - 1), -gradient[0], width=0.25, label=f"{name}: {float(value):.2f}"
+    )
+axis.set(xlabel="slot", title="first-error focal: -dL / dlog p")
+axis.legend()
+
+# %% [markdown]
+# ## 4. Chain reward
+#
+# `R = 1/G * sum_g rho[g]` with `rho[g] = p[0] * ... * p[g]`: a soft accepted length, divided by
+# the number of slots. Its gradient is a suffix sum, `dR / dlog p[k] = 1/G * sum_{g >= k} rho[g]`:
+# a slot is worth what still hangs on it, so the weights come from the drafter itself and fall along
+# the block. The cell below checks the closed form.
+
+# %%
+figure, axes = panels(2)
+for name, p in DRAFTERS.items():
+    log_p = one_block(p).log_p_NG
+    value, gradient = jax.value_and_grad(chain_reward)(log_p)
+    closed_form = np.cumsum(np.cumprod(p)[::-1])[::-1] / G
+    np.testing.assert_allclose(gradient[0], closed_form, rtol=1e-4)
+    axes[0].plot(slots, gradient[0], marker=".", label=f"{name}: R = {float(value):.3f}")
+    axes[1].semilogy(slots, gradient[0], marker=".")
+axes[0].set(xlabel="slot", title="chain: dR / dlog p")
+axes[1].set(xlabel="slot", title="the same, logarithmic")
+axes[0].legend()
+
+# %% [markdown]
+# ### What the chain does when early slots are poor
+#
+# One slot of a good block is made poor. Everything behind it loses its gradient, because it can
+# hardly be reached; but so do the slots before it, as less hangs on them. If the *first* slot is
+# poor the whole chain goes quiet, the first slot included: the reward alone cannot start a drafter.
+# Cross-entropy and the focal term, whose gradient does not fade, do that; the chain then rewards
+# what has become reachable.
+
+# %%
+chain_gradient = jax.jit(jax.vmap(jax.grad(lambda log_p: chain_reward(log_p[None]))))
+blocks = np.tile(DRAFTERS["good"], (G, 1))
+blocks[np.arange(G), np.arange(G)] = 0.05
+figure, axes = panels(2, height=3.6)
+image = axes[0].imshow(
+    chain_gradient(np.log(blocks)), cmap="viridis", extent=(0.5, 15.5, 15.5, 0.5)
+)
+axes[0].set(xlabel="slot", ylabel="the slot with p = 0.05", title="dR / dlog p")
+axes[0].grid(visible=False)
+figure.colorbar(image, ax=axes[0])
+
+first = np.linspace(0.01, 1.0, 60)
+blocks = np.tile(DRAFTERS["good"], (len(first), 1))
+blocks[:, 0] = first
+gradients = np.asarray(chain_gradient(np.log(blocks)))
+for slot in (1, 2, 5, 10):
+    axes[1].plot(first, 40 * gradients[:, slot - 1], label=f"chain at slot {slot}, times 40")
+axes[1].axhline(float(w[0]), color="black", ls="--", label='cross-entropy at slot 1, "block"')
+axes[1].axhline(float(w[0] / w.sum()), color="black", ls=":", label='the same, "weight"')
+axes[1].set(xlabel="p of slot 1, the others good", title="gradient against the first slot")
+axes[1].legend(fontsize=7)
+
+# %% [markdown]
+# ## 5. Together
+#
+# `L = L_CE + focal * L_fe - chain * R`. Below is the pull on each slot for the ladder of losses and
+# the three drafters. `loss_terms` gives the parts as (numerator, denominator), so that devices can
+# add them before dividing; `LossWeights` passes decay, focal and chain as arrays, so one compiled
+# function serves every row.
+
+# %%
+LADDER = {
+    "uniform": LossConfig(decay=None, focal=0.0, chain=0.0),
+    "+ decay 10": LossConfig(decay=10.0, focal=0.0, chain=0.0),
+    "+ focal 0.3": LossConfig(decay=10.0, focal=0.3, chain=0.0),
+    "+ chain 40": LossConfig(),
+}
+
+
+def pull_of(normalize):
+    config = LossConfig(normalize=normalize)
+
+    def loss(log_p, correct, weights):
+        block = SlotStatistics(log_p_NG=log_p[None], correct_NG=correct[None])
+        terms = loss_terms(block, config=config, weights=weights)
+        return total_from_terms(terms, config=config, weights=weights)
+
+    gradient = jax.jit(jax.grad(loss))
+    return lambda p, row: -gradient(np.log(p), p > 0.5, LossWeights.from_config(row))
+
+
+for normalize in ("block", "weight"):
+    pull = pull_of(normalize)
+    figure, axes = panels(3)
+    for axis, (drafter, p) in zip(axes, DRAFTERS.items(), strict=True):
+        for name, row in LADDER.items():
+            axis.semilogy(slots, pull(p, row), marker=".", label=name)
+        axis.set(xlabel="slot", title=f'{drafter}, "{normalize}"')
+    axes[0].set_ylabel("-dL / dlog p")
+    axes[0].legend(fontsize=8)
+
+# %% [markdown]
+# Early in training the four curves differ little: with poor probabilities the chain is silent. The
+# better the drafter, the more the chain tilts the gradient towards the front of the block, where
+# the whole run hangs on each token.
+
+# %% [markdown]
+# ## 6. Neighbouring objectives
+#
+# Others have asked for the same thing in other ways. Those that need labels alone, as gradients:
+# D-PACE weighs cross-entropy by a smoothed suffix sum, Spec-AUF stops behind the first failure,
+# streak distillation is the chain without a divisor. (LK, total variation and forward KL compare
+# whole distributions with the target's; they need its logits.)
+
+
+# %%
+def objective_pull(name, p):
+    block = one_block(p)
+
+    def block_sum(log_p):
+        values, counted = OBJECTIVES[name].slot_values(block.replace(log_p_NG=log_p), None)
+        return jnp.sum(jnp.where(counted, values, 0.0))
+
+    return -jax.grad(block_sum)(block.log_p_NG)[0]
+
+
+figure, axes = panels(3)
+for axis, (drafter, p) in zip(axes, DRAFTERS.items(), strict=True):
+    for name in ("cross_entropy", "d_pace", "spec_auf", "streak"):
+        axis.plot(slots, objective_pull(name, p), marker=".", label=name)
+    axis.set(xlabel="slot", title=drafter, yscale="symlog")
+axes[0].set_ylabel("-dL / dlog p")
+axes[0].legend(fontsize=8)
+
+# %% [markdown]
+# ## 7. Blocks that end early
+#
+# At the end of an answer a block has fewer tokens than slots. Masked slots, and all behind them,
+# add nothing; the chain divides by the slots that are left, so a short perfect block still scores 1.
+
+# %%
+mask = jnp.arange(G)[None] < 5
+perfect = jnp.zeros((1, G))
+print("chain of a perfect block of 5:", float(chain_reward(perfect, mask_NG=mask)))
+ragged = jnp.where(mask, one_block(DRAFTERS["good"]).log_p_NG, jnp.nan)
+gradient = jax.grad(lambda x: chain_reward(x, mask_NG=mask))(ragged)
+print("gradient with junk behind the mask:", np.round(np.asarray(gradient[0, :8]), 3))

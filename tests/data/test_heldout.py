@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from jaxspec.data.heldout import TESTS_FOLLOW, HeldOutPrompts, keys, table
+
+
+@pytest.fixture
+def held_out():
+    return HeldOutPrompts.from_table(
+        table([f"Sort a list.{TESTS_FOLLOW}\n\nassert f([2, 1]) == [1, 2]", "What is x + 2?"])
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt, contained",
+    [
+        ("What is x + 2?", True),
+        ("  what IS x+2? \n", True),
+        ("What is x - 2?", False),
+        ("Sort a list.", True),
+        (f"Sort a list.{TESTS_FOLLOW}\n\nassert g([3]) == [3]", True),
+        ("Sort a lists.", False),
+    ],
+)
+def test_spelling_makes_no_difference_and_content_does(held_out, prompt, contained):
+    assert held_out.contains([("user", prompt)]) is contained
+
+
+def test_any_question_counts_and_no_answer_does(held_out):
+    assert held_out.contains([("user", "Hi."), ("assistant", "Yes?"), ("user", "What is x + 2?")])
+    assert not held_out.contains([("user", "Hi."), ("assistant", "What is x + 2?")])
+
+
+def test_quoted_code_is_found():
+    code = "def has_close_elements(numbers, threshold):\n    '''Whether two numbers are close.'''\n"
+    quoted = f"Complete this.\n\n```python\n{code}```"
+    assert set(keys(code)) <= set(keys(quoted))
+
+
+def test_the_shipped_table():
+    shipped = HeldOutPrompts.load()
+    assert len(shipped.hashes) > 3000
+    # The first question of GSM8K's test split, in other case and spacing.
+    assert shipped.contains(
+        [
+            (
+                "user",
+                "JANET\u2019s ducks lay 16 eggs per day. She eats three for breakfast every morning"
+                " and bakes muffins for her friends every day with four. She sells the remainder at"
+                " the farmers' market daily for $2 per fresh duck egg. How much in dollars does she"
+                " make every day at the farmers'  market?",
+            )
+        ]
+    )
+
+
+def test_the_digest_changes_with_the_table():
+    one, other = (HeldOutPrompts.from_table(table([text])).digest for text in ("a", "b"))
+    assert one != other
+    assert table(["a", "a"]).dtype == np.uint64 and len(table(["a", "A "])) == 1

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from jaxspec.evals.report import (
+    console_table,
+    markdown_table,
+    read_json,
+    write_json,
+    write_report,
+)
+from tests.evals.rows import result_row
+
+ROWS = [
+    result_row("full", tau_micro=2.5, speedup=1.75),
+    result_row(),
+    result_row("uniform", "mbpp", tau_micro=1.5, mismatched_prompts=2),
+    result_row("full", "mbpp", tau_micro=1.65, speedup=None),
+]
+
+
+def test_json_round_trip(tmp_path):
+    file = write_json(tmp_path / "new" / "r.json", provenance={"seed": 0}, results=ROWS)
+    assert read_json(file) == ({"seed": 0}, ROWS)
+    assert list(json.loads(file.read_text())) == ["provenance", "results"]
+
+
+def test_refused_rows_leave_the_old_file(tmp_path):
+    file = write_json(tmp_path / "r.json", provenance={}, results=ROWS)
+    with pytest.raises(ValueError, match="tau_micro is nan"):
+        write_json(file, provenance={}, results=[result_row(tau_micro=float("nan"))])
+    assert read_json(file)[1] == ROWS
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_what_is_no_result_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No result file"):
+        read_json(tmp_path / "none.json")
+    for text, message in [
+        ("[]", "no result file"),
+        ('{"a": 1}', "no result file"),
+        ("{", "cut off"),
+    ]:
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_json(tmp_path / "bad.json")
+
+
+def test_markdown_by_hand():
+    lines = markdown_table(ROWS).splitlines()
+    assert lines[:8] == [
+        "| benchmark | loss | prompts | tau (95%) | macro | accepted | gain | speedup | differ |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| gsm8k | uniform | 40 | 2.00 (1.80–2.25) | 1.90 | 1.00 | – | 1.50x | 0 |",
+        "| gsm8k | full | 40 | 2.50 (1.80–2.25) | 1.90 | 1.00 | +25.0% | 1.75x | 0 |",
+        "| mbpp | uniform | 40 | 1.50 (1.80–2.25) | 1.90 | 1.00 | – | 1.50x | 2 |",
+        "| mbpp | full | 40 | 1.65 (1.80–2.25) | 1.90 | 1.00 | +10.0% | – | 0 |",
+        "| mean | uniform | 80 | 1.75 | 1.90 | 1.00 | – | 1.50x | 2 |",
+        "| mean | full | 80 | 2.08 | 1.90 | 1.00 | +17.5% | 1.75x | 0 |",
+    ]
+    assert any(line.startswith("tau: tokens emitted per draft-verify round") for line in lines)
+
+
+def test_one_benchmark_has_no_mean():
+    assert "mean |" not in markdown_table(ROWS[:2]).split("\n\n")[0]
+
+
+def test_mean_only_over_all_benchmarks():
+    table = markdown_table([*ROWS, result_row("decay")])
+    assert "| mean | uniform |" in table
+    assert "| mean | decay |" not in table
+
+
+def test_settings_that_differ_become_columns():
+    table = markdown_table([result_row(), result_row(temperature=1.0, verifier="token")])
+    assert "| benchmark | loss | temperature | prompts |" in table
+    assert "| gsm8k | uniform | 0 | 40 |" in table
+    assert "| gsm8k | uniform | 1 | 40 |" in table
+
+
+def test_repetitive_share_is_shown_and_explained_when_known():
+    table = markdown_table([result_row(repetitive_share=0.325), result_row("full")])
+    assert "differ | repetitive |" in table
+    assert "| 32% |" in table
+    assert table.rstrip().endswith("inflates tau.")
+    assert "repetitive" not in markdown_table(ROWS)
+
+
+def test_bars_in_names_do_not_break_the_table():
+    assert "gsm8k\\|x" in markdown_table([result_row(benchmark="gsm8k|x")])
+
+
+def shown(results, *, width=80) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(console_table(results))
+    return stream.getvalue()
+
+
+def test_console_table_says_what_the_markdown_says():
+    lines = shown(ROWS).splitlines()
+    found = [" ".join(line.split()) for line in lines if line.strip()]
+    assert found[1] == "gsm8k uniform 40 2.00 (1.80–2.25) 1.90 1.00 – 1.50x 0"
+    assert found[2].startswith("full 40"), "a benchmark is named once"
+    assert found[-1] == "full 80 2.08 1.90 1.00 +17.5% 1.75x 0"
+
+
+def test_console_table_fits_a_plain_terminal():
+    rows = [
+        result_row(loss, benchmark, repetitive_share=0.05)
+        for loss in ("uniform", "full")
+        for benchmark in ("embedded/math", "embedded/code")
+    ]
+    text = shown(rows)
+    assert "…" not in text
+    assert "embedded/math" in text
+
+
+def test_names_with_brackets_are_text():
+    assert "[bold]x" in shown([result_row(benchmark="[bold]x")])
+
+
+def test_write_report_writes_all_files(tmp_path):
+    files = write_report(
+        tmp_path / "results.json", provenance={"seed": 0}, results=ROWS, notes=["A note.", "B."]
+    )
+    assert [file.name for file in files] == [
+        "results.json",
+        "results.md",
+        "results_accepted_length.png",
+        "results_acceptance_by_position.png",
+    ]
+    assert all(file.stat().st_size > 0 for file in files)
+    text = files[1].read_text()
+    assert text.startswith("| benchmark |")
+    assert text.endswith("\n\nA note.\n\nB.\n")

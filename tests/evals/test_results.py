@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from jaxspec.evals.results import FIELDS, check_results, gains, labels, ordered
+from tests.evals.rows import result_row
+
+
+def test_complete_rows_pass():
+    check_results([result_row(), result_row("full", extra_field={"any": [1, "thing"]})])
+    check_results([])
+
+
+def test_unmeasured_values_may_be_none():
+    unmeasured = dict.fromkeys(
+        ("tokens_per_s", "baseline_tokens_per_s", "speedup", "compile_s", "mismatched_prompts")
+    )
+    check_results([result_row(**unmeasured)])
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_every_field_is_needed(field):
+    row = result_row()
+    del row[field]
+    with pytest.raises(ValueError, match=rf"results\[0\].*{field} is missing"):
+        check_results([row])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        (lambda bad: {"speedup": bad}, "speedup"),
+        (lambda bad: {"tau_ci95": [1.0, bad]}, r"tau_ci95\[1\]"),
+        (lambda bad: {"accept_at": [0.5, bad, None]}, r"accept_at\[1\]"),
+        (lambda bad: {"timing": {"draft_s": [bad]}}, r"timing\.draft_s\[0\]"),
+    ],
+    ids=["number", "interval", "list", "nested"],
+)
+def test_non_finite_numbers_are_refused_wherever_they_are(bad, changes, place):
+    with pytest.raises(ValueError, match=f"{place} is {bad}"):
+        check_results([result_row(**changes(bad))])
+
+
+def test_all_problems_are_told_at_once():
+    rows = [result_row(prompts="40"), result_row("full", rounds=True, tau_ci95=[1.0])]
+    with pytest.raises(ValueError) as caught:
+        check_results(rows)
+    message = str(caught.value)
+    assert "results[0] (uniform, gsm8k): prompts must be int: got str" in message
+    assert "results[1] (full, gsm8k): rounds must be int: got bool" in message
+    assert "tau_ci95 must be [low, high]" in message
+
+
+def test_gain_is_percent_of_tau_micro():
+    rows = [result_row(tau_micro=2.0), result_row("full", tau_micro=2.5)]
+    assert gains(rows) == [None, pytest.approx(25.0)]
+
+
+def test_gain_needs_a_baseline_measured_alike():
+    rows = [
+        result_row(tau_micro=2.0),
+        result_row("full", "mbpp"),
+        result_row("full", temperature=1.0),
+        result_row("full", target="other"),
+        result_row("full", block_size=8),
+        result_row("full", verifier="token"),
+    ]
+    assert gains(rows) == [None] * 6
+
+
+def test_gain_compares_within_a_seed_and_averages_baselines():
+    seeded = [
+        result_row(tau_micro=2.0, seed=0),
+        result_row(tau_micro=4.0, seed=1),
+        result_row("full", tau_micro=3.0, seed=0),
+        result_row("full", tau_micro=5.0, seed=1),
+    ]
+    assert gains(seeded) == [None, None, pytest.approx(50.0), pytest.approx(25.0)]
+    unseeded = [{key: row[key] for key in row if key != "seed"} for row in seeded]
+    assert gains(unseeded)[2:] == [pytest.approx(0.0), pytest.approx(66.666, abs=1e-2)]
+
+
+def test_order_is_the_ladder_within_benchmarks_as_they_came():
+    rows = [
+        result_row(loss, benchmark)
+        for benchmark in ("mbpp", "aime24")
+        for loss in ("full", "tv", "decay+focal", "d_pace", "uniform", "decay")
+    ]
+    found = [(row["benchmark"], row["loss"]) for row in ordered(reversed(rows))]
+    ladder = ["uniform", "decay", "decay+focal", "d_pace", "tv", "full"]
+    assert found == [(benchmark, loss) for benchmark in ("aime24", "mbpp") for loss in ladder]
+
+
+def test_labels_name_the_drafter_only_where_needed():
+    assert labels([result_row(), result_row("full"), result_row("full", "mbpp")]) == [
+        "uniform",
+        "full",
+        "full",
+    ]
+    assert labels([result_row("full", drafter="a"), result_row("full", drafter="b")]) == [
+        "full (a)",
+        "full (b)",
+    ]

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxspec.evals.tau import (
+    Rounds,
+    bootstrap_interval,
+    conditional_acceptance,
+    is_repetitive,
+    repeated_share,
+    summarise,
+    tau_macro,
+    tau_micro,
+)
+
+# Two rounds of 4 and 2 tokens, and four rounds of 1 token.
+TWO = [Rounds(emitted=(4, 2)), Rounds(emitted=(1, 1, 1, 1))]
+
+
+def test_micro_is_over_rounds_and_macro_over_responses():
+    assert tau_micro(TWO) == pytest.approx(10 / 6)
+    assert tau_macro(TWO) == pytest.approx((3.0 + 1.0) / 2)
+
+
+def test_accepted_leaves_out_the_bonus():
+    summary = summarise(TWO, num_slots=3)
+    assert summary.accepted_per_round == pytest.approx(10 / 6 - 1)
+    assert (summary.rounds, summary.tokens, summary.prompts) == (6, 10, 2)
+
+
+def test_conditional_acceptance_by_hand():
+    # Accepted: 3, 1 and four times 0, of 3 slots.
+    # Slot 0: accepted in 2 of 6 rounds. Slot 1: 1 of 2. Slot 2: 1 of 1.
+    assert conditional_acceptance(TWO, num_slots=3) == pytest.approx((2 / 6, 1 / 2, 1.0))
+
+
+def test_slots_that_no_round_reached_are_none():
+    assert conditional_acceptance([Rounds(emitted=(2, 1))], num_slots=4) == (0.5, 0.0, None, None)
+
+
+def test_a_stop_inside_the_drafts_is_no_rejection():
+    # The second accepted draft was the stop token: 2 tokens, no bonus, slot 2 never looked at.
+    stopped = Rounds(emitted=(3, 2), accepted=(2, 2))
+    summary = summarise([stopped], num_slots=4)
+    assert summary.tau_micro == 2.5
+    assert summary.accepted_per_round == 2.0
+    # Slot 2 was rejected once, in the first round.
+    assert summary.accept_at == (1.0, 1.0, 0.0, None)
+
+
+def test_acceptance_and_tau_tell_the_same():
+    """Without stops: accepted per round = sum of products of conditional acceptances."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(0, 6, size=400)
+    rounds = [Rounds(emitted=tuple(int(n) + 1 for n in counts))]
+    summary = summarise(rounds, num_slots=5)
+    assert None not in summary.accept_at
+    products = itertools.accumulate(summary.accept_at, lambda a, b: a * b)
+    assert sum(products) == pytest.approx(summary.accepted_per_round)
+    assert summary.tau_micro == pytest.approx(1 + summary.accepted_per_round)
+
+
+def test_responses_without_rounds_count_as_prompts_only():
+    with_empty = [*TWO, Rounds(emitted=())]
+    summary = summarise(with_empty, num_slots=3)
+    assert summary.prompts == 3
+    assert (summary.tau_micro, summary.tau_macro) == (tau_micro(TWO), tau_macro(TWO))
+    assert summary.tau_ci95 == bootstrap_interval(TWO)
+
+
+def slow_bootstrap(responses, *, seed, resamples):
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(responses), size=(resamples, len(responses)))
+    taus = []
+    for pick in picks:
+        drawn = [responses[i] for i in pick]
+        taus.append(sum(sum(r.emitted) for r in drawn) / sum(len(r.emitted) for r in drawn))
+    return np.quantile(taus, 0.025), np.quantile(taus, 0.975)
+
+
+def test_bootstrap_equals_its_slow_twin_and_repeats():
+    generator = np.random.default_rng(1)
+    responses = [
+        Rounds(emitted=tuple(generator.integers(1, 9, size=generator.integers(1, 12)).tolist()))
+        for _ in range(20)
+    ]
+    interval = bootstrap_interval(responses, seed=3, resamples=200)
+    assert interval == pytest.approx(slow_bootstrap(responses, seed=3, resamples=200))
+    assert interval == bootstrap_interval(responses, seed=3, resamples=200)
+    assert interval != bootstrap_interval(responses, seed=4, resamples=200)
+    assert interval[0] < tau_micro(responses) < interval[1]
+
+
+def test_interval_shrinks_with_the_prompts():
+    generator = np.random.default_rng(2)
+
+    def width(prompts):
+        responses = [
+            Rounds(emitted=tuple(generator.integers(1, 9, size=10).tolist()))
+            for _ in range(prompts)
+        ]
+        low, high = bootstrap_interval(responses)
+        return high - low
+
+    assert width(400) < 0.5 * width(20)
+
+
+def test_interval_of_equal_prompts_is_a_point():
+    assert bootstrap_interval([Rounds(emitted=(3, 1))] * 5) == (2.0, 2.0)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        responses = [
+            Rounds(emitted=tuple(generator.geometric(0.4, size=8).tolist())) for _ in range(40)
+        ]
+        low, high = bootstrap_interval(responses, seed=trial, resamples=300)
+        covered += low <= 2.5 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_repeated_share_by_hand():
+    # 4-grams: 1234 2341 3412 4123 1234: one of five stood there before.
+    assert repeated_share([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+    assert repeated_share(list(range(50))) == 0.0
+    assert repeated_share([1, 1, 1]) == 0.0
+    assert repeated_share([]) == 0.0
+
+
+def test_loops_are_repetitive():
+    assert is_repetitive([*range(20), *[7, 8, 9] * 10])
+    assert not is_repetitive([*range(20), *[7, 8, 9] * 3])
+
+
+def test_summary_with_and_without_repetitive_responses():
+    loop = Rounds(emitted=(8, 8), tokens=(1, 2) * 10)
+    fresh = Rounds(emitted=(2, 1, 3), tokens=tuple(range(20)))
+    summary = summarise([loop, fresh], num_slots=7)
+    assert summary.repetitive_share == 0.5
+    assert summary.tau_micro == pytest.approx(22 / 5)
+    assert summary.tau_micro_without_repetitive == pytest.approx(2.0)
+    only_loops = summarise([loop], num_slots=7)
+    assert only_loops.repetitive_share == 1.0
+    assert only_loops.tau_micro_without_repetitive is None
+
+
+def test_repetition_is_unknown_without_tokens():
+    summary = summarise(TWO, num_slots=3)
+    assert summary.repetitive_share is None
+    assert summary.tau_micro_without_repetitive is None
+
+
+def test_as_dict_has_lists_and_plain_numbers():
+    row = summarise(TWO, num_slots=3).as_dict()
+    assert row["tau_ci95"] == list(summarise(TWO, num_slots=3).tau_ci95)
+    assert isinstance(row["accept_at"], list)
+    assert {type(value) for value in row.values()} <= {int, float, list, type(None)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"emitted": (2, 0)}, "at least one token"),
+        ({"emitted": (2, 2), "accepted": (1,)}, "all 2 rounds"),
+        ({"emitted": (3,), "accepted": (1,)}, "at most one token more"),
+        ({"emitted": (1,), "accepted": (2,)}, "at most one token more"),
+        ({"emitted": (1,), "accepted": (-1,)}, "at most one token more"),
+    ],
+)
+def test_impossible_rounds_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Rounds(**arguments)
+
+
+def test_more_accepted_than_drafted_is_refused():
+    with pytest.raises(ValueError, match="2 drafted slots cannot accept 3"):
+        summarise([Rounds(emitted=(4,))], num_slots=2)
+
+
+@pytest.mark.parametrize("responses", [[], [Rounds(emitted=())]])
+def test_nothing_measured_is_refused(responses):
+    with pytest.raises(ValueError, match="at least one draft-verify round"):
+        summarise(responses, num_slots=3)

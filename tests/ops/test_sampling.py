@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.ops.sampling import Sampling, fine_uniform, is_distribution, sample_index
+from tests.verify import laws
+
+
+def shaped(probs, **settings):
+    return np.asarray(Sampling(1.0, **settings).probabilities(jnp.log(jnp.asarray(probs))))
+
+
+def reference(logits, *, temperature, top_k, top_p, min_p):
+    """Plain Python, one row, no ties."""
+    scaled = [x / temperature for x in logits]
+    order = sorted(range(len(scaled)), key=lambda v: -scaled[v])
+    kept = order[:top_k] if top_k else order
+    weight = {v: np.exp(scaled[v] - scaled[order[0]]) for v in kept}
+    mass, nucleus = 0.0, []
+    for v in kept:
+        if mass < top_p:
+            nucleus.append(v)
+        mass += weight[v] / sum(weight.values())
+    kept = [v for v in nucleus if weight[v] >= min_p * weight[order[0]]]
+    total = sum(weight[v] for v in kept)
+    return [weight[v] / total if v in kept else 0.0 for v in range(len(logits))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.3},
+        {"top_k": 4},
+        {"top_k": 100},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"temperature": 2.0, "top_k": 6, "top_p": 0.6, "min_p": 0.1},
+    ],
+)
+def test_probabilities_equal_the_reference(settings):
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | settings
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 4, 9)) * 2
+    sampling = Sampling(**settings)
+    for probabilities in (sampling.probabilities, jax.jit(sampling.probabilities)):
+        found = np.asarray(probabilities(jnp.asarray(logits, jnp.float32)))
+        assert found.dtype == np.float32
+        for index in np.ndindex(5, 4):
+            expected = reference(logits[index], **settings)
+            np.testing.assert_allclose(found[index], expected, atol=1e-5)
+
+
+def test_hand_computed_filters():
+    probs = [0.1, 0.5, 0.15, 0.25]
+    np.testing.assert_allclose(shaped(probs, top_k=1), [0, 1, 0, 0])
+    np.testing.assert_allclose(shaped(probs, top_p=0.4), [0, 1, 0, 0])
+    np.testing.assert_allclose(shaped(probs, top_p=0.6), [0, 2 / 3, 0, 1 / 3], atol=1e-6)
+    np.testing.assert_allclose(shaped(probs, min_p=0.4), [0, 2 / 3, 0, 1 / 3], atol=1e-6)
+    # The three largest renormalised are 5/9, 5/18, 1/6: the first two already hold 0.8.
+    np.testing.assert_allclose(shaped(probs, top_k=3, top_p=0.8), [0, 2 / 3, 0, 1 / 3], atol=1e-6)
+
+
+def test_ties_with_the_last_kept_token_are_kept():
+    np.testing.assert_allclose(shaped([0.4, 0.2, 0.2, 0.2], top_k=2), [0.4, 0.2, 0.2, 0.2])
+    np.testing.assert_allclose(shaped([0.4, 0.2, 0.2, 0.2], top_p=0.5), [0.4, 0.2, 0.2, 0.2])
+
+
+def test_temperature_zero_is_the_first_argmax():
+    sampling = Sampling(0.0, top_k=3)
+    assert sampling.greedy
+    probs = sampling.probabilities(jnp.array([[1, 3, 3, 0], [5, -jnp.inf, 0, 0]], jnp.bfloat16))
+    assert probs.dtype == jnp.float32
+    assert probs.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    assert sampling.sample(jax.random.key(0), probs).tolist() == [1, 0]
+
+
+def test_small_temperature_tends_to_greedy():
+    logits = jnp.array([30.0, 30.5, -jnp.inf])
+    assert Sampling(1e-6).probabilities(logits).tolist() == [0, 1, 0]
+
+
+def test_excluded_tokens_keep_probability_zero():
+    for settings in ({}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 0.01}):
+        probs = shaped([0.5, 0.0, 0.5], **settings)
+        np.testing.assert_allclose(probs, [0.5, 0, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}]
+)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_rows_without_a_distribution_are_nan_and_never_a_token(settings, bad):
+    sampling = Sampling(**({"temperature": 1.0} | settings))
+    logits = jnp.array([[0.0, 1.0, bad], [0.0, 9.0, -jnp.inf], [-jnp.inf] * 3])
+    probs = sampling.probabilities(logits)
+    assert jnp.isnan(probs).all(axis=1).tolist() == [True, False, True]
+    tokens = sampling.sample(jax.random.key(0), probs)
+    assert (tokens == -1).tolist() == [True, False, True]
+    assert tokens.dtype == jnp.int32
+
+
+def test_float64_stays():
+    with jax.enable_x64(True):
+        assert Sampling(1.0).probabilities(jnp.zeros(3)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1e-9}, "temperature"),
+        ({"temperature": 1.0, "top_k": -1}, "top_k"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+        ({"temperature": 1.0, "top_p": 1.1}, "top_p"),
+        ({"temperature": 1.0, "top_p": float("nan")}, "top_p"),
+        ({"temperature": 1.0, "min_p": -0.1}, "min_p"),
+        ({"temperature": 1.0, "min_p": 1.1}, "min_p"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, name):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        Sampling(**settings)
+
+
+def test_samples_have_the_probabilities():
+    probs = np.array([0.0, 0.1, 0.6, 0.0, 0.3])
+    rows = jnp.broadcast_to(jnp.asarray(probs, jnp.float32), (laws.ROUNDS, 5))
+    tokens = np.asarray(jax.jit(Sampling(1.0).sample)(jax.random.key(0), rows))
+    counts = laws.histogram(tokens[:, None], vocabulary=5)
+    # Also refuses a single token of probability 0.
+    assert laws.chi_square(counts, probs) > laws.FALSE_ALARM
+    assert laws.chi_square(counts, np.array([0.0, 0.13, 0.57, 0.0, 0.3])) < laws.FALSE_ALARM
+
+
+def test_sample_index_takes_any_scale_and_refuses_what_is_no_distribution():
+    rows = jnp.array(
+        [[0, 3e-20, 0], [0, 0, 0], [0.5, jnp.nan, 0.5], [0.5, jnp.inf, 0], [2, -1, 0], [7e20, 0, 0]]
+    )
+    assert sample_index(jax.random.key(0), rows).tolist() == [1, -1, -1, -1, -1, 0]
+    assert is_distribution(rows).tolist() == [True, False, False, False, False, True]
+
+
+def test_fine_uniform_is_uniform_and_finer_than_a_float32_step():
+    drawn = np.asarray(jax.jit(lambda key: fine_uniform(key, (200_000,)))(jax.random.key(0)))
+    assert drawn.dtype == np.float32
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    counts, _ = np.histogram(drawn, bins=64, range=(0, 1))
+    assert laws.chi_square(counts, np.full(64, 1 / 64)) > laws.FALSE_ALARM
+    small = drawn[drawn < 2**-8].astype(np.float64) * 2**23
+    assert (small != np.floor(small)).mean() > 0.9
+
+
+def test_chi_square_itself():
+    law = np.array([0.5, 0.5 - 1e-6, 1e-6, 0])
+    assert laws.chi_square(np.array([500, 500, 0, 0]), law) > 0.9
+    assert laws.chi_square(np.array([500, 499, 0, 1]), law) == 0
+    assert laws.chi_square(np.array([300, 700, 0, 0]), law) < laws.FALSE_ALARM
+    assert laws.chi_square(np.array([1000, 0]), np.array([1.0, 0])) == 1

@@ -1,0 +1,174 @@
+"""Imports run one way: config <- ops <- {losses, verify, models} <- drafters and so on.
+
+The imports are read from the syntax trees: those inside functions and behind TYPE_CHECKING count.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "jaxspec"
+
+EVERYONE_MAY_IMPORT = {"config", "provenance"}
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "provenance": {"config"},
+    "ops": set(),
+    "losses": {"ops"},
+    "verify": {"ops"},
+    "models": {"ops"},
+    "drafters": {"ops", "losses", "verify", "models"},
+    "decoding": {"ops", "losses", "verify", "models", "drafters"},
+    "parallel": set(),
+    "data": set(),
+    "checkpoints": {"ops", "models", "drafters", "parallel"},
+    "training": {"ops", "losses", "models", "drafters", "data", "parallel", "checkpoints"},
+    "evals": {
+        *("ops", "losses", "verify", "models", "drafters", "decoding"),
+        *("data", "parallel", "checkpoints"),
+    },
+}
+"""Subpackage -> what it may import of the others. `cli` may import all of them."""
+
+Import = tuple[str, int]
+
+
+def imported_modules(source: str, *, module: str, is_package: bool) -> Iterator[Import]:
+    """Absolute names of everything a module imports, with the line.
+
+    ``from a import b`` gives "a.b": b may be a module.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parents = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield str(node.args[0].value), node.lineno
+
+
+def room(name: str) -> str | None:
+    """The subpackage that a dotted name lies in: "losses" for "jaxspec.losses.chain"."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
+
+
+def violations(source: str, *, module: str, is_package: bool = False) -> list[str]:
+    """What a module imports and must not."""
+    own = room(module)
+    if own is None or own == "cli":
+        return []
+    if own not in ALLOWED:
+        return [f"{module}: {own!r} has no rule in tests/test_import_rules.py"]
+    allowed = ALLOWED[own] | EVERYONE_MAY_IMPORT | {own}
+    return [
+        f"{module}:{line} imports {name}: {own} may import only {', '.join(sorted(allowed))}"
+        for name, line in imported_modules(source, module=module, is_package=is_package)
+        if room(name) is not None and room(name) not in allowed and room(name) != "__version__"
+    ]
+
+
+def package_modules() -> Iterator[tuple[str, Path]]:
+    for file in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
+
+
+def test_package_follows_the_rules():
+    found = [
+        problem
+        for module, file in package_modules()
+        for problem in violations(
+            file.read_text(encoding="utf-8"), module=module, is_package=file.name == "__init__.py"
+        )
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_rules_have_no_cycle():
+    graph = {name: targets | (EVERYONE_MAY_IMPORT - {name}) for name, targets in ALLOWED.items()}
+    graph["config"] = set()
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("jaxspec.losses.chain", "from jaxspec.models import transformer"),
+        ("jaxspec.losses.chain", "def f():\n    import jaxspec.models.transformer"),
+        ("jaxspec.losses.chain", "from ..models.transformer import Transformer"),
+        ("jaxspec.verify.token", "from jaxspec import models"),
+        ("jaxspec.verify.token", "import importlib\nimportlib.import_module('jaxspec.models')"),
+        ("jaxspec.evals.runner", "if TYPE_CHECKING:\n    from jaxspec.training.state import State"),
+        ("jaxspec.models.layers", "from jaxspec.cli.main import main"),
+        ("jaxspec.data.packing", "from jaxspec.losses import chain_reward"),
+        ("jaxspec.newroom.thing", "import numpy"),
+    ],
+)
+def test_forbidden_imports_are_found(module, source):
+    assert len(violations(source, module=module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("jaxspec.losses.chain", "from jaxspec.ops.numerics import x\nfrom . import slots"),
+        ("jaxspec.losses.chain", "from jaxspec.config import LossConfig\nimport jax"),
+        ("jaxspec.evals.runner", "from jaxspec import provenance, __version__"),
+        ("jaxspec.cli.main", "from jaxspec.training.loop import train"),
+    ],
+)
+def test_allowed_imports_pass(module, source):
+    assert violations(source, module=module) == []
+
+
+def test_relative_imports_of_a_package_file_are_resolved():
+    source = "from .chain import chain_reward\nfrom ..models import cache"
+    (problem,) = violations(source, module="jaxspec.losses", is_package=True)
+    assert "jaxspec.models.cache" in problem
+
+
+def test_configuration_stays_instant():
+    """jaxspec.config and the parsing of a command line must not pull jax in."""
+    heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "transformers", "matplotlib", "grain"}
+    for module in ("__init__.py", "config.py", "cli/__init__.py", "cli/configuration.py"):
+        file = ROOT / PACKAGE / module
+        names = imported_modules(
+            file.read_text(encoding="utf-8"), module="jaxspec.x", is_package=False
+        )
+        found = {name.split(".")[0] for name, _ in names} & heavy
+        assert not found, f"{module} imports {found}"
+
+
+@pytest.mark.parametrize("folder", ["configs", "notebooks"])
+def test_configs_and_notebooks_import_the_library_only(folder):
+    """No script, test or sibling file: what they show works for whoever installed the package."""
+    own = {"train", "eval", "configs", "notebooks", "tests", "benchmarks", "scripts"}
+    own |= {file.stem for file in (ROOT / folder).glob("*.py")}
+    found = [
+        f"{file.name}:{line} imports {name}"
+        for file in sorted((ROOT / folder).glob("*.py"))
+        for name, line in imported_modules(
+            file.read_text(encoding="utf-8"), module=file.stem, is_package=False
+        )
+        if name.split(".")[0] in own
+    ]
+    assert not found, "\n".join(found)

@@ -1,0 +1,182 @@
+"""What must hold for the files of the repository as a whole."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxspec import __version__
+
+ROOT = Path(__file__).parent.parent
+LONGEST_MODULE = 550
+LARGEST_FILE = 8_000_000
+CODE = ("jaxspec", "configs", "benchmarks", "notebooks", "tests")
+
+
+def python_files(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+    yield from (ROOT / "train.py", ROOT / "eval.py")
+
+
+def repository_files() -> list[Path]:
+    """Everything git would carry; in an unpacked archive, every file outside of the caches."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode == 0:
+        names = listed.stdout.decode().split("\0")
+        return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    skipped = {".venv", ".cache", "runs", "results", "__pycache__"}
+    return [
+        file
+        for file in ROOT.rglob("*")
+        if file.is_file() and not skipped & set(file.relative_to(ROOT).parts)
+    ]
+
+
+def dangerous_calls(source: str) -> list[str]:
+    """Calls that run code out of data: pickle, eval, exec, and remote code of model hubs."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names]
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [
+                f"{node.lineno}: imports {name}"
+                for name in modules
+                if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "marshal", "shelve")
+            ]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("eval", "exec", "torch.load"):
+                found.append(f"{node.lineno}: calls {name}")
+            for keyword in node.keywords:
+                permits = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+                if keyword.arg in ("trust_remote_code", "allow_pickle") and permits:
+                    found.append(f"{node.lineno}: {keyword.arg}=True")
+    return found
+
+
+def test_no_code_out_of_data():
+    found = [
+        f"{file.relative_to(ROOT)}:{problem}"
+        for file in python_files(*CODE)
+        for problem in dangerous_calls(file.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import load",
+        "eval(input())",
+        # Split, because a search of the repository for these words should find nothing.
+        "np.load(path, allow_pickle" + "=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code" + "=True)",
+    ],
+)
+def test_code_out_of_data_is_found(source):
+    assert len(dangerous_calls(source)) == 1
+
+
+def test_modules_have_one_subject():
+    long = {
+        str(file.relative_to(ROOT)): lines
+        for file in python_files("jaxspec")
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > LONGEST_MODULE
+    }
+    assert not long
+
+
+def test_entry_points_are_thin():
+    for name in ("train.py", "eval.py"):
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_no_machine_is_named():
+    """No home folder, no checkout's place, no package index: the project works anywhere."""
+    places = [str(ROOT.parent), str(Path.home())]
+    needles = [f"{place}/" for place in places if len(place) > 1]
+    # Split, so that this file does not contain what it looks for.
+    patterns = [re.escape(needle) for needle in needles]
+    patterns += [
+        "--(extra-)?index-" + "url",
+        "--find-" + "links",
+        'https?://[^ "]+\\.(whl|tgz|deb)',
+    ]
+    pattern = re.compile("|".join(patterns))
+    found = []
+    for file in repository_files():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{file.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
+    assert not found, "\n".join(found)
+
+
+def test_no_large_file():
+    large = [
+        f"{file.relative_to(ROOT)}: {file.stat().st_size} bytes"
+        for file in repository_files()
+        if file.stat().st_size > LARGEST_FILE
+    ]
+    assert not large
+
+
+def test_version_is_one_thing():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == __version__
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+
+    def canonical(requirement: str) -> str:
+        match = re.match(r"[A-Za-z0-9._-]+", requirement)
+        assert match is not None
+        return match.group().replace("_", "-").lower()
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(
+        re.fullmatch(r"[\w.-]+==[\w.]+(; python_version [<>]=? \"3\.\d+\")?", p) for p in pins
+    )
+    missing = {canonical(name) for name in wanted} - {canonical(pin) for pin in pins}
+    assert not missing
+
+
+def test_links_of_the_documents_work():
+    """Relative links in Markdown lead to files of the repository."""
+    broken = []
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = document.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if not re.match(r"[a-z]+:", link) and not (document.parent / link).exists():
+                broken.append(f"{document.relative_to(ROOT)}: {link}")
+    assert not broken, "\n".join(broken)
+
+
+def test_shell_scripts_stop_at_the_first_error():
+    scripts = [ROOT / "quickstart.sh", ROOT / "test.sh", ROOT / ".ci" / "run"]
+    scripts += sorted((ROOT / "scripts").glob("*.sh"))
+    for script in scripts:
+        assert "set -euo pipefail" in script.read_text(encoding="utf-8"), script.name
+        done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

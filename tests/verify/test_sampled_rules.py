@@ -1,0 +1,287 @@
+"""What the three sampled rules share: the slow reference, edge rows, failures, arguments."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.ops.sampling import fine_uniform
+from jaxspec.verify import verify_block, verify_point_mass, verify_token
+from jaxspec.verify.block import block_law
+from jaxspec.verify.point_mass import point_mass_law
+from jaxspec.verify.token import token_law
+from tests.verify import reference
+
+RULES = ["token", "point_mass", "block"]
+LAST_BELOW_ONE = {np.float32: 1 - 2**-24, np.float64: 1 - 2**-53}
+
+
+def make_law(rule, draft, q, p, **options):
+    if rule == "point_mass":
+        return point_mass_law(draft, p, **options)
+    return {"token": token_law, "block": block_law}[rule](draft, q, p, **options)
+
+
+def verify(rule, key, draft, q, p, **options):
+    if rule == "point_mass":
+        return verify_point_mass(key, draft, p, **options)
+    return {"token": verify_token, "block": verify_block}[rule](key, draft, q, p, **options)
+
+
+jitted_verify = jax.jit(verify, static_argnames="rule")
+
+
+@jax.jit(static_argnames="rule")
+def judged(uniforms, draft, q, p, *, rule, num_drafted_B=None):
+    """Accepted length and distribution of the next token, for given uniform numbers."""
+    law = make_law(rule, draft, q, p, num_drafted_B=num_drafted_B)
+    num_accepted = law.num_accepted_B(uniforms)
+    weights = law.next_weights(num_accepted)
+    return num_accepted, weights / weights.sum(axis=1, keepdims=True)
+
+
+def random_rows(rng, *shape, zeros=True):
+    rows = rng.dirichlet(np.full(shape[-1], 0.5), size=shape[:-1])
+    if zeros:
+        rows = np.where((rng.random(shape) < 0.3) & (rows < rows.max(-1, keepdims=True)), 0, rows)
+    return rows / rows.sum(-1, keepdims=True)
+
+
+def expected(rule, uniforms, draft, q, p):
+    if rule == "point_mass":
+        return reference.point_mass(uniforms, draft, p)
+    return getattr(reference, rule)(uniforms, draft, q, p)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equals_the_reference_for_the_same_uniforms(rule):
+    rng = np.random.default_rng(0)
+    batch, slots, vocabulary = 300, 4, 5
+    q = random_rows(rng, batch, slots, vocabulary)
+    p = random_rows(rng, batch, slots + 1, vocabulary)
+    # Near q, so that every accepted length comes up; a few rows are q itself.
+    p[:, :slots] = np.where(rng.random((batch, 1, 1)) < 0.1, q, (p[:, :slots] + 4 * q) / 5)
+    # Likely ids, and uniform ones: some of these have q(x) = 0.
+    draft = np.where(
+        rng.random((batch, slots)) < 0.5, q.argmax(-1), rng.integers(0, vocabulary, (batch, slots))
+    )
+    count = rng.integers(0, slots + 1, batch)
+    uniforms = rng.random((batch, slots))
+    with jax.enable_x64(True):
+        full = judged(uniforms, draft, q, p, rule=rule)
+        partial = judged(uniforms, draft, q, p, rule=rule, num_drafted_B=jnp.asarray(count))
+        full, partial = jax.tree.map(np.asarray, (full, partial))
+    assert full[1].dtype == np.float64
+    assert set(full[0]) == set(range(slots + 1))
+    for b in range(batch):
+        for found, n in ((full, slots), (partial, count[b])):
+            accepted, law = expected(rule, uniforms[b, :n], draft[b, :n], q[b], p[b])
+            assert found[0][b] == accepted
+            np.testing.assert_allclose(found[1][b], law, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_draw_throws_the_coins_of_the_law(rule):
+    rng = np.random.default_rng(1)
+    q, p = random_rows(rng, 64, 3, 4), random_rows(rng, 64, 4, 4)
+    draft = rng.integers(0, 4, (64, 3))
+    key = jax.random.key(7)
+    with jax.enable_x64(True):
+        verdict = jitted_verify(rule, key, draft, q, p)
+        uniforms = np.asarray(fine_uniform(jax.random.split(key)[0], (64, 3), jnp.float64))
+        accepted = np.asarray(verdict.num_accepted_B)
+        following = np.asarray(verdict.next_token_B)
+    for b in range(64):
+        count, law = expected(rule, uniforms[b], draft[b], q[b], p[b])
+        assert accepted[b] == count
+        assert law[following[b]] > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_jit_and_eager_agree_and_a_batch_of_one_works(rule):
+    rng = np.random.default_rng(2)
+    q = jnp.asarray(random_rows(rng, 1, 2, 4), jnp.float32)
+    p = jnp.asarray(random_rows(rng, 1, 3, 4), jnp.float32)
+    draft = jnp.array([[1, 2]])
+    for seed in range(3):
+        key = jax.random.key(seed)
+        fast = jitted_verify(rule, key, draft, q, p)
+        slow = verify(rule, key, draft, q, p)
+        assert slow.num_accepted_B.tolist() == fast.num_accepted_B.tolist()
+        assert slow.next_token_B.tolist() == fast.next_token_B.tolist()
+        assert fast.num_accepted_B.dtype == fast.next_token_B.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_extreme_uniforms(rule, dtype):
+    # Slot 1 certain, slot 2 impossible; then slot 2 possible but nearly not.
+    q = np.array([[[0.5, 0.5, 0], [0.5, 0.5, 0]]] * 2)
+    p = np.array([[[1, 0, 0], [1, 0, 0], [0, 0, 1]], [[1, 0, 0], [1, 1e-30, 0], [0, 0, 1]]])
+    draft = np.array([[0, 1], [0, 1]])
+    with jax.enable_x64(dtype == np.float64):
+        q, p = q.astype(dtype), p.astype(dtype)
+        zero = np.zeros((2, 2), dtype)
+        low, _ = judged(zero, draft, q, p, rule=rule)
+        high, _ = judged(zero + LAST_BELOW_ONE[dtype], draft, q, p, rule=rule)
+        # u = 0 accepts whatever is possible, u just under 1 only what is certain.
+        assert low.tolist() == [1, 2]
+        assert high.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_equal_rows_accept_everything_for_every_uniform(rule):
+    rng = np.random.default_rng(3)
+    rows = random_rows(rng, 50, 4, 7).astype(np.float32)
+    draft = rows[:, :3].argmax(-1)
+    uniforms = np.full((50, 3), LAST_BELOW_ONE[np.float32], np.float32)
+    # Powers of two: another scale moves a normalised row by a rounding.
+    accepted, law = judged(uniforms, draft, rows[:, :3] / 4, rows, rule=rule)
+    assert (np.asarray(accepted) == 3).all()
+    np.testing.assert_allclose(law, rows[:, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_need_not_sum_to_one(rule):
+    rng = np.random.default_rng(4)
+    q, p = random_rows(rng, 40, 3, 5), random_rows(rng, 40, 4, 5)
+    draft = rng.integers(0, 5, (40, 3))
+    uniforms = rng.random((40, 3))
+    with jax.enable_x64(True):
+        once = judged(uniforms, draft, q, p, rule=rule)
+        scaled = judged(
+            uniforms,
+            draft,
+            q * rng.uniform(0.5, 2, (40, 3, 1)),
+            p * rng.uniform(0.5, 2, (40, 4, 1)),
+            rule=rule,
+        )
+        assert once[0].tolist() == scaled[0].tolist()
+        np.testing.assert_allclose(once[1], scaled[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_hot_rows(rule):
+    one_hot = np.eye(3, dtype=np.float32)
+    draft = np.array([[0, 1], [0, 1], [2, 1]])
+    q = one_hot[draft]
+    p = one_hot[np.array([[0, 1, 2], [0, 2, 2], [0, 1, 2]])]
+    for seed in range(3):
+        verdict = jitted_verify(rule, jax.random.key(seed), draft, q, p)
+        assert verdict.num_accepted_B.tolist() == [2, 1, 0]
+        assert verdict.next_token_B.tolist() == [2, 2, 0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_left_of_nothing_is_the_target(rule):
+    # Forces the next token of a slot that accepts for sure, which only rounding can reach.
+    rows = np.array([[[0, 1, 0], [0.2, 0.3, 0.5]]], np.float32)
+    law = make_law(rule, np.array([[1]]), rows[:, :1], rows)
+    weights = np.asarray(law.next_weights(jnp.zeros((1,), jnp.int32)))
+    np.testing.assert_allclose(weights / weights.sum(), rows[:, 0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_draft_row_of_zeros_is_no_failure(rule):
+    p = np.array([[[0.5, 0.5], [0, 1]], [[1, 0], [0, 1]]], np.float32)
+    verdict = jitted_verify(
+        rule, jax.random.key(0), np.array([[0], [1]]), np.zeros((2, 1, 2), np.float32), p
+    )
+    assert not np.asarray(verdict.failed_B).any()
+    # p(x) = 0 is rejected, and the next token is drawn from p.
+    assert (int(verdict.num_accepted_B[1]), int(verdict.next_token_B[1])) == (0, 0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_that_cannot_be_judged_fail_and_leave_the_others(rule):
+    batch = 9
+    q = np.full((batch, 2, 3), 1 / 3, np.float32)
+    p = np.full((batch, 3, 3), 1 / 3, np.float32)
+    draft = np.zeros((batch, 2), np.int32)
+    p[1, 2, 0] = np.nan
+    p[2, 0, 1] = np.inf
+    p[3, 1] = 0
+    p[4, 1, 1] = -0.1
+    draft[5, 1] = 3
+    draft[6, 0] = -1
+    q[7, 1, 2] = np.nan
+    q[8, 0, 0] = -0.1
+    wants_q = rule != "point_mass"
+    failed = [False, True, True, True, True, True, True, wants_q, wants_q]
+    verdict = jitted_verify(rule, jax.random.key(0), draft, q, p)
+    assert verdict.failed_B.tolist() == failed
+    assert (np.asarray(verdict.num_accepted_B) == -1).tolist() == failed
+    assert (np.asarray(verdict.next_token_B) == -1).tolist() == failed
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_slots_without_a_drafted_token_are_not_looked_at(rule):
+    rng = np.random.default_rng(5)
+    q = random_rows(rng, 6, 3, 4).astype(np.float32)
+    p = random_rows(rng, 6, 4, 4).astype(np.float32)
+    draft = rng.integers(0, 4, (6, 3))
+    count = np.array([0, 1, 2, 3, 1, 0])
+    clean = jitted_verify(rule, jax.random.key(1), draft, q, p, num_drafted_B=count)
+    for b, n in enumerate(count):
+        q[b, n:] = np.nan
+        p[b, n + 1 :] = np.nan
+        draft[b, n:] = 77
+    spoilt = jitted_verify(rule, jax.random.key(1), draft, q, p, num_drafted_B=count)
+    assert not np.asarray(clean.failed_B).any()
+    assert (np.asarray(clean.num_accepted_B) <= count).all()
+    assert spoilt.num_accepted_B.tolist() == clean.num_accepted_B.tolist()
+    assert spoilt.next_token_B.tolist() == clean.next_token_B.tolist()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_drafted_slots_samples_the_target(rule):
+    p = np.array([[[0, 1, 0]], [[0, 0, 1]]], np.float32)
+    verdict = jitted_verify(
+        rule, jax.random.key(0), np.zeros((2, 0), np.int32), np.zeros((2, 0, 3), np.float32), p
+    )
+    assert verdict.num_accepted_B.tolist() == [0, 0]
+    assert verdict.next_token_B.tolist() == [1, 2]
+
+
+def test_token_and_block_agree_on_one_slot():
+    rng = np.random.default_rng(6)
+    q, p = random_rows(rng, 100, 1, 4), random_rows(rng, 100, 2, 4)
+    draft, uniforms = rng.integers(0, 4, (100, 1)), rng.random((100, 1))
+    with jax.enable_x64(True):
+        by_token = judged(uniforms, draft, q, p, rule="token")
+        by_block = judged(uniforms, draft, q, p, rule="block")
+        assert by_token[0].tolist() == by_block[0].tolist()
+        np.testing.assert_allclose(by_token[1], by_block[1], atol=1e-12)
+
+
+def test_narrow_and_mixed_types_are_computed_in_the_wider():
+    draft = np.array([[1]])
+    p = jnp.array([[[0.25, 0.75], [0.5, 0.5]]], jnp.bfloat16)
+    law = token_law(draft, jnp.array([[[0.5, 0.5]]], jnp.float16), p)
+    assert law.heads_BG.dtype == jnp.float32
+    with jax.enable_x64(True):
+        law = token_law(draft, jnp.array([[[0.5, 0.5]]], jnp.float64), p)
+        assert law.heads_BG.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_wrong_arguments_say_what_was_expected(rule):
+    key, draft = jax.random.key(0), np.zeros((2, 3), np.int32)
+    q, p = np.ones((2, 3, 5), np.float32), np.ones((2, 4, 5), np.float32)
+    for wrong in (q[:, :2], q[..., :4], q.astype(int), p):
+        with pytest.raises(ValueError, match=r"draft_probs_BGV .*\(2, 3, 5\)"):
+            verify(rule, key, draft, wrong, p)
+    with pytest.raises(ValueError, match=r"target_probs_BHV .*\[2, 4, V\]"):
+        verify(rule, key, draft, q, p[:, :3])
+    with pytest.raises(ValueError, match="num_drafted_B"):
+        verify(rule, key, draft, q, p, num_drafted_B=np.array([1]))
+
+
+def test_point_mass_checks_its_arguments():
+    key, p = jax.random.key(0), np.ones((2, 4, 5), np.float32)
+    with pytest.raises(ValueError, match="draft_BG must hold integer"):
+        verify_point_mass(key, np.zeros((2, 3)), p)
+    with pytest.raises(ValueError, match=r"target_probs_BHV .*\[2, 4, V\]"):
+        verify_point_mass(key, np.zeros((2, 3), np.int32), p[:1])

@@ -27,9 +27,13 @@ class Llama3RopeScaling:
     """Frequency-dependent position scaling of Llama 3.1 and later."""
 
     factor: float = 8.0
+    """How many times longer the context became."""
     low_freq_factor: float = 1.0
+    """Wavelengths above original / this are divided by `factor`."""
     high_freq_factor: float = 4.0
+    """Wavelengths below original / this are left alone; between, the two are mixed."""
     original_max_position_embeddings: int = 8192
+    """Positions of the model before its context was extended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +48,23 @@ class TransformerConfig:
     vocab_size: int = 1024
     """Rows of the embedding, padded rows included."""
     hidden_size: int = 128
+    """Width of the residual stream."""
     num_layers: int = 4
+    """Transformer blocks."""
     num_heads: int = 4
+    """Query heads."""
     num_kv_heads: int = 2
+    """Key/value heads; each serves num_heads / num_kv_heads query heads."""
     head_dim: int = 32
+    """Width of a head; even, for the rotation."""
     intermediate_size: int = 384
+    """Width inside the SwiGLU MLP."""
     rms_norm_eps: float = 1e-6
+    """Added to the mean square before its root."""
     rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths."""
     rope_scaling: Llama3RopeScaling | None = None
+    """Llama 3 position scaling; None: plain RoPE."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
     attention_bias: bool = False
@@ -59,9 +72,11 @@ class TransformerConfig:
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
     max_position_embeddings: int = 1024
+    """Longest sequence the model is made for."""
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Dtype = "float32"
+    """What parameters and optimizer state are stored in."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
@@ -76,7 +91,8 @@ class TransformerConfig:
         _require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
         for field in ("vocab_size", "hidden_size", "num_layers", "intermediate_size"):
             _require(
-                getattr(self, field) >= 1, f"{field} must be at least 1: got {getattr(self, field)}."
+                getattr(self, field) >= 1,
+                f"{field} must be at least 1: got {getattr(self, field)}.",
             )
 
 
@@ -112,17 +128,29 @@ class DrafterConfig:
     num_features: int = 3
     """How many target layers are captured when `target_layer_ids` is empty."""
     num_layers: int = 2
+    """Drafter blocks."""
     num_heads: int = 0
+    """Query heads; 0: the target's."""
     num_kv_heads: int = 0
+    """Key/value heads; 0: the target's."""
     head_dim: int = 0
+    """Width of a head; 0: the target's."""
     intermediate_size: int = 0
+    """Width inside the SwiGLU MLP; 0: the target's."""
     rms_norm_eps: float = 0.0
+    """Added to the mean square before its root; 0: the target's."""
     rope_theta: float = 0.0
+    """Base of the rotary wavelengths; 0: the target's."""
     qk_norm: bool = True
+    """Per-head RMS norm of queries and keys before the rotation."""
     dtype: Dtype = "float32"
+    """What matrix products compute in."""
     param_dtype: Dtype = "float32"
+    """What parameters and optimizer state are stored in."""
     unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
         _require(
@@ -133,7 +161,7 @@ class DrafterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the drafter's loss: cross-entropy with decay + focal * first error - chain * reward.
+    """Weights of the loss: cross-entropy with decay + focal * first error - chain * reward.
 
     "Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552. The defaults are the
     paper's best; ``LossConfig(decay=None, focal=0, chain=0)`` is its position-uniform baseline.
@@ -146,8 +174,8 @@ class LossConfig:
     chain: float = 40.0
     """Weight of the chain reward."""
     normalize: Literal["block", "weight"] = "block"
-    """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight": weighted
-    mean over all slots (what trainers do)."""
+    """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight":
+    weighted mean over all slots (what trainers do)."""
     objective: Literal[
         "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak"
     ] = "cross_entropy"
@@ -166,7 +194,9 @@ class LossConfig:
                 math.isfinite(value) and value >= 0,
                 f"loss.{field} must be finite and not negative: got {value}.",
             )
-        _require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
+        _require(
+            self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}."
+        )
 
     @property
     def label(self) -> str:
@@ -192,8 +222,9 @@ class DataConfig:
     """What is read, and how rows are made of it."""
 
     sources: tuple[str, ...] = ("embedded",)
-    """Names of data sets (see `jaxspec.data.SOURCES`), or folders written by `jaxspec regenerate`."""
+    """Names of data sets (`jaxspec.data.sources.SOURCES`), or folders of `jaxspec regenerate`."""
     split: str = "train"
+    """Split of the sources that is read."""
     raw_dir: str = ""
     """Folder with the original files, for machines without a network; "": the environment variable
     JAXSPEC_RAW_DATA, and without it a download from the public source."""
@@ -203,7 +234,9 @@ class DataConfig:
     """Folder with tokenizer.json; "": the target's own; "embedded": the one shipped in the package;
     "train": train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
     tokenizer_vocab: int = 2048
+    """Tokens of a tokenizer that is trained (tokenizer "train")."""
     sequence_length: int = 256
+    """Tokens of a row."""
     batch_size: int = 8
     """Rows of a global step."""
     packing: bool = True
@@ -215,6 +248,7 @@ class DataConfig:
     max_examples: int = 0
     """Read only the first so many examples of each source; 0: all."""
     seed: int = 0
+    """Of the order of the examples."""
     embedded_examples: int = 20_000
     """Size of the generated training split of the embedded corpus."""
 
@@ -233,13 +267,21 @@ class OptimizerConfig:
     """AdamW with linear warm-up, cosine decay and global-norm clipping."""
 
     learning_rate: float = 1e-3
+    """Highest learning rate, reached after the warm-up."""
     final_learning_rate: float = 0.0
+    """Learning rate at the last step."""
     warmup_fraction: float = 0.015
+    """Share of the steps in which the rate rises linearly."""
     b1: float = 0.9
+    """Decay of AdamW's mean gradient."""
     b2: float = 0.999
+    """Decay of AdamW's mean squared gradient."""
     eps: float = 1e-8
+    """Added to AdamW's denominator."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
         _require(
@@ -257,8 +299,11 @@ class MeshConfig:
     """Devices by axis; one of them may be -1: what is left."""
 
     data: int = -1
+    """Devices that hold different rows and equal parameters."""
     fsdp: int = 1
+    """Devices that hold different rows and share out parameters and optimizer state."""
     tensor: int = 1
+    """Devices that share out heads and MLP widths."""
     path: Literal["jit", "shard_map", "pmap"] = "jit"
     """How a step is spread over devices. "shard_map" and "pmap" replicate the parameters and
     split the batch (data axis only)."""
@@ -269,12 +314,19 @@ class TrainingConfig:
     """The loop."""
 
     task: Literal["target", "drafter"] = "drafter"
+    """Train a drafter on the frozen target, or the target itself."""
     steps: int = 1000
+    """Optimizer steps of the run."""
     gradient_accumulation: int = 1
+    """Parts that a batch is split into, one after the other, for each step."""
     seed: int = 0
+    """Of the initial parameters and of everything drawn in training."""
     log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 250
+    """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
     capture_tolerance: float = 1e-3
     """Largest difference of log-probabilities that the capture check lets pass."""
     export: bool = True
@@ -293,12 +345,15 @@ class EvaluationConfig:
     """What eval.py runs."""
 
     benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
+    """Names of the data sets whose prompts are decoded."""
     prompts: int = 40
     """Prompts of each benchmark (fewer if it has fewer)."""
     max_new_tokens: int = 128
+    """Longest response."""
     batch_size: int = 8
     """Prompts decoded together when tau is measured."""
     temperature: float = 0.0
+    """0: greedy; above: sampling."""
     verifier: Literal["auto", "greedy", "token", "point_mass"] = "auto"
     """"auto": greedy at temperature 0, token verification with sampled drafts above it."""
     block_size: int = 0
@@ -308,7 +363,9 @@ class EvaluationConfig:
     timing_prompts: int = 6
     """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
     timing_repeats: int = 3
+    """How often each timing is repeated."""
     seed: int = 0
+    """Of sampling and of the bootstrap."""
 
     def __post_init__(self) -> None:
         _require(
@@ -322,7 +379,8 @@ class EvaluationConfig:
         )
         _require(
             self.block_size == 0 or self.block_size >= 2,
-            f"evaluation.block_size counts the anchor and must be at least 2: got {self.block_size}.",
+            "evaluation.block_size counts the anchor and must be at least 2: "
+            f"got {self.block_size}.",
         )
         _require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
 
@@ -332,6 +390,7 @@ class RunConfig:
     """Everything a run is made of."""
 
     name: str = ""
+    """Name of the run, for logs."""
     target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
     drafter: DrafterConfig = dataclasses.field(default_factory=DrafterConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)

@@ -88,7 +88,8 @@ def _label_statistics_forward(
     vocab = wide_NGV.shape[-1]
     inside_NG = (labels_NG >= 0) & (labels_NG < vocab)
     ids_NG1 = jnp.clip(labels_NG, 0, vocab - 1)[..., None].astype(jnp.int32)
-    label_NG1 = jnp.take_along_axis(wide_NGV, ids_NG1, axis=-1)
+    # Gathered before it is widened, which would otherwise take a copy of the logits.
+    label_NG1 = jnp.take_along_axis(logits_NGV, ids_NG1, axis=-1).astype(jnp.float32)
     max_NG1 = jnp.max(wide_NGV, axis=-1, keepdims=True)
     # A row of -inf only would make inf - inf in every entry; it ends as NaN in log_p alone.
     max_NG1 = jnp.where(jnp.isfinite(max_NG1), max_NG1, 0.0)

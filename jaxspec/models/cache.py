@@ -11,6 +11,8 @@ next pass starts at `lengths_B`. Cutting back is therefore a smaller length, and
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -59,14 +61,15 @@ class KVCache:
             )
 
         rows = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys_LBRTC=rows(self.keys_LBRTC, keys_LBRSC, self.lengths_B),
             values_LBRTC=rows(self.values_LBRTC, values_LBRSC, self.lengths_B),
         )
 
     def advance(self, count_B: jax.Array) -> KVCache:
         """Commits `count_B` of the rows written last."""
-        return self.replace(lengths_B=self.lengths_B + count_B)
+        return dataclasses.replace(self, lengths_B=self.lengths_B + count_B)
 
     def committed_BT(self) -> jax.Array:
         """Slots that hold a committed position, bool [B, T]."""

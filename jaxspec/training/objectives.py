@@ -171,14 +171,14 @@ class DrafterObjective:
     ) -> jax.Array:
         """The drafter's hidden states of the drafted slots, [B, N, G, D]."""
         config = self.drafter.config
+        mask_id = config.mask_token_id
+        assert mask_id is not None, "resolve_config fills it"
 
         def at_anchors(values_BS: jax.Array) -> jax.Array:
             return jnp.take_along_axis(values_BS, anchors_BN, axis=1)
 
         slots_K = jnp.arange(config.block_size)
-        tokens_BNK = jnp.where(
-            slots_K == 0, at_anchors(batch["tokens"])[..., None], config.mask_token_id
-        )
+        tokens_BNK = jnp.where(slots_K == 0, at_anchors(batch["tokens"])[..., None], mask_id)
         embeddings_BNKD = self.target.apply({"params": frozen}, tokens_BNK, method="embed_tokens")
         keys, values = self.drafter.apply(
             {"params": params}, features_BSE, batch["positions"], method="context"

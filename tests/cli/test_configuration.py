@@ -315,3 +315,19 @@ def test_closed_output_is_no_traceback(tmp_path):
     assert done.returncode in (0, 141)
     assert done.stdout.startswith("usage: train.py")
     assert "Traceback" not in done.stderr
+# To append to tests/cli/test_configuration.py once config_meanings.patch is applied.
+
+
+def test_every_setting_has_a_meaning():
+    """The help takes it from the string under the field."""
+    tree = ast.parse(inspect.getsource(jaxspec.config))
+    silent = [
+        f"{node.name}.{field.target.id}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name != "RunConfig"
+        for field, following in zip(node.body, [*node.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant))
+    ]
+    assert not silent

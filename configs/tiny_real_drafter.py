@@ -1,0 +1,48 @@
+"""Drafters for the target of tiny_real_target.py, trained on the same real text.
+
+    python train.py --config configs/tiny_real_drafter.py --workdir runs/real/full
+    python train.py --config configs/tiny_real_drafter.py --workdir runs/real/uniform \
+        --loss.decay None --loss.focal 0 --loss.chain 0
+    python eval.py --config configs/tiny_real_drafter.py --output runs/real/results.json \
+        --workdir runs/real/uniform runs/real/full
+
+All of them need JAXSPEC_RAW_DATA or a network. The rows between: --loss.focal 0 --loss.chain 0
+(decay), --loss.chain 0 (decay and focal). Hardware: 2 CPU cores.
+"""
+
+from jaxspec.config import (
+    DataConfig,
+    DrafterConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+)
+
+
+def get_config() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        name="tiny_real_drafter",
+        target=TargetConfig(path="runs/real/target/export"),
+        drafter=DrafterConfig(block_size=16, num_features=3, num_layers=2, unroll_layers=True),
+        loss=LossConfig(decay=10.0, focal=0.3, chain=40.0),
+        data=DataConfig(
+            sources=("gsm8k", "math", "mbpp", "code_instructions", "instructions"),
+            sequence_length=384,
+            batch_size=8,
+            anchors=16,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.03),
+        training=TrainingConfig(steps=1000, log_every=50, checkpoint_every=250),
+        evaluation=EvaluationConfig(
+            benchmarks=("gsm8k", "math500", "humaneval", "mbpp", "mt_bench", "aime24"),
+            prompts=40,
+            max_new_tokens=128,
+            batch_size=20,
+            max_prompt_tokens=512,
+            timing_prompts=3,
+        ),
+    )

@@ -26,26 +26,32 @@ class TrainCheckpoints:
     Args:
       folder: where they lie, one folder a step.
       keep: how many of the newest stay.
+      read_only: never touch the folder, in which another process may be saving.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, read_only: bool = False) -> None:
         self.folder = folder.absolute()
         self._keep = keep
+        self._read_only = read_only
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, enable_async_checkpointing=True
-        )
+        if self._read_only:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                enable_async_checkpointing=True,
+                # What a killed run had half saved.
+                cleanup_tmp_directories=True,
+            )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
-
-    def latest_step_on_disk(self) -> int | None:
-        """As `latest_step`, also after `close`."""
-        return max(ocp.utils.checkpoint_steps(self.folder), default=None)
 
     def save(self, step: int, state: Any, *, progress: dict[str, Any]) -> None:
         """Starts to save; returns as soon as the arrays have left the devices' way.
@@ -71,7 +77,7 @@ class TrainCheckpoints:
         Args:
           abstract_state: shapes with shardings, onto which the state is restored.
           report: told of each checkpoint that cannot be read. It is moved to "unreadable" beside
-            the folder, and the one before it is tried.
+            the folder (unless that is read only), and the one before it is tried.
 
         Returns:
           (step, state, progress), or None where there is no checkpoint.
@@ -109,18 +115,22 @@ class TrainCheckpoints:
             except Exception as error:
                 self._set_aside(step, error, report)
         if steps:
-            raise ValueError(
-                f"None of the checkpoints in {self.folder} can be read; they were moved to "
-                f"{self.folder.parent / 'unreadable'}. Start again to train from step 0."
+            moved = (
+                ""
+                if self._read_only
+                else f" They were moved to {self.folder.parent / 'unreadable'}: start again to "
+                "train from step 0."
             )
+            raise ValueError(f"None of the checkpoints in {self.folder} can be read.{moved}")
         return None
 
     def _set_aside(self, step: int, error: Exception, report: Callable[[str], None]) -> None:
         aside = self.folder.parent / "unreadable"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        report(
-            f"Checkpoint {step} cannot be read ({reason}); moved to {aside}, trying the one before."
-        )
+        moved = "" if self._read_only else f" moved to {aside},"
+        report(f"Checkpoint {step} cannot be read ({reason});{moved} trying the one before.")
+        if self._read_only:
+            return
         self._manager.wait_until_finished()
         self._manager.close()
         if jax.process_index() == 0:

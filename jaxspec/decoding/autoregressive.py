@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import (
     DecodeRules,
     DecodeState,
@@ -23,6 +24,7 @@ from jaxspec.decoding.state import (
     first_state,
     prefill,
     stream_keys,
+    write_after_pass,
 )
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import INVALID, Sampling
@@ -72,18 +74,16 @@ class Autoregressive:
     def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
         """Decodes until every row has ended; nothing returns to the host before."""
 
+        pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
+
         def step(state: DecodeState) -> DecodeState:
-            output = self.model.apply(
-                {"params": params}, state.anchor_B[:, None], cache=state.cache
-            )
-            logits_BV = self.model.apply(
-                {"params": params}, output.hidden_BSD[:, 0], method="logits"
-            )
+            variables = {"params": stack_layers(pieces)}
+            output = self.model.apply(variables, state.anchor_B[:, None], cache=state.cache)
+            logits_BV = self.model.apply(variables, output.hidden_BSD[:, 0], method="logits")
             logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-            next_B, failed_B = choose(
-                logits_BV, stream_keys(keys_B, "step", state.step), sampling=self.sampling
-            )
-            cache = state.cache.write(output.keys_LBRSC, output.values_LBRSC)
+            step_keys_B = stream_keys(keys_B, "step", state.step)
+            next_B, failed_B = choose(logits_BV, step_keys_B, sampling=self.sampling)
+            cache = write_after_pass(state.cache, output.keys_LBRSC, output.values_LBRSC, failed_B)
             state, kept_B = emit(
                 state, next_B[:, None], jnp.ones_like(next_B), failed_B, rules=self.rules
             )

@@ -196,9 +196,7 @@ def generate(
         slots = capacity or needed_capacity(
             length, rules=strategy.rules, round_tokens=strategy.round_tokens
         )
-        batch = pad_prompts(
-            rows, ids=names, length=min(length, slots), rows=batch_size, seed=seed
-        )
+        batch = pad_prompts(rows, ids=names, length=min(length, slots), rows=batch_size, seed=seed)
         state = strategy.start(params, batch, capacity=slots)
         state = strategy.run(params, state, batch.keys_B)
         decoded = read_responses(state, ids=names, rules=strategy.rules)
@@ -215,9 +213,7 @@ def _batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
-def read_responses(
-    state: DecodeState, *, ids: Sequence[str], rules: DecodeRules
-) -> list[Response]:
+def read_responses(state: DecodeState, *, ids: Sequence[str], rules: DecodeRules) -> list[Response]:
     """Brings a finished state to the host; rows behind `ids` are padding.
 
     Raises:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.decoding.autoregressive import choose
+from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import (
     NO_ROUND,
     DecodeRules,
@@ -31,6 +32,7 @@ from jaxspec.decoding.state import (
     first_state,
     prefill,
     stream_keys,
+    write_after_pass,
 )
 from jaxspec.drafters.protocol import Draft, Proposer
 from jaxspec.models.cache import KVCache
@@ -81,9 +83,7 @@ class Speculative:
     """The target's distribution; the drafter may use its own, the output does not depend on it."""
 
     def __post_init__(self) -> None:
-        check_verifier(
-            self.verifier, sampling=self.sampling, draft_sampling=self.proposer.sampling
-        )
+        check_verifier(self.verifier, sampling=self.sampling, draft_sampling=self.proposer.sampling)
 
     @property
     def round_tokens(self) -> int:
@@ -119,11 +119,20 @@ class Speculative:
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
     def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
         """Decodes until every row has ended; nothing returns to the host before."""
+        pieces = self.cut(params)
         return jax.lax.while_loop(
             lambda state: state.active_B.any(),
-            functools.partial(self._round, params, keys_B),
+            lambda state: self._round(stack_layers(pieces), keys_B, state),
             state,
         )
+
+    def cut(self, params: Any) -> Any:
+        """Parameters as loops want them; `stack_layers` undoes it inside."""
+        unrolled = {
+            "target": self.model.config.unroll_layers,
+            "drafter": self.proposer.unroll_layers,
+        }
+        return {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
 
     def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
         draft_keys_B, verify_keys_B = self._round_keys(keys_B, state.step)
@@ -133,7 +142,9 @@ class Speculative:
         verdict = self._verify(verify_keys_B, draft, logits_BKV)
 
         was_active_B, step = state.active_B, state.step
-        cache = state.cache.write(output.keys_LBRSC, output.values_LBRSC)
+        cache = write_after_pass(
+            state.cache, output.keys_LBRSC, output.values_LBRSC, verdict.failed_B
+        )
         drafter = state.drafter
         state, kept_B = emit(
             state,
@@ -151,9 +162,7 @@ class Speculative:
 
         return state.replace(
             cache=cache.advance(kept_B),
-            drafter=self.proposer.commit(
-                params, drafter, block_BK, output.features_BSE, kept_B
-            ),
+            drafter=self.proposer.commit(params, drafter, block_BK, output.features_BSE, kept_B),
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),
             kept_BR=record(state.kept_BR, kept_B),
         )

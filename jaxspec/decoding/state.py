@@ -148,6 +148,19 @@ def first_state(
     )
 
 
+def write_after_pass(
+    cache: KVCache, keys_LBRSC: jax.Array, values_LBRSC: jax.Array, failed_B: jax.Array
+) -> KVCache:
+    """Puts a pass's keys and values behind the committed ones, once the pass is over.
+
+    The place depends on `failed_B`, which is known only when the logits are. Without a dependency of
+    this kind XLA cannot tell that the pass has finished reading when the write begins, and copies
+    the whole cache in every iteration. Rows that failed have ended: one slot further harms nothing.
+    """
+    shifted = cache.replace(lengths_B=cache.lengths_B + failed_B.astype(jnp.int32))
+    return shifted.write(keys_LBRSC, values_LBRSC).replace(lengths_B=cache.lengths_B)
+
+
 def is_stop(tokens: jax.Array, rules: DecodeRules) -> jax.Array:
     """Whether each token ends a response."""
     if not rules.stop_ids:

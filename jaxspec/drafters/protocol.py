@@ -50,6 +50,10 @@ class Proposer(Protocol):
         """Target layers whose outputs `begin` and `commit` want."""
 
     @property
+    def unroll_layers(self) -> bool:
+        """Whether its parameters under "layers" are used one by one, and not scanned."""
+
+    @property
     def sampling(self) -> Sampling:
         """How drafts are drawn. Greedy drafts are deterministic and come without probabilities."""
 
@@ -101,6 +105,11 @@ class DFlashProposer:
     def capture(self) -> tuple[int, ...]:
         """The layers that the drafter was trained on."""
         return tuple(self.drafter.config.target_layer_ids)
+
+    @property
+    def unroll_layers(self) -> bool:
+        """As its configuration says."""
+        return self.drafter.config.unroll_layers
 
     def _context(
         self, params: Any, features_BSE: jax.Array | None, start_B: jax.Array

@@ -22,6 +22,10 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 
+UNROLLED_LAYERS = 8
+"""Models of at most so many layers are unrolled: a step of a small model takes less than half the time
+(see `jaxspec.decoding.layout`), and larger ones would take too long to compile."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TargetBundle:
@@ -77,9 +81,7 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     """
     folder = target_folder(target.path)
     config, params = load_target(folder, dtype=target.dtype)
-    if target.architecture is not None:
-        # How it is computed, not what: shapes come from the folder.
-        config = dataclasses.replace(config, unroll_layers=target.architecture.unroll_layers)
+    config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -90,26 +92,21 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     return TargetBundle(name, Transformer(config), params, tokenizer)
 
 
-def load_drafter_bundle(
-    folder: str | Path, *, target: TargetBundle, unroll_layers: bool = False
-) -> DrafterBundle:
+def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     """Opens a drafter: a run's folder (with export/ inside), or a folder of weights.
 
     Args:
       folder: where it lies.
       target: what it is to draft for; it computes in the target's dtype.
-      unroll_layers: see `DrafterConfig`.
 
     Raises:
       ValueError: no exported weights there, or a drafter for another target.
     """
     folder = Path(folder).expanduser()
     weights = exported_weights(folder)
-    config, params = load_drafter(
-        weights, target_config=target.config, dtype=target.config.dtype
-    )
+    config, params = load_drafter(weights, target_config=target.config, dtype=target.config.dtype)
     config = resolve_config(
-        dataclasses.replace(config, unroll_layers=unroll_layers),
+        dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS),
         target=target.config,
         mask_token_id=target.tokenizer.mask_id,
     )

@@ -76,10 +76,7 @@ def evaluate(
         raise ValueError("No drafters to measure: name at least one folder (--workdir DIR).")
     settings = config.evaluation
     target = load_target_bundle(config.target)
-    drafters = [
-        load_drafter_bundle(folder, target=target, unroll_layers=config.drafter.unroll_layers)
-        for folder in workdirs
-    ]
+    drafters = [load_drafter_bundle(folder, target=target) for folder in workdirs]
     benchmarks = {
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks

@@ -28,6 +28,8 @@ from jaxspec.decoding.generate import (
     needed_capacity,
     pad_prompts,
 )
+from jaxspec.decoding.layout import stack_layers
+from jaxspec.decoding.state import write_after_pass
 
 _LOOPS = 10
 
@@ -238,11 +240,13 @@ def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
 @functools.partial(jax.jit, static_argnums=0)
 def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
     proposer, config = strategy.proposer, strategy.model.config
+    pieces = strategy.cut(params)
     width = len(proposer.capture) * config.hidden_size
     shape = (*state.anchor_B.shape, proposer.block_size, width)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         drafter, anchor_B = carry
+        params = stack_layers(pieces)
         draft = proposer.propose(params, drafter, anchor_B, keys_B)
         block_BK = jnp.concatenate([anchor_B[:, None], draft.tokens_BG], axis=1)
         features_BKE = jnp.broadcast_to(
@@ -257,13 +261,15 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _verify_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
+    pieces = strategy.cut(params)
     shape = (*state.anchor_B.shape, strategy.proposer.block_size)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry
         block_BK = jnp.broadcast_to(anchor_B[:, None], shape)
-        output, logits_BKV = strategy.target_pass(params, block_BK, cache)
-        cache = cache.write(output.keys_LBRSC, output.values_LBRSC)
+        output, logits_BKV = strategy.target_pass(stack_layers(pieces), block_BK, cache)
+        failed_B = jnp.isnan(logits_BKV).any(axis=(1, 2))
+        cache = write_after_pass(cache, output.keys_LBRSC, output.values_LBRSC, failed_B)
         return cache, jnp.argmax(logits_BKV, axis=-1).astype(jnp.int32).min(axis=1)
 
     return jax.lax.fori_loop(0, _LOOPS, body, (state.cache, state.anchor_B))

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.models.transformer import Transformer
 
@@ -21,7 +22,7 @@ from jaxspec.models.transformer import Transformer
 def capture_check(
     model: Transformer,
     params: Any,
-    tokens_BS: jax.Array,
+    tokens_BS: jax.Array | np.ndarray,
     *,
     layer_ids: tuple[int, ...],
     tolerance: float,

@@ -1,12 +1,13 @@
 """The training loop, for targets and drafters alike, read from top to bottom.
 
-Order: processes and mesh, data and models, state, checkpoint or capture check, step, loop, export.
+Order: processes and mesh, data and models, capture check, state or checkpoint, step, loop, export.
 
 >>> train(RunConfig(name="demo"), workdir="runs/demo")
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
       The last line of metrics.
 
     Raises:
-      ValueError: a mistake in the configuration, found before anything is written; or a loss that
-        is not finite, with the step, the batch's examples and the last good checkpoint.
+      ValueError: a mistake in the configuration or a target that fails the capture check, found
+        before anything is written; a checkpoint of another run; or a loss that is not finite, with
+        the step, the batch's examples and the last good checkpoint.
     """
     settings = config.training
 
@@ -77,13 +79,15 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         if config.mesh.path == "jit"
         else jax.tree.map(lambda _: whole, abstract)
     )
-    with jax.set_mesh(mesh):
-        frozen = task.load_frozen(mesh)
-        frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+    frozen = task.load_frozen(mesh)
+    frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+    task.capture_check(frozen)
 
+    with contextlib.ExitStack() as open_files:
         # 4. The newest checkpoint, if there is one; otherwise a fresh state.
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
+        open_files.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore_latest(
             jax.tree.map(
                 lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -96,7 +100,6 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         if restored is None:
             first_step = 0
             state = jax.jit(create, out_shardings=shardings)()
-            task.capture_check(frozen)
         else:
             first_step, state, progress = restored
             if progress["seed"] != settings.seed:
@@ -104,9 +107,15 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                     f"The checkpoint in {workdir} was made with training.seed {progress['seed']}, "
                     f"but this run has {settings.seed}. Use the same seed, or another --workdir."
                 )
+            if first_step > settings.steps:
+                raise ValueError(
+                    f"The checkpoint in {workdir} is at step {first_step}, but training.steps is "
+                    f"{settings.steps}. Use at least {first_step} steps, or another --workdir."
+                )
             task.pipeline.set_state(progress["loader"])
             print(f"Going on from step {first_step} in {workdir}.", flush=True)
         if jax.process_index() == 0:
+            task.keep_tokenizer()
             record = provenance(config=task.resolved_config, seed=settings.seed)
             write_json(workdir / "provenance.json", record)
 
@@ -128,6 +137,9 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         # 6. The loop. Metrics stay on the devices until a line is written: the host runs ahead.
         log = MetricsLog(workdir, first_step=first_step) if jax.process_index() == 0 else None
         row: dict[str, Any] = {}
+        if log is not None:
+            open_files.enter_context(contextlib.closing(log))
+            row = log.last_row
         window: list[Sums] = []
         tokens, started = 0, time.monotonic()
         with Reporter(steps=settings.steps, first_step=first_step, title=task.title) as reporter:
@@ -158,7 +170,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                         row = log.write(done, sums, extra=extra)
                         reporter.update(row)
                     if bad_step >= 0:
-                        checkpoints.close()
+                        checkpoints.wait()
                         raise ValueError(_diverged(bad_step, task.pipeline, checkpoints, config))
                     window, tokens, started = [], 0, now
                 if save or stop:
@@ -166,16 +178,13 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                     if checkpoints.latest_step() != done:
                         checkpoints.save(done, state, progress=progress)
                 if stop:
-                    checkpoints.close()
                     raise SystemExit(f"Stopped at step {done} by the platform; saved.")
 
         # 7. Weights for others.
-        checkpoints.close()
-        if log is not None:
-            log.close()
+        checkpoints.wait()
         if settings.export:
             task.export(jax.device_get(state.params) if jax.process_count() == 1 else state.params)
-    return row
+        return row
 
 
 def _preempted(step: int) -> bool:
@@ -200,14 +209,14 @@ def _global_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict
 def _diverged(
     bad_step: int, pipeline: Pipeline, checkpoints: TrainCheckpoints, config: RunConfig
 ) -> str:
-    """The message of a run whose loss or gradient is not finite."""
-    latest = checkpoints.latest_step_on_disk()
+    """The message of a run whose loss or gradient is not finite; `bad_step` counts from 0."""
+    latest = checkpoints.latest_step()
     examples = sorted({name for row in pipeline.example_ids(bad_step) for name in row})
     shown = ", ".join(examples[:12]) + (" ..." if len(examples) > 12 else "")
     kept = f"step {latest} in {checkpoints.folder}" if latest is not None else "none was saved yet"
     return (
-        f"Loss or gradient is not finite at step {bad_step}; the parameters are left as they were "
-        f"before it. Batch: {shown}. Last good checkpoint: {kept}. Try a lower "
+        f"Loss or gradient is not finite at step {bad_step + 1}; the parameters are left as they "
+        f"were before it. Batch: {shown}. Last good checkpoint: {kept}. Try a lower "
         f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}) or a smaller "
         f"optimizer.clip_norm (now {config.optimizer.clip_norm:g})."
     )

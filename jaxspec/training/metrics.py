@@ -46,12 +46,15 @@ def add(windows: Iterable[Sums]) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, Any]:
-    """Divides: plain numbers, lists for metrics by slot, None where nothing was counted."""
+    """Divides: plain numbers, lists for metrics by slot.
+
+    None where nothing was counted, or where the result is not finite: JSON has no infinity.
+    """
     result: dict[str, Any] = {}
     for name, (value, count) in sums.items():
         value, count = np.asarray(value, np.float64), np.asarray(count, np.float64)
         ratio = np.divide(value, count, out=np.full(value.shape, np.nan), where=count > 0)
-        plain = [None if np.isnan(r) else float(r) for r in ratio.reshape(-1)]
+        plain = [float(r) if np.isfinite(r) else None for r in ratio.reshape(-1)]
         result[name] = plain if ratio.ndim else plain[0]
     return result
 
@@ -66,6 +69,8 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
         self.path = workdir / "metrics.jsonl"
+        self.last_row: dict[str, Any] = {}
+        """The newest line."""
         kept = []
         if self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -75,6 +80,7 @@ class MetricsLog:
                     break  # a line cut short when the process was killed
                 if row["step"] <= first_step:
                     kept.append(line)
+                    self.last_row = row
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, self.path)
@@ -86,7 +92,8 @@ class MetricsLog:
     def write(self, step: int, sums: Sums, *, extra: dict[str, float]) -> dict[str, Any]:
         """Appends one line and returns it."""
         row = {"step": step, **means(sums), **extra}
-        self._file.write(json.dumps(row) + "\n")
+        self.last_row = row
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if isinstance(value, list):

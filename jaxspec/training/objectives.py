@@ -23,6 +23,7 @@ from jaxspec.data.anchors import block_labels, sample_anchors
 from jaxspec.drafters.dflash import DFlash
 from jaxspec.losses import (
     LossWeights,
+    SlotStatistics,
     chunked_slot_statistics,
     drafter_metrics,
     loss_terms,
@@ -41,6 +42,8 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 DISTRIBUTION_OBJECTIVES = ("lk", "tv", "forward_kl")
 """Objectives that compare the drafter's rows with the target's."""
+PREDICTION_COUNTS = ("first_error_focal", "spec_auf")
+"""Terms whose denominator depends on what the drafter predicts and not on the masks alone."""
 
 
 class Objective(Protocol):
@@ -50,6 +53,10 @@ class Objective(Protocol):
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
     ) -> tuple[Terms, Metrics]:
         """Terms and metrics of the rows given."""
+        ...
+
+    def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
+        """Denominators of the terms that follow from the masks alone, without running a model."""
         ...
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
@@ -86,6 +93,10 @@ class TargetObjective:
         correct = (slots.correct_NG[..., 0] * mask).sum()
         terms = {"cross_entropy": (total, count)}
         return terms, {"cross_entropy": (total, count), "accuracy": (correct, count)}
+
+    def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
+        del key, weights
+        return {"cross_entropy": batch["loss_mask"][:, 1:].astype(jnp.float32).sum()}
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         del weights
@@ -134,6 +145,14 @@ class DrafterObjective:
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
         return terms, drafter_metrics(slots, mask_BNG)
+
+    def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
+        _, _, mask_BNG = self.blocks(batch, key)
+        # Statistics of any drafter at all: the counts that are kept do not look at them.
+        zero_BNG = jnp.zeros(mask_BNG.shape)
+        slots = SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
+        return {name: count for name, (_, count) in terms.items() if name not in PREDICTION_COUNTS}
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         return total_from_terms(terms, config=self.loss, weights=weights)

@@ -31,11 +31,13 @@ def make_optimizer(
       The transformation (global-norm clip, Adam, decoupled weight decay on matrices only), whose
       updates are still to be multiplied by minus the learning rate; and float32 rates [steps].
     """
+    # optax wants at least one step of each.
+    decay_steps = max(2, steps)
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=max(1, round(config.warmup_fraction * steps)),
-        decay_steps=max(2, steps),
+        warmup_steps=min(max(1, round(config.warmup_fraction * steps)), decay_steps - 1),
+        decay_steps=decay_steps,
         end_value=config.final_learning_rate,
     )
     # Step 0 already learns: the rate of step k is the schedule's at k + 1.

@@ -8,6 +8,9 @@ Everything that can be wrong in a configuration is looked at here, before anythi
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,8 @@ class Task:
     load_frozen: Callable[[Mesh], Any]
     """The frozen target's parameters on the mesh (nothing, for a target from scratch)."""
     capture_check: Callable[[Any], None]
+    keep_tokenizer: Callable[[], None]
+    """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""
     export: Callable[[Any], None]
     """Writes WORKDIR/export."""
 
@@ -62,7 +67,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
     architecture = config.target.architecture
     if architecture is None:
         raise ValueError("Training a target needs target.architecture: give its sizes.")
-    tokenizer = _open_tokenizer(config, workdir=workdir, default="embedded")
+    tokenizer = _open_tokenizer(config, workdir=workdir)
     _check_vocabulary(tokenizer, architecture)
     pipeline = _open_pipeline(config, tokenizer)
     model = Transformer(architecture)
@@ -89,6 +94,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
         init=init,
         load_frozen=lambda mesh: {},
         capture_check=lambda frozen: None,
+        keep_tokenizer=lambda: _keep_tokenizer(tokenizer, config, workdir=workdir),
         export=export,
     )
 
@@ -99,7 +105,12 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
         read_config(folder), dtype=config.target.dtype, param_dtype=config.target.dtype
     )
     _check_architecture(config.target.architecture, architecture, folder)
-    tokenizer = _open_tokenizer(config, workdir=workdir, default=str(folder))
+    if config.data.tokenizer == "train":
+        raise ValueError(
+            'data.tokenizer is "train", but a drafter needs the tokenizer of its target, whose ids '
+            "it drafts: leave data.tokenizer empty."
+        )
+    tokenizer = Tokenizer.load(config.data.tokenizer or folder)
     _check_vocabulary(tokenizer, architecture)
     drafter_config = resolve_config(
         config.drafter, target=architecture, mask_token_id=tokenizer.mask_id
@@ -129,7 +140,8 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
         return params
 
     def check(frozen: Any) -> None:
-        tokens_BS = jnp.asarray(pipeline.batch(0)["tokens"][:1])
+        # One row, the same on every process.
+        tokens_BS = pipeline.rows[pipeline.row_numbers(0)[0]]["tokens"][None]
         difference = capture_check(
             target,
             frozen,
@@ -137,11 +149,12 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
             layer_ids=layer_ids,
             tolerance=config.training.capture_tolerance,
         )
-        print(
-            f"Capture check passed: log-probabilities rebuilt from the captured states differ by "
-            f"at most {difference:.1e}.",
-            flush=True,
-        )
+        if jax.process_index() == 0:
+            print(
+                f"Capture check passed: log-probabilities rebuilt from the captured states differ "
+                f"by at most {difference:.1e}.",
+                flush=True,
+            )
 
     def export(params: Any) -> None:
         save_drafter(
@@ -165,17 +178,22 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
         init=init,
         load_frozen=load_frozen,
         capture_check=check,
+        keep_tokenizer=lambda: None,
         export=export,
     )
 
 
-def _open_tokenizer(config: RunConfig, *, workdir: Path, default: str) -> Tokenizer:
-    choice = config.data.tokenizer or default
+def _open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
+    """The tokenizer of a target from scratch; one that is trained stays out of `workdir` for now.
+
+    A mistake that is found later must leave nothing behind (see `Task.keep_tokenizer`).
+    """
+    choice = config.data.tokenizer or "embedded"
     if choice != "train":
         return Tokenizer.load(choice)
-    folder = workdir / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
+    kept = _kept_tokenizer(workdir)
+    if (kept / "tokenizer.json").is_file():
+        return Tokenizer.load(kept)
     texts = [
         content
         for source in config.data.sources
@@ -183,7 +201,23 @@ def _open_tokenizer(config: RunConfig, *, workdir: Path, default: str) -> Tokeni
         for _, content in example.turns
     ]
     print(f"Training a tokenizer of {config.data.tokenizer_vocab} tokens.", flush=True)
-    return Tokenizer.train(texts, vocab_size=config.data.tokenizer_vocab, folder=folder)
+    folder = tempfile.mkdtemp(prefix="jaxspec-tokenizer-")
+    try:
+        tokenizer = Tokenizer.train(texts, vocab_size=config.data.tokenizer_vocab, folder=folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(tokenizer, shutil.rmtree, folder, ignore_errors=True)
+    return tokenizer
+
+
+def _keep_tokenizer(tokenizer: Tokenizer, config: RunConfig, *, workdir: Path) -> None:
+    if config.data.tokenizer == "train" and tokenizer.folder != _kept_tokenizer(workdir):
+        tokenizer.save(_kept_tokenizer(workdir))
+
+
+def _kept_tokenizer(workdir: Path) -> Path:
+    return workdir / "tokenizer"
 
 
 def _open_pipeline(config: RunConfig, tokenizer: Tokenizer) -> Pipeline:

@@ -39,20 +39,30 @@ def make_body(
     """The body that `jaxspec.parallel.step.spread` compiles.
 
     Each term of the loss is divided by its count over all devices. With gradient accumulation the
-    batch is cut into that many parts of whole rows, each part's terms are divided by that part's
-    counts, and the mean of the parts is taken.
+    batch is cut into that many parts of whole rows, one after the other. A term whose count follows
+    from the masks alone (`Objective.counts`) is divided by its count over all parts, so that parts
+    with few learned tokens weigh little and the step is that of the whole batch; a term whose count
+    follows from what is predicted (the first-error focal) is the mean of the parts' own ratios.
 
-    A step whose loss or gradient is not finite changes nothing but `TrainState.bad_step`.
+    A step whose loss, gradient or result is not finite changes nothing but `TrainState.bad_step`.
     """
 
     def part(
-        state: TrainState, frozen: Any, batch: Batch, hyper: Hyper, reduce: Reduce, vary: Reduce
+        state: TrainState,
+        frozen: Any,
+        batch: Batch,
+        hyper: Hyper,
+        whole_counts: dict[str, jax.Array],
+        reduce: Reduce,
+        vary: Reduce,
     ) -> tuple[jax.Array, Any, Metrics]:
         key = jax.random.fold_in(hyper.key, state.step)
 
         def local_loss(local_params: Any) -> tuple[jax.Array, Metrics]:
             terms, metrics = objective(local_params, frozen, batch, key, hyper.weights)
-            counts = reduce({name: count for name, (_, count) in terms.items()})
+            own = {name: count for name, (_, count) in terms.items() if name not in whole_counts}
+            counts = {name: count * gradient_accumulation for name, count in reduce(own).items()}
+            counts |= whole_counts
             shares = {name: (numerator, counts[name]) for name, (numerator, _) in terms.items()}
             return objective.total(shares, hyper.weights), metrics
 
@@ -64,8 +74,10 @@ def make_body(
         state: TrainState, frozen: Any, batch: Batch, hyper: Hyper, *, reduce: Reduce, vary: Reduce
     ) -> tuple[TrainState, Metrics]:
         if gradient_accumulation == 1:
-            value, gradients, metrics = part(state, frozen, batch, hyper, reduce, vary)
+            value, gradients, metrics = part(state, frozen, batch, hyper, {}, reduce, vary)
         else:
+            key = jax.random.fold_in(hyper.key, state.step)
+            whole_counts = reduce(objective.counts(batch, key, hyper.weights))
             parts = jax.tree.map(
                 # Strided, so that each part holds rows of every device.
                 lambda x: x.reshape(-1, gradient_accumulation, *x.shape[1:]).swapaxes(0, 1),
@@ -73,23 +85,25 @@ def make_body(
             )
 
             def accumulate(total: Any, rows: Batch) -> tuple[Any, None]:
-                new = part(state, frozen, rows, hyper, reduce, vary)
+                new = part(state, frozen, rows, hyper, whole_counts, reduce, vary)
                 return jax.tree.map(jnp.add, total, new), None
 
             shapes = jax.eval_shape(
-                lambda rows: part(state, frozen, rows, hyper, reduce, vary),
+                lambda rows: part(state, frozen, rows, hyper, whole_counts, reduce, vary),
                 jax.tree.map(lambda x: x[0], parts),
             )
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             (value, gradients, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
-            value, gradients = jax.tree.map(lambda x: x / gradient_accumulation, (value, gradients))
 
-        norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        norm = optax.tree.norm(gradients)
         updates, opt_state = transform.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(
             lambda p, u: (p - hyper.learning_rate * u).astype(p.dtype), state.params, updates
         )
+        # The result too: a learning rate beyond float32 turns good gradients into infinite weights,
+        # which would be saved before the next step's loss showed them.
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        finite &= jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
         kept = finite & (state.bad_step < 0)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(kept, new, old),

@@ -39,10 +39,9 @@ def one_step(config: MeshConfig, devices: int, accumulation: int = 1):
     if config.path == "jit":
         shardings = Rules().shardings(state, mesh)
         state = jax.device_put(state, shardings)
-    with jax.set_mesh(mesh):
-        step = spread(body, mesh=mesh, path=config.path, state_shardings=shardings)
-        frozen = jax.device_put(tiny.target_params(), replicated(mesh))
-        new, metrics = step(state, frozen, tiny.batch(), hyper)
+    step = spread(body, mesh=mesh, path=config.path, state_shardings=shardings)
+    frozen = jax.device_put(tiny.target_params(), replicated(mesh))
+    new, metrics = step(state, frozen, tiny.batch(), hyper)
     return jax.device_get((new.params, metrics))
 
 

@@ -224,5 +224,4 @@ def assert_same_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
 def assert_different_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
     """The negative control: the same tests must refuse these tokens."""
     found = p_values(tokens_RH, law)
-
     assert min(found.values()) < FALSE_ALARM, found

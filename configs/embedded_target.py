@@ -43,5 +43,11 @@ def get_config() -> RunConfig:
             embedded_examples=20_000,
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_fraction=0.02, weight_decay=0.01),
-        training=TrainingConfig(task="target", steps=1200, log_every=20, checkpoint_every=200),
+        training=TrainingConfig(
+            task="target",
+            steps=1200,
+            log_every=20,
+            checkpoint_every=200,
+            export_dtype="bfloat16",
+        ),
     )

@@ -331,6 +331,8 @@ class TrainingConfig:
     """Largest difference of log-probabilities that the capture check lets pass."""
     export: bool = True
     """Write DIR/export (safetensors, config.json, tokenizer) at the end."""
+    export_dtype: Literal["", "float32", "bfloat16"] = ""
+    """What exported weights are stored in; "": what the parameters are kept in."""
 
     def __post_init__(self) -> None:
         for field in ("steps", "gradient_accumulation", "log_every", "checkpoint_every"):

@@ -80,6 +80,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
             workdir / "export",
             architecture,
             params,
+            dtype=config.training.export_dtype or None,
             tokenizer_folder=tokenizer.folder,
             eos_token_ids=tokenizer.stop_ids,
             provenance=provenance(config=config, seed=config.training.seed),
@@ -162,6 +163,7 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
             drafter_config,
             params,
             target_config=architecture,
+            dtype=config.training.export_dtype or None,
             tokenizer_folder=tokenizer.folder,
             provenance=provenance(config=resolved, seed=config.training.seed),
         )

@@ -79,7 +79,8 @@ def block_law(
     excess_BG = jnp.maximum(scaled_BGV - block.draft.scaled(), 0).sum(axis=2)
     excess_after_BG = jnp.pad(excess_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
     joint_BG = joint_BH[:, 1:]
-    total_BG = excess_after_BG + 1 - joint_BG
+    # In this order: an excess that is small beside 1 counts where joint is near 1.
+    total_BG = excess_after_BG + (1 - joint_BG)
     middle_BG = jnp.where(total_BG > 0, excess_after_BG / jnp.where(total_BG > 0, total_BG, 1), 1)
     has_next_BG = jnp.pad(block.drafted_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
     heads_BG = jnp.where(has_next_BG, middle_BG, joint_BG)

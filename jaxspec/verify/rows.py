@@ -56,7 +56,7 @@ def _scaled(weights: jax.Array, total: jax.Array, needed: jax.Array) -> jax.Arra
 
 
 def _take(values: jax.Array, index: jax.Array, *, axis: int = 1) -> jax.Array:
-    # Ids outside the vocabulary are reported by `check_*`; here they must only not wrap or clamp.
+    # By default jax fills with NaN. `at` counts on zeros behind the last row.
     return jnp.take_along_axis(values, index, axis=axis, mode="fill", fill_value=0)
 
 

@@ -26,6 +26,7 @@ from jaxspec.decoding.state import (
     stream_keys,
     write_after_pass,
 )
+from jaxspec.drafters.protocol import GREEDY
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import INVALID, Sampling
 from jaxspec.ops.suppression import suppress
@@ -46,7 +47,7 @@ class Autoregressive:
 
     model: Transformer
     rules: DecodeRules
-    sampling: Sampling = Sampling(0.0)
+    sampling: Sampling = GREEDY
 
     @property
     def round_tokens(self) -> int:
@@ -73,7 +74,6 @@ class Autoregressive:
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
     def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
         """Decodes until every row has ended; nothing returns to the host before."""
-
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
 
         def step(state: DecodeState) -> DecodeState:
@@ -87,6 +87,6 @@ class Autoregressive:
             state, kept_B = emit(
                 state, next_B[:, None], jnp.ones_like(next_B), failed_B, rules=self.rules
             )
-            return state.replace(cache=cache.advance(kept_B))
+            return dataclasses.replace(state, cache=cache.advance(kept_B))
 
         return jax.lax.while_loop(lambda state: state.active_B.any(), step, state)

@@ -24,7 +24,7 @@ import numpy as np
 from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
 from jaxspec.models.transformer import Transformer
 
-SMALLEST_BUCKET = 64
+SMALLEST_BUCKET = 128
 _CAPACITY_STEP = 64
 
 
@@ -74,8 +74,8 @@ class Response:
 def bucket_length(length: int) -> int:
     """The padded length of a prompt: the next power of two, at least `SMALLEST_BUCKET`.
 
-    >>> bucket_length(65)
-    128
+    >>> bucket_length(129)
+    256
     """
     return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
@@ -124,8 +124,8 @@ def check_prompts(
         if capacity is not None and needed > capacity:
             raise ValueError(
                 f"Prompt {name!r} has {len(prompt)} tokens and is too long for the cache: with "
-                f"{rules.max_new_tokens} new ones and two rounds of {strategy.round_tokens} it needs "
-                f"{needed} slots, but the cache has {capacity}."
+                f"{rules.max_new_tokens} new ones and two rounds of {strategy.round_tokens} it "
+                f"needs {needed} slots, but the cache has {capacity}."
             )
 
 

@@ -4,8 +4,8 @@ A round drafts G = K - 1 tokens behind the anchor, runs the target over [anchor,
 rule of `jaxspec.verify` decide how many drafts stand and which token of the target's follows. Both
 caches are then cut back to what was kept, by length: nothing is copied.
 
-Dimension key: B batch rows, S prompt tokens, K block slots (= verified rows H), G = K - 1 drafted slots,
-V vocabulary, R rounds.
+Dimension key: B batch rows, S prompt tokens, K block slots (= verified rows H), G = K - 1 drafted
+slots, V vocabulary, R rounds.
 
 >>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
 >>> state = strategy.start(params, prompts, capacity=192)
@@ -34,7 +34,7 @@ from jaxspec.decoding.state import (
     stream_keys,
     write_after_pass,
 )
-from jaxspec.drafters.protocol import Draft, Proposer
+from jaxspec.drafters.protocol import GREEDY, Draft, Proposer
 from jaxspec.models.cache import KVCache
 from jaxspec.models.transformer import Transformer, TransformerOutput
 from jaxspec.ops.sampling import Sampling
@@ -54,8 +54,8 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
         raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}: got {verifier!r}.")
     if (verifier == "greedy") != sampling.greedy:
         raise ValueError(
-            f"Verifier {verifier!r} does not fit temperature {sampling.temperature}: 'greedy' is for "
-            "temperature 0, 'token' and 'point_mass' for temperatures above it."
+            f"Verifier {verifier!r} does not fit temperature {sampling.temperature}: 'greedy' is "
+            "for temperature 0, 'token' and 'point_mass' for temperatures above it."
         )
     if (verifier == "token") == draft_sampling.greedy:
         kind = "deterministic" if draft_sampling.greedy else "sampled"
@@ -79,7 +79,7 @@ class Speculative:
     proposer: Proposer
     rules: DecodeRules
     verifier: str = "greedy"
-    sampling: Sampling = Sampling(0.0)
+    sampling: Sampling = GREEDY
     """The target's distribution; the drafter may use its own, the output does not depend on it."""
 
     def __post_init__(self) -> None:
@@ -160,7 +160,8 @@ class Speculative:
             column = jnp.where(ran_B, values_B, NO_ROUND)[:, None]
             return jax.lax.dynamic_update_slice(rounds_BR, column, (jnp.int32(0), step))
 
-        return state.replace(
+        return dataclasses.replace(
+            state,
             cache=cache.advance(kept_B),
             drafter=self.proposer.commit(params, drafter, block_BK, output.features_BSE, kept_B),
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),

@@ -1,10 +1,11 @@
 """What the jitted loops carry, and the rules by which a response ends.
 
-Dimension key: B batch rows, S prompt tokens, K tokens of a round, T slots for emitted tokens, R rounds.
+Dimension key: B batch rows, S prompt tokens, K tokens of a round, T slots for emitted tokens,
+R rounds.
 
 The newest token of a row (`anchor_B`) has been emitted but not read by the target yet, so a row's
-cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and step, never
-by batch: what a prompt gets does not depend on who is decoded beside it.
+cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and step,
+never by batch: what a prompt gets does not depend on who is decoded beside it.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class DecodeState:
     step: jax.Array
     """int32 scalar, rounds so far."""
     verified_BR: jax.Array | None
-    """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had no
-    round. None in autoregressive decoding."""
+    """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had
+    none. None in autoregressive decoding."""
     kept_BR: jax.Array | None
     """Tokens that the round put into the response: accepted drafts and the target's token, less
     what lies behind a stop token or the limit."""
@@ -153,12 +154,14 @@ def write_after_pass(
 ) -> KVCache:
     """Puts a pass's keys and values behind the committed ones, once the pass is over.
 
-    The place depends on `failed_B`, which is known only when the logits are. Without a dependency of
-    this kind XLA cannot tell that the pass has finished reading when the write begins, and copies
-    the whole cache in every iteration. Rows that failed have ended: one slot further harms nothing.
+    The place depends on `failed_B`, which is known only when the logits are. Without a dependency
+    of this kind XLA cannot tell that the pass has finished reading when the write begins, and
+    copies the whole cache in every iteration. Rows that failed have ended: one slot further does
+    no harm.
     """
-    shifted = cache.replace(lengths_B=cache.lengths_B + failed_B.astype(jnp.int32))
-    return shifted.write(keys_LBRSC, values_LBRSC).replace(lengths_B=cache.lengths_B)
+    shifted = cache.advance(failed_B.astype(jnp.int32))
+    written = shifted.write(keys_LBRSC, values_LBRSC)
+    return dataclasses.replace(written, lengths_B=cache.lengths_B)
 
 
 def is_stop(tokens: jax.Array, rules: DecodeRules) -> jax.Array:
@@ -200,7 +203,8 @@ def emit(
     stopped_B = (stops_BK & (order_K < kept_B[:, None])).any(axis=1)
     append = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
     newest_B = jnp.take_along_axis(tokens_BK, jnp.maximum(kept_B - 1, 0)[:, None], axis=1)[:, 0]
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         tokens_BT=append(state.tokens_BT, tokens_BK.astype(jnp.int32), state.count_B),
         count_B=state.count_B + kept_B,
         anchor_B=jnp.where(kept_B > 0, newest_B, state.anchor_B),

@@ -27,6 +27,8 @@ from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
+GREEDY = Sampling(0.0)
+
 
 @struct.dataclass
 class Draft:
@@ -97,7 +99,7 @@ class DFlashProposer:
     drafter: DFlash
     block_size: int
     """K; may differ from the block that the drafter was trained with."""
-    sampling: Sampling = Sampling(0.0)
+    sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted: the mask token and whatever else the target will not emit."""
 
@@ -153,7 +155,9 @@ class DFlashProposer:
         """One pass over [anchor, MASK x G]; the target's head reads slots 1..G."""
         slots, batch = self.block_size, anchor_B.shape[0]
         target_params = {"params": params["target"]}
-        block_BK = jnp.full((batch, slots), self.drafter.config.mask_token_id, jnp.int32)
+        mask_id = self.drafter.config.mask_token_id
+        assert mask_id is not None, "resolve_config gives every drafter a mask token"
+        block_BK = jnp.full((batch, slots), mask_id, jnp.int32)
         block_BK = block_BK.at[:, 0].set(anchor_B)
         embeddings_BKD = self.target.apply(target_params, block_BK, method="embed_tokens")
         hidden_B1KD = self.drafter.apply(

@@ -23,8 +23,8 @@ from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 
 UNROLLED_LAYERS = 8
-"""Models of at most so many layers are unrolled: a step of a small model takes less than half the time
-(see `jaxspec.decoding.layout`), and larger ones would take too long to compile."""
+"""Models of at most so many layers are unrolled: a step of a small one then takes half the time
+(see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

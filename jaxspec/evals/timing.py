@@ -72,9 +72,9 @@ class Speed:
         predicted = self.tau * self.autoregressive_step_ms / self.round_ms
         return (
             f"{self.speedup:.2f}x measured; tau {self.tau:.2f} x step "
-            f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = {predicted:.2f}x "
-            f"(round: draft {self.draft_ms:.2f} + verification of {self.block_size} rows "
-            f"{self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
+            f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = "
+            f"{predicted:.2f}x (round: draft {self.draft_ms:.2f} + verification of "
+            f"{self.block_size} rows {self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
         )
 
 
@@ -95,9 +95,9 @@ def explain(speeds: Sequence[Speed]) -> str:
     )
     if speeds[0].platform == "cpu":
         return (
-            f"{measured}: a small model on a CPU is bound by arithmetic, which grows with the rows. "
-            "A large model on an accelerator is bound by reading its weights from memory; there many "
-            "rows cost about as much as one, and the speed-up comes close to tau."
+            f"{measured}: a small model on a CPU is bound by arithmetic, which grows with the "
+            "rows. A large model on an accelerator is bound by reading its weights from memory; "
+            "there many rows cost about as much as one, and the speed-up comes close to tau."
         )
     return (
         f"{measured}: on an accelerator a large model is bound by reading its weights from memory, "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -43,6 +44,8 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
             f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
             f'alone: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
         )
+    if config.path == "pmap" and jax.process_count() > 1:
+        raise ValueError('mesh.path="pmap" is for one process: use "jit" or "shard_map" on a pod.')
     # Auto: the compiler places what the shardings of inputs leave open. jax's default, Explicit,
     # would put shardings into the types of every array.
     return jax.make_mesh(
@@ -56,8 +59,6 @@ def initialise_processes() -> None:
     On Cloud TPU the addresses come from the platform; elsewhere set JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. A lone process needs nothing.
     """
-    import os
-
     asked = os.environ.get("JAX_COORDINATOR_ADDRESS")
     on_pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     if not (asked or on_pod) or jax.distributed.is_initialized():

@@ -108,21 +108,23 @@ def test_equals_the_reference_for_the_same_uniforms(rule):
             np.testing.assert_allclose(found[1][b], law, rtol=0, atol=1e-12)
 
 
-def test_draw_throws_the_coins_of_the_law():
-    # One rule: the throwing is shared. float64, so that the reference judges alike.
+@pytest.mark.parametrize("rule", RULES)
+def test_draw_throws_the_coins_of_the_law(rule):
     rng = np.random.default_rng(1)
-    q, p = random_rows(rng, 64, 3, 4), random_rows(rng, 64, 4, 4)
-    draft = rng.integers(0, 4, (64, 3))
-    key = jax.random.key(7)
-    with jax.enable_x64(True):
-        verdict = jitted_verify("block", key, draft, q, p)
-        uniforms = np.asarray(fine_uniform(jax.random.split(key)[0], (64, 3), jnp.float64))
-        accepted = np.asarray(verdict.num_accepted_B)
-        following = np.asarray(verdict.next_token_B)
-    for b in range(64):
-        count, law = reference.block(uniforms[b], draft[b], q[b], p[b])
-        assert accepted[b] == count
-        assert law[following[b]] > 0
+    q = random_rows(rng, BATCH, SLOTS, VOCABULARY)
+    p = random_rows(rng, BATCH, SLOTS + 1, VOCABULARY)
+    draft = q.argmax(-1)
+    seen = set()
+    for seed in range(20):
+        accepted, following = verdict_of(rule, draft, q, p, seed=seed)
+        uniforms = fine_uniform(jax.random.split(jax.random.key(seed))[0], (BATCH, SLOTS))
+        uniforms = np.asarray(uniforms, np.float64)
+        for b in range(BATCH):
+            count, law = expected(rule, uniforms[b], draft[b], q[b], p[b])
+            assert accepted[b] == count
+            assert law[following[b]] > 0
+            seen.add(count)
+    assert seen == set(range(SLOTS + 1))
 
 
 def test_jit_and_eager_agree_and_a_batch_of_one_works():

@@ -1,0 +1,107 @@
+"""The smallest target and drafters that exercise every part of the loops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.config import DrafterConfig, TransformerConfig
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
+from jaxspec.decoding.generate import pad_prompts
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
+from jaxspec.models.transformer import Transformer
+
+VOCABULARY = 64
+MASK_ID = 63
+ARCHITECTURE = TransformerConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    tie_embeddings=False,
+    max_position_embeddings=256,
+)
+BLOCK_SIZE = 5
+PROMPTS = tuple(
+    tuple(np.random.default_rng(length).integers(0, 60, length).tolist())
+    for length in (3, 17, 9, 30, 1)
+)
+IDS = tuple(f"prompt/{index}" for index in range(len(PROMPTS)))
+
+
+def target(architecture=ARCHITECTURE, *, seed=0, spread=30.0):
+    """(model, params) with logits spread out, so that outputs vary and argmaxes are clear."""
+    model = Transformer(architecture)
+    params = model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
+    return model, {**params, **{name: scaled(params[name], spread) for name in ("embed", "head")}}
+
+
+def scaled(tree, factor):
+    return jax.tree.map(lambda leaf: leaf * factor, tree)
+
+
+def dflash(model, *, seed=1, **changes):
+    """(proposer, params) of a random drafter."""
+    config = resolve_config(
+        DrafterConfig(block_size=BLOCK_SIZE, num_features=2, num_layers=2),
+        target=model.config,
+        mask_token_id=model.config.vocab_size - 1,
+    )
+    config = dataclasses.replace(config, unroll_layers=model.config.unroll_layers)
+    width = model.config.hidden_size
+    drafter = DFlash(config, width)
+    features = jnp.zeros((1, 2, 2 * width))
+    params = drafter.init(jax.random.key(seed), features, method="initialise")["params"]
+    settings = {"block_size": BLOCK_SIZE, "suppressed_ids": (config.mask_token_id,), **changes}
+    return DFlashProposer(model, drafter, **settings), params
+
+
+def start_and_run(strategy, params, prompts, *, rows=None, seed=0, length=32, capacity=128):
+    """The final state of one batch."""
+    names = IDS[: len(prompts)]
+    batch = pad_prompts(prompts, ids=names, length=length, rows=rows or len(prompts), seed=seed)
+    state = strategy.start(params, batch, capacity=capacity)
+    return strategy.run(params, state, batch.keys_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """Drafts from a script: what each row's response is going to be, errors included.
+
+    Parameters under "drafter": script_BT, tokens of each row's response, the prefill's first.
+    """
+
+    block_size: int = BLOCK_SIZE
+    capture: tuple[int, ...] = ()
+    unroll_layers: bool = False
+    sampling = GREEDY
+
+    def begin(self, params, tokens_BS, features_BSE, lengths_B, *, capacity):
+        return jnp.zeros_like(lengths_B)
+
+    def propose(self, params, state, anchor_B, keys_B):
+        script_BT = params["drafter"]
+        script_BT = jnp.pad(script_BT, ((0, 0), (0, self.block_size)))
+        index_BG = 1 + state[:, None] + jnp.arange(self.block_size - 1)
+        return Draft(jnp.take_along_axis(script_BT, index_BG, axis=1), None)
+
+    def commit(self, params, state, tokens_BK, features_BKE, count_B):
+        return state + count_B
+
+
+def strategies(*, rules, unroll_layers=False, **changes):
+    """((autoregressive, params), (speculative, params)) of one random target and drafter."""
+    model, params = target(dataclasses.replace(ARCHITECTURE, unroll_layers=unroll_layers))
+    proposer, drafter_params = dflash(model, **changes)
+    both = {"target": params, "drafter": drafter_params}
+    return (Autoregressive(model, rules), params), (Speculative(model, proposer, rules), both)
+
+
+RULES = DecodeRules(max_new_tokens=24, suppressed_ids=(MASK_ID,))

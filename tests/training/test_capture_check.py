@@ -1,0 +1,86 @@
+"""The capture check passes a target whose states are what its head reads, and no other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.models.transformer import Transformer
+from jaxspec.training.capture_check import capture_check
+from tests.training import tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A target with one mistake in it."""
+
+    mistake: str
+    model: Transformer = tiny.TARGET
+
+    @property
+    def config(self):
+        return self.model.config
+
+    def apply(self, variables: Any, *args: Any, capture: tuple[int, ...] = (), **options: Any):
+        if options.get("method") == "logits":
+            return self.model.apply(variables, *args, **options)
+        if self.mistake == "features of the layer before":
+            capture = tuple(i - 1 for i in capture)
+        output = self.model.apply(variables, *args, capture=capture, **options)
+        if self.mistake == "features behind the final norm":
+            width = self.config.hidden_size
+            features = output.features_BSE.at[..., -width:].set(output.hidden_BSD)
+            return output._replace(features_BSE=features)
+        if self.mistake == "another final norm":
+            return output._replace(hidden_BSD=output.hidden_BSD * 1.5)
+        if self.mistake == "layers in another order":
+            halves = jnp.split(output.features_BSE, 2, axis=-1)
+            return output._replace(features_BSE=jnp.concatenate(halves[::-1], axis=-1))
+        return output
+
+
+def check(model, *, params=None, tolerance=1e-3):
+    return capture_check(
+        model,
+        tiny.target_params() if params is None else params,
+        np.arange(4, 20, dtype=np.int32)[None],
+        layer_ids=(1,),
+        tolerance=tolerance,
+    )
+
+
+def test_a_sound_target_passes():
+    assert check(tiny.TARGET) < 1e-5
+
+
+def test_a_target_with_a_head_of_its_own_passes():
+    config = dataclasses.replace(tiny.ARCHITECTURE, tie_embeddings=False)
+    model = Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert check(model, params=params) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "features of the layer before",
+        "features behind the final norm",
+        "another final norm",
+        "layers in another order",
+    ],
+)
+def test_mistakes_are_refused(mistake):
+    with pytest.raises(ValueError, match=r"Capture check failed.*differ from the target's own by"):
+        check(Broken(mistake))
+
+
+def test_nan_weights_are_refused():
+    params = tiny.target_params()
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(jnp.nan)
+    with pytest.raises(ValueError, match="by nan"):
+        check(tiny.TARGET, params=params)

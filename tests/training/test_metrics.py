@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from jaxspec.training.metrics import MetricsLog, Reporter, add, means
+
+
+def test_windows_add_before_they_divide():
+    total = add([{"a": (1.0, 1.0)}, {"a": (np.float32(9.0), np.float32(3.0))}])
+    assert means(total) == {"a": 2.5}
+
+
+def test_slots_become_lists():
+    total = add([{"at": (np.array([1.0, 0.0, 2.0]), np.array([2.0, 0.0, 2.0]))}])
+    assert means(total) == {"at": [0.5, None, 1.0]}
+
+
+def test_what_json_cannot_hold_is_null():
+    assert means({"a": (np.nan, 1.0), "b": (np.inf, 1.0)}) == {"a": None, "b": None}
+
+
+def test_long_windows_count_exactly():
+    count = np.float32(2**24)
+    total = add([{"a": (count, count)}, {"a": (np.float32(1), np.float32(1))}])
+    assert total["a"] == (2**24 + 1, 2**24 + 1)
+
+
+def write(log: MetricsLog, *steps: int) -> None:
+    for step in steps:
+        log.write(step, {"loss": (float(step), 1.0)}, extra={"tokens_per_s": 5.0})
+
+
+def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
+    log = MetricsLog(tmp_path, first_step=0)
+    assert log.last_row == {}
+    write(log, 1, 2, 3)
+    assert log.last_row == {"step": 3, "loss": 3.0, "tokens_per_s": 5.0}
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a kill
+
+    log = MetricsLog(tmp_path, first_step=2)
+    assert log.last_row["step"] == 2
+    write(log, 3)
+    log.close()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    with Reporter(steps=10, first_step=4, title="demo") as reporter:
+        reporter.update({"step": 6, "loss": 1.5, "accepted": 2.25, "tokens_per_s": 1234.0})
+        reporter.update({"step": 7, "loss": None, "tokens_per_s": 1.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 6/10  loss 1.500  accepted 2.25  1,234 tokens/s")
+    assert first.endswith(" s left")
+    assert second.startswith("step 7/10  loss nan  1 tokens/s")

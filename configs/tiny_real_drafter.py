@@ -27,15 +27,15 @@ def get_config() -> RunConfig:
     return RunConfig(
         name="tiny_real_drafter",
         target=TargetConfig(path="runs/real/target/export"),
-        drafter=DrafterConfig(block_size=16, num_features=3, num_layers=2, unroll_layers=True),
+        drafter=DrafterConfig(block_size=8, num_features=3, num_layers=2, unroll_layers=True),
         loss=LossConfig(decay=10.0, focal=0.3, chain=40.0),
         data=DataConfig(
             sources=("gsm8k", "math", "mbpp", "code_instructions", "instructions"),
             sequence_length=384,
             batch_size=8,
-            anchors=16,
+            anchors=32,
         ),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.03),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.03),
         training=TrainingConfig(steps=1000, log_every=50, checkpoint_every=250),
         evaluation=EvaluationConfig(
             benchmarks=("gsm8k", "math500", "humaneval", "mbpp", "mt_bench", "aime24"),

@@ -12,6 +12,8 @@ from jaxspec.cli.configuration import run_as_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, a compile, data."),
+    "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
+    "regenerate": ("jaxspec.cli.regenerate", "Answer a data set with the target, to train on."),
 }
 """Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""
 

@@ -42,9 +42,9 @@ def label_log_prob(logits_NGV: jax.Array, labels_NG: jax.Array) -> jax.Array:
 def label_statistics(logits_NGV: jax.Array, labels_NG: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each label, and whether the label is the argmax of its row.
 
-    One pass forward and one backward over the logits, with nothing of size V kept but the logits.
-    On 2 CPU cores, 960 rows of 4096: 4.5 ms for value and gradient, against 15.5 ms for
-    ``log_softmax`` with ``argmax`` (whose two-operand reduction XLA does not vectorise on a CPU).
+    Nothing of size V is kept for the backward pass but the logits. On a CPU, 960 rows of 4096,
+    value and gradient take 10 ms of processor time, against 24 ms with ``log_softmax`` and
+    ``argmax`` (whose two-operand reduction XLA does not vectorise there).
 
     Args:
       logits_NGV: [..., G, V], any float type.
@@ -93,25 +93,26 @@ def _label_statistics_forward(
     max_NG1 = jnp.max(wide_NGV, axis=-1, keepdims=True)
     # A row of -inf only would make inf - inf in every entry; it ends as NaN in log_p alone.
     max_NG1 = jnp.where(jnp.isfinite(max_NG1), max_NG1, 0.0)
-    log_sum_NG1 = jnp.log(jnp.sum(jnp.exp(wide_NGV - max_NG1), axis=-1, keepdims=True))
+    sum_NG1 = jnp.sum(jnp.exp(wide_NGV - max_NG1), axis=-1, keepdims=True)
     # In this order the result cannot be positive, and large logits lose no precision.
-    log_p_NG = ((label_NG1 - max_NG1) - log_sum_NG1)[..., 0]
+    log_p_NG = ((label_NG1 - max_NG1) - jnp.log(sum_NG1))[..., 0]
     log_p_NG = jnp.where(inside_NG, log_p_NG, jnp.nan)
     # The label is the argmax when nothing beats it and nothing before it ties with it.
     beaten_NGV = (wide_NGV > label_NG1) | ((wide_NGV == label_NG1) & (_ids(wide_NGV) < ids_NG1))
     correct_NG = ~jnp.any(beaten_NGV, axis=-1) & ~jnp.isnan(log_p_NG)
-    return (log_p_NG, correct_NG), (logits_NGV, labels_NG, max_NG1, log_sum_NG1)
+    return (log_p_NG, correct_NG), (logits_NGV, labels_NG, max_NG1, sum_NG1)
 
 
 def _label_statistics_backward(
     residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, None]:
-    logits_NGV, labels_NG, max_NG1, log_sum_NG1 = residuals
-    log_sum_NG1 = jnp.where(jnp.isfinite(log_sum_NG1), log_sum_NG1, 0.0)
-    probs_NGV = jnp.exp((logits_NGV.astype(jnp.float32) - max_NG1) - log_sum_NG1)
+    logits_NGV, labels_NG, max_NG1, sum_NG1 = residuals
+    cotangent_NG1 = cotangents[0][..., None]
+    scale_NG1 = cotangent_NG1 / jnp.where(sum_NG1 > 0, sum_NG1, 1.0)
     # Compared, not scattered: it fuses with the softmax, and shards over V without communication.
     is_label_NGV = _ids(logits_NGV) == labels_NG[..., None]
-    gradient_NGV = cotangents[0][..., None] * (is_label_NGV - probs_NGV)
+    shifted_NGV = logits_NGV.astype(jnp.float32) - max_NG1
+    gradient_NGV = jnp.where(is_label_NGV, cotangent_NG1, 0.0) - scale_NG1 * jnp.exp(shifted_NGV)
     return gradient_NGV.astype(logits_NGV.dtype), None
 
 

@@ -52,8 +52,12 @@ def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.
 
 
 def rotate(x_SHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept."""
-    first, second = jnp.split(x_SHC.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_SHC.dtype)
+    """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept.
+
+    Channel c turns with channel c + C / 2. The halves are swapped by reversing an axis of two, which
+    fuses with the products where a concatenation would not.
+    """
+    halves = x_SHC.astype(jnp.float32).reshape(*x_SHC.shape[:-1], 2, x_SHC.shape[-1] // 2)
+    cos, sin = cos[..., None, None, :], sin[..., None, None, :]
+    turned = halves * cos + jnp.flip(halves, axis=-2) * (sin * np.float32([[-1], [1]]))
+    return turned.reshape(x_SHC.shape).astype(x_SHC.dtype)

@@ -33,7 +33,7 @@ def test_no_transfer_inside_the_loop(strategy_and_params):
         state = jax.block_until_ready(strategy.run(params, state, other.keys_B))
     assert state.count_B.tolist() == [24, 0]
     # The guard is awake: an argument on the host is refused.
-    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed"):
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed"):
         strategy.start(params, other.replace(lengths_B=np.ones(2, np.int32)), capacity=128)
 
 
@@ -75,10 +75,7 @@ def with_poison(params, token):
 def test_nan_names_the_prompt(where):
     (plain, target), (fast, both) = tiny.strategies(rules=tiny.RULES)
     clean = generate(plain, target, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    if where == "prompt":
-        token = tiny.PROMPTS[3][0]
-    else:
-        token = clean[3].tokens[5]
+    token = tiny.PROMPTS[3][0] if where == "prompt" else clean[3].tokens[5]
     failing = {
         name
         for name, prompt, response in zip(tiny.IDS, tiny.PROMPTS, clean, strict=True)
@@ -117,9 +114,7 @@ def test_prompts_that_cannot_be_decoded_are_refused(strategy_and_params):
 def test_a_given_capacity_is_used(strategy_and_params):
     strategy, params = strategy_and_params
     chosen = generate(strategy, params, tiny.PROMPTS[:2], ids=["a", "b"], batch_size=2)
-    given = generate(
-        strategy, params, tiny.PROMPTS[:2], ids=["a", "b"], batch_size=2, capacity=60
-    )
+    given = generate(strategy, params, tiny.PROMPTS[:2], ids=["a", "b"], batch_size=2, capacity=60)
     assert given == chosen
 
 

@@ -49,7 +49,7 @@ class WrongProbabilities(DFlashProposer):
 
 @pytest.fixture(scope="module")
 def target():
-    return tiny.target(ARCHITECTURE, spread=12.0)
+    return tiny.target(ARCHITECTURE, spread=30.0)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,11 @@ PROMPTS = tuple(
 IDS = tuple(f"prompt/{index}" for index in range(len(PROMPTS)))
 
 
-def target(architecture=ARCHITECTURE, *, seed=0, spread=30.0):
+@functools.cache
+def target(architecture=ARCHITECTURE, *, spread=30.0):
     """(model, params) with logits spread out, so that outputs vary and argmaxes are clear."""
     model = Transformer(architecture)
-    params = model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     return model, {**params, **{name: scaled(params[name], spread) for name in ("embed", "head")}}
 
 
@@ -47,8 +49,16 @@ def scaled(tree, factor):
     return jax.tree.map(lambda leaf: leaf * factor, tree)
 
 
-def dflash(model, *, seed=1, **changes):
+def dflash(model, **changes):
     """(proposer, params) of a random drafter."""
+    drafter, params = _drafter(model)
+    mask_id = drafter.config.mask_token_id
+    settings = {"block_size": BLOCK_SIZE, "suppressed_ids": (mask_id,), **changes}
+    return DFlashProposer(model, drafter, **settings), params
+
+
+@functools.cache
+def _drafter(model):
     config = resolve_config(
         DrafterConfig(block_size=BLOCK_SIZE, num_features=2, num_layers=2),
         target=model.config,
@@ -58,9 +68,8 @@ def dflash(model, *, seed=1, **changes):
     width = model.config.hidden_size
     drafter = DFlash(config, width)
     features = jnp.zeros((1, 2, 2 * width))
-    params = drafter.init(jax.random.key(seed), features, method="initialise")["params"]
-    settings = {"block_size": BLOCK_SIZE, "suppressed_ids": (config.mask_token_id,), **changes}
-    return DFlashProposer(model, drafter, **settings), params
+    init = jax.jit(functools.partial(drafter.init, method="initialise"))
+    return drafter, init(jax.random.key(1), features)["params"]
 
 
 def start_and_run(strategy, params, prompts, *, rows=None, seed=0, length=32, capacity=128):

@@ -10,7 +10,23 @@ from tests.verify import laws
 
 
 def shaped(probs, **settings):
-    return np.asarray(Sampling(1.0, **settings).probabilities(jnp.log(jnp.asarray(probs))))
+    logits = np.log(probs, where=np.asarray(probs) > 0, out=np.full(len(probs), -np.inf))
+    return probabilities(Sampling(1.0, **settings), logits)
+
+
+def probabilities(sampling, logits):
+    found = jax.jit(sampling.probabilities)(np.asarray(logits, np.float32))
+    assert found.dtype == np.float32
+    return np.asarray(found)
+
+
+# The distribution is all that sampling above temperature 0 looks at: one program for all settings.
+draw = jax.jit(Sampling(1.0).sample)
+draw_greedy = jax.jit(Sampling(0.0).sample)
+
+
+def jitted_sample(sampling, key, probs):
+    return (draw_greedy if sampling.greedy else draw)(key, probs)
 
 
 def reference(logits, *, temperature, top_k, top_p, min_p):
@@ -46,8 +62,7 @@ def test_probabilities_equal_the_reference(settings):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(5, 4, 9)) * 2
     sampling = Sampling(**settings)
-    found = np.asarray(jax.jit(sampling.probabilities)(jnp.asarray(logits, jnp.float32)))
-    assert found.dtype == np.float32
+    found = probabilities(sampling, logits)
     for index in np.ndindex(5, 4):
         np.testing.assert_allclose(found[index], reference(logits[index], **settings), atol=1e-5)
 
@@ -77,8 +92,7 @@ def test_temperature_zero_is_the_first_argmax():
 
 
 def test_small_temperature_tends_to_greedy():
-    logits = jnp.array([30.0, 30.5, -jnp.inf])
-    assert Sampling(1e-6).probabilities(logits).tolist() == [0, 1, 0]
+    assert probabilities(Sampling(1e-6), [30.0, 30.5, -np.inf]).tolist() == [0, 1, 0]
 
 
 def test_excluded_tokens_keep_probability_zero():
@@ -90,15 +104,15 @@ def test_excluded_tokens_keep_probability_zero():
 @pytest.mark.parametrize(
     "settings", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}]
 )
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_without_a_distribution_are_nan_and_never_a_token(settings, bad):
     sampling = Sampling(**({"temperature": 1.0} | settings))
-    logits = jnp.array([[0.0, 1.0, bad], [0.0, 9.0, -jnp.inf], [-jnp.inf] * 3])
-    probs = sampling.probabilities(logits)
-    assert jnp.isnan(probs).all(axis=1).tolist() == [True, False, True]
-    tokens = sampling.sample(jax.random.key(0), probs)
+    logits = np.array([[0.0, 1.0, bad], [0.0, 9.0, -np.inf], [-np.inf] * 3])
+    probs = probabilities(sampling, logits)
+    assert np.isnan(probs).all(axis=1).tolist() == [True, False, True]
+    tokens = np.asarray(jitted_sample(sampling, jax.random.key(0), probs))
     assert (tokens == -1).tolist() == [True, False, True]
-    assert tokens.dtype == jnp.int32
+    assert tokens.dtype == np.int32
 
 
 def test_float64_stays():
@@ -140,8 +154,8 @@ def test_sample_index_takes_any_scale_and_refuses_what_is_no_distribution():
     rows = jnp.array(
         [[0, 3e-20, 0], [0, 0, 0], [0.5, jnp.nan, 0.5], [0.5, jnp.inf, 0], [2, -1, 0], [7e20, 0, 0]]
     )
-    assert sample_index(jax.random.key(0), rows).tolist() == [1, -1, -1, -1, -1, 0]
-    assert is_distribution(rows).tolist() == [True, False, False, False, False, True]
+    assert jax.jit(sample_index)(jax.random.key(0), rows).tolist() == [1, -1, -1, -1, -1, 0]
+    assert jax.jit(is_distribution)(rows).tolist() == [True, False, False, False, False, True]
 
 
 def test_fine_uniform_is_uniform_and_finer_than_a_float32_step():

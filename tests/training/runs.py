@@ -27,7 +27,7 @@ ARCHITECTURE = TransformerConfig(
 )
 STEPS, CHECKPOINT_EVERY = 20, 4
 
-_CONFIG = '''
+_CONFIG = """
 from jaxspec.config import *
 
 
@@ -47,7 +47,7 @@ def get_config():
         optimizer=OptimizerConfig(learning_rate=3e-3),
         training=TrainingConfig(steps={steps}, log_every=1, checkpoint_every={checkpoint_every}),
     )
-'''
+"""
 
 
 def write_target(folder: Path) -> Path:

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxspec.checkpoints.huggingface import load_drafter, load_target
+from jaxspec.checkpoints.speculators import speculators_json
+from jaxspec.checkpoints.train_state import TrainCheckpoints
+from jaxspec.cli import export as command
+from jaxspec.cli import main as console
+from jaxspec.cli.configuration import run_as_command
+from jaxspec.config import DrafterConfig, RunConfig, TargetConfig, TransformerConfig
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.transformer import Transformer
+from jaxspec.provenance import provenance, write_json
+from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.state import TrainState
+from tests.training import runs
+
+
+def save_run(workdir: Path, config: RunConfig, model, *arguments, steps=(3, 5)) -> dict:
+    """What a run that was stopped leaves; returns the parameters of its last checkpoint."""
+    transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
+    method = "initialise" if isinstance(model, DFlash) else "__call__"
+    checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
+    for step in steps:
+        init = jax.jit(lambda key: model.init(key, *arguments, method=method)["params"])
+        params = init(jax.random.key(step))
+        checkpoints.save(step, TrainState.create(params, transform), progress={"loader": {}})
+    checkpoints.close()
+    write_json(workdir / "provenance.json", provenance(config=config, seed=0))
+    return jax.device_get(params)
+
+
+@pytest.fixture(scope="module")
+def drafter_run(tmp_path_factory):
+    """(workdir, parameters) of a drafter's run that never wrote its export."""
+    folder = tmp_path_factory.mktemp("stopped")
+    config = RunConfig(
+        target=TargetConfig(path=str(runs.write_target(folder / "target"))),
+        drafter=resolve_config(
+            DrafterConfig(block_size=4, num_features=2, num_layers=1),
+            target=runs.ARCHITECTURE,
+            mask_token_id=3,
+        ),
+        loss=dataclasses.replace(RunConfig().loss, decay=float("inf")),
+    )
+    model = DFlash(config.drafter, runs.ARCHITECTURE.hidden_size)
+    features = np.zeros((1, 2, 2 * runs.ARCHITECTURE.hidden_size), np.float32)
+    return folder / "run", save_run(folder / "run", config, model, features)
+
+
+def test_from_the_newest_checkpoint(drafter_run, tmp_path, capsys):
+    workdir, params = drafter_run
+    before = runs.contents(workdir)
+    output = tmp_path / "out"
+    arguments = ["export", "--workdir", str(workdir), "--output", str(output)]
+    assert run_as_command(console.dispatch, [*arguments, "--dtype", "float32"]) == 0
+    assert "Drafter (zlab) in float32 written" in (printed := capsys.readouterr().out)
+    assert "from the checkpoint of step 5" in printed
+    config, loaded = load_drafter(output, target_config=runs.ARCHITECTURE)
+    assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (4, 3, (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    record = json.loads((output / "provenance.json").read_text())
+    assert record["step"] == 5
+    assert (output / "tokenizer.json").is_file()
+    assert runs.contents(workdir) == before, "the run is only read"
+
+
+def test_the_finished_export_is_preferred(drafter_run, tmp_path, capsys):
+    workdir, _ = drafter_run
+    first = command.export(
+        command.ExportCommand(workdir=str(workdir), output=str(tmp_path / "a"), dtype="float32")
+    )
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "provenance.json").write_bytes((workdir / "provenance.json").read_bytes())
+    first.rename(run / "export")
+    second = command.export(command.ExportCommand(workdir=str(run), output=str(tmp_path / "b")))
+    assert "from " + str(run / "export") in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is what would be read"):
+        command.export(command.ExportCommand(workdir=str(run), output=str(run / "export")))
+    tensors = load_file(second / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
+    assert json.loads((second / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_speculators_count_layers_from_one(drafter_run, tmp_path):
+    workdir, params = drafter_run
+    output = command.export(
+        command.ExportCommand(
+            workdir=str(workdir),
+            output=str(tmp_path / "out"),
+            format="speculators",
+            dtype="float32",
+            target_name="someone/target",
+        )
+    )
+    document = json.loads((output / "config.json").read_text())
+    assert document["speculators_model_type"] == "dflash"
+    assert document["aux_hidden_state_layer_ids"] == [1, 2]
+    assert document["speculators_config"]["verifier"]["name_or_path"] == "someone/target"
+    assert document["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 3
+    config, loaded = load_drafter(output, target_config=runs.ARCHITECTURE)
+    assert config.target_layer_ids == (0, 1)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_speculators_cannot_say_no_norms():
+    with pytest.raises(ValueError, match="use the zlab format"):
+        speculators_json({"dflash_config": {"qk_norm": False}}, target_name="x")
+
+
+def test_a_target_from_its_checkpoint(tmp_path):
+    architecture = TransformerConfig(
+        vocab_size=1024, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=24, tie_embeddings=False,
+    )  # fmt: skip
+    config = RunConfig(target=TargetConfig(path="", architecture=architecture))
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, task="target")
+    )
+    params = save_run(
+        tmp_path / "run", config, Transformer(architecture), np.zeros((1, 4), np.int32), steps=(2,)
+    )
+    call = {"workdir": str(tmp_path / "run"), "output": str(tmp_path / "out")}
+    command.export(command.ExportCommand(**call, dtype="float32"))
+    loaded_config, loaded = load_target(tmp_path / "out")
+    assert loaded_config == architecture
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    with pytest.raises(ValueError, match="is for drafters"):
+        command.export(command.ExportCommand(**call, format="speculators"))
+
+
+def test_configurations_survive_json(tmp_path):
+    architecture = TransformerConfig()
+    config = RunConfig(target=TargetConfig(architecture=architecture))
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, decay=float("inf")))
+    write_json(tmp_path / "provenance.json", provenance(config=config, seed=0))
+    assert command.read_run_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No run in .*expected the --workdir"),
+        ("{}", "holds no configuration"),
+        ('{"config": null}', "holds no configuration"),
+        ('{"config": {"steps": 1}}', "does not know: steps"),
+        ("nonsense", "holds no configuration"),
+    ],
+)
+def test_what_is_no_run(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        command.export(command.ExportCommand(workdir=str(tmp_path), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_export_yet(drafter_run, tmp_path):
+    workdir, _ = drafter_run
+    call = {"workdir": str(tmp_path), "output": str(tmp_path / "out")}
+    (tmp_path / "provenance.json").write_bytes((workdir / "provenance.json").read_bytes())
+    with pytest.raises(ValueError, match="has not saved one yet"):
+        command.export(command.ExportCommand(**call))
+    with pytest.raises(ValueError, match="--from checkpoint"):
+        command.export(command.ExportCommand(**call, source="export"))
+    assert [file.name for file in tmp_path.iterdir()] == ["provenance.json"]

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from jaxspec.cli import main as console
+from jaxspec.cli import regenerate as command
+from jaxspec.cli.configuration import run_as_command
+from jaxspec.config import DataConfig, RunConfig, TargetConfig
+from jaxspec.data.example_files import read_examples, read_manifest, write_examples
+from jaxspec.data.examples import Example
+from jaxspec.data.pipeline import make_pipeline
+from jaxspec.data.sources import load_examples
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.decoding import Response
+from tests.training import runs
+
+QUESTIONS = 5
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return runs.write_target(tmp_path_factory.mktemp("regenerate") / "target")
+
+
+@pytest.fixture
+def ask(target, tmp_path):
+    """Calls the command with small settings; returns the folder and what was said."""
+
+    def call(output="answers", *, stop_after: int | None = None, **changes):
+        settings = {
+            "source": "embedded/chat",
+            "output": str(tmp_path / output),
+            "run": RunConfig(target=TargetConfig(path=str(target))),
+            "temperature": 1.0,
+            "max_new_tokens": 6,
+            "batch_size": 2,
+            "shard_prompts": 2,
+            "limit": QUESTIONS,
+            "unfinished": "keep",  # a random target hardly ever ends a turn
+            **changes,
+        }
+        said: list[str] = []
+
+        def echo(line: str) -> None:
+            said.append(line)
+            if stop_after is not None and len(said) > stop_after:
+                raise KeyboardInterrupt
+
+        folder = command.regenerate(command.RegenerateCommand(**settings), echo=echo)
+        return folder, said
+
+    return call
+
+
+def test_answers_become_training_data(ask, target):
+    folder, said = ask()
+    assert said[0].startswith("2/5 questions  ")
+    assert said[-1].startswith("5 examples of 5 questions in 3 shards in ")
+    asked = load_examples("embedded/chat", split="train", data=DataConfig(max_examples=QUESTIONS))
+    answered = list(read_examples(folder))
+    assert [example.id for example in answered] == [example.id for example in asked]
+    for before, after in zip(asked, answered, strict=True):
+        assert after.prompt_turns == before.prompt_turns
+        assert [role for role, _ in after.turns] == [role for role, _ in before.turns]
+        assert after.turns[-1] != before.turns[-1], "the target's words, not the data set's"
+    manifest = read_manifest(folder)
+    assert manifest["split"] == "train"
+    assert manifest["settings"]["top_p"] == 0.95
+    assert manifest["provenance"]["config"]["data"]["sources"] == ["embedded/chat"]
+
+    data = DataConfig(sources=(str(folder),), sequence_length=128, batch_size=2)
+    batch = make_pipeline(data, Tokenizer.load(target)).batch(0)
+    assert batch["loss_mask"].any()
+
+
+def test_a_killed_run_goes_on(ask):
+    whole, _ = ask("whole")
+    with pytest.raises(KeyboardInterrupt):
+        ask("killed", stop_after=1)
+    killed, said = ask("killed")
+    assert said[0].startswith("Going on behind 2 questions in ")
+    assert list(read_examples(killed)) == list(read_examples(whole))
+    assert read_manifest(killed)["shards"] == read_manifest(whole)["shards"]
+
+    _, said = ask("killed")
+    assert said[0].startswith("All 5 questions are answered")
+    longer, _ = ask("killed", limit=QUESTIONS + 1)
+    assert list(read_examples(longer))[:QUESTIONS] == list(read_examples(whole))
+    assert len(read_examples(longer)) == QUESTIONS + 1
+
+    other, _ = ask("other seed", seed=1, limit=2)
+    texts = [example.turns[-1] for example in read_examples(other)]
+    assert texts != [example.turns[-1] for example in read_examples(whole)][:2]
+
+    before = runs.contents(whole)
+    with pytest.raises(ValueError, match=r"other settings.*\n  temperature: got 0.5, expected 1.0"):
+        ask("whole", temperature=0.5)
+    assert runs.contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "test"}, "answers are made to be trained on"),
+        ({"source": "math500"}, "for evaluation only"),
+        ({"source": "gsm9k"}, "Unknown data set 'gsm9k'"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"top_p": 0.0}, "top_p must be in"),
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"limit": -1}, "--limit must be 0"),
+        ({"max_new_tokens": 256}, "no room for a question"),
+        ({"run": RunConfig(target=TargetConfig(path="nowhere"))}, "no config.json in nowhere"),
+    ],
+)
+def test_mistakes_write_nothing(ask, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ask(**changes)
+    assert not (tmp_path / "answers").exists()
+
+
+def test_other_folders_are_left_alone(ask, tmp_path):
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else"):
+        ask()
+    (folder / "notes.txt").unlink()
+    write_examples(folder, [Example("a", (("user", "x"),), "mine")], manifest={})
+    before = runs.contents(folder)
+    with pytest.raises(ValueError, match="not written by `jaxspec regenerate`"):
+        ask()
+    assert runs.contents(folder) == before
+
+
+class Scripted(command.Answers):
+    """Says "Yes." unless the question says otherwise; no model runs."""
+
+    def __init__(self, tokenizer: Tokenizer, *, unfinished: str) -> None:
+        config = SimpleNamespace(max_position_embeddings=120)
+        settings = SimpleNamespace(max_new_tokens=20, unfinished=unfinished)
+        progress = command._Progress(total=9, first=0, echo=lambda line: None)
+        strategy = SimpleNamespace(model=SimpleNamespace(config=config))
+        super().__init__(strategy, None, tokenizer, settings, progress)
+        self.prompts: list[str] = []
+
+    def _ask(self, prompts, names):
+        responses = []
+        for name, prompt in zip(names, prompts, strict=True):
+            text = self._tokenizer.decode(prompt)
+            self.prompts.append(text)
+            question = text.rsplit("user", 1)[-1]
+            answer = "" if "silence" in question else " Yes."
+            tokens = [*self._tokenizer.encode(answer), self._tokenizer.eos_id]
+            stopped = "endless" not in question
+            responses.append(Response(name, tuple(tokens if stopped else tokens[:-1]), stopped))
+        return responses
+
+
+def conversation(name: str, *questions: str, system: str = "") -> Example:
+    turns = [("system", system)] if system else []
+    for question in questions:
+        turns += [("user", question), ("assistant", "as the data set has it")]
+    return Example(name, tuple(turns), "demo")
+
+
+def test_conversations_go_on_with_the_targets_own_answers():
+    answers = Scripted(Tokenizer.load("embedded"), unfinished="drop")
+    asked = [conversation("a", "One?", "Two?", system="Be brief."), conversation("b", "Three?")]
+    kept, lost = answers.of(asked)
+    assert lost == {}
+    assert kept[0].turns == (
+        ("system", "Be brief."),
+        ("user", "One?"),
+        ("assistant", " Yes."),
+        ("user", "Two?"),
+        ("assistant", " Yes."),
+    )
+    assert kept[1] == Example("b", (("user", "Three?"), ("assistant", " Yes.")), "demo")
+    assert " Yes." in answers.prompts[2]
+    assert not any("as the data set has it" in prompt for prompt in answers.prompts)
+
+
+def test_what_cannot_be_used_is_dropped_and_counted():
+    answers = Scripted(Tokenizer.load("embedded"), unfinished="drop")
+    kept, lost = answers.of(
+        [
+            conversation("endless", "An endless one?"),
+            conversation("silent", "silence?"),
+            conversation("long", "word " * 100),
+            conversation("cut", "One?", "endless two?", "Three?"),
+            Example("text", (("assistant", "Running text."),), "demo"),
+        ]
+    )
+    assert lost == {
+        "no_question": 1, "unfinished": 1, "empty": 1, "too_long": 1, "later_unfinished": 1,
+    }  # fmt: skip
+    assert [example.id for example in kept] == ["cut"]
+    assert kept[0].turns == (("user", "One?"), ("assistant", " Yes.")), "what came before stays"
+
+
+def test_unfinished_answers_can_be_kept():
+    answers = Scripted(Tokenizer.load("embedded"), unfinished="keep")
+    kept, lost = answers.of([conversation("endless", "An endless one?")])
+    assert lost == {}
+    assert kept[0].turns[-1] == ("assistant", " Yes.")
+
+
+def test_fingerprints_tell_targets_apart(target, tmp_path):
+    first = command.fingerprint(TargetConfig(path=str(target)))
+    assert first == command.fingerprint(TargetConfig(path=str(target), dtype="bfloat16"))
+    other = runs.write_target(tmp_path / "other")
+    assert first == command.fingerprint(TargetConfig(path=str(other))), "the same weights"
+    document = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**document, "rope_theta": 5.0}))
+    assert first != command.fingerprint(TargetConfig(path=str(other)))
+
+
+def test_the_command_line(target, tmp_path, capsys):
+    output = tmp_path / "answers"
+    arguments = ["regenerate", "--target.path", str(target), "--output", str(output)]
+    arguments += ["--source", "embedded/math", "--max-new-tokens", "6"]
+    assert run_as_command(console.dispatch, [*arguments, "--split", "test"]) == 2
+    assert capsys.readouterr().err.startswith("error: --split is 'test'")
+    assert run_as_command(console.dispatch, [*arguments, "--limmit", "2"]) == 2
+    assert "Did you mean --limit?" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_settings_of_the_config_are_recorded(target):
+    call = command.RegenerateCommand(
+        source="embedded/math",
+        output="x",
+        run=RunConfig(target=TargetConfig(path=str(target))),
+        limit=3,
+    )
+    recorded = command._recorded(call)
+    assert recorded.data == dataclasses.replace(
+        RunConfig().data, sources=("embedded/math",), split="train", max_examples=3
+    )

@@ -1,0 +1,99 @@
+"""Which prompts are chosen, and how conversations of several turns are played."""
+
+import pytest
+
+from jaxspec.config import DataConfig
+from jaxspec.data.examples import Example
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.decoding import Response
+from jaxspec.evals.benchmarks import ask, load_benchmark, questions
+
+USER_ONLY = Example("mt/1", (("user", "First?"), ("user", "Second?")), "mt")
+ONE_TURN = Example("mt/2", (("system", "Be brief."), ("user", "Only?")), "mt")
+ANSWERED = Example("c/1", (("user", "A?"), ("assistant", "B."), ("user", "C?")), "c")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load("embedded")
+
+
+class Target:
+    """Answers every prompt with its number, and remembers what it was asked."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.asked = []
+
+    def __call__(self, prompts, ids):
+        responses = []
+        for prompt, name in zip(prompts, ids, strict=True):
+            self.asked.append((name, self.tokenizer.decode(prompt, skip_special=False)))
+            text = self.tokenizer.encode(f"Answer {len(self.asked)}.")
+            responses.append(Response(name, (*text, self.tokenizer.eos_id), True))
+        return responses
+
+
+def test_later_turns_hold_the_targets_own_answers(tokenizer):
+    target = Target(tokenizer)
+    reference = ask(
+        [USER_ONLY, ONE_TURN, ANSWERED], answer=target, tokenizer=tokenizer, max_prompt_tokens=256
+    )
+    assert reference.ids == ("mt/1", "mt/2", "c/1", "mt/1#2")
+    assert [response.prompt_id for response in reference.responses] == list(reference.ids)
+    assert (reference.conversations, reference.skipped) == (3, 0)
+    asked = dict(target.asked)
+    assert "Be brief." in asked["mt/2"]
+    second = asked["mt/1#2"]
+    places = [second.index(text) for text in ("First?", "Answer 1.", "Second?")]
+    assert places == sorted(places)
+    # The conversation is closed by the template, once, and not by the answer's own stop token.
+    assert second.count("<|im_end|>") == 3
+    whole = [
+        {"role": "user", "content": "First?"},
+        {"role": "assistant", "content": "Answer 1."},
+        {"role": "user", "content": "Second?"},
+    ]
+    assert list(reference.prompts[-1]) == tokenizer.encode_prompt(whole)
+
+
+def test_where_answers_are_given_only_the_first_question_is_asked():
+    assert questions(ANSWERED) == ("A?",)
+    assert questions(USER_ONLY) == ("First?", "Second?")
+
+
+def test_prompts_that_are_too_long_are_counted_and_left_out(tokenizer):
+    long = Example("long", (("user", "word " * 400),), "mt")
+    target = Target(tokenizer)
+    limit = len(tokenizer.encode_prompt(USER_ONLY.prompt_turns)) + 2
+    reference = ask([long, USER_ONLY], answer=target, tokenizer=tokenizer, max_prompt_tokens=limit)
+    # The long one, and the second turn of the other.
+    assert (reference.ids, reference.skipped, reference.conversations) == (("mt/1",), 2, 1)
+    with pytest.raises(ValueError, match=f"all 1 are longer than {limit} tokens"):
+        ask([long], answer=target, tokenizer=tokenizer, max_prompt_tokens=limit)
+
+
+def test_the_choice_is_seeded_and_grows_at_its_end():
+    def chosen(count, *, seed=0, **settings):
+        examples = load_benchmark(
+            "embedded/math", prompts=count, data=DataConfig(**settings), seed=seed
+        )
+        return [example.id for example in examples]
+
+    few, many = chosen(4), chosen(9)
+    assert many[:4] == few
+    assert len(set(many)) == 9
+    assert chosen(4, seed=1) != few
+    assert chosen(4, max_examples=1) == few
+
+
+def test_unknown_and_training_only_benchmarks_are_refused():
+    for name, message in (("nonsense", "Unknown data set"), ("math", "no split 'test'")):
+        with pytest.raises(ValueError, match=message):
+            load_benchmark(name, prompts=2, data=DataConfig(), seed=0)
+
+
+def test_an_empty_benchmark_is_refused(monkeypatch):
+    monkeypatch.setattr("jaxspec.evals.benchmarks.load_examples", lambda *_, **__: [])
+    with pytest.raises(ValueError, match="'gsm8k' holds no prompts"):
+        load_benchmark("gsm8k", prompts=2, data=DataConfig(), seed=0)

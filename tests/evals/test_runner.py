@@ -1,0 +1,199 @@
+"""evaluate() from folders to files, on random tiny weights."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.checkpoints.huggingface import save_drafter, save_target
+from jaxspec.config import (
+    DrafterConfig,
+    EvaluationConfig,
+    LossConfig,
+    RunConfig,
+    TargetConfig,
+    TransformerConfig,
+)
+from jaxspec.data.examples import Example
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.report import read_json
+from jaxspec.evals.runner import evaluate
+from jaxspec.models.transformer import Transformer
+from jaxspec.provenance import provenance, write_json
+
+LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
+SETTINGS = EvaluationConfig(
+    benchmarks=("embedded/math",),
+    prompts=2,
+    max_new_tokens=12,
+    batch_size=2,
+    timing_prompts=1,
+    timing_repeats=1,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(target, drafters): exported folders, as training leaves them."""
+    root = tmp_path_factory.mktemp("runs")
+    tokenizer = Tokenizer.load("embedded")
+    architecture = TransformerConfig(
+        vocab_size=tokenizer.vocab_size + 3,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        intermediate_size=32,
+        tie_embeddings=False,
+        max_position_embeddings=256,
+    )
+    model = Transformer(architecture)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Spread out, so that argmaxes are clear.
+    params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
+    save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
+    config = resolve_config(
+        DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        target=architecture,
+        mask_token_id=tokenizer.mask_id,
+    )
+    drafters = []
+    for number, loss in enumerate(LOSSES):
+        folder = root / f"run{number}"
+        drafter = DFlash(config, architecture.hidden_size)
+        weights = drafter.init(jax.random.key(number), jnp.zeros((1, 2, 64)), method="initialise")[
+            "params"
+        ]
+        save_drafter(folder / "export", config, weights, target_config=architecture)
+        run = RunConfig(loss=loss)
+        write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))
+        drafters.append(folder)
+    return root / "target", drafters
+
+
+def run_config(folders, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return RunConfig(name="test", target=TargetConfig(path=str(folders[0])), evaluation=settings)
+
+
+@pytest.fixture(scope="module")
+def measured(folders, tmp_path_factory):
+    """(what evaluate returned, its file, what it printed)."""
+    lines = []
+    output = tmp_path_factory.mktemp("out") / "results.json"
+    result = evaluate(run_config(folders), workdirs=folders[1], output=output, echo=lines.append)
+    return result, output, "\n".join(lines)
+
+
+def test_the_file_holds_every_figure(measured):
+    result, output, _ = measured
+    record, rows = read_json(output)
+    assert rows == json.loads(json.dumps(result["results"]))
+    assert record["config"]["evaluation"]["prompts"] == 2
+    assert [row["loss"] for row in rows] == ["uniform", "focal+chain"]
+    assert [row["drafter"] for row in rows] == ["run0", "run1"]
+    assert [row["seed"] for row in rows] == [7, 8]
+    for row in rows:
+        assert (row["target"], row["benchmark"]) == ("target", "embedded/math")
+        assert (row["prompts"], row["turns"], row["skipped_prompts"]) == (2, 2, 0)
+        assert (row["temperature"], row["verifier"], row["block_size"]) == (0.0, "greedy", 4)
+        assert row["mismatched_prompts"] == 0
+        assert len(row["accept_at"]) == 3
+        assert 1 <= row["tau_micro"] <= 4
+        assert row["tokens"] <= 2 * 11
+        assert row["tau_micro"] == pytest.approx(row["tokens"] / row["rounds"])
+        assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
+        for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
+            assert row[field] > 0
+        assert row["autoregressive_step_ms"] > 0
+    # Both drafters share one program.
+    assert rows[0]["compile_s"] == rows[1]["compile_s"]
+    for ending in (".md", "_accepted_length.png", "_acceptance_by_position.png"):
+        assert output.with_name(f"results{ending}").stat().st_size > 0
+
+
+def test_the_speed_is_explained(measured):
+    _, output, printed = measured
+    for text in (printed, output.with_suffix(".md").read_text(encoding="utf-8")):
+        assert "Speed-up = tau x autoregressive step / (draft + verification + rest)" in text
+        assert "bound by arithmetic" in text
+        assert "verification of 4 rows" in text
+    assert "0 of 2 outputs differ" in printed
+
+
+def test_turns_build_on_the_targets_answers(folders, tmp_path, monkeypatch):
+    examples = [
+        Example(f"mt/{number}", (("user", f"Say {number}."), ("user", "Again.")), "mt")
+        for number in range(2)
+    ]
+    monkeypatch.setattr("jaxspec.evals.benchmarks.load_examples", lambda *_, **__: examples)
+    config = run_config(
+        folders, benchmarks=("mt_bench",), timing_prompts=0, temperature=1.0, max_new_tokens=6
+    )
+    lines = []
+    result = evaluate(
+        config, workdirs=folders[1][:1], output=tmp_path / "r.json", echo=lines.append
+    )
+    (row,) = result["results"]
+    assert (row["prompts"], row["turns"]) == (2, 4)
+    assert (row["temperature"], row["verifier"]) == (1.0, "token")
+    # Sampled outputs are not compared, and nothing was timed.
+    assert row["mismatched_prompts"] is None
+    assert row["speedup"] is row["compile_s"] is row["draft_ms"] is None
+    assert "Speed-up" not in "\n".join(lines)
+
+
+def test_suppressed_and_stop_tokens_of_a_target(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    tokenizer = target.tokenizer
+    assert target.stop_ids == tokenizer.stop_ids
+    padded_rows = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
+    assert {tokenizer.mask_id, *padded_rows} <= set(target.suppressed_ids)
+    assert not set(target.suppressed_ids) & set(target.stop_ids)
+
+
+def test_a_drafter_is_found_with_and_without_its_run(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    run = folders[1][0]
+    whole = load_drafter_bundle(run, target=target)
+    export = load_drafter_bundle(run / "export", target=target)
+    assert (whole.name, whole.loss, whole.seed) == ("run0", "uniform", 7)
+    # Weights alone do not say what they were trained with.
+    assert (export.name, export.loss, export.seed) == ("run0", "run0", None)
+
+
+def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkeypatch):
+    def decode(*_, **__):
+        raise AssertionError("nothing may be decoded")
+
+    monkeypatch.setattr("jaxspec.evals.runner.generate", decode)
+    output = tmp_path / "results.json"
+    config = run_config(folders)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    cases = [
+        (config, [], "No drafters to measure"),
+        (config, [tmp_path / "nowhere"], "No folder .*nowhere"),
+        (config, [folders[1][0], unfinished], "No exported drafter in .*unfinished"),
+        (config, [folders[0]], "describes no DFlash drafter"),
+        (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
+        (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
+        (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),
+        (
+            run_config(folders, verifier="token"),
+            folders[1],
+            "'token' does not fit temperature 0.0",
+        ),
+    ]
+    for run, workdirs, message in cases:
+        with pytest.raises(ValueError, match=message):
+            evaluate(run, workdirs=workdirs, output=output, echo=lambda line: None)
+    assert not output.exists()
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        run_config(folders, temperature=math.inf)

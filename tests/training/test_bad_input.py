@@ -1,0 +1,200 @@
+"""Mistakes are told in one clear message before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import train as program
+from jaxspec.cli.configuration import run_as_command
+from jaxspec.data.pipeline import make_pipeline
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.training.loop import train
+from tests.training import runs
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def changed(config, **groups):
+    """The configuration with some settings changed."""
+    return dataclasses.replace(
+        config,
+        **{
+            group: dataclasses.replace(getattr(config, group), **values)
+            for group, values in groups.items()
+        },
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch) -> Path:
+    """Where nothing must appear."""
+    monkeypatch.delenv("JAXSPEC_RAW_DATA", raising=False)
+    monkeypatch.setenv("JAXSPEC_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "run"
+
+
+MISTAKES = {
+    "mask id outside the embedding": (
+        {"drafter": {"mask_token_id": 1024}},
+        "mask_token_id is 1024, but the target's embedding has 1024 rows",
+    ),
+    "negative mask id": ({"drafter": {"mask_token_id": -1}}, "mask_token_id is -1"),
+    "target layer out of range": (
+        {"drafter": {"target_layer_ids": (0, 2)}},
+        r"Target layer ids must lie in 0\.\.1 .*got \[2\]",
+    ),
+    "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
+    "rows that do not divide": (
+        {"data": {"batch_size": 12}},
+        "batch_size is 12, which must be a multiple of 8",
+    ),
+    "parts that do not divide": (
+        {"training": {"gradient_accumulation": 3}},
+        r"must be a multiple of 24 \(8 devices x 3 accumulated parts\)",
+    ),
+    "missing data folder": (
+        {"data": {"sources": ("gsm8k",), "raw_dir": "nowhere"}},
+        "Raw data not found: looked for gsm8k/train.jsonl.*https://.*data.raw_dir",
+    ),
+    "unknown data set": (
+        {"data": {"sources": ("gsm9k",)}},
+        "Unknown data set 'gsm9k'.*jaxspec regenerate",
+    ),
+    "data for evaluation": (
+        {"data": {"sources": ("math500",)}},
+        "for evaluation only, never to train on",
+    ),
+    "a tokenizer of its own": (
+        {"data": {"tokenizer": "train"}},
+        "needs the tokenizer of its target",
+    ),
+    "missing target": ({"target": {"path": "nowhere"}}, "no config.json in nowhere"),
+    "another target": (
+        {"target": {"architecture": dataclasses.replace(runs.ARCHITECTURE, hidden_size=32)}},
+        "hidden_size: got 16, expected 32",
+    ),
+    "no architecture": (
+        {"training": {"task": "target"}},
+        "Training a target needs target.architecture",
+    ),
+    "devices that are not there": ({"mesh": {"data": 3}}, "needs 3 devices, but there are 8"),
+    "a path that replicates": (
+        {"mesh": {"path": "pmap", "fsdp": 2}},
+        'Use mesh.path="jit" for fsdp and tensor',
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_nothing_is_written(run_config, workdir, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(changed(run_config, **changes), workdir=workdir)
+    assert not workdir.exists()
+
+
+def test_a_tokenizer_beyond_the_embedding_leaves_nothing(run_config, workdir):
+    """It is found only after the tokenizer was trained."""
+    small = dataclasses.replace(runs.ARCHITECTURE, vocab_size=280)
+    config = changed(
+        run_config,
+        training={"task": "target"},
+        target={"path": "", "architecture": small},
+        data={"tokenizer": "train", "tokenizer_vocab": 300},
+    )
+    with pytest.raises(ValueError, match="300 ids, but the target's embedding only 280 rows"):
+        train(config, workdir=workdir)
+    assert not workdir.exists()
+
+
+def test_broken_weights_fail_the_capture_check(run_config, workdir, tmp_path):
+    target = runs.write_target(tmp_path / "target")
+    tensors = load_file(target / "model.safetensors")
+    name = "model.norm.weight"
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"Capture check failed.*by nan"):
+        train(changed(run_config, target={"path": str(target)}), workdir=workdir)
+    assert not workdir.exists()
+
+
+def test_divergence_names_step_batch_and_checkpoint(run_config, copy_of_run):
+    """A finished run goes on with a rate that overflows: its first update ruins the next loss."""
+    workdir = copy_of_run()
+    before = {name: runs.contents(workdir / name) for name in ("checkpoints", "export")}
+    config = changed(
+        run_config,
+        training={"steps": runs.STEPS + 8},
+        optimizer={"learning_rate": 1e38},
+    )
+    with pytest.raises(ValueError) as caught:
+        train(config, workdir=workdir)
+    message = str(caught.value)
+    assert f"not finite at step {runs.STEPS + 2};" in message
+    assert f"Last good checkpoint: step {runs.STEPS} in " in message
+    assert "Try a lower optimizer.learning_rate (now 1e+38)" in message
+    pipeline = make_pipeline(config.data, Tokenizer.load(config.target.path))
+    batch = {name for row in pipeline.example_ids(runs.STEPS + 1) for name in row}
+    assert batch
+    assert all(name in message for name in batch)
+    assert {name: runs.contents(workdir / name) for name in before} == before
+    # The lines of the bad steps stay readable, and a new start drops them.
+    assert [row["step"] for row in runs.rows(workdir)][-2:] == [21, 22]
+    assert runs.rows(workdir)[-1]["loss"] is None
+
+
+def test_divergence_before_any_checkpoint(run_config, workdir):
+    config = changed(run_config, optimizer={"learning_rate": 1e38, "warmup_fraction": 0.0})
+    with pytest.raises(ValueError, match=r"not finite at step 2;.*checkpoint: none was saved yet"):
+        train(config, workdir=workdir)
+    assert not list((workdir / "checkpoints").iterdir())
+    assert not (workdir / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainng.steps", "3"], "error: Unknown setting --trainng.steps. Did you mean --tr"),
+        (["--drafter.mask_token_id", "5000"], "error: drafter.mask_token_id is 5000, but"),
+        (["--data.sources", "gsm8k", "--data.raw_dir", "nowhere"], "error: Raw data not found"),
+    ],
+)
+def test_the_command_says_it_in_one_message(config_file, workdir, capsys, arguments, message):
+    line = ["--config", str(config_file), "--workdir", str(workdir), *arguments]
+    assert run_as_command(program.main, line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert "Traceback" not in error
+    assert not workdir.exists()
+
+
+def test_blocks_of_one_slot_are_refused_by_the_parser(config_file, workdir, capsys):
+    line = ["--config", str(config_file), "--workdir", str(workdir), "--drafter.block_size", "1"]
+    with pytest.raises(SystemExit) as caught:
+        run_as_command(program.main, line)
+    assert caught.value.code == 2
+    assert "at least 2" in capsys.readouterr().err
+    assert not workdir.exists()
+
+
+def test_the_program_exits_with_2(config_file, workdir):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "train.py"), "--config", str(config_file)),
+            *("--workdir", str(workdir), "--drafter.target_layer_ids", "0", "7"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Target layer ids must lie in 0..1")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not workdir.exists()

@@ -1,0 +1,122 @@
+"""Kill it, start it again: the trace is that of a run which nothing happened to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train as program
+from jaxspec.cli.configuration import run_as_command
+from jaxspec.training.loop import train
+from tests.training import runs
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_SECONDS = 300
+
+
+def logged_steps(workdir: Path) -> int:
+    """Whole lines of metrics.jsonl."""
+    file = workdir / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def test_sigkill_leaves_no_trace(config_file, finished_run, tmp_path, capsys):
+    # Another step each time: the seed is printed, and JAXSPEC_KILL_SEED repeats it.
+    seed = int(os.environ.get("JAXSPEC_KILL_SEED", time.time_ns() % 10**6))
+    kill_at = random.Random(seed).randrange(2, runs.STEPS - 5)
+    print(f"JAXSPEC_KILL_SEED={seed}: killed once step {kill_at} is logged")
+    workdir = tmp_path / "run"
+    arguments = ["--config", str(config_file), "--workdir", str(workdir)]
+    output = tmp_path / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        started = time.monotonic()
+        while logged_steps(workdir) < kill_at:
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() - started < PATIENCE_SECONDS, output.read_text()
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it had finished before it could be killed"
+
+    assert run_as_command(program.main, arguments) == 0
+    # A save waits for the one before it, so by then the first is on disk.
+    if kill_at > 2 * runs.CHECKPOINT_EVERY:
+        assert "Going on from step" in capsys.readouterr().out
+    assert runs.rows(workdir) == runs.rows(finished_run)
+    assert runs.saved_steps(workdir) == runs.saved_steps(finished_run)
+    weights = (workdir / "export" / "model.safetensors").read_bytes()
+    assert weights == (finished_run / "export" / "model.safetensors").read_bytes()
+
+
+def truncate_biggest_file(folder: Path) -> None:
+    biggest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    os.truncate(biggest, biggest.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_falls_back(run_config, finished_run, copy_of_run, capsys):
+    workdir = copy_of_run()
+    truncate_biggest_file(workdir / "checkpoints" / "20")
+    train(run_config, workdir=workdir)
+    printed = capsys.readouterr().out
+    assert "Checkpoint 20 cannot be read" in printed
+    assert "Going on from step 16" in printed
+    assert runs.rows(workdir) == runs.rows(finished_run)
+    assert runs.saved_steps(workdir) == {16, 20}
+    assert [entry.name for entry in (workdir / "unreadable").iterdir()] == ["20"], "kept, aside"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"drafter": {"intermediate_size": 40}},
+            r"another architecture(.|\n)*"
+            r"params/layers/mlp/down/kernel: got \[1, 24, 16\], expected \[1, 40, 16\](.|\n)*"
+            r"params/layers/mlp/gate/kernel(.|\n)*params/layers/mlp/up/kernel",
+        ),
+        ({"training": {"seed": 5}}, r"training.seed 0, but this run has 5"),
+        ({"training": {"steps": 10}}, r"at step 20, but training.steps is 10"),
+        ({"data": {"seed": 5}}, r"belongs to other data"),
+    ],
+)
+def test_checkpoints_of_another_run_are_left_alone(run_config, copy_of_run, changes, message):
+    workdir = copy_of_run()
+    before = runs.contents(workdir)
+    changed = dataclasses.replace(
+        run_config,
+        **{
+            group: dataclasses.replace(getattr(run_config, group), **values)
+            for group, values in changes.items()
+        },
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        train(changed, workdir=workdir)
+    assert "opt_state" not in str(caught.value), "the moments only repeat the parameters"
+    assert runs.contents(workdir) == before
+
+
+def test_another_architecture_is_one_message_and_status_2(config_file, copy_of_run, capsys):
+    workdir = copy_of_run()
+    before = runs.contents(workdir)
+    arguments = ["--config", str(config_file), "--workdir", str(workdir)]
+    assert run_as_command(program.main, [*arguments, "--drafter.num_layers", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The checkpoint at step 20 in ")
+    assert "params/layers/attention/q/kernel: got [1, 16, 16], expected [2, 16, 16]" in error
+    assert "Traceback" not in error
+    assert runs.contents(workdir) == before

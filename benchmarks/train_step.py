@@ -3,10 +3,10 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --memory        the loss alone, from 64 to 512 anchors
 
-The target's features are given (random), so this is the drafter's own cost: context keys and values,
-drafter layers, head and loss, backward pass, clip and AdamW. Times are medians of --repeats calls
-after warm-up; parts are differences between programs that stop earlier. GFLOP/s uses the compiler's own
-count of operations.
+The target's features are given (random), so this is the drafter's own cost: context keys and
+values, drafter layers, head and loss, backward pass, clip and AdamW. Times are medians of
+--repeats calls after warm-up; parts are differences between programs that stop earlier. GFLOP/s
+uses the compiler's own count of operations.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jaxspec.training.optimizer import make_optimizer
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,6 +203,7 @@ def loss_memory(args: argparse.Namespace, *, anchors: int, vocabulary: int, chun
 
 
 def main() -> None:
+    """Prints the figures."""
     args = parse()
     if args.memory:
         chunk = args.chunk or 16

@@ -3,8 +3,8 @@
     python train.py --config configs/embedded_target.py --workdir runs/embedded_target
     cp runs/embedded_target/export/* jaxspec/data/embedded_target/
 
-The exported weights are bfloat16: half the size, and what is measured is what is shipped. Hardware: 2
-CPU cores.
+The exported weights are bfloat16: half the size, and what is measured is what is shipped.
+Hardware: 2 CPU cores; 1,200 steps took 36 minutes on one busy core (final loss 0.400).
 """
 
 from jaxspec.config import (

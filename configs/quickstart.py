@@ -6,8 +6,8 @@
     python eval.py --config configs/quickstart.py --output runs/quickstart/results.json \
         --workdir runs/quickstart/uniform runs/quickstart/full
 
-The loss is the paper's recipe (decay 10, focal 0.3, chain 40). Blocks have 8 slots and not 16: in two
-minutes of training hardly a draft is right that far. Hardware: 2 CPU cores.
+The loss is the paper's recipe (decay 10, focal 0.3, chain 40). Blocks have 8 slots and not 16: in
+two minutes of training hardly a draft is right that far. Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (

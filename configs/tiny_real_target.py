@@ -1,9 +1,11 @@
 """A 1.4M-parameter target trained from scratch on GSM8K, MATH, code and instructions.
 
-    JAXSPEC_RAW_DATA=FOLDER python train.py --config configs/tiny_real_target.py --workdir runs/real/target
+    export JAXSPEC_RAW_DATA=FOLDER
+    python train.py --config configs/tiny_real_target.py --workdir runs/real/target
 
 The tokenizer (byte-level BPE, 2,048 tokens) is trained on the same text first and lies in
-WORKDIR/export beside the weights. Hardware: 2 CPU cores.
+WORKDIR/export beside the weights. Hardware: 2 CPU cores; 2,400 steps took 68 minutes on one busy
+core (final loss 1.908, accuracy 0.564 a token).
 """
 
 from jaxspec.config import (

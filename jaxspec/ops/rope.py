@@ -54,10 +54,10 @@ def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.
 def rotate(x_SHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept.
 
-    Channel c turns with channel c + C / 2. The halves are swapped by reversing an axis of two, which
-    fuses with the products where a concatenation would not.
+    Channel c turns with channel c + C / 2. The halves are swapped by reversing an axis of two,
+    which fuses with the products where a concatenation would not.
     """
     halves = x_SHC.astype(jnp.float32).reshape(*x_SHC.shape[:-1], 2, x_SHC.shape[-1] // 2)
     cos, sin = cos[..., None, None, :], sin[..., None, None, :]
-    turned = halves * cos + jnp.flip(halves, axis=-2) * (sin * np.float32([[-1], [1]]))
+    turned = halves * cos + jnp.flip(halves, axis=-2) * (sin * np.array([[-1], [1]], np.float32))
     return turned.reshape(x_SHC.shape).astype(x_SHC.dtype)

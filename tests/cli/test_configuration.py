@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+import jaxspec.config
 from jaxspec.cli.configuration import (
     EvalCommand,
     TrainCommand,
@@ -315,7 +318,6 @@ def test_closed_output_is_no_traceback(tmp_path):
     assert done.returncode in (0, 141)
     assert done.stdout.startswith("usage: train.py")
     assert "Traceback" not in done.stderr
-# To append to tests/cli/test_configuration.py once config_meanings.patch is applied.
 
 
 def test_every_setting_has_a_meaning():

@@ -8,7 +8,6 @@ import pytest
 from jaxspec.verify import verify_greedy
 from tests.verify import reference
 
-
 jitted_greedy = jax.jit(verify_greedy)
 
 

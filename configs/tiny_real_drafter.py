@@ -36,7 +36,7 @@ def get_config() -> RunConfig:
             anchors=32,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.03),
-        training=TrainingConfig(steps=1000, log_every=50, checkpoint_every=250),
+        training=TrainingConfig(steps=700, log_every=50, checkpoint_every=350),
         evaluation=EvaluationConfig(
             benchmarks=("gsm8k", "math500", "humaneval", "mbpp", "mt_bench", "aime24"),
             prompts=40,

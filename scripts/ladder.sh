@@ -5,12 +5,12 @@
 #   bash scripts/ladder.sh configs/quickstart.py runs/ladder "0 1 2" [settings for train.py ...]
 #
 # Finished runs are not repeated, interrupted ones go on. JOBS=2 trains two at a time, each
-# on a core of its own (faster on a CPU than two threads for one).
+# on a core of its own (faster on a CPU than two threads for one). ROWS="uniform full" leaves rows out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ $# -lt 2 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 config="$1" runs="$2" seeds="${3:-0}"
@@ -42,7 +42,7 @@ train() { # name seed core settings...
 }
 
 for seed in $seeds; do
-  for name in uniform decay focal full; do
+  for name in ${ROWS:-uniform decay focal full}; do
     workdirs+=("$runs/$name-seed$seed")
     train "$name" "$seed" $((job % ${JOBS:-1})) "$@" &
     job=$((job + 1))

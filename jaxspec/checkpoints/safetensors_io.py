@@ -167,7 +167,11 @@ def write_tensors(
         # Contiguous: safetensors writes raw memory, and would store a transposed view wrongly.
         shard = {name: np.ascontiguousarray(array) for name, array in _take(stream, len(names))}
         assert list(shard) == names, "tensors and sizes name different tensors"
+        # safetensors makes files that only their owner may read; these are as public as any other.
+        (folder / file_name).touch()
+        mode = (folder / file_name).stat().st_mode
         save_file(shard, folder / file_name, metadata={"format": "pt"})
+        (folder / file_name).chmod(mode)
         weight_map.update(dict.fromkeys(names, file_name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

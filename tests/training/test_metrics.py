@@ -45,8 +45,8 @@ def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
     assert log.last_row["step"] == 2
     write(log, 3)
     log.close()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
-    assert steps == [1, 2, 3]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 

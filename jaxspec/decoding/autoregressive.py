@@ -60,7 +60,7 @@ class Autoregressive:
         cache, hidden_BD, _ = prefill(self.model, params, prompts, capacity=capacity, capture=())
         logits_BV = self.model.apply({"params": params}, hidden_BD, method="logits")
         logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-        first_keys_B = stream_keys(prompts.keys_B, "first")
+        (first_keys_B,) = stream_keys(prompts.keys_B, 0, "token")
         return first_state(
             cache,
             None,
@@ -81,7 +81,7 @@ class Autoregressive:
             output = self.model.apply(variables, state.anchor_B[:, None], cache=state.cache)
             logits_BV = self.model.apply(variables, output.hidden_BSD[:, 0], method="logits")
             logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-            step_keys_B = stream_keys(keys_B, "step", state.step)
+            (step_keys_B,) = stream_keys(keys_B, state.step + 1, "token")
             next_B, failed_B = choose(logits_BV, step_keys_B, sampling=self.sampling)
             cache = write_after_pass(state.cache, output.keys_LBRSC, output.values_LBRSC, failed_B)
             state, kept_B = emit(

@@ -105,7 +105,7 @@ class Speculative:
         )
         logits_BV = self.model.apply({"params": params["target"]}, hidden_BD, method="logits")
         logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-        first_keys_B = stream_keys(prompts.keys_B, "first")
+        (first_keys_B,) = stream_keys(prompts.keys_B, 0, "token")
         return first_state(
             cache,
             drafter,
@@ -135,7 +135,7 @@ class Speculative:
         return {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
 
     def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
-        draft_keys_B, verify_keys_B = self._round_keys(keys_B, state.step)
+        draft_keys_B, verify_keys_B = stream_keys(keys_B, state.step + 1, "draft", "verify")
         draft = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
         block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
         output, logits_BKV = self.target_pass(params, block_BK, state.cache)
@@ -180,10 +180,6 @@ class Speculative:
         )
         logits_BKV = self.model.apply(target_params, output.hidden_BSD, method="logits")
         return output, suppress(logits_BKV, self.rules.suppressed_ids)
-
-    def _round_keys(self, keys_B: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        pairs_B2 = jax.vmap(jax.random.split)(stream_keys(keys_B, "step", step))
-        return pairs_B2[:, 0], pairs_B2[:, 1]
 
     def _verify(self, keys_B: jax.Array, draft: Draft, logits_BKV: jax.Array) -> Verdict:
         if self.verifier == "greedy":

@@ -23,7 +23,7 @@ from jaxspec.models.transformer import Transformer
 NO_ROUND = -1
 """Fills the entries of rounds that did not take place."""
 
-_STREAMS = {"first": 0, "step": 1}
+_STREAMS = ("token", "draft", "verify")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +88,12 @@ class DecodeState:
     what lies behind a stop token or the limit."""
 
 
-def stream_keys(keys_B: jax.Array, stream: str, step: jax.Array | int = 0) -> jax.Array:
-    """One key a row for a named use at a step."""
-    number = _STREAMS[stream]
-    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, number), step))(keys_B)
+def stream_keys(keys_B: jax.Array, step: jax.Array | int, *streams: str) -> tuple[jax.Array, ...]:
+    """For each named use at a step, one key a row. Step 0 is the prefill, round r is step r + 1."""
+    numbers_U = jnp.array([_STREAMS.index(name) for name in streams]) + len(_STREAMS) * step
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
+    keys_BU = fold(keys_B, numbers_U)
+    return tuple(keys_BU[:, use] for use in range(len(streams)))
 
 
 def prefill(

@@ -7,180 +7,158 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
 from jaxspec.decoding.generate import read_responses
+from jaxspec.decoding.state import first_state
+from jaxspec.models.cache import KVCache
 from tests.decoding import tiny
-
-
-def slow_greedy(model, params, prompt, *, rules, width=64):
-    """The obvious way: the whole text through the model for every token, no cache."""
-    apply = jax.jit(
-        lambda tokens, last: model.apply(
-            {"params": params}, model.apply({"params": params}, tokens).hidden_BSD[0, last],
-            method="logits",
-        )
-    )  # fmt: skip
-    text = list(prompt)
-    emitted = []
-    while len(emitted) < rules.max_new_tokens:
-        tokens = np.zeros((1, width), np.int32)
-        tokens[0, : len(text)] = text
-        logits = np.array(apply(tokens, len(text) - 1))
-        logits[list(rules.suppressed_ids)] = -np.inf
-        emitted.append(int(logits.argmax()))
-        text.append(emitted[-1])
-        if emitted[-1] in rules.stop_ids:
-            break
-    return tuple(emitted)
 
 
 @pytest.fixture(scope="module")
 def references():
-    """Each prompt's response without stop tokens, one token a pass."""
-    (strategy, params), _ = tiny.strategies(rules=tiny.RULES)
-    responses = generate(strategy, params, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    return [response.tokens for response in responses]
+    """Each prompt's response, from the loop in Python."""
+    return [tiny.slow_greedy(prompt) for prompt in tiny.PROMPTS]
 
 
-def test_autoregressive_equals_the_loop_in_python(references):
-    model, params = tiny.target()
-    for prompt, reference in list(zip(tiny.PROMPTS, references, strict=True))[:3]:
-        assert slow_greedy(model, params, prompt, rules=tiny.RULES) == reference
-    # Otherwise the comparisons of this file would say little.
-    assert all(len(set(reference)) > 5 for reference in references)
+def test_the_references_are_worth_comparing_with(references):
+    assert tuple(map(len, references)) == tiny.LENGTHS
+    for reference, whole in zip(references, map(unruly, tiny.PROMPTS), strict=True):
+        assert len(reference) < 8 or len(set(reference)) > 7
+        assert set(whole) & {*tiny.RULES.suppressed_ids, *tiny.RULES.stop_ids}
 
 
-@pytest.mark.parametrize("unroll_layers", [False, True])
-def test_speculative_equals_autoregressive(references, unroll_layers):
-    _, (strategy, params) = tiny.strategies(rules=tiny.RULES, unroll_layers=unroll_layers)
-    responses = generate(strategy, params, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
+def unruly(prompt):
+    """The response if no token were suppressed, and none ended it."""
+    return tiny.slow_greedy(prompt, rules=DecodeRules(24))
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["autoregressive", "speculative"])
+def test_outputs_equal_the_loop_in_python(references, number):
+    strategy, params = tiny.strategies()[number]
+    responses = tiny.decode(strategy, params)
     assert [response.tokens for response in responses] == references
-    assert all(len(r.tokens) == 1 + sum(r.kept) == 24 for r in responses)
-    assert not any(response.stopped for response in responses)
-
-
-def test_stop_tokens_end_both_alike(references):
-    # Different places of different rows, the first token of one of them included.
-    stops = (references[0][7], references[1][0], references[3][12])
-    rules = dataclasses.replace(tiny.RULES, stop_ids=stops)
-    (plain, target), (fast, both) = tiny.strategies(rules=rules)
-    ours = generate(fast, both, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    theirs = generate(plain, target, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    for mine, other, whole in zip(ours, theirs, references, strict=True):
-        ends = [place for place, token in enumerate(whole) if token in stops]
-        expected = whole[: ends[0] + 1] if ends else whole
-        assert mine.tokens == other.tokens == expected
-        assert mine.stopped == other.stopped == bool(ends)
-    assert len(ours[1].tokens) == 1
-    assert ours[1].kept == ours[1].verified == ()
-    assert len({len(response.tokens) for response in ours}) > 2
-
-
-def scripted(scripts, rules):
-    model, params = tiny.target()
-    strategy = Speculative(model, tiny.Scripted(), rules)
-    state = tiny.start_and_run(
-        strategy,
-        {"target": params, "drafter": jnp.asarray(scripts, jnp.int32)},
-        tiny.PROMPTS,
-    )
-    return state, read_responses(state, ids=tiny.IDS, rules=rules)
-
-
-def test_a_perfect_draft_fills_every_block(references):
-    state, responses = scripted(references, tiny.RULES)
-    assert [response.tokens for response in responses] == references
-    # 23 tokens behind the first one, 5 a round; the last round is cut to 3 by the limit.
+    assert [response.prompt_id for response in responses] == list(tiny.IDS)
     for response in responses:
-        # The script ends in the last round: its fourth draft is padding.
-        assert response.verified[:4] == (4, 4, 4, 4)
-        assert response.kept == (5, 5, 5, 5, 3)
-        assert response.accepted == (4, 4, 4, 4, 3)
-    assert int(state.step) == 5
+        assert response.stopped == (response.tokens[-1] in tiny.RULES.stop_ids)
+        if number:
+            assert len(response.tokens) == 1 + sum(response.kept)
+        else:
+            assert response.kept == response.verified == ()
 
 
-def test_rounds_with_errors_are_counted_one_by_one(references):
-    """Every row errs at places of its own; the counts are those of a simulation by hand."""
-    rng = np.random.default_rng(0)
-    wrong = rng.random((len(references), 24)) < 0.3
-    scripts = np.where(wrong, (np.array(references) + 1) % 60, np.array(references))
-    stops = (references[2][9],)
-    rules = DecodeRules(24, stops, tiny.RULES.suppressed_ids)
-    state, responses = scripted(scripts, rules)
-    for row, (response, reference) in enumerate(zip(responses, references, strict=True)):
-        ends = [place for place, token in enumerate(reference) if token in stops]
-        length = ends[0] + 1 if ends else 24
-        assert response.tokens == reference[:length]
-        verified, kept, count = [], [], 1
-        while count < length:
-            good = 0
-            # Drafts behind the script's end are padding, which the target never writes.
-            while good < 4 and count + good < 24 and not wrong[row, count + good]:
-                good += 1
-            verified.append(good)
-            kept.append(min(good + 1, length - count))
-            count += kept[-1]
-        assert response.kept == tuple(kept)
-        ran_to_the_end = count == 24
-        compared = slice(None, -1) if ran_to_the_end else slice(None)
-        assert response.verified[compared] == tuple(verified)[compared]
-    lengths = np.array([len(prompt) for prompt in tiny.PROMPTS])
-    assert (np.array(state.cache.lengths_B) == lengths + np.array(state.count_B) - 1).all()
+def test_unrolled_layers_and_another_block_size_change_nothing(references):
+    _, (strategy, params) = tiny.strategies(unroll_layers=True, block_size=3)
+    responses = tiny.decode(strategy, params)
+    assert [response.tokens for response in responses] == references
 
 
 def test_a_row_does_not_depend_on_its_neighbours(references):
-    _, (strategy, params) = tiny.strategies(rules=tiny.RULES)
-    names = ["prompt/1", "x", "y"]
-    mixed = [tiny.PROMPTS[1], tiny.PROMPTS[4], tiny.PROMPTS[0]]
-    alone = generate(strategy, params, tiny.PROMPTS[1:2], ids=names[:1], batch_size=8)
-    together = generate(strategy, params, mixed, ids=names, batch_size=8)
+    _, (strategy, params) = tiny.strategies()
+    chosen = [1, 4, 0]
+    prompts, ids = [tiny.PROMPTS[row] for row in chosen], [tiny.IDS[row] for row in chosen]
+    together = tiny.decode(strategy, params, prompts, ids)
+    alone = tiny.decode(strategy, params, prompts[:1], ids[:1])
     assert alone[0] == together[0]
-    assert alone[0].tokens == references[1]
+    assert [response.tokens for response in together] == [references[row] for row in chosen]
 
 
-def test_suppressed_tokens_are_neither_drafted_nor_emitted(references):
-    banned = tuple(sorted({tiny.MASK_ID, *references[0][:6]}))
-    rules = DecodeRules(24, (), banned)
-    (plain, target), (fast, both) = tiny.strategies(rules=rules, suppressed_ids=banned)
-    ours = generate(fast, both, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    theirs = generate(plain, target, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-    assert [r.tokens for r in ours] == [r.tokens for r in theirs]
-    assert not {token for response in ours for token in response.tokens} & set(banned)
-    batch_drafts = fast.proposer.propose(
-        both,
-        fast.start(both, _batch(), capacity=128).drafter,
-        jnp.arange(4, dtype=jnp.int32),
-        jax.random.split(jax.random.key(0), 4),
-    )
-    assert not set(np.array(batch_drafts.tokens_BG).ravel().tolist()) & set(banned)
-
-
-def _batch():
-    from jaxspec.decoding.generate import pad_prompts
-
-    return pad_prompts(tiny.PROMPTS[:4], ids=tiny.IDS[:4], length=32, rows=4, seed=0)
-
-
-def test_one_new_token_needs_no_round(references):
-    rules = dataclasses.replace(tiny.RULES, max_new_tokens=1)
-    (plain, target), (fast, both) = tiny.strategies(rules=rules)
-    for strategy, params in ((plain, target), (fast, both)):
-        responses = generate(strategy, params, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
-        assert [r.tokens for r in responses] == [reference[:1] for reference in references]
-
-
-def test_another_block_size_changes_nothing(references):
+def scripted(scripts):
+    """A drafter that knows what comes, apart from the errors in its script."""
     model, params = tiny.target()
-    proposer, drafter_params = tiny.dflash(model, block_size=3)
-    strategy = Speculative(model, proposer, tiny.RULES)
-    both = {"target": params, "drafter": drafter_params}
-    responses = generate(strategy, both, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
+    strategy = Speculative(model, tiny.Scripted(), tiny.RULES)
+    both = {"target": params, "drafter": jnp.asarray(scripts, jnp.int32)}
+    prompts, capacity = tiny.batch()
+    state = strategy.run(both, strategy.start(both, prompts, capacity=capacity), prompts.keys_B)
+    return state, read_responses(state, ids=tiny.IDS, rules=tiny.RULES)
+
+
+def padded(references):
+    return np.array([(*tokens, *[0] * (24 - len(tokens))) for tokens in references])
+
+
+def test_a_perfect_draft_fills_every_block(references):
+    state, responses = scripted(padded(references))
     assert [response.tokens for response in responses] == references
+    # Behind the first token 5 a round, until the stop token or the limit cuts the last round.
+    assert [response.kept for response in responses] == [
+        (5, 5, 2),
+        (5, 5, 5, 5, 3),
+        (),
+        (5, 2),
+        (5, 5, 5, 5, 3),
+    ]
+    for response in responses:
+        assert all(count == 4 for count in response.verified[:-1])
+        assert response.accepted == tuple(min(count, 4) for count in response.kept)
+    assert int(state.step) == 5
+
+
+def test_rounds_with_errors_are_counted_as_by_hand(references):
+    """Every row errs at places of its own."""
+    right = padded(references)
+    wrong = np.random.default_rng(0).random(right.shape) < 0.3
+    state, responses = scripted(np.where(wrong, (right + 1) % 60, right))
+    for row, (response, reference) in enumerate(zip(responses, references, strict=True)):
+        assert response.tokens == reference
+        accepted, kept, count = [], [], 1
+        while count < len(reference):
+            left = len(reference) - count
+            good = 0
+            while good < min(4, left) and not wrong[row, count + good]:
+                good += 1
+            accepted.append(good)
+            kept.append(min(good + 1, left))
+            count += kept[-1]
+        assert response.kept == tuple(kept)
+        assert response.accepted == tuple(accepted)
+    prompts = np.array([len(prompt) for prompt in tiny.PROMPTS])
+    assert (np.array(state.cache.lengths_B) == prompts + np.array(state.count_B) - 1).all()
+    assert len({len(response.kept) for response in responses}) > 2
+
+
+def test_drafts_hold_no_suppressed_token():
+    _, (strategy, params) = tiny.strategies()
+    prompts, capacity = tiny.batch()
+    state = strategy.start(params, prompts, capacity=capacity)
+    keys = jax.random.split(jax.random.key(0), len(tiny.PROMPTS))
+    # Without suppression this drafter likes the tokens of these rows.
+    liked = Speculative(
+        strategy.model,
+        dataclasses.replace(strategy.proposer, suppressed_ids=()),
+        tiny.RULES,
+    ).proposer.propose(params, state.drafter, state.anchor_B, keys)
+    banned = tuple(np.unique(np.array(liked.tokens_BG))[:4].tolist())
+    proposer = dataclasses.replace(strategy.proposer, suppressed_ids=banned)
+    draft = proposer.propose(params, state.drafter, state.anchor_B, keys)
+    assert not set(np.array(draft.tokens_BG).ravel().tolist()) & set(banned)
+    assert draft.probs_BGV is None
+
+
+def test_a_single_new_token_comes_from_the_prefill():
+    cache = KVCache.create(num_layers=1, num_kv_heads=1, head_dim=2, batch=4, capacity=4)
+    arguments = (
+        jnp.array([5, 57, 6, -1]),
+        jnp.array([False, False, False, True]),
+        jnp.array([True, True, False, True]),
+    )
+    for limit, active in ((1, [False] * 4), (2, [True, False, False, False])):
+        state = first_state(
+            cache,
+            None,
+            *arguments,
+            rules=dataclasses.replace(tiny.RULES, max_new_tokens=limit),
+            round_tokens=3,
+            record_rounds=True,
+        )
+        assert state.active_B.tolist() == active
+        assert state.count_B.tolist() == [1, 1, 0, 1]
+        assert state.failed_B.tolist() == [False, False, False, True]
+        assert state.tokens_BT.shape == (4, limit + 3)
 
 
 def test_strategies_of_one_shape_are_equal():
-    (plain, _), (fast, _) = tiny.strategies(rules=tiny.RULES)
-    (plain_again, _), (fast_again, _) = tiny.strategies(rules=tiny.RULES)
+    (plain, _), (fast, _) = tiny.strategies()
+    (plain_again, _), (fast_again, _) = tiny.strategies()
     assert plain == plain_again
     assert fast == fast_again
     assert hash(fast) == hash(fast_again)

@@ -7,40 +7,37 @@ import pytest
 
 from jaxspec.decoding import DecodeRules, Speculative, generate
 from jaxspec.decoding.autoregressive import Autoregressive
-from jaxspec.decoding.generate import bucket_length, pad_prompts
+from jaxspec.decoding.generate import bucket_length
 from jaxspec.decoding.speculative import check_verifier
 from jaxspec.ops.sampling import Sampling
 from tests.decoding import tiny
 
 
-@pytest.fixture(scope="module", params=["autoregressive", "speculative"])
+@pytest.fixture(scope="module", params=[0, 1], ids=["autoregressive", "speculative"])
 def strategy_and_params(request):
-    pair = tiny.strategies(rules=tiny.RULES)
-    return pair[request.param == "speculative"]
-
-
-def batch_of(prompt, *, rows=2):
-    return pad_prompts([prompt], ids=["p"], length=32, rows=rows, seed=0)
+    return tiny.strategies()[request.param]
 
 
 def test_no_transfer_inside_the_loop(strategy_and_params):
     strategy, params = strategy_and_params
-    prompts = batch_of(tiny.PROMPTS[1])
-    other = batch_of(tiny.PROMPTS[2])
-    strategy.run(params, strategy.start(params, prompts, capacity=128), prompts.keys_B)
+    tiny.decode(strategy, params)
+    prompts, capacity = tiny.batch(tiny.PROMPTS[1:3])
     with jax.transfer_guard("disallow"):
-        state = strategy.start(params, other, capacity=128)
-        state = jax.block_until_ready(strategy.run(params, state, other.keys_B))
-    assert state.count_B.tolist() == [24, 0]
-    # The guard is awake: an argument on the host is refused.
+        state = strategy.start(params, prompts, capacity=capacity)
+        state = jax.block_until_ready(strategy.run(params, state, prompts.keys_B))
+    # Rows that only fill the batch stay empty.
+    assert state.count_B.tolist() == [*tiny.LENGTHS[1:3], 0, 0, 0]
+    assert not state.failed_B.any()
+    # The guard is awake: an argument that lies on the host is refused.
+    lengths_B = np.ones(len(tiny.PROMPTS), np.int32)
     with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed"):
-        strategy.start(params, other.replace(lengths_B=np.ones(2, np.int32)), capacity=128)
+        strategy.start(params, prompts.replace(lengths_B=lengths_B), capacity=capacity)
 
 
 def test_the_program_holds_no_host_call(strategy_and_params):
     strategy, params = strategy_and_params
-    prompts = batch_of(tiny.PROMPTS[1])
-    state = strategy.start(params, prompts, capacity=128)
+    prompts, capacity = tiny.batch()
+    state = strategy.start(params, prompts, capacity=capacity)
     text = type(strategy).run.lower(strategy, params, state, prompts.keys_B).as_text()
     assert "stablehlo.while" in text
     for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
@@ -50,19 +47,19 @@ def test_the_program_holds_no_host_call(strategy_and_params):
 def test_a_second_prompt_of_the_bucket_compiles_nothing(strategy_and_params):
     strategy, params = strategy_and_params
     kind = type(strategy)
-    generate(strategy, params, tiny.PROMPTS[:1], ids=["a"], batch_size=2)
+    tiny.decode(strategy, params, tiny.PROMPTS[:1])
     sizes = kind.start._cache_size(), kind.run._cache_size()
-    generate(strategy, params, tiny.PROMPTS[1:3], ids=["b", "c"], batch_size=2)
-    again = tiny.strategies(rules=tiny.RULES)[kind is Speculative]
-    generate(again[0], again[1], tiny.PROMPTS[3:4], ids=["d"], batch_size=2)
+    tiny.decode(strategy, params, tiny.PROMPTS[1:3])
+    # Nor does another drafter of the same shape: parameters are arguments.
+    again, _ = tiny.strategies()[kind is Speculative]
+    tiny.decode(again, tiny.scaled(params, 0.9), tiny.PROMPTS[3:4])
     assert (kind.start._cache_size(), kind.run._cache_size()) == sizes
 
 
-def test_rows_that_fill_the_batch_stay_empty(strategy_and_params):
+def test_a_given_capacity_is_used(strategy_and_params):
     strategy, params = strategy_and_params
-    state = tiny.start_and_run(strategy, params, tiny.PROMPTS[:2], rows=4)
-    assert state.count_B.tolist() == [24, 24, 0, 0]
-    assert not state.failed_B.any()
+    given = tiny.decode(strategy, params, capacity=tiny.batch()[1])
+    assert given == tiny.decode(strategy, params)
 
 
 def with_poison(params, token):
@@ -73,8 +70,8 @@ def with_poison(params, token):
 
 @pytest.mark.parametrize("where", ["prompt", "response"])
 def test_nan_names_the_prompt(where):
-    (plain, target), (fast, both) = tiny.strategies(rules=tiny.RULES)
-    clean = generate(plain, target, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
+    (plain, target), (fast, both) = tiny.strategies()
+    clean = tiny.decode(plain, target)
     token = tiny.PROMPTS[3][0] if where == "prompt" else clean[3].tokens[5]
     failing = {
         name
@@ -86,7 +83,7 @@ def test_nan_names_the_prompt(where):
     poisoned = with_poison(target, token)
     for strategy, params in ((plain, poisoned), (fast, {**both, "target": poisoned})):
         with pytest.raises(ValueError, match="NaN") as error:
-            generate(strategy, params, tiny.PROMPTS, ids=tiny.IDS, batch_size=8)
+            tiny.decode(strategy, params)
         named = {name for name in tiny.IDS if repr(name) in str(error.value)}
         # A NaN that is only drafted, behind what is kept, may end a row as well.
         assert failing <= named if strategy is fast else failing == named
@@ -109,13 +106,6 @@ def test_prompts_that_cannot_be_decoded_are_refused(strategy_and_params):
             generate(strategy, params, prompts, ids=["p"] * len(prompts), **settings)
     with pytest.raises(ValueError, match="name for each"):
         generate(strategy, params, [(1,)], ids=[])
-
-
-def test_a_given_capacity_is_used(strategy_and_params):
-    strategy, params = strategy_and_params
-    chosen = generate(strategy, params, tiny.PROMPTS[:2], ids=["a", "b"], batch_size=2)
-    given = generate(strategy, params, tiny.PROMPTS[:2], ids=["a", "b"], batch_size=2, capacity=60)
-    assert given == chosen
 
 
 def test_rules_and_verifiers_are_checked():

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
+from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.state import Prompts
-from jaxspec.drafters.protocol import DFlashProposer, Draft
+from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
 from jaxspec.ops.sampling import Sampling
 from tests.decoding import tiny
 from tests.verify import laws
@@ -38,13 +39,15 @@ ARCHITECTURE = TransformerConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class WrongProbabilities(DFlashProposer):
-    """Draws from one distribution and states another: the commonest mistake."""
+class Misstated(DFlashProposer):
+    """States q ** power where it drew from q: with 1 it is right, otherwise the commonest mistake."""
 
     def propose(self, params, state, anchor_B, keys_B):
         draft = super().propose(params, state, anchor_B, keys_B)
-        flatter = jnp.sqrt(draft.probs_BGV)
-        return Draft(draft.tokens_BG, flatter / flatter.sum(axis=-1, keepdims=True))
+        if draft.probs_BGV is None:
+            return draft
+        stated = draft.probs_BGV ** params["power"]
+        return Draft(draft.tokens_BG, stated / stated.sum(axis=-1, keepdims=True))
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +75,17 @@ def law(target):
     return found
 
 
-def decode(strategy, params, *, seed):
-    """Three tokens of many rows with one prompt and keys of their own, [R, 3]."""
+def keys(*, seed):
+    return jax.random.split(jax.random.key(seed), ROWS)
+
+
+def decode(strategy, params, keys_B, *, active_B=None):
+    """Three tokens of many rows with one prompt and keys of their own."""
     prompts = Prompts(
         tokens_BS=jnp.broadcast_to(jnp.array(PROMPT, jnp.int32), (ROWS, len(PROMPT))),
         lengths_B=jnp.full(ROWS, len(PROMPT), jnp.int32),
-        active_B=jnp.ones(ROWS, bool),
-        keys_B=jax.random.split(jax.random.key(seed), ROWS),
+        active_B=jnp.ones(ROWS, bool) if active_B is None else active_B,
+        keys_B=keys_B,
     )
     state = strategy.start(params, prompts, capacity=16)
     state = strategy.run(params, state, prompts.keys_B)
@@ -90,17 +97,14 @@ def tokens_of(state):
     return np.array(state.tokens_BT[:, :TOKENS])
 
 
-def speculative(target, verifier, *, kind=DFlashProposer):
+def speculative(target, verifier, *, power=1.0):
     model, params = target
     base, drafter_params = tiny.dflash(model)
-    proposer = kind(
-        model,
-        base.drafter,
-        block_size=3,
-        sampling=TEMPERATURE if verifier == "token" else Sampling(0.0),
-    )
+    sampling = TEMPERATURE if verifier == "token" else GREEDY
+    proposer = Misstated(model, base.drafter, block_size=3, sampling=sampling)
     # A drafter that is far from the target, and far from uniform.
-    both = {"target": params, "drafter": tiny.scaled(drafter_params, 2.0)}
+    drafter_params = tiny.scaled(drafter_params, 2.0)
+    both = {"target": params, "drafter": drafter_params, "power": jnp.float32(power)}
     return Speculative(model, proposer, RULES, verifier, TEMPERATURE), both
 
 
@@ -115,47 +119,45 @@ def test_the_law_is_worth_testing(law):
 
 def test_autoregressive_has_the_targets_law(target, law):
     model, params = target
-    tokens = tokens_of(decode(Autoregressive(model, RULES, TEMPERATURE), params, seed=0))
-    laws.assert_same_law(tokens, law)
+    strategy = Autoregressive(model, RULES, TEMPERATURE)
+    laws.assert_same_law(tokens_of(decode(strategy, params, keys(seed=0))), law)
 
 
 @pytest.mark.parametrize("verifier", ["token", "point_mass"])
 def test_speculative_has_the_targets_law(target, law, verifier):
     strategy, params = speculative(target, verifier)
-    state = decode(strategy, params, seed=1)
+    state = decode(strategy, params, keys(seed=1))
     tokens = tokens_of(state)
     laws.assert_same_law(tokens, law)
     # Rejections, partial and full acceptance all happened.
-    first_round = np.array(state.verified_BR[:, 0])
-    assert set(first_round.tolist()) == {0, 1, 2}
+    assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
     # The test has the power to tell: the same counts under a law that is a little flatter.
     laws.assert_different_law(tokens, law**0.9 / (law**0.9).sum())
 
 
-def test_control_wrong_draft_probabilities_are_noticed(target, law):
-    strategy, params = speculative(target, "token", kind=WrongProbabilities)
-    laws.assert_different_law(tokens_of(decode(strategy, params, seed=2)), law)
+def test_control_misstated_draft_probabilities_are_noticed(target, law):
+    strategy, params = speculative(target, "token", power=0.5)
+    laws.assert_different_law(tokens_of(decode(strategy, params, keys(seed=2))), law)
 
 
-def test_control_greedy_rows_are_noticed(target, law):
-    model, params = target
-    greedy = Autoregressive(model, RULES)
-    laws.assert_different_law(tokens_of(decode(greedy, params, seed=3)), law)
+def test_samples_belong_to_the_rows_key(target):
+    """Place, neighbours and filling change nothing; the key does."""
+    strategy, params = speculative(target, "token")
+    keys_B = keys(seed=3)
+    tokens_BT = tokens_of(decode(strategy, params, keys_B))
+    order = np.random.default_rng(0).permutation(ROWS)
+    half_B = jnp.arange(ROWS) % 2 == 0
+    turned = decode(strategy, params, keys_B[order], active_B=half_B)
+    assert (tokens_of(turned)[::2] == tokens_BT[order][::2]).all()
+    assert not turned.count_B[1::2].any()
+    assert (tokens_of(decode(strategy, params, keys(seed=4))) != tokens_BT).any()
 
 
-def test_samples_belong_to_the_prompt_and_the_seed():
-    """Neighbours, order and batch size change nothing; the seed and the name do."""
-    model, params = tiny.target(spread=3.0)
-    proposer, drafter_params = tiny.dflash(model, sampling=TEMPERATURE)
-    both = {"target": params, "drafter": drafter_params}
-    strategy = Speculative(model, proposer, tiny.RULES, "token", TEMPERATURE)
-    prompts, ids = tiny.PROMPTS[:3], tiny.IDS[:3]
-    whole = generate(strategy, both, prompts, ids=ids, batch_size=4, seed=5)
-    turned = generate(strategy, both, prompts[::-1], ids=ids[::-1], batch_size=4, seed=5)
-    assert turned[::-1] == whole
-    alone = generate(strategy, both, prompts[1:2], ids=ids[1:2], batch_size=4, seed=5)
-    assert alone[0] == whole[1]
-    other = generate(strategy, both, prompts, ids=ids, batch_size=4, seed=6)
-    assert all(mine.tokens != theirs.tokens for mine, theirs in zip(whole, other, strict=True))
-    renamed = generate(strategy, both, prompts[1:2], ids=["other"], batch_size=4, seed=5)
-    assert renamed[0].tokens != whole[1].tokens
+def test_a_prompts_key_is_made_of_its_name_and_the_seed():
+    def key_data(ids, *, seed):
+        prompts = pad_prompts([(1,)] * len(ids), ids=ids, length=4, rows=4, seed=seed)
+        return np.array(jax.random.key_data(prompts.keys_B))[: len(ids)]
+
+    first = key_data(["a", "b", "c"], seed=0)
+    assert (key_data(["c", "a"], seed=0) == first[[2, 0]]).all()
+    assert len(np.unique(np.concatenate([first, key_data(["a"], seed=1)]), axis=0)) == 4

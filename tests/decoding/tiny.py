@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import DrafterConfig, TransformerConfig
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
@@ -72,14 +72,6 @@ def _drafter(model):
     return drafter, init(jax.random.key(1), features)["params"]
 
 
-def start_and_run(strategy, params, prompts, *, rows=None, seed=0, length=32, capacity=128):
-    """The final state of one batch."""
-    names = IDS[: len(prompts)]
-    batch = pad_prompts(prompts, ids=names, length=length, rows=rows or len(prompts), seed=seed)
-    state = strategy.start(params, batch, capacity=capacity)
-    return strategy.run(params, state, batch.keys_B)
-
-
 @dataclasses.dataclass(frozen=True)
 class Scripted:
     """Drafts from a script: what each row's response is going to be, errors included.
@@ -105,12 +97,48 @@ class Scripted:
         return state + count_B
 
 
-def strategies(*, rules, unroll_layers=False, **changes):
+RULES = DecodeRules(24, stop_ids=(57, 21, 2), suppressed_ids=(MASK_ID, 43))
+"""Chosen so that PROMPTS end after 13, 24 (the limit), 1, 8 and 24 (a stop token) tokens."""
+LENGTHS = (13, 24, 1, 8, 24)
+
+
+def strategies(*, unroll_layers=False, **changes):
     """((autoregressive, params), (speculative, params)) of one random target and drafter."""
     model, params = target(dataclasses.replace(ARCHITECTURE, unroll_layers=unroll_layers))
-    proposer, drafter_params = dflash(model, **changes)
+    proposer, drafter_params = dflash(model, suppressed_ids=RULES.suppressed_ids, **changes)
     both = {"target": params, "drafter": drafter_params}
-    return (Autoregressive(model, rules), params), (Speculative(model, proposer, rules), both)
+    return (Autoregressive(model, RULES), params), (Speculative(model, proposer, RULES), both)
 
 
-RULES = DecodeRules(max_new_tokens=24, suppressed_ids=(MASK_ID,))
+def decode(strategy, params, prompts=PROMPTS, ids=IDS, **settings):
+    """Responses; every test has the same shapes, so that few programs are compiled."""
+    settings = {"batch_size": len(PROMPTS), **settings}
+    return generate(strategy, params, prompts, ids=ids[: len(prompts)], **settings)
+
+
+def batch(prompts=PROMPTS):
+    """What `decode` makes of prompts, for `start` and `run`; with the cache's capacity."""
+    padded = pad_prompts(prompts, ids=IDS[: len(prompts)], length=128, rows=len(PROMPTS), seed=0)
+    return padded, 192
+
+
+def slow_greedy(prompt, *, rules=RULES, width=64):
+    """The obvious way: the whole text through the model for every token, and no cache."""
+    model, params = target()
+    text, emitted = list(prompt), []
+    while len(emitted) < rules.max_new_tokens:
+        padded = np.zeros((1, width), np.int32)
+        padded[0, : len(text)] = text
+        logits = np.array(_last_logits(model, params, padded, len(text) - 1))
+        logits[list(rules.suppressed_ids)] = -np.inf
+        emitted.append(int(logits.argmax()))
+        text.append(emitted[-1])
+        if emitted[-1] in rules.stop_ids:
+            break
+    return tuple(emitted)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_logits(model, params, tokens, last):
+    hidden = model.apply({"params": params}, tokens).hidden_BSD[0, last]
+    return model.apply({"params": params}, hidden, method="logits")

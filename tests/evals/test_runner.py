@@ -22,7 +22,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
 from jaxspec.evals.report import read_json
-from jaxspec.evals.runner import evaluate
+from jaxspec.evals.runner import Evaluation, evaluate
 from jaxspec.models.transformer import Transformer
 from jaxspec.provenance import provenance, write_json
 
@@ -31,7 +31,8 @@ SETTINGS = EvaluationConfig(
     benchmarks=("embedded/math",),
     prompts=2,
     max_new_tokens=12,
-    batch_size=2,
+    # As in timing: both use the same programs.
+    batch_size=1,
     timing_prompts=1,
     timing_repeats=1,
 )
@@ -133,20 +134,34 @@ def test_turns_build_on_the_targets_answers(folders, tmp_path, monkeypatch):
         for number in range(2)
     ]
     monkeypatch.setattr("jaxspec.evals.benchmarks.load_examples", lambda *_, **__: examples)
-    config = run_config(
-        folders, benchmarks=("mt_bench",), timing_prompts=0, temperature=1.0, max_new_tokens=6
-    )
+    config = run_config(folders, benchmarks=("mt_bench",), timing_prompts=0)
     lines = []
     result = evaluate(
         config, workdirs=folders[1][:1], output=tmp_path / "r.json", echo=lines.append
     )
     (row,) = result["results"]
     assert (row["prompts"], row["turns"]) == (2, 4)
-    assert (row["temperature"], row["verifier"]) == (1.0, "token")
-    # Sampled outputs are not compared, and nothing was timed.
-    assert row["mismatched_prompts"] is None
+    assert row["mismatched_prompts"] == 0
+    # Nothing was timed.
     assert row["speedup"] is row["compile_s"] is row["draft_ms"] is None
     assert "Speed-up" not in "\n".join(lines)
+
+
+def test_the_verifier_follows_from_the_temperature(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    drafter = load_drafter_bundle(folders[1][0], target=target)
+    warm = {"temperature": 0.7}
+    for changes, verifier, is_sampled in (
+        ({}, "greedy", False),
+        (warm, "token", True),
+        ({**warm, "verifier": "point_mass"}, "point_mass", False),
+    ):
+        settings = dataclasses.replace(SETTINGS, block_size=3, **changes)
+        strategy = Evaluation(settings, target, print).speculative(drafter)
+        assert strategy.verifier == verifier
+        assert strategy.sampling.temperature == settings.temperature
+        assert strategy.proposer.sampling.temperature == (0.7 if is_sampled else 0.0)
+        assert strategy.round_tokens == 3
 
 
 def test_suppressed_and_stop_tokens_of_a_target(folders):

@@ -40,7 +40,7 @@ ARCHITECTURE = TransformerConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Misstated(DFlashProposer):
-    """States q ** power where it drew from q: with 1 it is right, otherwise the commonest mistake."""
+    """States q ** power where it drew from q: right with 1, otherwise the commonest mistake."""
 
     def propose(self, params, state, anchor_B, keys_B):
         draft = super().propose(params, state, anchor_B, keys_B)

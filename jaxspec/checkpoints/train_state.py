@@ -2,7 +2,8 @@
 
 A step holds the train state (sharded as it is on the devices) and a small JSON: the loader's
 position, the run's seed and the shapes of all leaves. It is restored onto whatever mesh the run has
-now.
+now. Once a step is on disk the size of each of its files is noted beside them, so that a truncated
+one is told from a whole one before anything is read.
 
 >>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
 >>> restored = checkpoints.restore_latest(shapes_with_shardings)
@@ -10,6 +11,7 @@ now.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxspec.checkpoints.shapes import compare_shapes
+from jaxspec.provenance import write_json
+
+_SIZES = Path("run") / "file_sizes.json"
 
 
 class TrainCheckpoints:
@@ -61,6 +66,7 @@ class TrainCheckpoints:
           state: a tree of arrays.
           progress: what is no array (loader position, seed): anything that JSON holds.
         """
+        self._note_sizes()
         description = {"progress": progress, "shapes": describe(state)}
         self._manager.save(
             step,
@@ -88,6 +94,10 @@ class TrainCheckpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            damage = self._damage(step)
+            if damage:
+                self._set_aside(step, damage, report)
+                continue
             try:
                 run = self._manager.restore(
                     step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
@@ -95,7 +105,7 @@ class TrainCheckpoints:
                 description = run["run"]
                 saved_shapes, progress = description["shapes"], description["progress"]
             except Exception as error:  # orbax raises many kinds for damaged files
-                self._set_aside(step, error, report)
+                self._set_aside(step, _first_line(error), report)
                 continue
             differences = compare_shapes(describe(abstract_state), saved_shapes)
             # Optimizer moments repeat the parameters' shapes: name those alone where they differ.
@@ -113,7 +123,7 @@ class TrainCheckpoints:
                 )
                 return step, composite["state"], progress
             except Exception as error:
-                self._set_aside(step, error, report)
+                self._set_aside(step, _first_line(error), report)
         if steps:
             moved = (
                 ""
@@ -124,9 +134,36 @@ class TrainCheckpoints:
             raise ValueError(f"None of the checkpoints in {self.folder} can be read.{moved}")
         return None
 
-    def _set_aside(self, step: int, error: Exception, report: Callable[[str], None]) -> None:
+    def _note_sizes(self) -> None:
+        """Notes the sizes of the files of every step that has reached the disk meanwhile."""
+        if self._read_only or jax.process_index() != 0:
+            return
+        for step in ocp.utils.checkpoint_steps(self.folder):
+            folder = self.folder / str(step)
+            if not (folder / _SIZES).exists():
+                files = [file for file in folder.rglob("*") if file.is_file()]
+                sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+                write_json(folder / _SIZES, sizes)
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with the files of a step; "" where they are whole, or nothing was noted."""
+        folder = self.folder / str(step)
+        if not (folder / _SIZES).is_file():
+            return ""
+        try:
+            sizes = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{_SIZES} is no JSON"
+        for name, size in sizes.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is gone"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes and should have {size}"
+        return ""
+
+    def _set_aside(self, step: int, reason: str, report: Callable[[str], None]) -> None:
         aside = self.folder.parent / "unreadable"
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         moved = "" if self._read_only else f" moved to {aside},"
         report(f"Checkpoint {step} cannot be read ({reason});{moved} trying the one before.")
         if self._read_only:
@@ -145,11 +182,16 @@ class TrainCheckpoints:
     def wait(self) -> None:
         """Blocks until what was being saved is on disk."""
         self._manager.wait_until_finished()
+        self._note_sizes()
 
     def close(self) -> None:
         """Waits, then releases the threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def describe(tree: Any) -> dict[str, list[int]]:

@@ -239,11 +239,12 @@ class _Progress:
 
     def _line(self, text: str) -> None:
         now = time.monotonic()
-        seconds, done = max(now - self._started, 1e-9), self._done - self._first
-        parts = [text, f"{self._tokens / seconds:,.0f} tokens/s"]
-        if done:
-            left = seconds / done * (self._total - self._done)
-            parts.append(f"{left / 60:.0f} min left" if left >= 120 else f"{left:.0f} s left")
+        seconds, parts = max(now - self._started, 1e-9), [text]
+        if self._tokens:  # none before the first shard is done
+            parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
+        left = seconds / max(1, self._done + self._asked - self._first)
+        left *= max(0, self._total - self._done - self._asked)
+        parts.append(f"{left / 60:.0f} min left" if left >= 120 else f"{left:.0f} s left")
         self._echo("  ".join(parts))
         self._last = now
 

@@ -132,7 +132,8 @@ class Speculative:
             "target": self.model.config.unroll_layers,
             "drafter": self.proposer.unroll_layers,
         }
-        return {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
+        cut = {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
+        return {**params, **cut}
 
     def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
         draft_keys_B, verify_keys_B = stream_keys(keys_B, state.step + 1, "draft", "verify")

@@ -82,6 +82,8 @@ def evaluate(
         for name in settings.benchmarks
     }
     evaluation = Evaluation(settings, target, echo)
+    for drafter in drafters:
+        evaluation.speculative(drafter)  # Refuses settings that do not go together.
     results, speeds, notes = [], [], []
     compile_s: dict[Speculative, float] = {}
     for name, examples in benchmarks.items():
@@ -189,6 +191,8 @@ class Evaluation:
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
         strategy = self.speculative(drafter)
+        # Timed before anything else is decoded, so that compiling is not over yet.
+        speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         params = {"target": self.target.params, "drafter": drafter.params}
         title = f"{name}: {drafter.loss} ({drafter.name})"
         with _progress(title, len(reference.prompts), self.echo) as advance:
@@ -213,7 +217,6 @@ class Evaluation:
             for ours, theirs in zip(responses, reference.responses, strict=True)
             if ours.tokens != theirs.tokens
         ]
-        speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         row: dict[str, Any] = {
             "target": self.target.name,
             "drafter": drafter.name,

@@ -27,8 +27,9 @@ def target(tmp_path_factory):
 
 
 @pytest.fixture
-def ask(target, tmp_path):
+def ask(target, tmp_path, monkeypatch):
     """Calls the command with small settings; returns the folder and what was said."""
+    monkeypatch.setattr(command, "_PROGRESS_SECONDS", 1e9)  # a line a shard, however slow
 
     def call(output="answers", *, stop_after: int | None = None, **changes):
         settings = {

@@ -23,7 +23,7 @@ def references():
 def test_the_references_are_worth_comparing_with(references):
     assert tuple(map(len, references)) == tiny.LENGTHS
     for reference, whole in zip(references, map(unruly, tiny.PROMPTS), strict=True):
-        assert len(reference) < 8 or len(set(reference)) > 7
+        assert len(reference) < 8 or len(set(reference)) > 4
         assert set(whole) & {*tiny.RULES.suppressed_ids, *tiny.RULES.stop_ids}
 
 
@@ -44,12 +44,6 @@ def test_outputs_equal_the_loop_in_python(references, number):
             assert len(response.tokens) == 1 + sum(response.kept)
         else:
             assert response.kept == response.verified == ()
-
-
-def test_unrolled_layers_and_another_block_size_change_nothing(references):
-    _, (strategy, params) = tiny.strategies(unroll_layers=True, block_size=3)
-    responses = tiny.decode(strategy, params)
-    assert [response.tokens for response in responses] == references
 
 
 def test_a_row_does_not_depend_on_its_neighbours(references):
@@ -120,18 +114,11 @@ def test_drafts_hold_no_suppressed_token():
     _, (strategy, params) = tiny.strategies()
     prompts, capacity = tiny.batch()
     state = strategy.start(params, prompts, capacity=capacity)
-    keys = jax.random.split(jax.random.key(0), len(tiny.PROMPTS))
-    # Without suppression this drafter likes the tokens of these rows.
-    liked = Speculative(
-        strategy.model,
-        dataclasses.replace(strategy.proposer, suppressed_ids=()),
-        tiny.RULES,
-    ).proposer.propose(params, state.drafter, state.anchor_B, keys)
-    banned = tuple(np.unique(np.array(liked.tokens_BG))[:4].tolist())
-    proposer = dataclasses.replace(strategy.proposer, suppressed_ids=banned)
-    draft = proposer.propose(params, state.drafter, state.anchor_B, keys)
-    assert not set(np.array(draft.tokens_BG).ravel().tolist()) & set(banned)
+    # More than half of the vocabulary: a random drafter would hardly avoid it by chance.
+    proposer = dataclasses.replace(strategy.proposer, suppressed_ids=tuple(range(40)))
+    draft = jax.jit(proposer.propose)(params, state.drafter, state.anchor_B, prompts.keys_B)
     assert draft.probs_BGV is None
+    assert draft.tokens_BG.min() >= 40
 
 
 def test_a_single_new_token_comes_from_the_prefill():

@@ -61,15 +61,20 @@ def law(target):
     model, params = target
 
     @jax.jit
-    def probabilities(texts):
-        hidden = model.apply({"params": params}, texts).hidden_BSD[:, -1]
+    def probabilities(texts, last):
+        hidden = model.apply({"params": params}, texts).hidden_BSD[:, last]
         return TEMPERATURE.probabilities(model.apply({"params": params}, hidden, method="logits"))
+
+    most = VOCABULARY ** (TOKENS - 1)
+    length = len(PROMPT) + TOKENS - 1
 
     found = np.ones((VOCABULARY,) * TOKENS)
     for count in range(TOKENS):
         texts = laws.all_sequences(VOCABULARY, count)
-        prefix = np.broadcast_to(PROMPT, (len(texts), len(PROMPT)))
-        rows = np.array(probabilities(np.concatenate([prefix, texts], axis=1).astype(np.int32)))
+        padded = np.zeros((most, length), np.int32)
+        padded[:, : len(PROMPT)] = PROMPT
+        padded[: len(texts), len(PROMPT) : len(PROMPT) + count] = texts
+        rows = np.array(probabilities(padded, len(PROMPT) + count - 1))[: len(texts)]
         shape = (VOCABULARY,) * (count + 1) + (1,) * (TOKENS - count - 1)
         found = found * rows.astype(np.float64).reshape(shape)
     return found

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxspec.config import LossConfig, MeshConfig
+from jaxspec.config import MeshConfig
 from jaxspec.drafters.dflash import DFlash
-from jaxspec.losses import LossWeights
+from jaxspec.losses import ratio
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.step import spread
 from jaxspec.training.state import TrainState
@@ -80,34 +80,80 @@ def uneven_batch() -> dict[str, np.ndarray]:
     return batch
 
 
-def gradient_step(*, path: str, devices: int, accumulation: int):
-    """Plain gradient descent of rate 1: the new parameters show the gradient."""
-    plain = optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (g, s))
-    # Without the focal term, whose count is each part's own.
-    loss = LossConfig(decay=4.0, focal=0.0, chain=5.0)
-    body = make_body(tiny.objective(loss), plain, gradient_accumulation=accumulation)
-    mesh = make_mesh(MeshConfig(path=path), devices=jax.devices()[:devices])
-    state = TrainState.create(tiny.drafter_params(), plain)
-    hyper = Hyper(jnp.float32(1.0), jax.random.key(7), LossWeights.from_config(loss))
-    stepped = spread(body, mesh=mesh, path=path)
-    new, metrics = stepped(state, tiny.target_params(), uneven_batch(), hyper)
-    return jax.device_get((new.params, metrics))
-
-
 @pytest.fixture(scope="module")
-def undivided():
-    return gradient_step(path="jit", devices=1, accumulation=1)
+def undivided(step):
+    """Adam's mean gradient and the metrics of one step over the whole batch, without focal."""
+    _, state, hyper = tiny.start()
+    new, metrics = step(state, tiny.target_params(), uneven_batch(), without_focal(hyper))
+    return jax.device_get((new.opt_state[1].mu, metrics))
 
 
-@pytest.mark.parametrize(("path", "devices"), [("jit", 1), ("shard_map", 2)])
-def test_unequal_parts_add_up_to_the_batch(path, devices, undivided):
+def without_focal(hyper: Hyper) -> Hyper:
+    """Its count is each part's own."""
+    return hyper.replace(weights=hyper.weights.replace(focal=jnp.float32(0)))
+
+
+def test_unequal_parts_add_up_to_the_batch(undivided):
     _, _, mask_BNG = tiny.objective().blocks(uneven_batch(), jax.random.key(7))
     slots_B = np.asarray(mask_BNG).sum((1, 2))
     assert slots_B[0::2].sum() > 6 * slots_B[1::2].sum() > 0
-    parts = gradient_step(path=path, devices=devices, accumulation=2)
+    _, state, hyper = tiny.start()
+    in_parts = golden.compiled_step(gradient_accumulation=2)
+    new, metrics = in_parts(state, tiny.target_params(), uneven_batch(), without_focal(hyper))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), parts, undivided
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
+        jax.device_get((new.opt_state[1].mu, metrics)),
+        undivided,
     )
+
+
+class Line:
+    """The smallest objective with both kinds of count: w x, and y as the label."""
+
+    def __call__(self, params, frozen, batch, key, weights):
+        gap_B = params["w"] * batch["x"] - batch["y"]
+        positive_B = params["w"] * batch["x"] > 0
+        terms = {
+            "by_mask": ((batch["mask"] * gap_B**2).sum(), batch["mask"].sum()),
+            "by_prediction": ((positive_B * gap_B).sum(), positive_B.sum().astype(jnp.float32)),
+        }
+        return terms, {"rows": (gap_B.sum(), jnp.float32(len(gap_B)))}
+
+    def counts(self, batch, key, weights):
+        return {"by_mask": batch["mask"].sum()}
+
+    def total(self, terms, weights):
+        return ratio(*terms["by_mask"]) + 10 * ratio(*terms["by_prediction"])
+
+
+@pytest.mark.parametrize(
+    ("path", "devices"), [("jit", 1), ("jit", 4), ("shard_map", 4), ("pmap", 4), ("pmap", 2)]
+)
+def test_parts_by_hand(path, devices):
+    x = np.array([1, -2, 3, 4, -5, 6, 7, 8, 9, -10, 11, 12, 13, 14, -15, 16], np.float32)
+    batch = {"x": x, "y": np.arange(16, dtype=np.float32), "mask": np.ones(16, np.float32)}
+    batch["mask"][1::2] = 0  # with two parts on one device, all of the second
+    batch["mask"][3] = 1
+    w = 0.5
+    gap = w * x - batch["y"]
+    # Rows of a part: every second row of each device's rows, and so of the whole.
+    parts = [np.arange(16) % 2 == part for part in (0, 1)]
+    positive = [(w * x > 0) & part for part in parts]
+    expected = (batch["mask"] * 2 * gap * x).sum() / batch["mask"].sum()
+    expected += 10 * np.mean([x[rows].sum() / rows.sum() for rows in positive])
+    value = (batch["mask"] * gap**2).sum() / batch["mask"].sum()
+    value += 10 * np.mean([gap[rows].sum() / rows.sum() for rows in positive])
+
+    plain = optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (g, s))
+    body = make_body(Line(), plain, gradient_accumulation=2)
+    mesh = make_mesh(MeshConfig(path=path), devices=jax.devices()[:devices])
+    state = TrainState.create({"w": jnp.float32(w)}, plain)
+    _, _, hyper = tiny.start()
+    hyper = hyper.replace(learning_rate=jnp.float32(1))
+    new, metrics = spread(body, mesh=mesh, path=path)(state, {}, batch, hyper)
+    np.testing.assert_allclose(w - float(new.params["w"]), expected, rtol=1e-6)
+    np.testing.assert_allclose(float(metrics["loss"][0]), value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["rows"], (gap.sum(), 16), rtol=1e-6)
 
 
 def test_bfloat16_compute_trains_float32_weights():

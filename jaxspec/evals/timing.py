@@ -187,9 +187,7 @@ def measure_speed(
             clock.loop_s.append(statistics.median(loops[id(clock)]))
     if not plain.steps or not fast.steps:
         return None
-    draft_ms, verify_ms = measure_round_parts(
-        speculative, params, batches[0], capacity=capacity, repeats=max(3, repeats)
-    )
+    draft_ms, verify_ms = measure_round_parts(speculative, params, batches[0], capacity=capacity)
     rate, baseline_rate = (clock.tokens / sum(clock.loop_s) for clock in (fast, plain))
     return Speed(
         tokens_per_s=rate,
@@ -209,7 +207,7 @@ def measure_speed(
 
 
 def measure_round_parts(
-    strategy: Speculative, params: Any, prompts: Prompts, *, capacity: int, repeats: int
+    strategy: Speculative, params: Any, prompts: Prompts, *, capacity: int, repeats: int = 15
 ) -> tuple[float, float]:
     """Milliseconds of the drafter's and of the target's part of a round, each in a loop of its own.
 

@@ -54,18 +54,23 @@ class KVCache:
         overwrite committed rows.
         """
 
-        def put(cache_LRTC: jax.Array, new_LRSC: jax.Array, start: jax.Array) -> jax.Array:
-            zero = jnp.zeros_like(start)
-            return jax.lax.dynamic_update_slice(
-                cache_LRTC, new_LRSC.astype(cache_LRTC.dtype), (zero, zero, start, zero)
-            )
+        # Row by row and in place. One write for all rows (a batched dynamic_update_slice) becomes a
+        # scatter, for which XLA turns the whole cache over and back, in every step of a loop.
+        def put(row: jax.Array, cached: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            start = (0, row, 0, self.lengths_B[row], 0)
 
-        rows = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
-        return dataclasses.replace(
-            self,
-            keys_LBRTC=rows(self.keys_LBRTC, keys_LBRSC, self.lengths_B),
-            values_LBRTC=rows(self.values_LBRTC, values_LBRSC, self.lengths_B),
+            def one(cache_LBRTC: jax.Array, new_LBRSC: jax.Array) -> jax.Array:
+                new_L1RSC = jax.lax.dynamic_slice_in_dim(new_LBRSC, row, 1, axis=1)
+                return jax.lax.dynamic_update_slice(
+                    cache_LBRTC, new_L1RSC.astype(cache_LBRTC.dtype), start
+                )
+
+            return one(cached[0], keys_LBRSC), one(cached[1], values_LBRSC)
+
+        keys_LBRTC, values_LBRTC = jax.lax.fori_loop(
+            0, self.lengths_B.shape[0], put, (self.keys_LBRTC, self.values_LBRTC)
         )
+        return dataclasses.replace(self, keys_LBRTC=keys_LBRTC, values_LBRTC=values_LBRTC)
 
     def advance(self, count_B: jax.Array) -> KVCache:
         """Commits `count_B` of the rows written last."""

@@ -60,7 +60,7 @@ def expected():
 @pytest.mark.parametrize(("name", "config", "devices"), PATHS)
 def test_every_path_gives_the_step_of_one_device(name, config, devices, expected):
     got = one_step(config, devices)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), got, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), got, expected)
 
 
 def test_the_step_moves_every_parameter(expected):

@@ -30,6 +30,31 @@ class Part(NamedTuple):
     total_I1: jax.Array
 
 
+@jax.custom_vjp
+def _scores(q_IC: jax.Array, k_TC: jax.Array) -> jax.Array:
+    """q k^T, float32 [..., I, T]."""
+    return jnp.einsum("...ic,...tc->...it", q_IC, k_TC, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(
+    q_IC: jax.Array, k_TC: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scores(q_IC, k_TC), (q_IC, k_TC)
+
+
+def _scores_backward(
+    inputs: tuple[jax.Array, jax.Array], gradient_IT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient of the keys is made as [C, T]: as [T, C] it takes three times as long on a CPU."""
+    q_IC, k_TC = inputs
+    dq_IC = jnp.einsum("...it,...tc->...ic", gradient_IT.astype(k_TC.dtype), k_TC)
+    dk_CT = jnp.einsum("...ic,...it->...ct", q_IC, gradient_IT.astype(q_IC.dtype))
+    return dq_IC, dk_CT.swapaxes(-1, -2)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
 def part(
     q_IC: jax.Array, k_TC: jax.Array, v_TC: jax.Array, mask_IT: jax.Array | None = None
 ) -> Part:
@@ -45,7 +70,7 @@ def part(
       `Part`; rows that see no key carry no weight once merged with a part that does.
     """
     q_IC = q_IC * jnp.asarray(q_IC.shape[-1] ** -0.5, q_IC.dtype)
-    scores_IT = jnp.einsum("...ic,...tc->...it", q_IC, k_TC, preferred_element_type=jnp.float32)
+    scores_IT = _scores(q_IC, k_TC)
     if mask_IT is not None:
         scores_IT = jnp.where(mask_IT, scores_IT, MASKED)
     # The maximum only keeps exp() in range; the result does not depend on it.

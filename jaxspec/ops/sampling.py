@@ -35,6 +35,15 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def has_finite_maximum(logits_V: jax.Array) -> jax.Array:
+    """Whether each row of logits [..., V] can be chosen from: bool [...].
+
+    False where there is a NaN, a +inf, or nothing but -inf.
+    """
+    # Asked apart: compiled for the CPU by jax 0.10, a maximum can pass over a NaN.
+    return jnp.isfinite(logits_V.max(axis=-1)) & ~jnp.isnan(logits_V).any(axis=-1)
+
+
 def is_distribution(weights_V: jax.Array) -> jax.Array:
     """Whether each row [..., V] can be sampled: finite, nothing negative, not all zero.
 
@@ -144,7 +153,7 @@ class Sampling:
         largest = logits_V.max(axis=-1, keepdims=True)
         if self.greedy:
             one_hot = jax.nn.one_hot(logits_V.argmax(-1), logits_V.shape[-1], dtype=logits_V.dtype)
-            return jnp.where(jnp.isfinite(largest), one_hot, jnp.nan)
+            return jnp.where(has_finite_maximum(logits_V)[..., None], one_hot, jnp.nan)
         # Subtracted first: a small temperature then overflows to -inf only, which is a zero.
         logits_V = (logits_V - largest) / self.temperature
         if 0 < self.top_k < logits_V.shape[-1]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxspec.ops.sampling import has_finite_maximum
 from jaxspec.verify.law import count_leading
 from jaxspec.verify.rows import check_draft, known_ids, needed_rows
 from jaxspec.verify.verdict import Verdict
@@ -49,8 +50,7 @@ def verify_greedy(
     best_BH = target_logits_BHV.argmax(axis=2).astype(jnp.int32)
     num_accepted_B = count_leading((draft_BG == best_BH[:, :-1]) & drafted_BG)
     next_token_B = jnp.take_along_axis(best_BH, num_accepted_B[:, None], axis=1)[:, 0]
-    # The largest logit is finite unless there is a NaN, a +inf, or nothing to choose from.
-    rows_ok_BH = jnp.isfinite(target_logits_BHV.max(axis=2)) | ~needed_rows(drafted_BG)
+    rows_ok_BH = has_finite_maximum(target_logits_BHV) | ~needed_rows(drafted_BG)
     ids_ok_BG = known_ids(draft_BG, vocabulary=target_logits_BHV.shape[2]) | ~drafted_BG
     valid_B = rows_ok_BH.all(axis=1) & ids_ok_BG.all(axis=1)
     return Verdict.create(num_accepted_B, next_token_B, valid_B=valid_B)

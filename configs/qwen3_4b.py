@@ -74,6 +74,8 @@ def get_config() -> RunConfig:
             dtype="bfloat16",
             param_dtype="float32",
             remat=True,
+            # Scores of 32 x 16 slots over 4096 positions: 8 MB a head and row; of all blocks 134 MB.
+            chunk_blocks=32,
         ),
         # 32 blocks at a time: 32 x 15 x 151936 float32 logits are 292 MB a row; 512: 4.7 GB.
         loss=LossConfig(decay=10.0, focal=0.3, chain=40.0, chunk_blocks=32),

@@ -107,6 +107,14 @@ class TargetConfig:
     """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
     dtype: Dtype = "float32"
     """What the target computes in when it is a drafter's frozen target."""
+    enable_thinking: bool | None = None
+    """Handed to the chat template, in training, evaluation and regeneration alike: Qwen3 answers
+    without a train of thought when it is False. None: the template's own default."""
+
+    @property
+    def template_options(self) -> dict[str, bool]:
+        """Variables of the chat template."""
+        return {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +159,18 @@ class DrafterConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    chunk_blocks: int = 0
+    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once, in
+    training; they are recomputed in the backward pass. A divisor of `data.anchors`; 0: all blocks."""
 
     def __post_init__(self) -> None:
         _require(
             self.block_size >= 2,
             f"block_size counts the anchor and must be at least 2: got {self.block_size}.",
+        )
+        _require(
+            self.chunk_blocks >= 0,
+            f"drafter.chunk_blocks must be 0 (all) or more: got {self.chunk_blocks}.",
         )
 
 

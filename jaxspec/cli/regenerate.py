@@ -268,6 +268,7 @@ def _settings(command: RegenerateCommand) -> dict[str, Any]:
     names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
+    settings |= target.template_options
     return {**settings, "target": fingerprint(target), "dtype": target.dtype}
 
 

@@ -16,6 +16,7 @@ E = M * D captured features, L layers, Q query heads, R key/value heads, G = Q /
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,57 @@ def resolve_config(
     )
 
 
+def _attend(
+    q_BRNIC: jax.Array,
+    k_BRNKC: jax.Array,
+    v_BRNKC: jax.Array,
+    context: tuple[jax.Array, jax.Array],
+    mask_BNT: jax.Array,
+) -> jax.Array:
+    """Attention of N blocks, of I = K * G rows each, to the context and to themselves.
+
+    The same queries serve one large product with the context and small ones inside the blocks.
+    """
+    batch, kv_heads, blocks, rows, width = q_BRNIC.shape
+    mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
+    seen = attention.part(
+        q_BRNIC.reshape(batch, kv_heads, blocks * rows, width), *context, mask_BRIT
+    )
+    split = (batch, kv_heads, blocks, rows, -1)
+    seen = attention.Part(*(array.reshape(split) for array in seen))
+    return attention.merge(seen, attention.part(q_BRNIC, k_BRNKC, v_BRNKC))
+
+
+def _attend_in_chunks(
+    q_BRNIC: jax.Array,
+    k_BRNKC: jax.Array,
+    v_BRNKC: jax.Array,
+    context: tuple[jax.Array, jax.Array],
+    mask_BNT: jax.Array,
+    *,
+    chunk_blocks: int,
+) -> jax.Array:
+    """`_attend`, `chunk_blocks` blocks at a time; scores are recomputed in the backward pass."""
+    blocks = q_BRNIC.shape[2]
+    if blocks % chunk_blocks:
+        raise ValueError(
+            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of a "
+            "row (data.anchors)."
+        )
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attend(chunk: tuple[jax.Array, ...]) -> jax.Array:
+        q_BRnIC, k_BRnKC, v_BRnKC, mask_BnT = chunk
+        return _attend(q_BRnIC, k_BRnKC, v_BRnKC, context, mask_BnT)
+
+    def split(array: jax.Array, axis: int) -> jax.Array:
+        shape = (*array.shape[:axis], -1, chunk_blocks, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+    chunks = (split(q_BRNIC, 2), split(k_BRNKC, 2), split(v_BRNKC, 2), split(mask_BNT, 1))
+    return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 2).reshape(q_BRNIC.shape)
+
+
 class DFlashLayer(nn.Module):
     """One decoder layer; blocks see the context's keys and, in both directions, their own slots."""
 
@@ -134,20 +186,17 @@ class DFlashLayer(nn.Module):
         q_BNKQC = self.attention.queries(normed, *angles)
         k_BNKRC, v_BNKRC = self.attention.keys_and_values(normed, *angles)
 
-        # Rows of one key/value head lie together, blocks one after the other, so that the same
-        # queries serve one large product with the context and small ones inside the blocks.
+        # Rows of one key/value head lie together, blocks one after the other.
         q_BNKRGC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
         q_BRNIC = jnp.moveaxis(q_BNKRGC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
-        rows = q_BRNIC.shape[3]
-        mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
-        seen = attention.part(
-            q_BRNIC.reshape(batch, kv_heads, blocks * rows, width), *context, mask_BRIT
-        )
-        split = (batch, kv_heads, blocks, rows, -1)
-        seen = attention.Part(*(array.reshape(split) for array in seen))
-        own = attention.part(q_BRNIC, jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1))
-
-        mixed_BRNKGC = attention.merge(seen, own).reshape(batch, kv_heads, blocks, slots, -1, width)
+        k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
+        if 0 < cfg.chunk_blocks < blocks:
+            mixed_BRNIC = _attend_in_chunks(
+                q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, chunk_blocks=cfg.chunk_blocks
+            )
+        else:
+            mixed_BRNIC = _attend(q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT)
+        mixed_BRNKGC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
         mixed_BNKQC = jnp.moveaxis(mixed_BRNKGC, 1, 3).reshape(batch, blocks, slots, -1, width)
         x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
         return x_BNKD + self.mlp(self.post_norm(x_BNKD)), None

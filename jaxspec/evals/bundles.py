@@ -82,7 +82,7 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     folder = target_folder(target.path)
     config, params = load_target(folder, dtype=target.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, template_options=target.template_options)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the target's embedding "

@@ -111,7 +111,9 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
             'data.tokenizer is "train", but a drafter needs the tokenizer of its target, whose ids '
             "it drafts: leave data.tokenizer empty."
         )
-    tokenizer = Tokenizer.load(config.data.tokenizer or folder)
+    tokenizer = Tokenizer.load(
+        config.data.tokenizer or folder, template_options=config.target.template_options
+    )
     _check_vocabulary(tokenizer, architecture)
     drafter_config = resolve_config(
         config.drafter, target=architecture, mask_token_id=tokenizer.mask_id

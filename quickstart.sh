@@ -25,8 +25,8 @@ python=".venv/bin/python"
 setup_seconds=$SECONDS
 mkdir -p "$runs"
 
-# shellcheck source=scripts/host_memory.sh
-source scripts/host_memory.sh
+# shellcheck source=scripts/host_memory.env
+source scripts/host_memory.env
 # Both trainings run the same compiled step (loss weights are arguments of it).
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"

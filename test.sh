@@ -22,8 +22,8 @@ export PYTHONHASHSEED=0
 # which programs are worth keeping.)
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 
-# shellcheck source=scripts/host_memory.sh
-source scripts/host_memory.sh
+# shellcheck source=scripts/host_memory.env
+source scripts/host_memory.env
 
 stage lint ruff check .
 stage format ruff format --check .

@@ -28,7 +28,7 @@ def get_config() -> RunConfig:
         name="tiny_real_drafter",
         target=TargetConfig(path="runs/real/target/export"),
         drafter=DrafterConfig(block_size=8, num_features=3, num_layers=2, unroll_layers=True),
-        loss=LossConfig(decay=10.0, focal=0.3, chain=40.0),
+        loss=LossConfig(decay=4.0, focal=0.3, chain=40.0),
         data=DataConfig(
             sources=("gsm8k", "math", "mbpp", "code_instructions", "instructions"),
             sequence_length=384,
@@ -36,13 +36,13 @@ def get_config() -> RunConfig:
             anchors=32,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.03),
-        training=TrainingConfig(steps=700, log_every=50, checkpoint_every=350),
+        training=TrainingConfig(steps=1000, log_every=50, checkpoint_every=250),
         evaluation=EvaluationConfig(
             benchmarks=("gsm8k", "math500", "humaneval", "mbpp", "mt_bench", "aime24"),
             prompts=40,
             max_new_tokens=128,
             batch_size=20,
-            max_prompt_tokens=512,
+            max_prompt_tokens=1024,
             timing_prompts=3,
         ),
     )

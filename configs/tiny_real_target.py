@@ -47,5 +47,5 @@ def get_config() -> RunConfig:
             loss_on="all",
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.02, weight_decay=0.01),
-        training=TrainingConfig(task="target", steps=2400, log_every=50, checkpoint_every=500),
+        training=TrainingConfig(task="target", steps=3600, log_every=50, checkpoint_every=500),
     )

@@ -160,8 +160,8 @@ class DrafterConfig:
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     chunk_blocks: int = 0
-    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once, in
-    training; they are recomputed in the backward pass. A divisor of `data.anchors`; 0: all blocks."""
+    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once in
+    training; the backward pass recomputes them. A divisor of `data.anchors`; 0: all blocks."""
 
     def __post_init__(self) -> None:
         _require(

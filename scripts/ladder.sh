@@ -17,8 +17,8 @@ config="$1" runs="$2" seeds="${3:-0}"
 shift $(($# < 3 ? $# : 3))
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 python="${PYTHON:-.venv/bin/python}"
-# shellcheck source=scripts/host_memory.sh
-source scripts/host_memory.sh
+# shellcheck source=scripts/host_memory.env
+source scripts/host_memory.env
 
 declare -A ladder=(
   [uniform]="--loss.decay None --loss.focal 0 --loss.chain 0"

@@ -13,6 +13,7 @@ from jaxspec.cli.configuration import run_as_command
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, a compile, data."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
+    "plan": ("jaxspec.cli.plan", "Memory of a training step on a TPU slice, compiled without one."),
     "regenerate": ("jaxspec.cli.regenerate", "Answer a data set with the target, to train on."),
 }
 """Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""

@@ -126,8 +126,8 @@ def _attend_in_chunks(
     blocks = q_BRNIC.shape[2]
     if blocks % chunk_blocks:
         raise ValueError(
-            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of a "
-            "row (data.anchors)."
+            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of "
+            "a row (data.anchors)."
         )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

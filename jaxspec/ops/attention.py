@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 @jax.custom_vjp
 def _scores(q_IC: jax.Array, k_TC: jax.Array) -> jax.Array:
-    """q k^T, float32 [..., I, T]."""
+    """Q k^T, float32 [..., I, T]."""
     return jnp.einsum("...ic,...tc->...it", q_IC, k_TC, preferred_element_type=jnp.float32)
 
 
@@ -45,8 +45,8 @@ def _scores_forward(
 def _scores_backward(
     inputs: tuple[jax.Array, jax.Array], gradient_IT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient of the keys is made as [C, T]: as [T, C] it takes three times as long on a CPU."""
     q_IC, k_TC = inputs
+    # The keys' gradient is made as [C, T]: made as [T, C] it takes three times as long on a CPU.
     dq_IC = jnp.einsum("...it,...tc->...ic", gradient_IT.astype(k_TC.dtype), k_TC)
     dk_CT = jnp.einsum("...ic,...it->...ct", q_IC, gradient_IT.astype(q_IC.dtype))
     return dq_IC, dk_CT.swapaxes(-1, -2)

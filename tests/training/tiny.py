@@ -27,7 +27,9 @@ ARCHITECTURE = TransformerConfig(
 LOSS = LossConfig(decay=4.0, focal=0.3, chain=5.0)
 TARGET = Transformer(ARCHITECTURE)
 DRAFTER_CONFIG = resolve_config(
-    DrafterConfig(block_size=5, num_features=2, num_layers=2), target=ARCHITECTURE, mask_token_id=3
+    DrafterConfig(block_size=5, num_features=2, num_layers=2, chunk_blocks=3),
+    target=ARCHITECTURE,
+    mask_token_id=3,
 )
 DRAFTER = DFlash(DRAFTER_CONFIG, ARCHITECTURE.hidden_size)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)

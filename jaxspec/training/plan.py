@@ -1,0 +1,219 @@
+"""Compiles the training step of a run for devices that need not be there, and tells its cost.
+
+Nothing is loaded and nothing allocated: shapes and shardings are enough for the compiler.
+
+>>> plan = compile_plan(config, devices=topology_devices("v5p:2x2x2"))      # doctest: +SKIP
+>>> plan.memory_bytes <= 95 * 2**30                                           # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.huggingface import read_config
+from jaxspec.config import RunConfig
+from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.losses import LossWeights
+from jaxspec.models.transformer import Transformer
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules, batch_parts, batch_sharding, replicated
+from jaxspec.parallel.step import spread
+from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
+from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.state import TrainState
+from jaxspec.training.step import Hyper, make_body
+
+MEMORY_BYTES = {
+    "TPU v4": 32 * 2**30,
+    "TPU v5 lite": 16 * 2**30,
+    "TPU v5": 95 * 2**30,
+    "TPU v5p": 95 * 2**30,
+    "TPU v6 lite": 32 * 2**30,
+}
+"""High-bandwidth memory of one device, by jax's name of its kind (Cloud TPU documentation)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one training step takes of each device."""
+
+    device_kind: str
+    devices: int
+    mesh: dict[str, int]
+    rows: float
+    """Rows of the batch on each device."""
+    trained: int
+    """Parameters that are trained."""
+    frozen: int
+    """Parameters of the frozen target."""
+    argument_bytes: int
+    """State, frozen target and batch."""
+    temporary_bytes: int
+    """What the step needs besides."""
+    flops: float | None
+    """By the compiler's count, of one device; loops over layers may be counted once."""
+    compile_s: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one device; the new state takes the place of the old one."""
+        return self.argument_bytes + self.temporary_bytes
+
+    @property
+    def available_bytes(self) -> int | None:
+        """Of one device; None where its kind is not known."""
+        return MEMORY_BYTES.get(self.device_kind)
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """Devices of a TPU slice that is not here, such as "v5p:2x2x2" (8 chips).
+
+    Raises:
+      ValueError: libtpu is not installed, or there is no such slice.
+    """
+    # Otherwise libtpu asks the metadata server of a cloud machine, and waits.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"Cannot describe the topology {name!r}: {error}\nNames are a TPU generation and the "
+            "shape of a slice, such as v5p:2x2x2 or v5e:4x4. It needs libtpu: pip install "
+            '"jax[tpu]".'
+        ) from error
+
+
+def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = None) -> Plan:
+    """Compiles one step of `config`.
+
+    Args:
+      config: a run; `target.architecture`, or the folder `target.path`, says what its target is.
+      devices: for which; None: those of this process.
+
+    Raises:
+      ValueError: no such target, a mesh or batch that does not fit the devices, or a step that
+        does not fit into their memory.
+    """
+    mesh = make_mesh(config.mesh, devices=devices)
+    parts = batch_parts(mesh) * config.training.gradient_accumulation
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}, which must be a multiple of {parts} "
+            f"({batch_parts(mesh)} devices x {config.training.gradient_accumulation} accumulated "
+            "parts)."
+        )
+    objective, init, frozen = _abstract(config)
+    transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
+    state = jax.eval_shape(lambda: TrainState.create(init(jax.random.key(0)), transform))
+    sharded = config.mesh.path == "jit"
+    rules = Rules() if sharded else Rules(None, None, None, None, None)
+    state_shardings = rules.shardings(state, mesh)
+    frozen_shardings = rules.shardings(frozen, mesh)
+    step = spread(
+        make_body(
+            objective, transform, gradient_accumulation=config.training.gradient_accumulation
+        ),
+        mesh=mesh,
+        path=config.mesh.path,
+        state_shardings=state_shardings,
+        frozen_shardings=frozen_shardings,
+    )
+
+    def placed(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            shardings,
+        )
+
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+    batch, hyper = _batch(config), _hyper(config)
+    arguments = (
+        placed(state, state_shardings),
+        placed(frozen, frozen_shardings),
+        placed(batch, jax.tree.map(lambda _: rows, batch)),
+        placed(hyper, jax.tree.map(lambda _: whole, hyper)),
+    )
+    started = time.monotonic()
+    try:
+        compiled = jax.jit(step).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"The step does not fit into the memory of {mesh.devices.flat[0].device_kind}: {first}"
+        ) from error
+    memory = compiled.memory_analysis()
+    return Plan(
+        device_kind=mesh.devices.flat[0].device_kind,
+        devices=mesh.devices.size,
+        mesh=dict(mesh.shape),
+        rows=config.data.batch_size / batch_parts(mesh),
+        trained=_count(state.params),
+        frozen=_count(frozen),
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        flops=(compiled.cost_analysis() or {}).get("flops"),
+        compile_s=time.monotonic() - started,
+    )
+
+
+def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
+    """Objective, initialiser of what is trained, and shapes of what is frozen."""
+    architecture = config.target.architecture or read_config(target_folder(config.target.path))
+    if config.training.task == "target":
+        model = Transformer(architecture)
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        return TargetObjective(model), lambda key: model.init(key, tokens)["params"], {}
+    architecture = dataclasses.replace(
+        architecture, dtype=config.target.dtype, param_dtype=config.target.dtype
+    )
+    target = Transformer(architecture)
+    frozen = jax.eval_shape(
+        lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    )
+    # Which token masks a slot is nothing to a shape.
+    drafter_config = resolve_config(config.drafter, target=architecture, mask_token_id=0)
+    drafter = DFlash(drafter_config, architecture.hidden_size)
+    features = jnp.zeros((1, 2, len(drafter_config.target_layer_ids) * architecture.hidden_size))
+    objective = DrafterObjective(
+        target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
+    )
+    return (
+        objective,
+        lambda key: drafter.init(key, features, method="initialise")["params"],
+        frozen,
+    )
+
+
+def _batch(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (config.data.batch_size, config.data.sequence_length)
+    kinds = {"tokens": jnp.int32, "segments": jnp.int32, "positions": jnp.int32}
+    return {
+        **{name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()},
+        "loss_mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+        "rows": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
+
+
+def _hyper(config: RunConfig) -> Hyper:
+    return jax.eval_shape(
+        lambda: Hyper(jnp.float32(0.0), jax.random.key(0), LossWeights.from_config(config.loss))
+    )
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

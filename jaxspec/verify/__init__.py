@@ -1,9 +1,18 @@
 """Rejection rules over whole drafted blocks: exact, batched, jit-able, arrays in and out."""
 
 from jaxspec.verify.block import verify_block
+from jaxspec.verify.chains import ChainVerdict, verify_chains
 from jaxspec.verify.greedy import verify_greedy
 from jaxspec.verify.point_mass import verify_point_mass
 from jaxspec.verify.token import verify_token
 from jaxspec.verify.verdict import Verdict
 
-__all__ = ["Verdict", "verify_block", "verify_greedy", "verify_point_mass", "verify_token"]
+__all__ = [
+    "ChainVerdict",
+    "Verdict",
+    "verify_block",
+    "verify_chains",
+    "verify_greedy",
+    "verify_point_mass",
+    "verify_token",
+]

@@ -6,6 +6,7 @@ Each takes the uniform numbers and returns (accepted length, distribution of the
 from __future__ import annotations
 
 import numpy as np
+import scipy.optimize
 
 
 def greedy(draft: np.ndarray, logits: np.ndarray) -> tuple[int, int]:
@@ -65,3 +66,53 @@ def block(
 def _normalised(weights: list[float], otherwise: np.ndarray) -> np.ndarray:
     total = sum(weights)
     return np.array(weights) / total if total > 0 else otherwise
+
+
+def chains(
+    uniforms: np.ndarray, drafts: np.ndarray, q: np.ndarray, p: np.ndarray, *, rule: str
+) -> tuple[int, np.ndarray]:
+    """uniforms [G, K], drafts [K, G], q [K, G, V], p [K, G + 1, V]."""
+    count, slots = drafts.shape
+    left = list(range(count))
+    for g in range(slots):
+        target, draft = p[left[0]][g], q[left[0]][g]
+        offer = _k_seq if rule == "k_seq" else _recursive
+        tokens = [int(drafts[k][g]) for k in left]
+        options = {} if rule == "k_seq" else {"replacement": rule == "recursive"}
+        token, rest = offer([uniforms[g][k] for k in left], tokens, draft, target, **options)
+        if token is None:
+            return g, rest
+        left = [k for k in left if drafts[k][g] == token]
+    return slots, p[left[0]][slots]
+
+
+def _recursive(
+    uniforms: list[float], tokens: list[int], q: np.ndarray, p: np.ndarray, *, replacement: bool
+) -> tuple[int | None, np.ndarray]:
+    rest, draft = p.copy(), q.copy()
+    for u, x in zip(uniforms, tokens, strict=True):
+        if u * draft[x] < rest[x]:
+            return x, rest
+        rest = _normalised([max(a - b, 0.0) for a, b in zip(rest, draft, strict=True)], rest)
+        if not replacement:
+            draft = _normalised([0.0 if v == x else b for v, b in enumerate(draft)], draft)
+    return None, rest
+
+
+def _k_seq(
+    uniforms: list[float], tokens: list[int], q: np.ndarray, p: np.ndarray
+) -> tuple[int | None, np.ndarray]:
+    k = len(tokens)
+
+    def excess(rho: float) -> float:
+        beta = np.minimum(q, p / rho).sum()
+        return 1 - (1 - beta) ** k - rho * beta
+
+    rho = scipy.optimize.brentq(excess, 1, k, xtol=1e-15) if k > 1 and excess(1) > 0 else 1.0
+    for u, x in zip(uniforms, tokens, strict=True):
+        if u * rho * q[x] < p[x]:
+            return x, p
+    covered = np.minimum(q, p / rho)
+    beta = covered.sum()
+    scale = (1 - (1 - beta) ** k) / beta if beta > 0 else 0.0
+    return None, _normalised(list(np.maximum(p - covered * scale, 0)), p)

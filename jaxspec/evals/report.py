@@ -98,7 +98,8 @@ def write_report(
     json_file = write_json(output, provenance=provenance, results=results)
     stem = json_file.with_suffix("")
     markdown_file = json_file.with_suffix(".md")
-    text = "\n".join([markdown_table(results), *(f"{note}\n" for note in notes)])
+    over_seeds = [table] if (table := seeds_table(results)) else []
+    text = "\n".join([markdown_table(results), *over_seeds, *(f"{note}\n" for note in notes)])
     markdown_file.write_text(text, encoding="utf-8")
     return [
         json_file,
@@ -111,13 +112,65 @@ def write_report(
 def markdown_table(results: Sequence[Row]) -> str:
     """The table as Markdown, with the meaning of its columns under it."""
     header, lines = _cells(results)
+    table = _markdown(header, lines)
+    legend = f"{_LEGEND}\n{_LEGEND_REPETITIVE}" if "repetitive" in header else _LEGEND
+    return f"{table}\n\n{legend}\n"
+
+
+def seeds_table(results: Sequence[Row]) -> str:
+    """Markdown: mean and range over the seeds of each loss; "" where no loss has several.
+
+    A seed's gain is over the baseline of the same seed. The mean over benchmarks is taken within a
+    seed first.
+    """
+    rows = ordered(results)
+    taus: dict[tuple[str, str], dict[int, float]] = {}
+    seed_gains: dict[tuple[str, str], dict[int, float]] = {}
+    for row, gain in zip(rows, gains(rows), strict=True):
+        if row.get("seed") is not None:
+            key = (row["benchmark"], row["loss"])
+            taus.setdefault(key, {})[row["seed"]] = row["tau_micro"]
+            if gain is not None:
+                seed_gains.setdefault(key, {})[row["seed"]] = gain
+    settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
+    if len(settings) > 1 or all(len(values) < 2 for values in taus.values()):
+        return ""
+    benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
+    losses = list(dict.fromkeys(loss for _, loss in taus))
+    if len(benchmarks) > 1:
+        for table in (taus, seed_gains):
+            for loss in losses:
+                each = [table.get((benchmark, loss), {}) for benchmark in benchmarks]
+                shared = set.intersection(*map(set, each))
+                table["mean", loss] = {
+                    seed: math.fsum(values[seed] for values in each) / len(each)
+                    for seed in sorted(shared)
+                }
+    lines = [
+        [benchmark, loss, str(len(values)), _range(values, ".2f"), _range(gain, "+.1f", unit="%")]
+        for (benchmark, loss), values in taus.items()
+        if values
+        for gain in [seed_gains.get((benchmark, loss), {})]
+    ]
+    return "Over seeds, mean (lowest to highest):\n\n" + (
+        _markdown(["benchmark", "loss", "seeds", "tau", "gain"], lines) + "\n"
+    )
+
+
+def _range(by_seed: Mapping[int, float], spec: str, *, unit: str = "") -> str:
+    if not by_seed:
+        return _ABSENT
+    values = list(by_seed.values())
+    mean = math.fsum(values) / len(values)
+    return f"{mean:{spec}}{unit} ({min(values):{spec}} to {max(values):{spec}}{unit})"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
-    table = "\n".join(
+    return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
         for line in (header, rule, *lines)
     )
-    legend = f"{_LEGEND}\n{_LEGEND_REPETITIVE}" if "repetitive" in header else _LEGEND
-    return f"{table}\n\n{legend}\n"
 
 
 def console_table(results: Sequence[Row]) -> Table:

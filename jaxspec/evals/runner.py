@@ -30,7 +30,7 @@ from jaxspec.evals.bundles import (
     load_drafter_bundle,
     load_target_bundle,
 )
-from jaxspec.evals.report import console_table, write_report
+from jaxspec.evals.report import console_table, seeds_table, write_report
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.timing import Speed, explain, measure_speed
 from jaxspec.ops.sampling import Sampling
@@ -103,6 +103,8 @@ def evaluate(
     files = write_report(output, provenance=record, results=results, notes=paragraphs)
     echo("")
     echo(_render(console_table(results)))
+    if over_seeds := seeds_table(results):
+        echo(over_seeds)
     if speeds:
         echo(explain(speeds))
     echo(f"Written: {', '.join(map(str, files))}")

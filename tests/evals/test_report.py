@@ -10,6 +10,7 @@ from jaxspec.evals.report import (
     console_table,
     markdown_table,
     read_json,
+    seeds_table,
     write_json,
     write_report,
 )
@@ -63,6 +64,27 @@ def test_markdown_by_hand():
         "| mean | full | 80 | 2.08 | 1.90 | 1.00 | +17.5% | 1.75x | 0 |",
     ]
     assert any(line.startswith("tau: tokens emitted per draft-verify round") for line in lines)
+
+
+def test_seeds_by_hand():
+    taus = {("uniform", 0): 2.0, ("uniform", 1): 1.6, ("full", 0): 2.5, ("full", 1): 2.4}
+    rows = [
+        result_row(loss, benchmark, seed=seed, drafter=f"{loss}{seed}", tau_micro=tau * factor)
+        for benchmark, factor in (("gsm8k", 1.0), ("mbpp", 0.5))
+        for (loss, seed), tau in taus.items()
+    ]
+    assert seeds_table(rows).splitlines()[2:] == [
+        "| benchmark | loss | seeds | tau | gain |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| gsm8k | uniform | 2 | 1.80 (1.60 to 2.00) | – |",
+        "| gsm8k | full | 2 | 2.45 (2.40 to 2.50) | +37.5% (+25.0 to +50.0%) |",
+        "| mbpp | uniform | 2 | 0.90 (0.80 to 1.00) | – |",
+        "| mbpp | full | 2 | 1.23 (1.20 to 1.25) | +37.5% (+25.0 to +50.0%) |",
+        "| mean | uniform | 2 | 1.35 (1.20 to 1.50) | – |",
+        "| mean | full | 2 | 1.84 (1.80 to 1.88) | +37.5% (+25.0 to +50.0%) |",
+    ]
+    assert not seeds_table(rows[::2])
+    assert not seeds_table(ROWS)
 
 
 def test_one_benchmark_has_no_mean():

@@ -11,14 +11,14 @@ the run reads the public sets named below, a small stand-in for the paper's conv
 not regenerated): 3 epochs of them are far fewer steps than the default 6,000. STEPS for 3 epochs is
 3 * packed rows / 32.
 
-Hardware: written for a TPU v5p-16 slice (8 chips), parameters sharded over all of them; any number of
-devices that divides the 32 rows will do. What the step takes of each device, compiled without one:
+Hardware: written for a TPU v5p-16 slice (8 chips), parameters sharded over all of them; any number
+of devices that divides the 32 rows will do. What the step takes of each device, compiled without
+one (it needs libtpu):
 
     jaxspec plan --config configs/qwen3_8b.py --topology v5p:2x2x2
 
-PLANLINE Time and result: unmeasured. This
-configuration has not been run; the paper reports for this target an average tau of 2.128 with the
-uniform loss and 2.654 with this one, greedy.
+Time and result: unmeasured. This configuration has not been run; the paper reports for this target
+an average tau of 2.128 with the uniform loss and 2.654 with this one, greedy.
 
 From the paper: the loss's (10, 0.3, 40), blocks of 16, 4 full-attention layers, sequence 4096, 512
 anchors, AdamW with cosine decay from 1e-3 after 1.5% of warm-up, batch 32, bfloat16. Not stated

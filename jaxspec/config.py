@@ -371,7 +371,7 @@ class EvaluationConfig:
     """Prompts decoded together when tau is measured."""
     temperature: float = 0.0
     """0: greedy; above: sampling."""
-    verifier: Literal["auto", "greedy", "token", "point_mass"] = "auto"
+    verifier: Literal["auto", "greedy", "token", "block", "point_mass"] = "auto"
     """"auto": greedy at temperature 0, token verification with sampled drafts above it."""
     block_size: int = 0
     """Block used in decoding; 0: the drafter's own."""

@@ -6,10 +6,11 @@ prefills, `run` is the whole loop. `generate` drives either of them over a list 
 
 from jaxspec.decoding.autoregressive import Autoregressive
 from jaxspec.decoding.generate import Response, generate
-from jaxspec.decoding.speculative import Speculative
+from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
 
 __all__ = [
+    "SAMPLED_RULES",
     "Autoregressive",
     "DecodeRules",
     "DecodeState",

@@ -39,9 +39,17 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.transformer import Transformer, TransformerOutput
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
-from jaxspec.verify import Verdict, verify_greedy, verify_point_mass, verify_token
+from jaxspec.verify import (
+    Verdict,
+    verify_block,
+    verify_greedy,
+    verify_point_mass,
+    verify_token,
+)
 
-VERIFIERS = ("greedy", "token", "point_mass")
+SAMPLED_RULES = {"token": verify_token, "block": verify_block}
+"""Rules for drafts that were sampled; they are handed the drafts' probabilities."""
+VERIFIERS = ("greedy", "point_mass", *SAMPLED_RULES)
 
 
 def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Sampling) -> None:
@@ -55,13 +63,13 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
     if (verifier == "greedy") != sampling.greedy:
         raise ValueError(
             f"Verifier {verifier!r} does not fit temperature {sampling.temperature}: 'greedy' is "
-            "for temperature 0, 'token' and 'point_mass' for temperatures above it."
+            "for temperature 0, the others for temperatures above it."
         )
-    if (verifier == "token") == draft_sampling.greedy:
+    if (verifier in SAMPLED_RULES) == draft_sampling.greedy:
         kind = "deterministic" if draft_sampling.greedy else "sampled"
         raise ValueError(
-            f"Verifier {verifier!r} does not fit {kind} drafts: 'token' is for sampled ones, the "
-            "others are for deterministic ones."
+            f"Verifier {verifier!r} does not fit {kind} drafts: 'token' and 'block' are for "
+            "sampled ones, the others are for deterministic ones."
         )
 
 
@@ -194,7 +202,8 @@ class Speculative:
             )
         else:
             assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
-            verdict = jax.vmap(lambda key, x, q, p: verify_token(key, x[None], q[None], p[None]))(
+            rule = SAMPLED_RULES[self.verifier]
+            verdict = jax.vmap(lambda key, x, q, p: rule(key, x[None], q[None], p[None]))(
                 keys_B, draft.tokens_BG, draft.probs_BGV, probs_BKV
             )
         return jax.tree.map(lambda leaf: leaf[:, 0], verdict)

@@ -21,7 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.examples import Example
-from jaxspec.decoding import Autoregressive, DecodeRules, Response, Speculative, generate
+from jaxspec.decoding import (
+    SAMPLED_RULES,
+    Autoregressive,
+    DecodeRules,
+    Response,
+    Speculative,
+    generate,
+)
 from jaxspec.drafters.protocol import DFlashProposer
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
 from jaxspec.evals.bundles import (
@@ -154,7 +161,7 @@ class Evaluation:
             target=self.target.model,
             drafter=drafter.drafter,
             block_size=self.settings.block_size or drafter.config.block_size,
-            sampling=self.sampling if self.verifier == "token" else Sampling(0.0),
+            sampling=self.sampling if self.verifier in SAMPLED_RULES else Sampling(0.0),
             suppressed_ids=self.target.suppressed_ids,
         )
         return Speculative(self.target.model, proposer, self.rules, self.verifier, self.sampling)

@@ -123,7 +123,7 @@ def test_rules_and_verifiers_are_checked():
         ("point_mass", cold, cold, "does not fit temperature 0.0"),
         ("token", warm, cold, "does not fit deterministic drafts"),
         ("point_mass", warm, warm, "does not fit sampled drafts"),
-        ("best", warm, warm, "must be one of greedy, token, point_mass: got 'best'"),
+        ("best", warm, warm, "must be one of greedy, point_mass, token, block: got 'best'"),
     ):
         with pytest.raises(ValueError, match=message):
             check_verifier(verifier, sampling=sampling, draft_sampling=draft)

@@ -156,6 +156,7 @@ def test_the_verifier_follows_from_the_temperature(folders):
     for changes, verifier, is_sampled in (
         ({}, "greedy", False),
         (warm, "token", True),
+        ({**warm, "verifier": "block"}, "block", True),
         ({**warm, "verifier": "point_mass"}, "point_mass", False),
     ):
         settings = dataclasses.replace(SETTINGS, **changes)

@@ -8,6 +8,7 @@ from jaxspec.decoding.autoregressive import Autoregressive
 from jaxspec.decoding.generate import Response, generate
 from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
+from jaxspec.decoding.tree import TreeSpeculative
 
 __all__ = [
     "SAMPLED_RULES",
@@ -17,5 +18,6 @@ __all__ = [
     "Prompts",
     "Response",
     "Speculative",
+    "TreeSpeculative",
     "generate",
 ]

@@ -149,7 +149,17 @@ class Speculative:
         block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
         output, logits_BKV = self.target_pass(params, block_BK, state.cache)
         verdict = self._verify(verify_keys_B, draft, logits_BKV)
+        return self._finish(params, state, verdict, block_BK, output)
 
+    def _finish(
+        self,
+        params: Any,
+        state: DecodeState,
+        verdict: Verdict,
+        block_BK: jax.Array,
+        output: TransformerOutput,
+    ) -> DecodeState:
+        """Appends what was accepted of a block, and keeps its rows of both caches."""
         was_active_B, step = state.active_B, state.step
         cache = write_after_pass(
             state.cache, output.keys_LBRSC, output.values_LBRSC, verdict.failed_B
@@ -157,7 +167,7 @@ class Speculative:
         drafter = state.drafter
         state, kept_B = emit(
             state,
-            verdict.emitted_BH(draft.tokens_BG),
+            verdict.emitted_BH(block_BK[:, 1:]),
             verdict.num_accepted_B + 1,
             verdict.failed_B,
             rules=self.rules,
@@ -178,14 +188,21 @@ class Speculative:
         )
 
     def target_pass(
-        self, params: Any, block_BK: jax.Array, cache: KVCache
+        self, params: Any, block_BK: jax.Array, cache: KVCache, **layout: jax.Array
     ) -> tuple[TransformerOutput, jax.Array]:
-        """The target over a block behind the cache; what it returns and its logits [B, K, V]."""
+        """The target over a block behind the cache; what it returns and its logits [B, K, V].
+
+        `layout`: positions and mask of a block that is not a chain (see `Transformer`).
+        """
         target_params = {"params": params["target"]}
         # An id that no distribution gave (INVALID) must not index the embedding from its end; the
         # verdict on its row is a failure in any case.
         output = self.model.apply(
-            target_params, jnp.maximum(block_BK, 0), cache=cache, capture=self.proposer.capture
+            target_params,
+            jnp.maximum(block_BK, 0),
+            cache=cache,
+            capture=self.proposer.capture,
+            **layout,
         )
         logits_BKV = self.model.apply(target_params, output.hidden_BSD, method="logits")
         return output, suppress(logits_BKV, self.rules.suppressed_ids)

@@ -15,7 +15,7 @@ E captured features.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,14 @@ class Proposer(Protocol):
         """State after the first `count_B` tokens of the block [anchor, draft] were kept."""
 
 
+@runtime_checkable
+class MarginalProposer(Proposer, Protocol):
+    """A drafter that gives the distribution of every slot at once, as trees of drafts need it."""
+
+    def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
+        """Logits of the G slots behind the anchor, [B, G, V]."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DFlashProposer:
     """Drafts a block from one pass of a `DFlash` drafter over its cached context.
@@ -152,7 +160,17 @@ class DFlashProposer:
         anchor_B: jax.Array,
         keys_B: jax.Array,
     ) -> Draft:
-        """One pass over [anchor, MASK x G]; the target's head reads slots 1..G."""
+        """A token for each slot from its marginal."""
+        logits_BGV = self.marginal_logits(params, state, anchor_B)
+        if self.sampling.greedy:
+            return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
+        # What is drawn and what the verifier is told are one array: any difference between the two
+        # (a dtype, a temperature) would bias the output.
+        probs_BGV = self.sampling.probabilities(logits_BGV)
+        return Draft(jax.vmap(self.sampling.sample)(keys_B, probs_BGV), probs_BGV)
+
+    def marginal_logits(self, params: Any, state: KVCache, anchor_B: jax.Array) -> jax.Array:
+        """One pass over [anchor, MASK x G]; the target's head reads slots 1..G: [B, G, V]."""
         slots, batch = self.block_size, anchor_B.shape[0]
         target_params = {"params": params["target"]}
         mask_id = self.drafter.config.mask_token_id
@@ -169,13 +187,7 @@ class DFlashProposer:
             state.committed_BT()[:, None],
         )
         logits_BGV = self.target.apply(target_params, hidden_B1KD[:, 0, 1:], method="logits")
-        logits_BGV = suppress(logits_BGV, self.suppressed_ids)
-        if self.sampling.greedy:
-            return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
-        # What is drawn and what the verifier is told are one array: any difference between the two
-        # (a dtype, a temperature) would bias the output.
-        probs_BGV = self.sampling.probabilities(logits_BGV)
-        return Draft(jax.vmap(self.sampling.sample)(keys_B, probs_BGV), probs_BGV)
+        return suppress(logits_BGV, self.suppressed_ids)
 
     def commit(
         self,

@@ -189,6 +189,7 @@ class Transformer(nn.Module):
         segments_BS: jax.Array | None = None,
         cache: KVCache | None = None,
         capture: tuple[int, ...] = (),
+        mask_BSS: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass.
 
@@ -198,6 +199,8 @@ class Transformer(nn.Module):
           segments_BS: document of each token; tokens see only their own document.
           cache: committed keys and values, which every token sees; it is read, not changed.
           capture: layers whose outputs are returned (id = output of block id, rising).
+          mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
+            drafts sets it together with `positions_BS`.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -212,7 +215,8 @@ class Transformer(nn.Module):
         frequencies = rope.inverse_frequencies(
             cfg.head_dim, theta=cfg.rope_theta, scaling=cfg.rope_scaling
         )
-        mask_BSS = (order[:, None] >= order)[None]
+        if mask_BSS is None:
+            mask_BSS = (order[:, None] >= order)[None]
         if segments_BS is not None:
             mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
         own_mask = repeat_rows(mask_BSS, cfg.num_heads // cfg.num_kv_heads)

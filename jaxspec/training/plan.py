@@ -157,6 +157,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
             f"The step does not fit into the memory of {mesh.devices.flat[0].device_kind}: {first}"
         ) from error
     memory = compiled.memory_analysis()
+    assert memory is not None, "this backend does not tell what a program needs"
     return Plan(
         device_kind=mesh.devices.flat[0].device_kind,
         devices=mesh.devices.size,

@@ -5,14 +5,17 @@ from jaxspec.verify.chains import ChainVerdict, verify_chains
 from jaxspec.verify.greedy import verify_greedy
 from jaxspec.verify.point_mass import verify_point_mass
 from jaxspec.verify.token import verify_token
+from jaxspec.verify.tree import TreeVerdict, verify_tree
 from jaxspec.verify.verdict import Verdict
 
 __all__ = [
     "ChainVerdict",
+    "TreeVerdict",
     "Verdict",
     "verify_block",
     "verify_chains",
     "verify_greedy",
     "verify_point_mass",
     "verify_token",
+    "verify_tree",
 ]

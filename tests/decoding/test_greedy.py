@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative
 from jaxspec.decoding.generate import read_responses
 from jaxspec.decoding.state import first_state
 from jaxspec.models.cache import KVCache
@@ -32,7 +32,7 @@ def unruly(prompt):
     return tiny.slow_greedy(prompt, rules=DecodeRules(24))
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["autoregressive", "speculative"])
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["autoregressive", "speculative", "tree"])
 def test_outputs_equal_the_loop_in_python(references, number):
     strategy, params = tiny.strategies()[number]
     responses = tiny.decode(strategy, params)
@@ -47,7 +47,7 @@ def test_outputs_equal_the_loop_in_python(references, number):
 
 
 def test_a_row_does_not_depend_on_its_neighbours(references):
-    _, (strategy, params) = tiny.strategies()
+    _, (strategy, params), _ = tiny.strategies()
     chosen = [1, 4, 0]
     prompts, ids = [tiny.PROMPTS[row] for row in chosen], [tiny.IDS[row] for row in chosen]
     together = tiny.decode(strategy, params, prompts, ids)
@@ -87,6 +87,28 @@ def test_a_perfect_draft_fills_every_block(references):
     assert int(state.step) == 5
 
 
+def test_a_tree_finds_the_right_one_of_two_choices(references):
+    """Each slot's first choice is wrong at random; all 30 paths of two choices fit the budget."""
+    right = padded(references)
+    rng = np.random.default_rng(0)
+    swap = rng.random(right.shape) < 0.5
+    other = (right + rng.integers(1, 60, right.shape)) % 60
+    both_choices = np.stack([np.where(swap, other, right), np.where(swap, right, other)])
+    model, params = tiny.target()
+    prompts, capacity = tiny.batch()
+    both = {"target": params, "drafter": jnp.asarray(both_choices, jnp.int32)}
+    found = {}
+    for num_nodes in (30, 4):
+        strategy = TreeSpeculative(model, tiny.ScriptedMarginals(), tiny.RULES, num_nodes=num_nodes)
+        state = strategy.run(both, strategy.start(both, prompts, capacity=capacity), prompts.keys_B)
+        responses = read_responses(state, ids=tiny.IDS, rules=tiny.RULES)
+        assert [response.tokens for response in responses] == references
+        found[num_nodes] = [response.kept for response in responses]
+    assert found[30] == [(5, 5, 2), (5, 5, 5, 5, 3), (), (5, 2), (5, 5, 5, 5, 3)]
+    # Fewer nodes hold fewer of the paths.
+    assert sum(map(len, found[4])) > sum(map(len, found[30]))
+
+
 def test_rounds_with_errors_are_counted_as_by_hand(references):
     """Every row errs at places of its own."""
     right = padded(references)
@@ -111,7 +133,7 @@ def test_rounds_with_errors_are_counted_as_by_hand(references):
 
 
 def test_drafts_hold_no_suppressed_token():
-    _, (strategy, params) = tiny.strategies()
+    _, (strategy, params), _ = tiny.strategies()
     prompts, capacity = tiny.batch()
     state = strategy.start(params, prompts, capacity=capacity)
     # More than half of the vocabulary: a random drafter would hardly avoid it by chance.
@@ -144,9 +166,8 @@ def test_a_single_new_token_comes_from_the_prefill():
 
 
 def test_strategies_of_one_shape_are_equal():
-    (plain, _), (fast, _) = tiny.strategies()
-    (plain_again, _), (fast_again, _) = tiny.strategies()
-    assert plain == plain_again
-    assert fast == fast_again
-    assert hash(fast) == hash(fast_again)
+    for (strategy, _), (again, _) in zip(tiny.strategies(), tiny.strategies(), strict=True):
+        assert strategy == again
+        assert hash(strategy) == hash(again)
+    plain = tiny.strategies()[0][0]
     assert plain != Autoregressive(plain.model, DecodeRules(25))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.state import Prompts
 from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
@@ -105,11 +105,13 @@ def tokens_of(state):
 def speculative(target, verifier, *, power=1.0):
     model, params = target
     base, drafter_params = tiny.dflash(model)
-    sampling = GREEDY if verifier == "point_mass" else TEMPERATURE
+    sampling = GREEDY if verifier in ("point_mass", "tree") else TEMPERATURE
     proposer = Misstated(model, base.drafter, block_size=3, sampling=sampling)
     # A drafter that is far from the target, and far from uniform.
     drafter_params = tiny.scaled(drafter_params, 2.0)
     both = {"target": params, "drafter": drafter_params, "power": jnp.float32(power)}
+    if verifier == "tree":
+        return TreeSpeculative(model, proposer, RULES, verifier, TEMPERATURE, num_nodes=6), both
     return Speculative(model, proposer, RULES, verifier, TEMPERATURE), both
 
 
@@ -128,7 +130,7 @@ def test_autoregressive_has_the_targets_law(target, law):
     laws.assert_same_law(tokens_of(decode(strategy, params, keys(seed=0))), law)
 
 
-@pytest.mark.parametrize("verifier", ["token", "block", "point_mass"])
+@pytest.mark.parametrize("verifier", ["token", "block", "point_mass", "tree"])
 def test_speculative_has_the_targets_law(target, law, verifier):
     strategy, params = speculative(target, verifier)
     state = decode(strategy, params, keys(seed=1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import DrafterConfig, TransformerConfig
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative, generate
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
@@ -97,17 +97,33 @@ class Scripted:
         return state + count_B
 
 
+@dataclasses.dataclass(frozen=True)
+class ScriptedMarginals(Scripted):
+    """Two choices for every slot: two scripts under "drafter", the likelier first."""
+
+    def marginal_logits(self, params, state, anchor_B):
+        first, second = (
+            self.propose({"drafter": script_BT}, state, anchor_B, None).tokens_BG
+            for script_BT in params["drafter"]
+        )
+        return 9.0 * jax.nn.one_hot(first, VOCABULARY) + 8.5 * jax.nn.one_hot(second, VOCABULARY)
+
+
 RULES = DecodeRules(24, stop_ids=(57, 21, 2), suppressed_ids=(MASK_ID, 43))
 """Chosen so that PROMPTS end after 13, 24 (the limit), 1, 8 and 24 (a stop token) tokens."""
 LENGTHS = (13, 24, 1, 8, 24)
 
 
 def strategies(*, unroll_layers=False, **changes):
-    """((autoregressive, params), (speculative, params)) of one random target and drafter."""
+    """(strategy, params) of autoregressive, speculative and tree; one random target and drafter."""
     model, params = target(dataclasses.replace(ARCHITECTURE, unroll_layers=unroll_layers))
     proposer, drafter_params = dflash(model, suppressed_ids=RULES.suppressed_ids, **changes)
     both = {"target": params, "drafter": drafter_params}
-    return (Autoregressive(model, RULES), params), (Speculative(model, proposer, RULES), both)
+    return (
+        (Autoregressive(model, RULES), params),
+        (Speculative(model, proposer, RULES), both),
+        (TreeSpeculative(model, proposer, RULES, num_nodes=12), both),
+    )
 
 
 def decode(strategy, params, prompts=PROMPTS, ids=IDS, **settings):

@@ -1,0 +1,135 @@
+"""Verification of a tree of drafted tokens that was chosen, not sampled.
+
+Dimension key: B batch, N nodes, R = N + 1 verified rows (row 0 follows the anchor, row n + 1
+follows node n), D depth of the tree, V vocabulary.
+
+>>> verdict = verify_tree(key, tokens, parents, target_probs, depth=7)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.ops.sampling import INVALID, at_least_float32, sample_index
+from jaxspec.verify.rows import is_float
+
+
+@struct.dataclass
+class TreeVerdict:
+    """A round emits the tokens of the accepted nodes and then `next_token`; -1 in failed rows."""
+
+    num_accepted_B: jax.Array
+    """int32 [B], 0..D nodes kept."""
+    path_BD: jax.Array
+    """int32 [B, D], the kept nodes from the root on, as rows (n + 1 is node n); 0 behind them."""
+    next_token_B: jax.Array
+    """int32 [B]."""
+
+    @property
+    def failed_B(self) -> jax.Array:
+        """True [B] where the row could not be judged (see `Verdict`)."""
+        return self.num_accepted_B < 0
+
+
+def verify_tree(
+    key: jax.Array,
+    tokens_BN: jax.Array,
+    parents_BN: jax.Array,
+    target_probs_BRV: jax.Array,
+    *,
+    depth: int,
+) -> TreeVerdict:
+    """Walks down the tree by tokens drawn from the target.
+
+    At each node a token is drawn from the target's distribution there; if a child holds it, the
+    walk goes on from that child, otherwise the token is the round's last. All tokens are the
+    target's own draws, so the output has its distribution for every tree, however it was chosen.
+    It accepts what repeated rejection of the children as point masses accepts: the probability
+    that the children of a node have together.
+
+    Limiting cases: a chain is `verify_point_mass`; one-hot rows walk along the target's argmax.
+
+    Args:
+      key: a typed key.
+      tokens_BN: integer ids [B, N]; nodes that hold -1 are empty.
+      parents_BN: integers [B, N], the row each node hangs on: 0 the anchor, n + 1 node n.
+      target_probs_BRV: p, [B, N + 1, V], floats of any width, computed in float32 at least. Rows
+        are scaled to sum to one.
+      depth: D, the longest path of any row's tree.
+
+    Returns:
+      `TreeVerdict`. Failed (-1) where a row that the walk came by has a NaN, an infinite or a
+      negative value, or is all zeros.
+
+    Raises:
+      ValueError: shapes or types that do not fit together.
+    """
+    keys = jax.random.split(key, depth + 1)
+    return walk_tree(
+        tokens_BN,
+        parents_BN,
+        target_probs_BRV,
+        draw=lambda step, p_BV: sample_index(keys[step], p_BV),
+        depth=depth,
+    )
+
+
+def walk_tree(
+    tokens_BN: jax.Array,
+    parents_BN: jax.Array,
+    target_probs_BRV: jax.Array,
+    *,
+    draw: Callable[[int, jax.Array], jax.Array],
+    depth: int,
+) -> TreeVerdict:
+    """`verify_tree` with the draws given: draw(step, p_BV) -> token [B], -1 where p is none."""
+    tokens_BN, parents_BN = jnp.asarray(tokens_BN), jnp.asarray(parents_BN)
+    target_probs_BRV = jnp.asarray(target_probs_BRV)
+    shape = tokens_BN.shape
+    for name, array in (("tokens_BN", tokens_BN), ("parents_BN", parents_BN)):
+        if array.ndim != 2 or array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(
+                f"{name} must hold integers [B, N], the same shape for tokens and parents: got "
+                f"{array.dtype} {array.shape}."
+            )
+    rows_shape = target_probs_BRV.shape
+    if (
+        len(rows_shape) != 3
+        or rows_shape[:2] != (shape[0], shape[1] + 1)
+        or not is_float(target_probs_BRV)
+    ):
+        raise ValueError(
+            f"target_probs_BRV must hold floats [{shape[0]}, {shape[1] + 1}, V], a row for the "
+            f"anchor and one for each node: got {target_probs_BRV.dtype} {rows_shape}."
+        )
+    dtype = at_least_float32(target_probs_BRV.dtype)
+    row_B = jnp.zeros(shape[0], jnp.int32)
+    going_B = jnp.ones(shape[0], bool)
+    valid_B = jnp.ones(shape[0], bool)
+    next_token_B = jnp.zeros(shape[0], jnp.int32)
+    num_accepted_B = jnp.zeros(shape[0], jnp.int32)
+    path = []
+    for step in range(depth + 1):
+        p_B1V = jnp.take_along_axis(target_probs_BRV, row_B[:, None, None], axis=1)
+        token_B = draw(step, p_B1V[:, 0].astype(dtype)).astype(jnp.int32)
+        valid_B &= (token_B != INVALID) | ~going_B
+        next_token_B = jnp.where(going_B, token_B, next_token_B)
+        if step == depth:
+            break
+        # Empty nodes hold INVALID, which no valid draw equals.
+        child_BN = (parents_BN == row_B[:, None]) & (tokens_BN == token_B[:, None])
+        child_BN &= (tokens_BN != INVALID) & going_B[:, None]
+        going_B = child_BN.any(axis=1)
+        row_B = jnp.where(going_B, child_BN.argmax(axis=1).astype(jnp.int32) + 1, row_B)
+        path.append(jnp.where(going_B, row_B, 0))
+        num_accepted_B += going_B
+    path_BD = jnp.stack(path, axis=1) if path else jnp.zeros((shape[0], 0), jnp.int32)
+    return TreeVerdict(
+        jnp.where(valid_B, num_accepted_B, INVALID).astype(jnp.int32),
+        path_BD,
+        jnp.where(valid_B, next_token_B, INVALID),
+    )

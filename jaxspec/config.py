@@ -373,6 +373,9 @@ class EvaluationConfig:
     """0: greedy; above: sampling."""
     verifier: Literal["auto", "greedy", "token", "block", "point_mass"] = "auto"
     """"auto": greedy at temperature 0, token verification with sampled drafts above it."""
+    tree_nodes: int = 0
+    """Decode with the best-first tree of so many nodes instead of one block; 0: no tree. A tree has
+    its own verification, at any temperature: `verifier` stays "auto"."""
     block_size: int = 0
     """Block used in decoding; 0: the drafter's own."""
     max_prompt_tokens: int = 512
@@ -390,6 +393,15 @@ class EvaluationConfig:
             f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
         )
         _require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        _require(
+            self.tree_nodes >= 0,
+            f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",
+        )
+        _require(
+            not self.tree_nodes or self.verifier == "auto",
+            f'A tree has its own verification: leave evaluation.verifier at "auto" with '
+            f"evaluation.tree_nodes {self.tree_nodes}, got {self.verifier!r}.",
+        )
         _require(
             self.max_new_tokens >= 1,
             f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",

@@ -98,6 +98,11 @@ class Speculative:
         """Most tokens of a round."""
         return self.proposer.block_size
 
+    @property
+    def verified_rows(self) -> int:
+        """Tokens that the target reads in a round."""
+        return self.proposer.block_size
+
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills target and drafter, and emits the target's first token: the first anchor."""

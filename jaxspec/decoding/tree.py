@@ -49,6 +49,11 @@ class TreeSpeculative(Speculative):
         if self.num_nodes < 1:
             raise ValueError(f"A draft tree has at least 1 node: got {self.num_nodes}.")
 
+    @property
+    def verified_rows(self) -> int:
+        """The anchor and the nodes."""
+        return self.num_nodes + 1
+
     def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
         assert isinstance(self.proposer, MarginalProposer)
         depth = self.proposer.block_size - 1

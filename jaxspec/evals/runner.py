@@ -27,6 +27,7 @@ from jaxspec.decoding import (
     DecodeRules,
     Response,
     Speculative,
+    TreeSpeculative,
     generate,
 )
 from jaxspec.drafters.protocol import DFlashProposer
@@ -141,6 +142,8 @@ class Evaluation:
     @property
     def verifier(self) -> str:
         """The verifier, with "auto" made definite."""
+        if self.settings.tree_nodes:
+            return "tree"
         if self.settings.verifier != "auto":
             return self.settings.verifier
         return "greedy" if self.sampling.greedy else "token"
@@ -164,7 +167,10 @@ class Evaluation:
             sampling=self.sampling if self.verifier in SAMPLED_RULES else Sampling(0.0),
             suppressed_ids=self.target.suppressed_ids,
         )
-        return Speculative(self.target.model, proposer, self.rules, self.verifier, self.sampling)
+        common = (self.target.model, proposer, self.rules, self.verifier, self.sampling)
+        if self.settings.tree_nodes:
+            return TreeSpeculative(*common, num_nodes=self.settings.tree_nodes)
+        return Speculative(*common)
 
     def reference(self, name: str, examples: Sequence[Example]) -> Reference:
         """A benchmark's prompts, and the target's own answers."""
@@ -238,6 +244,7 @@ class Evaluation:
             "temperature": self.settings.temperature,
             "block_size": strategy.round_tokens,
             "verifier": self.verifier,
+            "tree_nodes": self.settings.tree_nodes,
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.

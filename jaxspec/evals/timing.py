@@ -54,7 +54,7 @@ class Speed:
     autoregressive_step_ms: float
     tau: float
     """Tokens a round emitted on the timed prompts."""
-    block_size: int
+    verified_rows: int
     platform: str
 
     @property
@@ -74,7 +74,7 @@ class Speed:
             f"{self.speedup:.2f}x measured; tau {self.tau:.2f} x step "
             f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = "
             f"{predicted:.2f}x (round: draft {self.draft_ms:.2f} + verification of "
-            f"{self.block_size} rows {self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
+            f"{self.verified_rows} rows {self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
         )
 
 
@@ -88,7 +88,7 @@ def explain(speeds: Sequence[Speed]) -> str:
         raise ValueError("There are no speeds to explain: nothing was timed.")
     ratio = statistics.median(speed.row_ratio for speed in speeds)
     draft = statistics.median(speed.draft_ms / speed.autoregressive_step_ms for speed in speeds)
-    rows = max(speed.block_size for speed in speeds)
+    rows = max(speed.verified_rows for speed in speeds)
     measured = (
         f"Speed-up = tau x autoregressive step / (draft + verification + rest). Here a draft costs "
         f"{draft:.1f} autoregressive steps and verifying {rows} rows costs {ratio:.1f}"
@@ -201,7 +201,7 @@ def measure_speed(
         verify_ms=verify_ms,
         autoregressive_step_ms=1e3 * sum(plain.loop_s) / plain.steps,
         tau=fast.tokens / fast.steps,
-        block_size=speculative.round_tokens,
+        verified_rows=speculative.verified_rows,
         platform=jax.default_backend(),
     )
 
@@ -260,7 +260,7 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: 
 @functools.partial(jax.jit, static_argnums=0)
 def _verify_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
     pieces = strategy.cut(params)
-    shape = (*state.anchor_B.shape, strategy.proposer.block_size)
+    shape = (*state.anchor_B.shape, strategy.verified_rows)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry

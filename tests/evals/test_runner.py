@@ -157,6 +157,8 @@ def test_the_verifier_follows_from_the_temperature(folders):
         ({}, "greedy", False),
         (warm, "token", True),
         ({**warm, "verifier": "block"}, "block", True),
+        ({"tree_nodes": 8}, "tree", False),
+        ({**warm, "tree_nodes": 8}, "tree", False),
         ({**warm, "verifier": "point_mass"}, "point_mass", False),
     ):
         settings = dataclasses.replace(SETTINGS, **changes)

@@ -7,7 +7,8 @@
         --workdir runs/real/uniform runs/real/full
 
 All of them need JAXSPEC_RAW_DATA or a network. The rows between: --loss.focal 0 --loss.chain 0
-(decay), --loss.chain 0 (decay and focal). Hardware: 2 CPU cores.
+(decay), --loss.chain 0 (decay and focal). Hardware: 2 CPU cores; 8 minutes a drafter on one of
+them. What came out: docs/results.md.
 """
 
 from jaxspec.config import (

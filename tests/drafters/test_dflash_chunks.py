@@ -40,10 +40,9 @@ def hidden_and_gradients(config: DrafterConfig) -> tuple[jax.Array, dict]:
     return jax.jit(output)(params), jax.jit(jax.grad(lambda p: (output(p) * weights).sum()))(params)
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_chunks_change_neither_output_nor_gradients(chunk: int) -> None:
+def test_chunks_change_neither_output_nor_gradients() -> None:
     whole, gradients = hidden_and_gradients(CONFIG)
-    parts, part_gradients = hidden_and_gradients(dataclasses.replace(CONFIG, chunk_blocks=chunk))
+    parts, part_gradients = hidden_and_gradients(dataclasses.replace(CONFIG, chunk_blocks=3))
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)) > 0.1
     jax.tree.map(

@@ -21,9 +21,11 @@ import jax.numpy as jnp
 from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import DecodeState, stream_keys
 from jaxspec.drafters.protocol import MarginalProposer
-from jaxspec.drafters.tree import best_first_tree
+from jaxspec.drafters.tree import DraftTree, best_first_tree
 from jaxspec.models.transformer import TransformerOutput
-from jaxspec.verify import Verdict, verify_tree
+from jaxspec.ops.sampling import INVALID, has_finite_maximum
+from jaxspec.verify import TreeVerdict, Verdict, verify_tree
+from jaxspec.verify.tree import walk_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +71,7 @@ class TreeSpeculative(Speculative):
             positions_BS=state.cache.lengths_B[:, None] + depths_BR,
             mask_BSS=tree.ancestors_BRR(depth=depth),
         )
-        probs_BRV = self.sampling.probabilities(logits_BRV)
-        walk = jax.vmap(
-            lambda key, tokens, parents, p: verify_tree(
-                key, tokens[None], parents[None], p[None], depth=depth
-            )
-        )(verify_keys_B, tree.tokens_BN, tree.parents_BN, probs_BRV)
-        walk = jax.tree.map(lambda leaf: leaf[:, 0], walk)
+        walk = self._walk(verify_keys_B, tree, logits_BRV, depth=depth)
 
         # The accepted path as a chain behind the anchor; what follows it is filling.
         path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
@@ -86,6 +82,28 @@ class TreeSpeculative(Speculative):
             jnp.take_along_axis(rows_BR, path_BK, axis=1),
             _rows_of(output, path_BK),
         )
+
+    def _walk(
+        self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array, *, depth: int
+    ) -> TreeVerdict:
+        if self.sampling.greedy:
+            return walk_tree(
+                tree.tokens_BN, tree.parents_BN, logits_BRV, draw=_largest, depth=depth
+            )
+        probs_BRV = self.sampling.probabilities(logits_BRV)
+        # A key for each row: the rule takes one for the batch.
+        walk = jax.vmap(
+            lambda key, tokens, parents, p: verify_tree(
+                key, tokens[None], parents[None], p[None], depth=depth
+            )
+        )(keys_B, tree.tokens_BN, tree.parents_BN, probs_BRV)
+        return jax.tree.map(lambda leaf: leaf[:, 0], walk)
+
+
+def _largest(step: int, logits_BV: jax.Array) -> jax.Array:
+    """The draw of temperature 0, without a distribution."""
+    del step
+    return jnp.where(has_finite_maximum(logits_BV), logits_BV.argmax(axis=-1), INVALID)
 
 
 def _rows_of(output: TransformerOutput, path_BK: jax.Array) -> TransformerOutput:

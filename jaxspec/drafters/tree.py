@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -40,6 +41,17 @@ class DraftTree:
             at_BR = jnp.take_along_axis(parents_BR, at_BR, axis=1)
             seen_BRR |= jax.nn.one_hot(at_BR, nodes + 1, dtype=bool)
         return seen_BRR
+
+
+def _promising(parents: int, choices: int, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a parent and a choice, each numbered by falling probability, that may be kept.
+
+    A pair is not among the best N if N pairs of no larger numbers are at least as likely: only
+    (parent + 1) * (choice + 1) <= N is left, about N log N pairs of N ** 2.
+    """
+    parent_P, choice_P = np.divmod(np.arange(parents * choices), choices)
+    kept = (parent_P + 1) * (choice_P + 1) <= num_nodes
+    return parent_P[kept], choice_P[kept]
 
 
 def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
@@ -71,11 +83,11 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
     levels = []
     first_row = 0  # of the level before, counting the anchor as 0 and then level by level
     for slot in range(slots):
-        grown_BWC = scores_BW[:, :, None] + best_BGC[:, slot, None, :]
-        width = min(num_nodes, grown_BWC.shape[1] * choices)
-        scores_BW, flat_BW = jax.lax.top_k(grown_BWC.reshape(batch, -1), width)
-        parent_BW = flat_BW // choices
-        tokens_BW = jnp.take_along_axis(ids_BGC[:, slot], flat_BW % choices, axis=1)
+        parents_P, choices_P = _promising(scores_BW.shape[1], choices, num_nodes)
+        grown_BP = scores_BW[:, parents_P] + best_BGC[:, slot, choices_P]
+        scores_BW, pair_BW = jax.lax.top_k(grown_BP, min(num_nodes, len(parents_P)))
+        parent_BW = jnp.asarray(parents_P)[pair_BW]
+        tokens_BW = jnp.take_along_axis(ids_BGC[:, slot], jnp.asarray(choices_P)[pair_BW], axis=1)
         levels.append((scores_BW, tokens_BW, parent_BW + first_row))
         first_row += 1 if slot == 0 else levels[-2][0].shape[1]
     scores, tokens, parents = (

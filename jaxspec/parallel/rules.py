@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxspec.config import RunConfig
 from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -79,3 +80,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts the batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
+    """Raises ValueError unless the batch splits evenly over devices and accumulated parts."""
+    devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
+    if config.data.batch_size % (devices * accumulated):
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}, which must be a multiple of "
+            f"{devices * accumulated} ({devices} devices x {accumulated} accumulated parts)."
+        )

@@ -22,7 +22,7 @@ from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, batch_parts, batch_sharding, replicated
+from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size, replicated
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import provenance, write_json
 from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
@@ -52,12 +52,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
     # 1. Processes and mesh.
     initialise_processes()
     mesh = make_mesh(config.mesh)
-    parts = batch_parts(mesh) * settings.gradient_accumulation
-    if config.data.batch_size % parts:
-        raise ValueError(
-            f"data.batch_size is {config.data.batch_size}, which must be a multiple of {parts} "
-            f"({batch_parts(mesh)} devices x {settings.gradient_accumulation} accumulated parts)."
-        )
+    check_batch_size(config, mesh)
 
     # 2. Data, tokenizer, frozen target, model: everything that can be wrong is looked at here.
     workdir = Path(workdir)

@@ -26,7 +26,13 @@ from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.losses import LossWeights
 from jaxspec.models.transformer import Transformer
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules, batch_parts, batch_sharding, replicated
+from jaxspec.parallel.rules import (
+    Rules,
+    batch_parts,
+    batch_sharding,
+    check_batch_size,
+    replicated,
+)
 from jaxspec.parallel.step import spread
 from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
@@ -107,13 +113,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
         does not fit into their memory.
     """
     mesh = make_mesh(config.mesh, devices=devices)
-    parts = batch_parts(mesh) * config.training.gradient_accumulation
-    if config.data.batch_size % parts:
-        raise ValueError(
-            f"data.batch_size is {config.data.batch_size}, which must be a multiple of {parts} "
-            f"({batch_parts(mesh)} devices x {config.training.gradient_accumulation} accumulated "
-            "parts)."
-        )
+    check_batch_size(config, mesh)
     objective, init, frozen = _abstract(config)
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
     state = jax.eval_shape(lambda: TrainState.create(init(jax.random.key(0)), transform))

@@ -208,7 +208,7 @@ def _recursive(offer: Offer, *, replacement: bool = True) -> Outcome:
     for chain in range(offer.tokens_BK.shape[1]):
         token_B1 = offer.tokens_BK[:, chain : chain + 1]
         asked_B = offer.offered_BK[:, chain] & open_B
-        ratio_B = capped_ratio(_pick(rest_BV, token_B1), _pick(q_BV, token_B1))
+        ratio_B = capped_ratio(_pick(rest_BV, token_B1), _pick(q_BV, token_B1))[:, 0]
         head_B = jnp.where(asked_B, ratio_B, 0)
         taken_B = asked_B & (offer.uniforms_BK[:, chain] < head_B)
         heads.append(head_B)
@@ -245,20 +245,16 @@ def _k_seq(offer: Offer) -> Outcome:
     # The upper end: there the chains' chance is at most what the residual can give back.
     _, rho_B = jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)
     one_B, any_B = chance(rho_B)
-    open_B = jnp.ones(len(p_BV), bool)
-    heads, taken = [], []
-    for chain in range(offer.tokens_BK.shape[1]):
-        token_B1 = offer.tokens_BK[:, chain : chain + 1]
-        asked_B = offer.offered_BK[:, chain] & open_B
-        ratio_B = capped_ratio(_pick(p_BV, token_B1), rho_B * _pick(q_BV, token_B1))
-        head_B = jnp.where(asked_B, ratio_B, 0)
-        taken_B = asked_B & (offer.uniforms_BK[:, chain] < head_B)
-        heads.append(head_B)
-        taken.append(taken_B)
-        open_B &= ~taken_B
+    # The chances do not depend on earlier rejections: all are judged at once, the first is taken.
+    ratio_BK = capped_ratio(
+        _pick(p_BV, offer.tokens_BK), rho_B[:, None] * _pick(q_BV, offer.tokens_BK)
+    )
+    passed_BK = offer.offered_BK & (offer.uniforms_BK < ratio_BK)
+    asked_BK = offer.offered_BK & (jnp.cumsum(passed_BK, axis=1) - passed_BK == 0)
     scale_B = jnp.where(one_B > 0, any_B / jnp.where(one_B > 0, one_B, 1), 0)
     covered_BV = jnp.minimum(q_BV, p_BV / rho_B[:, None]) * scale_B[:, None]
-    return jnp.stack(heads, axis=1), jnp.stack(taken, axis=1), jnp.maximum(p_BV - covered_BV, 0)
+    heads_BK = jnp.where(asked_BK, ratio_BK, 0)
+    return heads_BK, passed_BK & asked_BK, jnp.maximum(p_BV - covered_BV, 0)
 
 
 _OFFERS: dict[str, Callable[[Offer], Outcome]] = {
@@ -268,8 +264,8 @@ _OFFERS: dict[str, Callable[[Offer], Outcome]] = {
 }
 
 
-def _pick(rows_BV: jax.Array, token_B1: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(rows_BV, token_B1, axis=1, mode="fill", fill_value=0)[:, 0]
+def _pick(rows_BV: jax.Array, tokens_BK: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(rows_BV, tokens_BK, axis=1, mode="fill", fill_value=0)
 
 
 def _normalised(weights_BV: jax.Array, otherwise_BV: jax.Array) -> jax.Array:

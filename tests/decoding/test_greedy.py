@@ -10,6 +10,7 @@ import pytest
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative
 from jaxspec.decoding.generate import read_responses
 from jaxspec.decoding.state import first_state
+from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.cache import KVCache
 from tests.decoding import tiny
 
@@ -85,6 +86,13 @@ def test_a_perfect_draft_fills_every_block(references):
         assert all(count == 4 for count in response.verified[:-1])
         assert response.accepted == tuple(min(count, 4) for count in response.kept)
     assert int(state.step) == 5
+
+
+def test_prompt_lookup_is_exact(references):
+    model, params = tiny.target()
+    strategy = Speculative(model, NGramProposer(tiny.BLOCK_SIZE), tiny.RULES)
+    responses = tiny.decode(strategy, {"target": params, "drafter": {}})
+    assert [response.tokens for response in responses] == references
 
 
 def test_a_tree_finds_the_right_one_of_two_choices(references):

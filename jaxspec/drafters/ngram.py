@@ -1,0 +1,105 @@
+"""Prompt look-up: drafts what followed the same few tokens earlier in the text.
+
+No model at all, so every comparison needs it: whatever a trained drafter gains over it is more than
+repetition. (Saxena 2023, "Prompt Lookup Decoding".)
+
+Dimension key: B batch rows, S prompt tokens, T positions, K block slots, G = K - 1 drafted slots.
+
+>>> proposer = NGramProposer(block_size=8)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.drafters.protocol import GREEDY, Draft
+from jaxspec.ops.sampling import Sampling
+
+
+@struct.dataclass
+class NGramState:
+    """The text so far, without the anchor."""
+
+    tokens_BT: jax.Array
+    lengths_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class NGramProposer:
+    """Looks for the latest earlier place with the longest match of the text's end.
+
+    Deterministic: its drafts go with the greedy and the point-mass rule. Parameters under "drafter"
+    are not looked at.
+    """
+
+    block_size: int
+    """K: the anchor and what is drafted behind it."""
+    longest: int = 3
+    """Tokens of the longest match that counts; longer ones are worth no more."""
+    capture: tuple[int, ...] = ()
+    unroll_layers: bool = False
+    sampling: Sampling = GREEDY
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> NGramState:
+        """The prompt, with room for `capacity` positions."""
+        del params, features_BSE
+        padding = ((0, 0), (0, capacity - tokens_BS.shape[1]))
+        return NGramState(jnp.pad(tokens_BS, padding), lengths_B)
+
+    def propose(
+        self, params: Any, state: NGramState, anchor_B: jax.Array, keys_B: jax.Array
+    ) -> Draft:
+        """What stood behind the best match; without any, the anchor again and again."""
+        del params, keys_B
+        capacity = state.tokens_BT.shape[1]
+        text_BT = jax.vmap(lambda row, at, token: row.at[at].set(token, mode="drop"))(
+            state.tokens_BT, state.lengths_B, anchor_B
+        )
+        end_B1 = state.lengths_B[:, None]
+        place_T = jnp.arange(capacity)
+        # How many tokens before and with place t equal the text's last ones.
+        matched_BT = jnp.zeros(text_BT.shape, jnp.int32)
+        still_BT = place_T < end_B1
+        for back in range(self.longest):
+            ours_B1 = jnp.take_along_axis(text_BT, jnp.maximum(end_B1 - back, 0), axis=1)
+            theirs_BT = jnp.roll(text_BT, back, axis=1)
+            still_BT &= (theirs_BT == ours_B1) & (place_T >= back) & (end_B1 >= back)
+            matched_BT += still_BT
+        # The longest match, and of equal ones the latest.
+        best_B = (matched_BT * capacity + place_T).argmax(axis=1)
+        found_B1 = jnp.take_along_axis(matched_BT, best_B[:, None], axis=1) > 0
+        index_BG = best_B[:, None] + 1 + jnp.arange(self.block_size - 1)
+        # A match near the end runs on into what it drafts: the text repeats from there.
+        period_B1 = jnp.maximum(end_B1 - best_B[:, None], 1)
+        over_BG = jnp.maximum(index_BG - end_B1, 0)
+        index_BG = jnp.where(over_BG > 0, best_B[:, None] + 1 + (over_BG - 1) % period_B1, index_BG)
+        copied_BG = jnp.take_along_axis(text_BT, jnp.minimum(index_BG, capacity - 1), axis=1)
+        return Draft(jnp.where(found_B1, copied_BG, anchor_B[:, None]).astype(jnp.int32), None)
+
+    def commit(
+        self,
+        params: Any,
+        state: NGramState,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> NGramState:
+        """Appends the block, of which the first `count_B` tokens count."""
+        del params, features_BKE
+        tokens_BT = jax.vmap(
+            lambda row, new, at: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (at,))
+        )(state.tokens_BT, tokens_BK, state.lengths_B)
+        return NGramState(tokens_BT, state.lengths_B + count_B)

@@ -1,0 +1,48 @@
+"""A one-layer autoregressive drafter for the shipped target: ordinary speculative decoding.
+
+    python train.py --config configs/embedded_autoregressive.py --workdir runs/autoregressive
+    python eval.py --config configs/quickstart.py --workdir runs/autoregressive runs/full \\
+        --drafters dflash,autoregressive,ngram,none --output runs/drafters.json
+
+It is a language model of its own, which shares the target's tokenizer and reads nothing else of it.
+Hardware: 2 CPU cores.
+"""
+
+from jaxspec.config import (
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
+
+ARCHITECTURE = TransformerConfig(
+    vocab_size=1024,
+    hidden_size=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=32,
+    intermediate_size=192,
+    max_position_embeddings=1024,
+    unroll_layers=True,
+)
+
+
+def get_config() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        name="embedded_autoregressive",
+        target=TargetConfig(path="", architecture=ARCHITECTURE),
+        data=DataConfig(
+            sources=("embedded",),
+            tokenizer="embedded",
+            sequence_length=256,
+            batch_size=16,
+            loss_on="all",
+            embedded_examples=20_000,
+        ),
+        optimizer=OptimizerConfig(learning_rate=6e-3, warmup_fraction=0.02, weight_decay=0.01),
+        training=TrainingConfig(task="target", steps=1500, log_every=20, checkpoint_every=500),
+    )

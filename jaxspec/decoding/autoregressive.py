@@ -3,7 +3,7 @@
 Dimension key: B batch rows, S prompt tokens, V vocabulary.
 
 >>> strategy = Autoregressive(model, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
->>> state = strategy.run(params, strategy.start(params, prompts, capacity=192), prompts.keys_B)
+>>> state = strategy.run(params, strategy.start(params, prompts, capacity=192))
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import (
+    NO_LIMIT,
     DecodeRules,
     DecodeState,
     Prompts,
     emit,
     first_state,
+    loop,
     prefill,
     stream_keys,
-    write_after_pass,
 )
 from jaxspec.drafters.protocol import GREEDY
 from jaxspec.models.transformer import Transformer
@@ -60,20 +61,26 @@ class Autoregressive:
         cache, hidden_BD, _ = prefill(self.model, params, prompts, capacity=capacity, capture=())
         logits_BV = self.model.apply({"params": params}, hidden_BD, method="logits")
         logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-        (first_keys_B,) = stream_keys(prompts.keys_B, 0, "token")
+        (first_keys_B,) = stream_keys(prompts.keys_B, jnp.zeros_like(prompts.lengths_B), "token")
         return first_state(
             cache,
             None,
             *choose(logits_BV, first_keys_B, sampling=self.sampling),
-            prompts.active_B,
+            prompts,
             rules=self.rules,
             round_tokens=self.round_tokens,
-            record_rounds=False,
         )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-    def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
-        """Decodes until every row has ended; nothing returns to the host before."""
+    def run(
+        self,
+        params: Any,
+        state: DecodeState,
+        *,
+        leave_on_end: jax.Array | bool = False,
+        max_rounds: jax.Array | int = NO_LIMIT,
+    ) -> DecodeState:
+        """Decodes until the end (see `jaxspec.decoding.state.loop`), without the host."""
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
 
         def step(state: DecodeState) -> DecodeState:
@@ -81,12 +88,14 @@ class Autoregressive:
             output = self.model.apply(variables, state.anchor_B[:, None], cache=state.cache)
             logits_BV = self.model.apply(variables, output.hidden_BSD[:, 0], method="logits")
             logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-            (step_keys_B,) = stream_keys(keys_B, state.step + 1, "token")
+            (step_keys_B,) = stream_keys(state.keys_B, state.rounds_B + 1, "token")
             next_B, failed_B = choose(logits_BV, step_keys_B, sampling=self.sampling)
-            cache = write_after_pass(state.cache, output.keys_LBRSC, output.values_LBRSC, failed_B)
+            cache = state.cache.write_after(
+                output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B
+            )
             state, kept_B = emit(
                 state, next_B[:, None], jnp.ones_like(next_B), failed_B, rules=self.rules
             )
             return dataclasses.replace(state, cache=cache.advance(kept_B))
 
-        return jax.lax.while_loop(lambda state: state.active_B.any(), step, state)
+        return loop(step, state, leave_on_end=leave_on_end, max_rounds=max_rounds)

@@ -1,7 +1,8 @@
-"""Decoding a list of prompts: buckets, batches, errors that name the prompt.
+"""Decoding a list of prompts: buckets, rows that are refilled, errors that name the prompt.
 
-Prompts are right-padded to a few lengths, so that few programs are compiled, and batches are filled
-up with rows that are never active.
+Prompts are right-padded to a few lengths, so that few programs are compiled. Those of one length
+share a batch: when a row ends, the next prompt takes its place (continuous batching, as in Orca,
+Yu et al. 2022), so the device does not wait for the longest response.
 
 Dimension key: B batch rows, S prompt tokens.
 
@@ -11,6 +12,7 @@ Dimension key: B batch rows, S prompt tokens.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import zlib
@@ -21,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.decoding.rows import insert, read, spread
 from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
 from jaxspec.models.transformer import Transformer
 
@@ -46,8 +49,10 @@ class Strategy(Protocol):
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills."""
 
-    def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
-        """The loop; the state is donated."""
+    def run(
+        self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
+    ) -> DecodeState:
+        """The loop, to its end or until a row has ended; the state is donated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +174,11 @@ def generate(
     """Decodes every prompt.
 
     Args:
-      strategy: `Autoregressive` or `Speculative`.
+      strategy: `Autoregressive`, `Speculative` and so on.
       params: its parameters.
       prompts: token ids.
       ids: a name for each prompt; errors use it, and so does its random stream.
-      batch_size: prompts decoded together.
+      batch_size: rows, that is, prompts decoded together. A prompt's answer does not depend on it.
       seed: of the random streams.
       capacity: slots of the caches; None: as many as each batch needs.
       progress: called with the number of prompts done since the last call.
@@ -188,55 +193,86 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
     responses: dict[int, Response] = {}
-    for chosen in _batches(prompts, batch_size):
-        names = [ids[index] for index in chosen]
-        rows = [prompts[index] for index in chosen]
-        longest = max(map(len, rows))
-        length = bucket_length(longest)
+    for group in _groups(prompts, batch_size):
         slots = capacity or needed_capacity(
-            length, rules=strategy.rules, round_tokens=strategy.round_tokens
+            bucket_length(max(len(prompts[index]) for index in group)),
+            rules=strategy.rules,
+            round_tokens=strategy.round_tokens,
         )
-        batch = pad_prompts(rows, ids=names, length=min(length, slots), rows=batch_size, seed=seed)
-        state = strategy.start(params, batch, capacity=slots)
-        state = strategy.run(params, state, batch.keys_B)
-        decoded = read_responses(state, ids=names, rules=strategy.rules)
-        responses.update(zip(chosen, decoded, strict=True))
-        if progress is not None:
-            progress(len(chosen))
+
+        def prefilled(index: int, slots: int = slots) -> DecodeState:
+            length = min(bucket_length(len(prompts[index])), slots)
+            single = pad_prompts(
+                [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+            )
+            return strategy.start(params, single, capacity=slots)
+
+        served = _serve(strategy, params, group, prefilled, rows=batch_size, ids=ids)
+        for index, response in served:
+            responses[index] = response
+            if progress is not None:
+                progress(1)
     return [responses[index] for index in range(len(prompts))]
 
 
-def _batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Prompts of similar length together: the longest one decides a batch's bucket."""
+def _groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Prompts of one bucket together, longest first: the longest decides how large caches are.
+
+    A group that would not fill the batch takes in the next shorter prompts.
+    """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        bucket = bucket_length(len(prompts[order[0]]))
+        same = sum(bucket_length(len(prompts[index])) == bucket for index in order)
+        size = max(same, batch_size)
+        yield order[:size]
+        order = order[size:]
 
 
-def read_responses(state: DecodeState, *, ids: Sequence[str], rules: DecodeRules) -> list[Response]:
-    """Brings a finished state to the host; rows behind `ids` are padding.
+def _serve(
+    strategy: Strategy,
+    params: Any,
+    queue: Sequence[int],
+    prefilled: Callable[[int], DecodeState],
+    *,
+    rows: int,
+    ids: Sequence[str],
+) -> Iterator[tuple[int, Response]]:
+    """Decodes a queue of prompts in a batch whose rows are refilled; answers as they come."""
+    waiting = collections.deque(queue)
+    place: dict[int, int] = {}  # row -> prompt
+    state: DecodeState | None = None
+    while waiting or place:
+        for row in range(rows):
+            if row not in place and waiting:
+                place[row] = waiting.popleft()
+                single = prefilled(place[row])
+                state = spread(single, rows=rows) if state is None else insert(state, single, row)
+        assert state is not None, "a queue that is not empty has filled a row"
+        state = strategy.run(params, state, leave_on_end=bool(waiting))
+        active_B = jax.device_get(state.active_B)
+        for row in [row for row in place if not active_B[row]]:
+            index = place.pop(row)
+            yield index, read_response(state, row, name=ids[index], rules=strategy.rules)
+
+
+def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules) -> Response:
+    """Brings the response of a row that has ended to the host.
 
     Raises:
-      ValueError: names the prompts on which the model gave NaN.
+      ValueError: names the prompt, if the model gave NaN on it.
     """
-    host = jax.device_get(
-        (state.tokens_BT, state.count_B, state.failed_B, state.verified_BR, state.kept_BR)
-    )
-    tokens_BT, count_B, failed_B, verified_BR, kept_BR = host
-    failed = [name for row, name in enumerate(ids) if failed_B[row]]
-    if failed:
+    result = jax.device_get(read(state, row))
+    if result.failed:
         raise ValueError(
-            f"Decoding gave NaN or infinite logits on prompt{'s' if len(failed) > 1 else ''} "
-            f"{', '.join(map(repr, failed))}: check the weights of target and drafter."
+            f"Decoding gave NaN or infinite logits on prompt {name!r}: check the weights of "
+            "target and drafter."
         )
-    responses = []
-    for row, name in enumerate(ids):
-        tokens = tuple(tokens_BT[row, : count_B[row]].tolist())
-        kept: tuple[int, ...] = ()
-        verified: tuple[int, ...] = ()
-        if kept_BR is not None:
-            took_place = kept_BR[row] != NO_ROUND
-            kept = tuple(kept_BR[row][took_place].tolist())
-            verified = tuple(verified_BR[row][took_place].tolist())
-        responses.append(Response(name, tokens, tokens[-1] in rules.stop_ids, kept, verified))
-    return responses
+    tokens = tuple(result.tokens_T[: result.count].tolist())
+    kept: tuple[int, ...] = ()
+    verified: tuple[int, ...] = ()
+    if result.kept_R is not None:
+        took_place = result.kept_R != NO_ROUND
+        kept = tuple(result.kept_R[took_place].tolist())
+        verified = tuple(result.verified_R[took_place].tolist())
+    return Response(name, tokens, tokens[-1] in rules.stop_ids, kept, verified)

@@ -9,7 +9,7 @@ slots, V vocabulary, R rounds.
 
 >>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
 >>> state = strategy.start(params, prompts, capacity=192)
->>> state = strategy.run(params, state, prompts.keys_B)
+>>> state = strategy.run(params, state)
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ import jax.numpy as jnp
 from jaxspec.decoding.autoregressive import choose
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import (
+    NO_LIMIT,
     NO_ROUND,
     DecodeRules,
     DecodeState,
     Prompts,
     emit,
     first_state,
+    loop,
     prefill,
     stream_keys,
-    write_after_pass,
 )
 from jaxspec.drafters.protocol import GREEDY, Draft, Proposer
 from jaxspec.models.cache import KVCache
@@ -77,7 +78,8 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
 class Speculative:
     """Draft and verify. Parameters: ``{"target": ..., "drafter": ...}``.
 
-    Parameters are arguments of the compiled loop: drafters of one shape share one program.
+    Parameters are arguments of the compiled loop: drafters of one shape share one program. With
+    blocks of 1 nothing is drafted; the drafter only takes in what the target says.
 
     Raises:
       ValueError: a verifier that does not fit the temperature or the drafts.
@@ -118,25 +120,33 @@ class Speculative:
         )
         logits_BV = self.model.apply({"params": params["target"]}, hidden_BD, method="logits")
         logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
-        (first_keys_B,) = stream_keys(prompts.keys_B, 0, "token")
+        (first_keys_B,) = stream_keys(prompts.keys_B, jnp.zeros_like(prompts.lengths_B), "token")
         return first_state(
             cache,
             drafter,
             *choose(logits_BV, first_keys_B, sampling=self.sampling),
-            prompts.active_B,
+            prompts,
             rules=self.rules,
             round_tokens=self.round_tokens,
-            record_rounds=True,
+            drafted_nodes=max(1, self.verified_rows - 1),
         )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-    def run(self, params: Any, state: DecodeState, keys_B: jax.Array) -> DecodeState:
-        """Decodes until every row has ended; nothing returns to the host before."""
+    def run(
+        self,
+        params: Any,
+        state: DecodeState,
+        *,
+        leave_on_end: jax.Array | bool = False,
+        max_rounds: jax.Array | int = NO_LIMIT,
+    ) -> DecodeState:
+        """Decodes until the end (see `jaxspec.decoding.state.loop`), without the host."""
         pieces = self.cut(params)
-        return jax.lax.while_loop(
-            lambda state: state.active_B.any(),
-            lambda state: self._round(stack_layers(pieces), keys_B, state),
+        return loop(
+            lambda state: self._round(stack_layers(pieces), state),
             state,
+            leave_on_end=leave_on_end,
+            max_rounds=max_rounds,
         )
 
     def cut(self, params: Any) -> Any:
@@ -148,13 +158,17 @@ class Speculative:
         cut = {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
         return {**params, **cut}
 
-    def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
-        draft_keys_B, verify_keys_B = stream_keys(keys_B, state.step + 1, "draft", "verify")
-        draft = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
+    def _round(self, params: Any, state: DecodeState) -> DecodeState:
+        draft_keys_B, verify_keys_B = stream_keys(
+            state.keys_B, state.rounds_B + 1, "draft", "verify"
+        )
+        draft, drafter = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
+        state = dataclasses.replace(state, drafter=drafter)
         block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
         output, logits_BKV = self.target_pass(params, block_BK, state.cache)
         verdict = self._verify(verify_keys_B, draft, logits_BKV)
-        return self._finish(params, state, verdict, block_BK, output)
+        slots_BG = jnp.broadcast_to(jnp.arange(draft.tokens_BG.shape[1]), draft.tokens_BG.shape)
+        return self._finish(params, state, verdict, block_BK, output, ranks_BG=slots_BG)
 
     def _finish(
         self,
@@ -163,13 +177,17 @@ class Speculative:
         verdict: Verdict,
         block_BK: jax.Array,
         output: TransformerOutput,
+        *,
+        ranks_BG: jax.Array,
     ) -> DecodeState:
-        """Appends what was accepted of a block, and keeps its rows of both caches."""
-        was_active_B, step = state.active_B, state.step
-        cache = write_after_pass(
-            state.cache, output.keys_LBRSC, output.values_LBRSC, verdict.failed_B
+        """Appends what was accepted of a block, and keeps its rows of both caches.
+
+        `ranks_BG`: of the block's drafts (`DecodeState.accepted_at_N`).
+        """
+        before, drafter = state, state.drafter
+        cache = state.cache.write_after(
+            output.keys_LBRSC, output.values_LBRSC, failed_B=verdict.failed_B
         )
-        drafter = state.drafter
         state, kept_B = emit(
             state,
             verdict.emitted_BH(block_BK[:, 1:]),
@@ -177,17 +195,23 @@ class Speculative:
             verdict.failed_B,
             rules=self.rules,
         )
-        ran_B = was_active_B & ~verdict.failed_B
+        ran_B = before.active_B & ~verdict.failed_B
+        rows_B = jnp.arange(ran_B.shape[0])
 
         def record(rounds_BR: jax.Array | None, values_B: jax.Array) -> jax.Array:
             assert rounds_BR is not None, "a speculative state records its rounds"
-            column = jnp.where(ran_B, values_B, NO_ROUND)[:, None]
-            return jax.lax.dynamic_update_slice(rounds_BR, column, (jnp.int32(0), step))
+            values_B = jnp.where(ran_B, values_B, NO_ROUND)
+            # A row that has ended stands behind its last round, maybe behind the last column.
+            return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
+        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        slot_G = jnp.arange(ranks_BG.shape[1])
+        accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
         return dataclasses.replace(
             state,
             cache=cache.advance(kept_B),
             drafter=self.proposer.commit(params, drafter, block_BK, output.features_BSE, kept_B),
+            accepted_at_N=state.accepted_at_N.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),
             kept_BR=record(state.kept_BR, kept_B),
         )

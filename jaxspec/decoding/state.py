@@ -1,20 +1,23 @@
 """What the jitted loops carry, and the rules by which a response ends.
 
 Dimension key: B batch rows, S prompt tokens, K tokens of a round, T slots for emitted tokens,
-R rounds.
+R rounds, N drafted nodes.
 
 The newest token of a row (`anchor_B`) has been emitted but not read by the target yet, so a row's
-cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and step,
-never by batch: what a prompt gets does not depend on who is decoded beside it.
+cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and by the
+row's own rounds, never by batch: what a prompt gets depends neither on who is decoded beside it nor
+on when its row was filled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxspec.models.cache import KVCache
@@ -78,8 +81,16 @@ class DecodeState:
     active_B: jax.Array
     failed_B: jax.Array
     """Rows that met NaN (or another distribution that cannot be sampled)."""
+    keys_B: jax.Array
+    """Each row's random key (`Prompts.keys_B`)."""
+    rounds_B: jax.Array
+    """int32, rounds that the row has taken part in."""
     step: jax.Array
-    """int32 scalar, rounds so far."""
+    """int32 scalar, rounds of the batch so far."""
+    accepted_at_N: jax.Array | None
+    """How often the draft of each rank was accepted, by all rows together. A draft's rank is its
+    slot in a chain and its number in a tree, so a smaller draft would have held those of low rank.
+    None in autoregressive decoding."""
     verified_BR: jax.Array | None
     """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had
     none. None in autoregressive decoding."""
@@ -88,11 +99,12 @@ class DecodeState:
     what lies behind a stop token or the limit."""
 
 
-def stream_keys(keys_B: jax.Array, step: jax.Array | int, *streams: str) -> tuple[jax.Array, ...]:
+def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[jax.Array, ...]:
     """For each named use at a step, one key a row. Step 0 is the prefill, round r is step r + 1."""
-    numbers_U = jnp.array([_STREAMS.index(name) for name in streams]) + len(_STREAMS) * step
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-    keys_BU = fold(keys_B, numbers_U)
+    numbers_U = jnp.array([_STREAMS.index(name) for name in streams])
+    numbers_BU = numbers_U + len(_STREAMS) * step_B[:, None]
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
+    keys_BU = fold(keys_B, numbers_BU)
     return tuple(keys_BU[:, use] for use in range(len(streams)))
 
 
@@ -125,18 +137,22 @@ def first_state(
     drafter: Any,
     first_B: jax.Array,
     failed_B: jax.Array,
-    active_B: jax.Array,
+    prompts: Prompts,
     *,
     rules: DecodeRules,
     round_tokens: int,
-    record_rounds: bool,
+    drafted_nodes: int = 0,
 ) -> DecodeState:
-    """The state before the first round: one token emitted, from the prefill."""
+    """The state before the first round: one token emitted, from the prefill.
+
+    Rounds are recorded where they draft (`drafted_nodes` > 0).
+    """
     batch, limit = first_B.shape[0], rules.max_new_tokens
+    active_B = prompts.active_B
     first_B = jnp.where(failed_B, 0, first_B)
     failed_B = failed_B & active_B
     tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
-    rounds_BR = jnp.full((batch, limit), NO_ROUND, jnp.int32) if record_rounds else None
+    rounds_BR = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
     return DecodeState(
         cache=cache,
         drafter=drafter,
@@ -145,25 +161,13 @@ def first_state(
         anchor_B=first_B,
         active_B=active_B & ~failed_B & ~is_stop(first_B, rules) & (limit > 1),
         failed_B=failed_B,
+        keys_B=prompts.keys_B,
+        rounds_B=jnp.zeros(batch, jnp.int32),
         step=jnp.int32(0),
+        accepted_at_N=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
         verified_BR=rounds_BR,
         kept_BR=rounds_BR,
     )
-
-
-def write_after_pass(
-    cache: KVCache, keys_LBRSC: jax.Array, values_LBRSC: jax.Array, failed_B: jax.Array
-) -> KVCache:
-    """Puts a pass's keys and values behind the committed ones, once the pass is over.
-
-    The place depends on `failed_B`, which is known only when the logits are. Without a dependency
-    of this kind XLA cannot tell that the pass has finished reading when the write begins, and
-    copies the whole cache in every iteration. Rows that failed have ended: one slot further does
-    no harm.
-    """
-    shifted = cache.advance(failed_B.astype(jnp.int32))
-    written = shifted.write(keys_LBRSC, values_LBRSC)
-    return dataclasses.replace(written, lengths_B=cache.lengths_B)
 
 
 def is_stop(tokens: jax.Array, rules: DecodeRules) -> jax.Array:
@@ -192,7 +196,7 @@ def emit(
 
     Returns:
       The state with tokens, counts, anchors and flags of the next round, and kept_B: how many
-      tokens were appended. Caches are the caller's.
+      tokens were appended. Caches and records are the caller's.
     """
     order_K = jnp.arange(tokens_BK.shape[1])
     running_B = state.active_B & ~failed_B
@@ -212,6 +216,31 @@ def emit(
         anchor_B=jnp.where(kept_B > 0, newest_B, state.anchor_B),
         active_B=running_B & ~stopped_B & (kept_B < room_B),
         failed_B=state.failed_B | (state.active_B & failed_B),
+        rounds_B=state.rounds_B + state.active_B,
         step=state.step + 1,
     )
     return state, kept_B
+
+
+NO_LIMIT = np.iinfo(np.int32).max
+
+
+def loop(
+    one_round: Callable[[DecodeState], DecodeState],
+    state: DecodeState,
+    *,
+    leave_on_end: jax.Array | bool,
+    max_rounds: jax.Array | int,
+) -> DecodeState:
+    """Rounds until every row has ended; or one row has, if `leave_on_end`; or `max_rounds` are over.
+
+    Both may be traced: the loop is compiled once.
+    """
+    enough = jnp.where(leave_on_end, state.active_B.sum(), 1)
+    last_step = jnp.minimum(state.step, NO_LIMIT - max_rounds) + max_rounds
+
+    def goes_on(state: DecodeState) -> jax.Array:
+        active = state.active_B.sum()
+        return (active > 0) & (active >= enough) & (state.step < last_step)
+
+    return jax.lax.while_loop(goes_on, one_round, state)

@@ -56,10 +56,10 @@ class TreeSpeculative(Speculative):
         """The anchor and the nodes."""
         return self.num_nodes + 1
 
-    def _round(self, params: Any, keys_B: jax.Array, state: DecodeState) -> DecodeState:
+    def _round(self, params: Any, state: DecodeState) -> DecodeState:
         assert isinstance(self.proposer, MarginalProposer)
         depth = self.proposer.block_size - 1
-        (verify_keys_B,) = stream_keys(keys_B, state.step + 1, "verify")
+        (verify_keys_B,) = stream_keys(state.keys_B, state.rounds_B + 1, "verify")
         logits_BGV = self.proposer.marginal_logits(params, state.drafter, state.anchor_B)
         tree = best_first_tree(jax.nn.log_softmax(logits_BGV, axis=-1), num_nodes=self.num_nodes)
         rows_BR = jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1)
@@ -81,6 +81,7 @@ class TreeSpeculative(Speculative):
             Verdict(walk.num_accepted_B, walk.next_token_B),
             jnp.take_along_axis(rows_BR, path_BK, axis=1),
             _rows_of(output, path_BK),
+            ranks_BG=walk.path_BD - 1,
         )
 
     def _walk(

@@ -61,7 +61,7 @@ class NGramProposer:
 
     def propose(
         self, params: Any, state: NGramState, anchor_B: jax.Array, keys_B: jax.Array
-    ) -> Draft:
+    ) -> tuple[Draft, NGramState]:
         """What stood behind the best match; without any, the anchor again and again."""
         del params, keys_B
         capacity = state.tokens_BT.shape[1]
@@ -87,7 +87,8 @@ class NGramProposer:
         over_BG = jnp.maximum(index_BG - end_B1, 0)
         index_BG = jnp.where(over_BG > 0, best_B[:, None] + 1 + (over_BG - 1) % period_B1, index_BG)
         copied_BG = jnp.take_along_axis(text_BT, jnp.minimum(index_BG, capacity - 1), axis=1)
-        return Draft(jnp.where(found_B1, copied_BG, anchor_B[:, None]).astype(jnp.int32), None)
+        tokens_BG = jnp.where(found_B1, copied_BG, anchor_B[:, None]).astype(jnp.int32)
+        return Draft(tokens_BG, None), state
 
     def commit(
         self,

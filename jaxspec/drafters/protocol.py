@@ -1,15 +1,16 @@
 """What decoding asks of a drafter: begin, propose, commit.
 
 A proposer is a small frozen dataclass (hashable, so that it is a static argument of a jitted loop);
-whatever changes while it drafts is a pytree of its own making that the loop carries. Drafters
-that read hidden states name the target's layers in `capture`; others leave it empty.
+whatever changes while it drafts is a pytree of its own making that the loop carries; its arrays have
+the batch first, but for those of a `KVCache`, so that a row of it can be filled anew. Drafters that
+read hidden states name the target's layers in `capture`; others leave it empty.
 
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 E captured features.
 
 >>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
 >>> state = proposer.begin(params, tokens_BS, features_BSE, lengths_B, capacity=128)
->>> draft = proposer.propose(params, state, anchor_B, keys_B)
+>>> draft, state = proposer.propose(params, state, anchor_B, keys_B)
 """
 
 from __future__ import annotations
@@ -40,12 +41,30 @@ class Draft:
     whose distribution is one-hot."""
 
 
+def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Draft:
+    """Drafts each slot from its own logits; a key for each row."""
+    if sampling.greedy:
+        return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
+    # What is drawn and what the verifier is told are one array: any difference between the two
+    # (a dtype, a temperature) would bias the output.
+    probs_BGV = sampling.probabilities(logits_BGV)
+    return Draft(jax.vmap(sampling.sample)(keys_B, probs_BGV), probs_BGV)
+
+
+def no_draft(batch: int, vocabulary: int, *, sampling: Sampling) -> Draft:
+    """A draft of no slots (G = 0)."""
+    logits_B0V = jnp.zeros((batch, 0, vocabulary))
+    probs_B0V = None if sampling.greedy else logits_B0V
+    return Draft(jnp.zeros((batch, 0), jnp.int32), probs_B0V)
+
+
 class Proposer(Protocol):
     """A drafter as decoding sees it. Every method is traced inside a jitted loop."""
 
     @property
     def block_size(self) -> int:
-        """K: the anchor and what is drafted behind it."""
+        """K: the anchor and what is drafted behind it. With 1 nothing is drafted, and the drafter
+        only takes in what is kept."""
 
     @property
     def capture(self) -> tuple[int, ...]:
@@ -70,10 +89,13 @@ class Proposer(Protocol):
     ) -> Any:
         """State after the prompt (right-padded rows), with room for `capacity` positions."""
 
-    def propose(self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array) -> Draft:
+    def propose(
+        self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
+    ) -> tuple[Draft, Any]:
         """Tokens for the G positions behind the anchor, which is not in the state yet.
 
-        `keys_B` is one key a row, so that a row's draft does not depend on its neighbours.
+        `keys_B` is one key a row, so that a row's draft does not depend on its neighbours. The
+        state comes back with what drafting left behind, and with nothing committed.
         """
 
     def commit(
@@ -159,15 +181,13 @@ class DFlashProposer:
         state: KVCache,
         anchor_B: jax.Array,
         keys_B: jax.Array,
-    ) -> Draft:
+    ) -> tuple[Draft, KVCache]:
         """A token for each slot from its marginal."""
+        if self.block_size == 1:
+            vocabulary = self.target.config.vocab_size
+            return no_draft(anchor_B.shape[0], vocabulary, sampling=self.sampling), state
         logits_BGV = self.marginal_logits(params, state, anchor_B)
-        if self.sampling.greedy:
-            return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
-        # What is drawn and what the verifier is told are one array: any difference between the two
-        # (a dtype, a temperature) would bias the output.
-        probs_BGV = self.sampling.probabilities(logits_BGV)
-        return Draft(jax.vmap(self.sampling.sample)(keys_B, probs_BGV), probs_BGV)
+        return draw(keys_B, logits_BGV, sampling=self.sampling), state
 
     def marginal_logits(self, params: Any, state: KVCache, anchor_B: jax.Array) -> jax.Array:
         """One pass over [anchor, MASK x G]; the target's head reads slots 1..G: [B, G, V]."""

@@ -29,7 +29,6 @@ from jaxspec.decoding.generate import (
     pad_prompts,
 )
 from jaxspec.decoding.layout import stack_layers
-from jaxspec.decoding.state import write_after_pass
 
 _LOOPS = 10
 
@@ -129,7 +128,8 @@ class _Clock:
         state = self.strategy.start(self.params, prompts, capacity=capacity)
         jax.block_until_ready(state)
         prefilled = time.perf_counter()
-        state = self.strategy.run(self.params, state, prompts.keys_B)
+        # As `generate` calls it, so that the two share one program.
+        state = self.strategy.run(self.params, state, leave_on_end=False)
         jax.block_until_ready(state)
         return prefilled - started, time.perf_counter() - prefilled, state
 
@@ -245,7 +245,7 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         drafter, anchor_B = carry
         params = stack_layers(pieces)
-        draft = proposer.propose(params, drafter, anchor_B, keys_B)
+        draft, drafter = proposer.propose(params, drafter, anchor_B, keys_B)
         block_BK = jnp.concatenate([anchor_B[:, None], draft.tokens_BG], axis=1)
         features_BKE = jnp.broadcast_to(
             block_BK[..., None].astype(config.dtype) / config.vocab_size, shape
@@ -267,7 +267,7 @@ def _verify_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B:
         block_BK = jnp.broadcast_to(anchor_B[:, None], shape)
         output, logits_BKV = strategy.target_pass(stack_layers(pieces), block_BK, cache)
         failed_B = jnp.isnan(logits_BKV).any(axis=(1, 2))
-        cache = write_after_pass(cache, output.keys_LBRSC, output.values_LBRSC, failed_B)
+        cache = cache.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
         return cache, jnp.argmax(logits_BKV, axis=-1).astype(jnp.int32).min(axis=1)
 
     return jax.lax.fori_loop(0, _LOOPS, body, (state.cache, state.anchor_B))

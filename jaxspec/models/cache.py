@@ -72,6 +72,20 @@ class KVCache:
         )
         return dataclasses.replace(self, keys_LBRTC=keys_LBRTC, values_LBRTC=values_LBRTC)
 
+    def write_after(
+        self, keys_LBRSC: jax.Array, values_LBRSC: jax.Array, *, failed_B: jax.Array
+    ) -> KVCache:
+        """`write`, once the pass that gave these keys and values, and read this cache, is over.
+
+        The place depends on `failed_B` (which rows' logits were NaN), which is known only when the
+        pass has come to its logits. Without a dependency of this kind XLA cannot tell that the pass
+        has finished reading when the write begins, and copies the whole cache in every iteration of
+        a loop. Rows that failed have ended: one slot further does no harm.
+        """
+        shifted = self.advance(failed_B.astype(jnp.int32))
+        written = shifted.write(keys_LBRSC, values_LBRSC)
+        return dataclasses.replace(written, lengths_B=self.lengths_B)
+
     def advance(self, count_B: jax.Array) -> KVCache:
         """Commits `count_B` of the rows written last."""
         return dataclasses.replace(self, lengths_B=self.lengths_B + count_B)

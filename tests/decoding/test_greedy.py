@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative
-from jaxspec.decoding.generate import read_responses
 from jaxspec.decoding.state import first_state
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.cache import KVCache
@@ -63,8 +62,8 @@ def scripted(scripts):
     strategy = Speculative(model, tiny.Scripted(), tiny.RULES)
     both = {"target": params, "drafter": jnp.asarray(scripts, jnp.int32)}
     prompts, capacity = tiny.batch()
-    state = strategy.run(both, strategy.start(both, prompts, capacity=capacity), prompts.keys_B)
-    return state, read_responses(state, ids=tiny.IDS, rules=tiny.RULES)
+    state = strategy.run(both, strategy.start(both, prompts, capacity=capacity))
+    return state, tiny.responses_of(state)
 
 
 def padded(references):
@@ -108,8 +107,8 @@ def test_a_tree_finds_the_right_one_of_two_choices(references):
     found = {}
     for num_nodes in (30, 4):
         strategy = TreeSpeculative(model, tiny.ScriptedMarginals(), tiny.RULES, num_nodes=num_nodes)
-        state = strategy.run(both, strategy.start(both, prompts, capacity=capacity), prompts.keys_B)
-        responses = read_responses(state, ids=tiny.IDS, rules=tiny.RULES)
+        state = strategy.run(both, strategy.start(both, prompts, capacity=capacity))
+        responses = tiny.responses_of(state)
         assert [response.tokens for response in responses] == references
         found[num_nodes] = [response.kept for response in responses]
     assert found[30] == [(5, 5, 2), (5, 5, 5, 5, 3), (), (5, 2), (5, 5, 5, 5, 3)]
@@ -146,17 +145,19 @@ def test_drafts_hold_no_suppressed_token():
     state = strategy.start(params, prompts, capacity=capacity)
     # More than half of the vocabulary: a random drafter would hardly avoid it by chance.
     proposer = dataclasses.replace(strategy.proposer, suppressed_ids=tuple(range(40)))
-    draft = jax.jit(proposer.propose)(params, state.drafter, state.anchor_B, prompts.keys_B)
+    draft, _ = jax.jit(proposer.propose)(params, state.drafter, state.anchor_B, prompts.keys_B)
     assert draft.probs_BGV is None
     assert draft.tokens_BG.min() >= 40
 
 
 def test_a_single_new_token_comes_from_the_prefill():
     cache = KVCache.create(num_layers=1, num_kv_heads=1, head_dim=2, batch=4, capacity=4)
+    prompts, _ = tiny.batch(tiny.PROMPTS[:4], rows=4)
+    prompts = prompts.replace(active_B=jnp.array([True, True, False, True]))
     arguments = (
         jnp.array([5, 57, 6, -1]),
         jnp.array([False, False, False, True]),
-        jnp.array([True, True, False, True]),
+        prompts,
     )
     for limit, active in ((1, [False] * 4), (2, [True, False, False, False])):
         state = first_state(
@@ -165,7 +166,7 @@ def test_a_single_new_token_comes_from_the_prefill():
             *arguments,
             rules=dataclasses.replace(tiny.RULES, max_new_tokens=limit),
             round_tokens=3,
-            record_rounds=True,
+            drafted_nodes=2,
         )
         assert state.active_B.tolist() == active
         assert state.count_B.tolist() == [1, 1, 0, 1]

@@ -26,7 +26,7 @@ def test_no_transfer_inside_the_loop(strategy_and_params):
     prompts, capacity = tiny.batch(tiny.PROMPTS[1:3])
     with jax.transfer_guard("disallow"):
         state = strategy.start(params, prompts, capacity=capacity)
-        state = jax.block_until_ready(strategy.run(params, state, prompts.keys_B))
+        state = jax.block_until_ready(strategy.run(params, state))
     # Rows that only fill the batch stay empty.
     assert state.count_B.tolist() == [*tiny.LENGTHS[1:3], 0, 0, 0]
     assert not state.failed_B.any()
@@ -40,7 +40,7 @@ def test_the_program_holds_no_host_call(strategy_and_params):
     strategy, params = strategy_and_params
     prompts, capacity = tiny.batch()
     state = strategy.start(params, prompts, capacity=capacity)
-    text = type(strategy).run.lower(strategy, params, state, prompts.keys_B).as_text()
+    text = type(strategy).run.lower(strategy, params, state).as_text()
     assert "stablehlo.while" in text
     for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
         assert word not in text
@@ -84,11 +84,19 @@ def test_nan_names_the_prompt(where):
     assert failing != set(tiny.IDS)
     poisoned = with_poison(target, token)
     for strategy, params in ((plain, poisoned), (fast, {**both, "target": poisoned})):
-        with pytest.raises(ValueError, match="NaN") as error:
-            tiny.decode(strategy, params)
-        named = {name for name in tiny.IDS if repr(name) in str(error.value)}
+        named = set()
+        for name, prompt in zip(tiny.IDS, tiny.PROMPTS, strict=True):
+            try:
+                tiny.decode(strategy, params, [prompt], [name])
+            except ValueError as error:
+                assert "NaN" in str(error)
+                assert repr(name) in str(error)
+                named.add(name)
         # A NaN that is only drafted, behind what is kept, may end a row as well.
         assert failing <= named if strategy is fast else failing == named
+        with pytest.raises(ValueError, match="NaN") as error:
+            tiny.decode(strategy, params)
+        assert [name for name in named if repr(name) in str(error.value)]
 
 
 def test_prompts_that_cannot_be_decoded_are_refused(strategy_and_params):

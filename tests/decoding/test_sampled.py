@@ -43,11 +43,11 @@ class Misstated(DFlashProposer):
     """States q ** power where it drew from q: right with 1, otherwise the commonest mistake."""
 
     def propose(self, params, state, anchor_B, keys_B):
-        draft = super().propose(params, state, anchor_B, keys_B)
+        draft, state = super().propose(params, state, anchor_B, keys_B)
         if draft.probs_BGV is None:
-            return draft
+            return draft, state
         stated = draft.probs_BGV ** params["power"]
-        return Draft(draft.tokens_BG, stated / stated.sum(axis=-1, keepdims=True))
+        return Draft(draft.tokens_BG, stated / stated.sum(axis=-1, keepdims=True)), state
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def decode(strategy, params, keys_B, *, active_B=None):
         keys_B=keys_B,
     )
     state = strategy.start(params, prompts, capacity=16)
-    state = strategy.run(params, state, prompts.keys_B)
+    state = strategy.run(params, state)
     assert not state.failed_B.any()
     return state
 

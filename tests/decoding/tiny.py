@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxspec.config import DrafterConfig, TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative, generate
-from jaxspec.decoding.generate import pad_prompts
+from jaxspec.decoding.generate import pad_prompts, read_response
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
 from jaxspec.models.transformer import Transformer
@@ -91,7 +91,7 @@ class Scripted:
         script_BT = params["drafter"]
         script_BT = jnp.pad(script_BT, ((0, 0), (0, self.block_size)))
         index_BG = 1 + state[:, None] + jnp.arange(self.block_size - 1)
-        return Draft(jnp.take_along_axis(script_BT, index_BG, axis=1), None)
+        return Draft(jnp.take_along_axis(script_BT, index_BG, axis=1), None), state
 
     def commit(self, params, state, tokens_BK, features_BKE, count_B):
         return state + count_B
@@ -103,7 +103,7 @@ class ScriptedMarginals(Scripted):
 
     def marginal_logits(self, params, state, anchor_B):
         first, second = (
-            self.propose({"drafter": script_BT}, state, anchor_B, None).tokens_BG
+            self.propose({"drafter": script_BT}, state, anchor_B, None)[0].tokens_BG
             for script_BT in params["drafter"]
         )
         return 9.0 * jax.nn.one_hot(first, VOCABULARY) + 8.5 * jax.nn.one_hot(second, VOCABULARY)
@@ -132,10 +132,17 @@ def decode(strategy, params, prompts=PROMPTS, ids=IDS, **settings):
     return generate(strategy, params, prompts, ids=ids[: len(prompts)], **settings)
 
 
-def batch(prompts=PROMPTS):
-    """What `decode` makes of prompts, for `start` and `run`; with the cache's capacity."""
-    padded = pad_prompts(prompts, ids=IDS[: len(prompts)], length=128, rows=len(PROMPTS), seed=0)
+def batch(prompts=PROMPTS, *, rows=len(PROMPTS)):
+    """Prompts side by side, for `start` and `run`; with the cache's capacity."""
+    padded = pad_prompts(prompts, ids=IDS[: len(prompts)], length=128, rows=rows, seed=0)
     return padded, 192
+
+
+def responses_of(state, *, rules=RULES):
+    """Every row's response, of a batch of PROMPTS that has ended."""
+    return [
+        read_response(state, row, name=name, rules=rules) for row, name in enumerate(IDS)
+    ]
 
 
 def slow_greedy(prompt, *, rules=RULES, width=64):

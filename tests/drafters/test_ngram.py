@@ -39,7 +39,7 @@ def test_draft_is_what_a_search_finds(longest):
     texts[-2] = 7  # nothing else
     state = proposer.begin({}, jnp.asarray(texts), None, jnp.asarray(lengths), capacity=CAPACITY)
     anchors = texts[np.arange(len(lengths)), lengths]
-    draft = jax.jit(proposer.propose)({}, state, jnp.asarray(anchors), None)
+    draft, _ = jax.jit(proposer.propose)({}, state, jnp.asarray(anchors), None)
     assert draft.probs_BGV is None
     for row, length in enumerate(lengths):
         text = [*texts[row, :length].tolist(), int(anchors[row])]

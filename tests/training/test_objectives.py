@@ -96,7 +96,7 @@ def decoded(params, packed) -> np.ndarray:
         both = {"target": frozen, "drafter": drafter}
         state = proposer.begin(both, prefixes, features, lengths, capacity=length + 2 * slots)
         keys = jax.random.split(KEY, len(lengths))
-        return proposer.propose(both, state, anchors, keys).probs_BGV
+        return proposer.propose(both, state, anchors, keys)[0].probs_BGV
 
     probs = np.asarray(draft(drafter, frozen, prefixes, lengths, anchors))
     probs = probs.reshape(rows, blocks, slots - 1, -1)

@@ -1,0 +1,94 @@
+"""Rows of a running batch: filled anew, and read when they have ended.
+
+A row's prompt is prefilled by itself and then put in the place of one that has ended, while its
+neighbours stand where they are: shapes do not change, so nothing is compiled again.
+
+>>> state = spread(first, rows=8)
+>>> state = insert(state, second, 1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.decoding.state import DecodeState
+from jaxspec.models.cache import KVCache
+
+_SHARED = ("step", "accepted_at_N")
+"""Fields that belong to the batch and not to a row."""
+
+
+def _is_cache(node: Any) -> bool:
+    return isinstance(node, KVCache)
+
+
+def _row_parts(state: DecodeState) -> dict[str, Any]:
+    """What rows are made of."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name not in _SHARED}
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def spread(single: DecodeState, *, rows: int) -> DecodeState:
+    """A batch of `rows` rows: the given one first, the others not active.
+
+    Args:
+      single: a state of one row.
+      rows: B.
+    """
+
+    def repeated(node: Any) -> Any:
+        if _is_cache(node):
+            return KVCache(
+                jnp.repeat(node.keys_LBRTC, rows, axis=1),
+                jnp.repeat(node.values_LBRTC, rows, axis=1),
+                jnp.repeat(node.lengths_B, rows),
+            )
+        return jnp.repeat(node, rows, axis=0)
+
+    state = dataclasses.replace(
+        single, **jax.tree.map(repeated, _row_parts(single), is_leaf=_is_cache)
+    )
+    return dataclasses.replace(state, active_B=state.active_B & (jnp.arange(rows) == 0))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def insert(state: DecodeState, single: DecodeState, row: jax.Array | int) -> DecodeState:
+    """Puts a state of one row in the place of row `row`; the batch's state is donated."""
+
+    def placed(node: Any, new: Any) -> Any:
+        def at(axis: int, old: jax.Array, added: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, added, row, axis=axis)
+
+        if _is_cache(node):
+            return KVCache(
+                at(1, node.keys_LBRTC, new.keys_LBRTC),
+                at(1, node.values_LBRTC, new.values_LBRTC),
+                at(0, node.lengths_B, new.lengths_B),
+            )
+        return at(0, node, new)
+
+    parts = jax.tree.map(placed, _row_parts(state), _row_parts(single), is_leaf=_is_cache)
+    return dataclasses.replace(state, **parts)
+
+
+class RowResult(NamedTuple):
+    """What the host wants of a row that has ended."""
+
+    tokens_T: jax.Array
+    count: jax.Array
+    failed: jax.Array
+    verified_R: jax.Array | None
+    kept_R: jax.Array | None
+
+
+@jax.jit
+def read(state: DecodeState, row: jax.Array | int) -> RowResult:
+    """One row's response."""
+    fields = (state.tokens_BT, state.count_B, state.failed_B, state.verified_BR, state.kept_BR)
+    return RowResult(*jax.tree.map(lambda leaf: leaf[row], fields))

@@ -1,0 +1,127 @@
+"""A small language model as drafter: ordinary speculative decoding.
+
+It drafts token by token, so a block costs it one pass a token; what it reads is the text alone.
+(Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318.)
+
+Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary.
+
+>>> proposer = AutoregressiveProposer(small_model, block_size=5, sampling=Sampling(1.0))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
+from jaxspec.models.cache import KVCache
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.suppression import suppress
+
+
+@struct.dataclass
+class AutoregressiveState:
+    """What the drafter has read, all but the newest committed token."""
+
+    cache: KVCache
+    newest_B: jax.Array
+    """The last committed token. The next draft reads it together with the anchor: a draft that was
+    kept as a whole has a last token that the drafter never read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveProposer:
+    """Drafts G tokens in G passes of `model`, whose parameters are under "drafter"."""
+
+    model: Transformer
+    """Shares the target's tokenizer; nothing else of the target is used."""
+    block_size: int
+    """K: the anchor and what is drafted behind it."""
+    sampling: Sampling = GREEDY
+    suppressed_ids: tuple[int, ...] = ()
+    """Never drafted."""
+    capture: tuple[int, ...] = ()
+
+    @property
+    def unroll_layers(self) -> bool:
+        """As its configuration says."""
+        return self.model.config.unroll_layers
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> AutoregressiveState:
+        """One pass over the prompt."""
+        del features_BSE
+        config = self.model.config
+        output = self.model.apply({"params": params["drafter"]}, tokens_BS)
+        cache = KVCache.create(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            batch=tokens_BS.shape[0],
+            capacity=capacity,
+            dtype=output.keys_LBRSC.dtype,
+        )
+        cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(lengths_B - 1)
+        newest_B1 = jnp.take_along_axis(tokens_BS, lengths_B[:, None] - 1, axis=1)
+        return AutoregressiveState(cache, newest_B1[:, 0].astype(jnp.int32))
+
+    def propose(
+        self, params: Any, state: AutoregressiveState, anchor_B: jax.Array, keys_B: jax.Array
+    ) -> tuple[Draft, AutoregressiveState]:
+        """One pass over [newest, anchor], then one for each token but the last."""
+        tokens_BR = jnp.stack([state.newest_B, anchor_B], axis=1)
+        cache, logits_B1V = self._read(params, state.cache, tokens_BR)
+        drafts = []
+        for slot in range(self.block_size - 1):
+            if slot:
+                cache, logits_B1V = self._read(params, cache, tokens_BR)
+            slot_keys_B = jax.vmap(lambda key, slot=slot: jax.random.fold_in(key, slot))(keys_B)
+            drafts.append(draw(slot_keys_B, logits_B1V, sampling=self.sampling))
+            # INVALID must not index the embedding; verification fails such a row.
+            tokens_BR = jnp.maximum(drafts[-1].tokens_BG, 0)
+        written = dataclasses.replace(cache, lengths_B=state.cache.lengths_B)
+        none = no_draft(anchor_B.shape[0], self.model.config.vocab_size, sampling=self.sampling)
+        draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), none, *drafts)
+        return draft, dataclasses.replace(state, cache=written)
+
+    def _read(
+        self, params: Any, cache: KVCache, tokens_BR: jax.Array
+    ) -> tuple[KVCache, jax.Array]:
+        """The cache with these tokens in it, and the last one's logits [B, 1, V]."""
+        variables = {"params": params["drafter"]}
+        output = self.model.apply(variables, tokens_BR, cache=cache)
+        logits_B1V = self.model.apply(variables, output.hidden_BSD[:, -1:], method="logits")
+        cache = cache.write_after(
+            output.keys_LBRSC,
+            output.values_LBRSC,
+            failed_B=jnp.isnan(logits_B1V).any(axis=(1, 2)),
+        )
+        return cache.advance(tokens_BR.shape[1]), suppress(logits_B1V, self.suppressed_ids)
+
+    def commit(
+        self,
+        params: Any,
+        state: AutoregressiveState,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> AutoregressiveState:
+        """Keeps the first `count_B` tokens: what `propose` wrote of them stands already."""
+        del params, features_BKE
+        index_B1 = jnp.maximum(count_B - 1, 0)[:, None]
+        kept_B = jnp.take_along_axis(tokens_BK, index_B1, axis=1)[:, 0].astype(jnp.int32)
+        return AutoregressiveState(
+            state.cache.advance(count_B), jnp.where(count_B > 0, kept_B, state.newest_B)
+        )

@@ -1,7 +1,7 @@
 """A one-layer autoregressive drafter for the shipped target: ordinary speculative decoding.
 
     python train.py --config configs/embedded_autoregressive.py --workdir runs/autoregressive
-    python eval.py --config configs/quickstart.py --workdir runs/autoregressive runs/full \\
+    python eval.py --config configs/quickstart.py --workdir runs/autoregressive runs/full
         --drafters dflash,autoregressive,ngram,none --output runs/drafters.json
 
 It is a language model of its own, which shares the target's tokenizer and reads nothing else of it.

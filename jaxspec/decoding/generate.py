@@ -268,7 +268,7 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
             f"Decoding gave NaN or infinite logits on prompt {name!r}: check the weights of "
             "target and drafter."
         )
-    tokens = tuple(result.tokens_T[: result.count].tolist())
+    tokens = tuple(result.tokens_T[: result.num_tokens].tolist())
     kept: tuple[int, ...] = ()
     verified: tuple[int, ...] = ()
     if result.kept_R is not None:

@@ -81,7 +81,7 @@ class RowResult(NamedTuple):
     """What the host wants of a row that has ended."""
 
     tokens_T: jax.Array
-    count: jax.Array
+    num_tokens: jax.Array
     failed: jax.Array
     verified_R: jax.Array | None
     kept_R: jax.Array | None

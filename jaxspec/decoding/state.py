@@ -232,7 +232,7 @@ def loop(
     leave_on_end: jax.Array | bool,
     max_rounds: jax.Array | int,
 ) -> DecodeState:
-    """Rounds until every row has ended; or one row has, if `leave_on_end`; or `max_rounds` are over.
+    """Rounds until all rows have ended, or one has (`leave_on_end`), or `max_rounds` are over.
 
     Both may be traced: the loop is compiled once.
     """

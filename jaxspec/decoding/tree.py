@@ -1,19 +1,21 @@
 """Speculative decoding with a tree of drafts, from the marginals of one block.
 
-The drafter's pass gives a distribution for each slot; the likeliest prefixes under their product
-make a tree, which the target reads in one pass with tree attention. A walk by tokens drawn from
-the target decides which path stands. The kept rows are then put behind the caches as in a chain.
+The drafter's pass gives a distribution for each slot. A tree is made of it, either of the likeliest
+prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the target reads
+it in one pass with tree attention. Verification decides which path stands, and the kept rows are
+put behind the caches as in a chain.
 
-Dimension key: B batch rows, G drafted slots, K = G + 1, N nodes, R = N + 1 rows of the target's
-pass, L layers, V vocabulary.
+Dimension key: B batch rows, G drafted slots, K = G + 1 tokens of a path, N nodes, R = N + 1 rows of
+the target's pass, L layers, V vocabulary; M chains, H = G + 1 rows of a chain.
 
 >>> strategy = TreeSpeculative(model, proposer, rules, "tree", num_nodes=32)
+>>> strategy = ChainSpeculative(model, proposer, rules, "recursive", sampling, num_chains=4)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +23,18 @@ import jax.numpy as jnp
 from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import DecodeState, stream_keys
 from jaxspec.drafters.protocol import MarginalProposer
-from jaxspec.drafters.tree import DraftTree, best_first_tree
+from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
 from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.sampling import INVALID, has_finite_maximum
-from jaxspec.verify import TreeVerdict, Verdict, verify_tree
+from jaxspec.verify import ChainRule, TreeVerdict, Verdict, verify_chains, verify_tree
 from jaxspec.verify.tree import walk_tree
+
+CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq")
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeSpeculative(Speculative):
-    """Draft a tree and verify it, at any temperature.
+    """Draft the best-first tree and verify it, at any temperature.
 
     Raises:
       ValueError: a proposer without marginals, or a tree of no nodes.
@@ -41,11 +45,7 @@ class TreeSpeculative(Speculative):
     """The budget: drafted tokens that one target pass reads."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.proposer, MarginalProposer):
-            raise ValueError(
-                "A draft tree is made of a block's marginals, which only a block drafter has: got "
-                f"{type(self.proposer).__name__}."
-            )
+        check_marginals(self.proposer)
         if self.verifier != "tree":
             raise ValueError(f"A tree is verified by 'tree': got {self.verifier!r}.")
         if self.num_nodes < 1:
@@ -57,11 +57,19 @@ class TreeSpeculative(Speculative):
         return self.num_nodes + 1
 
     def _round(self, params: Any, state: DecodeState) -> DecodeState:
-        assert isinstance(self.proposer, MarginalProposer)
-        depth = self.proposer.block_size - 1
         (verify_keys_B,) = stream_keys(state.keys_B, state.rounds_B + 1, "verify")
-        logits_BGV = self.proposer.marginal_logits(params, state.drafter, state.anchor_B)
-        tree = best_first_tree(jax.nn.log_softmax(logits_BGV, axis=-1), num_nodes=self.num_nodes)
+        proposer = cast(MarginalProposer, self.proposer)
+        logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
+        log_probs_BGV = jax.nn.log_softmax(logits_BGV, axis=-1)
+        tree = best_first_tree(log_probs_BGV, num_nodes=self.num_nodes)
+        rows_BR, output, target_logits_BRV = self._read_tree(params, state, tree)
+        walk = self._walk(verify_keys_B, tree, target_logits_BRV)
+        return self._finish_path(params, state, walk, rows_BR, output)
+
+    def _read_tree(
+        self, params: Any, state: DecodeState, tree: DraftTree
+    ) -> tuple[jax.Array, TransformerOutput, jax.Array]:
+        """The target's pass over [anchor, nodes]: the rows' tokens, what it gave, its logits."""
         rows_BR = jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1)
         depths_BR = jnp.pad(tree.depths_BN, ((0, 0), (1, 0)))
         output, logits_BRV = self.target_pass(
@@ -69,24 +77,12 @@ class TreeSpeculative(Speculative):
             rows_BR,
             state.cache,
             positions_BS=state.cache.lengths_B[:, None] + depths_BR,
-            mask_BSS=tree.ancestors_BRR(depth=depth),
+            mask_BSS=tree.ancestors_BRR(depth=self.round_tokens - 1),
         )
-        walk = self._walk(verify_keys_B, tree, logits_BRV, depth=depth)
+        return rows_BR, output, logits_BRV
 
-        # The accepted path as a chain behind the anchor; what follows it is filling.
-        path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
-        return self._finish(
-            params,
-            state,
-            Verdict(walk.num_accepted_B, walk.next_token_B),
-            jnp.take_along_axis(rows_BR, path_BK, axis=1),
-            _rows_of(output, path_BK),
-            ranks_BG=walk.path_BD - 1,
-        )
-
-    def _walk(
-        self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array, *, depth: int
-    ) -> TreeVerdict:
+    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> TreeVerdict:
+        depth = self.round_tokens - 1
         if self.sampling.greedy:
             return walk_tree(
                 tree.tokens_BN, tree.parents_BN, logits_BRV, draw=_largest, depth=depth
@@ -99,6 +95,132 @@ class TreeSpeculative(Speculative):
             )
         )(keys_B, tree.tokens_BN, tree.parents_BN, probs_BRV)
         return jax.tree.map(lambda leaf: leaf[:, 0], walk)
+
+    def _finish_path(
+        self,
+        params: Any,
+        state: DecodeState,
+        walk: TreeVerdict,
+        rows_BR: jax.Array,
+        output: TransformerOutput,
+    ) -> DecodeState:
+        """The accepted path as a chain behind the anchor; what follows it is filling."""
+        path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
+        return self._finish(
+            params,
+            state,
+            Verdict(walk.num_accepted_B, walk.next_token_B),
+            jnp.take_along_axis(rows_BR, path_BK, axis=1),
+            _rows_of(output, path_BK),
+            ranks_BG=walk.path_BD - 1,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSpeculative(TreeSpeculative):
+    """Sample several chains from the marginals and keep the longest accepted one, exactly.
+
+    SpecDiff-2's self-selection (arXiv 2511.00606), as an exact rule: picking the chain that the
+    target likes best, and then applying a rule for one sampled chain, would change the output. The
+    verifier is one of `CHAIN_RULES`: those of `verify_chains` are told what the chains were sampled
+    from; "tree" walks by the target's own draws, as for any tree, and is the only one at temperature
+    0. `num_nodes` follows from the chains.
+
+    Raises:
+      ValueError: an unknown verifier, no chains, drafts at temperature 0 (all chains would be one).
+    """
+
+    verifier: str = "recursive"
+    num_nodes: int = 0
+    num_chains: int = 4
+
+    def __post_init__(self) -> None:
+        check_marginals(self.proposer)
+        if self.verifier not in CHAIN_RULES:
+            raise ValueError(
+                f"Chains are verified by one of {', '.join(CHAIN_RULES)}: got {self.verifier!r}."
+            )
+        if self.sampling.greedy and self.verifier != "tree":
+            raise ValueError(
+                f"Verifier {self.verifier!r} is for temperatures above 0; at temperature 0 chains "
+                "are verified by 'tree'."
+            )
+        if self.proposer.sampling.greedy:
+            raise ValueError(
+                "Chains are sampled: give the drafts a temperature above 0 (at 0 all of them are "
+                "the same chain)."
+            )
+        if self.num_chains < 1:
+            raise ValueError(f"num_chains must be at least 1: got {self.num_chains}.")
+        nodes = self.num_chains * (self.proposer.block_size - 1)
+        if self.num_nodes not in (0, nodes):
+            raise ValueError(f"num_nodes follows from the chains: leave it out ({nodes}).")
+        object.__setattr__(self, "num_nodes", nodes)
+
+    def _round(self, params: Any, state: DecodeState) -> DecodeState:
+        draft_keys_B, verify_keys_B = stream_keys(
+            state.keys_B, state.rounds_B + 1, "draft", "verify"
+        )
+        proposer = cast(MarginalProposer, self.proposer)
+        logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
+        probs_BGV = proposer.sampling.probabilities(logits_BGV)
+        chains_BMG = jax.vmap(self._sample)(draft_keys_B, probs_BGV)
+        tree, rows_BMH = chain_tree(chains_BMG)
+        rows_BR, output, target_logits_BRV = self._read_tree(params, state, tree)
+        if self.verifier == "tree":
+            walk = self._walk(verify_keys_B, tree, target_logits_BRV)
+        else:
+            target_BRV = self.sampling.probabilities(target_logits_BRV)
+            walk = jax.vmap(self._judge)(verify_keys_B, chains_BMG, probs_BGV, target_BRV, rows_BMH)
+        return self._finish_path(params, state, walk, rows_BR, output)
+
+    def _sample(self, key: jax.Array, probs_GV: jax.Array) -> jax.Array:
+        """One row's chains [M, G]."""
+        slots, vocabulary = probs_GV.shape
+        key_rest, key_first = jax.random.split(key)
+        shape = (self.num_chains, slots, vocabulary)
+        chains_MG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
+        if self.verifier != "recursive_without_replacement":
+            return chains_MG
+        # The largest of log q + Gumbel noise are draws without replacement, in order. Where q has
+        # fewer tokens than there are chains, the rest repeat the first token, which has been
+        # rejected by then and cannot be accepted.
+        noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
+        count = min(self.num_chains, vocabulary)
+        score_C, first_C = jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
+        first_C = jnp.where(score_C > -jnp.inf, first_C, first_C[0])
+        first_M = jnp.pad(first_C, (0, self.num_chains - count), mode="wrap")
+        return chains_MG.at[:, 0].set(first_M.astype(chains_MG.dtype))
+
+    def _judge(
+        self,
+        key: jax.Array,
+        chains_MG: jax.Array,
+        probs_GV: jax.Array,
+        target_RV: jax.Array,
+        rows_MH: jax.Array,
+    ) -> TreeVerdict:
+        """One row's verdict, with the accepted chain's rows as the path."""
+        verdict = verify_chains(
+            key,
+            chains_MG[None],
+            probs_GV[None],
+            target_RV[rows_MH][None],
+            rule=cast(ChainRule, self.verifier),
+        )
+        num_accepted, chain = verdict.num_accepted_B[0], jnp.maximum(verdict.chain_B[0], 0)
+        path_G = rows_MH[chain, 1:]
+        path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
+        return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
+
+
+def check_marginals(proposer: object) -> None:
+    """Raises ValueError unless the proposer gives the marginals of a block."""
+    if not isinstance(proposer, MarginalProposer):
+        raise ValueError(
+            "A draft tree is made of a block's marginals, which only a block drafter has: got "
+            f"{type(proposer).__name__}."
+        )
 
 
 def _largest(step: int, logits_BV: jax.Array) -> jax.Array:

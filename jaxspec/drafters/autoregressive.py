@@ -96,9 +96,7 @@ class AutoregressiveProposer:
         draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), none, *drafts)
         return draft, dataclasses.replace(state, cache=written)
 
-    def _read(
-        self, params: Any, cache: KVCache, tokens_BR: jax.Array
-    ) -> tuple[KVCache, jax.Array]:
+    def _read(self, params: Any, cache: KVCache, tokens_BR: jax.Array) -> tuple[KVCache, jax.Array]:
         """The cache with these tokens in it, and the last one's logits [B, 1, V]."""
         variables = {"params": params["drafter"]}
         output = self.model.apply(variables, tokens_BR, cache=cache)

@@ -64,7 +64,8 @@ class Proposer(Protocol):
     @property
     def block_size(self) -> int:
         """K: the anchor and what is drafted behind it. With 1 nothing is drafted, and the drafter
-        only takes in what is kept."""
+        only takes in what is kept.
+        """
 
     @property
     def capture(self) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """Draft trees from the marginals of one block.
 
 A block drafter gives a distribution for every slot from a single pass. Under their product, the
-prefixes of highest probability make a tree: the best one under a budget of nodes.
+prefixes of highest probability make a tree: the best one under a budget of nodes. Several chains
+that were sampled from it make another.
 
 Dimension key: B batch, G drafted slots, V vocabulary, N nodes, R = N + 1 rows (the anchor first),
-W width of a level (the nodes that it may add), C choices of a slot.
+W width of a level (the nodes that it may add), C choices of a slot, K chains, H = G + 1.
 
 >>> tree = best_first_tree(jax.nn.log_softmax(logits_BGV), num_nodes=32)
 """
@@ -16,19 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxspec.ops.sampling import INVALID
+
 
 @struct.dataclass
 class DraftTree:
-    """Nodes in order of falling probability; a parent stands before its children."""
+    """Nodes, of which a parent stands before its children."""
 
     tokens_BN: jax.Array
-    """int32 ids."""
+    """int32 ids; -1 in empty nodes."""
     parents_BN: jax.Array
     """int32, the row that the node hangs on: 0 the anchor, n + 1 node n."""
     depths_BN: jax.Array
     """int32, 1 for the anchor's children."""
-    log_probs_BN: jax.Array
-    """Of the path to the node, under the product of the marginals."""
 
     def ancestors_BRR(self, *, depth: int) -> jax.Array:
         """True where row i may see row j: itself, and what lies between it and the anchor."""
@@ -65,7 +66,8 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
       num_nodes: N, the budget, at least 1.
 
     Returns:
-      `DraftTree` of N nodes. Equal probabilities go to the shorter prefix.
+      `DraftTree` of N nodes in order of falling probability, so that the first of them are what a
+      smaller budget gives. Equal probabilities go to the shorter prefix.
 
     Raises:
       ValueError: more nodes than there are prefixes, or none.
@@ -97,7 +99,7 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
         [jnp.full(level[0].shape[1], slot + 1, jnp.int32) for slot, level in enumerate(levels)]
     )
     # Ties fall to the lower index, hence to the shorter prefix: no node without its parent.
-    kept_scores_BN, kept_BN = jax.lax.top_k(scores, num_nodes)
+    _, kept_BN = jax.lax.top_k(scores, num_nodes)
     # Row of each candidate in the tree; the anchor keeps row 0.
     rows = jnp.zeros((batch, scores.shape[1] + 1), jnp.int32)
     order = jnp.arange(1, num_nodes + 1, dtype=jnp.int32)
@@ -107,5 +109,30 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
         tokens_BN=jnp.take_along_axis(tokens, kept_BN, axis=1).astype(jnp.int32),
         parents_BN=jnp.take_along_axis(rows, parents_BN, axis=1),
         depths_BN=depths[kept_BN],
-        log_probs_BN=kept_scores_BN,
     )
+
+
+def chain_tree(chains_BKG: jax.Array) -> tuple[DraftTree, jax.Array]:
+    """Chains that start at one anchor, with what they have in common held once.
+
+    Args:
+      chains_BKG: int32 ids of K chains.
+
+    Returns:
+      `DraftTree` of N = K * G nodes, chain after chain; a node that an earlier chain has as well is
+      empty. And the rows [B, K, H] that stand for a chain: the anchor's and those of its tokens.
+    """
+    batch, chains, slots = chains_BKG.shape
+    equal_BKKG = (chains_BKG[:, :, None] == chains_BKG[:, None]).astype(jnp.int32)
+    first_BKG = jnp.cumprod(equal_BKKG, axis=3).argmax(axis=2).astype(jnp.int32)
+    rows_BKG = 1 + first_BKG * slots + jnp.arange(slots, dtype=jnp.int32)
+    rows_BKH = jnp.pad(rows_BKG, ((0, 0), (0, 0), (1, 0)))
+    new_BKG = first_BKG == jnp.arange(chains, dtype=jnp.int32)[:, None]
+    depths_BKG = jnp.broadcast_to(1 + jnp.arange(slots, dtype=jnp.int32), chains_BKG.shape)
+    flat = (batch, chains * slots)
+    tree = DraftTree(
+        tokens_BN=jnp.where(new_BKG, chains_BKG, INVALID).astype(jnp.int32).reshape(flat),
+        parents_BN=rows_BKH[:, :, :-1].reshape(flat),
+        depths_BN=depths_BKG.reshape(flat),
+    )
+    return tree, rows_BKH

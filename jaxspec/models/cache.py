@@ -86,7 +86,7 @@ class KVCache:
         written = shifted.write(keys_LBRSC, values_LBRSC)
         return dataclasses.replace(written, lengths_B=self.lengths_B)
 
-    def advance(self, count_B: jax.Array) -> KVCache:
+    def advance(self, count_B: jax.Array | int) -> KVCache:
         """Commits `count_B` of the rows written last."""
         return dataclasses.replace(self, lengths_B=self.lengths_B + count_B)
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative
+from jaxspec.decoding import (
+    CHAIN_RULES,
+    Autoregressive,
+    ChainSpeculative,
+    DecodeRules,
+    Speculative,
+    TreeSpeculative,
+)
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.state import Prompts
 from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
@@ -112,6 +119,10 @@ def speculative(target, verifier, *, power=1.0):
     both = {"target": params, "drafter": drafter_params, "power": jnp.float32(power)}
     if verifier == "tree":
         return TreeSpeculative(model, proposer, RULES, verifier, TEMPERATURE, num_nodes=6), both
+    if verifier.startswith("chains:"):
+        rule = verifier.removeprefix("chains:")
+        strategy = ChainSpeculative(model, proposer, RULES, rule, TEMPERATURE, num_chains=3)
+        return strategy, both
     return Speculative(model, proposer, RULES, verifier, TEMPERATURE), both
 
 
@@ -130,7 +141,10 @@ def test_autoregressive_has_the_targets_law(target, law):
     laws.assert_same_law(tokens_of(decode(strategy, params, keys(seed=0))), law)
 
 
-@pytest.mark.parametrize("verifier", ["token", "block", "point_mass", "tree"])
+@pytest.mark.parametrize(
+    "verifier",
+    ["token", "block", "point_mass", "tree", *(f"chains:{rule}" for rule in CHAIN_RULES)],
+)
 def test_speculative_has_the_targets_law(target, law, verifier):
     strategy, params = speculative(target, verifier)
     state = decode(strategy, params, keys(seed=1))
@@ -145,6 +159,22 @@ def test_speculative_has_the_targets_law(target, law, verifier):
 def test_control_misstated_draft_probabilities_are_noticed(target, law):
     strategy, params = speculative(target, "token", power=0.5)
     laws.assert_different_law(tokens_of(decode(strategy, params, keys(seed=2))), law)
+
+
+class Selecting(ChainSpeculative):
+    """Keeps the chain that the target likes best, and judges it as if it had been sampled alone."""
+
+    def _judge(self, key, chains_MG, probs_GV, target_RV, rows_MH):
+        scores_M = jnp.log(target_RV[rows_MH[:, :-1], chains_MG]).sum(axis=1)
+        best = scores_M.argmax()
+        return super()._judge(key, chains_MG[best][None], probs_GV, target_RV, rows_MH[best][None])
+
+
+def test_control_the_best_of_several_chains_is_noticed(target, law):
+    strategy, params = speculative(target, "chains:recursive")
+    fields = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
+    tokens = tokens_of(decode(Selecting(**fields), params, keys(seed=5)))
+    laws.assert_different_law(tokens, law)
 
 
 def test_samples_belong_to_the_rows_key(target):

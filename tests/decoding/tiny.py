@@ -132,7 +132,7 @@ def decode(strategy, params, prompts=PROMPTS, ids=IDS, **settings):
     return generate(strategy, params, prompts, ids=ids[: len(prompts)], **settings)
 
 
-def batch(prompts=PROMPTS, *, rows=len(PROMPTS)):
+def batch(prompts=PROMPTS, *, rows=5):
     """Prompts side by side, for `start` and `run`; with the cache's capacity."""
     padded = pad_prompts(prompts, ids=IDS[: len(prompts)], length=128, rows=rows, seed=0)
     return padded, 192
@@ -140,9 +140,7 @@ def batch(prompts=PROMPTS, *, rows=len(PROMPTS)):
 
 def responses_of(state, *, rules=RULES):
     """Every row's response, of a batch of PROMPTS that has ended."""
-    return [
-        read_response(state, row, name=name, rules=rules) for row, name in enumerate(IDS)
-    ]
+    return [read_response(state, row, name=name, rules=rules) for row, name in enumerate(IDS)]
 
 
 def slow_greedy(prompt, *, rules=RULES, width=64):

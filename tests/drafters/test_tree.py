@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafters.tree import DraftTree, best_first_tree
+from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
 
 built = jax.jit(best_first_tree, static_argnames="num_nodes")
 
@@ -53,9 +53,9 @@ def test_tree_is_what_a_heap_finds(slots, vocabulary, num_nodes):
         expected = by_heap(log_probs[row].astype(np.float64), num_nodes)
         found = prefixes(tree, row)
         assert set(found) == set(expected)
-        np.testing.assert_allclose(
-            tree.log_probs_BN[row], [expected[prefix] for prefix in found], rtol=1e-5
-        )
+        # In order, so that a smaller budget is the beginning of a larger one.
+        falling = np.array([expected[prefix] for prefix in found])
+        assert (np.diff(falling) < 1e-5).all()
         assert tree.depths_BN[row].tolist() == [len(prefix) for prefix in found]
 
 
@@ -73,7 +73,6 @@ def test_rows_see_their_ancestors():
         tokens_BN=jnp.array([[4, 7, 5, 6]]),
         parents_BN=jnp.array([[0, 0, 1, 3]]),
         depths_BN=jnp.array([[1, 1, 2, 3]]),
-        log_probs_BN=jnp.zeros((1, 4)),
     )
     assert tree.ancestors_BRR(depth=3)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
@@ -88,3 +87,20 @@ def test_impossible_budgets_are_refused():
     for num_nodes in (0, 7):
         with pytest.raises(ValueError, match="has 1 to 6 nodes: got"):
             best_first_tree(jnp.zeros((1, 2, 2)), num_nodes=num_nodes)
+
+
+def test_a_tree_of_chains_holds_what_they_share_once():
+    chains = np.array([[[5, 6, 7], [5, 6, 8], [4, 6, 7], [5, 6, 7]]], np.int32)
+    tree, rows = jax.jit(chain_tree)(chains)
+    kept = [
+        prefix
+        for prefix, token in zip(prefixes(tree, 0), tree.tokens_BN[0].tolist(), strict=True)
+        if token >= 0
+    ]
+    assert sorted(kept) == [(4,), (4, 6), (4, 6, 7), (5,), (5, 6), (5, 6, 7), (5, 6, 8)]
+    assert tree.tokens_BN[0].tolist() == [5, 6, 7, -1, -1, 8, 4, 6, 7, -1, -1, -1]
+    assert rows[0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 6], [0, 7, 8, 9], [0, 1, 2, 3]]
+    assert tree.depths_BN[0].tolist() == [1, 2, 3] * 4
+    # Along its rows every chain reads as it was drawn.
+    found = [(), *prefixes(tree, 0)]
+    assert [found[row] for row in rows[0, :, -1].tolist()] == [tuple(c) for c in chains[0].tolist()]

@@ -1,0 +1,230 @@
+"""Drafts whose size follows what is accepted and what a round costs.
+
+A draft pays as long as the tokens it adds are worth more than the time it takes, which depends on
+the text, the drafter, the batch and the machine. `Adaptive` holds the same strategy at several
+sizes (blocks of 1, 4, 8, 16; trees of 16, 32, 64 nodes), all compiled once and all working on one
+state. The loop returns every few rounds, and the size with the highest expected tokens per second
+goes on. A block of 1 among the sizes means that drafting can be turned off.
+
+With P(n) the share of rounds in which the draft of rank n was accepted (its slot in a chain, its
+number in a best-first tree, of which smaller trees are the beginning) and c(s) the measured time of
+a round:
+
+  tokens per second of size s = (1 + sum_{n < s} P(n)) / c(s)
+
+so a cost model as in CaDDTree, with the acceptance that was seen in place of the drafter's own
+probabilities. The output stays exact: a size is chosen by what earlier rounds accepted.
+
+Dimension key: B batch rows, N drafted nodes (the largest size).
+
+>>> sizes = [Speculative(model, dataclasses.replace(proposer, block_size=k), rules)
+...          for k in (1, 4, 8, 16)]
+>>> responses = generate(Adaptive(sizes), params, prompts, ids=names)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from jaxspec.decoding.speculative import Speculative
+from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
+from jaxspec.models.transformer import Transformer
+
+_COST_REPEATS = 3
+
+
+@dataclasses.dataclass
+class AcceptanceByRank:
+    """P(n), how often the draft of each rank is accepted, with old rounds fading.
+
+    P(n) is the share among recent rounds that held rank n. Ranks that few of them held lean on the
+    rank before: nothing can be more likely than what it builds on, in a chain, and that makes an
+    untried size look as good as it can be. It is tried as soon as that would pay, and so is
+    drafting that was turned off, once its bad record has faded.
+    """
+
+    num_ranks: int
+    fading: float = 0.95
+    """What a round counts after the next one."""
+    trust: float = 4.0
+    """Rounds that weigh as much as the rank before."""
+    accepted_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
+    tried_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accepted_N = np.zeros(self.num_ranks)
+        self.tried_N = np.zeros(self.num_ranks)
+
+    def observe(
+        self, accepted_N: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
+    ) -> None:
+        """Counts of `row_rounds` rounds of single rows, in `rounds` of the batch, of one size."""
+        kept = self.fading**rounds
+        self.accepted_N = self.accepted_N * kept + accepted_N
+        self.tried_N = self.tried_N * kept + np.where(
+            np.arange(self.num_ranks) < ranks, row_rounds, 0
+        )
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """P(n) for every rank."""
+        found = np.ones(self.num_ranks)
+        before = 1.0
+        for rank in range(self.num_ranks):
+            total = self.accepted_N[rank] + self.trust * before
+            before = total / (self.tried_N[rank] + self.trust)
+            found[rank] = before
+        return found
+
+
+class Adaptive:
+    """Strategies of several sizes, of which the best one runs.
+
+    Not frozen: it remembers what was accepted. It is used like any other strategy.
+
+    Attributes:
+      history: (size, rounds) of every stretch so far; a size is the tokens that its target pass
+        reads.
+    """
+
+    def __init__(
+        self,
+        strategies: Sequence[Speculative],
+        *,
+        costs: Sequence[float] | None = None,
+        stretch: int = 8,
+        fading: float = 0.95,
+    ) -> None:
+        """Orders the sizes.
+
+        Args:
+          strategies: equal but for their size.
+          costs: time of a round of each, in any unit; None: measured on the first batch, which
+            makes the choice, and with it samples above temperature 0, differ from run to run.
+          stretch: rounds between two choices.
+          fading: see `AcceptanceByRank`.
+
+        Raises:
+          ValueError: no strategies, two of one size, different models, or costs that do not fit.
+        """
+        if not strategies:
+            raise ValueError("Adaptive needs strategies to choose from: got none.")
+        if stretch < 1:
+            raise ValueError(f"stretch must be at least 1 round: got {stretch}.")
+        order = sorted(range(len(strategies)), key=lambda i: strategies[i].verified_rows)
+        self.strategies = [strategies[i] for i in order]
+        self.sizes = [strategy.verified_rows for strategy in self.strategies]
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"Sizes must differ from one another: got {self.sizes}.")
+        if any((s.model, s.rules) != (self.model, self.rules) for s in self.strategies):
+            raise ValueError("Strategies of several sizes must share model and rules.")
+        self.costs: list[float] | None = None
+        if costs is not None:
+            if len(costs) != len(strategies) or min(costs) <= 0:
+                raise ValueError(
+                    f"Expected a positive cost for each of {len(strategies)} sizes: got "
+                    f"{list(costs)}."
+                )
+            self.costs = [costs[i] for i in order]
+        self.stretch = stretch
+        self.acceptance = AcceptanceByRank(max(1, self.sizes[-1] - 1), fading)
+        self.history: list[tuple[int, int]] = []
+
+    @property
+    def model(self) -> Transformer:
+        """The target."""
+        return self.strategies[-1].model
+
+    @property
+    def rules(self) -> DecodeRules:
+        """When a response ends."""
+        return self.strategies[-1].rules
+
+    @property
+    def round_tokens(self) -> int:
+        """Most tokens of a round."""
+        return max(strategy.round_tokens for strategy in self.strategies)
+
+    def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
+        """Prefills; the state has room for the largest size."""
+        return self.strategies[-1].start(params, prompts, capacity=capacity)
+
+    def run(
+        self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
+    ) -> DecodeState:
+        """The loop, in stretches of a few rounds."""
+        if self.costs is None:
+            self.costs = self.measure_costs(params, state)
+        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        leave = bool(leave_on_end)
+        before = _Counts.of(state)
+        while before.active and not (leave and before.ended):
+            choice = self.choose()
+            state = self.strategies[choice].run(
+                params, state, leave_on_end=leave, max_rounds=self.stretch
+            )
+            after = _Counts.of(state)
+            rounds = after.step - before.step
+            self.acceptance.observe(
+                after.accepted_N - before.accepted_N,
+                ranks=self.sizes[choice] - 1,
+                row_rounds=after.row_rounds - before.row_rounds,
+                rounds=rounds,
+            )
+            self.history.append((self.sizes[choice], rounds))
+            before = dataclasses.replace(after, ended=after.active < before.active)
+        return state
+
+    def choose(self) -> int:
+        """Index of the size with the highest expected tokens per second; of equal ones the first.
+
+        Raises:
+          ValueError: costs are neither given nor measured yet.
+        """
+        if self.costs is None:
+            raise ValueError("The costs of a round are not known yet: measure_costs gives them.")
+        tokens = 1 + np.concatenate([[0.0], np.cumsum(self.acceptance.probabilities())])
+        return int(
+            np.argmax([tokens[s - 1] / c for s, c in zip(self.sizes, self.costs, strict=True)])
+        )
+
+    def measure_costs(self, params: Any, state: DecodeState) -> list[float]:
+        """Seconds of a round of each size on copies of a running batch: medians of a few runs."""
+        return [self._cost(strategy, params, state) for strategy in self.strategies]
+
+    def _cost(self, strategy: Speculative, params: Any, state: DecodeState) -> float:
+        seconds = []
+        for _ in range(1 + _COST_REPEATS):  # The first compiles.
+            copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+            before = int(copy.step)
+            started = time.perf_counter()
+            copy = jax.block_until_ready(
+                strategy.run(params, copy, leave_on_end=False, max_rounds=self.stretch)
+            )
+            seconds.append((time.perf_counter() - started) / max(1, int(copy.step) - before))
+        return float(np.median(seconds[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """What a stretch is judged by."""
+
+    step: int
+    active: int
+    row_rounds: int
+    accepted_N: npt.NDArray[np.int64]
+    ended: bool = False
+
+    @classmethod
+    def of(cls, state: DecodeState) -> _Counts:
+        step, active_B, rounds_B, accepted_N = jax.device_get(
+            (state.step, state.active_B, state.rounds_B, state.accepted_at_N)
+        )
+        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_N.astype(np.int64))

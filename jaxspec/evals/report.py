@@ -26,6 +26,7 @@ from jaxspec.evals.results import (
     ordered,
     varies,
 )
+from jaxspec.evals.tau import DEFINITIONS
 from jaxspec.provenance import write_json as write_json_whole
 
 _ABSENT = "–"
@@ -36,6 +37,9 @@ tau: tokens emitted per draft-verify round, bonus token included, over all round
 bootstrap interval over prompts. macro: mean of each response's own mean. accepted: without the
 bonus. gain: of tau over the {BASELINE} row. speedup: wall clock at batch 1 against the target's own
 decoding in the same run. differ: prompts whose output is not the target's own."""
+_LEGEND_DEFINITIONS = """\
+Of each draft-verify round: e tokens and a drafts that stand in the response, v drafts that
+verification accepted before a stop token or the limit cut it. The prefill's token is in none."""
 _LEGEND_REPETITIVE = "repetitive: share of responses that loop, which inflates tau."
 
 
@@ -98,8 +102,8 @@ def write_report(
     json_file = write_json(output, provenance=provenance, results=results)
     stem = json_file.with_suffix("")
     markdown_file = json_file.with_suffix(".md")
-    over_seeds = [table] if (table := seeds_table(results)) else []
-    text = "\n".join([markdown_table(results), *over_seeds, *(f"{note}\n" for note in notes)])
+    tables = (markdown_table(results), definitions_table(results), seeds_table(results))
+    text = "\n".join([*filter(None, tables), *(f"{note}\n" for note in notes)])
     markdown_file.write_text(text, encoding="utf-8")
     return [
         json_file,
@@ -115,6 +119,26 @@ def markdown_table(results: Sequence[Row]) -> str:
     table = _markdown(header, lines)
     legend = f"{_LEGEND}\n{_LEGEND_REPETITIVE}" if "repetitive" in header else _LEGEND
     return f"{table}\n\n{legend}\n"
+
+
+def definitions_table(results: Sequence[Row]) -> str:
+    """Markdown: tau of the same rounds by each definition; "" where no row has the field."""
+    rows = ordered(results)
+    named = {name for row in rows for name in row.get("tau_definitions", {})}
+    columns = [name for name in DEFINITIONS if name in named]
+    if not columns:
+        return ""
+    settings = _settings(rows)
+    lines = [
+        [row["benchmark"], label, *(_short(row[name]) for name in settings)]
+        + [_format(row["tau_definitions"].get(name), ".2f") for name in columns]
+        for row, label in zip(rows, labels(rows), strict=True)
+        if "tau_definitions" in row
+    ]
+    header = ["benchmark", "loss", *(name.replace("_", " ") for name in settings), *columns]
+    legend = "\n".join(f"- `{name}`: {DEFINITIONS[name]}." for name in columns)
+    table = _markdown(header, lines)
+    return f"tau by definition:\n\n{table}\n\n{_LEGEND_DEFINITIONS}\n\n{legend}\n"
 
 
 def seeds_table(results: Sequence[Row]) -> str:
@@ -201,7 +225,7 @@ def _cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     Settings that all rows share (temperature, block size, target) are left out.
     """
     rows = ordered(results)
-    settings = [name for name in ("temperature", "block_size", "target") if varies(rows, name)]
+    settings = _settings(rows)
     with_repetitive = any(row.get("repetitive_share") is not None for row in rows)
     header = ["benchmark", "loss", *(name.replace("_", " ") for name in settings)]
     header += ["prompts", "tau (95%)", "macro", "accepted", "gain", "speedup", "differ"]
@@ -223,6 +247,11 @@ def _cells(results: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             members, member_gains = zip(*group, strict=True)
             lines.append(["mean", *key, *_figures(members, member_gains, "", with_repetitive)])
     return header, lines
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """Settings in which rows differ."""
+    return [name for name in ("temperature", "block_size", "target") if varies(rows, name)]
 
 
 def _figures(

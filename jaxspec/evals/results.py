@@ -58,6 +58,9 @@ FIELDS: dict[str, tuple[type, ...]] = {
 """Fields of a row. None stands for what was not measured: speed when timing is off, mismatches
 where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached."""
 
+OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {"tau_definitions": (dict,)}
+"""Fields that older files lack: accepted length by name, see `jaxspec.evals.tau.DEFINITIONS`."""
+
 
 def check_results(results: Sequence[Row]) -> None:
     """Refuses rows that would make a wrong or unreadable file.
@@ -68,7 +71,9 @@ def check_results(results: Sequence[Row]) -> None:
     problems: list[str] = []
     for index, row in enumerate(results):
         name = f"results[{index}] ({row.get('loss', '?')}, {row.get('benchmark', '?')})"
-        for field, types in FIELDS.items():
+        for field, types in {**FIELDS, **OPTIONAL_FIELDS}.items():
+            if field not in row and field in OPTIONAL_FIELDS:
+                continue
             if field not in row:
                 problems.append(f"{name}: {field} is missing")
             elif not isinstance(row[field], types) or isinstance(row[field], bool):
@@ -78,6 +83,11 @@ def check_results(results: Sequence[Row]) -> None:
         interval = row.get("tau_ci95")
         if isinstance(interval, list | tuple) and len(interval) != 2:
             problems.append(f"{name}: tau_ci95 must be [low, high]: got {list(interval)}")
+        taus = row.get("tau_definitions")
+        for key, value in taus.items() if isinstance(taus, dict) else ():
+            if not isinstance(value, _NUMBER) or isinstance(value, bool):
+                got = type(value).__name__
+                problems.append(f"{name}: tau_definitions.{key} must be a number: got {got}")
         problems += [f"{name}: {place} is {value}" for place, value in non_finite_numbers(row)]
     if problems:
         raise ValueError("These results cannot be written:\n- " + "\n- ".join(problems))

@@ -222,7 +222,7 @@ class Evaluation:
             )
         slots = strategy.round_tokens - 1
         summary = summarise(
-            [Rounds(r.kept, r.accepted, r.tokens) for r in responses],
+            [Rounds(r.kept, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
             num_slots=slots,
             seed=self.settings.seed,
         ).as_dict()

@@ -11,6 +11,7 @@ the correction (a draft was rejected). With t_pr the tokens emitted by round r o
 
 The first token of a response comes from the prefill and belongs to no round. The 95% interval
 of tau_micro resamples prompts, not rounds: rounds of one response depend on each other.
+What other projects call accepted length is computed from the same rounds by `definitions`.
 
 >>> summarise([Rounds(emitted=(3, 1)), Rounds(emitted=(2,))], num_slots=4).tau_micro
 2.0
@@ -28,6 +29,19 @@ RESAMPLES = 2000
 REPETITION_NGRAM = 4
 REPETITION_SHARE = 0.5
 
+DEFINITIONS = {
+    "micro": "jaxspec's tau_micro: sum of e / rounds",
+    "micro_without_bonus": "jaxspec's accepted_per_round: sum of a / rounds",
+    "macro": "jaxspec's tau_macro, and z-lab's later versions: mean of each response's mean e",
+    "macro_without_bonus": "jaxspec's: mean of each response's mean a",
+    "z_lab": "z-lab/dflash: mean of each response's mean (v + 1)",
+    "vllm": "vLLM's mean acceptance length: 1 + sum of v / rounds",
+    "deepspec": "DeepSpec's accept_len: sum of c / rounds; c = e if a stop token cut it, or v + 1",
+    "vllm_draft_acceptance_rate": "vLLM's draft acceptance rate: sum of v / drafted tokens",
+}
+"""Whose each of `definitions` is, and its formula. Of a round: e tokens and a drafts that stand in
+the response, v drafts that verification accepted before a stop token or the limit cut it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
@@ -44,22 +58,33 @@ class Rounds:
     end early (a stop token among the drafts leaves emitted == accepted)."""
     tokens: tuple[int, ...] | None = None
     """Ids of the whole response, to tell repetitive ones; None: not looked at."""
+    verified: tuple[int, ...] | None = None
+    """Drafts that each round's verification accepted before a stop token or the limit cut the
+    response; None: as many as `accepted`, which holds unless a round was cut."""
+    stopped: bool = False
+    """Whether a stop token ended the response; otherwise the limit did."""
 
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.emitted):
             raise ValueError(f"A round emits at least one token: got {list(self.emitted)}.")
-        if self.accepted is None:
-            return
-        if len(self.accepted) != len(self.emitted):
-            raise ValueError(
-                f"Expected accepted counts for all {len(self.emitted)} rounds: "
-                f"got {len(self.accepted)}."
-            )
-        for emitted, accepted in zip(self.emitted, self.accepted, strict=True):
+        for name in ("accepted", "verified"):
+            counts = getattr(self, name)
+            if counts is not None and len(counts) != len(self.emitted):
+                raise ValueError(
+                    f"Expected {name} counts for all {len(self.emitted)} rounds: got {len(counts)}."
+                )
+        for emitted, accepted, verified in zip(
+            self.emitted, self.accepted_counts, self.verified_counts, strict=True
+        ):
             if accepted < 0 or emitted - accepted not in (0, 1):
                 raise ValueError(
                     "A round emits its accepted drafts and at most one token more: "
                     f"got {emitted} emitted and {accepted} accepted."
+                )
+            if accepted != min(verified, emitted):
+                raise ValueError(
+                    "A round's accepted drafts are the verified ones that were emitted: "
+                    f"got {emitted} emitted, {accepted} accepted and {verified} verified."
                 )
 
     @property
@@ -68,6 +93,11 @@ class Rounds:
         if self.accepted is not None:
             return self.accepted
         return tuple(count - 1 for count in self.emitted)
+
+    @property
+    def verified_counts(self) -> tuple[int, ...]:
+        """Drafts of each round that verification accepted, before any cut."""
+        return self.accepted_counts if self.verified is None else self.verified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +118,8 @@ class TauSummary:
     """Share of responses that repeat themselves; None when tokens were not given."""
     tau_micro_without_repetitive: float | None
     """tau_micro of the others; None when there are none, or tokens were not given."""
+    tau_definitions: dict[str, float]
+    """What others would report of the same rounds: `definitions`."""
 
     def as_dict(self) -> dict[str, object]:
         """The figures as they go into a result row."""
@@ -134,7 +166,71 @@ def summarise(responses: Sequence[Rounds], *, num_slots: int, seed: int = 0) -> 
         tau_micro_without_repetitive=(
             float(fresh_total.sum() / fresh_rounds.sum()) if fresh_rounds.sum() else None
         ),
+        tau_definitions=definitions(responses, num_slots=num_slots),
     )
+
+
+def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, float]:
+    """Accepted length of the same rounds as several projects define it: the keys of `DEFINITIONS`.
+
+    All average over draft-verify rounds and count no token of the prefill. They differ in the mean
+    (over all rounds, or of each response's mean), in the bonus token, and in what the last round
+    of a response counts for when it was cut: its tokens behind a stop token or the limit.
+
+    | | mean over | bonus | stop token inside the drafts | limit inside the round |
+    | --- | --- | --- | --- | --- |
+    | micro, macro | rounds, responses | yes | cut | cut |
+    | the same without bonus | rounds, responses | no | cut | cut |
+    | z_lab | responses | yes | not cut, bonus counted | not cut |
+    | vllm | rounds | yes | not cut, bonus counted | not cut |
+    | deepspec | rounds | yes | cut, no bonus | not cut |
+
+    Sources, as read:
+      z-lab: z-lab/dflash, `dflash/benchmark.py` (mean over turns of each turn's mean) and
+        `dflash_generate` in `dflash/model.py`. The version of DFlash alone appends accepted drafts
+        plus 1 in every round and cuts the text afterwards: `z_lab`. The version that also has
+        DFlash 2 appends what the round put into the response: `macro`.
+      vLLM: vllm-project/vllm, `vllm/v1/spec_decode/metrics.py` (1 + accepted tokens / drafts, and
+        accepted / drafted tokens) and `update_from_output` in `vllm/v1/core/sched/scheduler.py`,
+        which counts before it looks for stop tokens and the limit. A draft is a request's step that
+        had draft tokens. Issue 56101 of that project asks to count cut steps as cut.
+      DeepSpec: deepseek-ai/DeepSpec, `deepspec/eval/base_evaluator.py` (`acceptance_length`: the
+        sum over all rounds over their number). Drafts behind a stop token are not counted, and the
+        round has no bonus then; tokens behind the limit are counted.
+
+    Not in a trace, and so not reproduced: DeepSpec and that z-lab version run one more round when a
+    response fills the limit exactly, DeepSpec would still see a stop token behind the limit, and
+    that z-lab version runs a round even when the first token is a stop token.
+
+    Args:
+      responses: at least one with a round; those without any are left out.
+      num_slots: drafted slots of a round (block size minus the anchor); of a tree, its depth.
+
+    Raises:
+      ValueError: no response has a round, or a round accepted more than `num_slots`.
+    """
+    _check_slots(responses, num_slots=num_slots)
+    measured = [response for response in responses if response.emitted]
+    if not measured:
+        raise ValueError("tau needs at least one draft-verify round: got none.")
+    emitted = [response.emitted for response in measured]
+    accepted = [response.accepted_counts for response in measured]
+    verified = [response.verified_counts for response in measured]
+    with_bonus = [tuple(count + 1 for count in counts) for counts in verified]
+    deepspec = [
+        response.emitted if response.stopped else uncut
+        for response, uncut in zip(measured, with_bonus, strict=True)
+    ]
+    return {
+        "micro": _over_rounds(emitted),
+        "micro_without_bonus": _over_rounds(accepted),
+        "macro": _over_responses(emitted),
+        "macro_without_bonus": _over_responses(accepted),
+        "z_lab": _over_responses(with_bonus),
+        "vllm": _over_rounds(with_bonus),
+        "deepspec": _over_rounds(deepspec),
+        "vllm_draft_acceptance_rate": _over_rounds(verified) / num_slots,
+    }
 
 
 def tau_micro(responses: Sequence[Rounds]) -> float:
@@ -176,15 +272,11 @@ def conditional_acceptance(
     A round looks at slot g when it accepted the g slots before it and did not end there: a response
     that stopped inside an accepted draft says nothing about the slot behind.
     """
+    _check_slots(responses, num_slots=num_slots)
     looked_at = np.zeros(num_slots, dtype=np.int64)
     accepted_at = np.zeros(num_slots, dtype=np.int64)
     for response in responses:
         for emitted, accepted in zip(response.emitted, response.accepted_counts, strict=True):
-            if accepted > num_slots:
-                raise ValueError(
-                    f"A round of {num_slots} drafted slots cannot accept {accepted}: "
-                    "num_slots is the block size minus 1."
-                )
             accepted_at[:accepted] += 1
             looked_at[:accepted] += 1
             if accepted < num_slots and emitted > accepted:
@@ -211,6 +303,25 @@ def is_repetitive(tokens: Sequence[int]) -> bool:
 
 def _repetitive(response: Rounds) -> bool | None:
     return None if response.tokens is None else is_repetitive(response.tokens)
+
+
+def _check_slots(responses: Sequence[Rounds], *, num_slots: int) -> None:
+    most = max((max(response.verified_counts, default=0) for response in responses), default=0)
+    if most > num_slots:
+        raise ValueError(
+            f"A round of {num_slots} drafted slots cannot accept {most}: "
+            "num_slots is the block size minus 1."
+        )
+
+
+def _over_rounds(counts: Sequence[Sequence[int]]) -> float:
+    """Mean over all rounds of all responses."""
+    return sum(map(sum, counts)) / sum(map(len, counts))
+
+
+def _over_responses(counts: Sequence[Sequence[int]]) -> float:
+    """Mean of each response's own mean."""
+    return float(np.mean([sum(rounds) / len(rounds) for rounds in counts]))
 
 
 def _totals(

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jaxspec.evals.report import (
     console_table,
+    definitions_table,
     markdown_table,
     read_json,
     seeds_table,
@@ -85,6 +86,38 @@ def test_seeds_by_hand():
     ]
     assert not seeds_table(rows[::2])
     assert not seeds_table(ROWS)
+
+
+def test_definitions_by_hand(tmp_path):
+    rows = [
+        result_row("full", tau_definitions={"deepspec": 2.25, "micro": 2.0, "vllm": 2.5}),
+        result_row(tau_definitions={"micro": 1.5, "vllm": 1.75}),
+        result_row("decay"),
+    ]
+    text = definitions_table(rows)
+    assert text.splitlines()[2:6] == [
+        "| benchmark | loss | micro | vllm | deepspec |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| gsm8k | uniform | 1.50 | 1.75 | – |",
+        "| gsm8k | full | 2.00 | 2.50 | 2.25 |",
+    ]
+    legend = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line.split("`")[1] for line in legend] == ["micro", "vllm", "deepspec"]
+    assert "- `vllm`: vLLM's mean acceptance length: 1 + sum of v / rounds." in legend
+    file = write_report(tmp_path / "results.json", provenance={}, results=rows)[1]
+    assert text in file.read_text()
+
+
+def test_definitions_name_the_settings_that_differ():
+    taus = {"micro": 2.0}
+    rows = [result_row(temperature=warm, tau_definitions=taus) for warm in (0.0, 1.0)]
+    assert "| gsm8k | uniform | 1 | 2.00 |" in definitions_table(rows)
+
+
+def test_files_without_definitions_have_no_table_of_them(tmp_path):
+    assert definitions_table(ROWS) == ""
+    file = write_report(tmp_path / "results.json", provenance={}, results=ROWS)[1]
+    assert "definition" not in file.read_text()
 
 
 def test_one_benchmark_has_no_mean():

@@ -52,6 +52,14 @@ def test_all_problems_are_told_at_once():
     assert "tau_ci95 must be [low, high]" in message
 
 
+def test_definitions_may_be_missing_but_not_wrong():
+    check_results([result_row(tau_definitions={"micro": 2.0, "another": 3})])
+    with pytest.raises(ValueError, match="tau_definitions must be dict: got list"):
+        check_results([result_row(tau_definitions=[2.0])])
+    with pytest.raises(ValueError, match=r"tau_definitions\.vllm must be a number: got str"):
+        check_results([result_row(tau_definitions={"vllm": "2.0"})])
+
+
 def test_gain_is_percent_of_tau_micro():
     rows = [result_row(tau_micro=2.0), result_row("full", tau_micro=2.5)]
     assert gains(rows) == [None, pytest.approx(25.0)]

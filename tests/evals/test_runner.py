@@ -111,6 +111,10 @@ def test_the_file_holds_every_figure(measured):
         assert 1 <= row["tau_micro"] <= 3
         assert row["tokens"] <= 2 * 11
         assert row["tau_micro"] == pytest.approx(row["tokens"] / row["rounds"])
+        taus = row["tau_definitions"]
+        assert taus["micro"] == pytest.approx(row["tau_micro"])
+        # Rounds that the limit cut count in full there.
+        assert taus["micro"] <= taus["deepspec"] <= taus["vllm"] <= 3
         assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
         for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
             assert row[field] > 0

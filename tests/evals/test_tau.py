@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from jaxspec.evals.tau import (
+    DEFINITIONS,
     Rounds,
     bootstrap_interval,
     conditional_acceptance,
+    definitions,
     is_repetitive,
     repeated_share,
     summarise,
@@ -69,6 +71,66 @@ def test_responses_without_rounds_count_as_prompts_only():
     assert summary.prompts == 3
     assert (summary.tau_micro, summary.tau_macro) == (tau_micro(TWO), tau_macro(TWO))
     assert summary.tau_ci95 == bootstrap_interval(TWO)
+
+
+# Of 4 drafted slots. A stop token was the second of three verified drafts.
+STOPPED = Rounds(emitted=(5, 2), accepted=(4, 2), verified=(4, 3), stopped=True)
+# There was room for two of four verified drafts.
+LIMITED = Rounds(emitted=(1, 1, 2), accepted=(0, 0, 2), verified=(0, 0, 4))
+
+
+def test_definitions_differ_where_rounds_are_cut():
+    found = definitions([STOPPED, LIMITED, Rounds(emitted=())], num_slots=4)
+    expected = {
+        "micro": (7 + 4) / 5,
+        "micro_without_bonus": (6 + 2) / 5,
+        "macro": (7 / 2 + 4 / 3) / 2,
+        "macro_without_bonus": (6 / 2 + 2 / 3) / 2,
+        # The cut rounds count as 4 and 5 tokens.
+        "z_lab": (9 / 2 + 7 / 3) / 2,
+        "vllm": 1 + (7 + 4) / 5,
+        # The stopped round counts as 2 tokens, the one at the limit as 5.
+        "deepspec": (7 + 7) / 5,
+        "vllm_draft_acceptance_rate": (7 + 4) / (5 * 4),
+    }
+    assert found == pytest.approx(expected)
+    assert list(found) == list(expected) == list(DEFINITIONS)
+    assert len({round(value, 6) for value in found.values()}) == len(found)
+
+
+def test_definitions_of_a_response_that_stops_in_its_drafts():
+    found = definitions([STOPPED], num_slots=4)
+    assert found["micro"] == found["macro"] == found["deepspec"] == 7 / 2
+    assert found["vllm"] == found["z_lab"] == 9 / 2
+    # A stop token as the last draft leaves no bonus, but servers count one.
+    last = definitions([Rounds((2,), (2,), verified=(2,), stopped=True)], num_slots=2)
+    assert (last["micro"], last["deepspec"], last["vllm"], last["z_lab"]) == (2, 2, 3, 3)
+
+
+def test_definitions_of_a_response_cut_by_the_limit():
+    found = definitions([LIMITED], num_slots=4)
+    assert found["micro"] == found["macro"] == 4 / 3
+    assert found["vllm"] == found["z_lab"] == found["deepspec"] == 7 / 3
+
+
+def test_definitions_agree_where_nothing_was_cut():
+    # The last token of the first response, a stop token, is the target's own.
+    uncut = [Rounds((4, 2), stopped=True), Rounds((1, 1, 1, 1))]
+    found = definitions(uncut, num_slots=3)
+    assert found["micro"] == found["vllm"] == found["deepspec"] == pytest.approx(10 / 6)
+    assert found["macro"] == found["z_lab"] == 2.0
+    assert found["micro_without_bonus"] == pytest.approx(4 / 6)
+    assert found["macro_without_bonus"] == 1.0
+
+
+def test_definitions_are_those_of_the_summary():
+    responses = [STOPPED, LIMITED, Rounds(emitted=())]
+    summary = summarise(responses, num_slots=4)
+    found = summary.tau_definitions
+    assert found == definitions(responses, num_slots=4)
+    assert found["micro"] == pytest.approx(summary.tau_micro)
+    assert found["macro"] == pytest.approx(summary.tau_macro)
+    assert found["micro_without_bonus"] == pytest.approx(summary.accepted_per_round)
 
 
 def slow_bootstrap(responses, *, seed, resamples):
@@ -159,7 +221,8 @@ def test_as_dict_has_lists_and_plain_numbers():
     row = summarise(TWO, num_slots=3).as_dict()
     assert row["tau_ci95"] == list(summarise(TWO, num_slots=3).tau_ci95)
     assert isinstance(row["accept_at"], list)
-    assert {type(value) for value in row.values()} <= {int, float, list, type(None)}
+    assert {type(value) for value in row.values()} <= {int, float, list, dict, type(None)}
+    assert {type(value) for value in row["tau_definitions"].values()} == {float}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +233,9 @@ def test_as_dict_has_lists_and_plain_numbers():
         ({"emitted": (3,), "accepted": (1,)}, "at most one token more"),
         ({"emitted": (1,), "accepted": (2,)}, "at most one token more"),
         ({"emitted": (1,), "accepted": (-1,)}, "at most one token more"),
+        ({"emitted": (2, 2), "verified": (1,)}, "verified counts for all 2 rounds"),
+        ({"emitted": (2,), "accepted": (1,), "verified": (2,)}, "1 accepted and 2 verified"),
+        ({"emitted": (2,), "accepted": (2,), "verified": (1,)}, "2 accepted and 1 verified"),
     ],
 )
 def test_impossible_rounds_are_refused(arguments, message):
@@ -180,9 +246,13 @@ def test_impossible_rounds_are_refused(arguments, message):
 def test_more_accepted_than_drafted_is_refused():
     with pytest.raises(ValueError, match="2 drafted slots cannot accept 3"):
         summarise([Rounds(emitted=(4,))], num_slots=2)
+    with pytest.raises(ValueError, match="2 drafted slots cannot accept 3"):
+        definitions([Rounds((1,), (1,), verified=(3,))], num_slots=2)
 
 
 @pytest.mark.parametrize("responses", [[], [Rounds(emitted=())]])
 def test_nothing_measured_is_refused(responses):
     with pytest.raises(ValueError, match="at least one draft-verify round"):
         summarise(responses, num_slots=3)
+    with pytest.raises(ValueError, match="at least one draft-verify round"):
+        definitions(responses, num_slots=3)

@@ -2,7 +2,8 @@
 
 A strategy (`Autoregressive`, `Speculative`, `TreeSpeculative`, `ChainSpeculative`) is a frozen
 dataclass with two jitted methods: `start` prefills, `run` is the whole loop. `Adaptive` chooses
-among strategies of several sizes while it runs. `generate` drives any of them over a list of prompts.
+among strategies of several sizes while it runs. `generate` drives any of them over a list of
+prompts.
 """
 
 from jaxspec.decoding.adaptive import Adaptive

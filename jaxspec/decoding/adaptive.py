@@ -52,9 +52,9 @@ class AcceptanceByRank:
     """
 
     num_ranks: int
-    fading: float = 0.95
+    fading: float = 0.98
     """What a round counts after the next one."""
-    trust: float = 4.0
+    trust: float = 2.0
     """Rounds that weigh as much as the rank before."""
     accepted_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
     tried_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
@@ -100,7 +100,7 @@ class Adaptive:
         *,
         costs: Sequence[float] | None = None,
         stretch: int = 8,
-        fading: float = 0.95,
+        fading: float = 0.98,
     ) -> None:
         """Orders the sizes.
 

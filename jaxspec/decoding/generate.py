@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -249,11 +249,18 @@ def _serve(
                 single = prefilled(place[row])
                 state = spread(single, rows=rows) if state is None else insert(state, single, row)
         assert state is not None, "a queue that is not empty has filled a row"
-        state = strategy.run(params, state, leave_on_end=bool(waiting))
-        active_B = jax.device_get(state.active_B)
-        for row in [row for row in place if not active_B[row]]:
+        # A response of one token has ended with its prefill: its row is free before the loop.
+        if not (ended := _ended(state, place)):
+            state = strategy.run(params, state, leave_on_end=bool(waiting))
+            ended = _ended(state, place)
+        for row in ended:
             index = place.pop(row)
             yield index, read_response(state, row, name=ids[index], rules=strategy.rules)
+
+
+def _ended(state: DecodeState, rows: Iterable[int]) -> list[int]:
+    active_B = jax.device_get(state.active_B)
+    return [row for row in rows if not active_B[row]]
 
 
 def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules) -> Response:

@@ -123,8 +123,8 @@ class ChainSpeculative(TreeSpeculative):
     SpecDiff-2's self-selection (arXiv 2511.00606), as an exact rule: picking the chain that the
     target likes best, and then applying a rule for one sampled chain, would change the output. The
     verifier is one of `CHAIN_RULES`: those of `verify_chains` are told what the chains were sampled
-    from; "tree" walks by the target's own draws, as for any tree, and is the only one at temperature
-    0. `num_nodes` follows from the chains.
+    from; "tree" walks by the target's own draws, as for any tree, and is the only one at
+    temperature 0. `num_nodes` follows from the chains.
 
     Raises:
       ValueError: an unknown verifier, no chains, drafts at temperature 0 (all chains would be one).

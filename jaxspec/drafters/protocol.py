@@ -1,9 +1,9 @@
 """What decoding asks of a drafter: begin, propose, commit.
 
 A proposer is a small frozen dataclass (hashable, so that it is a static argument of a jitted loop);
-whatever changes while it drafts is a pytree of its own making that the loop carries; its arrays have
-the batch first, but for those of a `KVCache`, so that a row of it can be filled anew. Drafters that
-read hidden states name the target's layers in `capture`; others leave it empty.
+whatever changes while it drafts is a pytree of its own making that the loop carries. Arrays in it
+have the batch first, but for those of a `KVCache`, so that a row can be filled anew. Drafters
+that read hidden states name the target's layers in `capture`; others leave it empty.
 
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 E captured features.
@@ -63,8 +63,9 @@ class Proposer(Protocol):
 
     @property
     def block_size(self) -> int:
-        """K: the anchor and what is drafted behind it. With 1 nothing is drafted, and the drafter
-        only takes in what is kept.
+        """K: the anchor and what is drafted behind it.
+
+        With 1 nothing is drafted, and the drafter only takes in what is kept.
         """
 
     @property

@@ -1,0 +1,127 @@
+"""Which size is chosen, and that the choice changes no output."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.decoding import Adaptive, Speculative, TreeSpeculative
+from jaxspec.decoding.adaptive import AcceptanceByRank
+from tests.decoding import tiny
+
+
+def chains(sizes, *, proposer=None):
+    model, params = tiny.target()
+    if proposer is None:
+        proposer, drafter = tiny.dflash(model, suppressed_ids=tiny.RULES.suppressed_ids)
+    else:
+        drafter = None
+    strategies = [
+        Speculative(model, dataclasses.replace(proposer, block_size=size), tiny.RULES)
+        for size in sizes
+    ]
+    return strategies, {"target": params, "drafter": drafter}
+
+
+def expected_tokens():
+    plain, params = tiny.strategies()[0]
+    return [response.tokens for response in tiny.decode(plain, params)]
+
+
+def scripts(right):
+    """What is going to be said, or nothing of it."""
+    rows = np.array([(*t, *[0] * (24 - len(t))) for t in expected_tokens()])
+    return jnp.asarray(rows if right else (rows + 1) % 60, jnp.int32)
+
+
+def test_acceptance_is_a_share_that_fades():
+    seen = AcceptanceByRank(3, fading=0.5, trust=2.0)
+    assert seen.probabilities().tolist() == [1, 1, 1]  # Untried: as good as can be.
+    seen.observe(np.array([6, 0, 0]), ranks=1, row_rounds=8, rounds=1)
+    assert seen.probabilities().tolist() == pytest.approx([0.8, 0.8, 0.8])
+    seen.observe(np.array([4, 2, 0]), ranks=2, row_rounds=8, rounds=1)
+    first = (3 + 4 + 2) / (4 + 8 + 2)
+    second = (2 + 2 * first) / (8 + 2)
+    assert seen.probabilities().tolist() == pytest.approx([first, second, second])
+    # After long silence everything is possible again.
+    seen.observe(np.zeros(3, np.int64), ranks=0, row_rounds=8, rounds=50)
+    assert seen.probabilities().tolist() == pytest.approx([1, 1, 1])
+
+
+def test_the_size_with_most_tokens_per_second_is_chosen():
+    strategies, _ = chains((1, 2, 5))
+    adaptive = Adaptive(strategies, costs=[1.0, 1.5, 2.0])
+    assert adaptive.sizes == [1, 2, 5]
+    assert adaptive.choose() == 2  # (1, 2, 5) tokens at best.
+    for accepted, choice in (([900, 800, 700, 600], 2), ([600, 100, 0, 0], 1), ([200, 0, 0, 0], 0)):
+        adaptive.acceptance = AcceptanceByRank(4)
+        adaptive.acceptance.observe(np.array(accepted), ranks=4, row_rounds=1000, rounds=1)
+        tokens = 1 + np.cumsum([0, *accepted])[[0, 1, 4]] / 1000
+        assert np.argmax(tokens / [1.0, 1.5, 2.0]) == choice
+        assert adaptive.choose() == choice
+    unknown = Adaptive(strategies)
+    with pytest.raises(ValueError, match="not known yet"):
+        unknown.choose()
+
+
+@pytest.mark.parametrize("costs", [None, [1.0, 1.2, 1.5]], ids=["measured", "given"])
+def test_output_is_the_targets(costs):
+    strategies, params = chains((1, 3, 5))
+    adaptive = Adaptive(strategies, costs=costs, stretch=2)
+    responses = tiny.decode(adaptive, params, batch_size=2)
+    assert [response.tokens for response in responses] == expected_tokens()
+    for response in responses:
+        assert len(response.tokens) == 1 + sum(response.kept)
+    assert sum(rounds for _, rounds in adaptive.history) >= 24
+    assert adaptive.costs is not None
+    assert min(adaptive.costs) > 0
+
+
+def test_trees_of_several_budgets():
+    model, params = tiny.target()
+    proposer, drafter = tiny.dflash(model, suppressed_ids=tiny.RULES.suppressed_ids)
+    strategies = [TreeSpeculative(model, proposer, tiny.RULES, num_nodes=n) for n in (4, 12)]
+    rest = Speculative(model, dataclasses.replace(proposer, block_size=1), tiny.RULES)
+    adaptive = Adaptive([*strategies, rest], costs=[1.5, 2.0, 1.0], stretch=2)
+    assert adaptive.sizes == [1, 5, 13]
+    responses = tiny.decode(adaptive, {"target": params, "drafter": drafter})
+    assert [response.tokens for response in responses] == expected_tokens()
+
+
+def test_drafting_is_turned_off_where_nothing_is_accepted_and_tried_again():
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    adaptive = Adaptive(strategies, costs=[1.0, 2.0], stretch=2)
+    wrong = {**params, "drafter": scripts(right=False)}
+    assert [r.tokens for r in tiny.decode(adaptive, wrong)] == expected_tokens()
+    rounds = {size: sum(n for s, n in adaptive.history if s == size) for size in (1, 5)}
+    assert adaptive.history[0][0] == 5
+    assert rounds[1] > rounds[5]
+
+
+def test_drafts_grow_where_everything_is_accepted():
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    adaptive = Adaptive(strategies, costs=[1.0, 2.0], stretch=2)
+    right = {**params, "drafter": scripts(right=True)}
+    responses = tiny.decode(adaptive, right)
+    assert [response.tokens for response in responses] == expected_tokens()
+    assert {size for size, _ in adaptive.history} == {5}
+    assert responses[1].kept == (5, 5, 5, 5, 3)
+
+
+def test_arguments_are_checked():
+    strategies, _ = chains((1, 5))
+    for arguments, settings, message in (
+        ([], {}, "got none"),
+        ([strategies[0]] * 2, {}, "Sizes must differ"),
+        (strategies, {"stretch": 0}, "at least 1 round"),
+        (strategies, {"costs": [1.0]}, "cost for each of 2"),
+        (strategies, {"costs": [1.0, 0.0]}, "positive cost"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Adaptive(arguments, **settings)
+    other = dataclasses.replace(
+        strategies[0], rules=dataclasses.replace(tiny.RULES, max_new_tokens=3)
+    )
+    with pytest.raises(ValueError, match="share model and rules"):
+        Adaptive([other, strategies[1]])

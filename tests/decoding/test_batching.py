@@ -1,0 +1,138 @@
+"""Rows refilled from a queue: no prompt notices, no row idles, nothing is compiled again."""
+
+import dataclasses
+import functools
+import heapq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
+from jaxspec.decoding import rows as batch_rows
+from jaxspec.drafters.ngram import NGramProposer
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
+from tests.decoding import tiny
+
+MANY = tuple(
+    tuple(np.random.default_rng([length, 7]).integers(0, 60, length).tolist())
+    for length in (5, 2, 31, 11, 8, 19, 1, 40, 3, 27, 14, 6)
+)
+NAMES = tuple(f"many/{index}" for index in range(len(MANY)))
+
+
+@dataclasses.dataclass
+class Watched:
+    """A strategy, and the rounds that each visit to the device took."""
+
+    strategy: Autoregressive | Speculative
+    steps: list[int] = dataclasses.field(default_factory=list)
+
+    def __getattr__(self, name):
+        return getattr(self.strategy, name)
+
+    def run(self, params, state, *, leave_on_end=False):
+        before = int(state.step)
+        state = self.strategy.run(params, state, leave_on_end=leave_on_end)
+        self.steps.append(int(state.step) - before)
+        return state
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["autoregressive", "speculative", "tree"])
+def test_answers_do_not_depend_on_the_batch(number):
+    strategy, params = tiny.strategies()[number]
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=1)
+    for batch_size in (3, len(MANY) + 1):
+        assert generate(strategy, params, MANY, ids=NAMES, batch_size=batch_size) == alone
+    assert len({len(response.tokens) for response in alone}) > 3
+
+
+def test_samples_do_not_depend_on_the_batch():
+    warm = Sampling(1.0)
+    model, target = tiny.target()
+    proposer, drafter = tiny.dflash(model, sampling=warm)
+    strategy = Speculative(model, proposer, tiny.RULES, "token", warm)
+    params = {"target": tiny.scaled(target, 0.6), "drafter": drafter}
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=1)
+    assert generate(strategy, params, MANY, ids=NAMES, batch_size=3) == alone
+    assert generate(strategy, params, MANY, ids=NAMES, batch_size=3, seed=1) != alone
+
+
+def test_no_row_waits_for_another():
+    """One token a round: as many rounds as a list of tasks takes on three machines."""
+    plain, params = tiny.strategies()[0]
+    watched = Watched(plain)
+    lengths = [len(r.tokens) for r in generate(watched, params, MANY, ids=NAMES, batch_size=3)]
+    machines = [0, 0, 0]
+    for index in sorted(range(len(MANY)), key=lambda i: -len(MANY[i])):
+        # The first token is the prefill's.
+        heapq.heappush(machines, heapq.heappop(machines) + lengths[index] - 1)
+    assert sum(watched.steps) == max(machines)
+    # In batches that wait for their longest response it would be more.
+    order = sorted(range(len(MANY)), key=lambda i: -len(MANY[i]))
+    waiting = sum(max(lengths[i] - 1 for i in order[at : at + 3]) for at in range(0, 12, 3))
+    assert sum(watched.steps) < waiting
+
+
+def test_nothing_is_compiled_after_the_first_refill():
+    strategy, params = tiny.strategies()[1]
+    generate(strategy, params, MANY[:4], ids=NAMES[:4], batch_size=3)
+    programs = (
+        type(strategy).start,
+        type(strategy).run,
+        batch_rows.spread,
+        batch_rows.insert,
+        batch_rows.read,
+    )
+    sizes = [program._cache_size() for program in programs]
+    compiled = []
+    with jax.log_compiles(True):
+        handler = _count_compilations(compiled)
+        try:
+            generate(strategy, params, MANY, ids=NAMES, batch_size=3)
+        finally:
+            handler()
+    assert [program._cache_size() for program in programs] == sizes
+    assert compiled == []
+
+
+def _count_compilations(found):
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            if "Compiling" in record.getMessage():
+                found.append(record.getMessage())
+
+    handler = Handler()
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    return lambda: logger.removeHandler(handler)
+
+
+def test_prompts_of_very_different_length():
+    """1 : 1000; the short one has a row beside the long one, and one of its own later."""
+    model, params = _long_target()
+    rules = DecodeRules(12, suppressed_ids=(tiny.MASK_ID,))
+    rng = np.random.default_rng(3)
+    prompts = [tuple(rng.integers(0, 60, length).tolist()) for length in (1, 1000, 2, 130)]
+    names = ["one", "thousand", "two", "more"]
+    plain = Autoregressive(model, rules)
+    alone = [generate(plain, params, [p], ids=[n])[0] for p, n in zip(prompts, names, strict=True)]
+    together = generate(plain, params, prompts, ids=names, batch_size=2)
+    assert [r.tokens for r in together] == [r.tokens for r in alone]
+    lookup = Speculative(model, NGramProposer(4), rules)
+    fast = generate(lookup, {"target": params, "drafter": {}}, prompts, ids=names, batch_size=2)
+    assert [r.tokens for r in fast] == [r.tokens for r in alone]
+
+
+@functools.cache
+def _long_target():
+    architecture = dataclasses.replace(
+        tiny.ARCHITECTURE, num_layers=1, max_position_embeddings=2048
+    )
+    model = Transformer(architecture)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return model, {**params, "embed": tiny.scaled(params["embed"], 30.0)}

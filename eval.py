@@ -1,6 +1,8 @@
 """Measures trained drafters by exact speculative decoding of benchmark prompts.
 
 python eval.py --config configs/quickstart.py --workdir runs/a runs/b --output runs/results.json
+
+With --drafters ngram,none prompt look-up and the target alone are measured as well.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ def main(argv: Sequence[str]) -> None:
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.evals.runner import evaluate
 
-    evaluate(command.run, workdirs=list(command.workdir), output=command.output)
+    evaluate(
+        command.run,
+        workdirs=list(command.workdir),
+        output=command.output,
+        kinds=[kind.strip() for kind in command.drafters.split(",") if kind.strip()],
+    )
 
 
 if __name__ == "__main__":

@@ -371,11 +371,37 @@ class EvaluationConfig:
     """Prompts decoded together when tau is measured."""
     temperature: float = 0.0
     """0: greedy; above: sampling."""
-    verifier: Literal["auto", "greedy", "token", "block", "point_mass"] = "auto"
-    """"auto": greedy at temperature 0, token verification with sampled drafts above it."""
+    draft_temperature: float | None = None
+    """Temperature of sampled drafts; None: the target's. Whatever it is, outputs are exact; with 0
+    the likeliest tokens are drafted and judged as a point mass."""
+    top_k: int = 0
+    """Only the k likeliest tokens of target and draft are sampled; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that sum to this are sampled (nucleus); 1: all."""
+    min_p: float = 0.0
+    """Only tokens of at least this share of the likeliest one are sampled; 0: all."""
+    verifier: Literal[
+        "auto",
+        "greedy",
+        "token",
+        "block",
+        "point_mass",
+        "tree",
+        "recursive",
+        "recursive_without_replacement",
+        "k_seq",
+    ] = "auto"
+    """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
+    that were not sampled, "tree" for trees, "recursive" for chains."""
     tree_nodes: int = 0
-    """Decode with the best-first tree of so many nodes instead of one block; 0: no tree. A tree has
-    its own verification, at any temperature: `verifier` stays "auto"."""
+    """Decode with the best-first tree of so many nodes instead of one block; 0: no tree."""
+    chains: int = 0
+    """Decode with so many sampled chains, in one target pass, instead of one block; 0: one block.
+    At temperature 0 they need a `draft_temperature`."""
+    adaptive_sizes: tuple[int, ...] = ()
+    """Sizes that a controller chooses from while decoding, by what was accepted and what a round
+    costs: tokens that the target reads in a round (a block; a tree's nodes and its anchor); 1 turns
+    drafting off. (): one size."""
     block_size: int = 0
     """Block used in decoding; 0: the drafter's own."""
     max_prompt_tokens: int = 512
@@ -398,9 +424,27 @@ class EvaluationConfig:
             f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",
         )
         _require(
-            not self.tree_nodes or self.verifier == "auto",
-            f'A tree has its own verification: leave evaluation.verifier at "auto" with '
-            f"evaluation.tree_nodes {self.tree_nodes}, got {self.verifier!r}.",
+            self.chains >= 0,
+            f"evaluation.chains must be 0 (one block) or more: got {self.chains}.",
+        )
+        _require(
+            not (self.tree_nodes and self.chains),
+            f"A round drafts a best-first tree or sampled chains: got evaluation.tree_nodes "
+            f"{self.tree_nodes} and evaluation.chains {self.chains}.",
+        )
+        draft = self.draft_temperature
+        _require(
+            draft is None or (math.isfinite(draft) and draft >= 0),
+            f"evaluation.draft_temperature must be finite and not negative: got {draft}.",
+        )
+        _require(
+            all(size >= 1 for size in self.adaptive_sizes)
+            and len(set(self.adaptive_sizes)) == len(self.adaptive_sizes),
+            f"evaluation.adaptive_sizes must differ and be at least 1: got {self.adaptive_sizes}.",
+        )
+        _require(
+            not (self.adaptive_sizes and self.chains),
+            "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
         )
         _require(
             self.max_new_tokens >= 1,

@@ -58,6 +58,16 @@ def read_config(folder: str | os.PathLike[str]) -> TransformerConfig:
     return config_json.target_from_json(config_json.read_json(path), where=str(path))
 
 
+def is_target(folder: str | os.PathLike[str]) -> bool:
+    """Whether config.json there describes a language model that `load_target` knows.
+
+    Raises:
+      ValueError: no config.json.
+    """
+    raw = config_json.read_json(Path(folder) / "config.json")
+    return bool(set(raw.get("architectures") or ()) & set(config_json.MODEL_TYPES.values()))
+
+
 def read_drafter_config(folder: str | os.PathLike[str]) -> DrafterConfig:
     """The shape of the DFlash drafter in a folder, layer ids as z-lab counts them.
 

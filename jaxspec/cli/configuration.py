@@ -59,10 +59,13 @@ class TrainCommand(ConfigCommand):
 class EvalCommand(ConfigCommand):
     """What eval.py takes."""
 
-    workdir: tuple[str, ...]
-    """Folders of trained drafters, one or more; each becomes a row of the table."""
     output: str
     """JSON file to write; the table (.md) and the plots (.png) are written beside it."""
+    workdir: tuple[str, ...] = ()
+    """Folders of trained drafters; each becomes a row of the table."""
+    drafters: str = ""
+    """Kinds of drafters to measure, separated by commas: dflash and autoregressive (those among the
+    folders), ngram (prompt look-up) and none (the target alone). "": every folder."""
 
 
 CommandT = TypeVar("CommandT", bound=ConfigCommand)

@@ -174,6 +174,10 @@ class Tokenizer:
         """Number of tokens, special ones included; a model's embedding may have more rows."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, special ones included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens in increasing order, the mask among them."""

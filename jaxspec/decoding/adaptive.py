@@ -106,8 +106,9 @@ class Adaptive:
 
         Args:
           strategies: equal but for their size.
-          costs: time of a round of each, in any unit; None: measured on the first batch, which
-            makes the choice, and with it samples above temperature 0, differ from run to run.
+          costs: time of a round of each, in any unit; None: measured whenever rows or capacity of
+            the batch are new, which makes the choice, and with it samples above temperature 0,
+            differ from run to run.
           stretch: rounds between two choices.
           fading: see `AcceptanceByRank`.
 
@@ -126,6 +127,7 @@ class Adaptive:
         if any((s.model, s.rules) != (self.model, self.rules) for s in self.strategies):
             raise ValueError("Strategies of several sizes must share model and rules.")
         self.costs: list[float] | None = None
+        self._measured: dict[tuple[int, ...], list[float]] | None = {} if costs is None else None
         if costs is not None:
             if len(costs) != len(strategies) or min(costs) <= 0:
                 raise ValueError(
@@ -148,6 +150,11 @@ class Adaptive:
         return self.strategies[-1].rules
 
     @property
+    def verifier(self) -> str:
+        """The rule of the largest size."""
+        return self.strategies[-1].verifier
+
+    @property
     def round_tokens(self) -> int:
         """Most tokens of a round."""
         return max(strategy.round_tokens for strategy in self.strategies)
@@ -160,8 +167,11 @@ class Adaptive:
         self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
     ) -> DecodeState:
         """The loop, in stretches of a few rounds."""
-        if self.costs is None:
-            self.costs = self.measure_costs(params, state)
+        if self._measured is not None:
+            shape = state.cache.keys_LBRTC.shape
+            if shape not in self._measured:
+                self._measured[shape] = self.measure_costs(params, state)
+            self.costs = self._measured[shape]
         assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)

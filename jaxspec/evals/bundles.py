@@ -2,6 +2,7 @@
 
 >>> target = load_target_bundle(TargetConfig(path="embedded"))
 >>> drafter = load_drafter_bundle("runs/full", target=target)
+>>> proposer = drafter.proposer(target, block_size=8, sampling=Sampling(0.0))
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 
 from jaxspec.checkpoints.folders import target_folder
-from jaxspec.checkpoints.huggingface import load_drafter, load_target
-from jaxspec.config import DrafterConfig, LossConfig, TargetConfig, TransformerConfig
+from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
+from jaxspec.config import LossConfig, TargetConfig, TransformerConfig
 from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.drafters.autoregressive import AutoregressiveProposer
 from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.drafters.ngram import NGramProposer
+from jaxspec.drafters.protocol import DFlashProposer, Proposer
 from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
 
+_NAMED_IDS = 5
 UNROLLED_LAYERS = 8
 """Models of at most so many layers are unrolled: a step of a small one then takes half the time
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
@@ -55,22 +61,60 @@ class TargetBundle:
         return tuple(sorted(i for i in banned if i < self.config.vocab_size))
 
 
+Kind = Literal["dflash", "autoregressive", "ngram", "none"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TRAINED: tuple[Kind, ...] = ("dflash", "autoregressive")
+"""Kinds that are opened from a folder."""
+_DEFAULT_BLOCK = {"autoregressive": 5, "ngram": 8, "none": 1}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DrafterBundle:
     """A drafter for one target, ready to propose."""
 
     name: str
     loss: str
-    """`LossConfig.label` of its training run; its name where that is not recorded."""
+    """`LossConfig.label` of its training run; its name where that is not recorded, and the kind of
+    drafters that were not trained to draft."""
     seed: int | None
     """Seed of its training run, where that is recorded."""
-    drafter: DFlash
+    kind: Kind
+    model: DFlash | Transformer | None
+    """The network; None for prompt look-up and for no drafter."""
     params: Any
 
     @property
-    def config(self) -> DrafterConfig:
-        """The drafter's shape."""
-        return self.drafter.config
+    def block_size(self) -> int:
+        """K unless told otherwise: what it was trained with, or what is usual for its kind."""
+        if isinstance(self.model, DFlash):
+            return self.model.config.block_size
+        return _DEFAULT_BLOCK[self.kind]
+
+    def proposer(
+        self, target: TargetBundle, *, block_size: int = 0, sampling: Sampling
+    ) -> Proposer:
+        """The drafter as decoding wants it; a `block_size` of 0 is its own."""
+        block_size = block_size or self.block_size
+        if isinstance(self.model, DFlash):
+            return DFlashProposer(
+                target=target.model,
+                drafter=self.model,
+                block_size=block_size,
+                sampling=sampling,
+                suppressed_ids=target.suppressed_ids,
+            )
+        if isinstance(self.model, Transformer):
+            return AutoregressiveProposer(
+                self.model, block_size, sampling=sampling, suppressed_ids=target.suppressed_ids
+            )
+        assert self.kind == "ngram", "no drafter proposes nothing"
+        return NGramProposer(block_size)
+
+
+NGRAM = DrafterBundle("ngram", "ngram", None, "ngram", None, {})
+"""Prompt look-up."""
+NONE = DrafterBundle("none", "none", None, "none", None, {})
+"""The target alone."""
 
 
 def load_target_bundle(target: TargetConfig) -> TargetBundle:
@@ -95,15 +139,20 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
 def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     """Opens a drafter: a run's folder (with export/ inside), or a folder of weights.
 
+    What its config.json describes decides the kind: a DFlash drafter, or a language model that
+    drafts token by token.
+
     Args:
       folder: where it lies.
       target: what it is to draft for; it computes in the target's dtype.
 
     Raises:
-      ValueError: no exported weights there, or a drafter for another target.
+      ValueError: no exported weights there, a drafter for another target, or another tokenizer.
     """
     folder = Path(folder).expanduser()
     weights = exported_weights(folder)
+    if is_target(weights):
+        return _language_model(folder, weights, target=target)
     config, params = load_drafter(weights, target_config=target.config, dtype=target.config.dtype)
     config = resolve_config(
         dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS),
@@ -118,9 +167,48 @@ def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterB
         name=name,
         loss=_loss_label(loss) if isinstance(loss, Mapping) else name,
         seed=record.get("seed"),
-        drafter=DFlash(config, target.config.hidden_size),
+        kind="dflash",
+        model=DFlash(config, target.config.hidden_size),
         params=jax.device_put(params),
     )
+
+
+def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBundle:
+    """A small language model as drafter."""
+    config, params = load_target(weights, dtype=target.config.dtype)
+    config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
+    check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
+    if config.vocab_size != target.config.vocab_size:
+        raise ValueError(
+            f"The drafter in {folder} has an embedding of {config.vocab_size} rows, the target "
+            f"{target.name} one of {target.config.vocab_size}: verification compares distributions "
+            "over the same ids."
+        )
+    seed = (_provenance(folder) or _provenance(weights)).get("seed")
+    params = jax.device_put(params)
+    return DrafterBundle(
+        folder_name(folder), "autoregressive", seed, "autoregressive", Transformer(config), params
+    )
+
+
+def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
+    """Refuses a drafter whose ids mean other tokens than the target's.
+
+    Raises:
+      ValueError: names the first ids that differ.
+    """
+    ours, theirs = drafter.vocabulary(), target.vocabulary()
+    differ = sorted(
+        {i for token, i in ours.items() if theirs.get(token) != i}
+        | {i for token, i in theirs.items() if ours.get(token) != i}
+    )
+    if differ:
+        named = ", ".join(map(str, differ[:_NAMED_IDS]))
+        more = f" and {len(differ) - _NAMED_IDS} more" if len(differ) > _NAMED_IDS else ""
+        raise ValueError(
+            f"The tokenizer of the drafter in {name} is not the target's: ids {named}{more} mean "
+            "different tokens. A drafter must be trained with the target's tokenizer."
+        )
 
 
 def exported_weights(folder: Path) -> Path:

@@ -21,27 +21,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.examples import Example
-from jaxspec.decoding import (
-    SAMPLED_RULES,
-    Autoregressive,
-    DecodeRules,
-    Response,
-    Speculative,
-    TreeSpeculative,
-    generate,
-)
-from jaxspec.drafters.protocol import DFlashProposer
+from jaxspec.decoding import Response, generate
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
 from jaxspec.evals.bundles import (
+    KINDS,
+    NGRAM,
+    NONE,
+    TRAINED,
     DrafterBundle,
     TargetBundle,
     load_drafter_bundle,
     load_target_bundle,
 )
 from jaxspec.evals.report import console_table, seeds_table, write_report
+from jaxspec.evals.strategies import AnyStrategy, build_autoregressive, build_strategy
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.timing import Speed, explain, measure_speed
-from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import provenance
 
 Echo = Callable[[str], None]
@@ -63,6 +58,7 @@ def evaluate(
     *,
     workdirs: Sequence[str | Path],
     output: str | Path,
+    kinds: Sequence[str] = (),
     echo: Echo = print,
 ) -> dict[str, Any]:
     """Measures drafters and writes the result file, its table and its plots.
@@ -71,6 +67,7 @@ def evaluate(
       config: the target, and what is measured (`config.evaluation`).
       workdirs: folders of trained drafters.
       output: the JSON file.
+      kinds: see `open_drafters`.
       echo: where lines of text go.
 
     Returns:
@@ -80,28 +77,26 @@ def evaluate(
       ValueError: a missing folder, a drafter for another target, no prompts, a prompt that does not
         fit, NaN logits. All folders are opened before anything is decoded.
     """
-    if not workdirs:
-        raise ValueError("No drafters to measure: name at least one folder (--workdir DIR).")
     settings = config.evaluation
     target = load_target_bundle(config.target)
-    drafters = [load_drafter_bundle(folder, target=target) for folder in workdirs]
+    drafters = open_drafters(workdirs, kinds=kinds, target=target)
     benchmarks = {
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks
     }
     evaluation = Evaluation(settings, target, echo)
-    for drafter in drafters:
-        evaluation.speculative(drafter)  # Refuses settings that do not go together.
+    # Refuses settings that do not go together.
+    strategies = [build_strategy(settings, target, drafter) for drafter in drafters]
     results, speeds, notes = [], [], []
-    compile_s: dict[Speculative, float] = {}
+    compile_s: dict[AnyStrategy, float] = {}
     for name, examples in benchmarks.items():
         reference = evaluation.reference(name, examples)
-        for drafter in drafters:
-            row, speed = evaluation.measure(name, reference, drafter)
+        for drafter, strategy in zip(drafters, strategies, strict=True):
+            row, speed = evaluation.measure(name, reference, drafter, strategy)
             if speed is not None:
                 # Drafters of one shape share a program, which the first of them compiles.
-                strategy = evaluation.speculative(drafter)
                 row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
+            if speed is not None and drafter.kind != "none":
                 speeds.append(speed)
                 notes.append(f"{name}, {drafter.loss}: {speed.formula()}.")
             results.append(row)
@@ -119,6 +114,46 @@ def evaluate(
     return {"provenance": record, "results": results}
 
 
+def open_drafters(
+    workdirs: Sequence[str | Path], *, kinds: Sequence[str] = (), target: TargetBundle
+) -> list[DrafterBundle]:
+    """What is measured, in the order of the kinds.
+
+    Args:
+      workdirs: folders of trained drafters.
+      kinds: of `jaxspec.evals.bundles.KINDS`; (): every folder.
+      target: what they draft for.
+
+    Raises:
+      ValueError: nothing to measure, an unknown kind, a kind without a folder, or a folder that
+        cannot be opened.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"Unknown kind of drafter {unknown[0]!r}: there are {', '.join(KINDS)}.")
+    if not workdirs and not kinds:
+        raise ValueError(
+            "No drafters to measure: name at least one folder (--workdir DIR), or a kind that "
+            "needs none (--drafters ngram)."
+        )
+    trained = [load_drafter_bundle(folder, target=target) for folder in workdirs]
+    if not kinds:
+        return trained
+    chosen: list[DrafterBundle] = []
+    for kind in dict.fromkeys(kinds):
+        if kind in TRAINED:
+            of_kind = [drafter for drafter in trained if drafter.kind == kind]
+            if not of_kind:
+                raise ValueError(
+                    f"--drafters asks for {kind!r}, but no folder in --workdir holds such a "
+                    "drafter."
+                )
+            chosen += of_kind
+        else:
+            chosen.append(NGRAM if kind == "ngram" else NONE)
+    return chosen
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One target under one `EvaluationConfig`."""
@@ -128,53 +163,14 @@ class Evaluation:
     echo: Echo
 
     @property
-    def rules(self) -> DecodeRules:
-        """When responses end."""
-        return DecodeRules(
-            self.settings.max_new_tokens, self.target.stop_ids, self.target.suppressed_ids
-        )
-
-    @property
-    def sampling(self) -> Sampling:
-        """The target's distribution."""
-        return Sampling(self.settings.temperature)
-
-    @property
-    def verifier(self) -> str:
-        """The verifier, with "auto" made definite."""
-        if self.settings.tree_nodes:
-            return "tree"
-        if self.settings.verifier != "auto":
-            return self.settings.verifier
-        return "greedy" if self.sampling.greedy else "token"
-
-    @property
     def max_prompt_tokens(self) -> int:
         """Longest prompt that is taken."""
         positions = self.target.config.max_position_embeddings - self.settings.max_new_tokens
         return min(self.settings.max_prompt_tokens, positions)
 
-    def autoregressive(self) -> Autoregressive:
-        """The target by itself."""
-        return Autoregressive(self.target.model, self.rules, self.sampling)
-
-    def speculative(self, drafter: DrafterBundle) -> Speculative:
-        """The target with a drafter."""
-        proposer = DFlashProposer(
-            target=self.target.model,
-            drafter=drafter.drafter,
-            block_size=self.settings.block_size or drafter.config.block_size,
-            sampling=self.sampling if self.verifier in SAMPLED_RULES else Sampling(0.0),
-            suppressed_ids=self.target.suppressed_ids,
-        )
-        common = (self.target.model, proposer, self.rules, self.verifier, self.sampling)
-        if self.settings.tree_nodes:
-            return TreeSpeculative(*common, num_nodes=self.settings.tree_nodes)
-        return Speculative(*common)
-
     def reference(self, name: str, examples: Sequence[Example]) -> Reference:
         """A benchmark's prompts, and the target's own answers."""
-        strategy = self.autoregressive()
+        strategy = build_autoregressive(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
             with _progress(f"{name}: target alone", len(prompts), self.echo) as advance:
@@ -202,25 +198,28 @@ class Evaluation:
         return reference
 
     def measure(
-        self, name: str, reference: Reference, drafter: DrafterBundle
+        self, name: str, reference: Reference, drafter: DrafterBundle, strategy: AnyStrategy
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
-        strategy = self.speculative(drafter)
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
-        params = {"target": self.target.params, "drafter": drafter.params}
+        params = self.params(drafter)
         title = f"{name}: {drafter.loss} ({drafter.name})"
-        with _progress(title, len(reference.prompts), self.echo) as advance:
-            responses = generate(
-                strategy,
-                params,
-                reference.prompts,
-                ids=reference.ids,
-                batch_size=self.settings.batch_size,
-                seed=self.settings.seed,
-                progress=advance,
-            )
-        slots = strategy.round_tokens - 1
+        if drafter.kind == "none":
+            responses = [_without_drafts(response) for response in reference.responses]
+        else:
+            with _progress(title, len(reference.prompts), self.echo) as advance:
+                responses = generate(
+                    strategy,
+                    params,
+                    reference.prompts,
+                    ids=reference.ids,
+                    batch_size=self.settings.batch_size,
+                    seed=self.settings.seed,
+                    progress=advance,
+                )
+        # The target alone drafts nothing; a slot that never held a draft keeps the figures defined.
+        slots = max(1, strategy.round_tokens - 1)
         summary = summarise(
             [Rounds(r.kept, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
             num_slots=slots,
@@ -232,6 +231,7 @@ class Evaluation:
             for ours, theirs in zip(responses, reference.responses, strict=True)
             if ours.tokens != theirs.tokens
         ]
+        is_greedy = self.settings.temperature == 0
         row: dict[str, Any] = {
             "target": self.target.name,
             "drafter": drafter.name,
@@ -243,36 +243,51 @@ class Evaluation:
             "skipped_prompts": reference.skipped,
             "temperature": self.settings.temperature,
             "block_size": strategy.round_tokens,
-            "verifier": self.verifier,
+            "verifier": getattr(strategy, "verifier", "none"),
+            "kind": drafter.kind,
             "tree_nodes": self.settings.tree_nodes,
+            "chains": self.settings.chains,
+            "adaptive_sizes": list(self.settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
-            "mismatched_prompts": len(mismatched) if self.sampling.greedy else None,
+            "mismatched_prompts": len(mismatched) if is_greedy else None,
             "seed": drafter.seed,
         }
-        if self.sampling.greedy and mismatched:
+        if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
                 f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}."
             )
         return row, speed
 
+    def params(self, drafter: DrafterBundle) -> Any:
+        """What the strategy of this drafter takes."""
+        if drafter.kind == "none":
+            return self.target.params
+        return {"target": self.target.params, "drafter": drafter.params}
+
     def time(
-        self, strategy: Speculative, reference: Reference, drafter: DrafterBundle
+        self, strategy: AnyStrategy, reference: Reference, drafter: DrafterBundle
     ) -> Speed | None:
         """Speed at batch 1 on the first prompts."""
         count = self.settings.timing_prompts
         return measure_speed(
-            self.autoregressive(),
+            build_autoregressive(self.settings, self.target),
             strategy,
             reference.prompts[:count],
             target_params=self.target.params,
-            drafter_params=drafter.params,
+            params=self.params(drafter),
             ids=reference.ids[:count],
             repeats=self.settings.timing_repeats,
             seed=self.settings.seed,
         )
+
+
+def _without_drafts(response: Response) -> Response:
+    """The target's own answer as rounds of one token, so that its row reads like the others."""
+    rounds = len(response.tokens) - 1
+    return dataclasses.replace(response, kept=(1,) * rounds, verified=(0,) * rounds)
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.decoding import Autoregressive, DecodeState, Prompts, Speculative
+from jaxspec.decoding import Adaptive, Autoregressive, DecodeState, Prompts, Speculative
 from jaxspec.decoding.generate import (
     Strategy,
     bucket_length,
@@ -136,16 +136,19 @@ class _Clock:
 
 def measure_speed(
     baseline: Autoregressive,
-    speculative: Speculative,
+    speculative: Strategy,
     prompts: Sequence[Sequence[int]],
     *,
     target_params: Any,
-    drafter_params: Any,
+    params: Any,
     ids: Sequence[str],
     repeats: int,
     seed: int,
 ) -> Speed | None:
     """Times both strategies on every prompt.
+
+    `target_params` are the baseline's, `params` those of the strategy; of an `Adaptive` one the
+    parts of a round are those of its largest size.
 
     All prompts are padded to the longest one's bucket, so that each strategy is compiled once and
     both have caches of one size.
@@ -163,7 +166,6 @@ def measure_speed(
     capacity = needed_capacity(
         length, rules=speculative.rules, round_tokens=speculative.round_tokens
     )
-    params = {"target": target_params, "drafter": drafter_params}
     plain = _Clock(baseline, target_params)
     fast = _Clock(speculative, params)
     batches = [
@@ -187,7 +189,12 @@ def measure_speed(
             clock.loop_s.append(statistics.median(loops[id(clock)]))
     if not plain.steps or not fast.steps:
         return None
-    draft_ms, verify_ms = measure_round_parts(speculative, params, batches[0], capacity=capacity)
+    largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
+    step_ms = 1e3 * sum(plain.loop_s) / plain.steps
+    draft_ms, verify_ms, rows = 0.0, step_ms, 1
+    if isinstance(largest, Speculative):
+        rows = largest.verified_rows
+        draft_ms, verify_ms = measure_round_parts(largest, params, batches[0], capacity=capacity)
     rate, baseline_rate = (clock.tokens / sum(clock.loop_s) for clock in (fast, plain))
     return Speed(
         tokens_per_s=rate,
@@ -199,9 +206,9 @@ def measure_speed(
         round_ms=1e3 * sum(fast.loop_s) / fast.steps,
         draft_ms=draft_ms,
         verify_ms=verify_ms,
-        autoregressive_step_ms=1e3 * sum(plain.loop_s) / plain.steps,
+        autoregressive_step_ms=step_ms,
         tau=fast.tokens / fast.steps,
-        verified_rows=speculative.verified_rows,
+        verified_rows=rows,
         platform=jax.default_backend(),
     )
 

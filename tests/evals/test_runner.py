@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,14 @@ from jaxspec.config import (
 )
 from jaxspec.data.examples import Example
 from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.decoding import Autoregressive
 from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.bundles import NGRAM, NONE, load_drafter_bundle, load_target_bundle
 from jaxspec.evals.report import read_json
-from jaxspec.evals.runner import Evaluation, evaluate
+from jaxspec.evals.runner import evaluate, open_drafters
+from jaxspec.evals.strategies import build_strategy
 from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import provenance, write_json
 
 LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
@@ -166,11 +170,116 @@ def test_the_verifier_follows_from_the_temperature(folders):
         ({**warm, "verifier": "point_mass"}, "point_mass", False),
     ):
         settings = dataclasses.replace(SETTINGS, **changes)
-        strategy = Evaluation(settings, target, print).speculative(drafter)
+        strategy = build_strategy(settings, target, drafter)
         assert strategy.verifier == verifier
         assert strategy.sampling.temperature == settings.temperature
         assert strategy.proposer.sampling.temperature == (0.7 if is_sampled else 0.0)
         assert strategy.round_tokens == 3
+
+
+def test_every_setting_reaches_the_strategy(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    dflash = load_drafter_bundle(folders[1][0], target=target)
+    language_model = load_drafter_bundle(folders[0], target=target)
+    assert (dflash.kind, language_model.kind) == ("dflash", "autoregressive")
+    warm = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01}
+
+    def built(drafter=dflash, **changes):
+        return build_strategy(dataclasses.replace(SETTINGS, **changes), target, drafter)
+
+    filtered = Sampling(0.7, 9, 0.9, 0.01)
+    strategy = built(**warm)
+    assert strategy.sampling == strategy.proposer.sampling == filtered
+    cooler = dataclasses.replace(filtered, temperature=0.4)
+    assert built(**warm, draft_temperature=0.4).proposer.sampling == cooler
+    for drafter in (dflash, language_model):
+        strategy = built(drafter, **warm, draft_temperature=0.0)
+        assert (strategy.verifier, strategy.proposer.sampling.greedy) == ("point_mass", True)
+    assert built(NGRAM, **warm).verifier == "point_mass"
+    assert built(NGRAM).verifier == "greedy"
+    assert isinstance(built(NONE, **warm), Autoregressive)
+    strategy = built(chains=3, **warm)
+    assert (strategy.verifier, strategy.num_chains, strategy.num_nodes) == ("recursive", 3, 6)
+    assert built(chains=3, draft_temperature=1.0).verifier == "tree"
+    assert built(language_model, block_size=0).round_tokens == 5
+    adaptive = built(adaptive_sizes=(1, 2, 3), **warm)
+    assert adaptive.sizes == [1, 2, 3]
+    assert [s.proposer.block_size for s in adaptive.strategies] == [1, 2, 3]
+    trees = built(adaptive_sizes=(1, 5, 9), tree_nodes=8, **warm)
+    assert [s.verifier for s in trees.strategies] == ["point_mass", "tree", "tree"]
+    for changes, message in (
+        ({"draft_temperature": 0.4}, "is for sampled drafts: verifier 'greedy'"),
+        ({**warm, "tree_nodes": 4, "draft_temperature": 0.4}, "verifier 'tree' takes"),
+        ({"chains": 2}, "give the drafts a temperature above 0"),
+        ({"chains": 2, "tree_nodes": 4}, "best-first tree or sampled chains"),
+        ({**warm, "verifier": "recursive"}, "set evaluation.chains"),
+        ({**warm, "verifier": "token", "tree_nodes": 4}, "verified by 'tree': got 'token'"),
+        ({"chains": 2, "adaptive_sizes": (1, 2)}, "for blocks and trees"),
+        ({"adaptive_sizes": (2, 2)}, "must differ"),
+        ({"draft_temperature": -1.0}, "draft_temperature must be finite"),
+        ({"top_p": 0.0, "temperature": 1.0}, "top_p must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            built(**changes)
+    with pytest.raises(ValueError, match="only a block drafter has: got NGramProposer"):
+        built(NGRAM, tree_nodes=4)
+
+
+def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):
+    """The target drafting for itself, a DFlash drafter, prompt look-up, and the target alone."""
+    result = evaluate(
+        run_config(folders),
+        workdirs=[folders[1][0], folders[0]],
+        output=tmp_path / "r.json",
+        kinds=["dflash", "autoregressive", "ngram", "none"],
+        echo=lambda line: None,
+    )
+    rows = {row["kind"]: row for row in result["results"]}
+    assert list(rows) == ["dflash", "autoregressive", "ngram", "none"]
+    assert all(row["mismatched_prompts"] == 0 for row in rows.values())
+    # All its drafts are accepted; the limit may cut the last round.
+    assert rows["autoregressive"]["tau_definitions"]["vllm"] == 3
+    assert rows["none"]["tau_micro"] == 1
+    assert rows["none"]["accepted_per_round"] == 0
+    assert rows["none"]["tokens"] == rows["ngram"]["tokens"]
+    assert all(row["tokens_per_s"] > 0 for row in rows.values())
+    assert rows["none"]["draft_ms"] == 0
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert all(kind in text for kind in ("ngram", "none", "autoregressive"))
+
+
+def test_kinds_of_drafters_are_checked(folders, tmp_path):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    dflash = folders[1][0]
+    assert [d.name for d in open_drafters([dflash], kinds=["ngram"], target=target)] == ["ngram"]
+    for workdirs, kinds, message in (
+        ([], [], "No drafters to measure"),
+        ([dflash], ["eagle"], "Unknown kind of drafter 'eagle': there are dflash"),
+        ([dflash], ["autoregressive"], "no folder in --workdir holds such a drafter"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_drafters(workdirs, kinds=kinds, target=target)
+
+
+def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    other = tmp_path / "other"
+    shutil.copytree(folders[0], other)
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    tokens = content["model"]["vocab"]
+    first, second = list(tokens)[300:302]
+    tokens[first], tokens[second] = tokens[second], tokens[first]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    ids = f"{min(tokens[first], tokens[second])}, {max(tokens[first], tokens[second])}"
+    with pytest.raises(ValueError, match=f"ids {ids} mean different tokens"):
+        load_drafter_bundle(other, target=target)
+    architecture = dataclasses.replace(target.config, vocab_size=target.config.vocab_size + 5)
+    params = Transformer(architecture).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    wide = tmp_path / "wide"
+    save_target(wide, architecture, params["params"], tokenizer_folder=target.tokenizer.folder)
+    with pytest.raises(ValueError, match=r"embedding of \d+ rows"):
+        load_drafter_bundle(wide, target=target)
 
 
 def test_suppressed_and_stop_tokens_of_a_target(folders):
@@ -205,7 +314,6 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
         (config, [], "No drafters to measure"),
         (config, [tmp_path / "nowhere"], "No folder .*nowhere"),
         (config, [folders[1][0], unfinished], "No exported drafter in .*unfinished"),
-        (config, [folders[0]], "describes no DFlash drafter"),
         (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
         (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
         (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),

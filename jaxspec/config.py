@@ -12,14 +12,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
+LayerType = Literal["full_attention", "sliding_attention"]
+"""Hugging Face's names of the kinds of attention layers."""
+UNLIMITED = 1 << 30
+"""A window that no position reaches past."""
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _check_layer_types(layer_types: tuple[str, ...], window: int, num_layers: int) -> None:
+    if layer_types:
+        unknown = sorted(set(map(str, layer_types)) - set(typing.get_args(LayerType)))
+        _require(
+            not unknown,
+            f"layer_types: got {unknown}, expected 'full_attention' or 'sliding_attention'.",
+        )
+        _require(
+            len(layer_types) == num_layers,
+            f"layer_types: got {len(layer_types)} entries for {num_layers} layers.",
+        )
+    if "sliding_attention" in layer_types:
+        _require(
+            1 <= window < UNLIMITED,
+            f"sliding_window must be from 1 to {UNLIMITED - 1} where layer_types names "
+            f"'sliding_attention': got {window}.",
+        )
+    else:
+        _require(
+            window == 0,
+            f"sliding_window is {window}, but no layer slides: expected 0, or "
+            "'sliding_attention' in layer_types.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +99,11 @@ class TransformerConfig:
     """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
     attention_bias: bool = False
     """Biases on the query, key and value projections."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides. It is a
+    mask: a sliding layer keeps its whole cache and takes as long as a full one."""
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
     max_position_embeddings: int = 1024
@@ -94,6 +129,17 @@ class TransformerConfig:
                 getattr(self, field) >= 1,
                 f"{field} must be at least 1: got {getattr(self, field)}.",
             )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
+        if "sliding_attention" not in self.layer_types:
+            return ()
+        return tuple(
+            self.sliding_window if kind == "sliding_attention" else UNLIMITED
+            for kind in self.layer_types
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +170,7 @@ class DrafterConfig:
     Widths default to the target's when left at 0, so that one config serves several targets.
 
     Raises:
-      ValueError: a block of fewer than 2 slots.
+      ValueError: a block of fewer than 2 slots, or layer types that do not fit the layers.
     """
 
     block_size: int = 16
@@ -151,6 +197,13 @@ class DrafterConfig:
     """Base of the rotary wavelengths; 0: the target's."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each drafter layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    is_causal: bool | None = None
+    """Whether a slot sees only the slots of its block up to itself; None: in sliding layers (as in
+    z-lab's checkpoints, which say nothing else), and both ways in full ones."""
     dtype: Dtype = "float32"
     """What matrix products compute in."""
     param_dtype: Dtype = "float32"
@@ -172,6 +225,18 @@ class DrafterConfig:
             self.chunk_blocks >= 0,
             f"drafter.chunk_blocks must be 0 (all) or more: got {self.chunk_blocks}.",
         )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+
+    @property
+    def reach(self) -> tuple[tuple[int, int], ...]:
+        """Positions that a slot of each layer sees (back, ahead); () when every layer sees all."""
+        limits = []
+        for kind in self.layer_types or ("full_attention",) * self.num_layers:
+            slides = kind == "sliding_attention"
+            far = self.sliding_window - 1 if slides else UNLIMITED
+            causal = slides if self.is_causal is None else self.is_causal
+            limits.append((far, 0 if causal else far))
+        return () if set(limits) == {(UNLIMITED, UNLIMITED)} else tuple(limits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Hugging Face's config.json against jaxspec's configurations, both ways.
 
 What the models here cannot compute is refused, never passed over: a rotary rule or a window that
-is silently dropped gives a model that looks fine and is wrong.
+is silently dropped gives a model that looks fine and is wrong. Sliding windows are read as
+transformers' Qwen3 reads them: they count only with use_sliding_window, and where layer_types is
+absent the layers from max_window_layers on slide.
 
 >>> target_from_json({"model_type": "qwen3", ...}, where="Qwen3-4B/config.json")
 """
@@ -12,15 +14,17 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from jaxspec.config import DrafterConfig, Dtype, Llama3RopeScaling, TransformerConfig
+from jaxspec.config import DrafterConfig, Dtype, LayerType, Llama3RopeScaling, TransformerConfig
 from jaxspec.drafters.dflash import default_layer_ids
 
 MODEL_TYPES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 DEFAULT_POSITIONS = {"qwen3": 32_768, "llama": 2_048}
 QWEN3_HEAD_DIM = 128
 """What transformers assumes for a Qwen3 without head_dim; for a Llama it is width / heads."""
+QWEN3_WINDOW, QWEN3_MAX_WINDOW_LAYERS = 4096, 28
+"""What transformers assumes where use_sliding_window is true and nothing else is said."""
 
 
 class _Reader:
@@ -106,7 +110,7 @@ class _Reader:
         )
         return theta, scaling
 
-    def plain_layers(self, num_layers: int) -> None:
+    def plain_layers(self) -> None:
         """Notes every feature of the layers that the models here do not have."""
         raw = self.raw
         if raw.get("hidden_act", "silu") != "silu":
@@ -115,27 +119,56 @@ class _Reader:
             self.problems.append("mlp_bias: got true, expected false")
         if raw.get("quantization_config"):
             self.problems.append("quantization_config: expected none; use the unquantised weights")
+
+    def sliding_layers(self, num_layers: int) -> dict[str, Any]:
+        """The fields layer_types and sliding_window; empty when no layer slides."""
+        raw = self.raw
+        # null is no window; only an absent key has a default.
+        window = raw.get("sliding_window", QWEN3_WINDOW)
+        if not self.flag("use_sliding_window"):
+            window = None
         types = raw.get("layer_types")
-        if types is not None and not isinstance(types, list):
-            self.problems.append(f"layer_types: got {types!r}, expected a list")
-            types = None
-        window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
-        if types is not None:
-            other = sorted({str(t) for t in types} - {"full_attention", "sliding_attention"})
-            if other:
-                self.problems.append(f"layer_types: got {other}, expected 'full_attention' only")
-            if len(types) != num_layers:
+        if types is None:
+            first = raw.get("max_window_layers", QWEN3_MAX_WINDOW_LAYERS)
+            if window is None:
+                return {}
+            if isinstance(first, bool) or not isinstance(first, int) or first < 0:
                 self.problems.append(
-                    f"layer_types: got {len(types)} entries for {num_layers} layers"
+                    f"max_window_layers: got {first!r}, expected an integer from 0"
                 )
-            windowed = "sliding_attention" in types
-        else:
-            windowed = num_layers > int(raw.get("max_window_layers") or 0)
-        if window is not None and windowed:
+                return {}
+            types = [
+                "sliding_attention" if i >= first else "full_attention" for i in range(num_layers)
+            ]
+        if not isinstance(types, list):
+            self.problems.append(f"layer_types: got {types!r}, expected a list")
+            return {}
+        other = sorted({str(t) for t in types} - set(get_args(LayerType)))
+        if other:
             self.problems.append(
-                f"sliding_window: got {window} with use_sliding_window, expected full attention in "
-                "every layer"
+                f"layer_types: got {other}, expected 'full_attention' or 'sliding_attention'"
             )
+        if len(types) != num_layers:
+            self.problems.append(f"layer_types: got {len(types)} entries for {num_layers} layers")
+        if "sliding_attention" not in types:
+            return {}
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            self.problems.append(
+                f"sliding_window: got {raw.get('sliding_window')!r} with use_sliding_window "
+                f"{raw.get('use_sliding_window')!r}, expected a positive integer with true: "
+                "layer_types names 'sliding_attention'"
+            )
+        return {"layer_types": tuple(types), "sliding_window": window}
+
+    def causality(self, special: Mapping[str, Any]) -> bool | None:
+        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither says."""
+        stated = {"is_causal": self.raw.get("is_causal"), "causal": special.get("causal")}
+        values = [value for value in stated.values() if value is not None]
+        if any(value is not values[0] or not isinstance(value, bool) for value in values):
+            self.problems.append(
+                f"is_causal: got {stated}, expected true or false, the same under both names"
+            )
+        return values[0] is True if values else None
 
     def raise_problems(self, where: str) -> None:
         if self.problems:
@@ -183,7 +216,13 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig
     hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     num_layers = reader.integer("num_hidden_layers")
     theta, scaling = reader.rope()
-    reader.plain_layers(num_layers)
+    reader.plain_layers()
+    sliding = reader.sliding_layers(num_layers)
+    if sliding and kind != "qwen3":
+        reader.problems.append(
+            f"sliding_window: got {sliding['sliding_window']} in a {kind}, expected full attention "
+            "in every layer, as transformers computes it"
+        )
     dtype: Dtype = "bfloat16" if _stored_dtype(raw) == "bfloat16" else "float32"
     fields: dict[str, Any] = {
         "vocab_size": reader.integer("vocab_size"),
@@ -200,6 +239,7 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig
         "rope_scaling": scaling,
         "qk_norm": kind == "qwen3",
         "attention_bias": reader.flag("attention_bias"),
+        **sliding,
         "tie_embeddings": reader.flag("tie_word_embeddings"),
         "max_position_embeddings": reader.integer(
             "max_position_embeddings", DEFAULT_POSITIONS[str(kind)]
@@ -228,8 +268,17 @@ def target_to_json(
         whose width is no multiple of its heads.)
       dtype: of the stored weights.
       special_ids: bos_token_id, eos_token_id, pad_token_id where known.
+
+    Raises:
+      ValueError: sliding layers in a Llama, for which transformers has no code.
     """
     kind = "qwen3" if config.qk_norm else "llama"
+    if config.windows and kind != "qwen3":
+        raise ValueError(
+            "A target with sliding layers and no query/key norms has no place in transformers: got "
+            f"layer_types {list(config.layer_types)} with qk_norm false, expected qk_norm true (a "
+            "Qwen3) or full attention in every layer."
+        )
     return {
         "architectures": [MODEL_TYPES[kind]],
         "attention_bias": config.attention_bias,
@@ -251,6 +300,7 @@ def target_to_json(
         "pad_token_id": special_ids.get("pad_token_id"),
         "rms_norm_eps": config.rms_norm_eps,
         **_rope_to_json(config.rope_theta, config.rope_scaling),
+        **(_sliding_to_json(config) if config.windows else {}),
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -265,6 +315,16 @@ def _rope_to_json(theta: float, scaling: Llama3RopeScaling | None) -> dict[str, 
         "rope_theta": theta,
         "rope_scaling": rule,
         "rope_parameters": {**(rule or {"rope_type": "default"}), "rope_theta": theta},
+    }
+
+
+def _sliding_to_json(config: TransformerConfig | DrafterConfig) -> dict[str, Any]:
+    """Kinds of layers. max_window_layers counts only for readers that know no layer_types."""
+    return {
+        "layer_types": list(config.layer_types) or ["full_attention"] * config.num_layers,
+        "max_window_layers": config.num_layers,
+        "sliding_window": config.sliding_window or None,
+        "use_sliding_window": config.sliding_window > 0,
     }
 
 
@@ -314,9 +374,7 @@ def drafter_from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     theta, scaling = reader.rope()
     if scaling is not None:
         reader.problems.append("rope_type: got 'llama3', expected 'default' in a drafter")
-    reader.plain_layers(num_layers)
-    if "sliding_attention" in (raw.get("layer_types") or []):
-        reader.problems.append("layer_types: got 'sliding_attention', expected 'full_attention'")
+    reader.plain_layers()
     if reader.flag("attention_bias"):
         reader.problems.append("attention_bias: got true, expected false")
     num_target_layers = raw.get("num_target_layers", special.get("num_target_layers"))
@@ -341,6 +399,8 @@ def drafter_from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
         "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "qk_norm": special.get("qk_norm", True) is not False,
+        **reader.sliding_layers(num_layers),
+        "is_causal": reader.causality(special),
     }
     vocab_size = reader.integer("vocab_size")
     reader.raise_problems(where)
@@ -381,7 +441,10 @@ def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         "projector_type": raw.get("projector_type", "dflash"),
         "shift_label": raw.get("shift_label", False),
     }
-    return {**inner, "block_size": raw.get("block_size"), "dflash_config": special}, problems
+    own = {"block_size": raw.get("block_size"), "dflash_config": special}
+    if raw.get("sliding_window_non_causal"):
+        own["is_causal"] = False
+    return {**inner, **own}, problems
 
 
 def drafter_to_json(
@@ -400,6 +463,9 @@ def drafter_to_json(
     }
     if not config.qk_norm:
         special["qk_norm"] = False
+    causality = {}
+    if config.is_causal is not None:
+        special["causal"] = causality["is_causal"] = config.is_causal
     return {
         "architectures": ["DFlashDraftModel"],
         "attention_bias": False,
@@ -413,9 +479,8 @@ def drafter_to_json(
         "hidden_size": target_config.hidden_size,
         "initializer_range": 0.02,
         "intermediate_size": config.intermediate_size,
-        "layer_types": ["full_attention"] * config.num_layers,
+        **causality,
         "max_position_embeddings": target_config.max_position_embeddings,
-        "max_window_layers": config.num_layers,
         "model_type": "qwen3",
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
@@ -423,10 +488,9 @@ def drafter_to_json(
         "num_target_layers": target_config.num_layers,
         "rms_norm_eps": config.rms_norm_eps,
         **_rope_to_json(config.rope_theta, None),
-        "sliding_window": None,
+        **_sliding_to_json(config),
         "tie_word_embeddings": target_config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
-        "use_sliding_window": False,
         "vocab_size": target_config.vocab_size,
     }

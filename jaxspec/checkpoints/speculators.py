@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_OWN = ("architectures", "auto_map", "block_size", "dflash_config", "dtype", "num_target_layers")
+_OWN = (
+    "architectures", "auto_map", "block_size", "dflash_config", "dtype", "is_causal",
+    "num_target_layers",
+)  # fmt: skip
 
 
 def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[str, Any]:
@@ -32,6 +35,12 @@ def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[s
             "The speculators format has no drafters without query/key norms (drafter.qk_norm "
             "false): use the zlab format."
         )
+    causal, kinds = document.get("is_causal"), document["layer_types"]
+    if causal and "full_attention" in kinds:
+        raise ValueError(
+            "The speculators format has no full attention layers that are causal inside a block "
+            f"(drafter.is_causal true with layer_types {kinds}): use the zlab format."
+        )
     layer = {key: value for key, value in document.items() if key not in _OWN}
     return {
         "architectures": ["DFlashSpeculator"],
@@ -40,6 +49,7 @@ def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[s
         "draft_vocab_size": document["vocab_size"],
         "dtype": document["dtype"],
         "mask_token_id": special["mask_token_id"],
+        **({"sliding_window_non_causal": causal is False} if "sliding_attention" in kinds else {}),
         "speculators_config": {
             "algorithm": "dflash",
             "default_proposal_method": "greedy",

@@ -6,6 +6,12 @@ from the target's hidden states at a few layers, mixed by `fc` and seen by every
 keys and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
 anchor and predicts nothing.
 
+Layers may slide (`layer_types`, `sliding_window`), as in z-lab's newer checkpoints: a slot at
+position p then sees the context and its own block at positions above p - window. Unless
+`is_causal` says otherwise, a sliding layer is causal inside the block, as theirs are (z-lab/dflash,
+model.py), and a full one sees the block in both directions; a sliding layer with `is_causal` False
+sees positions below p + window, too.
+
 Dimension key: B batch, S context positions, T cache slots, N blocks a row, K block slots, D width,
 E = M * D captured features, L layers, Q query heads, R key/value heads, G = Q / R, C head width.
 
@@ -17,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,25 +99,48 @@ def resolve_config(
     )
 
 
+class Places(NamedTuple):
+    """Where queries and keys stand, for layers of limited reach."""
+
+    slots_BNK: jax.Array
+    context_BT: jax.Array
+
+
+def _within(queries_K: jax.Array, keys_T: jax.Array, reach_2: jax.Array) -> jax.Array:
+    """[..., K] and [..., T] positions -> [..., K, T], True where a query reaches a key."""
+    ahead_KT = keys_T[..., None, :] - queries_K[..., None]
+    return (ahead_KT >= -reach_2[0]) & (ahead_KT <= reach_2[1])
+
+
 def _attend(
     q_BRNIC: jax.Array,
     k_BRNKC: jax.Array,
     v_BRNKC: jax.Array,
     context: tuple[jax.Array, jax.Array],
     mask_BNT: jax.Array,
+    places: Places | None,
+    reach_2: jax.Array | None,
 ) -> jax.Array:
     """Attention of N blocks, of I = K * G rows each, to the context and to themselves.
 
     The same queries serve one large product with the context and small ones inside the blocks.
     """
     batch, kv_heads, blocks, rows, width = q_BRNIC.shape
-    mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
+    if places is None or reach_2 is None:
+        mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
+        own_BRNIK = None
+    else:
+        groups = rows // places.slots_BNK.shape[-1]
+        slots_BNI = jnp.repeat(places.slots_BNK, groups, axis=-1)
+        mask_BNIT = mask_BNT[:, :, None] & _within(slots_BNI, places.context_BT[:, None], reach_2)
+        mask_BRIT = mask_BNIT.reshape(batch, 1, blocks * rows, -1)
+        own_BRNIK = _within(slots_BNI, places.slots_BNK, reach_2)[:, None]
     seen = attention.part(
         q_BRNIC.reshape(batch, kv_heads, blocks * rows, width), *context, mask_BRIT
     )
     split = (batch, kv_heads, blocks, rows, -1)
     seen = attention.Part(*(array.reshape(split) for array in seen))
-    return attention.merge(seen, attention.part(q_BRNIC, k_BRNKC, v_BRNKC))
+    return attention.merge(seen, attention.part(q_BRNIC, k_BRNKC, v_BRNKC, own_BRNIK))
 
 
 def _attend_in_chunks(
@@ -119,6 +149,8 @@ def _attend_in_chunks(
     v_BRNKC: jax.Array,
     context: tuple[jax.Array, jax.Array],
     mask_BNT: jax.Array,
+    places: Places | None,
+    reach_2: jax.Array | None,
     *,
     chunk_blocks: int,
 ) -> jax.Array:
@@ -131,20 +163,24 @@ def _attend_in_chunks(
         )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def attend(chunk: tuple[jax.Array, ...]) -> jax.Array:
-        q_BRnIC, k_BRnKC, v_BRnKC, mask_BnT = chunk
-        return _attend(q_BRnIC, k_BRnKC, v_BRnKC, context, mask_BnT)
+    def attend(chunk: tuple[Any, ...]) -> jax.Array:
+        *blocks, slots_BnK = chunk
+        near = None if places is None else places._replace(slots_BNK=slots_BnK)
+        q_BRnIC, k_BRnKC, v_BRnKC, mask_BnT = blocks
+        return _attend(q_BRnIC, k_BRnKC, v_BRnKC, context, mask_BnT, near, reach_2)
 
     def split(array: jax.Array, axis: int) -> jax.Array:
         shape = (*array.shape[:axis], -1, chunk_blocks, *array.shape[axis + 1 :])
         return jnp.moveaxis(array.reshape(shape), axis, 0)
 
-    chunks = (split(q_BRNIC, 2), split(k_BRNKC, 2), split(v_BRNKC, 2), split(mask_BNT, 1))
+    slots_BNK = None if places is None else split(places.slots_BNK, 1)
+    rows = (split(q_BRNIC, 2), split(k_BRNKC, 2), split(v_BRNKC, 2), split(mask_BNT, 1))
+    chunks = (*rows, slots_BNK)
     return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 2).reshape(q_BRNIC.shape)
 
 
 class DFlashLayer(nn.Module):
-    """One decoder layer; blocks see the context's keys and, in both directions, their own slots."""
+    """One decoder layer; blocks see the context's keys and their own slots."""
 
     config: DrafterConfig
     width: int
@@ -176,8 +212,10 @@ class DFlashLayer(nn.Module):
         self,
         x_BNKD: jax.Array,
         context: tuple[jax.Array, jax.Array],
+        reach_2: jax.Array | None,
         angles: tuple[jax.Array, jax.Array],
         mask_BNT: jax.Array,
+        places: Places | None,
     ) -> tuple[jax.Array, None]:
         cfg = self.config
         batch, blocks, slots, _ = x_BNKD.shape
@@ -190,12 +228,11 @@ class DFlashLayer(nn.Module):
         q_BNKRGC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
         q_BRNIC = jnp.moveaxis(q_BNKRGC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
         k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
+        operands = (q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, places, reach_2)
         if 0 < cfg.chunk_blocks < blocks:
-            mixed_BRNIC = _attend_in_chunks(
-                q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, chunk_blocks=cfg.chunk_blocks
-            )
+            mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=cfg.chunk_blocks)
         else:
-            mixed_BRNIC = _attend(q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT)
+            mixed_BRNIC = _attend(*operands)
         mixed_BRNKGC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
         mixed_BNKQC = jnp.moveaxis(mixed_BRNKGC, 1, 3).reshape(batch, blocks, slots, -1, width)
         x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
@@ -229,7 +266,7 @@ class DFlash(nn.Module):
         self.layers = nn.scan(
             body,
             methods={
-                "__call__": {"in_axes": (0, nn.broadcast, nn.broadcast), **shared},
+                "__call__": {"in_axes": (0, 0, *[nn.broadcast] * 3), **shared},
                 "context": {"in_axes": (nn.broadcast,), **shared},
             },
         )(cfg, self.width)
@@ -267,6 +304,8 @@ class DFlash(nn.Module):
         keys_LBRTC: jax.Array,
         values_LBRTC: jax.Array,
         mask_BNT: jax.Array,
+        *,
+        context_positions_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states of N blocks a row, for the target's head.
 
@@ -276,16 +315,26 @@ class DFlash(nn.Module):
           keys_LBRTC: what `context` returned, or a cache of it.
           values_LBRTC: likewise.
           mask_BNT: True where block n may see context slot t: positions before its anchor, in its
-            own document.
+            own document. Sliding layers see less: what also lies in each slot's window.
+          context_positions_BT: absolute position of each context slot; default: slot t holds
+            position t, as in a cache. Packed rows need them for sliding layers.
 
         Returns:
           [B, N, K, D] behind the final norm. Slot 0 stands for nothing.
         """
+        reach_L2, places = None, None
+        if self.config.reach:
+            reach_L2 = jnp.asarray(self.config.reach, jnp.int32)
+            if context_positions_BT is None:
+                context_positions_BT = jnp.arange(keys_LBRTC.shape[3])[None]
+            places = Places(positions_BNK, context_positions_BT)
         x_BNKD, _ = self.layers(
             embeddings_BNKD.astype(self.config.dtype),
             (keys_LBRTC, values_LBRTC),
+            reach_L2,
             self._angles(positions_BNK),
             mask_BNT,
+            places,
         )
         return self.final_norm(x_BNKD)
 

@@ -46,13 +46,23 @@ class Layer(nn.Module):
         self,
         carry: tuple[jax.Array, jax.Array | None],
         slot: jax.Array,
+        window: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
         angles: tuple[jax.Array, jax.Array],
         masks: tuple[jax.Array, jax.Array | None],
+        positions_BS: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
         x_BSD, features_MBSD = carry
         own_mask, cache_mask = masks
+        if window is not None and positions_BS is not None:
+            # By position: rows of a draft tree share positions, those of packed documents restart.
+            groups = cfg.num_heads // cfg.num_kv_heads
+            positions_BI1 = jnp.repeat(positions_BS, groups, axis=1)[..., None]
+            own_mask = own_mask & (positions_BI1 - positions_BS[:, None] < window)[:, None]
+            if cache_mask is not None:
+                slots_T = jnp.arange(cache_mask.shape[-1])
+                cache_mask = cache_mask & (positions_BI1 - slots_T < window)[:, None]
         heads = HeadProjections(
             width=cfg.hidden_size,
             num_heads=cfg.num_heads,
@@ -173,7 +183,7 @@ class Transformer(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.unroll_layers else 1,
         )(cfg)
@@ -197,10 +207,12 @@ class Transformer(nn.Module):
           tokens_BS: int32 ids. JAX clamps ids outside the embedding: validate them at the door.
           positions_BS: absolute positions; default: the cache's length (or 0) onwards.
           segments_BS: document of each token; tokens see only their own document.
-          cache: committed keys and values, which every token sees; it is read, not changed.
+          cache: committed keys and values, which every token sees (in a sliding layer, within its
+            window); it is read, not changed.
           capture: layers whose outputs are returned (id = output of block id, rising).
           mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
-            drafts sets it together with `positions_BS`.
+            drafts sets it together with `positions_BS`. Sliding layers see less: of the keys it
+            allows, those at positions above the query's less the window, as in transformers.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -237,9 +249,11 @@ class Transformer(nn.Module):
         (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = self.layers(
             (x_BSD, features_MBSD),
             jnp.asarray(slots_L),
+            jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None,
             cached,
             rope.rotation_angles(positions_BS, frequencies),
             (own_mask, cache_mask),
+            positions_BS if cfg.windows else None,
         )
         features_BSE = None
         if features_MBSD is not None:

@@ -214,5 +214,6 @@ class DrafterObjective:
             keys,
             values,
             mask_BNS,
+            context_positions_BT=batch["positions"],
         )
         return hidden_BNKD[:, :, 1:]

@@ -14,7 +14,8 @@ from jaxspec.checkpoints.config_json import (
     target_from_json,
     target_to_json,
 )
-from jaxspec.config import DrafterConfig, Llama3RopeScaling, TransformerConfig
+from jaxspec.checkpoints.speculators import speculators_json
+from jaxspec.config import DrafterConfig, LayerType, Llama3RopeScaling, TransformerConfig
 
 QWEN3 = TransformerConfig(
     vocab_size=40, hidden_size=16, num_layers=3, head_dim=8, tie_embeddings=False
@@ -99,6 +100,64 @@ def test_stored_dtype_is_read_under_both_names(key: str) -> None:
 def test_a_window_that_is_switched_off_does_no_harm() -> None:
     window = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 1}
     assert target(QWEN3_JSON, **window) == QWEN3
+    assert drafter(**window).config == DRAFTER
+    on = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}
+    assert target(QWEN3_JSON, **on, layer_types=["full_attention"] * 3) == QWEN3
+    assert target(QWEN3_JSON, **{**on, "sliding_window": None}) == QWEN3
+
+
+@pytest.mark.parametrize("first", [0, 2, 3, None], ids=str)
+def test_layers_from_max_window_layers_on_slide(first: int | None) -> None:
+    """What is left out is what transformers leaves out: 28 layers without a window, 4096."""
+    config = pytest.importorskip("transformers").Qwen3Config(
+        num_hidden_layers=30, use_sliding_window=True, **named(max_window_layers=first)
+    )
+    raw = {**QWEN3_JSON, "num_hidden_layers": 30, "use_sliding_window": True}
+    got = target(raw, **named(max_window_layers=first))
+    assert got.layer_types == tuple(config.layer_types)
+    assert got.sliding_window == config.sliding_window == 4096
+
+
+def named(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+MIXED = ("sliding_attention", "full_attention", "sliding_attention")
+
+
+def test_sliding_targets_make_the_round_trip() -> None:
+    config = dataclasses.replace(QWEN3, layer_types=MIXED, sliding_window=8)
+    raw = target_to_json(config, dtype="float32", special_ids={})
+    assert (raw["use_sliding_window"], raw["sliding_window"]) == (True, 8)
+    assert target(raw) == config
+    llama = dataclasses.replace(LLAMA, layer_types=MIXED, sliding_window=8)
+    with pytest.raises(ValueError, match="expected qk_norm true"):
+        target_to_json(llama, dtype="float32", special_ids={})
+    window = {"layer_types": list(MIXED), "sliding_window": 8, "use_sliding_window": True}
+    with pytest.raises(ValueError, match="sliding_window: got 8 in a llama, expected full"):
+        target(LLAMA_JSON, **window)
+
+
+@pytest.mark.parametrize("is_causal", [None, False, True])
+@pytest.mark.parametrize("kinds", [(), MIXED[:2], MIXED[::2]], ids=["full", "mixed", "sliding"])
+def test_sliding_drafters_make_the_round_trip(
+    kinds: tuple[LayerType, ...], is_causal: bool | None
+) -> None:
+    config = dataclasses.replace(
+        DRAFTER, layer_types=kinds, sliding_window=8 if kinds else 0, is_causal=is_causal
+    )
+    raw = drafter_to_json(config, target_config=QWEN3, dtype="float32")
+    assert drafter(raw).config == config
+    if is_causal is not None:
+        del raw["is_causal"]
+        assert drafter(raw).config == config, "vLLM's spelling"
+    raw = drafter_to_json(config, target_config=QWEN3, dtype="float32")
+    if is_causal and kinds != MIXED[::2]:
+        with pytest.raises(ValueError, match="use the zlab format"):
+            speculators_json(raw, target_name="x")
+    else:
+        got = drafter(speculators_json(raw, target_name="x")).config
+        assert (got.layer_types, got.reach) == (config.layer_types, config.reach)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +175,14 @@ def test_a_window_that_is_switched_off_does_no_harm() -> None:
         ({"layer_types": ["linear_attention"] * 3}, "'linear_attention'"),
         ({"layer_types": 3}, "layer_types: got 3, expected a list"),
         ({"layer_types": ["full_attention"]}, "1 entries for 3 layers"),
+        ({"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers: got -1"),
         (
-            {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2},
-            "sliding_window: got 8",
+            {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 0},
+            "sliding_window: got 0 with use_sliding_window True, expected a positive integer",
+        ),
+        (
+            {"layer_types": list(MIXED), "sliding_window": 8},
+            "sliding_window: got 8 with use_sliding_window None, expected a positive integer",
         ),
         ({"num_attention_heads": 3}, "FILE: num_heads must be a multiple of num_kv_heads"),
     ],
@@ -141,6 +205,11 @@ def test_older_spellings_of_a_drafter() -> None:
         ({"dflash_config": None, "architectures": ["Qwen3ForCausalLM"]}, "no DFlash drafter"),
         ({"block_size": None}, "block_size: got None"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
+        ({"is_causal": "yes"}, "is_causal: got .*'yes'"),
+        (
+            {"is_causal": True, "dflash_config": {"target_layer_ids": [0], "causal": False}},
+            "the same under both names",
+        ),
         ({"attention_bias": True}, "attention_bias: got true"),
         (
             {"rope_scaling": LLAMA_JSON["rope_scaling"], "rope_parameters": None},

@@ -17,6 +17,9 @@ TARGET = TransformerConfig(
     vocab_size=32, hidden_size=WIDTH, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8
 )
 CONFIG = resolve_config(DrafterConfig(block_size=SLOTS), target=TARGET, mask_token_id=1)
+SLIDING = dataclasses.replace(
+    CONFIG, layer_types=("full_attention", "sliding_attention"), sliding_window=7
+)
 
 
 def hidden_and_gradients(config: DrafterConfig) -> tuple[jax.Array, dict]:
@@ -40,9 +43,12 @@ def hidden_and_gradients(config: DrafterConfig) -> tuple[jax.Array, dict]:
     return jax.jit(output)(params), jax.jit(jax.grad(lambda p: (output(p) * weights).sum()))(params)
 
 
-def test_chunks_change_neither_output_nor_gradients() -> None:
-    whole, gradients = hidden_and_gradients(CONFIG)
-    parts, part_gradients = hidden_and_gradients(dataclasses.replace(CONFIG, chunk_blocks=3))
+@pytest.mark.parametrize("config", [CONFIG, SLIDING], ids=["full", "sliding"])
+def test_chunks_change_neither_output_nor_gradients(config: DrafterConfig) -> None:
+    whole, gradients = hidden_and_gradients(config)
+    parts, part_gradients = hidden_and_gradients(
+        dataclasses.replace(config, chunk_blocks=3, remat=True)
+    )
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)) > 0.1
     jax.tree.map(

@@ -2,7 +2,8 @@
 
 The torch side follows the description of DFlash (arXiv 2602.06036) and of its checkpoints: it knows
 tensor names and config.json, and nothing of jaxspec. It drafts one block at a time and is handed
-only the context rows the block may see, so it needs no mask.
+only the context rows the block may see, so that its mask is the layer's own: the window, and
+whether the block is causal.
 
 Dimension key: B batch, S context, N blocks, K slots, D width, E captured features, Q query heads,
 R key/value heads, C head width, T keys of a block's attention.
@@ -10,6 +11,7 @@ R key/value heads, C head width, T keys of a block's attention.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from pathlib import Path
@@ -43,6 +45,16 @@ DRAFTER = DrafterConfig(
     rms_norm_eps=1e-4,
 )
 BATCH, CONTEXT, BLOCKS = 2, 11, 3
+MIXED = ("sliding_attention", "full_attention", "sliding_attention")
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full_causal": {"is_causal": True},
+    # The windows end inside the block, and in the context.
+    "sliding": {"layer_types": MIXED, "sliding_window": 3},
+    "sliding_wide": {"layer_types": MIXED, "sliding_window": 8},
+    "sliding_both_ways": {"layer_types": MIXED, "sliding_window": 3, "is_causal": False},
+    "sliding_all_causal": {"layer_types": MIXED, "sliding_window": 6, "is_causal": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +66,8 @@ def torch() -> types.ModuleType:
     return torch
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drafter with random weights, exported."""
     generator = np.random.default_rng(0)
     sizes = {"D": 32, "F": 48, "C": 16, "QC": 64, "RC": 32, "MD": 96}
@@ -66,7 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), nest_paths(leaves))
     folder = tmp_path_factory.mktemp("drafter") / "export"
-    save_drafter(folder, DRAFTER, params, target_config=TARGET)
+    config = dataclasses.replace(DRAFTER, **KINDS[request.param])
+    save_drafter(folder, config, params, target_config=TARGET)
     return folder
 
 
@@ -107,6 +120,18 @@ class TorchDrafter:
         first, second = x_THC.chunk(2, -1)
         return x_THC * angles.cos() + self.torch.cat([-second, first], -1) * angles.sin()
 
+    def visible(self, layer: int, queries_K: Any, keys_T: Any) -> Any:
+        """As z-lab's model.py masks a layer, from the config."""
+        slides = self.config["layer_types"][layer] == "sliding_attention"
+        causal = self.config.get("is_causal")
+        behind_KT = queries_K[:, None] - keys_T
+        visible_KT = self.torch.ones_like(behind_KT, dtype=bool)
+        if slides if causal is None else causal:
+            visible_KT &= behind_KT >= 0
+        if slides:
+            visible_KT &= behind_KT.abs() < self.config["sliding_window"]
+        return visible_KT
+
     def __call__(self, features_SE: Any, embeddings_KD: Any, anchor: int) -> Any:
         torch, width = self.torch, self.config["head_dim"]
         groups = self.config["num_attention_heads"] // self.config["num_key_value_heads"]
@@ -126,6 +151,7 @@ class TorchDrafter:
             k_TQC = k_TRC.repeat_interleave(groups, 1)
             v_TQC = v_TRC.repeat_interleave(groups, 1)
             scores = torch.einsum("kqc,tqc->qkt", q_KQC, k_TQC) / width**0.5
+            scores = scores.masked_fill(~self.visible(i, own_K, all_T), -torch.inf)
             mixed = torch.einsum("qkt,tqc->kqc", scores.softmax(-1), v_TQC).flatten(1)
             x_KD = x_KD + self.linear(mixed, f"{attention}.o_proj")
             normed_KD = self.norm(x_KD, f"{layer}.post_attention_layernorm")

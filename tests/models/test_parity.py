@@ -56,6 +56,18 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": LLAMA3_ROPE,
     },
     "llama_biased": {"model_type": "llama", "attention_bias": True, "num_key_value_heads": 1},
+    "qwen3_mixed_windows": {
+        "model_type": "qwen3",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 4,
+        "use_sliding_window": True,
+    },
+    "qwen3_last_layers_slide": {
+        "model_type": "qwen3",
+        "max_window_layers": 2,
+        "sliding_window": 7,
+        "use_sliding_window": True,
+    },
 }
 
 
@@ -151,7 +163,9 @@ def test_logits_and_captured_states_equal_those_of_transformers(reference: Refer
 
 
 @pytest.mark.parametrize(
-    "reference", ["qwen3_tied", "llama_tied_scaled", "llama_biased"], indirect=True
+    "reference",
+    ["qwen3_tied", "llama_tied_scaled", "llama_biased", "qwen3_mixed_windows"],
+    indirect=True,
 )
 def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference) -> None:
     config, params = load_target(reference.folder)

@@ -4,8 +4,8 @@ A round drafts G = K - 1 tokens behind the anchor, runs the target over [anchor,
 rule of `jaxspec.verify` decide how many drafts stand and which token of the target's follows. Both
 caches are then cut back to what was kept, by length: nothing is copied.
 
-Dimension key: B batch rows, S prompt tokens, K block slots (= verified rows H), G = K - 1 drafted
-slots, V vocabulary, R rounds.
+Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, R rows of the
+target's pass (= K in a chain) or rounds, V vocabulary.
 
 >>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
 >>> state = strategy.start(params, prompts, capacity=192)
@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxspec.decoding.autoregressive import choose
 from jaxspec.decoding.layout import cut_layers, stack_layers
@@ -72,6 +73,31 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
             f"Verifier {verifier!r} does not fit {kind} drafts: 'token' and 'block' are for "
             "sampled ones, the others are for deterministic ones."
         )
+
+
+@struct.dataclass
+class Plan:
+    """What a round drafted, and how the target is to read it."""
+
+    rows_BR: jax.Array
+    """Tokens, the anchor first; -1 in empty ones."""
+    drafter: Any
+    """The proposer's state after drafting."""
+    detail: Any
+    """What verification wants to know of the draft: a `Draft`, unless a strategy says otherwise."""
+    depths_BR: jax.Array | None = None
+    """Positions behind the anchor's; None: one after the other."""
+    mask_BRR: jax.Array | None = None
+    """True where row i sees row j; None: all before it."""
+
+
+@struct.dataclass
+class Choice:
+    """What verification kept of a plan."""
+
+    verdict: Verdict
+    path_BK: jax.Array | None = None
+    """The rows that stand, the anchor's first and filling behind them; None: the first ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,29 +188,71 @@ class Speculative:
         draft_keys_B, verify_keys_B = stream_keys(
             state.keys_B, state.rounds_B + 1, "draft", "verify"
         )
-        draft, drafter = self.proposer.propose(params, state.drafter, state.anchor_B, draft_keys_B)
-        state = dataclasses.replace(state, drafter=drafter)
-        block_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
-        output, logits_BKV = self.target_pass(params, block_BK, state.cache)
-        verdict = self._verify(verify_keys_B, draft, logits_BKV)
-        slots_BG = jnp.broadcast_to(jnp.arange(draft.tokens_BG.shape[1]), draft.tokens_BG.shape)
-        return self._finish(params, state, verdict, block_BK, output, ranks_BG=slots_BG)
+        plan = self.draft(params, state, draft_keys_B)
+        output, logits_BRV = self.target_pass(params, plan, state.cache)
+        choice = self.verify(verify_keys_B, plan, logits_BRV)
+        return self.finish(params, state, plan, output, choice)
 
-    def _finish(
+    def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
+        """What the target is to read in this round."""
+        draft, drafter = self.proposer.propose(params, state.drafter, state.anchor_B, keys_B)
+        rows_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
+        return Plan(rows_BK, drafter, draft)
+
+    def target_pass(
+        self, params: Any, plan: Plan, cache: KVCache
+    ) -> tuple[TransformerOutput, jax.Array]:
+        """The target over a plan's rows, behind the cache; its output and its logits [B, R, V]."""
+        target_params = {"params": params["target"]}
+        positions_BR = None
+        if plan.depths_BR is not None:
+            positions_BR = cache.lengths_B[:, None] + plan.depths_BR
+        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
+        # verdict on its row is a failure in any case.
+        output = self.model.apply(
+            target_params,
+            jnp.maximum(plan.rows_BR, 0),
+            cache=cache,
+            capture=self.proposer.capture,
+            positions_BS=positions_BR,
+            mask_BSS=plan.mask_BRR,
+        )
+        logits_BRV = self.model.apply(target_params, output.hidden_BSD, method="logits")
+        return output, suppress(logits_BRV, self.rules.suppressed_ids)
+
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+        """Which of the plan's rows stand, and what follows them."""
+        draft: Draft = plan.detail
+        if self.verifier == "greedy":
+            return Choice(verify_greedy(draft.tokens_BG, logits_BRV))
+        probs_BRV = self.sampling.probabilities(logits_BRV)
+
+        # A key for each row: the rules take one for the batch.
+        if self.verifier == "point_mass":
+            verdict = jax.vmap(lambda key, x, p: verify_point_mass(key, x[None], p[None]))(
+                keys_B, draft.tokens_BG, probs_BRV
+            )
+        else:
+            assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
+            rule = SAMPLED_RULES[self.verifier]
+            verdict = jax.vmap(lambda key, x, q, p: rule(key, x[None], q[None], p[None]))(
+                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BRV
+            )
+        return Choice(jax.tree.map(lambda leaf: leaf[:, 0], verdict))
+
+    def finish(
         self,
         params: Any,
         state: DecodeState,
-        verdict: Verdict,
-        block_BK: jax.Array,
+        plan: Plan,
         output: TransformerOutput,
-        *,
-        ranks_BG: jax.Array,
+        choice: Choice,
     ) -> DecodeState:
-        """Appends what was accepted of a block, and keeps its rows of both caches.
-
-        `ranks_BG`: of the block's drafts (`DecodeState.accepted_at_N`).
-        """
-        before, drafter = state, state.drafter
+        """Appends what was accepted, and keeps its rows of both caches."""
+        before, verdict, block_BK = state, choice.verdict, plan.rows_BR
+        if choice.path_BK is not None:
+            block_BK = jnp.take_along_axis(block_BK, choice.path_BK, axis=1)
+            output = _rows_of(output, choice.path_BK)
         cache = state.cache.write_after(
             output.keys_LBRSC, output.values_LBRSC, failed_B=verdict.failed_B
         )
@@ -205,51 +273,34 @@ class Speculative:
             return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
         assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
-        slot_G = jnp.arange(ranks_BG.shape[1])
+        slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
+        ranks_BG = slot_G if choice.path_BK is None else choice.path_BK[:, 1:] - 1
+        ranks_BG = jnp.broadcast_to(ranks_BG, accepted_BG.shape)
         return dataclasses.replace(
             state,
             cache=cache.advance(kept_B),
-            drafter=self.proposer.commit(params, drafter, block_BK, output.features_BSE, kept_B),
+            drafter=self.proposer.commit(
+                params, plan.drafter, block_BK, output.features_BSE, kept_B
+            ),
             accepted_at_N=state.accepted_at_N.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),
             kept_BR=record(state.kept_BR, kept_B),
         )
 
-    def target_pass(
-        self, params: Any, block_BK: jax.Array, cache: KVCache, **layout: jax.Array
-    ) -> tuple[TransformerOutput, jax.Array]:
-        """The target over a block behind the cache; what it returns and its logits [B, K, V].
 
-        `layout`: positions and mask of a block that is not a chain (see `Transformer`).
-        """
-        target_params = {"params": params["target"]}
-        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
-        # verdict on its row is a failure in any case.
-        output = self.model.apply(
-            target_params,
-            jnp.maximum(block_BK, 0),
-            cache=cache,
-            capture=self.proposer.capture,
-            **layout,
-        )
-        logits_BKV = self.model.apply(target_params, output.hidden_BSD, method="logits")
-        return output, suppress(logits_BKV, self.rules.suppressed_ids)
+def _rows_of(output: TransformerOutput, path_BK: jax.Array) -> TransformerOutput:
+    """The rows of a pass that lie on a path, in its order."""
 
-    def _verify(self, keys_B: jax.Array, draft: Draft, logits_BKV: jax.Array) -> Verdict:
-        if self.verifier == "greedy":
-            return verify_greedy(draft.tokens_BG, logits_BKV)
-        probs_BKV = self.sampling.probabilities(logits_BKV)
+    def of_tokens(array_BSD: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(array_BSD, path_BK[..., None], axis=1)
 
-        # A key for each row: the rules take one for the batch.
-        if self.verifier == "point_mass":
-            verdict = jax.vmap(lambda key, x, p: verify_point_mass(key, x[None], p[None]))(
-                keys_B, draft.tokens_BG, probs_BKV
-            )
-        else:
-            assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
-            rule = SAMPLED_RULES[self.verifier]
-            verdict = jax.vmap(lambda key, x, q, p: rule(key, x[None], q[None], p[None]))(
-                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BKV
-            )
-        return jax.tree.map(lambda leaf: leaf[:, 0], verdict)
+    def of_cache(array_LBRSC: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(array_LBRSC, path_BK[None, :, None, :, None], axis=3)
+
+    return TransformerOutput(
+        of_tokens(output.hidden_BSD),
+        None if output.features_BSE is None else of_tokens(output.features_BSE),
+        of_cache(output.keys_LBRSC),
+        of_cache(output.values_LBRSC),
+    )

@@ -19,12 +19,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from jaxspec.decoding.speculative import Speculative
-from jaxspec.decoding.state import DecodeState, stream_keys
+from jaxspec.decoding.speculative import Choice, Plan, Speculative
+from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
-from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.sampling import INVALID, has_finite_maximum
 from jaxspec.verify import ChainRule, TreeVerdict, Verdict, verify_chains, verify_tree
 from jaxspec.verify.tree import walk_tree
@@ -56,37 +56,35 @@ class TreeSpeculative(Speculative):
         """The anchor and the nodes."""
         return self.num_nodes + 1
 
-    def _round(self, params: Any, state: DecodeState) -> DecodeState:
-        (verify_keys_B,) = stream_keys(state.keys_B, state.rounds_B + 1, "verify")
+    def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
+        """The best-first tree of the marginals; it needs no keys."""
+        del keys_B
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         log_probs_BGV = jax.nn.log_softmax(logits_BGV, axis=-1)
         tree = best_first_tree(log_probs_BGV, num_nodes=self.num_nodes)
-        rows_BR, output, target_logits_BRV = self._read_tree(params, state, tree)
-        walk = self._walk(verify_keys_B, tree, target_logits_BRV)
-        return self._finish_path(params, state, walk, rows_BR, output)
+        return self._plan(state, tree, tree)
 
-    def _read_tree(
-        self, params: Any, state: DecodeState, tree: DraftTree
-    ) -> tuple[jax.Array, TransformerOutput, jax.Array]:
-        """The target's pass over [anchor, nodes]: the rows' tokens, what it gave, its logits."""
-        rows_BR = jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1)
-        depths_BR = jnp.pad(tree.depths_BN, ((0, 0), (1, 0)))
-        output, logits_BRV = self.target_pass(
-            params,
-            rows_BR,
-            state.cache,
-            positions_BS=state.cache.lengths_B[:, None] + depths_BR,
-            mask_BSS=tree.ancestors_BRR(depth=self.round_tokens - 1),
+    def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
+        return Plan(
+            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1),
+            drafter=state.drafter,
+            detail=detail,
+            depths_BR=jnp.pad(tree.depths_BN, ((0, 0), (1, 0))),
+            mask_BRR=tree.ancestors_BRR(depth=self.round_tokens - 1),
         )
-        return rows_BR, output, logits_BRV
 
-    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> TreeVerdict:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+        """The path that the target's own tokens take through the tree."""
+        return self._walk(keys_B, plan.detail, logits_BRV)
+
+    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> Choice:
         depth = self.round_tokens - 1
         if self.sampling.greedy:
-            return walk_tree(
+            walk = walk_tree(
                 tree.tokens_BN, tree.parents_BN, logits_BRV, draw=_largest, depth=depth
             )
+            return _choice(walk)
         probs_BRV = self.sampling.probabilities(logits_BRV)
         # A key for each row: the rule takes one for the batch.
         walk = jax.vmap(
@@ -94,26 +92,18 @@ class TreeSpeculative(Speculative):
                 key, tokens[None], parents[None], p[None], depth=depth
             )
         )(keys_B, tree.tokens_BN, tree.parents_BN, probs_BRV)
-        return jax.tree.map(lambda leaf: leaf[:, 0], walk)
+        return _choice(jax.tree.map(lambda leaf: leaf[:, 0], walk))
 
-    def _finish_path(
-        self,
-        params: Any,
-        state: DecodeState,
-        walk: TreeVerdict,
-        rows_BR: jax.Array,
-        output: TransformerOutput,
-    ) -> DecodeState:
-        """The accepted path as a chain behind the anchor; what follows it is filling."""
-        path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
-        return self._finish(
-            params,
-            state,
-            Verdict(walk.num_accepted_B, walk.next_token_B),
-            jnp.take_along_axis(rows_BR, path_BK, axis=1),
-            _rows_of(output, path_BK),
-            ranks_BG=walk.path_BD - 1,
-        )
+
+@struct.dataclass
+class Chains:
+    """What is known of sampled chains."""
+
+    tree: DraftTree
+    tokens_BMG: jax.Array
+    probs_BGV: jax.Array
+    rows_BMH: jax.Array
+    """The rows of the target's pass that belong to each chain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,22 +147,26 @@ class ChainSpeculative(TreeSpeculative):
             raise ValueError(f"num_nodes follows from the chains: leave it out ({nodes}).")
         object.__setattr__(self, "num_nodes", nodes)
 
-    def _round(self, params: Any, state: DecodeState) -> DecodeState:
-        draft_keys_B, verify_keys_B = stream_keys(
-            state.keys_B, state.rounds_B + 1, "draft", "verify"
-        )
+    def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
+        """Chains from the marginals, what they share held once."""
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         probs_BGV = proposer.sampling.probabilities(logits_BGV)
-        chains_BMG = jax.vmap(self._sample)(draft_keys_B, probs_BGV)
+        chains_BMG = jax.vmap(self._sample)(keys_B, probs_BGV)
         tree, rows_BMH = chain_tree(chains_BMG)
-        rows_BR, output, target_logits_BRV = self._read_tree(params, state, tree)
+        return self._plan(state, tree, Chains(tree, chains_BMG, probs_BGV, rows_BMH))
+
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+        """By the rule, or by a walk as in any tree."""
+        chains: Chains = plan.detail
         if self.verifier == "tree":
-            walk = self._walk(verify_keys_B, tree, target_logits_BRV)
-        else:
-            target_BRV = self.sampling.probabilities(target_logits_BRV)
-            walk = jax.vmap(self._judge)(verify_keys_B, chains_BMG, probs_BGV, target_BRV, rows_BMH)
-        return self._finish_path(params, state, walk, rows_BR, output)
+            return self._walk(keys_B, chains.tree, logits_BRV)
+        target_BRV = self.sampling.probabilities(logits_BRV)
+        return _choice(
+            jax.vmap(self._judge)(
+                keys_B, chains.tokens_BMG, chains.probs_BGV, target_BRV, chains.rows_BMH
+            )
+        )
 
     def _sample(self, key: jax.Array, probs_GV: jax.Array) -> jax.Array:
         """One row's chains [M, G]."""
@@ -229,18 +223,7 @@ def _largest(step: int, logits_BV: jax.Array) -> jax.Array:
     return jnp.where(has_finite_maximum(logits_BV), logits_BV.argmax(axis=-1), INVALID)
 
 
-def _rows_of(output: TransformerOutput, path_BK: jax.Array) -> TransformerOutput:
-    """The rows of a pass that lie on a path, in its order."""
-
-    def of_tokens(array_BSD: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(array_BSD, path_BK[..., None], axis=1)
-
-    def of_cache(array_LBRSC: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(array_LBRSC, path_BK[None, :, None, :, None], axis=3)
-
-    return TransformerOutput(
-        of_tokens(output.hidden_BSD),
-        None if output.features_BSE is None else of_tokens(output.features_BSE),
-        of_cache(output.keys_LBRSC),
-        of_cache(output.values_LBRSC),
-    )
+def _choice(walk: TreeVerdict) -> Choice:
+    """The accepted path as a chain behind the anchor; what follows it is filling."""
+    path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
+    return Choice(Verdict(walk.num_accepted_B, walk.next_token_B), path_BK)

@@ -49,6 +49,7 @@ _COST_FIELDS = (
     "round_ms",
     "draft_ms",
     "verify_ms",
+    "rule_ms",
     "autoregressive_step_ms",
 )
 

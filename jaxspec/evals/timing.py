@@ -15,7 +15,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,9 @@ class Speed:
     draft_ms: float
     """The drafter's part: its pass, the head over its slots, and taking in new context."""
     verify_ms: float
-    """The target's pass over the block, its head, and the cache."""
+    """The target's pass over the drafted rows, its head, and the cache."""
+    rule_ms: float
+    """From logits to the tokens that stand."""
     autoregressive_step_ms: float
     tau: float
     """Tokens a round emitted on the timed prompts."""
@@ -58,8 +60,8 @@ class Speed:
 
     @property
     def rest_ms(self) -> float:
-        """What a round costs besides draft and verification pass: sampling, bookkeeping."""
-        return self.round_ms - self.draft_ms - self.verify_ms
+        """What a round costs besides draft, target pass and rule: bookkeeping."""
+        return self.round_ms - self.draft_ms - self.verify_ms - self.rule_ms
 
     @property
     def row_ratio(self) -> float:
@@ -73,7 +75,8 @@ class Speed:
             f"{self.speedup:.2f}x measured; tau {self.tau:.2f} x step "
             f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = "
             f"{predicted:.2f}x (round: draft {self.draft_ms:.2f} + verification of "
-            f"{self.verified_rows} rows {self.verify_ms:.2f} + rest {self.rest_ms:.2f})"
+            f"{self.verified_rows} rows {self.verify_ms:.2f} + rule {self.rule_ms:.2f} + rest "
+            f"{self.rest_ms:.2f})"
         )
 
 
@@ -89,8 +92,8 @@ def explain(speeds: Sequence[Speed]) -> str:
     draft = statistics.median(speed.draft_ms / speed.autoregressive_step_ms for speed in speeds)
     rows = max(speed.verified_rows for speed in speeds)
     measured = (
-        f"Speed-up = tau x autoregressive step / (draft + verification + rest). Here a draft costs "
-        f"{draft:.1f} autoregressive steps and verifying {rows} rows costs {ratio:.1f}"
+        f"Speed-up = tau x autoregressive step / (draft + verification + rule + rest). Here a "
+        f"draft costs {draft:.1f} autoregressive steps and verifying {rows} rows costs {ratio:.1f}"
     )
     if speeds[0].platform == "cpu":
         return (
@@ -191,10 +194,10 @@ def measure_speed(
         return None
     largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
     step_ms = 1e3 * sum(plain.loop_s) / plain.steps
-    draft_ms, verify_ms, rows = 0.0, step_ms, 1
+    parts, rows = RoundParts(0.0, step_ms, 0.0), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
-        draft_ms, verify_ms = measure_round_parts(largest, params, batches[0], capacity=capacity)
+        parts = measure_round_parts(largest, params, batches[0], capacity=capacity)
     rate, baseline_rate = (clock.tokens / sum(clock.loop_s) for clock in (fast, plain))
     return Speed(
         tokens_per_s=rate,
@@ -204,8 +207,9 @@ def measure_speed(
         prefill_ms=1e3 * statistics.median(fast.prefill_s),
         baseline_prefill_ms=1e3 * statistics.median(plain.prefill_s),
         round_ms=1e3 * sum(fast.loop_s) / fast.steps,
-        draft_ms=draft_ms,
-        verify_ms=verify_ms,
+        draft_ms=parts.draft_ms,
+        verify_ms=parts.target_ms,
+        rule_ms=parts.rule_ms,
         autoregressive_step_ms=step_ms,
         tau=fast.tokens / fast.steps,
         verified_rows=rows,
@@ -213,19 +217,31 @@ def measure_speed(
     )
 
 
+class RoundParts(NamedTuple):
+    """Milliseconds of the parts of a round, each in a loop of its own."""
+
+    draft_ms: float
+    """The drafter's pass, what is made of it, and taking in new context."""
+    target_ms: float
+    """The target's pass over the drafted rows, its head, and the cache."""
+    rule_ms: float
+    """From the target's logits to the tokens that stand."""
+
+
 def measure_round_parts(
     strategy: Speculative, params: Any, prompts: Prompts, *, capacity: int, repeats: int = 15
-) -> tuple[float, float]:
-    """Milliseconds of the drafter's and of the target's part of a round, each in a loop of its own.
+) -> RoundParts:
+    """Times the parts of a round: medians of runs of a few rounds.
 
-    A loop inside one program, because calling a program costs as much as a tiny model's pass.
+    In a loop inside one program, because calling a program costs as much as a tiny model's pass.
+    The rest of a round (bookkeeping, random keys) is what a whole one takes beyond them.
     """
     found = []
-    for loop in (_draft_loop, _verify_loop):
+    for part in (_draft_loop, _target_loop, _rule_loop):
         state = strategy.start(params, prompts, capacity=capacity)
-        run = functools.partial(loop, strategy, params, state, prompts.keys_B)
+        run = functools.partial(part, strategy, params, state)
         found.append(1e3 * _median_seconds(run, repeats=repeats) / _LOOPS)
-    return found[0], found[1]
+    return RoundParts(*found)
 
 
 def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
@@ -238,43 +254,62 @@ def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
     return statistics.median(seconds)
 
 
-# Every pass of the two loops depends on the one before (through the anchor and the written cache),
-# so that the compiler cannot move work out of the loop that a real round has to do.
+# Every turn of the loops depends on the one before (through the anchor and the written cache), and
+# barriers keep what a turn makes whole: the compiler can neither move work out of a loop nor leave
+# out what a real round has to do.
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
+def _draft_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
     proposer, config = strategy.proposer, strategy.model.config
     pieces = strategy.cut(params)
     width = len(proposer.capture) * config.hidden_size
-    shape = (*state.anchor_B.shape, proposer.block_size, width)
+    block_shape = (*state.anchor_B.shape, proposer.block_size)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         drafter, anchor_B = carry
         params = stack_layers(pieces)
-        draft, drafter = proposer.propose(params, drafter, anchor_B, keys_B)
-        block_BK = jnp.concatenate([anchor_B[:, None], draft.tokens_BG], axis=1)
+        turn = dataclasses.replace(state, drafter=drafter, anchor_B=anchor_B)
+        plan = jax.lax.optimization_barrier(strategy.draft(params, turn, state.keys_B))
+        block_BK = jnp.broadcast_to(plan.rows_BR[:, -1:], block_shape)
         features_BKE = jnp.broadcast_to(
-            block_BK[..., None].astype(config.dtype) / config.vocab_size, shape
+            block_BK[..., None].astype(config.dtype) / config.vocab_size, (*block_shape, width)
         )
         none_B = jnp.zeros_like(anchor_B)
-        drafter = proposer.commit(params, drafter, block_BK, features_BKE, none_B)
-        return drafter, draft.tokens_BG[:, 0]
+        drafter = proposer.commit(params, plan.drafter, block_BK, features_BKE, none_B)
+        return drafter, jnp.maximum(plan.rows_BR[:, -1], 0)
 
     return jax.lax.fori_loop(0, _LOOPS, body, (state.drafter, state.anchor_B))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _verify_loop(strategy: Speculative, params: Any, state: DecodeState, keys_B: jax.Array) -> Any:
+def _target_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
     pieces = strategy.cut(params)
-    shape = (*state.anchor_B.shape, strategy.verified_rows)
+    plan = strategy.draft(params, state, state.keys_B)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry
-        block_BK = jnp.broadcast_to(anchor_B[:, None], shape)
-        output, logits_BKV = strategy.target_pass(stack_layers(pieces), block_BK, cache)
-        failed_B = jnp.isnan(logits_BKV).any(axis=(1, 2))
+        turn = dataclasses.replace(plan, rows_BR=plan.rows_BR.at[:, 0].set(anchor_B))
+        output, logits_BRV = strategy.target_pass(stack_layers(pieces), turn, cache)
+        output, logits_BRV = jax.lax.optimization_barrier((output, logits_BRV))
+        failed_B = jnp.isnan(logits_BRV[:, 0, 0])
         cache = cache.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
-        return cache, jnp.argmax(logits_BKV, axis=-1).astype(jnp.int32).min(axis=1)
+        return cache, (anchor_B + 1 + failed_B) % strategy.model.config.vocab_size
 
     return jax.lax.fori_loop(0, _LOOPS, body, (state.cache, state.anchor_B))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rule_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
+    plan = strategy.draft(params, state, state.keys_B)
+    _, logits_BRV = strategy.target_pass(params, plan, state.cache)
+
+    def body(turn: jax.Array, carry: Any) -> Any:
+        choice, _ = carry
+        # Tied to the turn before, or all of it could be done once in front of the loop.
+        plan_, logits_, choice = jax.lax.optimization_barrier((plan, logits_BRV, choice))
+        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, turn))(state.keys_B)
+        return strategy.verify(keys_B, plan_, logits_), choice
+
+    first = strategy.verify(state.keys_B, plan, logits_BRV)
+    return jax.lax.fori_loop(0, _LOOPS, body, (first, first))

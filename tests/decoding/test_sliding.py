@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import Autoregressive, Speculative, TreeSpeculative
-from jaxspec.decoding.generate import read_responses
 from jaxspec.drafters.dflash import DFlash
 from tests.decoding import tiny
 
@@ -85,8 +84,7 @@ def test_accepted_drafts_and_rejected_ones_change_no_output(plain, errors):
     strategy = Speculative(model, tiny.Scripted(), tiny.RULES)
     prompts, capacity = tiny.batch()
     state = strategy.start(both, prompts, capacity=capacity)
-    state = strategy.run(both, state, prompts.keys_B)
-    responses = read_responses(state, ids=tiny.IDS, rules=tiny.RULES)
+    responses = tiny.responses_of(strategy.run(both, state))
     assert [r.tokens for r in responses] == [r.tokens for r in plain]
     kept = {count for r in responses for count in r.kept[:-1]}
     assert kept == {tiny.BLOCK_SIZE} if not errors else len(kept) > 1

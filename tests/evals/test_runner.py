@@ -132,7 +132,7 @@ def test_the_file_holds_every_figure(measured):
 def test_the_speed_is_explained(measured):
     _, output, printed = measured
     for text in (printed, output.with_suffix(".md").read_text(encoding="utf-8")):
-        assert "Speed-up = tau x autoregressive step / (draft + verification + rest)" in text
+        assert "Speed-up = tau x autoregressive step / (draft + verification + rule + rest)" in text
         assert "bound by arithmetic" in text
         assert "verification of 3 rows" in text
     assert "0 of 2 outputs differ" in printed

@@ -159,6 +159,10 @@ class Adaptive:
         """Most tokens of a round."""
         return max(strategy.round_tokens for strategy in self.strategies)
 
+    def prepare(self, params: Any) -> Any:
+        """Parameters as the loops want them."""
+        return self.strategies[-1].prepare(params)
+
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills; the state has room for the largest size."""
         return self.strategies[-1].start(params, prompts, capacity=capacity)

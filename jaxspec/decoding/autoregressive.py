@@ -55,9 +55,15 @@ class Autoregressive:
         """Most tokens of a round."""
         return 1
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def prepare(self, params: Any) -> Any:
+        """Parameters as the loop wants them, for those who call `run` more than once."""
+        return cut_layers(params, unrolled=self.model.config.unroll_layers)
+
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills, and emits the first token."""
+        params = stack_layers(params)
         cache, hidden_BD, _ = prefill(self.model, params, prompts, capacity=capacity, capture=())
         logits_BV = self.model.apply({"params": params}, hidden_BD, method="logits")
         logits_BV = suppress(logits_BV, self.rules.suppressed_ids)

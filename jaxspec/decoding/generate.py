@@ -46,6 +46,9 @@ class Strategy(Protocol):
     def round_tokens(self) -> int:
         """Most tokens of a round."""
 
+    def prepare(self, params: Any) -> Any:
+        """Parameters as the loop wants them."""
+
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills."""
 
@@ -192,6 +195,7 @@ def generate(
     check_prompts(prompts, ids=ids, strategy=strategy, capacity=capacity)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
+    params = strategy.prepare(params)
     responses: dict[int, Response] = {}
     for group in _groups(prompts, batch_size):
         slots = capacity or needed_capacity(

@@ -32,12 +32,15 @@ class _Cut:
 def cut_layers(tree: Any, *, unrolled: bool = True) -> Any:
     """The tree with every subtree called "layers" cut along its first axis.
 
-    With `unrolled` false the tree is left as it is: a scanned model wants the stack.
+    With `unrolled` false the tree is left as it is: a scanned model wants the stack. So is what has
+    been cut already.
     """
     if not isinstance(tree, Mapping) or not unrolled:
         return tree
     return {
-        key: _cut(subtree) if key == _STACKED else cut_layers(subtree)
+        key: _cut(subtree)
+        if key == _STACKED and not isinstance(subtree, _Cut)
+        else cut_layers(subtree)
         for key, subtree in tree.items()
     }
 

@@ -131,9 +131,15 @@ class Speculative:
         """Tokens that the target reads in a round."""
         return self.proposer.block_size
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def prepare(self, params: Any) -> Any:
+        """Parameters as the loop wants them, for those who call `run` more than once."""
+        return self.cut(params)
+
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills target and drafter, and emits the target's first token: the first anchor."""
+        params = stack_layers(params)
         cache, hidden_BD, features_BSE = prefill(
             self.model,
             params["target"],

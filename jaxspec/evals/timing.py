@@ -169,7 +169,8 @@ def measure_speed(
     capacity = needed_capacity(
         length, rules=speculative.rules, round_tokens=speculative.round_tokens
     )
-    plain = _Clock(baseline, target_params)
+    params = speculative.prepare(params)
+    plain = _Clock(baseline, baseline.prepare(target_params))
     fast = _Clock(speculative, params)
     batches = [
         pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
@@ -285,7 +286,7 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _target_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
     pieces = strategy.cut(params)
-    plan = strategy.draft(params, state, state.keys_B)
+    plan = strategy.draft(stack_layers(pieces), state, state.keys_B)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry
@@ -301,6 +302,7 @@ def _target_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rule_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
+    params = stack_layers(params)
     plan = strategy.draft(params, state, state.keys_B)
     _, logits_BRV = strategy.target_pass(params, plan, state.cache)
 

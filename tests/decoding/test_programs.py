@@ -1,5 +1,7 @@
 """What the compiled loops do not do: talk to the host, compile again, go on after NaN."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,22 @@ def test_the_program_holds_no_host_call(strategy_and_params):
     assert "stablehlo.while" in text
     for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
         assert word not in text
+
+
+def test_caches_are_written_in_place_and_never_copied(strategy_and_params):
+    strategy, params = strategy_and_params
+    prompts, capacity = tiny.batch()
+    state = strategy.start(params, prompts, capacity=capacity)
+    compiled = type(strategy).run.lower(strategy, params, state).compile()
+    caches = [node for node in (state.cache, state.drafter) if node is not None]
+    text = compiled.as_text()
+    for cache in caches:
+        shape = re.escape(f"f32[{','.join(map(str, cache.keys_LBRTC.shape))}]")
+        assert re.search(rf"{shape}\S* (dynamic-update-slice|fusion|while|parameter)\(", text)
+        assert not re.search(rf"{shape}\S* copy\(", text)
+    size = sum(cache.keys_LBRTC.nbytes + cache.values_LBRTC.nbytes for cache in caches)
+    # Donated: the result takes the place of what came in.
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
 
 
 def test_a_second_prompt_of_the_bucket_compiles_nothing(strategy_and_params):

@@ -42,51 +42,41 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 def has_finite_maximum(logits_V: jax.Array) -> jax.Array:
     """Whether each row of logits [..., V] can be chosen from: bool [...].
 
-    False where there is a NaN, a +inf, or nothing but -inf.
+    False where there is a NaN, a +inf, or nothing but -inf. (Also where finite logits are so large,
+    about 1e38 / V, that their sum overflows in both directions.)
     """
-    return jnp.isfinite(_nan_to_inf(logits_V).max(axis=-1))
+    return jnp.isfinite(logits_V.max(axis=-1)) & ~_has_nan(logits_V)
+
+
+def _has_nan(logits_V: jax.Array) -> jax.Array:
+    # Asked apart: compiled for the CPU by jax 0.10, a maximum can pass over a NaN. A sum never
+    # does, and is several times as fast as looking at each element.
+    return jnp.isnan(logits_V.sum(axis=-1))
 
 
 def largest_index(logits_V: jax.Array) -> jax.Array:
     """The argmax of each row of logits [..., V], the first of equal ones: int32 [...].
 
-    `INVALID` for a row that `has_finite_maximum` refuses. The row is read once: for the largest
-    logit of each stretch of the vocabulary (see `_stretches`), NaN counting as +inf; then the first
-    stretch that holds the row's largest is searched. A reduction that carries the index along is
-    not vectorised for the CPU and takes several times as long.
+    `INVALID` for a row that `has_finite_maximum` refuses. Found in two steps: the first stretch of
+    the vocabulary (see `_stretches`) whose largest logit is the row's, then its place there. A
+    reduction that carries the index along is not vectorised for the CPU and takes ten times as long
+    as a maximum.
     """
     logits_VV = _stretches(logits_V, fill=-jnp.inf)
-    largest_V = _nan_to_inf(logits_VV).max(axis=-1)
+    largest_V = logits_VV.max(axis=-1)
     stretch = largest_V.argmax(axis=-1)
     found = _index_in(logits_VV, stretch, _one_stretch(logits_VV, stretch).argmax(axis=-1))
-    return jnp.where(jnp.isfinite(largest_V.max(axis=-1)), found, INVALID)
+    valid = jnp.isfinite(largest_V.max(axis=-1)) & ~_has_nan(logits_V)
+    return jnp.where(valid, found, INVALID)
 
 
-def _nan_to_inf(logits: jax.Array) -> jax.Array:
-    # Before the maximum: compiled for the CPU by jax 0.10, a maximum can pass over a NaN.
-    return jnp.where(jnp.isnan(logits), jnp.inf, logits)
-
-
-def checked_total(weights_V: jax.Array) -> jax.Array:
-    """The sum of each row of weights [..., V]; NaN where a weight is NaN or negative.
-
-    One pass says all that a rejection rule asks of a row: finite and positive is a distribution.
-    """
-    # "Not at least 0" also holds for NaN.
-    return jnp.where(weights_V >= 0, weights_V, jnp.nan).sum(axis=-1)
-
-
-def is_distribution(weights_V: jax.Array) -> jax.Array:
+def is_distribution(weights_V: jax.Array, *, total: jax.Array | None = None) -> jax.Array:
     """Whether each row [..., V] can be sampled: finite, nothing negative, not all zero.
 
-    NaN anywhere in a row makes it False.
+    NaN anywhere in a row makes it False. `total`: the rows' sums, where they are known already.
     """
-    return is_mass(checked_total(weights_V))
-
-
-def is_mass(total: jax.Array) -> jax.Array:
-    """Whether each `checked_total` is that of a row that can be sampled."""
-    return jnp.isfinite(total) & (total > 0)
+    total = weights_V.sum(axis=-1) if total is None else total
+    return jnp.isfinite(total) & (total > 0) & (weights_V.min(axis=-1) >= 0)
 
 
 def fine_uniform(
@@ -135,12 +125,12 @@ def sample_index(key: jax.Array, weights_V: jax.Array) -> jax.Array:
         return jnp.where(is_distribution(weights_V), drawn, INVALID)
     key_stretch, key_inside = jax.random.split(key)
     weights_VV = _stretches(weights_V, fill=0)
-    totals_V = checked_total(weights_VV)
+    totals_V = weights_VV.sum(axis=-1)
     stretch = _gumbel_max(key_stretch, totals_V)
     inside = _gumbel_max(key_inside, _one_stretch(weights_VV, stretch))
     drawn = _index_in(weights_VV, stretch, inside)
-    # A sum carries on the NaN of a stretch that has one.
-    return jnp.where(is_mass(totals_V.sum(axis=-1)), drawn, INVALID)
+    valid = is_distribution(weights_V, total=totals_V.sum(axis=-1))
+    return jnp.where(valid, drawn, INVALID)
 
 
 def _gumbel_max(key: jax.Array, weights_V: jax.Array) -> jax.Array:
@@ -150,8 +140,10 @@ def _gumbel_max(key: jax.Array, weights_V: jax.Array) -> jax.Array:
 def _stretches(values_V: jax.Array, *, fill: float) -> jax.Array:
     """Rows [..., V] cut into stretches of about sqrt(V): [..., C, W], the last one filled up."""
     size = values_V.shape[-1]
-    # A power of two: whole vectors and tiles of any hardware, once the vocabulary is large.
-    width = 1 << ((size - 1).bit_length() + 1) // 2
+    # A power of two: whole vectors and tiles of any hardware, once the vocabulary is large. Smaller
+    # if that leaves nothing to fill up, which can take a copy of all rows.
+    wanted = 1 << ((size - 1).bit_length() + 1) // 2
+    width = next((w for w in (wanted, wanted // 2, wanted // 4) if size % w == 0), wanted)
     count = -(-size // width)
     padding = [(0, 0)] * (values_V.ndim - 1) + [(0, count * width - size)]
     padded_V = jnp.pad(values_V, padding, constant_values=fill)
@@ -258,7 +250,7 @@ def _drop(probs_V: jax.Array, *, below: jax.Array) -> jax.Array:
 
 # Numbers >= 0 are ordered as their bit patterns are. The edge of a filter is a number of the row,
 # so its pattern can be settled bit by bit, from above, with one pass over the row for each bit:
-# exact, and on a CPU 10 to 30 times faster than to sort the vocabulary (`jax.lax.top_k` sorts, too).
+# exact, and on a CPU 10 to 30 times faster than to sort it (`jax.lax.top_k` sorts, too).
 
 
 def _top_k_edge(distance_V: jax.Array, top_k: int) -> jax.Array:

@@ -73,25 +73,22 @@ def block_law(
     joint_BH = _joint_ratio(
         block.target.of_tokens(block.tokens_BG), block.draft.of_tokens(block.tokens_BG)
     )
-    # Z_i for 0 < i < G; behind the last drafted token there is no q to compare with.
+    # excess_BG[:, i] is Z_i; behind the last drafted token there is no q to compare with. The rows
+    # are scaled by one factor each, and the draft's are not cut: less to copy.
     slots = block.tokens_BG.shape[1]
-    middle = slice(1, slots)
-    target_BGV = block.target.weights_BIV[:, middle]
-    draft_BGV = block.draft.weights_BIV[:, middle]
-    target_factor_BG = joint_BH[:, middle] * block.target.factors_BI()[:, middle]
-    draft_factor_BG = block.draft.factors_BI()[:, middle]
-    excess_BG = jnp.maximum(
-        target_factor_BG[..., None] * target_BGV - draft_factor_BG[..., None] * draft_BGV, 0
-    ).sum(axis=2)
-    has_next_BG = jnp.pad(block.drafted_BG[:, middle], ((0, 0), (0, min(slots, 1))))
+    target_factor_BG = (joint_BH * block.target.factors_BI())[:, :slots]
+    scaled_BGV = target_factor_BG[..., None] * block.target.weights_BIV[:, :slots]
+    scaled_draft_BGV = block.draft.factors_BI()[..., None] * block.draft.weights_BIV
+    excess_BG = jnp.maximum(scaled_BGV - scaled_draft_BGV, 0).sum(axis=2)
     # Rows behind the last drafted token may hold anything.
-    excess_after_BG = jnp.pad(excess_BG, ((0, 0), (0, min(slots, 1))))
-    excess_after_BG = jnp.where(has_next_BG, excess_after_BG, 0)
+    excess_BG = jnp.where(block.drafted_BG, excess_BG, 0)
+    excess_after_BG = jnp.pad(excess_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
     joint_BG = joint_BH[:, 1:]
     # In this order: an excess that is small beside 1 counts where joint is near 1.
     total_BG = excess_after_BG + (1 - joint_BG)
-    before_BG = jnp.where(total_BG > 0, excess_after_BG / jnp.where(total_BG > 0, total_BG, 1), 1)
-    heads_BG = jnp.where(has_next_BG, before_BG, joint_BG)
+    middle_BG = jnp.where(total_BG > 0, excess_after_BG / jnp.where(total_BG > 0, total_BG, 1), 1)
+    has_next_BG = jnp.pad(block.drafted_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
+    heads_BG = jnp.where(has_next_BG, middle_BG, joint_BG)
 
     def next_weights(num_accepted_B: jax.Array) -> jax.Array:
         target_BV = block.target.at(num_accepted_B)

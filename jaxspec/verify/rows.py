@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.sampling import at_least_float32, checked_total, is_mass
+from jaxspec.ops.sampling import at_least_float32, is_distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,13 @@ class Rows:
 
     weights_BIV: jax.Array
     totals_BI: jax.Array
-    """NaN or inf where a row has a NaN, an infinite or a negative value."""
     needed_BI: jax.Array
 
     @classmethod
     def create(cls, weights_BIV: jax.Array, *, needed_BI: jax.Array, dtype: jnp.dtype) -> Rows:
         """Puts weights of any float type into `dtype`."""
         weights_BIV = weights_BIV.astype(dtype)
-        return cls(weights_BIV, checked_total(weights_BIV), needed_BI)
+        return cls(weights_BIV, weights_BIV.sum(axis=2), needed_BI)
 
     def at(self, index_B: jax.Array) -> jax.Array:
         """Row `index_B` of each batch row, [B, V]; zeros for an index past the last row."""
@@ -105,9 +104,10 @@ def check_block(
     target = Rows.create(target_probs_BHV, needed_BI=needed_rows(drafted_BG), dtype=dtype)
     draft = Rows.create(draft_probs_BGV, needed_BI=drafted_BG, dtype=dtype)
     # A draft row of zeros passes: it says nothing about the token, as an underflow does.
-    draft_ok_BG = jnp.isfinite(draft.totals_BI)
+    draft_ok_BG = jnp.isfinite(draft.totals_BI) & (draft.weights_BIV.min(axis=2, initial=0) >= 0)
     ids_ok_BG = known_ids(draft_BG, vocabulary=target_probs_BHV.shape[2])
-    valid_B = (is_mass(target.totals_BI) | ~target.needed_BI).all(axis=1)
+    target_ok_BH = is_distribution(target.weights_BIV, total=target.totals_BI)
+    valid_B = (target_ok_BH | ~target.needed_BI).all(axis=1)
     valid_B &= ((draft_ok_BG & ids_ok_BG) | ~drafted_BG).all(axis=1)
     return Block(draft_BG, drafted_BG, target, draft, valid_B)
 

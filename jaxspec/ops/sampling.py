@@ -64,8 +64,8 @@ def largest_index(logits_V: jax.Array) -> jax.Array:
     """
     logits_VV = _stretches(logits_V, fill=-jnp.inf)
     largest_V = logits_VV.max(axis=-1)
-    stretch = largest_V.argmax(axis=-1)
-    found = _index_in(logits_VV, stretch, _one_stretch(logits_VV, stretch).argmax(axis=-1))
+    indices = _indices_of(largest_V.argmax(axis=-1), width=logits_VV.shape[-1])
+    found = _at(indices, _take(logits_V, indices, fill=-jnp.inf).argmax(axis=-1))
     valid = jnp.isfinite(largest_V.max(axis=-1)) & ~_has_nan(logits_V)
     return jnp.where(valid, found, INVALID)
 
@@ -126,9 +126,8 @@ def sample_index(key: jax.Array, weights_V: jax.Array) -> jax.Array:
     key_stretch, key_inside = jax.random.split(key)
     weights_VV = _stretches(weights_V, fill=0)
     totals_V = weights_VV.sum(axis=-1)
-    stretch = _gumbel_max(key_stretch, totals_V)
-    inside = _gumbel_max(key_inside, _one_stretch(weights_VV, stretch))
-    drawn = _index_in(weights_VV, stretch, inside)
+    indices = _indices_of(_gumbel_max(key_stretch, totals_V), width=weights_VV.shape[-1])
+    drawn = _at(indices, _gumbel_max(key_inside, _take(weights_V, indices, fill=0)))
     valid = is_distribution(weights_V, total=totals_V.sum(axis=-1))
     return jnp.where(valid, drawn, INVALID)
 
@@ -150,12 +149,18 @@ def _stretches(values_V: jax.Array, *, fill: float) -> jax.Array:
     return padded_V.reshape(*values_V.shape[:-1], count, width)
 
 
-def _one_stretch(values_VV: jax.Array, stretch: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(values_VV, stretch[..., None, None], axis=-2)[..., 0, :]
+def _indices_of(stretch: jax.Array, *, width: int) -> jax.Array:
+    """The indices [..., W] of a stretch [...]; those of the filling lie behind the row."""
+    return stretch[..., None] * width + jnp.arange(width)
 
 
-def _index_in(values_VV: jax.Array, stretch: jax.Array, inside: jax.Array) -> jax.Array:
-    return (stretch * values_VV.shape[-1] + inside).astype(jnp.int32)
+def _take(values_V: jax.Array, indices: jax.Array, *, fill: float) -> jax.Array:
+    # From the row itself: reading the cut rows again could take a copy of them.
+    return jnp.take_along_axis(values_V, indices, axis=-1, mode="fill", fill_value=fill)
+
+
+def _at(indices: jax.Array, place: jax.Array) -> jax.Array:
+    return (indices[..., 0] + place).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,7 +179,9 @@ class ChainSpeculative(TreeSpeculative):
         # rejected by then and cannot be accepted.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
-        score_C, first_C = jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
+        score_C, first_C = jax.lax.optimization_barrier(  # See `best_first_tree`.
+            jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
+        )
         first_C = jnp.where(score_C > -jnp.inf, first_C, first_C[0])
         first_M = jnp.pad(first_C, (0, self.num_chains - count), mode="wrap")
         return chains_MG.at[:, 0].set(first_M.astype(chains_MG.dtype))

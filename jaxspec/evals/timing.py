@@ -30,6 +30,7 @@ from jaxspec.decoding.generate import (
 )
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
+from jaxspec.models.transformer import TransformerOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ def measure_speed(
         return None
     largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
     step_ms = 1e3 * sum(plain.loop_s) / plain.steps
-    parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0), 1
+    parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
         parts = measure_round_parts(largest, params, batches[0], capacity=capacity)
@@ -228,6 +229,9 @@ class RoundParts(NamedTuple):
     """The target's pass over the drafted rows, its head, and the cache."""
     rule_ms: float
     """From the target's logits to the tokens that stand."""
+    finish_ms: float
+    """Bookkeeping: what is appended, recorded and kept of both caches. The writes are in the parts
+    before as well, and so is the drafter's taking in of context."""
 
 
 def measure_round_parts(
@@ -242,11 +246,11 @@ def measure_round_parts(
     """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
-    What a round takes beyond its parts is bookkeeping and random keys.
+    A difference of the whole and its parts would say less of small parts than of the machine.
     """
     params = strategy.prepare(params)
     state = strategy.start(params, prompts, capacity=capacity)
-    plan, logits_BRV = _read_once(strategy, params, state)
+    plan, output, logits_BRV, choice = _read_once(strategy, params, state)
     # A rule looks at no cache; carried along in its loop it would be copied.
     bare = dataclasses.replace(plan, drafter=None)
 
@@ -259,6 +263,7 @@ def measure_round_parts(
         lambda: lambda: _draft_loop(strategy, params, state, turns),
         lambda: lambda: _target_loop(strategy, params, state, plan, turns),
         lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BRV, turns),
+        lambda: lambda: _finish_loop(strategy, params, state, bare, output, choice, turns),
     )
     seconds: list[list[float]] = [[] for _ in runs]
     for repeat in range(repeats + 1):  # The first one compiles.
@@ -301,10 +306,13 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: i
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read_once(strategy: Speculative, params: Any, state: DecodeState) -> tuple[Plan, jax.Array]:
+def _read_once(
+    strategy: Speculative, params: Any, state: DecodeState
+) -> tuple[Plan, TransformerOutput, jax.Array, Choice]:
     params = stack_layers(params)
     plan = strategy.draft(params, state, state.keys_B)
-    return plan, strategy.target_pass(params, plan, state.cache)[1]
+    output, logits_BRV = strategy.target_pass(params, plan, state.cache)
+    return plan, output, logits_BRV, strategy.verify(state.keys_B, plan, logits_BRV)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -338,3 +346,22 @@ def _rule_loop(
     shapes = jax.eval_shape(strategy.verify, keys_B, plan, logits_BRV)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.fori_loop(0, turns, body, none)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish_loop(
+    strategy: Speculative,
+    params: Any,
+    state: DecodeState,
+    plan: Plan,
+    output: TransformerOutput,
+    choice: Choice,
+    turns: int,
+) -> DecodeState:
+    pieces = strategy.cut(params)
+
+    def body(_: jax.Array, state: DecodeState) -> DecodeState:
+        turn = dataclasses.replace(plan, drafter=state.drafter)
+        return strategy.finish(stack_layers(pieces), state, turn, output, choice)
+
+    return jax.lax.fori_loop(0, turns, body, state)

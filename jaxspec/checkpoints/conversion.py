@@ -61,7 +61,7 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
     """Says once what holds for several layers: a 36-layer model has hundreds of tensors."""
     layers: dict[str, list[int]] = {}
     for message in messages:
-        found = re.search(r"(?<=layers\.)\d+(?=\.)", message)
+        found = re.search(r"(?<=layers\.|blocks\.)\d+(?=\.)", message)
         general = message
         if found:
             general = f"{message[: found.start()]}{{i}}{message[found.end() :]}"

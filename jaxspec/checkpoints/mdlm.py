@@ -14,21 +14,16 @@ E conditioning width, W waves of the noise embedding.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
-from jaxspec.checkpoints import config_json, conversion, key_maps, safetensors_io
+from jaxspec.checkpoints import config_json, conversion, key_maps
 from jaxspec.checkpoints.conversion import Shardings
+from jaxspec.checkpoints.huggingface import write_folder
 from jaxspec.checkpoints.key_maps import Row
-from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, NUMPY_DTYPES, TensorFolder
-from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
+from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, TensorFolder
 from jaxspec.config import DiTConfig, Dtype
 from jaxspec.models.mdlm import FREQUENCIES
 
@@ -199,34 +194,16 @@ def save_mdlm(
       ValueError: parameters that do not fit `config`, or a folder that holds other files.
     """
     dtype = dtype or config.param_dtype
-    sizes, num_layers = mdlm_sizes(config), config.num_layers
-    expected = key_maps.parameter_shapes(MDLM_ROWS, sizes, num_layers=num_layers)
-    messages = compare_shapes(nest_paths(expected), params)
-    if messages:
-        lines = "".join(f"\n  {line}" for line in messages)
-        raise ValueError(f"The parameters are not those the configuration describes:{lines}")
-    documents = {"config.json": mdlm_to_json(config, dtype=dtype)}
-    if provenance is not None:
-        documents["provenance.json"] = dict(provenance)
-    shapes = key_maps.tensor_shapes(MDLM_ROWS, sizes, num_layers=num_layers)
-    item_bytes = NUMPY_DTYPES[dtype].itemsize
-    stream = conversion.stored_tensors(
-        params, MDLM_ROWS, num_layers=num_layers, zeros={}, dtype=dtype
+    write_folder(
+        folder,
+        params,
+        MDLM_ROWS,
+        mdlm_sizes(config),
+        config.num_layers,
+        dtype=dtype,
+        zeros={},
+        documents={"config.json": mdlm_to_json(config, dtype=dtype)},
+        tokenizer_folder=None,
+        max_shard_bytes=max_shard_bytes,
+        provenance=provenance,
     )
-    if jax.process_index() == 0:
-        own_files = frozenset((*documents, "provenance.json", safetensors_io.INDEX))
-        with safetensors_io.replaced_folder(folder, own_files=own_files) as temporary:
-            safetensors_io.write_tensors(
-                temporary,
-                stream,
-                sizes={name: math.prod(shape) * item_bytes for name, shape in shapes.items()},
-                max_shard_bytes=max_shard_bytes,
-            )
-            for name, document in documents.items():
-                text = json.dumps(document, indent=2, allow_nan=False)
-                (temporary / name).write_text(text + "\n", encoding="utf-8")
-    else:
-        for _ in stream:  # Gathering is collective: the others take part and write nothing.
-            pass
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("jaxspec export")

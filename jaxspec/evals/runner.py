@@ -34,7 +34,12 @@ from jaxspec.evals.bundles import (
     load_target_bundle,
 )
 from jaxspec.evals.report import console_table, seeds_table, write_report
-from jaxspec.evals.strategies import AnyStrategy, build_autoregressive, build_strategy
+from jaxspec.evals.strategies import (
+    AnyStrategy,
+    build_autoregressive,
+    build_strategy,
+    denoising_of,
+)
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.timing import Speed, explain, measure_speed
 from jaxspec.provenance import provenance
@@ -246,8 +251,14 @@ class Evaluation:
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,
+            "draft_passes_per_round": round(
+                sum(r.draft_passes for r in responses)
+                / max(1, sum(len(r.kept) for r in responses)),
+                4,
+            ),
             "tree_nodes": self.settings.tree_nodes,
             "chains": self.settings.chains,
+            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.kind == "mdlm" else {}),
             "adaptive_sizes": list(self.settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},

@@ -200,6 +200,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         capture: tuple[int, ...] = (),
         mask_BSS: jax.Array | None = None,
+        cache_mask_BST: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass.
 
@@ -213,6 +214,7 @@ class Transformer(nn.Module):
           mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
             drafts sets it together with `positions_BS`. Sliding layers see less: of the keys it
             allows, those at positions above the query's less the window, as in transformers.
+          cache_mask_BST: True where token i sees slot t of the cache; default: committed slots.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -231,11 +233,14 @@ class Transformer(nn.Module):
             mask_BSS = (order[:, None] >= order)[None]
         if segments_BS is not None:
             mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
-        own_mask = repeat_rows(mask_BSS, cfg.num_heads // cfg.num_kv_heads)
+        groups = cfg.num_heads // cfg.num_kv_heads
+        own_mask = repeat_rows(mask_BSS, groups)
         cached, cache_mask = None, None
         if cache is not None:
             cached = (cache.keys_LBRTC, cache.values_LBRTC)
             cache_mask = cache.committed_BT()[:, None, None]
+            if cache_mask_BST is not None:
+                cache_mask = repeat_rows(cache_mask_BST, groups)
 
         # Layers that are not captured write to one spare slot: the buffer is [M + 1, ...] instead
         # of [L, ...], and the scan needs no branch.

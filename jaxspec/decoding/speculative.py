@@ -282,6 +282,7 @@ class Speculative:
             return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
         assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.draft_passes_B is not None, "a speculative state counts the drafter's passes"
         passes_B = jnp.ones_like(kept_B) if plan.passes_B is None else plan.passes_B
         slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])

@@ -251,11 +251,7 @@ class Evaluation:
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,
-            "draft_passes_per_round": round(
-                sum(r.draft_passes for r in responses)
-                / max(1, sum(len(r.kept) for r in responses)),
-                4,
-            ),
+            "draft_passes_per_round": _draft_passes(responses),
             "tree_nodes": self.settings.tree_nodes,
             "chains": self.settings.chains,
             **(dataclasses.asdict(denoising_of(self.settings)) if drafter.kind == "mdlm" else {}),
@@ -294,6 +290,12 @@ class Evaluation:
             repeats=self.settings.timing_repeats,
             seed=self.settings.seed,
         )
+
+
+def _draft_passes(responses: Sequence[Response]) -> float:
+    """Forward passes of the drafter in a round, on average."""
+    rounds = sum(len(response.kept) for response in responses)
+    return sum(response.draft_passes for response in responses) / max(1, rounds)
 
 
 def _without_drafts(response: Response) -> Response:

@@ -19,15 +19,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxspec.checkpoints.denoiser import (
+    AnyDenoiserConfig,
+    keep_layers,
+    load_denoiser,
+    read_denoiser,
+    save_denoiser,
+)
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_drafter, save_target
-from jaxspec.checkpoints.mdlm import load_mdlm, read_mdlm, save_mdlm
-from jaxspec.config import DiTConfig, RunConfig, TransformerConfig
+from jaxspec.config import DenoiserConfig, DiTConfig, RunConfig, TransformerConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
-from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.mdlm import make_denoiser
 from jaxspec.models.transformer import Transformer
 from jaxspec.parallel.rules import Rules
 from jaxspec.provenance import provenance
@@ -200,8 +206,6 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
 
 def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     settings = config.denoiser
-    source = exported_weights(Path(settings.path).expanduser()) if settings.path else None
-    architecture = _denoiser_architecture(settings.architecture, source)
     if settings.objective == "draft" and config.loss.objective in DISTRIBUTION_OBJECTIVES:
         raise ValueError(
             f"loss.objective {config.loss.objective!r} compares with the target's distributions, "
@@ -211,9 +215,12 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
         config.data.tokenizer or target_folder(config.target.path),
         template_options=config.target.template_options,
     )
-    architecture = resolve_denoiser(architecture, tokenizer)
+    source = exported_weights(Path(settings.path).expanduser()) if settings.path else None
+    if source is not None and (source / "tokenizer.json").is_file():
+        check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
+    architecture = _denoiser_config(settings, source, tokenizer)
     pipeline = _open_pipeline(config, tokenizer)
-    model = DiT(architecture)
+    model = make_denoiser(architecture)
     objective: Objective = DenoiserObjective(
         model,
         config.loss,
@@ -237,7 +244,13 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
 
     def load(shardings: Any) -> Any:
         assert source is not None, "there is a model to go on from"
-        return load_mdlm(source, dtype=architecture.param_dtype, shardings=shardings)[1]
+        _, params = load_denoiser(
+            source,
+            dtype=architecture.param_dtype,
+            num_layers=architecture.num_layers,
+            shardings=shardings,
+        )
+        return params
 
     def load_base(mesh: Mesh) -> Any:
         rules = Rules() if config.mesh.path == "jit" else Rules(None, None, None, None, None)
@@ -246,7 +259,7 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     def export(params: Any) -> None:
         if rank:
             params = with_updates(load(None), params, scale=alpha / rank)
-        save_mdlm(
+        save_denoiser(
             workdir / "export",
             architecture,
             params,
@@ -256,9 +269,11 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
         )
         print(f"Denoiser written to {workdir / 'export'}", flush=True)
 
-    resolved = dataclasses.replace(
-        config, denoiser=dataclasses.replace(settings, architecture=architecture)
-    )
+    resolved = config
+    if isinstance(architecture, DiTConfig):
+        resolved = dataclasses.replace(
+            config, denoiser=dataclasses.replace(settings, architecture=architecture)
+        )
     what = config.loss.label if settings.objective == "draft" else settings.objective
     return Task(
         title=f"denoiser ({what})",
@@ -274,44 +289,34 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     )
 
 
-_FREE_TO_CHANGE = ("context", "dtype", "param_dtype", "unroll_layers", "remat")
-"""What a run may choose anew for the denoiser that it goes on from."""
-
-
-def _denoiser_architecture(asked: DiTConfig | None, source: Path | None) -> DiTConfig:
-    if source is None and asked is None:
-        raise ValueError(
-            "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
-            "denoiser.path (a denoiser to go on from)."
-        )
-    if source is None or asked is None:
-        return asked if source is None else read_mdlm(source)  # type: ignore[return-value]
-    found = read_mdlm(source)
-    free = {name: getattr(asked, name) for name in _FREE_TO_CHANGE}
-    wrong = [
-        f"{field.name}: got {getattr(found, field.name)}, expected {getattr(asked, field.name)}"
-        for field in dataclasses.fields(found)
-        if field.name not in (*_FREE_TO_CHANGE, "mask_token_id", "max_position_embeddings")
-        and getattr(found, field.name) != getattr(asked, field.name)
-    ]
-    if wrong:
-        raise ValueError(
-            f"The denoiser in {source} is not that of denoiser.architecture:\n  "
-            + "\n  ".join(wrong)
-        )
-    return dataclasses.replace(found, **free)
-
-
-def resolve_denoiser(architecture: DiTConfig, tokenizer: Tokenizer) -> DiTConfig:
-    """The shape with its mask's id filled in.
+def _denoiser_config(
+    settings: DenoiserConfig, source: Path | None, tokenizer: Tokenizer
+) -> AnyDenoiserConfig:
+    """The shape that is trained: of the weights that training starts from, or the one given.
 
     Raises:
-      ValueError: an embedding that is too small for the tokenizer, or a mask that is a word of it.
+      ValueError: no shape, an embedding that is too small for the tokenizer, or a mask that is one
+        of its words.
     """
-    rows, ids = architecture.vocab_size, tokenizer.vocab_size
-    if architecture.mask_token_id is None and tokenizer.mask_id is not None:
-        architecture = dataclasses.replace(architecture, mask_token_id=tokenizer.mask_id)
-    mask_id = architecture.mask_id
+    asked = settings.architecture
+    given: AnyDenoiserConfig | None = asked
+    if source is not None:
+        given = keep_layers(read_denoiser(source), settings.num_layers)
+        given = dataclasses.replace(given, unroll_layers=settings.unroll_layers)
+        if asked is not None:
+            _check_denoiser(asked, given, source)
+            given = dataclasses.replace(given, **{name: getattr(asked, name) for name in _RUNTIME})
+    if given is None:
+        raise ValueError(
+            "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
+            "denoiser.path (weights to go on from)."
+        )
+    if settings.context is not None:
+        given = dataclasses.replace(given, context=settings.context)
+    rows, ids = given.vocab_size, tokenizer.vocab_size
+    if given.mask_token_id is None and tokenizer.mask_id is not None:
+        given = dataclasses.replace(given, mask_token_id=tokenizer.mask_id)
+    mask_id = given.mask_id
     if rows < ids or (mask_id < ids and mask_id not in tokenizer.special_ids):
         raise ValueError(
             f"The denoiser's embedding has {rows} rows and its mask is id {mask_id}, but the "
@@ -319,7 +324,28 @@ def resolve_denoiser(architecture: DiTConfig, tokenizer: Tokenizer) -> DiTConfig
             f"them. Give denoiser.architecture.vocab_size at least {ids + 1}, or name the mask in "
             "denoiser.architecture.mask_token_id."
         )
-    return architecture
+    return given
+
+
+_RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
+"""What a run may choose anew for weights that it goes on from."""
+
+
+def _check_denoiser(given: DiTConfig, found: AnyDenoiserConfig, source: Path) -> None:
+    """Compares what decides shapes and mathematics."""
+    ignored = (*_RUNTIME, "context", "mask_token_id", "max_position_embeddings")
+    wrong = [
+        f"{field.name}: got {getattr(found, field.name, None)}, expected "
+        f"{getattr(given, field.name)}"
+        for field in dataclasses.fields(given)
+        if field.name not in ignored
+        and getattr(found, field.name, None) != getattr(given, field.name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The denoiser in {source} is not that of denoiser.architecture:\n  "
+            + "\n  ".join(wrong)
+        )
 
 
 def _open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxspec.checkpoints.denoiser import load_denoiser, read_denoiser
+from jaxspec.checkpoints.denoiser import load_denoiser, read_denoiser, save_denoiser
 from jaxspec.checkpoints.huggingface import load_target
 from jaxspec.cli import export as command
 from jaxspec.config import (
@@ -82,11 +82,8 @@ def test_a_target_becomes_a_drafter(adapted, run_config):
     assert isinstance(config, MaskedTransformerConfig)
     assert (config.num_layers, config.context, config.mask_id) == (1, "causal", MASK)
     _, before = load_target(run_config.target.path)
-    moved = jax.tree.map(
-        lambda new, old: float(np.abs(new - old[: len(new)]).max()),
-        params["layers"],
-        before["layers"],
-    )
+    before = jax.tree.map(lambda leaf: leaf[:1], before["layers"])
+    moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), params["layers"], before)
     # Three steps of Adam at a rate of 3e-3 at most: it started from there.
     assert 0 < max(jax.tree.leaves(moved)) < 0.01
     target = load_target_bundle(run_config.target)
@@ -201,8 +198,6 @@ def test_a_drafter_with_another_embedding_is_refused(from_scratch, run_config, t
     config, params = load_denoiser(from_scratch / "export")
     target = load_target_bundle(run_config.target)
     tokens = target.tokenizer.vocab_size
-    from jaxspec.checkpoints.denoiser import save_denoiser
-
     small = dataclasses.replace(config, vocab_size=tokens - 1, mask_token_id=MASK)
     params = {
         **params,
@@ -225,11 +220,8 @@ def test_settings_of_denoising_reach_the_strategy(adapted, run_config):
         temperature=1.0, denoising_passes=3, denoising_order="first_hitting", block_size=6
     )
     assert (sampled.proposer.num_passes, sampled.proposer.order) == (3, "first_hitting")
-    assert (sampled.verifier, sampled.proposer.rule, sampled.round_tokens) == (
-        "token",
-        "in_order",
-        6,
-    )
+    assert (sampled.verifier, sampled.proposer.rule) == ("token", "in_order")
+    assert sampled.round_tokens == 6
     assert strategy(temperature=1.0, draft_rule="last_pass").proposer.rule == "last_pass"
     judged = strategy(temperature=1.0, draft_rule="point_mass")
     assert judged.verifier == "point_mass" and judged.proposer.sampling.greedy

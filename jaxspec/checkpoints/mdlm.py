@@ -134,7 +134,7 @@ def mdlm_to_json(config: DiTConfig, *, dtype: Dtype) -> dict[str, Any]:
         "architectures": [ARCHITECTURE],
         "context": config.context,
         "dropout": 0.0,
-        "mask_token_id": config.mask_id,
+        "mask_token_id": config.mask_token_id,
         "model_type": MODEL_TYPE,
         "time_conditioning": config.time_conditioning,
         "torch_dtype": dtype,

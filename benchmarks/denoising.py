@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--draft-temperature", type=float, default=None, help="of sampled drafts (the target's)"
     )
+    parser.add_argument("--verifier", default="auto", help="(auto)")
     parser.add_argument("--order", default="ancestral", help="of denoising (ancestral)")
     parser.add_argument("--prompts", type=int, default=12, help="prompts of each benchmark (12)")
     parser.add_argument("--benchmarks", nargs="+", default=[], help="(the config's)")
@@ -97,6 +98,7 @@ def combinations(
             denoising_passes=count,
             denoising_order=args.order,
             chains=chains,
+            verifier=args.verifier if chains and settings.temperature else "auto",
         )
         for drafts in args.drafts
         for chains in args.chains
@@ -144,6 +146,7 @@ def measure(
         "drafts": settings.block_size - 1,
         "passes": settings.denoising_passes if drafter.kind == "mdlm" else None,
         "chains": settings.chains,
+        "verifier": strategy.verifier,
         "tau": total["kept"] / total["rounds"],
         "tau_by_benchmark": by_benchmark,
         "passes_per_round": total["passes"] / total["rounds"],
@@ -195,7 +198,7 @@ def table(rows: list[Row]) -> str:
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        chains = f", {row['chains']} chains" if row["chains"] else ""
+        chains = f", {row['chains']} chains ({row['verifier']})" if row["chains"] else ""
         lines.append(
             f"| {row['temperature']:g} | {row['drafter']}{chains} | {row['drafts']} | "
             f"{row['passes'] or '–'} | {row['tau']:.2f} | {row['passes_per_round']:.2f} | "

@@ -532,6 +532,7 @@ class EvaluationConfig:
         "recursive",
         "recursive_without_replacement",
         "k_seq",
+        "self_selection",
     ] = "auto"
     """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
     that were not sampled, "tree" for trees, "recursive" for chains."""

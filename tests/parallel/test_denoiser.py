@@ -1,6 +1,7 @@
 """A denoiser's step is the same on one device and on eight, and its weights are shared out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -20,7 +21,9 @@ def one_step(goal, config, devices):
     mesh = make_mesh(config, devices=jax.devices()[:devices])
     transform, _, hyper = tiny.start()
     transform = gradients_only(transform)
-    state = TrainState.create(denoisers.random_params(), transform)
+    # A copy: the step donates its state.
+    params = jax.tree.map(jnp.copy, denoisers.random_params())
+    state = TrainState.create(params, transform)
     hyper = hyper.replace(weights=denoisers.WEIGHTS)
     body = make_body(denoisers.objective("causal", goal), transform)
     shardings = Rules().shardings(state, mesh) if config.path == "jit" else None

@@ -117,9 +117,9 @@ class ChainSpeculative(TreeSpeculative):
     The verifier is one of `CHAIN_RULES`. Those of `verify_chains` are told what the chains were
     sampled from. "tree" walks by the target's own draws, as for any tree, and is the only one at
     temperature 0. "self_selection" is SpecDiff-2's (arXiv 2511.00606): the chain x with the largest
-    ``sum_m prod_{j <= m} P(x_j)`` under the target is judged as a point mass, which is exact because
+    ``sum_m prod_{j <= m} P(x_j)`` under the target is judged as a point mass. That is exact because
     the choice does not look at the draws that judge it; a rule for a sampled chain would not be.
-    "tree" accepts at least as much of the same chains, and the others accept more.
+    "tree" never accepts less of the same chains on average.
     `num_nodes` follows from the chains.
 
     Raises:

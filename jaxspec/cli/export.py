@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxspec.config import Dtype, RunConfig, TransformerConfig
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Weights:
     """What is written."""
 
     config: Any
-    """`DrafterConfig` or `TransformerConfig`."""
+    """`DrafterConfig` or `LanguageModelConfig`."""
     params: Any
-    target_config: TransformerConfig | None
+    target_config: LanguageModelConfig | None
     """None for a target."""
     target_path: str
     tokenizer_folder: Path
@@ -81,7 +81,7 @@ def export(command: ExportCommand) -> Path:
       ValueError: no run there, nothing to export yet, a format that does not fit, or an output
         folder that holds other files.
     """
-    from jaxspec.checkpoints.config_json import read_json
+    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.huggingface import save_drafter, save_target
     from jaxspec.checkpoints.speculators import speculators_json
     from jaxspec.provenance import provenance, write_json
@@ -207,13 +207,13 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.drafters.dflash import DFlash
-    from jaxspec.models.transformer import Transformer
+    from jaxspec.models.registry import make_model
     from jaxspec.training.optimizer import make_optimizer
     from jaxspec.training.state import TrainState
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    target_config: TransformerConfig | None = None
+    target_config: LanguageModelConfig | None = None
     if run.training.task == "target":
         assert run.target.architecture is not None, "a target cannot be trained without"
         own = workdir / "tokenizer"
@@ -221,7 +221,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
             own if run.data.tokenizer == "train" else run.data.tokenizer or "embedded"
         )
         config: Any = run.target.architecture
-        model, method = Transformer(config), "__call__"
+        model, method = make_model(config), "__call__"
         arguments = jnp.zeros((1, 8), jnp.int32)
     else:
         folder = target_folder(run.target.path)

@@ -18,13 +18,13 @@ import jax
 
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
-from jaxspec.config import LossConfig, TargetConfig, TransformerConfig
+from jaxspec.config import LanguageModelConfig, LossConfig, TargetConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.drafters.autoregressive import AutoregressiveProposer
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.drafters.protocol import DFlashProposer, Proposer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 
 _NAMED_IDS = 5
@@ -38,12 +38,12 @@ class TargetBundle:
     """A target, ready to decode."""
 
     name: str
-    model: Transformer
+    model: LanguageModel
     params: Any
     tokenizer: Tokenizer
 
     @property
-    def config(self) -> TransformerConfig:
+    def config(self) -> LanguageModelConfig:
         """The target's shape."""
         return self.model.config
 
@@ -79,7 +79,7 @@ class DrafterBundle:
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: Kind
-    model: DFlash | Transformer | None
+    model: DFlash | LanguageModel | None
     """The network; None for prompt look-up and for no drafter."""
     params: Any
 
@@ -103,7 +103,7 @@ class DrafterBundle:
                 sampling=sampling,
                 suppressed_ids=target.suppressed_ids,
             )
-        if isinstance(self.model, Transformer):
+        if isinstance(self.model, LanguageModel):
             return AutoregressiveProposer(
                 self.model, block_size, sampling=sampling, suppressed_ids=target.suppressed_ids
             )
@@ -133,7 +133,7 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
             f"only {config.vocab_size} rows: they do not belong together."
         )
     name = target.path if target.path == "embedded" else folder_name(folder)
-    return TargetBundle(name, Transformer(config), params, tokenizer)
+    return TargetBundle(name, make_model(config), params, tokenizer)
 
 
 def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
@@ -187,7 +187,7 @@ def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> Dra
     seed = (_provenance(folder) or _provenance(weights)).get("seed")
     params = jax.device_put(params)
     return DrafterBundle(
-        folder_name(folder), "autoregressive", seed, "autoregressive", Transformer(config), params
+        folder_name(folder), "autoregressive", seed, "autoregressive", make_model(config), params
     )
 
 

@@ -21,6 +21,8 @@ from jaxspec.parallel.mesh import BATCH_AXES
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("head", "kernel"): ("width", "vocab"),
+    ("positions", "embedding"): ("positions", "width"),
+    ("qkv", "kernel"): ("width", "heads"),
     ("q", "kernel"): ("width", "heads"),
     ("k", "kernel"): ("width", "heads"),
     ("v", "kernel"): ("width", "heads"),
@@ -43,6 +45,7 @@ class Rules:
     mlp: str | None = "tensor"
     vocab: str | None = "tensor"
     features: str | None = "tensor"
+    positions: str | None = None
 
     def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         """The partition of one leaf; an axis that does not divide evenly is left whole."""

@@ -30,6 +30,12 @@ CHATML = (
 )
 """The template of tokenizers trained here."""
 
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""Contents as they are, answers closed by the end of text: for models that know no turns."""
+
 
 class ChatTemplate:
     """The chat template of a model's folder.
@@ -65,9 +71,13 @@ class ChatTemplate:
         config: Mapping[str, Any],
         *,
         variables: Mapping[str, Any] | None = None,
+        default: str | None = None,
     ) -> ChatTemplate:
-        """Find the template of a folder whose tokenizer_config.json has been read already."""
-        return cls(folder, source=_find_source(folder, config), variables=variables)
+        """Find the template of a folder whose tokenizer_config.json has been read already.
+
+        `default` is the template of a folder that has none.
+        """
+        return cls(folder, source=_find_source(folder, config) or default, variables=variables)
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         """The text of a conversation, with the header of an answer behind it if wanted.
@@ -92,7 +102,8 @@ class ChatTemplate:
         if self._source is None:
             raise ValueError(
                 f"The tokenizer in {self._folder!r} has no chat template: put one into "
-                "chat_template.jinja, or under chat_template in tokenizer_config.json."
+                "chat_template.jinja, or under chat_template in tokenizer_config.json. A base "
+                "model can be given contents as they are: jaxspec.data.chat_template.PLAIN."
             )
         try:
             return _environment().from_string(self._source)

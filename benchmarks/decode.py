@@ -9,8 +9,8 @@ speed         tokens/s (prefill included) of whole prompts through `generate`, a
               look-up, and ordinary speculative decoding. Strategies take turns; medians of repeats.
 transformers  the same prompts and weights in transformers' own generate() on torch: plain, prompt
               look-up, assisted. Needs torch (extra "test").
-shares        how a round divides into draft, target pass, verification rule and the rest, at
-              vocabularies of 4,096 and 151,936, greedy and at temperature 1.
+shares        what draft, target pass, verification rule and bookkeeping (finish) take of a round,
+              each timed by itself, at vocabularies of 4,096 and 151,936, greedy and sampled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import provenance, write_json
 
 PARTS = ("speed", "transformers", "shares")
+ROUND_RULES = ("greedy", "token", "block", "point_mass", "tree", "greedy tree", "chains")
 Row = dict[str, Any]
 
 
@@ -79,6 +80,9 @@ def parse() -> argparse.Namespace:
     shares = parser.add_argument_group("shares")
     shares.add_argument(
         "--vocabularies", type=int, nargs="+", default=[4096, 151_936], help="(4096 151936)"
+    )
+    shares.add_argument(
+        "--rules", choices=ROUND_RULES, nargs="+", default=ROUND_RULES, help="kinds of rounds (all)"
     )
     shares.add_argument("--width", type=int, default=512, help="hidden size (512)")
     shares.add_argument("--layers", type=int, default=4, help="layers of the target (4)")
@@ -293,16 +297,13 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-ROUND_RULES = ("greedy", "token", "block", "point_mass", "tree", "greedy tree", "chains")
-
-
 def shares(args: argparse.Namespace) -> list[Row]:
     """Rows of the part "shares": random weights, for time does not depend on them."""
     rows = []
     for vocabulary in args.vocabularies:
         model, drafter, params = random_pair(args, vocabulary)
         for batch in args.batches:
-            for rule in ROUND_RULES:
+            for rule in args.rules:
                 strategy = round_strategy(model, drafter, rule, args.block)
                 row = {"vocabulary": vocabulary, "batch": batch, "rule": rule}
                 row |= round_shares(strategy, params, batch, repeats=args.repeats)
@@ -310,7 +311,7 @@ def shares(args: argparse.Namespace) -> list[Row]:
                 print(
                     f"shares  V {vocabulary:>7,}  batch {batch:>2}  {rule:<12} "
                     f"round {row['round_ms']:>7.2f} ms: draft {row['draft']:.0%}, target "
-                    f"{row['target']:.0%}, rule {row['rule_share']:.1%}, rest {row['rest']:.1%}"
+                    f"{row['target']:.0%}, rule {row['rule_share']:.1%}, finish {row['finish']:.1%}"
                 )
     return rows
 
@@ -363,29 +364,22 @@ def round_strategy(model: Transformer, drafter: DFlash, rule: str, block: int) -
 
 
 def round_shares(strategy: Speculative, params: Any, batch: int, *, repeats: int) -> Row:
-    """Milliseconds of a round in the real loop, and what its parts take of it."""
-    length, capacity, rounds = 128, 768, 8
+    """Milliseconds of a round in the real loop, and what its parts would take of it alone."""
+    length = 128
     prompts = Prompts(
         tokens_BS=jax.random.randint(jax.random.key(2), (batch, length), 0, 1000),
         lengths_B=jnp.full(batch, length, jnp.int32),
         active_B=jnp.ones(batch, bool),
         keys_B=jax.random.split(jax.random.key(3), batch),
     )
-    seconds: Sequence[float] = ()
-    for _ in range(repeats + 1):
-        state = jax.block_until_ready(strategy.start(params, prompts, capacity=capacity))
-        started = time.perf_counter()
-        state = jax.block_until_ready(strategy.run(params, state, max_rounds=rounds))
-        seconds = (*seconds, time.perf_counter() - started)
-        assert int(state.step) == rounds, "the responses ended too early to time a round"
-    round_ms = 1e3 * statistics.median(seconds[1:]) / rounds
-    parts = measure_round_parts(strategy, params, prompts, capacity=capacity, repeats=repeats)
+    parts = measure_round_parts(strategy, params, prompts, capacity=768, repeats=repeats, turns=5)
     shares = {
-        "draft": parts.draft_ms / round_ms,
-        "target": parts.target_ms / round_ms,
-        "rule_share": parts.rule_ms / round_ms,
+        "draft": parts.draft_ms / parts.round_ms,
+        "target": parts.target_ms / parts.round_ms,
+        "rule_share": parts.rule_ms / parts.round_ms,
+        "finish": parts.finish_ms / parts.round_ms,
     }
-    return {"round_ms": round_ms, **shares, "rest": 1 - sum(shares.values())}
+    return {"round_ms": parts.round_ms, **shares}
 
 
 if __name__ == "__main__":

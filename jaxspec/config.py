@@ -15,6 +15,8 @@ import math
 import typing
 from typing import Literal
 
+from jaxspec.architectures import DiTConfig as DiTConfig
+
 Dtype = Literal["float32", "bfloat16"]
 LayerType = Literal["full_attention", "sliding_attention"]
 """Hugging Face's names of the kinds of attention layers."""

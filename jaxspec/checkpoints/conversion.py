@@ -54,7 +54,7 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
     """Says once what holds for several layers: a 36-layer model has hundreds of tensors."""
     layers: dict[str, list[int]] = {}
     for message in messages:
-        found = re.search(r"\b(?:layers|h)\.(\d+)\.", message)
+        found = re.search(r"\b(?:layers|blocks|h)\.(\d+)\.", message)
         general = message
         if found:
             general = f"{message[: found.start(1)]}{{i}}{message[found.end(1) :]}"

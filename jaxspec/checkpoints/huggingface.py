@@ -252,7 +252,7 @@ def save_target(
         "config.json": config_json.target_to_json(config, dtype=dtype, special_ids=special_ids),
         "generation_config.json": {"do_sample": False, **special_ids},
     }
-    _save(
+    write_folder(
         folder,
         params,
         rows,
@@ -297,7 +297,7 @@ def save_drafter(
     dtype = dtype or config.param_dtype
     config = resolve_config(config, target=target_config)
     document = config_json.drafter_to_json(config, target_config=target_config, dtype=dtype)
-    _save(
+    write_folder(
         folder,
         params,
         key_maps.drafter_rows(qk_norm=config.qk_norm),
@@ -312,7 +312,7 @@ def save_drafter(
     )
 
 
-def _save(
+def write_folder(
     folder: str | os.PathLike[str],
     params: Mapping[str, Any],
     rows: tuple[Row, ...],
@@ -326,6 +326,11 @@ def _save(
     max_shard_bytes: int,
     provenance: Mapping[str, Any] | None,
 ) -> None:
+    """Writes weights and documents into a folder, complete or not at all.
+
+    Raises:
+      ValueError: parameters of other shapes than the rows give, or a folder that holds other files.
+    """
     expected = key_maps.parameter_shapes(rows, sizes, num_layers=num_layers)
     messages = compare_shapes(nest_paths(expected), params)
     if messages:

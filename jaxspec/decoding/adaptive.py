@@ -99,7 +99,7 @@ class Adaptive:
         strategies: Sequence[Speculative],
         *,
         costs: Sequence[float] | None = None,
-        stretch: int = 8,
+        stretch: int = 16,
         fading: float = 0.98,
     ) -> None:
         """Orders the sizes.

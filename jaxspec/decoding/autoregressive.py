@@ -55,10 +55,9 @@ class Autoregressive:
         """Most tokens of a round."""
         return 1
 
-    @functools.partial(jax.jit, static_argnums=0)
     def prepare(self, params: Any) -> Any:
         """Parameters as the loop wants them, for those who call `run` more than once."""
-        return cut_layers(params, unrolled=self.model.config.unroll_layers)
+        return cut_layers(params, unrolled=self.model.config.unroll_layers, now=True)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:

@@ -29,18 +29,18 @@ class _Cut:
     layers: tuple[Any, ...]
 
 
-def cut_layers(tree: Any, *, unrolled: bool = True) -> Any:
+def cut_layers(tree: Any, *, unrolled: bool = True, now: bool = False) -> Any:
     """The tree with every subtree called "layers" cut along its first axis.
 
     With `unrolled` false the tree is left as it is: a scanned model wants the stack. So is what has
-    been cut already.
+    been cut already. `now`: outside of a compiled function; all else stays the very same arrays.
     """
     if not isinstance(tree, Mapping) or not unrolled:
         return tree
     return {
-        key: _cut(subtree)
+        key: (_cut_now if now else _cut)(subtree)
         if key == _STACKED and not isinstance(subtree, _Cut)
-        else cut_layers(subtree)
+        else cut_layers(subtree, now=now)
         for key, subtree in tree.items()
     }
 
@@ -61,3 +61,6 @@ def _cut(stacked: Any) -> _Cut:
             jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(count)
         )
     )
+
+
+_cut_now = jax.jit(_cut)

@@ -132,10 +132,9 @@ class Speculative:
         """Tokens that the target reads in a round."""
         return self.proposer.block_size
 
-    @functools.partial(jax.jit, static_argnums=0)
     def prepare(self, params: Any) -> Any:
         """Parameters as the loop wants them, for those who call `run` more than once."""
-        return self.cut(params)
+        return self.cut(params, now=True)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
@@ -182,13 +181,15 @@ class Speculative:
             max_rounds=max_rounds,
         )
 
-    def cut(self, params: Any) -> Any:
+    def cut(self, params: Any, *, now: bool = False) -> Any:
         """Parameters as loops want them; `stack_layers` undoes it inside."""
         unrolled = {
             "target": self.model.config.unroll_layers,
             "drafter": self.proposer.unroll_layers,
         }
-        cut = {name: cut_layers(params[name], unrolled=unrolled[name]) for name in unrolled}
+        cut = {
+            name: cut_layers(params[name], unrolled=unrolled[name], now=now) for name in unrolled
+        }
         return {**params, **cut}
 
     def _round(self, params: Any, state: DecodeState) -> DecodeState:

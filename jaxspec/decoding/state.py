@@ -117,16 +117,9 @@ def prefill(
     lengths keep it out of what follows.
     """
     output = model.apply({"params": params}, prompts.tokens_BS, capture=capture)
-    config = model.config
-    cache = KVCache.create(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        batch=prompts.tokens_BS.shape[0],
-        capacity=capacity,
-        dtype=output.keys_LBRSC.dtype,
+    cache = KVCache.prefilled(
+        output.keys_LBRSC, output.values_LBRSC, capacity=capacity, lengths_B=prompts.lengths_B
     )
-    cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(prompts.lengths_B)
     last_B11 = (prompts.lengths_B - 1)[:, None, None]
     hidden_BD = jnp.take_along_axis(output.hidden_BSD, last_B11, axis=1)[:, 0]
     return cache, hidden_BD, output.features_BSE

@@ -25,8 +25,8 @@ from jaxspec.decoding.speculative import Choice, Plan, Speculative
 from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
-from jaxspec.ops.sampling import INVALID, has_finite_maximum
-from jaxspec.verify import ChainRule, TreeVerdict, Verdict, verify_chains, verify_tree
+from jaxspec.ops.sampling import largest_index
+from jaxspec.verify import ChainRule, TreeVerdict, Verdict, verify_chains
 from jaxspec.verify.tree import walk_tree
 
 CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq")
@@ -79,20 +79,18 @@ class TreeSpeculative(Speculative):
         return self._walk(keys_B, plan.detail, logits_BRV)
 
     def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> Choice:
+        def draw(step: jax.Array, logits_BV: jax.Array) -> jax.Array:
+            if self.sampling.greedy:
+                return largest_index(logits_BV)
+            # A key for each row, and a distribution only for the rows that the walk comes by.
+            step_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys_B)
+            probs_BV = self.sampling.probabilities(logits_BV)
+            return jax.vmap(self.sampling.sample)(step_keys_B, probs_BV)
+
         depth = self.round_tokens - 1
-        if self.sampling.greedy:
-            walk = walk_tree(
-                tree.tokens_BN, tree.parents_BN, logits_BRV, draw=_largest, depth=depth
-            )
-            return _choice(walk)
-        probs_BRV = self.sampling.probabilities(logits_BRV)
-        # A key for each row: the rule takes one for the batch.
-        walk = jax.vmap(
-            lambda key, tokens, parents, p: verify_tree(
-                key, tokens[None], parents[None], p[None], depth=depth
-            )
-        )(keys_B, tree.tokens_BN, tree.parents_BN, probs_BRV)
-        return _choice(jax.tree.map(lambda leaf: leaf[:, 0], walk))
+        return _choice(
+            walk_tree(tree.tokens_BN, tree.parents_BN, logits_BRV, draw=draw, depth=depth)
+        )
 
 
 @struct.dataclass
@@ -181,7 +179,9 @@ class ChainSpeculative(TreeSpeculative):
         # rejected by then and cannot be accepted.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
-        score_C, first_C = jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
+        score_C, first_C = jax.lax.optimization_barrier(  # See `best_first_tree`.
+            jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
+        )
         first_C = jnp.where(score_C > -jnp.inf, first_C, first_C[0])
         first_M = jnp.pad(first_C, (0, self.num_chains - count), mode="wrap")
         return chains_MG.at[:, 0].set(first_M.astype(chains_MG.dtype))
@@ -215,12 +215,6 @@ def check_marginals(proposer: object) -> None:
             "A draft tree is made of a block's marginals, which only a block drafter has: got "
             f"{type(proposer).__name__}."
         )
-
-
-def _largest(step: int, logits_BV: jax.Array) -> jax.Array:
-    """The draw of temperature 0, without a distribution."""
-    del step
-    return jnp.where(has_finite_maximum(logits_BV), logits_BV.argmax(axis=-1), INVALID)
 
 
 def _choice(walk: TreeVerdict) -> Choice:

@@ -63,17 +63,10 @@ class AutoregressiveProposer:
     ) -> AutoregressiveState:
         """One pass over the prompt."""
         del features_BSE
-        config = self.model.config
         output = self.model.apply({"params": params["drafter"]}, tokens_BS)
-        cache = KVCache.create(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            batch=tokens_BS.shape[0],
-            capacity=capacity,
-            dtype=output.keys_LBRSC.dtype,
+        cache = KVCache.prefilled(
+            output.keys_LBRSC, output.values_LBRSC, capacity=capacity, lengths_B=lengths_B - 1
         )
-        cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(lengths_B - 1)
         newest_B1 = jnp.take_along_axis(tokens_BS, lengths_B[:, None] - 1, axis=1)
         return AutoregressiveState(cache, newest_B1[:, 0].astype(jnp.int32))
 

@@ -165,17 +165,8 @@ class DFlashProposer:
         capacity: int,
     ) -> KVCache:
         """The drafter's keys and values of the prompt."""
-        config = self.drafter.config
         keys, values = self._context(params, features_BSE, jnp.zeros_like(lengths_B))
-        cache = KVCache.create(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            batch=tokens_BS.shape[0],
-            capacity=capacity,
-            dtype=keys.dtype,
-        )
-        return cache.write(keys, values).advance(lengths_B)
+        return KVCache.prefilled(keys, values, capacity=capacity, lengths_B=lengths_B)
 
     def propose(
         self,

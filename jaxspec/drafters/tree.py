@@ -80,7 +80,9 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
             f"{num_nodes}."
         )
     choices = min(num_nodes, vocabulary)
-    best_BGC, ids_BGC = jax.lax.top_k(log_probs_BGV, choices)
+    # Behind a barrier: where XLA sees what becomes of the result it sorts whole rows for it, which
+    # takes a hundred times as long on a CPU.
+    best_BGC, ids_BGC = jax.lax.optimization_barrier(jax.lax.top_k(log_probs_BGV, choices))
     scores_BW = jnp.zeros((batch, 1), log_probs_BGV.dtype)
     levels = []
     first_row = 0  # of the level before, counting the anchor as 0 and then level by level

@@ -29,8 +29,8 @@ from jaxspec.decoding.generate import (
     pad_prompts,
 )
 from jaxspec.decoding.layout import stack_layers
-
-_LOOPS = 10
+from jaxspec.decoding.speculative import Choice, Plan
+from jaxspec.models.transformer import TransformerOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ def measure_speed(
         return None
     largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
     step_ms = 1e3 * sum(plain.loop_s) / plain.steps
-    parts, rows = RoundParts(0.0, step_ms, 0.0), 1
+    parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
         parts = measure_round_parts(largest, params, batches[0], capacity=capacity)
@@ -219,40 +219,61 @@ def measure_speed(
 
 
 class RoundParts(NamedTuple):
-    """Milliseconds of the parts of a round, each in a loop of its own."""
+    """Milliseconds of a round and of its parts, each part in a loop of its own."""
 
+    round_ms: float
+    """A whole round of the real loop."""
     draft_ms: float
     """The drafter's pass, what is made of it, and taking in new context."""
     target_ms: float
     """The target's pass over the drafted rows, its head, and the cache."""
     rule_ms: float
     """From the target's logits to the tokens that stand."""
+    finish_ms: float
+    """Bookkeeping: what is appended, recorded and kept of both caches. The writes are in the parts
+    before as well, and so is the drafter's taking in of context."""
 
 
 def measure_round_parts(
-    strategy: Speculative, params: Any, prompts: Prompts, *, capacity: int, repeats: int = 15
+    strategy: Speculative,
+    params: Any,
+    prompts: Prompts,
+    *,
+    capacity: int,
+    repeats: int = 15,
+    turns: int = 10,
 ) -> RoundParts:
-    """Times the parts of a round: medians of runs of a few rounds.
+    """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
-    The rest of a round (bookkeeping, random keys) is what a whole one takes beyond them.
+    A difference of the whole and its parts would say less of small parts than of the machine.
     """
-    found = []
-    for part in (_draft_loop, _target_loop, _rule_loop):
-        state = strategy.start(params, prompts, capacity=capacity)
-        run = functools.partial(part, strategy, params, state)
-        found.append(1e3 * _median_seconds(run, repeats=repeats) / _LOOPS)
-    return RoundParts(*found)
+    params = strategy.prepare(params)
+    state = strategy.start(params, prompts, capacity=capacity)
+    plan, output, logits_BRV, choice = _read_once(strategy, params, state)
+    # A rule looks at no cache; carried along in its loop it would be copied.
+    bare = dataclasses.replace(plan, drafter=None)
 
+    def whole() -> Callable[[], Any]:
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # `run` takes it over.
+        return lambda: strategy.run(params, copy, leave_on_end=False, max_rounds=turns)
 
-def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    runs: tuple[Callable[[], Callable[[], Any]], ...] = (
+        whole,
+        lambda: lambda: _draft_loop(strategy, params, state, turns),
+        lambda: lambda: _target_loop(strategy, params, state, plan, turns),
+        lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BRV, turns),
+        lambda: lambda: _finish_loop(strategy, params, state, bare, output, choice, turns),
+    )
+    seconds: list[list[float]] = [[] for _ in runs]
+    for repeat in range(repeats + 1):  # The first one compiles.
+        for made, found in zip(runs, seconds, strict=True):
+            run = made()
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat:
+                found.append(time.perf_counter() - started)
+    return RoundParts(*(1e3 * statistics.median(found) / turns for found in seconds))
 
 
 # Every turn of the loops depends on the one before (through the anchor and the written cache), and
@@ -261,7 +282,7 @@ def _median_seconds(run: Callable[[], Any], *, repeats: int) -> float:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draft_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
+def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: int) -> Any:
     proposer, config = strategy.proposer, strategy.model.config
     pieces = strategy.cut(params)
     width = len(proposer.capture) * config.hidden_size
@@ -271,22 +292,34 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
         drafter, anchor_B = carry
         params = stack_layers(pieces)
         turn = dataclasses.replace(state, drafter=drafter, anchor_B=anchor_B)
-        plan = jax.lax.optimization_barrier(strategy.draft(params, turn, state.keys_B))
-        block_BK = jnp.broadcast_to(plan.rows_BR[:, -1:], block_shape)
+        plan = strategy.draft(params, turn, state.keys_B)
+        rows_BR, _ = jax.lax.optimization_barrier((plan.rows_BR, plan.detail))
+        block_BK = jnp.broadcast_to(rows_BR[:, -1:], block_shape)
         features_BKE = jnp.broadcast_to(
             block_BK[..., None].astype(config.dtype) / config.vocab_size, (*block_shape, width)
         )
         none_B = jnp.zeros_like(anchor_B)
         drafter = proposer.commit(params, plan.drafter, block_BK, features_BKE, none_B)
-        return drafter, jnp.maximum(plan.rows_BR[:, -1], 0)
+        return drafter, jnp.maximum(rows_BR[:, -1], 0)
 
-    return jax.lax.fori_loop(0, _LOOPS, body, (state.drafter, state.anchor_B))
+    return jax.lax.fori_loop(0, turns, body, (state.drafter, state.anchor_B))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _target_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
+def _read_once(
+    strategy: Speculative, params: Any, state: DecodeState
+) -> tuple[Plan, TransformerOutput, jax.Array, Choice]:
+    params = stack_layers(params)
+    plan = strategy.draft(params, state, state.keys_B)
+    output, logits_BRV = strategy.target_pass(params, plan, state.cache)
+    return plan, output, logits_BRV, strategy.verify(state.keys_B, plan, logits_BRV)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _target_loop(
+    strategy: Speculative, params: Any, state: DecodeState, plan: Plan, turns: int
+) -> Any:
     pieces = strategy.cut(params)
-    plan = strategy.draft(stack_layers(pieces), state, state.keys_B)
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry
@@ -297,21 +330,38 @@ def _target_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
         cache = cache.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
         return cache, (anchor_B + 1 + failed_B) % strategy.model.config.vocab_size
 
-    return jax.lax.fori_loop(0, _LOOPS, body, (state.cache, state.anchor_B))
+    return jax.lax.fori_loop(0, turns, body, (state.cache, state.anchor_B))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rule_loop(strategy: Speculative, params: Any, state: DecodeState) -> Any:
-    params = stack_layers(params)
-    plan = strategy.draft(params, state, state.keys_B)
-    _, logits_BRV = strategy.target_pass(params, plan, state.cache)
-
-    def body(turn: jax.Array, carry: Any) -> Any:
-        choice, _ = carry
+def _rule_loop(
+    strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array, turns: int
+) -> Any:
+    def body(turn: jax.Array, choice: Choice) -> Choice:
         # Tied to the turn before, or all of it could be done once in front of the loop.
-        plan_, logits_, choice = jax.lax.optimization_barrier((plan, logits_BRV, choice))
-        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, turn))(state.keys_B)
-        return strategy.verify(keys_B, plan_, logits_), choice
+        plan_, logits_, _ = jax.lax.optimization_barrier((plan, logits_BRV, choice))
+        turn_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys_B)
+        return strategy.verify(turn_keys_B, plan_, logits_)
 
-    first = strategy.verify(state.keys_B, plan, logits_BRV)
-    return jax.lax.fori_loop(0, _LOOPS, body, (first, first))
+    shapes = jax.eval_shape(strategy.verify, keys_B, plan, logits_BRV)
+    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, turns, body, none)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish_loop(
+    strategy: Speculative,
+    params: Any,
+    state: DecodeState,
+    plan: Plan,
+    output: TransformerOutput,
+    choice: Choice,
+    turns: int,
+) -> DecodeState:
+    pieces = strategy.cut(params)
+
+    def body(_: jax.Array, state: DecodeState) -> DecodeState:
+        turn = dataclasses.replace(plan, drafter=state.drafter)
+        return strategy.finish(stack_layers(pieces), state, turn, output, choice)
+
+    return jax.lax.fori_loop(0, turns, body, state)

@@ -4,6 +4,7 @@
 first-error focal term and chain reward, with neighbouring objectives to compare against. Logits may
 be given whole (`drafter_loss`) or never held whole (`chunked_slot_statistics`, then `loss_terms`
 and `total_from_terms`). `label_log_prob` and the three single losses serve notebooks.
+`jaxspec.losses.diffusion` has the objectives of masked-diffusion language models.
 
 Shapes: N blocks (any leading dimensions), G = block_size - 1 drafted slots, V vocabulary. The
 anchor, slot 0 of a block, is never passed.
@@ -24,6 +25,19 @@ from jaxspec.losses.combined import (
     total_from_terms,
 )
 from jaxspec.losses.cross_entropy import cross_entropy, label_log_prob
+from jaxspec.losses.diffusion import (
+    Corrupted,
+    LogLinearSchedule,
+    antithetic_times,
+    corrupt,
+    elbo_values,
+    log_scores,
+    maskable_tokens,
+    score_entropy_values,
+    subs_log_probs,
+    token_terms,
+    token_times,
+)
 from jaxspec.losses.distillation import (
     LK,
     OBJECTIVES,
@@ -46,31 +60,42 @@ __all__ = [
     "LK",
     "OBJECTIVES",
     "TV",
+    "Corrupted",
     "CrossEntropy",
     "DPace",
     "DetachedStreak",
     "ForwardKL",
+    "LogLinearSchedule",
     "LossConfig",
     "LossWeights",
     "Objective",
     "SlotStatistics",
     "SpecAUF",
     "Streak",
+    "antithetic_times",
     "chain_reward",
     "chunked_slot_statistics",
+    "corrupt",
     "counted_slots",
     "cross_entropy",
     "d_pace_weights",
     "drafter_loss",
     "drafter_metrics",
+    "elbo_values",
     "first_error_focal",
     "first_error_slots",
     "label_log_prob",
+    "log_scores",
     "loss_terms",
+    "maskable_tokens",
     "positional_weights",
     "prefix_probability",
     "ratio",
     "reached_slots",
+    "score_entropy_values",
     "slot_statistics",
+    "subs_log_probs",
+    "token_terms",
+    "token_times",
     "total_from_terms",
 ]

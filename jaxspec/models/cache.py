@@ -42,6 +42,27 @@ class KVCache:
         shape = (num_layers, batch, num_kv_heads, capacity, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
 
+    @classmethod
+    def prefilled(
+        cls,
+        keys_LBRSC: jax.Array,
+        values_LBRSC: jax.Array,
+        *,
+        capacity: int,
+        lengths_B: jax.Array,
+    ) -> KVCache:
+        """A cache of `capacity` slots with a prompt's rows, of which `lengths_B` are committed."""
+        layers, batch, kv_heads, _, width = keys_LBRSC.shape
+        cache = cls.create(
+            num_layers=layers,
+            num_kv_heads=kv_heads,
+            head_dim=width,
+            batch=batch,
+            capacity=capacity,
+            dtype=keys_LBRSC.dtype,
+        )
+        return cache.write(keys_LBRSC, values_LBRSC).advance(lengths_B)
+
     @property
     def capacity(self) -> int:
         """Slots a row."""

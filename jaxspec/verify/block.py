@@ -73,10 +73,15 @@ def block_law(
     joint_BH = _joint_ratio(
         block.target.of_tokens(block.tokens_BG), block.draft.of_tokens(block.tokens_BG)
     )
-    # excess_BG[:, i] is Z_i; behind the last drafted token there is no q to compare with.
+    # excess_BG[:, i] is Z_i; behind the last drafted token there is no q to compare with. The rows
+    # are scaled by one factor each, and the draft's are not cut: less to copy.
     slots = block.tokens_BG.shape[1]
-    scaled_BGV = joint_BH[:, :slots, None] * block.target.scaled()[:, :slots]
-    excess_BG = jnp.maximum(scaled_BGV - block.draft.scaled(), 0).sum(axis=2)
+    target_factor_BG = (joint_BH * block.target.factors_BI())[:, :slots]
+    scaled_BGV = target_factor_BG[..., None] * block.target.weights_BIV[:, :slots]
+    scaled_draft_BGV = block.draft.factors_BI()[..., None] * block.draft.weights_BIV
+    excess_BG = jnp.maximum(scaled_BGV - scaled_draft_BGV, 0).sum(axis=2)
+    # Rows behind the last drafted token may hold anything.
+    excess_BG = jnp.where(block.drafted_BG, excess_BG, 0)
     excess_after_BG = jnp.pad(excess_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
     joint_BG = joint_BH[:, 1:]
     # In this order: an excess that is small beside 1 counts where joint is near 1.

@@ -19,9 +19,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec.ops.sampling import INVALID, at_least_float32, fine_uniform, sample_index
+from jaxspec.ops.sampling import (
+    INVALID,
+    at_least_float32,
+    fine_uniform,
+    is_distribution,
+    sample_index,
+)
 from jaxspec.verify.law import capped_ratio, with_floor
-from jaxspec.verify.rows import is_distribution, is_float, known_ids
+from jaxspec.verify.rows import is_float, known_ids
 
 ChainRule = Literal["recursive", "recursive_without_replacement", "k_seq"]
 _BISECTIONS = 60
@@ -136,7 +142,8 @@ def chain_walk(
     drafts_BKG, q_BKGV, p_BKHV = _check(drafts_BKG, draft_probs_BGV, target_probs_BKHV)
     batch, chains, slots = drafts_BKG.shape
     valid_B = is_distribution(p_BKHV).all(axis=(1, 2))
-    valid_B &= (jnp.isfinite(q_BKGV.sum(-1)) & (q_BKGV >= 0).all(-1)).all(axis=(1, 2))
+    q_ok_BKG = jnp.isfinite(q_BKGV.sum(axis=-1)) & (q_BKGV.min(axis=-1) >= 0)
+    valid_B &= q_ok_BKG.all(axis=(1, 2))
     valid_B &= known_ids(drafts_BKG, vocabulary=p_BKHV.shape[-1]).all(axis=(1, 2))
 
     def row(rows_BKIV: jax.Array, alive_BK: jax.Array, slot: int) -> jax.Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.sampling import has_finite_maximum
+from jaxspec.ops.sampling import INVALID, largest_index
 from jaxspec.verify.law import count_leading
 from jaxspec.verify.rows import check_draft, known_ids, needed_rows
 from jaxspec.verify.verdict import Verdict
@@ -47,10 +47,10 @@ def verify_greedy(
     drafted_BG = check_draft(
         draft_BG, target_logits_BHV, name="target_logits_BHV", num_drafted_B=num_drafted_B
     )
-    best_BH = target_logits_BHV.argmax(axis=2).astype(jnp.int32)
+    best_BH = largest_index(target_logits_BHV)
     num_accepted_B = count_leading((draft_BG == best_BH[:, :-1]) & drafted_BG)
     next_token_B = jnp.take_along_axis(best_BH, num_accepted_B[:, None], axis=1)[:, 0]
-    rows_ok_BH = has_finite_maximum(target_logits_BHV) | ~needed_rows(drafted_BG)
+    rows_ok_BH = (best_BH != INVALID) | ~needed_rows(drafted_BG)
     ids_ok_BG = known_ids(draft_BG, vocabulary=target_logits_BHV.shape[2]) | ~drafted_BG
     valid_B = rows_ok_BH.all(axis=1) & ids_ok_BG.all(axis=1)
     return Verdict.create(num_accepted_B, next_token_B, valid_B=valid_B)

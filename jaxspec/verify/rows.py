@@ -45,9 +45,13 @@ class Rows:
         weights_BG = _take(self.weights_BIV[:, :slots], tokens_BG[..., None], axis=2)[..., 0]
         return _scaled(weights_BG, self.totals_BI[:, :slots], self.needed_BI[:, :slots])
 
-    def scaled(self) -> jax.Array:
-        """All rows, [B, I, V]; to be reduced at once."""
-        return _scaled(self.weights_BIV, self.totals_BI[..., None], self.needed_BI[..., None])
+    def factors_BI(self) -> jax.Array:
+        """What scales each row, for a reduction over all of them; 0 for rows that sum to 0.
+
+        Rows that are not needed are scaled too, and may hold anything.
+        """
+        present_BI = self.totals_BI > 0
+        return jnp.where(present_BI, 1 / jnp.where(present_BI, self.totals_BI, 1), 0)
 
 
 def _scaled(weights: jax.Array, total: jax.Array, needed: jax.Array) -> jax.Array:
@@ -100,9 +104,10 @@ def check_block(
     target = Rows.create(target_probs_BHV, needed_BI=needed_rows(drafted_BG), dtype=dtype)
     draft = Rows.create(draft_probs_BGV, needed_BI=drafted_BG, dtype=dtype)
     # A draft row of zeros passes: it says nothing about the token, as an underflow does.
-    draft_ok_BG = jnp.isfinite(draft.totals_BI) & (draft.weights_BIV >= 0).all(axis=2)
+    draft_ok_BG = jnp.isfinite(draft.totals_BI) & (draft.weights_BIV.min(axis=2, initial=0) >= 0)
     ids_ok_BG = known_ids(draft_BG, vocabulary=target_probs_BHV.shape[2])
-    valid_B = (is_distribution(target.weights_BIV) | ~target.needed_BI).all(axis=1)
+    target_ok_BH = is_distribution(target.weights_BIV, total=target.totals_BI)
+    valid_B = (target_ok_BH | ~target.needed_BI).all(axis=1)
     valid_B &= ((draft_ok_BG & ids_ok_BG) | ~drafted_BG).all(axis=1)
     return Block(draft_BG, drafted_BG, target, draft, valid_B)
 

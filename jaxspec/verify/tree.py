@@ -9,6 +9,7 @@ follows node n), D depth of the tree, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,14 +69,26 @@ def verify_tree(
     Raises:
       ValueError: shapes or types that do not fit together.
     """
-    keys = jax.random.split(key, depth + 1)
     return walk_tree(
         tokens_BN,
         parents_BN,
         target_probs_BRV,
-        draw=lambda step, p_BV: sample_index(keys[step], p_BV),
+        draw=lambda step, p_BV: sample_index(jax.random.fold_in(key, step), p_BV),
         depth=depth,
     )
+
+
+@struct.dataclass
+class _Walk:
+    """Where the walk of each batch row is."""
+
+    step: jax.Array
+    row_B: jax.Array
+    going_B: jax.Array
+    valid_B: jax.Array
+    num_accepted_B: jax.Array
+    path_BD: jax.Array
+    next_token_B: jax.Array
 
 
 def walk_tree(
@@ -83,10 +96,14 @@ def walk_tree(
     parents_BN: jax.Array,
     target_probs_BRV: jax.Array,
     *,
-    draw: Callable[[int, jax.Array], jax.Array],
+    draw: Callable[[Any, jax.Array], jax.Array],
     depth: int,
 ) -> TreeVerdict:
-    """`verify_tree` with the draws given: draw(step, p_BV) -> token [B], -1 where p is none."""
+    """`verify_tree` with the draws given: draw(step, p_BV) -> token [B], -1 where p is none.
+
+    The walk stops when no row goes on: most rounds end before the tree does. On traced arrays it is
+    a `jax.lax.while_loop`, and `step` is traced; on concrete ones a Python loop, and `step` an int.
+    """
     tokens_BN, parents_BN = jnp.asarray(tokens_BN), jnp.asarray(parents_BN)
     target_probs_BRV = jnp.asarray(target_probs_BRV)
     shape = tokens_BN.shape
@@ -107,29 +124,51 @@ def walk_tree(
             f"anchor and one for each node: got {target_probs_BRV.dtype} {rows_shape}."
         )
     dtype = at_least_float32(target_probs_BRV.dtype)
-    row_B = jnp.zeros(shape[0], jnp.int32)
-    going_B = jnp.ones(shape[0], bool)
-    valid_B = jnp.ones(shape[0], bool)
-    next_token_B = jnp.zeros(shape[0], jnp.int32)
-    num_accepted_B = jnp.zeros(shape[0], jnp.int32)
-    path = []
-    for step in range(depth + 1):
-        p_B1V = jnp.take_along_axis(target_probs_BRV, row_B[:, None, None], axis=1)
+    batch = shape[0]
+    at_rest_B = jnp.zeros(batch, jnp.int32)
+    walk = _Walk(
+        step=jnp.int32(0),
+        row_B=at_rest_B,
+        going_B=jnp.ones(batch, bool),
+        valid_B=jnp.ones(batch, bool),
+        num_accepted_B=at_rest_B,
+        path_BD=jnp.zeros((batch, depth), jnp.int32),
+        next_token_B=at_rest_B,
+    )
+
+    def advance(walk: _Walk, step: int | jax.Array) -> _Walk:
+        p_B1V = jnp.take_along_axis(target_probs_BRV, walk.row_B[:, None, None], axis=1)
         token_B = draw(step, p_B1V[:, 0].astype(dtype)).astype(jnp.int32)
-        valid_B &= (token_B != INVALID) | ~going_B
-        next_token_B = jnp.where(going_B, token_B, next_token_B)
-        if step == depth:
-            break
         # Empty nodes hold INVALID, which no valid draw equals.
-        child_BN = (parents_BN == row_B[:, None]) & (tokens_BN == token_B[:, None])
-        child_BN &= (tokens_BN != INVALID) & going_B[:, None]
-        going_B = child_BN.any(axis=1)
-        row_B = jnp.where(going_B, child_BN.argmax(axis=1).astype(jnp.int32) + 1, row_B)
-        path.append(jnp.where(going_B, row_B, 0))
-        num_accepted_B += going_B
-    path_BD = jnp.stack(path, axis=1) if path else jnp.zeros((shape[0], 0), jnp.int32)
+        child_BN = (parents_BN == walk.row_B[:, None]) & (tokens_BN == token_B[:, None])
+        child_BN &= (tokens_BN != INVALID) & walk.going_B[:, None]
+        # The token behind the last level ends the walk, whatever hangs there.
+        going_B = child_BN.any(axis=1) & (step < depth)
+        row_B = jnp.where(going_B, child_BN.argmax(axis=1).astype(jnp.int32) + 1, walk.row_B)
+        here_D = jnp.arange(depth) == step
+        return _Walk(
+            step=walk.step + 1,
+            row_B=row_B,
+            going_B=going_B,
+            valid_B=walk.valid_B & ((token_B != INVALID) | ~walk.going_B),
+            num_accepted_B=walk.num_accepted_B + going_B,
+            path_BD=jnp.where(here_D & going_B[:, None], row_B[:, None], walk.path_BD),
+            next_token_B=jnp.where(walk.going_B, token_B, walk.next_token_B),
+        )
+
+    inputs = (tokens_BN, parents_BN, target_probs_BRV)
+    if any(isinstance(array, jax.core.Tracer) for array in inputs):
+        walk = jax.lax.while_loop(
+            lambda walk: walk.going_B.any(), lambda walk: advance(walk, walk.step), walk
+        )
+    else:
+        for step in range(depth + 1):
+            walk = advance(walk, step)
+            # Only the draws may be traced here.
+            if not isinstance(walk.going_B, jax.core.Tracer) and not walk.going_B.any():
+                break
     return TreeVerdict(
-        jnp.where(valid_B, num_accepted_B, INVALID).astype(jnp.int32),
-        path_BD,
-        jnp.where(valid_B, next_token_B, INVALID),
+        jnp.where(walk.valid_B, walk.num_accepted_B, INVALID).astype(jnp.int32),
+        walk.path_BD,
+        jnp.where(walk.valid_B, walk.next_token_B, INVALID),
     )

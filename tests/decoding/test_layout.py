@@ -32,3 +32,19 @@ def test_trees_without_layers_stay_as_they_are():
     script = jnp.ones((2, 3))
     assert cut_layers(script) is script
     assert stack_layers({"script": script})["script"] is script
+
+
+def test_cutting_outside_of_a_program_copies_nothing_but_the_layers():
+    """A large model's parameters must not be there twice."""
+    head, stack = jnp.ones((4, 2)), jnp.arange(6.0).reshape(3, 2)
+    params = {"head": head, "layers": {"scale": stack}}
+    pieces = cut_layers(params, now=True)
+    assert pieces["head"] is head
+    assert len(jax.tree.leaves(pieces)) == 4
+    assert np.array_equal(stack_layers(pieces)["layers"]["scale"], stack)
+    assert cut_layers(pieces, now=True)["layers"] is pieces["layers"]
+    assert cut_layers(params, unrolled=False, now=True)["layers"]["scale"] is stack
+    for strategy, whole in tiny.strategies():
+        prepared = strategy.prepare(whole)
+        ours, theirs = jax.tree.leaves(prepared), jax.tree.leaves(whole)
+        assert all(leaf is other for leaf, other in zip(ours, theirs, strict=True))

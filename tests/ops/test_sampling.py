@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.ops.sampling import Sampling, fine_uniform, is_distribution, sample_index
+from jaxspec.ops.sampling import (
+    Sampling,
+    fine_uniform,
+    has_finite_maximum,
+    is_distribution,
+    largest_index,
+    sample_index,
+)
 from tests.verify import laws
 
 
@@ -156,6 +163,109 @@ def test_sample_index_takes_any_scale_and_refuses_what_is_no_distribution():
     )
     assert jax.jit(sample_index)(jax.random.key(0), rows).tolist() == [1, -1, -1, -1, -1, 0]
     assert jax.jit(is_distribution)(rows).tolist() == [True, False, False, False, False, True]
+
+
+# Past `_SHORT`, so drawn in two stages: filled up at the end, and not.
+@pytest.mark.parametrize("size", [97, 128])
+def test_long_rows_are_drawn_with_their_probabilities(size):
+    rng = np.random.default_rng(size)
+    law = rng.dirichlet(np.full(size, 0.5)) * (rng.random(size) < 0.5)
+    law[20:60] = 0  # whole stretches of nothing
+    law /= law.sum()
+    rows = jnp.broadcast_to(jnp.asarray(law * 7, jnp.float32), (8 * laws.ROUNDS, size))
+    drawn = np.asarray(jax.jit(sample_index)(jax.random.key(1), rows))
+    counts = laws.histogram(drawn[:, None], vocabulary=size)
+    assert laws.chi_square(counts, law) > laws.FALSE_ALARM
+    assert laws.chi_square(counts, law + 0.05 * np.eye(size)[law.argmax()]) < laws.FALSE_ALARM
+    # Rows do not depend on each other.
+    first, second = drawn[::2], drawn[1::2]
+    pairs = np.histogram2d(first % 2, second % 2, bins=2)[0]
+    odd = law[1::2].sum()
+    assert laws.chi_square(pairs, np.outer([1 - odd, odd], [1 - odd, odd])) > laws.FALSE_ALARM
+
+
+def test_long_rows_keep_small_weights_in_proportion():
+    # What rejection can leave of a row: a few weights of 1e-9 in stretches that differ.
+    small = np.zeros(200)
+    small[[3, 4, 120, 121, 199]] = [1e-9, 3e-9, 2e-9, 0, 4e-9]
+    scores = jax.jit(
+        lambda key: sample_index(key, jnp.broadcast_to(jnp.asarray(small), (laws.ROUNDS, 200)))
+    )
+    counts = laws.histogram(np.asarray(scores(jax.random.key(2)))[:, None], vocabulary=200)
+    assert laws.chi_square(counts, small) > laws.FALSE_ALARM
+
+
+def test_long_rows_without_a_distribution_are_refused():
+    size = 200
+    rows = np.full((6, size), 0.5, np.float32)
+    rows[0, 199], rows[1, 3], rows[2, 77], rows[3] = np.nan, np.inf, -1e-3, 0
+    rows[4] = np.eye(size)[150] * 1e-20
+    drawn = jax.jit(sample_index)(jax.random.key(0), rows)
+    assert drawn.tolist()[:5] == [-1, -1, -1, -1, 150]
+    assert 0 <= drawn[5] < size
+    under_vmap = jax.vmap(sample_index)(jax.random.split(jax.random.key(0), 6), rows)
+    assert under_vmap.tolist()[:5] == [-1, -1, -1, -1, 150]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 97, 128, 4096])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_largest_index_is_the_first_argmax(size, dtype):
+    rng = np.random.default_rng(size)
+    rows = np.round(rng.normal(size=(300, size)) * 2)  # many equal ones
+    rows[rng.random(rows.shape) < 0.2] = -np.inf
+    rows[0], rows[1, size // 2], rows[2, -1], rows[3, 0] = -np.inf, np.nan, np.inf, -np.inf
+    expected = np.where(
+        np.isfinite(rows.max(1)) & ~np.isnan(rows).any(1), np.nan_to_num(rows).argmax(1), -1
+    )
+    rows = jnp.asarray(rows, dtype)
+    found = jax.jit(largest_index)(rows)
+    assert found.dtype == jnp.int32
+    assert found.tolist() == expected.tolist() == largest_index(rows).tolist()
+    assert jax.jit(has_finite_maximum)(rows).tolist() == (expected >= 0).tolist()
+
+
+def sorted_nucleus(probs, top_p):
+    """Kept or not, from the sorted row in float64; None where that is a matter of rounding."""
+    order = np.argsort(-probs, kind="stable")
+    mass = np.cumsum(probs[order].astype(np.float64))
+    if np.abs(mass - top_p).min() < 1e-5:
+        return None
+    reached = np.flatnonzero(mass >= top_p)
+    edge = probs[order][reached[0]] if len(reached) else 0
+    return probs >= edge
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [7, 300])
+def test_filters_equal_a_sort(size, dtype):
+    rng = np.random.default_rng(size)
+    logits = rng.normal(size=(400, size)) * rng.uniform(0.1, 8, (400, 1))
+    logits[::2] = np.round(logits[::2])  # ties
+    logits[rng.random(logits.shape) < 0.1] = -np.inf
+    logits[:, 0] = 0
+    logits[5, 1:] = -np.inf
+    logits = logits.astype(dtype)
+    compared = 0
+    with jax.enable_x64(dtype == np.float64):
+        plain = np.asarray(Sampling(1.0).probabilities(logits))
+        for top_p in (0.05, 0.5, 0.9, 0.999):
+            found = np.asarray(jax.jit(Sampling(1.0, top_p=top_p).probabilities)(logits))
+            assert found.dtype == dtype
+            for row, before in zip(found, plain, strict=True):
+                kept = sorted_nucleus(before, top_p)
+                if kept is not None:
+                    compared += 1
+                    assert ((row > 0) == (kept & (before > 0))).all()
+        for top_k in (1, 2, size - 1):
+            found = np.asarray(jax.jit(Sampling(1.0, top_k=top_k).probabilities)(logits))
+            edge = np.sort(logits, axis=1)[:, -top_k][:, None]
+            assert ((found > 0) == ((logits >= edge) & (plain > 0))).all()
+    assert compared > 1000
+
+
+def test_a_nucleus_that_rounding_keeps_from_its_mass_is_the_whole_row():
+    probs = shaped(np.full(1000, 1e-3), top_p=1 - 1e-9)
+    assert (probs > 0).all()
 
 
 def test_fine_uniform_is_uniform_and_finer_than_a_float32_step():

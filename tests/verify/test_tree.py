@@ -100,6 +100,49 @@ def test_greedy_walk_by_hand():
     assert greedy_walk([5, 0, 0, 0, 0, 0]) == ([0], [[0, 0, 0]], [5])
 
 
+def test_law_of_the_jitted_walk_and_its_early_end():
+    # A key for each row, as in the decoding loop.
+    rng = np.random.default_rng(4)
+    p = rng.dirichlet(np.ones(VOCABULARY), 4)
+    tokens, parents = jnp.array([[0, 2, 1]]), jnp.array([[0, 0, 1]])
+
+    @jax.jit
+    def walks(keys, rows):
+        one = functools.partial(verify_tree, depth=DEPTH)
+        return jax.vmap(lambda key: one(key, tokens, parents, rows))(keys)
+
+    keys = jax.random.split(jax.random.key(3), laws.ROUNDS)
+    end = walks(keys, jnp.asarray(p, jnp.float32)[None])
+    paths, last = np.asarray(end.path_BD[:, 0]), np.asarray(end.next_token_B[:, 0])
+    # Row 1 follows token 0, row 2 token 2, row 3 tokens 0, 1.
+    law = np.zeros((4, VOCABULARY))
+    law[0] = p[0] * [0, 1, 0]
+    law[1] = p[0, 0] * p[1] * [1, 0, 1]
+    law[2] = p[0, 2] * p[2]
+    law[3] = p[0, 0] * p[1, 1] * p[3]
+    counts = np.zeros((4, VOCABULARY), int)
+    np.add.at(counts, (np.where(paths[:, 1] > 0, paths[:, 1], paths[:, 0]), last), 1)
+    assert laws.chi_square(counts, law) > laws.FALSE_ALARM
+    assert (np.asarray(end.num_accepted_B[:, 0]) == (paths > 0).sum(axis=1)).all()
+    # Outside jit, with a Python loop: the same draws.
+    plain = verify_tree(keys[0], tokens, parents, jnp.asarray(p, jnp.float32)[None], depth=DEPTH)
+    assert plain.next_token_B.tolist() == end.next_token_B[0].tolist()
+    assert plain.path_BD.tolist() == end.path_BD[0].tolist()
+
+
+def test_draws_behind_the_end_are_not_made():
+    steps = []
+
+    def draw(step, p_BV):
+        steps.append(step)
+        return jnp.argmax(p_BV, axis=1)
+
+    probs = jax.nn.one_hot(jnp.array([[4, 1, 0, 0, 8, 9]]), 10)
+    verdict = walk_tree(jnp.array([TOKENS]), jnp.array([PARENTS]), probs, draw=draw, depth=3)
+    assert verdict.next_token_B.tolist() == [1]
+    assert steps == [0, 1]
+
+
 def test_empty_nodes_are_no_children():
     probs = jax.nn.one_hot(jnp.array([[2, 1, 1]]), 3)
     verdict = verified(jnp.array([[-1, 2]]), jnp.array([[0, 0]]), probs, depth=2)

@@ -1,0 +1,325 @@
+"""Samplers of masked diffusion, and the distributions that make their drafts exact to verify.
+
+A sampler fills G slots in T passes of a denoiser. It is a plan, which says at which pass each slot
+is revealed, and one loop that follows it: a slot is drawn from the denoiser's distribution given
+everything revealed in earlier passes. The plans here never look at tokens:
+
+- `ancestral_plan`: MDLM's reverse process (Sahoo et al. 2024, arXiv 2406.07524);
+- `first_hitting_plan`: one slot at a time in random order, which is the same process in the limit
+  of infinitely many steps (Zheng et al. 2024, arXiv 2409.02908);
+- `left_to_right_plan`: slots in order.
+
+Rejection rules need to know what each drafted token was drawn from. SpecDiff (arXiv 2408.05636)
+leaves open what that is for tokens revealed before the last pass; `RULES` names the exact answers.
+
+"point_mass": no distribution, for `jaxspec.verify.verify_point_mass`. Exact for every sampler.
+
+"last_pass": slots revealed in the row's last pass have the distribution they were drawn from, given
+    the state before it, and the others a one-hot row. Exact: given that state, the last slots are
+    independent of each other and the others are known.
+
+"in_order": a slot has the distribution it was drawn from if no slot to its left was revealed in a
+    later pass, and a one-hot row otherwise. Exact: given the state before its pass, such a slot is
+    independent of all slots to its left, and these and their rows are all that has been used when
+    it is judged. Every slot of "last_pass" is among them, all slots of a left-to-right plan are,
+    and so is always the leftmost one, on which most hangs.
+
+Giving every slot the distribution it was drawn from ("reveal-time q") is exact for left-to-right
+plans, where it is "in_order", and biased for all others: the row of a slot tells what was revealed
+before it to its right, so the token there no longer has the distribution in its own row.
+
+Dimension key: B rows, G slots, T passes, V vocabulary (the mask included).
+
+>>> slots_BG = jnp.full((2, 4), mask_id, jnp.int32)
+>>> plan = first_hitting_plan(keys_B, slots_BG == mask_id, num_passes=2)
+>>> draft = fill(denoise, slots_BG, plan, keys_B, mask_id=mask_id, sampling=Sampling(1.0))
+>>> verify_token(key, draft.tokens_BG, draft.probs_BGV, target_probs_BHV)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.ops.sampling import Sampling, at_least_float32
+
+Rule = Literal["in_order", "last_pass", "point_mass"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+SMALLEST_TIME = 1e-5
+"""Where the time grid of the ancestral sampler ends, as in the released code of MDLM."""
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+"""(tokens_BG, times_B) -> log p of the clean tokens [B, G, V], the mask's being -inf
+(`jaxspec.losses.subs_log_probs`). A prefix is the callable's own: slots that are to stay as they
+are may also be given unmasked. Times are in (0, 1]; without time conditioning they are ignored."""
+
+
+class Plan(NamedTuple):
+    """When each slot is revealed."""
+
+    passes_BG: jax.Array
+    """int32 in 0..T - 1; no meaning for slots that are not masked."""
+    times_BT: jax.Array
+    """Diffusion time that the denoiser is told in each pass."""
+
+
+class Filled(NamedTuple):
+    """What a sampler returns."""
+
+    tokens_BG: jax.Array
+    """int32; `INVALID` (-1) where the denoiser gave no distribution: verification then fails."""
+    probs_BGV: jax.Array | None
+    """The draft distribution under the rule; None: "point_mass"."""
+    num_passes: jax.Array
+    """int32, denoiser passes that were run: those in which no row reveals anything are not."""
+
+
+_PLAN_STREAM = 2**31 - 1
+"""Folded into a row's key for its plan; passes fold in their index."""
+
+
+def _plan_keys(keys_B: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, _PLAN_STREAM))(keys_B)
+
+
+def _check_passes(num_passes: int) -> None:
+    if num_passes < 1:
+        raise ValueError(f"num_passes must be at least 1: got {num_passes}.")
+
+
+def ancestral_times(num_passes: int) -> np.ndarray:
+    """The time before each pass, and 0 behind the last: float64 [T + 1].
+
+    Formula: ``linspace(1, 1e-5, T + 1)`` with its end set to 0: the last pass reveals what is left,
+    so that T passes do what the released code does in T and one more to remove the noise.
+    """
+    times = np.linspace(1.0, SMALLEST_TIME, num_passes + 1)
+    times[-1] = 0.0
+    return times
+
+
+def ancestral_plan(keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int) -> Plan:
+    """The reverse process of MDLM in T steps t -> s: a masked slot stays masked w.p. s / t.
+
+    A slot's uniform number is the time at which it is revealed: it stays masked down to time s with
+    probability s, whatever its neighbours do. The released sampler keeps its last prediction while
+    no token changes; here a pass that reveals nothing in any row is not run at all, with or without
+    time conditioning, because its prediction would not be used.
+
+    Args:
+      keys_B: one typed key a row.
+      masked_BG: True in the slots to be filled.
+      num_passes: T.
+
+    Returns:
+      `Plan`. Limiting case: T = 1 reveals everything at once.
+
+    Raises:
+      ValueError: no passes.
+
+    Source: MDLM, arXiv 2406.07524, equation 6 with the log-linear schedule.
+    """
+    _check_passes(num_passes)
+    slots = masked_BG.shape[1]
+    times_T = jnp.asarray(ancestral_times(num_passes), jnp.float32)
+    uniforms_BG = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(_plan_keys(keys_B))
+    passes_BG = (uniforms_BG[..., None] < times_T[1:]).sum(axis=-1, dtype=jnp.int32)
+    times_BT = jnp.broadcast_to(times_T[:-1], (masked_BG.shape[0], num_passes))
+    return Plan(passes_BG, times_BT)
+
+
+def first_hitting_plan(
+    keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int | None = None
+) -> Plan:
+    """Masked slots one by one in random order, at the times the continuous process reveals them.
+
+    Formula: with n slots masked, the next is revealed at ``t <- t u^(1 / n)`` and is any of them
+    with equal chance. With T < n passes, each reveals an equal share of that order at once, and the
+    denoiser is told the time of the first of the share.
+
+    Args:
+      keys_B: one typed key a row.
+      masked_BG: True in the slots to be filled.
+      num_passes: T; None: one for each slot, which is the exact process.
+
+    Returns:
+      `Plan`.
+
+    Raises:
+      ValueError: no passes.
+
+    Source: Zheng et al. 2024, arXiv 2409.02908, section 4 (also "parallel decoding").
+    """
+    slots = masked_BG.shape[1]
+    num_passes = slots if num_passes is None else num_passes
+    _check_passes(num_passes)
+
+    def row(key: jax.Array, masked_G: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_order, key_times = jax.random.split(key)
+        priority_G = jnp.where(masked_G, jax.random.uniform(key_order, (slots,)), jnp.inf)
+        rank_G = jnp.argsort(jnp.argsort(priority_G))
+        count = masked_G.sum()
+        left_G = jnp.maximum(count - jnp.arange(slots), 1)
+        steps_G = jnp.log1p(-jax.random.uniform(key_times, (slots,))) / left_G
+        times_G = jnp.exp(jnp.cumsum(steps_G))
+        first_T = _share_start(jnp.arange(num_passes), count, num_passes)
+        return _share_of(rank_G, count, num_passes), times_G[jnp.minimum(first_T, slots - 1)]
+
+    return Plan(*jax.vmap(row)(_plan_keys(keys_B), masked_BG))
+
+
+def left_to_right_plan(masked_BG: jax.Array, *, num_passes: int | None = None) -> Plan:
+    """Masked slots from left to right, in T shares that differ by one slot at most.
+
+    Args:
+      masked_BG: True in the slots to be filled.
+      num_passes: T; None: one for each slot, which makes the drafter autoregressive.
+
+    Returns:
+      `Plan`; the denoiser is told the share of slots that are masked.
+
+    Raises:
+      ValueError: no passes.
+    """
+    num_passes = masked_BG.shape[1] if num_passes is None else num_passes
+    _check_passes(num_passes)
+    masked_BG = masked_BG.astype(jnp.int32)
+    rank_BG = jnp.cumsum(masked_BG, axis=1) - masked_BG
+    count_B1 = masked_BG.sum(axis=1, keepdims=True)
+    done_BT = _share_start(jnp.arange(num_passes), count_B1, num_passes) / jnp.maximum(count_B1, 1)
+    return Plan(_share_of(rank_BG, count_B1, num_passes), (1 - done_BT).astype(jnp.float32))
+
+
+def _share_start(share: jax.Array, count: jax.Array, num_shares: int) -> jax.Array:
+    """The first of `count` things that falls to a share, rounded up: early shares are larger."""
+    return -((-share * count) // num_shares)
+
+
+def _share_of(rank: jax.Array, count: jax.Array, num_shares: int) -> jax.Array:
+    """The inverse of `_share_start`: which share a thing falls to."""
+    found = (rank * num_shares) // jnp.maximum(count, 1)
+    return jnp.minimum(found, num_shares - 1).astype(jnp.int32)
+
+
+def has_own_distribution(passes_BG: jax.Array, masked_BG: jax.Array, *, rule: Rule) -> jax.Array:
+    """Slots whose row of q is what they were drawn from; the others' rows are one-hot: bool [B, G].
+
+    Raises:
+      ValueError: an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}: got {rule!r}.")
+    if rule == "point_mass":
+        return jnp.zeros_like(masked_BG)
+    # Slots that are not masked were there before the first pass.
+    passes_BG = jnp.where(masked_BG, passes_BG, -1)
+    if rule == "last_pass":
+        latest_BG = passes_BG.max(axis=1, keepdims=True)
+    else:
+        latest_BG = jax.lax.cummax(passes_BG, axis=1)
+    return masked_BG & (passes_BG == latest_BG)
+
+
+def fill(
+    denoise: Denoise,
+    tokens_BG: jax.Array,
+    plan: Plan,
+    keys_B: jax.Array,
+    *,
+    mask_id: int,
+    sampling: Sampling,
+    rule: Rule = "in_order",
+) -> Filled:
+    """Fills the masked slots as planned.
+
+    Args:
+      denoise: see `Denoise`; traced once.
+      tokens_BG: int32; slots that are not `mask_id` stay as they are.
+      plan: when each slot is revealed; it must not depend on what the denoiser says.
+      keys_B: one typed key a row; the plan may have been made with the same ones.
+      mask_id: the mask's id.
+      sampling: shapes the denoiser's distributions (temperature and filters); q is shaped with
+        them. Temperature 0 reveals the likeliest token, and all rows of q are then one-hot.
+      rule: which exact draft distribution is returned.
+
+    Returns:
+      `Filled`.
+
+    Raises:
+      ValueError: an unknown rule, or a plan for other slots.
+
+    Limiting case: one pass gives independent slots with their marginals as q.
+    """
+
+    def draw(index: jax.Array, probs_BGV: jax.Array) -> jax.Array:
+        folded_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
+        return jax.vmap(sampling.sample)(folded_B, probs_BGV)
+
+    return follow(
+        denoise, tokens_BG, plan, draw, mask_id=mask_id, shape=sampling.probabilities, rule=rule
+    )
+
+
+def follow(
+    denoise: Denoise,
+    tokens_BG: jax.Array,
+    plan: Plan,
+    draw: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    mask_id: int,
+    shape: Callable[[jax.Array], jax.Array],
+    rule: Rule,
+) -> Filled:
+    """`fill` with its randomness handed in; tests enumerate it.
+
+    Args:
+      denoise: see `Denoise`.
+      tokens_BG: int32, masks among them.
+      plan: when each slot is revealed.
+      draw: (index of the pass, its distributions [B, G, V]) -> tokens [B, G].
+      mask_id: the mask's id.
+      shape: log p -> the distribution that is drawn from.
+      rule: as in `fill`.
+    """
+    passes_BG, times_BT = plan
+    if passes_BG.shape != tokens_BG.shape:
+        raise ValueError(
+            f"The plan is for {passes_BG.shape} slots (rows, slots): got tokens {tokens_BG.shape}."
+        )
+    tokens_BG = tokens_BG.astype(jnp.int32)
+    masked_BG = tokens_BG == mask_id
+    own_BG = has_own_distribution(passes_BG, masked_BG, rule=rule)
+    log_p = jax.eval_shape(denoise, tokens_BG, times_BT[:, 0])
+    dtype = at_least_float32(log_p.dtype)
+    # Without rows to return, none are carried.
+    probs_BGV = jnp.zeros(log_p.shape if rule != "point_mass" else (*tokens_BG.shape, 0), dtype)
+
+    def one_pass(
+        index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        now_BG = masked_BG & (passes_BG == index)
+
+        def reveal(
+            tokens_BG: jax.Array, probs_BGV: jax.Array, count: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            times_B = jax.lax.dynamic_index_in_dim(times_BT, index, axis=1, keepdims=False)
+            drawn_from_BGV = shape(denoise(tokens_BG, times_B))
+            tokens_BG = jnp.where(now_BG, draw(index, drawn_from_BGV), tokens_BG)
+            if rule != "point_mass":
+                probs_BGV = jnp.where((now_BG & own_BG)[..., None], drawn_from_BGV, probs_BGV)
+            return tokens_BG, probs_BGV, count + 1
+
+        return jax.lax.cond(now_BG.any(), reveal, lambda *same: same, *carry)
+
+    tokens_BG, probs_BGV, num_passes = jax.lax.fori_loop(
+        0, times_BT.shape[1], one_pass, (tokens_BG, probs_BGV, jnp.int32(0))
+    )
+    if rule == "point_mass":
+        return Filled(tokens_BG, None, num_passes)
+    one_hot_BGV = jax.nn.one_hot(tokens_BG, log_p.shape[-1], dtype=dtype)
+    return Filled(tokens_BG, jnp.where(own_BG[..., None], probs_BGV, one_hot_BGV), num_passes)

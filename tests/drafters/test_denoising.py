@@ -1,0 +1,507 @@
+"""Samplers of masked diffusion and what they say they drew from, by enumeration at V = 3.
+
+A hand-made table of conditionals stands for the denoiser: one row for every slot of every state.
+Branches are every plan with every draft. R rows, G slots, T passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import DiTConfig
+from jaxspec.drafters.denoising import (
+    RULES,
+    Plan,
+    ancestral_plan,
+    ancestral_times,
+    fill,
+    first_hitting_plan,
+    follow,
+    has_own_distribution,
+    left_to_right_plan,
+)
+from jaxspec.losses import subs_log_probs
+from jaxspec.models.mdlm import DiT
+from jaxspec.ops.sampling import Sampling
+from jaxspec.verify.block import block_law
+from jaxspec.verify.point_mass import point_mass_law
+from jaxspec.verify.token import token_law
+from tests.verify import laws
+
+WORDS, MASK = 3, 3
+SYMBOLS = WORDS + 1
+SAMPLINGS = {"plain": Sampling(1.0), "cold": Sampling(0.6)}
+PlanLaw = dict[tuple[int, ...], float]
+
+
+def random_table(seed: int, slots: int) -> np.ndarray:
+    """p(word | state) of every slot, [SYMBOLS] * G + [G, SYMBOLS]; the mask has none."""
+    rng = np.random.default_rng(seed)
+    table = rng.dirichlet(np.full(WORDS, 0.7), size=(*(SYMBOLS,) * slots, slots))
+    return np.concatenate([table, np.zeros((*table.shape[:-1], 1))], axis=-1)
+
+
+def shaped(table: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """What the sampling makes of a table, by hand."""
+    sharper = table ** (1 / sampling.temperature)
+    return sharper / sharper.sum(-1, keepdims=True)
+
+
+def denoiser(table: np.ndarray):
+    log_p = jnp.log(jnp.asarray(table))
+
+    def denoise(tokens_RG, times_R):
+        del times_R
+        return log_p[tuple(tokens_RG.T)]
+
+    return denoise
+
+
+def ancestral_law(slots: int, passes: int) -> PlanLaw:
+    chance = -np.diff(ancestral_times(passes))
+    plans = itertools.product(range(passes), repeat=slots)
+    return {plan: float(np.prod(chance[list(plan)])) for plan in plans}
+
+
+def first_hitting_law(slots: int, passes: int) -> PlanLaw:
+    law: PlanLaw = {}
+    orders = list(itertools.permutations(range(slots)))
+    for rank in orders:
+        plan = tuple(r * passes // slots for r in rank)
+        law[plan] = law.get(plan, 0.0) + 1 / len(orders)
+    return law
+
+
+def left_to_right_law(slots: int, passes: int) -> PlanLaw:
+    return {tuple(g * passes // slots for g in range(slots)): 1.0}
+
+
+PLAN_LAWS = {
+    "ancestral": ancestral_law,
+    "first_hitting": first_hitting_law,
+    "left_to_right": left_to_right_law,
+}
+
+
+def make_plan(name: str, keys, masked, passes: int) -> Plan:
+    if name == "left_to_right":
+        return left_to_right_plan(masked, num_passes=passes)
+    make = {"ancestral": ancestral_plan, "first_hitting": first_hitting_plan}[name]
+    return make(keys, masked, num_passes=passes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """Every plan with every draft."""
+
+    passes_RG: np.ndarray
+    drafts_RG: np.ndarray
+    weights_R: np.ndarray
+    reveal_RGV: np.ndarray
+    """What each token was drawn from."""
+
+    @classmethod
+    def create(cls, plan_law: PlanLaw, table: np.ndarray) -> Branches:
+        slots = table.shape[-2]
+        drafts = laws.all_sequences(WORDS, slots)
+        passes = np.repeat(np.array(list(plan_law)), len(drafts), axis=0)
+        chance = np.repeat(list(plan_law.values()), len(drafts))
+        drafts = np.tile(drafts, (len(plan_law), 1))
+        rows = []
+        for slot in range(slots):
+            state = np.where(passes < passes[:, slot : slot + 1], drafts, MASK)
+            rows.append(table[tuple(state.T)][:, slot])
+        reveal = np.stack(rows, axis=1)
+        drawn = np.take_along_axis(reveal, drafts[..., None], axis=-1)[..., 0]
+        return cls(passes, drafts, chance * drawn.prod(1), reveal[..., :WORDS])
+
+
+@functools.partial(jax.jit, static_argnames=("num_passes", "rule", "sampling"))
+def followed(log_p, drafts_RG, passes_RG, *, num_passes, rule, sampling):
+    def denoise(tokens_RG, times_R):
+        del times_R
+        return log_p[tuple(tokens_RG.T)]
+
+    return follow(
+        denoise,
+        jnp.full(drafts_RG.shape, MASK),
+        Plan(passes_RG, jnp.ones((len(drafts_RG), num_passes))),
+        lambda index, probs: drafts_RG,
+        mask_id=MASK,
+        shape=sampling.probabilities,
+        rule=rule,
+    )
+
+
+def shipped_rows(branches: Branches, table, *, num_passes, rule, sampling) -> np.ndarray:
+    """q of every branch as the sampler returns it, float64 [R, G, WORDS]."""
+    with jax.enable_x64(True), np.errstate(divide="ignore"):
+        filled = followed(
+            jnp.asarray(np.log(table)),
+            jnp.asarray(branches.drafts_RG),
+            jnp.asarray(branches.passes_RG, jnp.int32),
+            num_passes=num_passes,
+            rule=rule,
+            sampling=sampling,
+        )
+        np.testing.assert_array_equal(filled.tokens_BG, branches.drafts_RG)
+        if filled.probs_BGV is None:
+            return np.zeros((*branches.drafts_RG.shape, WORDS))
+        probs = np.asarray(filled.probs_BGV)
+    assert probs.dtype == np.float64 and not probs[..., MASK].any()
+    return probs[..., :WORDS]
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenRows:
+    """Stands where `laws.output_law` takes a draft: rows that depend on more than the prefix."""
+
+    rows_RGV: np.ndarray
+
+    def along(self, drafts_RG: np.ndarray, *, count: int) -> np.ndarray:
+        assert drafts_RG.shape[0] == len(self.rows_RGV)
+        return self.rows_RGV[:, :count]
+
+
+def point_mass_without_q(draft, draft_probs, target_probs):
+    del draft_probs
+    return point_mass_law(draft, target_probs)
+
+
+def verified(make_law, branches: Branches, rows: np.ndarray, seed: int):
+    """TV of the emitted tokens' law from the target's, and the mean accepted length."""
+    slots = branches.drafts_RG.shape[1]
+    target = laws.random_tree(np.random.default_rng([seed, 9]), vocabulary=WORDS, depth=slots + 1)
+    law, accepted = laws.output_law(
+        make_law,
+        target=target,
+        draft=GivenRows(rows),
+        drafts_BG=branches.drafts_RG,
+        weights_B=branches.weights_R,
+    )
+    return laws.total_variation(law, target.law(slots + 1)), float(accepted @ np.arange(slots + 1))
+
+
+# Which rules are exact.
+
+SETTINGS = [(2, 1), (2, 2), (3, 2), (3, 3)]
+VERIFIERS = {"token": token_law, "block": block_law}
+
+
+@pytest.mark.parametrize(("slots", "passes"), SETTINGS)
+@pytest.mark.parametrize("sampler", PLAN_LAWS)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_every_rule_is_exact(sampler, slots, passes, verifier):
+    gains = []
+    for seed, sampling in enumerate(SAMPLINGS.values()):
+        table = random_table(seed, slots)
+        branches = Branches.create(PLAN_LAWS[sampler](slots, passes), shaped(table, sampling))
+        assert branches.weights_R.sum() == pytest.approx(1, abs=1e-12)
+        means = []
+        for rule in ("in_order", "last_pass"):
+            rows = shipped_rows(branches, table, num_passes=passes, rule=rule, sampling=sampling)
+            distance, mean = verified(VERIFIERS[verifier], branches, rows, seed)
+            assert distance < 1e-12, rule
+            means.append(mean)
+        rows = shipped_rows(
+            branches, table, num_passes=passes, rule="point_mass", sampling=sampling
+        )
+        distance, mean = verified(point_mass_without_q, branches, rows, seed)
+        assert distance < 1e-12
+        gains.append((means[0] - means[1], means[1] - mean))
+    assert np.min(gains) > -1e-12
+    if passes > 1:
+        assert np.max(gains, axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting"])
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_reveal_time_rows_of_a_random_order_are_refused(sampler, slots, verifier):
+    """The negative control: what each token was drawn from is no valid q for all of them."""
+    distances = []
+    for seed in range(3):
+        table = random_table(seed, slots)
+        branches = Branches.create(PLAN_LAWS[sampler](slots, 2), table)
+        distances.append(verified(VERIFIERS[verifier], branches, branches.reveal_RGV, seed)[0])
+    assert max(distances) > 1e-3
+
+
+@pytest.mark.parametrize(("slots", "passes"), SETTINGS)
+def test_reveal_time_rows_from_left_to_right_are_those_in_order(slots, passes):
+    table = random_table(5, slots)
+    branches = Branches.create(left_to_right_law(slots, passes), table)
+    rows = shipped_rows(
+        branches, table, num_passes=passes, rule="in_order", sampling=SAMPLINGS["plain"]
+    )
+    np.testing.assert_allclose(rows, branches.reveal_RGV, atol=1e-14)
+    assert verified(token_law, branches, rows, 5)[0] < 1e-12
+
+
+def test_wrong_temperature_of_q_is_refused():
+    table = random_table(0, 2)
+    branches = Branches.create(left_to_right_law(2, 2), shaped(table, SAMPLINGS["cold"]))
+    rows = shipped_rows(branches, table, num_passes=2, rule="in_order", sampling=SAMPLINGS["plain"])
+    assert verified(token_law, branches, rows, 0)[0] > 1e-3
+
+
+def test_slots_with_a_distribution_of_their_own_by_hand():
+    passes = jnp.array([[1, 0, 2, 1], [0, 1, 1, 2], [3, 2, 1, 0]])
+    masked = jnp.ones((3, 4), bool).at[1, 3].set(False)
+
+    def own(rule):
+        return has_own_distribution(passes, masked, rule=rule).astype(int).tolist()
+
+    assert own("in_order") == [[1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert own("last_pass") == [[0, 0, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0]]
+    assert own("point_mass") == [[0] * 4] * 3
+    with pytest.raises(ValueError, match="in_order, last_pass, point_mass"):
+        own("reveal_time")
+
+
+# What the samplers sample.
+
+
+def reverse_process_law(table: np.ndarray, passes: int) -> np.ndarray:
+    """The ancestral sampler over all states, step by step: stay masked w.p. s / t."""
+    slots = table.shape[-2]
+    states = list(itertools.product(range(SYMBOLS), repeat=slots))
+    law = {state: float(state == (MASK,) * slots) for state in states}
+    times = ancestral_times(passes)
+    for t, s in itertools.pairwise(times):
+        moved = dict.fromkeys(states, 0.0)
+        for before, after in itertools.product(states, repeat=2):
+            chance = law[before]
+            for slot, (old, new) in enumerate(zip(before, after, strict=True)):
+                if old != MASK:
+                    chance *= float(new == old)
+                elif new == MASK:
+                    chance *= s / t
+                else:
+                    chance *= (1 - s / t) * table[before][slot, new]
+            moved[after] += chance
+        law = moved
+    cells = np.array([law[state] for state in states]).reshape((SYMBOLS,) * slots)
+    return cells[(slice(WORDS),) * slots]
+
+
+def any_order_law(table: np.ndarray) -> np.ndarray:
+    """One random slot at a time."""
+    slots = table.shape[-2]
+    law = np.zeros((WORDS,) * slots)
+    orders = list(itertools.permutations(range(slots)))
+    for order, draft in itertools.product(orders, np.ndindex(law.shape)):
+        state, chance = [MASK] * slots, 1 / len(orders)
+        for slot in order:
+            chance *= table[tuple(state)][slot, draft[slot]]
+            state[slot] = draft[slot]
+        law[draft] += chance
+    return law
+
+
+def branch_law(branches: Branches) -> np.ndarray:
+    law = np.zeros((WORDS,) * branches.drafts_RG.shape[1])
+    np.add.at(law, tuple(branches.drafts_RG.T), branches.weights_R)
+    return law
+
+
+def test_laws_of_the_samplers():
+    table = random_table(1, 2)
+    for passes in (1, 2, 3):
+        law = branch_law(Branches.create(ancestral_law(2, passes), table))
+        assert laws.total_variation(law, reverse_process_law(table, passes)) < 1e-12
+    law = branch_law(Branches.create(first_hitting_law(2, 2), table))
+    assert laws.total_variation(law, any_order_law(table)) < 1e-12
+    # Many small steps hit one slot at a time.
+    limit = branch_law(Branches.create(ancestral_law(2, 60), table))
+    assert laws.total_variation(law, limit) < 0.02
+    law = branch_law(Branches.create(left_to_right_law(2, 2), table))
+    blank = table[MASK, MASK, 0, :WORDS]
+    chain = np.stack([p * table[word, MASK, 1, :WORDS] for word, p in enumerate(blank)])
+    assert laws.total_variation(law, chain) < 1e-12
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "passes", "slots", "rule"))
+def sampled(table, keys, *, sampler, passes, slots, rule="in_order"):
+    tokens = jnp.full((len(keys), slots), MASK)
+    plan = make_plan(sampler, keys, tokens == MASK, passes)
+    filled = fill(
+        denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0), rule=rule
+    )
+    return plan, filled
+
+
+@pytest.mark.parametrize(("slots", "passes"), [(2, 2), (3, 2)])
+@pytest.mark.parametrize("sampler", PLAN_LAWS)
+def test_jitted_samplers_follow_their_law(sampler, slots, passes):
+    table = random_table(2, slots)
+    keys = jax.random.split(jax.random.key(4), laws.ROUNDS)
+    plan, filled = sampled(table.astype("f4"), keys, sampler=sampler, passes=passes, slots=slots)
+    plan_law = PLAN_LAWS[sampler](slots, passes)
+    cells = np.zeros((passes,) * slots)
+    for key, chance in plan_law.items():
+        cells[key] = chance
+    counted = laws.histogram(np.asarray(plan.passes_BG), vocabulary=passes)
+    assert laws.chi_square(counted, cells) > laws.FALSE_ALARM
+    law = branch_law(Branches.create(plan_law, table))
+    laws.assert_same_law(np.asarray(filled.tokens_BG), law)
+    np.testing.assert_allclose(filled.probs_BGV.sum(-1), 1, atol=1e-5)
+
+
+def test_passes_that_reveal_nothing_are_not_run():
+    keys = jax.random.split(jax.random.key(0), 1)
+    table = random_table(0, 2).astype("f4")
+    _, filled = sampled(table, keys, sampler="ancestral", passes=30, slots=2)
+    assert 1 <= int(filled.num_passes) <= 2
+    _, filled = sampled(table, keys, sampler="left_to_right", passes=1, slots=2)
+    assert int(filled.num_passes) == 1
+
+
+def test_jit_and_no_jit_agree_and_rows_do_not_depend_on_neighbours():
+    table = random_table(3, 3).astype("f4")
+    keys = jax.random.split(jax.random.key(1), 5)
+    _, together = sampled(table, keys, sampler="first_hitting", passes=3, slots=3)
+    tokens = jnp.full((5, 3), MASK)
+    plan = first_hitting_plan(keys, tokens == MASK)
+    plain = fill(denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+    np.testing.assert_array_equal(plain.tokens_BG, together.tokens_BG)
+    np.testing.assert_allclose(plain.probs_BGV, together.probs_BGV, atol=1e-6)
+    _, alone = sampled(table, keys[2:3], sampler="first_hitting", passes=3, slots=3)
+    np.testing.assert_array_equal(alone.tokens_BG[0], together.tokens_BG[2])
+
+
+# Plans and limits.
+
+
+def test_clamped_slots_stay_and_are_certain():
+    tokens = jnp.array([[1, MASK, 2, MASK], [MASK, 0, MASK, MASK]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    table = jnp.asarray(random_table(0, 4), jnp.float32)
+    for sampler in PLAN_LAWS:
+        plan = make_plan(sampler, keys, tokens == MASK, 2)
+        filled = fill(denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+        kept = np.asarray(tokens) != MASK
+        np.testing.assert_array_equal(filled.tokens_BG[kept], tokens[kept])
+        np.testing.assert_array_equal(filled.probs_BGV[kept], np.eye(SYMBOLS)[tokens[kept]])
+        assert (filled.tokens_BG < WORDS).all() and (filled.tokens_BG >= 0).all()
+
+
+def test_left_to_right_shares_differ_by_one_slot_at_most():
+    masked = jnp.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
+    plan = left_to_right_plan(masked, num_passes=2)
+    assert plan.passes_BG[0].tolist() == [0, 0, 0, 1, 1]
+    assert plan.passes_BG[1, jnp.array([1, 3, 4])].tolist() == [0, 0, 1]
+    np.testing.assert_allclose(plan.times_BT[:2], [[1, 0.4], [1, 1 / 3]], rtol=1e-6)
+    assert left_to_right_plan(masked).passes_BG[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_first_hitting_times_are_those_of_the_continuous_process():
+    """With n slots masked the next one is hit at t u^(1/n): the first time has mean n / (n + 1)."""
+    masked = jnp.ones((20_000, 3), bool)
+    plan = first_hitting_plan(jax.random.split(jax.random.key(0), 20_000), masked)
+    times = np.asarray(plan.times_BT)
+    assert (np.diff(times, axis=1) <= 0).all() and (times > 0).all() and (times <= 1).all()
+    # The three times are the order statistics of three uniform numbers.
+    np.testing.assert_allclose(times.mean(0), [3 / 4, 2 / 4, 1 / 4], atol=0.01)
+    plan = first_hitting_plan(
+        jax.random.split(jax.random.key(0), 1), jnp.array([[True, False, True]]), num_passes=2
+    )
+    assert sorted(plan.passes_BG[0, jnp.array([0, 2])].tolist()) == [0, 1]
+
+
+def test_times_reach_the_denoiser():
+    seen = []
+
+    def denoise(tokens, times):
+        jax.debug.callback(lambda t: seen.append(float(t[0])), times)
+        return jnp.zeros((*tokens.shape, SYMBOLS)).at[..., MASK].set(-jnp.inf)
+
+    tokens = jnp.full((1, 4), MASK)
+    plan = left_to_right_plan(tokens == MASK)
+    keys = jax.random.split(jax.random.key(0), 1)
+    fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+    jax.effects_barrier()
+    assert sorted(seen, reverse=True) == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_greedy_drafts_are_one_hot_under_every_rule():
+    tokens = jnp.full((1, 3), MASK)
+    keys = jax.random.split(jax.random.key(0), 1)
+    table = jnp.asarray(random_table(0, 3), jnp.float32)
+    plan = first_hitting_plan(keys, tokens == MASK)
+    for rule in RULES:
+        filled = fill(
+            denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(0.0), rule=rule
+        )
+        if rule == "point_mass":
+            assert filled.probs_BGV is None
+        else:
+            expected = jax.nn.one_hot(filled.tokens_BG, SYMBOLS)
+            np.testing.assert_array_equal(filled.probs_BGV, expected)
+
+
+def test_a_denoiser_without_a_distribution_is_noticed():
+    def denoise(tokens, times):
+        return jnp.full((*tokens.shape, SYMBOLS), jnp.nan)
+
+    tokens = jnp.full((1, 2), MASK)
+    keys = jax.random.split(jax.random.key(0), 1)
+    plan = left_to_right_plan(tokens == MASK, num_passes=1)
+    filled = fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+    assert filled.tokens_BG.tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda keys, masked: ancestral_plan(keys, masked, num_passes=0),
+        lambda keys, masked: first_hitting_plan(keys, masked, num_passes=-1),
+        lambda keys, masked: left_to_right_plan(masked, num_passes=0),
+    ],
+)
+def test_plans_need_a_pass(plan):
+    with pytest.raises(ValueError, match="num_passes"):
+        plan(jax.random.split(jax.random.key(0), 1), jnp.ones((1, 2), bool))
+
+
+def test_a_plan_for_other_slots_is_refused():
+    tokens = jnp.full((1, 3), MASK)
+    keys = jax.random.split(jax.random.key(0), 1)
+    with pytest.raises(ValueError, match="The plan is for"):
+        fill(
+            denoiser(random_table(0, 3)), tokens, left_to_right_plan(jnp.ones((1, 2), bool)), keys,
+            mask_id=MASK, sampling=Sampling(1.0),
+        )  # fmt: skip
+
+
+def test_a_dit_drafts_behind_a_clamped_prefix():
+    model = DiT(DiTConfig(vocab_size=9, hidden_size=16, num_layers=1, num_heads=2))
+    prefix = jnp.array([[1, 2, 3, 4]])
+    tokens = jnp.concatenate([prefix, jnp.full((1, 3), 8)], axis=1)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype("f4"), params)
+
+    @jax.jit
+    def draft(params, keys):
+        def denoise(slots_BG, times_B):
+            row = jnp.concatenate([prefix, slots_BG], axis=1)
+            rows_BI = 4 + jnp.arange(3)[None]
+            output = model.apply({"params": params}, row, rows_BI=rows_BI)
+            return subs_log_probs(output.logits_BSV, slots_BG, mask_id=8)
+
+        slots = tokens[:, 4:]
+        plan = first_hitting_plan(keys, slots == 8, num_passes=2)
+        return fill(denoise, slots, plan, keys, mask_id=8, sampling=Sampling(1.0))
+
+    filled = draft(params, jax.random.split(jax.random.key(0), 1))
+    assert filled.probs_BGV.shape == (1, 3, 9) and int(filled.num_passes) == 2
+    assert not filled.probs_BGV[..., 8].any() and (filled.tokens_BG < 8).all()
+    np.testing.assert_allclose(filled.probs_BGV.sum(-1), 1, atol=1e-5)

@@ -40,9 +40,15 @@ def target(request):
     model = GPT2(CONFIGS[request.param])
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
     generator = np.random.default_rng(3)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(0.4 * generator.standard_normal(leaf.shape), "float32"), shapes
-    )
+
+    def drawn(path, leaf):
+        # Scales of norms lie around 1, as in every trained model: around 0 they would pass on so
+        # little of the text that a response keeps to one token.
+        middle = 1.0 if path[-1].key == "scale" else 0.0
+        noise = 0.4 * generator.standard_normal(leaf.shape)
+        return jnp.asarray(middle + noise, "float32")
+
+    params = jax.tree_util.tree_map_with_path(drawn, shapes)
     # A random bias here would have its say in every token alike.
     params["final_norm"] = {"scale": jnp.ones(32), "bias": jnp.zeros(32)}
     return model, params
@@ -72,7 +78,7 @@ def test_one_token_a_pass_is_the_argmax_of_one_pass_without_a_cache(target, plai
         first = len(prompt) - 1
         greedy = expected[row, first : first + len(response.tokens)].argmax(-1)
         assert tuple(greedy) == response.tokens
-    assert len({token for r in plain for token in r.tokens}) > 5
+    assert len({token for r in plain for token in r.tokens}) > 10
     assert max(len(r.tokens) for r in plain) == RULES.max_new_tokens
 
 

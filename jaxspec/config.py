@@ -556,6 +556,9 @@ class EvaluationConfig:
     """Block used in decoding; 0: the drafter's own."""
     max_prompt_tokens: int = 512
     """Longest prompt taken; longer ones are counted and left out."""
+    passage_tokens: int = 32
+    """Of running text (wikitext2, tinystories), the first so many tokens are the prompt, as they
+    are; the target goes on from there."""
     timing_prompts: int = 6
     """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
     timing_repeats: int = 3
@@ -569,6 +572,10 @@ class EvaluationConfig:
             f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
         )
         _require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        _require(
+            self.passage_tokens >= 1,
+            f"evaluation.passage_tokens must be at least 1: got {self.passage_tokens}.",
+        )
         _require(
             self.tree_nodes >= 0,
             f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",

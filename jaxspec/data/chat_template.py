@@ -51,6 +51,7 @@ class ChatTemplate:
         *,
         source: str | None,
         variables: Mapping[str, Any] | None = None,
+        is_own: bool = True,
     ) -> None:
         """Keep a template; it is compiled when it is first needed.
 
@@ -59,7 +60,9 @@ class ChatTemplate:
           source: its text; None when the folder has none, which is an error only if it is used.
           variables: what templates may print or test beside the conversation: bos_token,
             eos_token, enable_thinking and so on.
+          is_own: whether the folder itself has it.
         """
+        self.is_own = is_own and source is not None
         self._folder = str(folder)
         self._source = source
         self._variables = dict(variables or {})
@@ -77,7 +80,8 @@ class ChatTemplate:
 
         `default` is the template of a folder that has none.
         """
-        return cls(folder, source=_find_source(folder, config) or default, variables=variables)
+        found = _find_source(folder, config)
+        return cls(folder, source=found or default, variables=variables, is_own=bool(found))
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         """The text of a conversation, with the header of an answer behind it if wanted.

@@ -67,6 +67,7 @@ class Tokenizer:
         folder: str | os.PathLike[str],
         *,
         template_options: Mapping[str, Any] | None = None,
+        default_template: str | None = None,
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
@@ -97,8 +98,10 @@ class Tokenizer:
             self.folder,
             config,
             variables={**self._names, **(template_options or {})},
-            default=PLAIN if is_gpt2(config) else None,
+            default=PLAIN if is_gpt2(config) else default_template,
         )
+        self.has_template: bool = self._template.is_own
+        """Whether the folder has a chat template of its own."""
 
     @classmethod
     def load(
@@ -106,6 +109,7 @@ class Tokenizer:
         path: str | os.PathLike[str],
         *,
         template_options: Mapping[str, Any] | None = None,
+        default_template: str | None = None,
     ) -> Tokenizer:
         """Read a tokenizer folder; "embedded" is the one shipped in the package.
 
@@ -114,6 +118,9 @@ class Tokenizer:
             tokenizer_config.json, which for a GPT-2 may be absent beside config.json.
           template_options: further variables of the chat template, such as
             {"enable_thinking": False} for Qwen3.
+          default_template: for conversations where the folder has no chat template, which is an
+            error otherwise. (It may be a chat model's that was lost in copying.) A GPT-2's is
+            `jaxspec.data.chat_template.PLAIN`.
 
         Returns:
           The tokenizer.
@@ -122,7 +129,7 @@ class Tokenizer:
           ValueError: no such folder, no tokenizer in it, or one that is not byte-level.
         """
         folder = EMBEDDED_FOLDER if str(path) == "embedded" else path
-        return cls(folder, template_options=template_options)
+        return cls(folder, template_options=template_options, default_template=default_template)
 
     @classmethod
     def train(

@@ -117,8 +117,14 @@ NONE = DrafterBundle("none", "none", None, "none", None, {})
 """The target alone."""
 
 
-def load_target_bundle(target: TargetConfig) -> TargetBundle:
+def load_target_bundle(
+    target: TargetConfig, *, default_template: str | None = None
+) -> TargetBundle:
     """Opens the target that a run names.
+
+    Args:
+      target: where it lies, and in which dtype it computes.
+      default_template: see `Tokenizer.load`.
 
     Raises:
       ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
@@ -126,7 +132,9 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     folder = target_folder(target.path)
     config, params = load_target(folder, dtype=target.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
-    tokenizer = Tokenizer.load(folder, template_options=target.template_options)
+    tokenizer = Tokenizer.load(
+        folder, template_options=target.template_options, default_template=default_template
+    )
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the target's embedding "

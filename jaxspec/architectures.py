@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+Context = Literal["bidirectional", "causal"]
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -34,6 +36,12 @@ class DiTConfig:
     """Whether the model sees the noise. If not, it is given 0, as the released model was."""
     max_position_embeddings: int = 1024
     """Longest sequence the model is made for."""
+    mask_token_id: int | None = None
+    """Id of the mask; None: the last row of the embedding, as in the released model."""
+    context: Context = "bidirectional"
+    """What clean tokens before a drafted block see: everything, the block's masks included, as in
+    MDLM, or only what stands before them, as in block diffusion with blocks of one. Causal ones
+    never change, so drafting keeps their keys and values and reads the block alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -44,6 +52,11 @@ class DiTConfig:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
+                f"{self.mask_token_id}."
+            )
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "conditioning_size")
         for field in sizes:
             if getattr(self, field) < 1:
@@ -53,6 +66,11 @@ class DiTConfig:
                 "hidden_size must give every head an even width, for RoPE: got hidden_size "
                 f"{self.hidden_size} for {self.num_heads} heads."
             )
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask."""
+        return self.vocab_size - 1 if self.mask_token_id is None else self.mask_token_id
 
     @property
     def head_dim(self) -> int:

@@ -15,6 +15,7 @@ import math
 import typing
 from typing import Literal
 
+from jaxspec.architectures import Context as Context
 from jaxspec.architectures import DiTConfig as DiTConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -325,6 +326,44 @@ class DrafterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DenoiserConfig:
+    """A masked-diffusion language model that learns to draft (training.task "denoiser").
+
+    SpecDiff (arXiv 2408.05636), SpecDiff-2 (arXiv 2511.00606).
+
+    Raises:
+      ValueError: a block of fewer than 2 slots, or LoRA without a model to adapt.
+    """
+
+    architecture: DiTConfig | None = None
+    """Shape to train from scratch; None: that of `path`."""
+    path: str = ""
+    """Denoiser to go on from: a run's folder or one of the released layout; "": from scratch."""
+    objective: Literal["elbo", "score_entropy", "draft"] = "elbo"
+    """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
+    likelihood, or SEDD's score entropy), or the fully masked block behind a prefix with `loss`, as
+    drafting meets it."""
+    block_size: int = 16
+    """Slots of a block with its anchor: what "draft" trains, and any training with causal context.
+    Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them."""
+    lora_rank: int = 0
+    """Train only low-rank updates of the layers' matrices (LoRA); 0: train every weight."""
+    lora_alpha: float = 0.0
+    """Updates are scaled by alpha / rank; 0: alpha = 2 rank."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.block_size >= 2,
+            f"denoiser.block_size counts the anchor and must be at least 2: got {self.block_size}.",
+        )
+        _require(
+            self.lora_rank >= 0 and (self.lora_rank == 0 or bool(self.path)),
+            "denoiser.lora_rank must be 0 (no LoRA) or more, and LoRA adapts the model that "
+            f"denoiser.path names: got rank {self.lora_rank} and path {self.path!r}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Weights of the loss: cross-entropy with decay + focal * first error - chain * reward.
 
@@ -342,7 +381,7 @@ class LossConfig:
     """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight":
     weighted mean over all slots (what trainers do)."""
     objective: Literal[
-        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak"
+        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak", "detached_streak"
     ] = "cross_entropy"
     """The per-slot term that stands in for cross-entropy; the others are for comparison."""
     chunk_blocks: int = 0
@@ -478,8 +517,9 @@ class MeshConfig:
 class TrainingConfig:
     """The loop."""
 
-    task: Literal["target", "drafter"] = "drafter"
-    """Train a drafter on the frozen target, or the target itself."""
+    task: Literal["target", "drafter", "denoiser"] = "drafter"
+    """Train a drafter on the frozen target, the target itself, or a masked-diffusion language model
+    that drafts for it."""
     steps: int = 1000
     """Optimizer steps of the run."""
     gradient_accumulation: int = 1
@@ -554,6 +594,16 @@ class EvaluationConfig:
     drafting off. (): one size."""
     block_size: int = 0
     """Block used in decoding; 0: the drafter's own."""
+    denoising_passes: int = 1
+    """Passes in which a masked-diffusion drafter fills a block."""
+    denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
+    """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
+    random ones in equal shares, or the leftmost ones."""
+    draft_rule: Literal["in_order", "last_pass", "point_mass", "reveal_time"] = "in_order"
+    """What the verifier is told of tokens that were filled in at different passes: the distribution
+    a token was drawn from, if nothing to its left was filled in later ("in_order"), or if it was in
+    the last pass ("last_pass"), or no distribution at all ("point_mass"); a token without one
+    counts as certain. "reveal_time", every token's own, is exact only from left to right."""
     max_prompt_tokens: int = 512
     """Longest prompt taken; longer ones are counted and left out."""
     passage_tokens: int = 32
@@ -604,6 +654,31 @@ class EvaluationConfig:
             "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
         )
         _require(
+            self.denoising_passes >= 1,
+            f"evaluation.denoising_passes must be at least 1: got {self.denoising_passes}.",
+        )
+        _require(
+            self.draft_rule != "reveal_time"
+            or self.denoising_order == "left_to_right"
+            or self.denoising_passes == 1,
+            "evaluation.draft_rule 'reveal_time' would change the target's output: in order "
+            f"{self.denoising_order!r} with {self.denoising_passes} passes, what a token was drawn "
+            "from tells what stood to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
+            "evaluation.denoising_order 'left_to_right'.",
+        )
+        _require(
+            self.draft_rule != "point_mass"
+            or self.verifier in ("auto", "point_mass")
+            or self.temperature == 0,
+            "evaluation.draft_rule 'point_mass' gives the verifier no distributions: got "
+            f"evaluation.verifier {self.verifier!r}, expected 'auto' or 'point_mass'.",
+        )
+        _require(
+            self.denoising_passes == 1 or not (self.tree_nodes or self.chains),
+            "Trees and chains are drawn from the distributions of one pass: got "
+            f"evaluation.denoising_passes {self.denoising_passes}.",
+        )
+        _require(
             self.max_new_tokens >= 1,
             f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",
         )
@@ -623,6 +698,7 @@ class RunConfig:
     """Name of the run, for logs."""
     target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
     drafter: DrafterConfig = dataclasses.field(default_factory=DrafterConfig)
+    denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -151,6 +151,7 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         capture: tuple[int, ...] = (),
         mask_BSS: jax.Array | None = None,
+        cache_mask_BST: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass; arguments and result are those of `Transformer`.
 
@@ -166,7 +167,12 @@ class GPT2(nn.Module):
         if positions_BS is None:
             positions_BS = next_positions(tokens_BS, cache)
         masks, cached = visible(
-            tokens_BS.shape[1], cache=cache, segments_BS=segments_BS, mask_BSS=mask_BSS, groups=1
+            tokens_BS.shape[1],
+            cache=cache,
+            segments_BS=segments_BS,
+            mask_BSS=mask_BSS,
+            cache_mask_BST=cache_mask_BST,
+            groups=1,
         )
         rows_BS = jnp.minimum(positions_BS, cfg.max_position_embeddings - 1)
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(

@@ -161,6 +161,7 @@ def visible(
     cache: KVCache | None,
     segments_BS: jax.Array | None,
     mask_BSS: jax.Array | None,
+    cache_mask_BST: jax.Array | None,
     groups: int,
 ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array] | None]:
     """What a pass may see: masks of its own tokens and of the cache, and the cache's arrays."""
@@ -172,7 +173,10 @@ def visible(
     own_mask = repeat_rows(mask_BSS, groups)
     if cache is None:
         return (own_mask, None), None
-    return (own_mask, cache.committed_BT()[:, None, None]), (cache.keys_LBRTC, cache.values_LBRTC)
+    cache_mask = cache.committed_BT()[:, None, None]
+    if cache_mask_BST is not None:
+        cache_mask = repeat_rows(cache_mask_BST, groups)
+    return (own_mask, cache_mask), (cache.keys_LBRTC, cache.values_LBRTC)
 
 
 def through_layers(
@@ -294,6 +298,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         capture: tuple[int, ...] = (),
         mask_BSS: jax.Array | None = None,
+        cache_mask_BST: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass.
 
@@ -307,6 +312,7 @@ class Transformer(nn.Module):
           mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
             drafts sets it together with `positions_BS`. Sliding layers see less: of the keys it
             allows, those at positions above the query's less the window, as in transformers.
+          cache_mask_BST: True where token i sees slot t of the cache; default: committed slots.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -323,6 +329,7 @@ class Transformer(nn.Module):
             cache=cache,
             segments_BS=segments_BS,
             mask_BSS=mask_BSS,
+            cache_mask_BST=cache_mask_BST,
             groups=cfg.num_heads // cfg.num_kv_heads,
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(

@@ -257,6 +257,32 @@ def test_paths_of_a_tree_see_what_sequences_see(tiny: tuple[GPT2Config, Any]) ->
             np.testing.assert_allclose(tree_BSD[row, np.array(path)], expected_SD, atol=1e-4)
 
 
+def test_slots_of_the_cache_can_be_hidden(tiny: tuple[GPT2Config, Any]) -> None:
+    """As in one pass whose later tokens do not see some of the earlier ones."""
+    config, params = tiny
+    stored, hidden_slots = 9, (2, 6, 7)
+    mask_SS = np.tril(np.ones((16, 16), bool))
+    mask_SS[stored:, hidden_slots] = False
+    expected_BSD = hidden(
+        config, params, TOKENS_BS, mask_BSS=jnp.broadcast_to(mask_SS, (2, 16, 16))
+    )[:, stored:]
+    cache = empty_cache(config, capacity=20)
+    output = GPT2(config).apply({"params": params}, TOKENS_BS[:, :stored], cache=cache)
+    cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(stored)
+    seen_T = (np.arange(20) < stored) & ~np.isin(np.arange(20), hidden_slots)
+    rest_BS = TOKENS_BS[:, stored:]
+    got_BSD = hidden(
+        config,
+        params,
+        rest_BS,
+        cache=cache,
+        cache_mask_BST=jnp.broadcast_to(seen_T, (*rest_BS.shape, 20)),
+    )
+    np.testing.assert_allclose(got_BSD, expected_BSD, atol=1e-4)
+    everything_BSD = hidden(config, params, rest_BS, cache=cache)
+    assert np.abs(everything_BSD - expected_BSD).max() > 0.01
+
+
 def test_packed_documents_do_not_see_each_other(tiny: tuple[GPT2Config, Any]) -> None:
     config, params = tiny
     cut, index_S = 7, np.arange(16)

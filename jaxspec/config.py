@@ -229,6 +229,33 @@ LanguageModelConfig = TransformerConfig | GPT2Config
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskedTransformerConfig(TransformerConfig):
+    """Shape of a transformer that fills in masks; its weights are those of a causal one.
+
+    Raises:
+      ValueError: a mask outside the vocabulary.
+    """
+
+    mask_token_id: int | None = None
+    """Id of the mask; None: the last row of the embedding."""
+    context: Context = "bidirectional"
+    """What clean tokens before a drafted block see; see `DiTConfig`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            0 <= self.mask_id < self.vocab_size,
+            f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
+            f"{self.mask_token_id}.",
+        )
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask."""
+        return self.vocab_size - 1 if self.mask_token_id is None else self.mask_token_id
+
+
+@dataclasses.dataclass(frozen=True)
 class TargetConfig:
     """The model whose output must not change."""
 
@@ -338,7 +365,15 @@ class DenoiserConfig:
     architecture: DiTConfig | None = None
     """Shape to train from scratch; None: that of `path`."""
     path: str = ""
-    """Denoiser to go on from: a run's folder or one of the released layout; "": from scratch."""
+    """Weights to go on from: a run's folder, an MDLM of the released layout, or a language model of
+    the target's family, which learns to see both ways; "": from scratch."""
+    num_layers: int = 0
+    """Keep only the first so many layers of `path`; 0: all."""
+    unroll_layers: bool = False
+    """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
+    context: Context | None = None
+    """What clean tokens before a block see; None: as in `path` or `architecture`. "bidirectional"
+    is MDLM; "causal" lets drafting cache them."""
     objective: Literal["elbo", "score_entropy", "draft"] = "elbo"
     """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
     likelihood, or SEDD's score entropy), or the fully masked block behind a prefix with `loss`, as

@@ -224,6 +224,7 @@ def save_target(
     eos_token_ids: Sequence[int] = (),
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that transformers and servers load as one of `config_json.MODEL_TYPES`.
 
@@ -239,6 +240,7 @@ def save_target(
       eos_token_ids: ids that end an answer; (): the tokenizer's.
       max_shard_bytes: weights beyond this are split into several files with an index.
       provenance: written as provenance.json.
+      more: entries of config.json besides those of the format.
 
     Raises:
       ValueError: parameters that do not fit `config`, or a folder that holds other files.
@@ -248,8 +250,9 @@ def save_target(
     special_ids = _special_ids(tokenizer_folder)
     if eos_token_ids:
         special_ids["eos_token_id"] = [int(i) for i in eos_token_ids]
+    document = config_json.target_to_json(config, dtype=dtype, special_ids=special_ids)
     documents: dict[str, Mapping[str, Any]] = {
-        "config.json": config_json.target_to_json(config, dtype=dtype, special_ids=special_ids),
+        "config.json": {**document, **(more or {})},
         "generation_config.json": {"do_sample": False, **special_ids},
     }
     write_folder(

@@ -383,3 +383,26 @@ def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, st
         if isinstance(value, str):
             names[key] = value
     return names
+
+
+_NAMED_IDS = 5
+
+
+def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
+    """Refuses a drafter whose ids mean other tokens than the target's.
+
+    Raises:
+      ValueError: names the first ids that differ.
+    """
+    ours, theirs = drafter.vocabulary(), target.vocabulary()
+    differ = sorted(
+        {i for token, i in ours.items() if theirs.get(token) != i}
+        | {i for token, i in theirs.items() if ours.get(token) != i}
+    )
+    if differ:
+        named = ", ".join(map(str, differ[:_NAMED_IDS]))
+        more = f" and {len(differ) - _NAMED_IDS} more" if len(differ) > _NAMED_IDS else ""
+        raise ValueError(
+            f"The tokenizer of the drafter in {name} is not the target's: ids {named}{more} mean "
+            "different tokens. A drafter must be trained with the target's tokenizer."
+        )

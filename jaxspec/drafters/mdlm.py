@@ -13,7 +13,7 @@ What the rejection rule is told of tokens revealed in earlier passes is a named,
 Dimension key: B batch rows, S prompt tokens, T slots of the prefix, W tokens of a pass, K block
 slots, G = K - 1 drafted slots, V the target's vocabulary.
 
->>> proposer = MDLMProposer(DiT(config), vocabulary=2048, block_size=9, num_passes=2)
+>>> proposer = MDLMProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
 from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
 from jaxspec.losses import LogLinearSchedule
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.mdlm import AnyDenoiser
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -44,7 +44,7 @@ class _Denoising:
         tokens.
     """
 
-    model: DiT
+    model: AnyDenoiser
     vocabulary: int
     """V, rows of the target's embedding; drafts are distributions over them."""
     block_size: int
@@ -66,6 +66,11 @@ class _Denoising:
             raise ValueError(
                 f"A block of {self.block_size} slots is longer than the drafter's "
                 f"{config.max_position_embeddings} positions: lower evaluation.block_size."
+            )
+        if self.rule == "point_mass" and not self.sampling.greedy:
+            raise ValueError(
+                "A draft that is judged as a point mass takes the likeliest tokens: give it "
+                f"temperature 0, not {self.sampling.temperature}."
             )
         if self.num_passes < 1:
             raise ValueError(f"A draft takes at least 1 denoising pass: got {self.num_passes}.")

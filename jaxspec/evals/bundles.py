@@ -16,22 +16,21 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
-from jaxspec.checkpoints.mdlm import is_mdlm, load_mdlm
 from jaxspec.config import LanguageModelConfig, LossConfig, TargetConfig
-from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.drafters.autoregressive import AutoregressiveProposer
 from jaxspec.drafters.denoising import Order, Rule
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.drafters.protocol import DFlashProposer, Proposer
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.mdlm import AnyDenoiser, BidirectionalTransformer, DiT, make_denoiser
 from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 
-_NAMED_IDS = 5
 UNROLLED_LAYERS = 8
 """Models of at most so many layers are unrolled: a step of a small one then takes half the time
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
@@ -92,7 +91,7 @@ class DrafterBundle:
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: Kind
-    model: DFlash | LanguageModel | DiT | None
+    model: DFlash | LanguageModel | AnyDenoiser | None
     """The network; None for prompt look-up and for no drafter."""
     params: Any
     trained_block: int = 0
@@ -117,7 +116,7 @@ class DrafterBundle:
           ValueError: a block that the drafter cannot hold.
         """
         block_size = block_size or self.block_size
-        if isinstance(self.model, DiT):
+        if isinstance(self.model, DiT | BidirectionalTransformer):
             is_causal = self.model.config.context == "causal"
             denoising = denoising or Denoising()
             return (CachedMDLMProposer if is_causal else MDLMProposer)(
@@ -194,7 +193,7 @@ def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterB
     """
     folder = Path(folder).expanduser()
     weights = exported_weights(folder)
-    if is_mdlm(weights):
+    if is_denoiser(weights):
         return _denoiser(folder, weights, target=target)
     if is_target(weights):
         return _language_model(folder, weights, target=target)
@@ -223,7 +222,7 @@ def _denoiser(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBu
     Its embedding may have other padding rows than the target's, and a row for its mask: what counts
     is that the ids of the tokenizer mean the same tokens.
     """
-    config, params = load_mdlm(weights, dtype=target.config.dtype)
+    config, params = load_denoiser(weights, dtype=target.config.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
     check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
     if config.vocab_size < target.tokenizer.vocab_size:
@@ -242,7 +241,7 @@ def _denoiser(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBu
         loss=(_recorded_loss(record) if goal == "draft" else goal) or name,
         seed=record.get("seed"),
         kind="mdlm",
-        model=DiT(config),
+        model=make_denoiser(config),
         params=jax.device_put(params),
         trained_block=settings.get("block_size", 0) if goal == "draft" else 0,
     )
@@ -271,26 +270,6 @@ def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> Dra
     return DrafterBundle(
         folder_name(folder), "autoregressive", seed, "autoregressive", make_model(config), params
     )
-
-
-def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
-    """Refuses a drafter whose ids mean other tokens than the target's.
-
-    Raises:
-      ValueError: names the first ids that differ.
-    """
-    ours, theirs = drafter.vocabulary(), target.vocabulary()
-    differ = sorted(
-        {i for token, i in ours.items() if theirs.get(token) != i}
-        | {i for token, i in theirs.items() if ours.get(token) != i}
-    )
-    if differ:
-        named = ", ".join(map(str, differ[:_NAMED_IDS]))
-        more = f" and {len(differ) - _NAMED_IDS} more" if len(differ) > _NAMED_IDS else ""
-        raise ValueError(
-            f"The tokenizer of the drafter in {name} is not the target's: ids {named}{more} mean "
-            "different tokens. A drafter must be trained with the target's tokenizer."
-        )
 
 
 def folder_name(folder: Path) -> str:

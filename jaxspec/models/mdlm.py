@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxspec.config import DiTConfig, TransformerConfig
+from jaxspec.config import DiTConfig, MaskedTransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.layers import Linear
 from jaxspec.models.transformer import (
@@ -302,7 +302,7 @@ class BidirectionalTransformer(nn.Module):
     (MDLM, appendix E.5).
     """
 
-    config: TransformerConfig
+    config: MaskedTransformerConfig
 
     def setup(self) -> None:
         self.transformer = Transformer(self.config)
@@ -336,6 +336,16 @@ class BidirectionalTransformer(nn.Module):
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """The head alone, for those who hold the logits of a few positions at a time."""
         return self.transformer.logits(hidden_BSD)
+
+
+AnyDenoiser = DiT | BidirectionalTransformer
+"""Both are a `Denoiser`, with a head of its own (`logits`) and a configuration that names the mask
+and the context."""
+
+
+def make_denoiser(config: DiTConfig | MaskedTransformerConfig) -> AnyDenoiser:
+    """The model of a configuration."""
+    return DiT(config) if isinstance(config, DiTConfig) else BidirectionalTransformer(config)
 
 
 def block_causal_mask(length: int, *, block_size: int) -> np.ndarray:

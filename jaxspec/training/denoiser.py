@@ -38,7 +38,7 @@ from jaxspec.losses import (
 )
 from jaxspec.losses.reduction import count
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import DenoiserOutput, DiT
+from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput
 from jaxspec.ops.suppression import suppress
 from jaxspec.training.objectives import (
     PREDICTION_COUNTS,
@@ -57,9 +57,9 @@ _TIMES, _MASKS = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserObjective:
-    """Trains a `DiT`; `context` of its configuration says what clean tokens see."""
+    """Trains a denoiser; `context` of its configuration says what clean tokens see."""
 
-    model: DiT
+    model: AnyDenoiser
     loss: LossConfig
     """Of "draft"."""
     goal: Goal

@@ -34,6 +34,7 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
+from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
 from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
@@ -174,6 +175,9 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
 
 def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
     """Objective, initialiser of what is trained, and shapes of what is frozen."""
+    if config.training.task == "denoiser":
+        parts = denoiser_parts(config, denoiser_config(config.denoiser))
+        return parts.objective, parts.init, parts.frozen_shapes
     architecture = config.target.architecture or read_config(target_folder(config.target.path))
     if config.training.task == "target":
         model = make_model(architecture)

@@ -19,21 +19,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxspec.checkpoints.folders import exported_weights, target_folder
+from jaxspec.checkpoints.denoiser import save_denoiser
+from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_drafter, save_target
-from jaxspec.checkpoints.mdlm import load_mdlm, read_mdlm, save_mdlm
 from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
-from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.models.mdlm import DiT
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
 from jaxspec.provenance import provenance
 from jaxspec.training.capture_check import capture_check
-from jaxspec.training.denoiser import DenoiserObjective
-from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from jaxspec.training.denoiser_setup import (
+    check_mask,
+    denoiser_config,
+    denoiser_parts,
+    denoiser_source,
+)
 from jaxspec.training.objectives import (
     DISTRIBUTION_OBJECTIVES,
     DrafterObjective,
@@ -201,8 +204,6 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
 
 def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     settings = config.denoiser
-    source = exported_weights(Path(settings.path).expanduser()) if settings.path else None
-    architecture = _denoiser_architecture(settings.architecture, source)
     if settings.objective == "draft" and config.loss.objective in DISTRIBUTION_OBJECTIVES:
         raise ValueError(
             f"loss.objective {config.loss.objective!r} compares with the target's distributions, "
@@ -212,115 +213,48 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
         config.data.tokenizer or target_folder(config.target.path),
         template_options=config.target.template_options,
     )
-    architecture = resolve_denoiser(architecture, tokenizer)
+    source = denoiser_source(settings)
+    if source is not None and (source / "tokenizer.json").is_file():
+        check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
+    architecture = check_mask(denoiser_config(settings), tokenizer)
+    parts = denoiser_parts(config, architecture)
     pipeline = _open_pipeline(config, tokenizer)
-    model = DiT(architecture)
-    objective: Objective = DenoiserObjective(
-        model,
-        config.loss,
-        settings.objective,
-        anchors=config.data.anchors,
-        block_size=settings.block_size,
-        batch_size=config.data.batch_size,
-    )
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    )
-    rank, alpha = settings.lora_rank, settings.lora_alpha or 2.0 * settings.lora_rank
-    if rank:
-        objective = LowRankObjective(objective, alpha / rank)
-        jax.eval_shape(lambda: init_updates(jax.random.key(0), shapes, rank=rank))
 
-    def init(key: jax.Array) -> Any:
-        if rank:
-            return init_updates(key, shapes, rank=rank)
-        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
-
-    def load(shardings: Any) -> Any:
-        assert source is not None, "there is a model to go on from"
-        return load_mdlm(source, dtype=architecture.param_dtype, shardings=shardings)[1]
-
-    def load_base(mesh: Mesh) -> Any:
+    def load_frozen(mesh: Mesh) -> Any:
+        if not parts.frozen_shapes:
+            return {}
         rules = Rules() if config.mesh.path == "jit" else Rules(None, None, None, None, None)
-        return load(rules.shardings(shapes, mesh))
+        return parts.load(rules.shardings(parts.frozen_shapes, mesh))
 
     def export(params: Any) -> None:
-        if rank:
-            params = with_updates(load(None), params, scale=alpha / rank)
-        save_mdlm(
+        save_denoiser(
             workdir / "export",
             architecture,
-            params,
+            parts.whole(params),
             dtype=config.training.export_dtype or None,
             tokenizer_folder=tokenizer.folder,
             provenance=provenance(config=resolved, seed=config.training.seed),
         )
         print(f"Denoiser written to {workdir / 'export'}", flush=True)
 
-    resolved = dataclasses.replace(
-        config, denoiser=dataclasses.replace(settings, architecture=architecture)
-    )
+    resolved = config
+    if isinstance(architecture, DiTConfig):
+        resolved = dataclasses.replace(
+            config, denoiser=dataclasses.replace(settings, architecture=architecture)
+        )
     what = config.loss.label if settings.objective == "draft" else settings.objective
     return Task(
         title=f"denoiser ({what})",
         resolved_config=resolved,
         pipeline=pipeline,
-        objective=objective,
-        init=init,
-        load_frozen=load_base if rank else lambda mesh: {},
+        objective=parts.objective,
+        init=parts.init,
+        load_frozen=load_frozen,
         capture_check=lambda frozen: None,
         keep_tokenizer=lambda: None,
         export=export,
-        load_initial=load if source is not None and not rank else None,
+        load_initial=parts.load if source is not None and not parts.frozen_shapes else None,
     )
-
-
-_FREE_TO_CHANGE = ("context", "dtype", "param_dtype", "unroll_layers", "remat")
-"""What a run may choose anew for the denoiser that it goes on from."""
-
-
-def _denoiser_architecture(asked: DiTConfig | None, source: Path | None) -> DiTConfig:
-    if source is None and asked is None:
-        raise ValueError(
-            "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
-            "denoiser.path (a denoiser to go on from)."
-        )
-    if source is None or asked is None:
-        return asked if source is None else read_mdlm(source)  # type: ignore[return-value]
-    found = read_mdlm(source)
-    free = {name: getattr(asked, name) for name in _FREE_TO_CHANGE}
-    wrong = [
-        f"{field.name}: got {getattr(found, field.name)}, expected {getattr(asked, field.name)}"
-        for field in dataclasses.fields(found)
-        if field.name not in (*_FREE_TO_CHANGE, "mask_token_id", "max_position_embeddings")
-        and getattr(found, field.name) != getattr(asked, field.name)
-    ]
-    if wrong:
-        raise ValueError(
-            f"The denoiser in {source} is not that of denoiser.architecture:\n  "
-            + "\n  ".join(wrong)
-        )
-    return dataclasses.replace(found, **free)
-
-
-def resolve_denoiser(architecture: DiTConfig, tokenizer: Tokenizer) -> DiTConfig:
-    """The shape with its mask's id filled in.
-
-    Raises:
-      ValueError: an embedding that is too small for the tokenizer, or a mask that is a word of it.
-    """
-    rows, ids = architecture.vocab_size, tokenizer.vocab_size
-    if architecture.mask_token_id is None and tokenizer.mask_id is not None:
-        architecture = dataclasses.replace(architecture, mask_token_id=tokenizer.mask_id)
-    mask_id = architecture.mask_id
-    if rows < ids or (mask_id < ids and mask_id not in tokenizer.special_ids):
-        raise ValueError(
-            f"The denoiser's embedding has {rows} rows and its mask is id {mask_id}, but the "
-            f"tokenizer has {ids} ids of its own: the mask must be a special token or an id behind "
-            f"them. Give denoiser.architecture.vocab_size at least {ids + 1}, or name the mask in "
-            "denoiser.architecture.mask_token_id."
-        )
-    return architecture
 
 
 def _open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxspec.checkpoints import key_maps
 from jaxspec.checkpoints.config_json import target_from_json, target_to_json
+from jaxspec.checkpoints.denoiser import read_denoiser
 from jaxspec.checkpoints.huggingface import (
     is_target,
     load_drafter,
@@ -255,3 +256,9 @@ def test_exports_say_of_which_class_the_tokenizer_is(tmp_path: Path) -> None:
         save_target(tmp_path / "out", GPT_2, random_params(GPT_2), tokenizer_folder=source)
         got = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
         assert got == {"tokenizer_class": "GPT2Tokenizer", **(stated or {})}
+
+
+def test_it_cannot_be_made_a_denoiser(saved: tuple[GPT2Config, Path]) -> None:
+    """Masked diffusion sees both ways, and takes a `Transformer` without its causal mask."""
+    with pytest.raises(ValueError, match="a GPT-2 or GPT-Neo cannot be made a denoiser"):
+        read_denoiser(saved[1])

@@ -39,7 +39,7 @@ COMMON = {
     "layers/mlp/down/kernel": P(None, "tensor", "fsdp"),
 }
 SPLIT = {
-    "gpt2": {**COMMON, "layers/attention/qkv/kernel": P(None, "fsdp", "tensor")},
+    "gpt2": {**COMMON, "layers/attention/qkv/kernel": P(None, "fsdp", None)},
     "gpt_neo": {
         **COMMON,
         "head/kernel": P("fsdp", "tensor"),
@@ -78,7 +78,8 @@ def test_an_axis_that_does_not_divide_is_left_whole():
     specs = Rules().shardings(shapes_of(GPT2Config()), mesh)
     assert specs["embed"]["embedding"].spec == P(None, "fsdp")
     assert specs["positions"]["embedding"].spec == P(None, "fsdp")
-    assert specs["layers"]["attention"]["qkv"]["kernel"].spec == P(None, "fsdp", "tensor")
+    assert specs["layers"]["attention"]["qkv"]["kernel"].spec == P(None, "fsdp", None)
+    assert specs["layers"]["mlp"]["up"]["kernel"].spec == P(None, "fsdp", "tensor")
 
 
 @pytest.mark.parametrize("config", [SMALL, NEO], ids=["gpt2", "gpt_neo"])

@@ -55,6 +55,12 @@ def _check_layer_types(layer_types: tuple[str, ...], window: int, num_layers: in
         )
 
 
+def _windows(layer_types: tuple[str, ...], window: int) -> tuple[int, ...]:
+    if "sliding_attention" not in layer_types:
+        return ()
+    return tuple(window if kind == "sliding_attention" else UNLIMITED for kind in layer_types)
+
+
 @dataclasses.dataclass(frozen=True)
 class Llama3RopeScaling:
     """Frequency-dependent position scaling of Llama 3.1 and later."""
@@ -137,12 +143,89 @@ class TransformerConfig:
     @property
     def windows(self) -> tuple[int, ...]:
         """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
-        if "sliding_attention" not in self.layer_types:
-            return ()
-        return tuple(
-            self.sliding_window if kind == "sliding_attention" else UNLIMITED
-            for kind in self.layer_types
+        return _windows(self.layer_types, self.sliding_window)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Shape of a causal transformer of the GPT-2 / GPT-Neo family.
+
+    Raises:
+      ValueError: sizes that cannot work together.
+    """
+
+    family: Literal["gpt2", "gpt_neo"] = "gpt2"
+    """gpt2: queries, keys and values from one projection with biases, scores divided by the root of
+    the head width. gpt_neo: three projections without biases, scores as they are, and layers may
+    slide."""
+    vocab_size: int = 50_257
+    """Rows of the embedding, padded rows included."""
+    hidden_size: int = 768
+    """Width of the residual stream; the heads share it."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Heads; each has keys and values of its own."""
+    intermediate_size: int = 3072
+    """Width inside the MLP."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance before its root."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    tie_embeddings: bool = True
+    """Whether the head is the transposed embedding."""
+    max_position_embeddings: int = 1024
+    """Rows of the table of positions: no text can be longer."""
+    dtype: Dtype = "float32"
+    """What matrix products compute in; parameters stay in `param_dtype`."""
+    param_dtype: Dtype = "float32"
+    """What parameters are stored in."""
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+            "max_position_embeddings",
+        ):  # fmt: skip
+            _require(
+                getattr(self, field) >= 1,
+                f"{field} must be at least 1: got {getattr(self, field)}.",
+            )
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size must be a multiple of num_heads: got {self.hidden_size} and "
+            f"{self.num_heads}.",
         )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+        _require(
+            self.family == "gpt_neo" or not self.windows,
+            "A GPT-2 has no sliding layers: got layer_types with 'sliding_attention', expected "
+            "family 'gpt_neo' or full attention in every layer.",
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads: as many as heads."""
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
+        return _windows(self.layer_types, self.sliding_window)
+
+
+LanguageModelConfig = TransformerConfig | GPT2Config
+"""Shape of a target, or of a language model that drafts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,9 +305,9 @@ class DrafterConfig:
     intermediate_size: int = 0
     """Width inside the SwiGLU MLP; 0: the target's."""
     rms_norm_eps: float = 0.0
-    """Added to the mean square before its root; 0: the target's."""
+    """Added to the mean square before its root; 0: the target's, and 1e-6 where it has none."""
     rope_theta: float = 0.0
-    """Base of the rotary wavelengths; 0: the target's."""
+    """Base of the rotary wavelengths; 0: the target's, and 10000 where it has none."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation."""
     layer_types: tuple[LayerType, ...] = ()
@@ -559,6 +642,9 @@ class EvaluationConfig:
     counts as certain. "reveal_time", every token's own, is exact only from left to right."""
     max_prompt_tokens: int = 512
     """Longest prompt taken; longer ones are counted and left out."""
+    passage_tokens: int = 32
+    """Of running text (wikitext2, tinystories), the first so many tokens are the prompt, as they
+    are; the target goes on from there."""
     timing_prompts: int = 6
     """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
     timing_repeats: int = 3
@@ -572,6 +658,10 @@ class EvaluationConfig:
             f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
         )
         _require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        _require(
+            self.passage_tokens >= 1,
+            f"evaluation.passage_tokens must be at least 1: got {self.passage_tokens}.",
+        )
         _require(
             self.tree_nodes >= 0,
             f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",

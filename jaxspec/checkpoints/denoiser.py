@@ -19,11 +19,11 @@ from typing import Any, get_args
 
 import jax
 
-from jaxspec.checkpoints import config_json
+from jaxspec.checkpoints import config_reader
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
 from jaxspec.checkpoints.mdlm import is_mdlm, load_mdlm, read_mdlm, save_mdlm
-from jaxspec.config import Context, DiTConfig, Dtype, MaskedTransformerConfig
+from jaxspec.config import Context, DiTConfig, Dtype, GPT2Config, MaskedTransformerConfig
 
 KEY = "denoiser"
 """Entry of config.json."""
@@ -33,7 +33,7 @@ AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
 
 def is_denoiser(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a masked-diffusion language model, and no other kind."""
-    return is_mdlm(folder) or KEY in config_json.read_json(Path(folder) / "config.json")
+    return is_mdlm(folder) or KEY in config_reader.read_json(Path(folder) / "config.json")
 
 
 def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
@@ -45,7 +45,7 @@ def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
     if is_mdlm(folder):
         return read_mdlm(folder)
     path = Path(folder) / "config.json"
-    entry = config_json.read_json(path).get(KEY, {})
+    entry = config_reader.read_json(path).get(KEY, {})
     if not isinstance(entry, Mapping) or not (
         isinstance(entry.get("mask_token_id", 0), int)
         and entry.get("context", "bidirectional") in get_args(Context)
@@ -55,6 +55,10 @@ def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
             f"of {get_args(Context)}."
         )
     target = read_config(folder)
+    if isinstance(target, GPT2Config):
+        raise ValueError(
+            f"{path}: a GPT-2 or GPT-Neo cannot be made a denoiser: expected a Qwen3 or Llama."
+        )
     fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
     return MaskedTransformerConfig(
         **fields,

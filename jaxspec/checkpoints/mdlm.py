@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from jaxspec.checkpoints import config_json, conversion, key_maps
+from jaxspec.checkpoints import config_reader, conversion, key_maps
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import write_folder
 from jaxspec.checkpoints.key_maps import Row
@@ -149,12 +149,12 @@ def read_mdlm(folder: str | os.PathLike[str]) -> DiTConfig:
       ValueError: no MDLM, or one that cannot be computed.
     """
     path = Path(folder) / "config.json"
-    return mdlm_from_json(config_json.read_json(path), where=str(path))
+    return mdlm_from_json(config_reader.read_json(path), where=str(path))
 
 
 def is_mdlm(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder's config.json is that of an MDLM."""
-    return config_json.read_json(Path(folder) / "config.json").get("model_type") == MODEL_TYPE
+    return config_reader.read_json(Path(folder) / "config.json").get("model_type") == MODEL_TYPE
 
 
 def load_mdlm(
@@ -176,12 +176,11 @@ def load_mdlm(
     """
     config = dataclasses.replace(read_mdlm(folder), dtype=dtype, param_dtype=dtype)
     sizes = mdlm_sizes(config)
-    with TensorFolder(folder) as tensors:
+    with TensorFolder(folder, ignored=IGNORED) as tensors:
         conversion.check_tensors(
             tensors,
             key_maps.tensor_shapes(MDLM_ROWS, sizes, num_layers=config.num_layers),
             optional={},
-            ignored=IGNORED,
         )
         params = conversion.read_params(
             tensors,

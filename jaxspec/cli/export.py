@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxspec.config import Dtype, RunConfig, TransformerConfig
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Weights:
     config: Any
     """`DrafterConfig`, or the shape of a target or denoiser."""
     params: Any
-    target_config: TransformerConfig | None
+    target_config: LanguageModelConfig | None
     """Of a drafter alone."""
     target_path: str
     tokenizer_folder: Path
@@ -83,7 +83,7 @@ def export(command: ExportCommand) -> Path:
       ValueError: no run there, nothing to export yet, a format that does not fit, or an output
         folder that holds other files.
     """
-    from jaxspec.checkpoints.config_json import read_json
+    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.denoiser import save_denoiser
     from jaxspec.checkpoints.huggingface import save_drafter, save_target
     from jaxspec.checkpoints.speculators import speculators_json
@@ -233,14 +233,14 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.drafters.dflash import DFlash
-    from jaxspec.models.transformer import Transformer
+    from jaxspec.models.registry import make_model
     from jaxspec.training.denoiser_setup import check_mask, denoiser_config, denoiser_parts
     from jaxspec.training.optimizer import make_optimizer
     from jaxspec.training.state import TrainState
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    target_config: TransformerConfig | None = None
+    target_config: LanguageModelConfig | None = None
     whole: Callable[[Any], Any] = _unchanged
     config: Any
     init: Callable[[jax.Array], Any]
@@ -251,7 +251,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
             own if run.data.tokenizer == "train" else run.data.tokenizer or "embedded"
         )
         config = run.target.architecture
-        init = functools.partial(_init, Transformer(config), jnp.zeros((1, 8), jnp.int32))
+        init = functools.partial(_init, make_model(config), jnp.zeros((1, 8), jnp.int32))
     elif run.training.task == "denoiser":
         tokenizer = Tokenizer.load(run.data.tokenizer or target_folder(run.target.path))
         config = check_mask(denoiser_config(run.denoiser), tokenizer)

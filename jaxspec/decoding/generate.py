@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxspec.decoding.rows import insert, read, spread
 from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 SMALLEST_BUCKET = 128
 _CAPACITY_STEP = 64
@@ -35,7 +35,7 @@ class Strategy(Protocol):
     """`Autoregressive` and `Speculative`, as far as the host is concerned."""
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The target."""
 
     @property

@@ -38,7 +38,8 @@ from jaxspec.decoding.state import (
 )
 from jaxspec.drafters.protocol import GREEDY, Draft, Proposer
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer, TransformerOutput
+from jaxspec.models.registry import LanguageModel
+from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import (
@@ -113,7 +114,7 @@ class Speculative:
       ValueError: a verifier that does not fit the temperature or the drafts.
     """
 
-    model: Transformer
+    model: LanguageModel
     proposer: Proposer
     rules: DecodeRules
     verifier: str = "greedy"

@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 NO_ROUND = -1
 """Fills the entries of rounds that did not take place."""
@@ -112,7 +112,7 @@ def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[ja
 
 
 def prefill(
-    model: Transformer, params: Any, prompts: Prompts, *, capacity: int, capture: tuple[int, ...]
+    model: LanguageModel, params: Any, prompts: Prompts, *, capacity: int, capture: tuple[int, ...]
 ) -> tuple[KVCache, jax.Array, jax.Array | None]:
     """One pass over the prompts: the cache, hidden_BD of each row's last token, features_BSE.
 

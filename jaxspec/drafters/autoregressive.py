@@ -19,7 +19,7 @@ from flax import struct
 
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -38,7 +38,7 @@ class AutoregressiveState:
 class AutoregressiveProposer:
     """Drafts G tokens in G passes of `model`, whose parameters are under "drafter"."""
 
-    model: Transformer
+    model: LanguageModel
     """Shares the target's tokenizer; nothing else of the target is used."""
     block_size: int
     """K: the anchor and what is drafted behind it."""

@@ -24,7 +24,7 @@ from flax import struct
 
 from jaxspec.drafters.dflash import DFlash
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -129,7 +129,7 @@ class DFlashProposer:
     state is a `KVCache` of the context's keys and values, written once a position.
     """
 
-    target: Transformer
+    target: LanguageModel
     drafter: DFlash
     block_size: int
     """K; may differ from the block that the drafter was trained with."""

@@ -19,7 +19,7 @@ import jax
 from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
-from jaxspec.config import LossConfig, TargetConfig, TransformerConfig
+from jaxspec.config import LanguageModelConfig, LossConfig, TargetConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.drafters.autoregressive import AutoregressiveProposer
 from jaxspec.drafters.denoising import Order, Rule
@@ -28,7 +28,7 @@ from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.drafters.protocol import DFlashProposer, Proposer
 from jaxspec.models.mdlm import AnyDenoiser, BidirectionalTransformer, DiT, make_denoiser
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 
 UNROLLED_LAYERS = 8
@@ -41,12 +41,12 @@ class TargetBundle:
     """A target, ready to decode."""
 
     name: str
-    model: Transformer
+    model: LanguageModel
     params: Any
     tokenizer: Tokenizer
 
     @property
-    def config(self) -> TransformerConfig:
+    def config(self) -> LanguageModelConfig:
         """The target's shape."""
         return self.model.config
 
@@ -91,7 +91,7 @@ class DrafterBundle:
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: Kind
-    model: DFlash | Transformer | AnyDenoiser | None
+    model: DFlash | LanguageModel | AnyDenoiser | None
     """The network; None for prompt look-up and for no drafter."""
     params: Any
     trained_block: int = 0
@@ -137,7 +137,7 @@ class DrafterBundle:
                 sampling=sampling,
                 suppressed_ids=target.suppressed_ids,
             )
-        if isinstance(self.model, Transformer):
+        if isinstance(self.model, LanguageModel):
             return AutoregressiveProposer(
                 self.model, block_size, sampling=sampling, suppressed_ids=target.suppressed_ids
             )
@@ -151,8 +151,14 @@ NONE = DrafterBundle("none", "none", None, "none", None, {})
 """The target alone."""
 
 
-def load_target_bundle(target: TargetConfig) -> TargetBundle:
+def load_target_bundle(
+    target: TargetConfig, *, default_template: str | None = None
+) -> TargetBundle:
     """Opens the target that a run names.
+
+    Args:
+      target: where it lies, and in which dtype it computes.
+      default_template: see `Tokenizer.load`.
 
     Raises:
       ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
@@ -160,14 +166,16 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     folder = target_folder(target.path)
     config, params = load_target(folder, dtype=target.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
-    tokenizer = Tokenizer.load(folder, template_options=target.template_options)
+    tokenizer = Tokenizer.load(
+        folder, template_options=target.template_options, default_template=default_template
+    )
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the target's embedding "
             f"only {config.vocab_size} rows: they do not belong together."
         )
     name = target.path if target.path == "embedded" else folder_name(folder)
-    return TargetBundle(name, Transformer(config), params, tokenizer)
+    return TargetBundle(name, make_model(config), params, tokenizer)
 
 
 def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
@@ -260,7 +268,7 @@ def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> Dra
     seed = (_provenance(folder) or _provenance(weights)).get("seed")
     params = jax.device_put(params)
     return DrafterBundle(
-        folder_name(folder), "autoregressive", seed, "autoregressive", Transformer(config), params
+        folder_name(folder), "autoregressive", seed, "autoregressive", make_model(config), params
     )
 
 

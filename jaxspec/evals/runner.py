@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxspec.config import EvaluationConfig, RunConfig
+from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
@@ -84,8 +85,13 @@ def evaluate(
         fit, NaN logits. All folders are opened before anything is decoded.
     """
     settings = config.evaluation
-    target = load_target_bundle(config.target)
+    target = load_target_bundle(config.target, default_template=PLAIN)
     drafters = open_drafters(workdirs, kinds=kinds, target=target)
+    if not target.tokenizer.has_template:
+        echo(
+            f"{target.name} has no chat template: conversations are given as their contents one "
+            "after the other, answers closed by the end of text."
+        )
     benchmarks = {
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks
@@ -195,6 +201,7 @@ class Evaluation:
             answer=answer,
             tokenizer=self.target.tokenizer,
             max_prompt_tokens=self.max_prompt_tokens,
+            passage_tokens=self.settings.passage_tokens,
         )
         if reference.skipped:
             self.echo(

@@ -21,6 +21,7 @@ from jaxspec.parallel.mesh import BATCH_AXES
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("head", "kernel"): ("width", "vocab"),
+    ("positions", "embedding"): ("", "width"),
     ("q", "kernel"): ("width", "heads"),
     ("k", "kernel"): ("width", "heads"),
     ("v", "kernel"): ("width", "heads"),
@@ -32,8 +33,8 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("fc", "kernel"): ("features", "width"),
 }
 """Axes by the last two names of a path; "" is never split: columns of `qkv` are three matrices side
-by side, whose heads a split would tear apart. Axes of stacked layers come before them, unsharded;
-what is not listed (norm scales, biases) is replicated."""
+by side, whose heads a split would tear apart, and positions are looked up by row. Axes of stacked
+layers come before them, unsharded; what is not listed (norm scales, biases) is replicated."""
 
 
 @dataclasses.dataclass(frozen=True)

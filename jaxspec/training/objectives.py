@@ -30,7 +30,7 @@ from jaxspec.losses import (
     ratio,
     total_from_terms,
 )
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -96,7 +96,7 @@ def mask_statistics(mask_BNG: jax.Array) -> SlotStatistics:
 class TargetObjective:
     """Next-token cross-entropy, the mean over the global batch's learned tokens."""
 
-    model: Transformer
+    model: LanguageModel
     chunk_tokens: int = 0
 
     def __call__(
@@ -138,7 +138,7 @@ class DrafterObjective:
     The target runs inside the step: its hidden states are used and forgotten.
     """
 
-    target: Transformer
+    target: LanguageModel
     drafter: DFlash
     loss: LossConfig
     anchors: int

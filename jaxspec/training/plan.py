@@ -24,7 +24,7 @@ from jaxspec.checkpoints.huggingface import read_config
 from jaxspec.config import RunConfig
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.losses import LossWeights
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -180,13 +180,13 @@ def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
         return parts.objective, parts.init, parts.frozen_shapes
     architecture = config.target.architecture or read_config(target_folder(config.target.path))
     if config.training.task == "target":
-        model = Transformer(architecture)
+        model = make_model(architecture)
         tokens = jnp.zeros((1, 8), jnp.int32)
         return TargetObjective(model), lambda key: model.init(key, tokens)["params"], {}
     architecture = dataclasses.replace(
         architecture, dtype=config.target.dtype, param_dtype=config.target.dtype
     )
-    target = Transformer(architecture)
+    target = make_model(architecture)
     frozen = jax.eval_shape(
         lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     )

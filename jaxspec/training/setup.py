@@ -22,12 +22,12 @@ from jax.sharding import Mesh
 from jaxspec.checkpoints.denoiser import save_denoiser
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_drafter, save_target
-from jaxspec.config import DiTConfig, RunConfig, TransformerConfig
+from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
 from jaxspec.provenance import provenance
 from jaxspec.training.capture_check import capture_check
@@ -84,7 +84,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
     tokenizer = _open_tokenizer(config, workdir=workdir)
     _check_vocabulary(tokenizer, architecture)
     pipeline = _open_pipeline(config, tokenizer)
-    model = Transformer(architecture)
+    model = make_model(architecture)
 
     def init(key: jax.Array) -> Any:
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -129,6 +129,7 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
         config.data.tokenizer or folder, template_options=config.target.template_options
     )
     _check_vocabulary(tokenizer, architecture)
+    _check_positions(config, architecture)
     drafter_config = resolve_config(
         config.drafter, target=architecture, mask_token_id=tokenizer.mask_id
     )
@@ -138,7 +139,7 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
             architecture, unroll_layers=config.target.architecture.unroll_layers
         )
     pipeline = _open_pipeline(config, tokenizer)
-    target = Transformer(architecture)
+    target = make_model(architecture)
     drafter = DFlash(drafter_config, architecture.hidden_size)
     layer_ids = drafter_config.target_layer_ids
 
@@ -305,7 +306,7 @@ def _open_pipeline(config: RunConfig, tokenizer: Tokenizer) -> Pipeline:
     return pipeline
 
 
-def _check_vocabulary(tokenizer: Tokenizer, architecture: TransformerConfig) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, architecture: LanguageModelConfig) -> None:
     if tokenizer.vocab_size > architecture.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} ids, but the target's embedding only "
@@ -314,12 +315,28 @@ def _check_vocabulary(tokenizer: Tokenizer, architecture: TransformerConfig) -> 
         )
 
 
+def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> None:
+    """A table of positions ends; rotary positions do not."""
+    rows = architecture.max_position_embeddings
+    if isinstance(architecture, GPT2Config) and config.data.sequence_length > rows:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
+            f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
+        )
+
+
 def _check_architecture(
-    expected: TransformerConfig | None, got: TransformerConfig, folder: Path
+    expected: LanguageModelConfig | None, got: LanguageModelConfig, folder: Path
 ) -> None:
     """Compares what decides shapes and mathematics; compute settings may differ."""
     if expected is None:
         return
+    if type(got) is not type(expected):
+        raise ValueError(
+            f"The target in {folder} is of another family than target.architecture: got a "
+            f"{type(got).__name__}, expected a {type(expected).__name__}. Leave "
+            "target.architecture out."
+        )
     runtime = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
     wrong = [
         f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+import jaxspec.architectures
 import jaxspec.config
 from jaxspec.cli.configuration import (
     EvalCommand,
@@ -323,10 +324,11 @@ def test_closed_output_is_no_traceback(tmp_path):
 
 def test_every_setting_has_a_meaning():
     """The help takes it from the string under the field."""
-    tree = ast.parse(inspect.getsource(jaxspec.config))
+    modules = (jaxspec.architectures, jaxspec.config)
     silent = [
         f"{node.name}.{field.target.id}"
-        for node in tree.body
+        for module in modules
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef) and node.name != "RunConfig"
         for field, following in zip(node.body, [*node.body[1:], None], strict=True)
         if isinstance(field, ast.AnnAssign)

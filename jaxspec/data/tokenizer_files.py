@@ -33,6 +33,11 @@ GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext
 _GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; {} when there is no such file.
 

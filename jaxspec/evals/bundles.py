@@ -21,6 +21,7 @@ from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
 from jaxspec.config import LanguageModelConfig, LossConfig, TargetConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.drafters.autoregressive import AutoregressiveProposer
 from jaxspec.drafters.denoising import Order, Rule
 from jaxspec.drafters.dflash import DFlash, resolve_config
@@ -224,7 +225,15 @@ def _denoiser(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBu
     """
     config, params = load_denoiser(weights, dtype=target.config.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
-    check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
+    # The released MDLM has no tokenizer in its folder: it is that of GPT-2.
+    if has_tokenizer(weights):
+        check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
+    elif config.vocab_size != target.tokenizer.vocab_size + 1:
+        raise ValueError(
+            f"The drafter in {folder} has no tokenizer to compare with the target's, and an "
+            f"embedding of {config.vocab_size} rows where {target.tokenizer.vocab_size} tokens and "
+            "a mask are expected: put its tokenizer's files there."
+        )
     if config.vocab_size < target.tokenizer.vocab_size:
         raise ValueError(
             f"The drafter in {folder} has an embedding of {config.vocab_size} rows, but the "

@@ -26,6 +26,7 @@ from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
@@ -214,7 +215,7 @@ def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
         template_options=config.target.template_options,
     )
     source = denoiser_source(settings)
-    if source is not None and (source / "tokenizer.json").is_file():
+    if source is not None and has_tokenizer(source):
         check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
     architecture = check_mask(denoiser_config(settings), tokenizer)
     parts = denoiser_parts(config, architecture)

@@ -264,3 +264,23 @@ def test_a_denoiser_entry_that_makes_no_sense(adapted, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**document, "denoiser": entry}))
         with pytest.raises(ValueError, match="'denoiser' is"):
             read_denoiser(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_config, tmp_path):
+    """The released MDLM comes without one, and with a row for its mask behind GPT-2's tokens."""
+    config, params = load_denoiser(from_scratch / "export")
+    target = load_target_bundle(run_config.target)
+    tokens = target.tokenizer.vocab_size
+    for rows, fits in ((tokens + 1, True), (tokens + 3, False)):
+        folder = tmp_path / str(rows)
+        sized = dataclasses.replace(config, vocab_size=rows, mask_token_id=None)
+        wide = jax.tree.map(
+            lambda leaf, rows=rows: np.resize(leaf, [rows if n == 1024 else n for n in leaf.shape]),
+            params,
+        )
+        save_denoiser(folder, sized, wide)
+        if fits:
+            assert load_drafter_bundle(folder, target=target).model.config.mask_id == tokens
+        else:
+            with pytest.raises(ValueError, match="no tokenizer to compare with the target's"):
+                load_drafter_bundle(folder, target=target)

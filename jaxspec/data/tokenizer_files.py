@@ -33,7 +33,7 @@ GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext
 _GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
 
 
-def has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: pathlib.Path) -> bool:
     """Whether a folder holds the files of a tokenizer."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
 

@@ -18,6 +18,7 @@ slots, G = K - 1 drafted slots, V the target's vocabulary.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ from jaxspec.ops.suppression import suppress
 
 
 @dataclasses.dataclass(frozen=True)
-class _Denoising:
+class _Denoising(abc.ABC):
     """What both proposers share: T passes over the masks of a block.
 
     Raises:
@@ -111,20 +112,20 @@ class _Denoising:
         slots_BG = jnp.full(shape, self.model.config.mask_id, jnp.int32)
         return self._reader(params, state, anchor_B)(slots_BG, jnp.ones(shape[0]))
 
+    @abc.abstractmethod
     def _reader(
         self, params: Any, state: Any, anchor_B: jax.Array
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """(slots [B, G], times [B]) -> logits [B, G, V] over the target's vocabulary."""
-        raise NotImplementedError
 
     def _passes(self, filling_B: jax.Array) -> jax.Array:
         """Passes of a round, those besides filling included."""
         return filling_B
 
-    def _logits(self, logits_BGD: jax.Array) -> jax.Array:
-        """The drafter's logits over the target's vocabulary, without the mask."""
+    def _logits(self, own: jax.Array) -> jax.Array:
+        """The drafter's own logits as [B, G, V] over the target's vocabulary, without the mask."""
         rows = self.model.config.vocab_size
-        logits_BGV = suppress(logits_BGD, (self.model.config.mask_id,))[..., : self.vocabulary]
+        logits_BGV = suppress(own, (self.model.config.mask_id,))[..., : self.vocabulary]
         if rows < self.vocabulary:
             widths = [(0, 0)] * (logits_BGV.ndim - 1) + [(0, self.vocabulary - rows)]
             logits_BGV = jnp.pad(logits_BGV, widths, constant_values=-jnp.inf)

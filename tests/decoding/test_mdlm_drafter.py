@@ -4,7 +4,6 @@ Dimension key: R rows (one response each), V vocabulary.
 """
 
 import dataclasses
-import functools
 from unittest import mock
 
 import jax
@@ -15,16 +14,16 @@ import pytest
 from jaxspec.config import DiTConfig
 from jaxspec.decoding import ChainSpeculative, Speculative, TreeSpeculative
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
-from jaxspec.models.mdlm import DenoiserOutput, DiT
+from jaxspec.models.mdlm import DenoiserOutput
 from tests.decoding import test_sampled as sampled
 from tests.decoding import tiny
 from tests.decoding.test_sampled import law, target  # noqa: F401  (fixtures)
+from tests.denoisers import random_denoiser
 from tests.verify import laws
 
 
-@functools.cache
 def denoiser(vocabulary, context):
-    """(model, params) of a random one; its mask is a row behind the target's vocabulary."""
+    """A random one; its mask is a row behind the target's vocabulary."""
     config = DiTConfig(
         vocab_size=vocabulary + 1,
         hidden_size=8,
@@ -34,17 +33,7 @@ def denoiser(vocabulary, context):
         max_position_embeddings=256,
         context=context,
     )
-    model = DiT(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return model, jax.tree.unflatten(
-        tree,
-        [
-            leaf + 0.5 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ],
-    )
+    return random_denoiser(config, spread=0.5)
 
 
 def proposer(vocabulary, context="causal", **settings):

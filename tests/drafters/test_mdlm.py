@@ -1,7 +1,6 @@
 """A masked-diffusion language model as drafter: what it reads, fills in, and refuses."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ import pytest
 
 from jaxspec.config import DiTConfig
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
-from jaxspec.models.mdlm import DiT
 from jaxspec.ops.sampling import Sampling
+from tests.denoisers import random_denoiser
 
 VOCABULARY, MASK = 20, 20
 CONFIG = DiTConfig(
@@ -30,18 +29,9 @@ ANCHORS = jnp.array([11, 12])
 SAMPLING = Sampling(0.8)
 
 
-@functools.cache
 def denoiser(context="bidirectional", **changes):
-    """(model, params) of a random one that is far from uniform."""
-    model = DiT(dataclasses.replace(CONFIG, context=context, **changes))
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [
-        leaf + 0.3 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return model, jax.tree.unflatten(tree, noisy)
+    config = dataclasses.replace(CONFIG, context=context, **changes)
+    return random_denoiser(config, spread=0.3)
 
 
 def proposer(context="bidirectional", **settings):

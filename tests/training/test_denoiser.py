@@ -1,7 +1,6 @@
 """What a denoiser is trained on is what drafting meets, on however many devices."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -15,6 +14,7 @@ from jaxspec.losses import LossWeights
 from jaxspec.models.mdlm import DiT
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from tests.denoisers import random_denoiser
 from tests.training import tiny
 
 KEY = jax.random.key(3)
@@ -39,18 +39,9 @@ def objective(context="causal", goal="draft", **changes):
     return DenoiserObjective(model, LOSS, goal, anchors=4, block_size=BLOCK, batch_size=8)
 
 
-@functools.cache
 def random_params(**changes):
-    """A random denoiser that is far from uniform."""
-    model = objective(**changes).model
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [
-        leaf + 0.2 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+    config = dataclasses.replace(CONFIG, **changes)
+    return random_denoiser(config, spread=0.2)[1]
 
 
 def untrained():

@@ -72,12 +72,14 @@ class TreeSpeculative(Speculative):
         return self._plan(state, tree, tree)
 
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
+        passes = cast(MarginalProposer, self.proposer).marginal_passes
         return Plan(
             rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1),
             drafter=state.drafter,
             detail=detail,
             depths_BR=jnp.pad(tree.depths_BN, ((0, 0), (1, 0))),
             mask_BRR=tree.ancestors_BRR(depth=self.round_tokens - 1),
+            passes_B=jnp.full_like(state.anchor_B, passes),
         )
 
     def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:

@@ -81,6 +81,14 @@ class _Denoising(abc.ABC):
                 "a token that is suppressed, or an id behind the target's vocabulary."
             )
 
+    passes_beside = 0
+    """Passes of a round besides those that fill the block."""
+
+    @property
+    def marginal_passes(self) -> int:
+        """One fills the block."""
+        return 1 + self.passes_beside
+
     @property
     def unroll_layers(self) -> bool:
         """As its configuration says."""
@@ -104,7 +112,8 @@ class _Denoising(abc.ABC):
             sampling=self.sampling,
             rule="point_mass" if self.sampling.greedy else self.rule,
         )
-        return Draft(filled.tokens_BG, filled.probs_BGV, self._passes(filled.passes_B)), state
+        passes_B = filled.passes_B + self.passes_beside
+        return Draft(filled.tokens_BG, filled.probs_BGV, passes_B), state
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
         """Logits of all slots from one pass over nothing but masks, [B, G, V]."""
@@ -117,10 +126,6 @@ class _Denoising(abc.ABC):
         self, params: Any, state: Any, anchor_B: jax.Array
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """(slots [B, G], times [B]) -> logits [B, G, V] over the target's vocabulary."""
-
-    def _passes(self, filling_B: jax.Array) -> jax.Array:
-        """Passes of a round, those besides filling included."""
-        return filling_B
 
     def _logits(self, own: jax.Array) -> jax.Array:
         """The drafter's own logits as [B, G, V] over the target's vocabulary, without the mask."""
@@ -213,6 +218,8 @@ class CachedMDLMProposer(_Denoising):
     filling: that over the kept tokens.
     """
 
+    passes_beside = 1
+
     def begin(
         self,
         params: Any,
@@ -250,9 +257,6 @@ class CachedMDLMProposer(_Denoising):
         failed_B = jnp.isnan(output.hidden_BSD).any(axis=(1, 2))
         written = state.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
         return written.advance(count_B)
-
-    def _passes(self, filling_B: jax.Array) -> jax.Array:
-        return filling_B + 1
 
     def _reader(
         self, params: Any, state: KVCache, anchor_B: jax.Array

@@ -117,6 +117,10 @@ class Proposer(Protocol):
 class MarginalProposer(Proposer, Protocol):
     """A drafter that gives the distribution of every slot at once, as trees of drafts need it."""
 
+    @property
+    def marginal_passes(self) -> int:
+        """Forward passes of a round that is drafted from these distributions."""
+
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
         """Logits of the G slots behind the anchor, [B, G, V]."""
 
@@ -136,6 +140,8 @@ class DFlashProposer:
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted: the mask token and whatever else the target will not emit."""
+
+    marginal_passes = 1
 
     @property
     def capture(self) -> tuple[int, ...]:

@@ -68,10 +68,12 @@ def test_greedy_outputs_are_the_targets(context, passes, order):
 
 def test_a_greedy_tree_of_its_marginals_is_exact():
     (plain, params), *_ = tiny.strategies()
-    drafter, weights = proposer(tiny.VOCABULARY, "bidirectional", block_size=tiny.BLOCK_SIZE)
+    drafter, weights = proposer(tiny.VOCABULARY, block_size=tiny.BLOCK_SIZE)
     strategy = TreeSpeculative(plain.model, drafter, tiny.RULES, num_nodes=12)
     responses = tiny.decode(strategy, {"target": params, "drafter": weights})
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
+    # One pass drafts, one takes in what was kept.
+    assert all(r.draft_passes == 2 * len(r.kept) for r in responses)
 
 
 ECHO_CONFIG = DiTConfig(vocab_size=sampled.VOCABULARY + 1, max_position_embeddings=16)

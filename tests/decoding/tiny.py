@@ -101,6 +101,8 @@ class Scripted:
 class ScriptedMarginals(Scripted):
     """Two choices for every slot: two scripts under "drafter", the likelier first."""
 
+    marginal_passes = 1
+
     def marginal_logits(self, params, state, anchor_B):
         first, second = (
             self.propose({"drafter": script_BT}, state, anchor_B, None)[0].tokens_BG

@@ -5,7 +5,8 @@
 
 It starts from the target's first three layers, which learn to see both ways and to fill in random
 masks, as MDLM does, on the text that the target was trained on: an MDLM from scratch takes longer
-than this machine has (docs/results.md). configs/tiny_real_mdlm_draft.py goes on from it.
+than this machine has (docs/results.md). configs/tiny_real_mdlm_draft.py goes on from it. Hardware:
+2 CPU cores; 1,500 steps took 16 minutes on one of them (final bound 3.36 nats a token).
 """
 
 from jaxspec.config import (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,23 @@ def _prepare_environment() -> None:
 
 
 _prepare_environment()
+
+
+MOST_MAPPINGS = 30_000
+"""Compiled programs are mapped into memory piece by piece, and Linux gives a process 65,530 of these
+mappings by default: behind that XLA aborts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_mappings() -> Iterator[None]:
+    """Drops compiled programs between modules before a process has too many of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and len(maps.read_bytes().splitlines()) > MOST_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

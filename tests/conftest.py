@@ -42,8 +42,8 @@ _prepare_environment()
 
 
 MOST_MAPPINGS = 30_000
-"""Compiled programs are mapped into memory piece by piece, and Linux gives a process 65,530 of these
-mappings by default: behind that XLA aborts."""
+"""Compiled programs are mapped into memory piece by piece. Linux gives a process 65,530 mappings by
+default; behind that XLA aborts."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -60,7 +60,7 @@ if [ ! -f "$runs/autoregressive/export/config.json" ]; then
 fi
 train mdlm configs/tiny_real_mdlm.py --denoiser.path "$runs/target/export"
 config=configs/tiny_real_mdlm_draft.py
-folders=()
+folders=("$runs/mdlm")
 for name in ${ROWS:-uniform full bidirectional decay focal more streak detached_streak mixed_streak \
   own_text lora}; do
   folders+=("$runs/draft/$name")
@@ -74,5 +74,5 @@ for name in ${ROWS:-uniform full bidirectional decay focal more streak detached_
 done
 
 if [ "${TRAIN_ONLY:-}" ]; then exit; fi
-exec "$python" benchmarks/denoising.py --config $config --workdir "${folders[@]}" --drafts 8 16 \
-  --temperatures 0 1 --prompts 16 --output "$runs/draft/results.json"
+exec "$python" benchmarks/denoising.py --config $config --workdir "${folders[@]}" --drafts 8 \
+  --temperatures 0 1 --prompts 10 --output "$runs/draft/results.json"

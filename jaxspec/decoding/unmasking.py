@@ -196,9 +196,7 @@ class Unmasker:
         sound_BL = (candidates_BL >= 0) & jnp.isfinite(confidence_BL)
         failed_B = (masked_BL & ~sound_BL).any(axis=-1)
         confidence_BL = jnp.where(masked_BL, confidence_BL, -jnp.inf)
-        order_BL = jnp.argsort(-confidence_BL, axis=-1, stable=True)
-        rank_BL = jnp.argsort(order_BL, axis=-1, stable=True)
-        falling_BL = jnp.take_along_axis(confidence_BL, order_BL, axis=-1)
+        rank_BL, falling_BL = ranked(confidence_BL)
         number_B = self.rule.count(falling_BL, initial_B=initial_B, step_B=step_B)
         number_B = jnp.where(failed_B, 0, jnp.maximum(number_B, 1))
         revealed_BL = masked_BL & (rank_BL < number_B[:, None])
@@ -213,6 +211,19 @@ class Unmasker:
             return self.sampling.sample(keys_B, probs_BLV)
         keys_BL = position_keys(keys_B, step_B, positions_BL)
         return jax.vmap(jax.vmap(self.sampling.sample))(keys_BL, probs_BLV)
+
+
+def ranked(values_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rank of each value, the largest being 0 and the leftmost of equal ones first; and sorted.
+
+    By comparing each with each: for blocks it is quicker to run than a sort, and to compile.
+    """
+    place_L = jnp.arange(values_BL.shape[-1])
+    mine_BL1, other_B1L = values_BL[..., :, None], values_BL[..., None, :]
+    before_BLL = (other_B1L > mine_BL1) | ((other_B1L == mine_BL1) & (place_L < place_L[:, None]))
+    rank_BL = before_BLL.sum(axis=-1, dtype=jnp.int32)
+    at_rank_BLL = rank_BL[..., None, :] == place_L[:, None]
+    return rank_BL, jnp.where(at_rank_BLL, other_B1L, -jnp.inf).max(axis=-1)
 
 
 def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BL: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ among strategies of several sizes while it runs. `generate` drives any of them o
 prompts.
 
 `BlockDiffusion` decodes with a diffusion language model, blocks of masks at a time;
-`generate_diffusion` drives it.
+`generate_diffusion` drives it. `Spiffy` gives its output in fewer passes.
 """
 
 from jaxspec.decoding.adaptive import Adaptive
@@ -14,8 +14,10 @@ from jaxspec.decoding.autoregressive import Autoregressive
 from jaxspec.decoding.block_model import BlockContext, BlockModel
 from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionRules, DiffusionState
 from jaxspec.decoding.diffusion_generate import DiffusionResponse, generate_diffusion
+from jaxspec.decoding.draft_graph import DraftGraph
 from jaxspec.decoding.generate import Response, generate
 from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
+from jaxspec.decoding.spiffy import Spiffy
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
 from jaxspec.decoding.tree import CHAIN_RULES, ChainSpeculative, TreeSpeculative
 from jaxspec.decoding.unmasking import Factor, Scheduled, Threshold, Unmasker
@@ -34,11 +36,13 @@ __all__ = [
     "DiffusionResponse",
     "DiffusionRules",
     "DiffusionState",
+    "DraftGraph",
     "Factor",
     "Prompts",
     "Response",
     "Scheduled",
     "Speculative",
+    "Spiffy",
     "Threshold",
     "TreeSpeculative",
     "Unmasker",

@@ -122,6 +122,9 @@ class DiffusionState:
     passes_BN: jax.Array
     """int32, forward passes of the model that the row took part in, by block: its NFE. A guided
     pass, which reads the row with and without its prompt, is one."""
+    steps_BN: jax.Array
+    """int32, steps that revealed something, by block. One a pass, unless drafted states save passes
+    (`jaxspec.decoding.spiffy`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +202,7 @@ class BlockDiffusion:
             step_B=zeros_B,
             initial_B=zeros_B,
             passes_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
+            steps_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
         )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
@@ -292,9 +296,19 @@ class BlockDiffusion:
             state, passes_BN=state.passes_BN.at[:, state.block].add(needed_B)
         )
 
-    def reveal(self, state: DiffusionState, logits_BLV: jax.Array) -> DiffusionState:
-        """One step of the block, with the logits of its present state."""
+    def reveal(
+        self, state: DiffusionState, logits_BLV: jax.Array, *, rows_B: jax.Array | None = None
+    ) -> DiffusionState:
+        """One step of the block, with the logits of its present state.
+
+        Args:
+          state: before the step.
+          logits_BLV: of the model.
+          rows_B: rows that take the step; None: all.
+        """
         masked_BL, columns_BL = self.masked(state), self.columns(state)
+        if rows_B is not None:
+            masked_BL = masked_BL & rows_B[:, None]
         unmasked = self.unmasker.unmask(
             logits_BLV,
             self.block_tokens(state),
@@ -308,13 +322,15 @@ class BlockDiffusion:
         # Elsewhere nothing is written: a block may reach behind the canvas of another row's.
         where_BL = jnp.where(unmasked.revealed_BL, columns_BL, state.tokens_BT.shape[1])
         steps_BL = jnp.broadcast_to(state.step_B[:, None], where_BL.shape)
+        took_B = masked_BL.any(axis=1) & ~unmasked.failed_B
         return dataclasses.replace(
             state,
             tokens_BT=state.tokens_BT.at[rows_B1, where_BL].set(unmasked.tokens_BL, mode="drop"),
             revealed_BT=state.revealed_BT.at[rows_B1, where_BL].set(steps_BL, mode="drop"),
             active_B=state.active_B & ~unmasked.failed_B,
             failed_B=state.failed_B | unmasked.failed_B,
-            step_B=state.step_B + masked_BL.any(axis=1),
+            step_B=state.step_B + took_B,
+            steps_BN=state.steps_BN.at[:, state.block].add(took_B),
         )
 
     def end_block(self, state: DiffusionState) -> DiffusionState:

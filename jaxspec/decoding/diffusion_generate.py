@@ -31,6 +31,8 @@ class DiffusionResponse:
     """Whether a stop token ended it."""
     passes: tuple[int, ...]
     """Forward passes of the model (NFE) in each block that was filled."""
+    steps: tuple[int, ...]
+    """Steps that each block took: as many as passes, unless drafted states saved some."""
     filled: int
     """Tokens that were revealed, those behind the stop token included: what the passes made."""
 
@@ -142,11 +144,12 @@ def read_diffusion(
     response = np.asarray(state.tokens_BT[row, start : start + rules.response_length])
     tokens = response.tolist()
     stops = [place for place, token in enumerate(tokens) if token in rules.stop_ids]
-    passes = np.asarray(state.passes_BN[row])
+    passes, steps = np.asarray(state.passes_BN[row]), np.asarray(state.steps_BN[row])
     return DiffusionResponse(
         prompt_id=name,
         tokens=tuple(tokens[: stops[0] + 1] if stops else tokens),
         stopped=bool(stops),
         passes=tuple(passes[passes > 0].tolist()),
+        steps=tuple(steps[passes > 0].tolist()),
         filled=int((response != rules.mask_id).sum()),
     )

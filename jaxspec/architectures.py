@@ -1,4 +1,4 @@
-"""Shapes of models that `jaxspec.config` hands on; apart from it, to keep that file readable.
+"""Shapes of models: targets, denoisers and drafters. `jaxspec.config` hands them on.
 
 Nothing here touches jax.
 
@@ -9,7 +9,246 @@ Nothing here touches jax.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+Context = Literal["bidirectional", "causal"]
+LayerType = Literal["full_attention", "sliding_attention"]
+"""Hugging Face's names of the kinds of attention layers."""
+UNLIMITED = 1 << 30
+"""A window that no position reaches past."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_layer_types(layer_types: tuple[str, ...], window: int, num_layers: int) -> None:
+    if layer_types:
+        unknown = sorted(set(map(str, layer_types)) - set(typing.get_args(LayerType)))
+        require(
+            not unknown,
+            f"layer_types: got {unknown}, expected 'full_attention' or 'sliding_attention'.",
+        )
+        require(
+            len(layer_types) == num_layers,
+            f"layer_types: got {len(layer_types)} entries for {num_layers} layers.",
+        )
+    if "sliding_attention" in layer_types:
+        require(
+            1 <= window < UNLIMITED,
+            f"sliding_window must be from 1 to {UNLIMITED - 1} where layer_types names "
+            f"'sliding_attention': got {window}.",
+        )
+    else:
+        require(
+            window == 0,
+            f"sliding_window is {window}, but no layer slides: expected 0, or "
+            "'sliding_attention' in layer_types.",
+        )
+
+
+def _windows(layer_types: tuple[str, ...], window: int) -> tuple[int, ...]:
+    if "sliding_attention" not in layer_types:
+        return ()
+    return tuple(window if kind == "sliding_attention" else UNLIMITED for kind in layer_types)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeScaling:
+    """Frequency-dependent position scaling of Llama 3.1 and later."""
+
+    factor: float = 8.0
+    """How many times longer the context became."""
+    low_freq_factor: float = 1.0
+    """Wavelengths above original / this are divided by `factor`."""
+    high_freq_factor: float = 4.0
+    """Wavelengths below original / this are left alone; between, the two are mixed."""
+    original_max_position_embeddings: int = 8192
+    """Positions of the model before its context was extended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a causal transformer of the Qwen3 / Llama family.
+
+    Raises:
+      ValueError: sizes that cannot work together (for example heads that are no multiple of the
+        key/value heads).
+    """
+
+    vocab_size: int = 1024
+    """Rows of the embedding, padded rows included."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Transformer blocks."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int = 2
+    """Key/value heads; each serves num_heads / num_kv_heads query heads."""
+    head_dim: int = 32
+    """Width of a head; even, for the rotation."""
+    intermediate_size: int = 384
+    """Width inside the SwiGLU MLP."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square before its root."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: Llama3RopeScaling | None = None
+    """Llama 3 position scaling; None: plain RoPE."""
+    qk_norm: bool = True
+    """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides. It is a
+    mask: a sliding layer keeps its whole cache and takes as long as a full one."""
+    tie_embeddings: bool = True
+    """Whether the head is the transposed embedding."""
+    max_position_embeddings: int = 1024
+    """Longest sequence the model is made for."""
+    dtype: Dtype = "float32"
+    """What matrix products compute in; parameters stay in `param_dtype`."""
+    param_dtype: Dtype = "float32"
+    """What parameters and optimizer state are stored in."""
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads must be a multiple of num_kv_heads: got {self.num_heads} and "
+            f"{self.num_kv_heads}.",
+        )
+        require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
+        for field in ("vocab_size", "hidden_size", "num_layers", "intermediate_size"):
+            require(
+                getattr(self, field) >= 1,
+                f"{field} must be at least 1: got {getattr(self, field)}.",
+            )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
+        return _windows(self.layer_types, self.sliding_window)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Shape of a causal transformer of the GPT-2 / GPT-Neo family.
+
+    Raises:
+      ValueError: sizes that cannot work together.
+    """
+
+    family: Literal["gpt2", "gpt_neo"] = "gpt2"
+    """gpt2: queries, keys and values from one projection with biases, scores divided by the root of
+    the head width. gpt_neo: three projections without biases, scores as they are, and layers may
+    slide."""
+    vocab_size: int = 50_257
+    """Rows of the embedding, padded rows included."""
+    hidden_size: int = 768
+    """Width of the residual stream; the heads share it."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Heads; each has keys and values of its own."""
+    intermediate_size: int = 3072
+    """Width inside the MLP."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance before its root."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    tie_embeddings: bool = True
+    """Whether the head is the transposed embedding."""
+    max_position_embeddings: int = 1024
+    """Rows of the table of positions: no text can be longer."""
+    dtype: Dtype = "float32"
+    """What matrix products compute in; parameters stay in `param_dtype`."""
+    param_dtype: Dtype = "float32"
+    """What parameters are stored in."""
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+            "max_position_embeddings",
+        ):  # fmt: skip
+            require(
+                getattr(self, field) >= 1,
+                f"{field} must be at least 1: got {getattr(self, field)}.",
+            )
+        require(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size must be a multiple of num_heads: got {self.hidden_size} and "
+            f"{self.num_heads}.",
+        )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+        require(
+            self.family == "gpt_neo" or not self.windows,
+            "A GPT-2 has no sliding layers: got layer_types with 'sliding_attention', expected "
+            "family 'gpt_neo' or full attention in every layer.",
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads: as many as heads."""
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
+        return _windows(self.layer_types, self.sliding_window)
+
+
+LanguageModelConfig = TransformerConfig | GPT2Config
+"""Shape of a target, or of a language model that drafts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTransformerConfig(TransformerConfig):
+    """Shape of a transformer that fills in masks; its weights are those of a causal one.
+
+    Raises:
+      ValueError: a mask outside the vocabulary.
+    """
+
+    mask_token_id: int | None = None
+    """Id of the mask; None: the last row of the embedding."""
+    context: Context = "bidirectional"
+    """What clean tokens before a drafted block see; see `DiTConfig`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.mask_id < self.vocab_size,
+            f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
+            f"{self.mask_token_id}.",
+        )
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask."""
+        return self.vocab_size - 1 if self.mask_token_id is None else self.mask_token_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +273,12 @@ class DiTConfig:
     """Whether the model sees the noise. If not, it is given 0, as the released model was."""
     max_position_embeddings: int = 1024
     """Longest sequence the model is made for."""
+    mask_token_id: int | None = None
+    """Id of the mask; None: the last row of the embedding, as in the released model."""
+    context: Context = "bidirectional"
+    """What clean tokens before a drafted block see: everything, the block's masks included, as in
+    MDLM, or only what stands before them, as in block diffusion with blocks of one. Causal ones
+    never change, so drafting keeps their keys and values and reads the block alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -44,6 +289,11 @@ class DiTConfig:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
+                f"{self.mask_token_id}."
+            )
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "conditioning_size")
         for field in sizes:
             if getattr(self, field) < 1:
@@ -53,6 +303,11 @@ class DiTConfig:
                 "hidden_size must give every head an even width, for RoPE: got hidden_size "
                 f"{self.hidden_size} for {self.num_heads} heads."
             )
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask."""
+        return self.vocab_size - 1 if self.mask_token_id is None else self.mask_token_id
 
     @property
     def head_dim(self) -> int:
@@ -68,3 +323,79 @@ class DiTConfig:
     def intermediate_size(self) -> int:
         """Width inside the MLP."""
         return 4 * self.hidden_size
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """Shape of a DFlash block-diffusion drafter (arXiv 2602.06036).
+
+    Widths default to the target's when left at 0, so that one config serves several targets.
+
+    Raises:
+      ValueError: a block of fewer than 2 slots, or layer types that do not fit the layers.
+    """
+
+    block_size: int = 16
+    """Slots of a block, the anchor (slot 0) included."""
+    mask_token_id: int | None = None
+    """Id that stands in the slots to be drafted; None: the tokenizer's mask token."""
+    target_layer_ids: tuple[int, ...] = ()
+    """Target blocks whose outputs are the features; (): DFlash's default spread."""
+    num_features: int = 3
+    """How many target layers are captured when `target_layer_ids` is empty."""
+    num_layers: int = 2
+    """Drafter blocks."""
+    num_heads: int = 0
+    """Query heads; 0: the target's."""
+    num_kv_heads: int = 0
+    """Key/value heads; 0: the target's."""
+    head_dim: int = 0
+    """Width of a head; 0: the target's."""
+    intermediate_size: int = 0
+    """Width inside the SwiGLU MLP; 0: the target's."""
+    rms_norm_eps: float = 0.0
+    """Added to the mean square before its root; 0: the target's, and 1e-6 where it has none."""
+    rope_theta: float = 0.0
+    """Base of the rotary wavelengths; 0: the target's, and 10000 where it has none."""
+    qk_norm: bool = True
+    """Per-head RMS norm of queries and keys before the rotation."""
+    layer_types: tuple[LayerType, ...] = ()
+    """Kind of each drafter layer; (): full attention in all of them."""
+    sliding_window: int = 0
+    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    is_causal: bool | None = None
+    """Whether a slot sees only the slots of its block up to itself; None: in sliding layers (as in
+    z-lab's checkpoints, which say nothing else), and both ways in full ones."""
+    dtype: Dtype = "float32"
+    """What matrix products compute in."""
+    param_dtype: Dtype = "float32"
+    """What parameters and optimizer state are stored in."""
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    chunk_blocks: int = 0
+    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once in
+    training; the backward pass recomputes them. A divisor of `data.anchors`; 0: all blocks."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.block_size >= 2,
+            f"block_size counts the anchor and must be at least 2: got {self.block_size}.",
+        )
+        require(
+            self.chunk_blocks >= 0,
+            f"drafter.chunk_blocks must be 0 (all) or more: got {self.chunk_blocks}.",
+        )
+        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+
+    @property
+    def reach(self) -> tuple[tuple[int, int], ...]:
+        """Positions that a slot of each layer sees (back, ahead); () when every layer sees all."""
+        limits = []
+        for kind in self.layer_types or ("full_attention",) * self.num_layers:
+            slides = kind == "sliding_attention"
+            far = self.sliding_window - 1 if slides else UNLIMITED
+            causal = slides if self.is_causal is None else self.is_causal
+            limits.append((far, 0 if causal else far))
+        return () if set(limits) == {(UNLIMITED, UNLIMITED)} else tuple(limits)

@@ -12,136 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from typing import Literal
 
+from jaxspec.architectures import UNLIMITED as UNLIMITED
+from jaxspec.architectures import Context as Context
 from jaxspec.architectures import DiTConfig as DiTConfig
-
-Dtype = Literal["float32", "bfloat16"]
-LayerType = Literal["full_attention", "sliding_attention"]
-"""Hugging Face's names of the kinds of attention layers."""
-UNLIMITED = 1 << 30
-"""A window that no position reaches past."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_layer_types(layer_types: tuple[str, ...], window: int, num_layers: int) -> None:
-    if layer_types:
-        unknown = sorted(set(map(str, layer_types)) - set(typing.get_args(LayerType)))
-        _require(
-            not unknown,
-            f"layer_types: got {unknown}, expected 'full_attention' or 'sliding_attention'.",
-        )
-        _require(
-            len(layer_types) == num_layers,
-            f"layer_types: got {len(layer_types)} entries for {num_layers} layers.",
-        )
-    if "sliding_attention" in layer_types:
-        _require(
-            1 <= window < UNLIMITED,
-            f"sliding_window must be from 1 to {UNLIMITED - 1} where layer_types names "
-            f"'sliding_attention': got {window}.",
-        )
-    else:
-        _require(
-            window == 0,
-            f"sliding_window is {window}, but no layer slides: expected 0, or "
-            "'sliding_attention' in layer_types.",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3RopeScaling:
-    """Frequency-dependent position scaling of Llama 3.1 and later."""
-
-    factor: float = 8.0
-    """How many times longer the context became."""
-    low_freq_factor: float = 1.0
-    """Wavelengths above original / this are divided by `factor`."""
-    high_freq_factor: float = 4.0
-    """Wavelengths below original / this are left alone; between, the two are mixed."""
-    original_max_position_embeddings: int = 8192
-    """Positions of the model before its context was extended."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of a causal transformer of the Qwen3 / Llama family.
-
-    Raises:
-      ValueError: sizes that cannot work together (for example heads that are no multiple of the
-        key/value heads).
-    """
-
-    vocab_size: int = 1024
-    """Rows of the embedding, padded rows included."""
-    hidden_size: int = 128
-    """Width of the residual stream."""
-    num_layers: int = 4
-    """Transformer blocks."""
-    num_heads: int = 4
-    """Query heads."""
-    num_kv_heads: int = 2
-    """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    head_dim: int = 32
-    """Width of a head; even, for the rotation."""
-    intermediate_size: int = 384
-    """Width inside the SwiGLU MLP."""
-    rms_norm_eps: float = 1e-6
-    """Added to the mean square before its root."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths."""
-    rope_scaling: Llama3RopeScaling | None = None
-    """Llama 3 position scaling; None: plain RoPE."""
-    qk_norm: bool = True
-    """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
-    attention_bias: bool = False
-    """Biases on the query, key and value projections."""
-    layer_types: tuple[LayerType, ...] = ()
-    """Kind of each layer; (): full attention in all of them."""
-    sliding_window: int = 0
-    """Positions that a sliding layer sees, the query's own included; 0: no layer slides. It is a
-    mask: a sliding layer keeps its whole cache and takes as long as a full one."""
-    tie_embeddings: bool = True
-    """Whether the head is the transposed embedding."""
-    max_position_embeddings: int = 1024
-    """Longest sequence the model is made for."""
-    dtype: Dtype = "float32"
-    """What matrix products compute in; parameters stay in `param_dtype`."""
-    param_dtype: Dtype = "float32"
-    """What parameters and optimizer state are stored in."""
-    unroll_layers: bool = False
-    """Unroll the scan over layers: faster on a CPU, slower to compile."""
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads must be a multiple of num_kv_heads: got {self.num_heads} and "
-            f"{self.num_kv_heads}.",
-        )
-        _require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
-        for field in ("vocab_size", "hidden_size", "num_layers", "intermediate_size"):
-            _require(
-                getattr(self, field) >= 1,
-                f"{field} must be at least 1: got {getattr(self, field)}.",
-            )
-        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
-
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
-        if "sliding_attention" not in self.layer_types:
-            return ()
-        return tuple(
-            self.sliding_window if kind == "sliding_attention" else UNLIMITED
-            for kind in self.layer_types
-        )
+from jaxspec.architectures import DrafterConfig as DrafterConfig
+from jaxspec.architectures import Dtype as Dtype
+from jaxspec.architectures import GPT2Config as GPT2Config
+from jaxspec.architectures import LanguageModelConfig as LanguageModelConfig
+from jaxspec.architectures import LayerType as LayerType
+from jaxspec.architectures import Llama3RopeScaling as Llama3RopeScaling
+from jaxspec.architectures import MaskedTransformerConfig as MaskedTransformerConfig
+from jaxspec.architectures import TransformerConfig as TransformerConfig
+from jaxspec.architectures import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,79 +50,49 @@ class TargetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DrafterConfig:
-    """Shape of a DFlash block-diffusion drafter (arXiv 2602.06036).
+class DenoiserConfig:
+    """A masked-diffusion language model that learns to draft (training.task "denoiser").
 
-    Widths default to the target's when left at 0, so that one config serves several targets.
+    SpecDiff (arXiv 2408.05636), SpecDiff-2 (arXiv 2511.00606).
 
     Raises:
-      ValueError: a block of fewer than 2 slots, or layer types that do not fit the layers.
+      ValueError: a block of fewer than 2 slots, or LoRA without a model to adapt.
     """
 
-    block_size: int = 16
-    """Slots of a block, the anchor (slot 0) included."""
-    mask_token_id: int | None = None
-    """Id that stands in the slots to be drafted; None: the tokenizer's mask token."""
-    target_layer_ids: tuple[int, ...] = ()
-    """Target blocks whose outputs are the features; (): DFlash's default spread."""
-    num_features: int = 3
-    """How many target layers are captured when `target_layer_ids` is empty."""
-    num_layers: int = 2
-    """Drafter blocks."""
-    num_heads: int = 0
-    """Query heads; 0: the target's."""
-    num_kv_heads: int = 0
-    """Key/value heads; 0: the target's."""
-    head_dim: int = 0
-    """Width of a head; 0: the target's."""
-    intermediate_size: int = 0
-    """Width inside the SwiGLU MLP; 0: the target's."""
-    rms_norm_eps: float = 0.0
-    """Added to the mean square before its root; 0: the target's."""
-    rope_theta: float = 0.0
-    """Base of the rotary wavelengths; 0: the target's."""
-    qk_norm: bool = True
-    """Per-head RMS norm of queries and keys before the rotation."""
-    layer_types: tuple[LayerType, ...] = ()
-    """Kind of each drafter layer; (): full attention in all of them."""
-    sliding_window: int = 0
-    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
-    is_causal: bool | None = None
-    """Whether a slot sees only the slots of its block up to itself; None: in sliding layers (as in
-    z-lab's checkpoints, which say nothing else), and both ways in full ones."""
-    dtype: Dtype = "float32"
-    """What matrix products compute in."""
-    param_dtype: Dtype = "float32"
-    """What parameters and optimizer state are stored in."""
+    architecture: DiTConfig | None = None
+    """Shape to train from scratch; None: that of `path`."""
+    path: str = ""
+    """Weights to go on from: a run's folder, an MDLM of the released layout, or a language model of
+    the target's family, which learns to see both ways; "": from scratch."""
+    num_layers: int = 0
+    """Keep only the first so many layers of `path`; 0: all."""
     unroll_layers: bool = False
-    """Unroll the scan over layers: faster on a CPU, slower to compile."""
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-    chunk_blocks: int = 0
-    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once in
-    training; the backward pass recomputes them. A divisor of `data.anchors`; 0: all blocks."""
+    """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
+    context: Context | None = None
+    """What clean tokens before a block see; None: as in `path` or `architecture`. "bidirectional"
+    is MDLM; "causal" lets drafting cache them."""
+    objective: Literal["elbo", "score_entropy", "draft"] = "elbo"
+    """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
+    likelihood, or SEDD's score entropy), or the fully masked block behind a prefix with `loss`, as
+    drafting meets it."""
+    block_size: int = 16
+    """Slots of a block with its anchor: what "draft" trains, and any training with causal context.
+    Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them."""
+    lora_rank: int = 0
+    """Train only low-rank updates of the layers' matrices (LoRA); 0: train every weight."""
+    lora_alpha: float = 0.0
+    """Updates are scaled by alpha / rank; 0: alpha = 2 rank."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.block_size >= 2,
-            f"block_size counts the anchor and must be at least 2: got {self.block_size}.",
+            f"denoiser.block_size counts the anchor and must be at least 2: got {self.block_size}.",
         )
-        _require(
-            self.chunk_blocks >= 0,
-            f"drafter.chunk_blocks must be 0 (all) or more: got {self.chunk_blocks}.",
+        require(
+            self.lora_rank >= 0 and (self.lora_rank == 0 or bool(self.path)),
+            "denoiser.lora_rank must be 0 (no LoRA) or more, and LoRA adapts the model that "
+            f"denoiser.path names: got rank {self.lora_rank} and path {self.path!r}.",
         )
-        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
-
-    @property
-    def reach(self) -> tuple[tuple[int, int], ...]:
-        """Positions that a slot of each layer sees (back, ahead); () when every layer sees all."""
-        limits = []
-        for kind in self.layer_types or ("full_attention",) * self.num_layers:
-            slides = kind == "sliding_attention"
-            far = self.sliding_window - 1 if slides else UNLIMITED
-            causal = slides if self.is_causal is None else self.is_causal
-            limits.append((far, 0 if causal else far))
-        return () if set(limits) == {(UNLIMITED, UNLIMITED)} else tuple(limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,26 +113,24 @@ class LossConfig:
     """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight":
     weighted mean over all slots (what trainers do)."""
     objective: Literal[
-        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak"
+        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak", "detached_streak"
     ] = "cross_entropy"
     """The per-slot term that stands in for cross-entropy; the others are for comparison."""
     chunk_blocks: int = 0
     """Blocks of a row whose logits are held at once; 0: all of them."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.decay is None or self.decay > 0,
             f"loss.decay must be positive, inf or None: got {self.decay}.",
         )
         for field in ("focal", "chain"):
             value = getattr(self, field)
-            _require(
+            require(
                 math.isfinite(value) and value >= 0,
                 f"loss.{field} must be finite and not negative: got {value}.",
             )
-        _require(
-            self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}."
-        )
+        require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
 
     @property
     def label(self) -> str:
@@ -335,13 +187,13 @@ class DataConfig:
     """Size of the generated training split of the embedded corpus."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"data.batch_size must be >= 1: got {self.batch_size}.")
-        _require(
+        require(self.batch_size >= 1, f"data.batch_size must be >= 1: got {self.batch_size}.")
+        require(
             self.sequence_length >= 8,
             f"data.sequence_length must be at least 8: got {self.sequence_length}.",
         )
-        _require(self.anchors >= 1, f"data.anchors must be >= 1: got {self.anchors}.")
-        _require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
+        require(self.anchors >= 1, f"data.anchors must be >= 1: got {self.anchors}.")
+        require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,11 +218,11 @@ class OptimizerConfig:
     """Largest global norm of the gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             math.isfinite(self.learning_rate) and self.learning_rate > 0,
             f"optimizer.learning_rate must be positive: got {self.learning_rate}.",
         )
-        _require(
+        require(
             0 <= self.warmup_fraction < 1,
             f"optimizer.warmup_fraction must be in [0, 1): got {self.warmup_fraction}.",
         )
@@ -395,8 +247,9 @@ class MeshConfig:
 class TrainingConfig:
     """The loop."""
 
-    task: Literal["target", "drafter"] = "drafter"
-    """Train a drafter on the frozen target, or the target itself."""
+    task: Literal["target", "drafter", "denoiser"] = "drafter"
+    """Train a drafter on the frozen target, the target itself, or a masked-diffusion language model
+    that drafts for it."""
     steps: int = 1000
     """Optimizer steps of the run."""
     gradient_accumulation: int = 1
@@ -418,7 +271,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for field in ("steps", "gradient_accumulation", "log_every", "checkpoint_every"):
-            _require(
+            require(
                 getattr(self, field) >= 1,
                 f"training.{field} must be at least 1: got {getattr(self, field)}.",
             )
@@ -457,6 +310,7 @@ class EvaluationConfig:
         "recursive",
         "recursive_without_replacement",
         "k_seq",
+        "self_selection",
     ] = "auto"
     """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
     that were not sampled, "tree" for trees, "recursive" for chains."""
@@ -471,8 +325,21 @@ class EvaluationConfig:
     drafting off. (): one size."""
     block_size: int = 0
     """Block used in decoding; 0: the drafter's own."""
+    denoising_passes: int = 1
+    """Passes in which a masked-diffusion drafter fills a block."""
+    denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
+    """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
+    random ones in equal shares, or the leftmost ones."""
+    draft_rule: Literal["in_order", "last_pass", "point_mass", "reveal_time"] = "in_order"
+    """What the verifier is told of tokens that were filled in at different passes: the distribution
+    a token was drawn from, if nothing to its left was filled in later ("in_order"), or if it was in
+    the last pass ("last_pass"), or no distribution at all ("point_mass"); a token without one
+    counts as certain. "reveal_time", every token's own, is exact only from left to right."""
     max_prompt_tokens: int = 512
     """Longest prompt taken; longer ones are counted and left out."""
+    passage_tokens: int = 32
+    """Of running text (wikitext2, tinystories), the first so many tokens are the prompt, as they
+    are; the target goes on from there."""
     timing_prompts: int = 6
     """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
     timing_repeats: int = 3
@@ -481,48 +348,77 @@ class EvaluationConfig:
     """Of sampling and of the bootstrap."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
         )
-        _require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
-        _require(
+        require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        require(
+            self.passage_tokens >= 1,
+            f"evaluation.passage_tokens must be at least 1: got {self.passage_tokens}.",
+        )
+        require(
             self.tree_nodes >= 0,
             f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",
         )
-        _require(
+        require(
             self.chains >= 0,
             f"evaluation.chains must be 0 (one block) or more: got {self.chains}.",
         )
-        _require(
+        require(
             not (self.tree_nodes and self.chains),
             f"A round drafts a best-first tree or sampled chains: got evaluation.tree_nodes "
             f"{self.tree_nodes} and evaluation.chains {self.chains}.",
         )
         draft = self.draft_temperature
-        _require(
+        require(
             draft is None or (math.isfinite(draft) and draft >= 0),
             f"evaluation.draft_temperature must be finite and not negative: got {draft}.",
         )
-        _require(
+        require(
             all(size >= 1 for size in self.adaptive_sizes)
             and len(set(self.adaptive_sizes)) == len(self.adaptive_sizes),
             f"evaluation.adaptive_sizes must differ and be at least 1: got {self.adaptive_sizes}.",
         )
-        _require(
+        require(
             not (self.adaptive_sizes and self.chains),
             "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
         )
-        _require(
+        require(
+            self.denoising_passes >= 1,
+            f"evaluation.denoising_passes must be at least 1: got {self.denoising_passes}.",
+        )
+        require(
+            self.draft_rule != "reveal_time"
+            or self.denoising_order == "left_to_right"
+            or self.denoising_passes == 1,
+            "evaluation.draft_rule 'reveal_time' would change the target's output: in order "
+            f"{self.denoising_order!r} with {self.denoising_passes} passes, what a token was drawn "
+            "from tells what stood to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
+            "evaluation.denoising_order 'left_to_right'.",
+        )
+        require(
+            self.draft_rule != "point_mass"
+            or self.verifier in ("auto", "point_mass")
+            or self.temperature == 0,
+            "evaluation.draft_rule 'point_mass' gives the verifier no distributions: got "
+            f"evaluation.verifier {self.verifier!r}, expected 'auto' or 'point_mass'.",
+        )
+        require(
+            self.denoising_passes == 1 or not (self.tree_nodes or self.chains),
+            "Trees and chains are drawn from the distributions of one pass: got "
+            f"evaluation.denoising_passes {self.denoising_passes}.",
+        )
+        require(
             self.max_new_tokens >= 1,
             f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",
         )
-        _require(
+        require(
             self.block_size == 0 or self.block_size >= 2,
             "evaluation.block_size counts the anchor and must be at least 2: "
             f"got {self.block_size}.",
         )
-        _require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
+        require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -533,6 +429,7 @@ class RunConfig:
     """Name of the run, for logs."""
     target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
     drafter: DrafterConfig = dataclasses.field(default_factory=DrafterConfig)
+    denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

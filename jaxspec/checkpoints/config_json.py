@@ -11,193 +11,32 @@ absent the layers from max_window_layers on slide.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
-from jaxspec.config import DrafterConfig, Dtype, LayerType, Llama3RopeScaling, TransformerConfig
+from jaxspec.checkpoints import gpt2_json
+from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.config import (
+    DrafterConfig,
+    Dtype,
+    GPT2Config,
+    LanguageModelConfig,
+    Llama3RopeScaling,
+    TransformerConfig,
+)
 from jaxspec.drafters.dflash import default_layer_ids
 
-MODEL_TYPES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+MODEL_TYPES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    **gpt2_json.MODEL_TYPES,
+}
 DEFAULT_POSITIONS = {"qwen3": 32_768, "llama": 2_048}
 QWEN3_HEAD_DIM = 128
 """What transformers assumes for a Qwen3 without head_dim; for a Llama it is width / heads."""
-QWEN3_WINDOW, QWEN3_MAX_WINDOW_LAYERS = 4096, 28
-"""What transformers assumes where use_sliding_window is true and nothing else is said."""
 
 
-class _Reader:
-    """Reads fields and collects what is wrong, so that everything is said at once."""
-
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
-        self.problems: list[str] = []
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.raw.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.problems.append(f"{key}: got {value!r}, expected a positive integer")
-            return 1
-        return value
-
-    def number(self, key: str, default: float, *, within: Mapping[str, Any] | None = None) -> float:
-        value = (self.raw if within is None else within).get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            self.problems.append(f"{key}: got {value!r}, expected a positive number")
-            return 1.0
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.raw.get(key)
-        if value not in (None, True, False):
-            self.problems.append(f"{key}: got {value!r}, expected true or false")
-        return value is True
-
-    def section(self, key: str) -> Mapping[str, Any]:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, Mapping):
-            self.problems.append(f"{key}: got {value!r}, expected an object")
-        return value if isinstance(value, Mapping) else {}
-
-    def integers(self, key: str, value: Any) -> tuple[int, ...]:
-        if (
-            not isinstance(value, Sequence)
-            or isinstance(value, str)
-            or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
-        ):
-            self.problems.append(f"{key}: got {value!r}, expected a list of layer ids from 0")
-            return ()
-        return tuple(value)
-
-    def rope(self) -> tuple[float, Llama3RopeScaling | None]:
-        """Base and scaling, from either place: top level, or rope_parameters (transformers 5)."""
-        parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
-        merged = {**old, **parameters}
-        places = {
-            "rope_theta": self.raw.get("rope_theta"),
-            "rope_parameters.rope_theta": parameters.get("rope_theta"),
-        }
-        stated = {place: theta for place, theta in places.items() if theta is not None}
-        if len(set(map(str, map(_as_float, stated.values())))) > 1:
-            self.problems.append(f"rope_theta: got different values: {stated}")
-        theta = self.number("rope_theta", 10_000.0, within=next(
-            ({"rope_theta": value} for value in stated.values()), {}
-        ))  # fmt: skip
-        partial = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
-        if partial not in (None, 1, 1.0):
-            self.problems.append(
-                f"partial_rotary_factor: got {partial!r}, expected 1 (all of a head is rotated)"
-            )
-        kind = merged.get("rope_type", merged.get("type")) or "default"
-        if kind not in ("default", "llama3"):
-            self.problems.append(f"rope_type: got {kind!r}, expected 'default' or 'llama3'")
-        if kind != "llama3":
-            return theta, None
-        defaults = Llama3RopeScaling()
-        missing = [f.name for f in dataclasses.fields(defaults) if f.name not in merged]
-        if missing:
-            self.problems.append(f"rope_type 'llama3' lacks {', '.join(missing)}")
-        scaling = Llama3RopeScaling(
-            factor=self.number("factor", defaults.factor, within=merged),
-            low_freq_factor=self.number("low_freq_factor", 1.0, within=merged),
-            high_freq_factor=self.number("high_freq_factor", 4.0, within=merged),
-            original_max_position_embeddings=int(
-                self.number("original_max_position_embeddings", 8192, within=merged)
-            ),
-        )
-        return theta, scaling
-
-    def plain_layers(self) -> None:
-        """Notes every feature of the layers that the models here do not have."""
-        raw = self.raw
-        if raw.get("hidden_act", "silu") != "silu":
-            self.problems.append(f"hidden_act: got {raw['hidden_act']!r}, expected 'silu'")
-        if raw.get("mlp_bias"):
-            self.problems.append("mlp_bias: got true, expected false")
-        if raw.get("quantization_config"):
-            self.problems.append("quantization_config: expected none; use the unquantised weights")
-
-    def sliding_layers(self, num_layers: int) -> dict[str, Any]:
-        """The fields layer_types and sliding_window; empty when no layer slides."""
-        raw = self.raw
-        # null is no window; only an absent key has a default.
-        window = raw.get("sliding_window", QWEN3_WINDOW)
-        if not self.flag("use_sliding_window"):
-            window = None
-        types = raw.get("layer_types")
-        if types is None:
-            first = raw.get("max_window_layers", QWEN3_MAX_WINDOW_LAYERS)
-            if window is None:
-                return {}
-            if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-                self.problems.append(
-                    f"max_window_layers: got {first!r}, expected an integer from 0"
-                )
-                return {}
-            types = [
-                "sliding_attention" if i >= first else "full_attention" for i in range(num_layers)
-            ]
-        if not isinstance(types, list):
-            self.problems.append(f"layer_types: got {types!r}, expected a list")
-            return {}
-        other = sorted({str(t) for t in types} - set(get_args(LayerType)))
-        if other:
-            self.problems.append(
-                f"layer_types: got {other}, expected 'full_attention' or 'sliding_attention'"
-            )
-        if len(types) != num_layers:
-            self.problems.append(f"layer_types: got {len(types)} entries for {num_layers} layers")
-        if "sliding_attention" not in types:
-            return {}
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            self.problems.append(
-                f"sliding_window: got {raw.get('sliding_window')!r} with use_sliding_window "
-                f"{raw.get('use_sliding_window')!r}, expected a positive integer with true: "
-                "layer_types names 'sliding_attention'"
-            )
-        return {"layer_types": tuple(types), "sliding_window": window}
-
-    def causality(self, special: Mapping[str, Any]) -> bool | None:
-        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither says."""
-        stated = {"is_causal": self.raw.get("is_causal"), "causal": special.get("causal")}
-        values = [value for value in stated.values() if value is not None]
-        if any(value is not values[0] or not isinstance(value, bool) for value in values):
-            self.problems.append(
-                f"is_causal: got {stated}, expected true or false, the same under both names"
-            )
-        return values[0] is True if values else None
-
-    def raise_problems(self, where: str) -> None:
-        if self.problems:
-            lines = "".join(f"\n  {problem}" for problem in self.problems)
-            raise ValueError(f"{where} is not a model that jaxspec can compute:{lines}")
-
-
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int | float) else value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file.
-
-    Raises:
-      ValueError: no such file, no JSON, or JSON that is not an object.
-    """
-    if not path.is_file():
-        raise ValueError(f"No {path.name} in {path.parent}: expected a Hugging Face model folder.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}: expected an object.")
-    return raw
-
-
-def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig:
+def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConfig:
     """The configuration of a target.
 
     Args:
@@ -212,7 +51,9 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig
         raise ValueError(
             f"{where}: model_type is {kind!r}, expected {' or '.join(map(repr, MODEL_TYPES))}."
         )
-    reader = _Reader(raw)
+    if kind in gpt2_json.MODEL_TYPES:
+        return gpt2_json.target_from_json(raw, where=where)
+    reader = ConfigReader(raw)
     hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     num_layers = reader.integer("num_hidden_layers")
     theta, scaling = reader.rope()
@@ -223,7 +64,7 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig
             f"sliding_window: got {sliding['sliding_window']} in a {kind}, expected full attention "
             "in every layer, as transformers computes it"
         )
-    dtype: Dtype = "bfloat16" if _stored_dtype(raw) == "bfloat16" else "float32"
+    dtype = stored_dtype(raw)
     fields: dict[str, Any] = {
         "vocab_size": reader.integer("vocab_size"),
         "hidden_size": hidden_size,
@@ -254,24 +95,22 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig
         raise ValueError(f"{where}: {error}") from error
 
 
-def _stored_dtype(raw: Mapping[str, Any]) -> str:
-    return str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
-
-
 def target_to_json(
-    config: TransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
+    config: LanguageModelConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json of a target, which transformers reads as Qwen3ForCausalLM or LlamaForCausalLM.
+    """config.json of a target, which transformers reads as one of `MODEL_TYPES`.
 
     Args:
-      config: with query/key norms it is a Qwen3, without a Llama. (transformers refuses a Llama
-        whose width is no multiple of its heads.)
+      config: a `TransformerConfig` with query/key norms is a Qwen3, one without a Llama.
+        (transformers refuses a Llama whose width is no multiple of its heads.)
       dtype: of the stored weights.
       special_ids: bos_token_id, eos_token_id, pad_token_id where known.
 
     Raises:
       ValueError: sliding layers in a Llama, for which transformers has no code.
     """
+    if isinstance(config, GPT2Config):
+        return gpt2_json.target_to_json(config, dtype=dtype, special_ids=special_ids)
     kind = "qwen3" if config.qk_norm else "llama"
     if config.windows and kind != "qwen3":
         raise ValueError(
@@ -355,7 +194,7 @@ def drafter_from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
         raw, problems = _from_speculators(raw)
     else:
         problems = []
-    reader = _Reader(raw)
+    reader = ConfigReader(raw)
     reader.problems += problems
     special = reader.section("dflash_config")
     architectures = raw.get("architectures") or []
@@ -448,7 +287,7 @@ def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 
 def drafter_to_json(
-    config: DrafterConfig, *, target_config: TransformerConfig, dtype: Dtype
+    config: DrafterConfig, *, target_config: LanguageModelConfig, dtype: Dtype
 ) -> dict[str, Any]:
     """config.json of a drafter, as z-lab's checkpoints and the servers that load them have it.
 

@@ -32,7 +32,6 @@ def check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     *,
     optional: Mapping[str, tuple[int, ...]],
-    ignored: Sequence[str],
 ) -> None:
     """Raises ValueError that names every tensor that is missing, unexpected or of another shape.
 
@@ -40,14 +39,8 @@ def check_tensors(
       tensors: the open folder.
       expected: shapes by name.
       optional: shapes of tensors that may also be there.
-      ignored: name patterns of tensors that do not matter.
     """
-    patterns = [re.escape(pattern).replace(r"\{i\}", r"\d+") for pattern in ignored]
-    got = {
-        name: shape
-        for name, shape in tensors.shapes.items()
-        if not any(re.fullmatch(pattern, name) for pattern in patterns)
-    }
+    got = tensors.shapes
     present = {name: shape for name, shape in optional.items() if name in got}
     messages = compare_shapes({**expected, **present}, got)
     if messages:
@@ -61,11 +54,11 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
     """Says once what holds for several layers: a 36-layer model has hundreds of tensors."""
     layers: dict[str, list[int]] = {}
     for message in messages:
-        found = re.search(r"(?<=layers\.|blocks\.)\d+(?=\.)", message)
+        found = re.search(r"\b(?:layers|blocks|h)\.(\d+)\.", message)
         general = message
         if found:
-            general = f"{message[: found.start()]}{{i}}{message[found.end() :]}"
-        layers.setdefault(general, []).extend([int(found.group())] if found else [])
+            general = f"{message[: found.start(1)]}{{i}}{message[found.end(1) :]}"
+        layers.setdefault(general, []).extend([int(found.group(1))] if found else [])
     lines = []
     for general, ids in layers.items():
         if len(ids) == 1:
@@ -77,13 +70,23 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
     return lines
 
 
-def check_redundant(tensors: TensorFolder, optional: Mapping[str, tuple[int, ...]]) -> None:
-    """Tensors that our parameters have no place for may be there if they change nothing."""
+def check_redundant(
+    tensors: TensorFolder, optional: Mapping[str, tuple[int, ...]], *, embedding: str
+) -> None:
+    """Tensors that our parameters have no place for may be there if they change nothing.
+
+    Args:
+      tensors: the open folder.
+      optional: shapes of these tensors.
+      embedding: the tensor that a tied head must equal.
+
+    Raises:
+      ValueError: a head that differs from the embedding, or a bias that is not zero.
+    """
     for name in optional:
         if name not in tensors.shapes:
             continue
         if name == key_maps.TIED_HEAD:
-            embedding = key_maps.LLAMA[0].name
             if not _equal(tensors, name, embedding):
                 raise ValueError(
                     f"{tensors.folder}: tie_word_embeddings is true, but {name} differs from "

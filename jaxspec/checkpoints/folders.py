@@ -1,4 +1,4 @@
-"""Where a target lies: a folder of the user's, or the one shipped in the package.
+"""Where a target lies (the user's folder, or the one shipped in the package), or a run's weights.
 
 >>> target_folder("embedded").name
 'embedded_target'
@@ -30,3 +30,21 @@ def target_folder(path: str) -> Path:
             "A target trained here lies in WORKDIR/export."
         )
     return folder
+
+
+def exported_weights(folder: Path) -> Path:
+    """Where the weights of a run's folder lie.
+
+    Raises:
+      ValueError: says what is missing.
+    """
+    for candidate in (folder / "export", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.is_dir():
+        raise ValueError(f"No folder {folder}: expected the --workdir of a training run.")
+    raise ValueError(
+        f"No exported weights in {folder}: expected {folder / 'export' / 'config.json'}. "
+        "train.py writes it at the end of a run (training.export true); for a run that was "
+        "stopped, `jaxspec export` makes it from the last checkpoint."
+    )

@@ -1,4 +1,4 @@
-"""Weights from and for Hugging Face folders: targets (Qwen3, Llama) and DFlash drafters.
+"""Weights from and for Hugging Face folders: targets and DFlash drafters.
 
 The correspondence stands in `key_maps`; here it is applied. Every difference between a folder and
 what its config.json promises is reported at once. Only safetensors are read; nothing is executed.
@@ -21,12 +21,19 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxspec.checkpoints import config_json, conversion, key_maps, safetensors_io
+from jaxspec.checkpoints import (
+    config_json,
+    config_reader,
+    conversion,
+    gpt2_json,
+    key_maps,
+    safetensors_io,
+)
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
-from jaxspec.config import DrafterConfig, Dtype, TransformerConfig
+from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig
 from jaxspec.drafters.dflash import resolve_config
 
 Params = dict[str, Any]
@@ -48,14 +55,14 @@ EXPORT_FILES = frozenset(
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
-def read_config(folder: str | os.PathLike[str]) -> TransformerConfig:
+def read_config(folder: str | os.PathLike[str]) -> LanguageModelConfig:
     """The shape of the target in a folder; its dtypes are those of the stored weights.
 
     Raises:
       ValueError: no config.json, another family, or features that are not supported.
     """
     path = Path(folder) / "config.json"
-    return config_json.target_from_json(config_json.read_json(path), where=str(path))
+    return config_json.target_from_json(config_reader.read_json(path), where=str(path))
 
 
 def is_target(folder: str | os.PathLike[str]) -> bool:
@@ -64,7 +71,7 @@ def is_target(folder: str | os.PathLike[str]) -> bool:
     Raises:
       ValueError: no config.json.
     """
-    raw = config_json.read_json(Path(folder) / "config.json")
+    raw = config_reader.read_json(Path(folder) / "config.json")
     return bool(set(raw.get("architectures") or ()) & set(config_json.MODEL_TYPES.values()))
 
 
@@ -79,12 +86,12 @@ def read_drafter_config(folder: str | os.PathLike[str]) -> DrafterConfig:
 
 def _stored_drafter(folder: str | os.PathLike[str]) -> config_json.StoredDrafter:
     path = Path(folder) / "config.json"
-    return config_json.drafter_from_json(config_json.read_json(path), where=str(path))
+    return config_json.drafter_from_json(config_reader.read_json(path), where=str(path))
 
 
 def load_target(
     folder: str | os.PathLike[str], *, dtype: Dtype = "float32", shardings: Shardings = None
-) -> tuple[TransformerConfig, Params]:
+) -> tuple[LanguageModelConfig, Params]:
     """A target's configuration and parameters.
 
     Args:
@@ -102,21 +109,19 @@ def load_target(
         shape, all of them in one message.
     """
     config = dataclasses.replace(read_config(folder), dtype=dtype, param_dtype=dtype)
-    rows, sizes = key_maps.target_rows(config), key_maps.target_sizes(config)
-    optional: dict[str, tuple[int, ...]] = {}
-    if config.attention_bias:
-        for name in key_maps.tensor_names(key_maps.OUTPUT_BIAS, num_layers=config.num_layers):
-            optional[name] = (config.hidden_size,)
+    sizes = key_maps.target_sizes(config)
+    optional = _biases_without_a_place(config)
     if config.tie_embeddings:
         optional[key_maps.TIED_HEAD] = (config.vocab_size, config.hidden_size)
-    with TensorFolder(folder) as tensors:
+    with TensorFolder(folder, ignored=key_maps.IGNORED) as tensors:
+        bare = key_maps.GPT2_EMBED[0].name in tensors.shapes
+        rows = key_maps.target_rows(config, gpt2_prefix="" if bare else key_maps.GPT2_PREFIX)
         conversion.check_tensors(
             tensors,
             key_maps.tensor_shapes(rows, sizes, num_layers=config.num_layers),
             optional=optional,
-            ignored=key_maps.IGNORED,
         )
-        conversion.check_redundant(tensors, optional)
+        conversion.check_redundant(tensors, optional, embedding=rows[0].name)
         params = conversion.read_params(
             tensors,
             rows,
@@ -128,10 +133,18 @@ def load_target(
     return config, params
 
 
+def _biases_without_a_place(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of `key_maps.OUTPUT_BIAS`, where transformers has it."""
+    if isinstance(config, GPT2Config) or not config.attention_bias:
+        return {}
+    names = key_maps.tensor_names(key_maps.OUTPUT_BIAS, num_layers=config.num_layers)
+    return dict.fromkeys(names, (config.hidden_size,))
+
+
 def load_drafter(
     folder: str | os.PathLike[str],
     *,
-    target_config: TransformerConfig | None = None,
+    target_config: LanguageModelConfig | None = None,
     dtype: Dtype = "float32",
     shardings: Shardings = None,
 ) -> tuple[DrafterConfig, Params]:
@@ -153,12 +166,11 @@ def load_drafter(
     rows = key_maps.drafter_rows(qk_norm=config.qk_norm)
     sizes = _drafter_sizes(config, stored.hidden_size)
     ignored = key_maps.IGNORED_SPECULATORS if stored.is_speculators else ()
-    with TensorFolder(folder) as tensors:
+    with TensorFolder(folder, ignored=ignored) as tensors:
         conversion.check_tensors(
             tensors,
             key_maps.tensor_shapes(rows, sizes, num_layers=config.num_layers),
             optional={},
-            ignored=ignored,
         )
         params = conversion.read_params(
             tensors,
@@ -174,7 +186,7 @@ def load_drafter(
 def _fit_to_target(
     stored: config_json.StoredDrafter,
     config: DrafterConfig,
-    target: TransformerConfig,
+    target: LanguageModelConfig,
     *,
     where: str,
 ) -> DrafterConfig:
@@ -204,7 +216,7 @@ def _drafter_sizes(config: DrafterConfig, width: int) -> dict[str, int]:
 
 def save_target(
     folder: str | os.PathLike[str],
-    config: TransformerConfig,
+    config: LanguageModelConfig,
     params: Mapping[str, Any],
     *,
     dtype: Dtype | None = None,
@@ -212,8 +224,9 @@ def save_target(
     eos_token_ids: Sequence[int] = (),
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that transformers and servers load as Qwen3ForCausalLM or LlamaForCausalLM.
+    """Writes a folder that transformers and servers load as one of `config_json.MODEL_TYPES`.
 
     The folder appears complete or not at all. With several processes all must call this; the
     first one writes.
@@ -227,21 +240,19 @@ def save_target(
       eos_token_ids: ids that end an answer; (): the tokenizer's.
       max_shard_bytes: weights beyond this are split into several files with an index.
       provenance: written as provenance.json.
+      more: entries of config.json besides those of the format.
 
     Raises:
       ValueError: parameters that do not fit `config`, or a folder that holds other files.
     """
     dtype = dtype or config.param_dtype
     rows, sizes = key_maps.target_rows(config), key_maps.target_sizes(config)
-    zeros: dict[str, tuple[int, ...]] = {}
-    if config.attention_bias:
-        for name in key_maps.tensor_names(key_maps.OUTPUT_BIAS, num_layers=config.num_layers):
-            zeros[name] = (config.hidden_size,)
     special_ids = _special_ids(tokenizer_folder)
     if eos_token_ids:
         special_ids["eos_token_id"] = [int(i) for i in eos_token_ids]
+    document = config_json.target_to_json(config, dtype=dtype, special_ids=special_ids)
     documents: dict[str, Mapping[str, Any]] = {
-        "config.json": config_json.target_to_json(config, dtype=dtype, special_ids=special_ids),
+        "config.json": {**document, **(more or {})},
         "generation_config.json": {"do_sample": False, **special_ids},
     }
     write_folder(
@@ -251,7 +262,7 @@ def save_target(
         sizes,
         config.num_layers,
         dtype=dtype,
-        zeros=zeros,
+        zeros=_biases_without_a_place(config),
         documents=documents,
         tokenizer_folder=tokenizer_folder,
         max_shard_bytes=max_shard_bytes,
@@ -264,7 +275,7 @@ def save_drafter(
     config: DrafterConfig,
     params: Mapping[str, Any],
     *,
-    target_config: TransformerConfig,
+    target_config: LanguageModelConfig,
     dtype: Dtype | None = None,
     tokenizer_folder: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -363,6 +374,23 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
         )
     for path in found:
         shutil.copyfile(path, folder / path.name)
+    _keep_tokenizer_class(source, folder)
+
+
+def _keep_tokenizer_class(source: Path, folder: Path) -> None:
+    """Says in tokenizer_config.json what a GPT-2's folder leaves to its config.json.
+
+    The config.json of a drafter is another one.
+    """
+    stated = {}
+    if (folder / "tokenizer_config.json").is_file():
+        stated = config_reader.read_json(folder / "tokenizer_config.json")
+    if stated.get("tokenizer_class") or not (source / "config.json").is_file():
+        return
+    model = config_reader.read_json(source / "config.json")
+    if model.get("model_type") in gpt2_json.MODEL_TYPES:
+        text = json.dumps({**stated, "tokenizer_class": "GPT2Tokenizer"}, indent=2)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _special_ids(tokenizer_folder: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -372,8 +400,8 @@ def _special_ids(tokenizer_folder: str | os.PathLike[str] | None) -> dict[str, A
     source = Path(tokenizer_folder)
     if not ((source / "tokenizer_config.json").is_file() and (source / "tokenizer.json").is_file()):
         return {}
-    names = config_json.read_json(source / "tokenizer_config.json")
-    tokenizer = config_json.read_json(source / "tokenizer.json")
+    names = config_reader.read_json(source / "tokenizer_config.json")
+    tokenizer = config_reader.read_json(source / "tokenizer.json")
     ids = {str(t["content"]): int(t["id"]) for t in tokenizer.get("added_tokens") or []}
     special_ids = {}
     for key in SPECIAL_TOKENS:

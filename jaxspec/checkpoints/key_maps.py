@@ -1,7 +1,8 @@
 """Which Hugging Face tensor is which parameter: tables, and nothing that runs on arrays.
 
-Dimension key of the `shape` columns, one layer's worth: V vocabulary, D width, F mlp width, C head
-width, QC query heads x head width, RC key/value heads x head width, MD captured layers x width.
+Dimension key of the `shape` columns, one layer's worth: V vocabulary, P positions, D width, F mlp
+width, C head width, QC query heads x head width, RC key/value heads x head width, 3D queries, keys
+and values side by side, MD captured layers x width.
 Shapes are those of our parameter; Hugging Face stores linear weights the other way round (out,
 in), which is what `transpose` says. Rows with {i} in their name are stacked over layers on axis 0.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxspec.config import TransformerConfig
+from jaxspec.config import GPT2Config, LanguageModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,40 @@ FEATURES = (
     Row("fc.weight", "fc/kernel", ("MD", "D"), True),
     Row("hidden_norm.weight", "hidden_norm/scale", ("D",)),
 )
+# GPT-2 keeps its products as we do, (in, out); GPT-Neo as all others.
+GPT2_EMBED = (
+    Row("wte.weight", "embed/embedding", ("V", "D")),
+    Row("wpe.weight", "positions/embedding", ("P", "D")),
+)
+GPT2_NORMS = (
+    Row("h.{i}.ln_1.weight", "layers/input_norm/scale", ("D",)),
+    Row("h.{i}.ln_1.bias", "layers/input_norm/bias", ("D",)),
+    Row("h.{i}.ln_2.weight", "layers/post_norm/scale", ("D",)),
+    Row("h.{i}.ln_2.bias", "layers/post_norm/bias", ("D",)),
+    Row("ln_f.weight", "final_norm/scale", ("D",)),
+    Row("ln_f.bias", "final_norm/bias", ("D",)),
+)
+GPT2_BIASES = (
+    Row("h.{i}.mlp.c_fc.bias", "layers/mlp/up/bias", ("F",)),
+    Row("h.{i}.mlp.c_proj.bias", "layers/mlp/down/bias", ("D",)),
+)
+GPT2_PRODUCTS = (
+    Row("h.{i}.attn.c_attn.weight", "layers/attention/qkv/kernel", ("D", "3D")),
+    Row("h.{i}.attn.c_attn.bias", "layers/attention/qkv/bias", ("3D",)),
+    Row("h.{i}.attn.c_proj.weight", "layers/attention/o/kernel", ("D", "D")),
+    Row("h.{i}.attn.c_proj.bias", "layers/attention/o/bias", ("D",)),
+    Row("h.{i}.mlp.c_fc.weight", "layers/mlp/up/kernel", ("D", "F")),
+    Row("h.{i}.mlp.c_proj.weight", "layers/mlp/down/kernel", ("F", "D")),
+)
+GPT_NEO_PRODUCTS = (
+    Row("h.{i}.attn.attention.q_proj.weight", "layers/attention/q/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.k_proj.weight", "layers/attention/k/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.v_proj.weight", "layers/attention/v/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.out_proj.weight", "layers/attention/o/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.out_proj.bias", "layers/attention/o/bias", ("D",)),
+    Row("h.{i}.mlp.c_fc.weight", "layers/mlp/up/kernel", ("D", "F"), True),
+    Row("h.{i}.mlp.c_proj.weight", "layers/mlp/down/kernel", ("F", "D"), True),
+)
 # fmt: on
 
 DFLASH = FEATURES + BLOCK + QK_NORM + FINAL_NORM
@@ -73,8 +108,18 @@ written as zeros, and a folder in which it is not zero is refused."""
 TIED_HEAD = "lm_head.weight"
 """Some folders with tied embeddings store the head a second time; it must equal the embedding."""
 
-IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
-"""Constants that old checkpoints carry along."""
+IGNORED = (
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq",
+    *(
+        f"{prefix}h.{{i}}.attn.{name}"
+        for prefix in ("transformer.", "")
+        for name in ("bias", "masked_bias", "attention.bias", "attention.masked_bias")
+    ),
+)
+"""Constants that old checkpoints carry along: wavelengths, causal masks."""
+
+GPT2_PREFIX = "transformer."
+"""What the names of a language model's tensors begin with; the Hub's gpt2 was saved without."""
 
 IGNORED_SPECULATORS = ("embed_tokens.weight", "lm_head.weight", "verifier_norm.weight",
                        "verifier_lm_head.weight")  # fmt: skip
@@ -90,8 +135,15 @@ LLAMA_BIAS = _under("model.", ATTENTION_BIAS)
 QWEN3 = _under("model.", EMBED + BLOCK + QK_NORM + FINAL_NORM)
 
 
-def target_rows(config: TransformerConfig) -> tuple[Row, ...]:
-    """The table of a target: Qwen3's with query/key norms, Llama's without."""
+def target_rows(config: LanguageModelConfig, *, gpt2_prefix: str = GPT2_PREFIX) -> tuple[Row, ...]:
+    """The table of a target, its embedding first: Qwen3's with query/key norms, Llama's without.
+
+    The names of GPT-2's and GPT-Neo's tensors begin with `gpt2_prefix`.
+    """
+    if isinstance(config, GPT2Config):
+        products = GPT2_PRODUCTS if config.family == "gpt2" else GPT_NEO_PRODUCTS
+        rows = _under(gpt2_prefix, GPT2_EMBED + products + GPT2_BIASES + GPT2_NORMS)
+        return rows if config.tie_embeddings else rows + HEAD
     rows = QWEN3 if config.qk_norm else LLAMA
     if config.attention_bias:
         rows = rows + LLAMA_BIAS
@@ -103,9 +155,11 @@ def drafter_rows(*, qk_norm: bool = True) -> tuple[Row, ...]:
     return DFLASH if qk_norm else FEATURES + BLOCK + FINAL_NORM
 
 
-def target_sizes(config: TransformerConfig) -> dict[str, int]:
+def target_sizes(config: LanguageModelConfig) -> dict[str, int]:
     """What the letters of the shapes mean for a target."""
     return {
+        "P": config.max_position_embeddings,
+        "3D": 3 * config.hidden_size,
         "V": config.vocab_size,
         "D": config.hidden_size,
         "F": config.intermediate_size,

@@ -10,7 +10,7 @@ RC key/value heads x head width.
 
 >>> model = load_llada("LLaDA-8B-Instruct", dtype="bfloat16")
 >>> logits_BSV = BidirectionalTransformer(model.config).apply({"params": model.params}, tokens_BS)
->>> save_llada("export", model.config, model.params, tokens=model.tokens)
+>>> save_llada("export", model.config, model.params, eos_id=model.eos_id)
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxspec.checkpoints import config_json, conversion, key_maps
+from jaxspec.checkpoints import config_reader, conversion, key_maps
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import write_folder
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, TensorFolder
-from jaxspec.config import Dtype, TransformerConfig
-from jaxspec.models.llada import DiffusionTokens
+from jaxspec.config import Dtype, MaskedTransformerConfig, TransformerConfig
 
 MODEL_TYPE, ARCHITECTURE = "llada", "LLaDAModelLM"
 
@@ -82,10 +81,11 @@ NUMBERS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0}
 class Llada(NamedTuple):
     """What a folder holds."""
 
-    config: TransformerConfig
+    config: MaskedTransformerConfig
     params: dict[str, Any]
     """Of a `BidirectionalTransformer`, stacked over layers."""
-    tokens: DiffusionTokens
+    eos_id: int
+    """Ends a text, and fills what is behind the end: it is the padding as well."""
 
 
 def llada_rows(config: TransformerConfig) -> tuple[Row, ...]:
@@ -93,10 +93,19 @@ def llada_rows(config: TransformerConfig) -> tuple[Row, ...]:
     return LLADA_ROWS if config.tie_embeddings else LLADA_ROWS + HEAD
 
 
-def llada_from_json(
-    raw: Mapping[str, Any], *, where: str
-) -> tuple[TransformerConfig, DiffusionTokens]:
-    """The configuration and the special tokens of a LLaDA.
+def is_llada(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder's config.json is that of a LLaDA."""
+    return config_reader.read_json(Path(folder) / "config.json").get("model_type") == MODEL_TYPE
+
+
+def read_llada(folder: str | os.PathLike[str]) -> tuple[MaskedTransformerConfig, int]:
+    """Configuration and end of text of a folder; see `llada_from_json`."""
+    path = Path(folder) / "config.json"
+    return llada_from_json(config_reader.read_json(path), where=str(path))
+
+
+def llada_from_json(raw: Mapping[str, Any], *, where: str) -> tuple[MaskedTransformerConfig, int]:
+    """The configuration of a LLaDA, and the id that ends a text.
 
     Args:
       raw: the content of config.json; dropout rates and settings of training are not looked at.
@@ -147,26 +156,35 @@ def llada_from_json(
                 f"{key}: got {value}, expected an id below {fields['vocab_size']}, the rows of the "
                 "embedding"
             )
+    if not problems and ids["mask_token_id"] == ids["eos_token_id"]:
+        problems.append(f"mask_token_id: got {ids['mask_token_id']}, which is eos_token_id as well")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ValueError(f"{where} is not a model that jaxspec can compute:{lines}")
     try:
-        config = TransformerConfig(
-            **fields, head_dim=width // heads, qk_norm=False, tie_embeddings=tied
+        config = MaskedTransformerConfig(
+            **fields,
+            head_dim=width // heads,
+            qk_norm=False,
+            tie_embeddings=tied,
+            mask_token_id=ids["mask_token_id"],
         )
-        return config, DiffusionTokens(ids["mask_token_id"], ids["eos_token_id"])
+        return config, ids["eos_token_id"]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def llada_to_json(
-    config: TransformerConfig, *, tokens: DiffusionTokens, dtype: Dtype
-) -> dict[str, Any]:
+def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype) -> dict[str, Any]:
     """config.json of a LLaDA.
 
     Raises:
-      ValueError: layers that LLaDA does not have.
+      ValueError: layers that LLaDA does not have, or an end of text that is no id of its own.
     """
+    if not 0 <= eos_id < config.vocab_size or eos_id == config.mask_id:
+        raise ValueError(
+            f"eos_id must be an id below {config.vocab_size} that is not the mask's "
+            f"({config.mask_id}): got {eos_id}."
+        )
     wrong = [
         name
         for name, used in {
@@ -193,9 +211,9 @@ def llada_to_json(
         "vocab_size": config.vocab_size,
         "embedding_size": config.vocab_size,
         "weight_tying": config.tie_embeddings,
-        "mask_token_id": tokens.mask_id,
-        "eos_token_id": tokens.eos_id,
-        "pad_token_id": tokens.eos_id,
+        "mask_token_id": config.mask_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
         "torch_dtype": dtype,
     }
 
@@ -203,7 +221,7 @@ def llada_to_json(
 def load_llada(
     folder: str | os.PathLike[str], *, dtype: Dtype = "float32", shardings: Shardings = None
 ) -> Llada:
-    """Configuration, parameters and special tokens of a LLaDA.
+    """Configuration, parameters and end of text of a LLaDA.
 
     Args:
       folder: config.json and safetensors, one file or shards.
@@ -214,8 +232,7 @@ def load_llada(
       ValueError: no LLaDA, or tensors that are missing, unexpected or of another shape, all of them
         in one message.
     """
-    path = Path(folder) / "config.json"
-    config, tokens = llada_from_json(config_json.read_json(path), where=str(path))
+    config, eos_id = read_llada(folder)
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     rows, sizes = llada_rows(config), key_maps.target_sizes(config)
     with TensorFolder(folder) as tensors:
@@ -223,20 +240,19 @@ def load_llada(
             tensors,
             key_maps.tensor_shapes(rows, sizes, num_layers=config.num_layers),
             optional={},
-            ignored=(),
         )
         params = conversion.read_params(
             tensors, rows, sizes, num_layers=config.num_layers, dtype=dtype, shardings=shardings
         )
-    return Llada(config, params, tokens)
+    return Llada(config, params, eos_id)
 
 
 def save_llada(
     folder: str | os.PathLike[str],
-    config: TransformerConfig,
+    config: MaskedTransformerConfig,
     params: Mapping[str, Any],
     *,
-    tokens: DiffusionTokens,
+    eos_id: int,
     dtype: Dtype | None = None,
     tokenizer_folder: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -248,7 +264,7 @@ def save_llada(
       folder: new, or an earlier export.
       config: shape of the model.
       params: its parameters; sharded arrays are gathered one at a time.
-      tokens: its special tokens.
+      eos_id: the id that ends a text.
       dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
       tokenizer_folder: tokenizer files to put beside the weights.
       max_shard_bytes: weights beyond this are split into several files with an index.
@@ -267,7 +283,7 @@ def save_llada(
         config.num_layers,
         dtype=dtype,
         zeros={},
-        documents={"config.json": llada_to_json(config, tokens=tokens, dtype=dtype)},
+        documents={"config.json": llada_to_json(config, eos_id=eos_id, dtype=dtype)},
         tokenizer_folder=tokenizer_folder,
         max_shard_bytes=max_shard_bytes,
         provenance=provenance,

@@ -17,14 +17,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from jaxspec.checkpoints import config_json, conversion, key_maps
+from jaxspec.checkpoints import config_reader, conversion, key_maps
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import write_folder
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, TensorFolder
-from jaxspec.config import DiTConfig, Dtype
+from jaxspec.config import Context, DiTConfig, Dtype
 from jaxspec.models.mdlm import FREQUENCIES
 
 MODEL_TYPE, ARCHITECTURE = "mdlm", "MDLM"
@@ -91,7 +91,8 @@ def mdlm_from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
     """The configuration of an MDLM.
 
     Args:
-      raw: the content of config.json; `dropout` is not looked at.
+      raw: the content of config.json; `dropout` is not looked at. `mask_token_id` and `context`
+        are jaxspec's own; released folders lack them.
       where: what to call it in messages.
 
     Raises:
@@ -109,12 +110,20 @@ def mdlm_from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
     conditioned = raw.get("time_conditioning", False)
     if not isinstance(conditioned, bool):
         problems.append(f"time_conditioning: got {conditioned!r}, expected true or false")
+    mask_id = raw.get("mask_token_id")
+    if isinstance(mask_id, bool) or not isinstance(mask_id, int | None):
+        problems.append(f"mask_token_id: got {mask_id!r}, expected an integer or null")
+    context = raw.get("context", "bidirectional")
+    if context not in get_args(Context):
+        problems.append(f"context: got {context!r}, expected one of {get_args(Context)}")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ValueError(f"{where} is not a model that jaxspec can compute:{lines}")
     fields = {ours: raw[key] for key, ours in FIELDS.items()}
     try:
-        return DiTConfig(**fields, time_conditioning=conditioned)
+        return DiTConfig(
+            **fields, time_conditioning=conditioned, mask_token_id=mask_id, context=context
+        )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -123,12 +132,29 @@ def mdlm_to_json(config: DiTConfig, *, dtype: Dtype) -> dict[str, Any]:
     """config.json of an MDLM."""
     return {
         "architectures": [ARCHITECTURE],
+        "context": config.context,
         "dropout": 0.0,
+        "mask_token_id": config.mask_token_id,
         "model_type": MODEL_TYPE,
         "time_conditioning": config.time_conditioning,
         "torch_dtype": dtype,
         **{key: getattr(config, ours) for key, ours in FIELDS.items()},
     }
+
+
+def read_mdlm(folder: str | os.PathLike[str]) -> DiTConfig:
+    """The configuration of the MDLM in a folder.
+
+    Raises:
+      ValueError: no MDLM, or one that cannot be computed.
+    """
+    path = Path(folder) / "config.json"
+    return mdlm_from_json(config_reader.read_json(path), where=str(path))
+
+
+def is_mdlm(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder's config.json is that of an MDLM."""
+    return config_reader.read_json(Path(folder) / "config.json").get("model_type") == MODEL_TYPE
 
 
 def load_mdlm(
@@ -142,23 +168,19 @@ def load_mdlm(
       shardings: a tree like the parameters, one sharding for all, or None: the default device.
 
     Returns:
-      The configuration, and parameters stacked over layers. The mask's id is not stored: in the
-      released model it is the last of the vocabulary.
+      The configuration, and parameters stacked over layers.
 
     Raises:
       ValueError: no MDLM, or tensors that are missing, unexpected or of another shape, all of them
         in one message.
     """
-    path = Path(folder) / "config.json"
-    config = mdlm_from_json(config_json.read_json(path), where=str(path))
-    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+    config = dataclasses.replace(read_mdlm(folder), dtype=dtype, param_dtype=dtype)
     sizes = mdlm_sizes(config)
-    with TensorFolder(folder) as tensors:
+    with TensorFolder(folder, ignored=IGNORED) as tensors:
         conversion.check_tensors(
             tensors,
             key_maps.tensor_shapes(MDLM_ROWS, sizes, num_layers=config.num_layers),
             optional={},
-            ignored=IGNORED,
         )
         params = conversion.read_params(
             tensors,
@@ -177,6 +199,7 @@ def save_mdlm(
     params: Mapping[str, Any],
     *,
     dtype: Dtype | None = None,
+    tokenizer_folder: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -187,6 +210,7 @@ def save_mdlm(
       config: shape of the model.
       params: its parameters; sharded arrays are gathered one at a time.
       dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
+      tokenizer_folder: its tokenizer files are copied.
       max_shard_bytes: weights beyond this are split into several files with an index.
       provenance: written as provenance.json.
 
@@ -203,7 +227,7 @@ def save_mdlm(
         dtype=dtype,
         zeros={},
         documents={"config.json": mdlm_to_json(config, dtype=dtype)},
-        tokenizer_folder=None,
+        tokenizer_folder=tokenizer_folder,
         max_shard_bytes=max_shard_bytes,
         provenance=provenance,
     )

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,18 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 class TensorFolder:
     """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
 
+    Tensors whose names match a pattern of `ignored` ({i} stands for a layer) are as if they were
+    not there, of whatever type they are.
+
     Raises:
       ValueError: no safetensors in the folder, shards that the index names and that are not there,
         a file that is no safetensors file, or quantised weights.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
+        patterns = [re.escape(pattern).replace(r"\{i\}", r"\d+") for pattern in ignored]
+        self._ignored = re.compile("|".join(patterns) or r"(?!)")
         self._stack = contextlib.ExitStack()
         self._file_of: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -54,6 +60,8 @@ class TensorFolder:
             for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
                 file = opened.enter_context(_open(self.folder / file_name))
                 for name in file.keys():  # noqa: SIM118  (not a dict)
+                    if self._ignored.fullmatch(name):
+                        continue
                     view = file.get_slice(name)
                     self._file_of[name] = file
                     self.shapes[name] = tuple(view.get_shape())
@@ -94,7 +102,9 @@ class TensorFolder:
         return listed
 
     def _check(self, listed: dict[str, str], stored_dtypes: dict[str, str]) -> None:
-        unread = sorted(n for n in listed if n not in self.shapes)
+        unread = sorted(
+            n for n in listed if n not in self.shapes and not self._ignored.fullmatch(n)
+        )
         if unread:
             raise ValueError(
                 f"{INDEX} lists {len(unread)} tensors that its files do not hold: {unread}."

@@ -5,23 +5,25 @@
 
 They come from WORKDIR/export where the run has finished, else from its newest checkpoint. Drafters
 are written as z-lab's checkpoints are, or with the configuration of speculators; targets as the
-Qwen3 or Llama they are. A run that is still training is only read.
+Qwen3 or Llama they are; denoisers with the updates that they learned added up. A run that is still
+training is only read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxspec.config import Dtype, RunConfig, TransformerConfig
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,10 @@ class Weights:
     """What is written."""
 
     config: Any
-    """`DrafterConfig` or `TransformerConfig`."""
+    """`DrafterConfig`, or the shape of a target or denoiser."""
     params: Any
-    target_config: TransformerConfig | None
-    """None for a target."""
+    target_config: LanguageModelConfig | None
+    """Of a drafter alone."""
     target_path: str
     tokenizer_folder: Path
     stop_ids: tuple[int, ...]
@@ -81,17 +83,18 @@ def export(command: ExportCommand) -> Path:
       ValueError: no run there, nothing to export yet, a format that does not fit, or an output
         folder that holds other files.
     """
-    from jaxspec.checkpoints.config_json import read_json
+    from jaxspec.checkpoints.config_reader import read_json
+    from jaxspec.checkpoints.denoiser import save_denoiser
     from jaxspec.checkpoints.huggingface import save_drafter, save_target
     from jaxspec.checkpoints.speculators import speculators_json
     from jaxspec.provenance import provenance, write_json
 
     workdir, output = Path(command.workdir).expanduser(), Path(command.output).expanduser()
     run = read_run_config(workdir)
-    if command.format != "zlab" and run.training.task == "target":
+    if command.format != "zlab" and run.training.task != "drafter":
         raise ValueError(
-            f"--format {command.format} is for drafters, and {workdir} holds a target: leave it "
-            "out."
+            f"--format {command.format} is for DFlash drafters, and {workdir} holds a "
+            f"{run.training.task}: leave it out."
         )
     finished = (workdir / "export" / "config.json").is_file()
     use_export = command.source == "export" or (command.source == "auto" and finished)
@@ -102,7 +105,16 @@ def export(command: ExportCommand) -> Path:
         **provenance(config=run, seed=run.training.seed),
         "step": run.training.steps if weights.step is None else weights.step,
     }
-    if weights.target_config is None:
+    if run.training.task == "denoiser":
+        save_denoiser(
+            output,
+            weights.config,
+            weights.params,
+            dtype=command.dtype,
+            tokenizer_folder=weights.tokenizer_folder,
+            provenance=record,
+        )
+    elif weights.target_config is None:
         save_target(
             output,
             weights.config,
@@ -126,7 +138,9 @@ def export(command: ExportCommand) -> Path:
             name = command.target_name or Path(weights.target_path).name
             document = read_json(output / "config.json")
             write_json(output / "config.json", speculators_json(document, target_name=name))
-    kind = "Target" if weights.target_config is None else f"Drafter ({command.format})"
+    kind = run.training.task.capitalize()
+    if run.training.task == "drafter":
+        kind += f" ({command.format})"
     origin = f"{workdir / 'export'}" if use_export else f"the checkpoint of step {weights.step}"
     print(f"{kind} in {command.dtype} written to {output}, from {origin}.", flush=True)
     return output
@@ -179,6 +193,7 @@ def _build(kind: Any, value: Any, *, where: str) -> Any:
 
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:
+    from jaxspec.checkpoints.denoiser import load_denoiser
     from jaxspec.checkpoints.folders import target_folder
     from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_config
     from jaxspec.data.tokenizer import Tokenizer
@@ -193,9 +208,20 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
     if run.training.task == "target":
         config, params = load_target(folder)
         return Weights(config, params, None, "", folder, stop_ids, None)
+    if run.training.task == "denoiser":
+        denoiser, params = load_denoiser(folder)
+        return Weights(denoiser, params, None, "", folder, stop_ids, None)
     target_config = read_config(target_folder(run.target.path))
     drafter, params = load_drafter(folder, target_config=target_config)
     return Weights(drafter, params, target_config, run.target.path, folder, stop_ids, None)
+
+
+def _unchanged(params: Any) -> Any:
+    return params
+
+
+def _init(model: Any, arguments: Any, key: Any, *, method: str = "__call__") -> Any:
+    return model.init(key, arguments, method=method)["params"]
 
 
 def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
@@ -207,36 +233,40 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.drafters.dflash import DFlash
-    from jaxspec.models.transformer import Transformer
+    from jaxspec.models.registry import make_model
+    from jaxspec.training.denoiser_setup import check_mask, denoiser_config, denoiser_parts
     from jaxspec.training.optimizer import make_optimizer
     from jaxspec.training.state import TrainState
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    target_config: TransformerConfig | None = None
+    target_config: LanguageModelConfig | None = None
+    whole: Callable[[Any], Any] = _unchanged
+    config: Any
+    init: Callable[[jax.Array], Any]
     if run.training.task == "target":
         assert run.target.architecture is not None, "a target cannot be trained without"
         own = workdir / "tokenizer"
         tokenizer = Tokenizer.load(
             own if run.data.tokenizer == "train" else run.data.tokenizer or "embedded"
         )
-        config: Any = run.target.architecture
-        model, method = Transformer(config), "__call__"
-        arguments = jnp.zeros((1, 8), jnp.int32)
+        config = run.target.architecture
+        init = functools.partial(_init, make_model(config), jnp.zeros((1, 8), jnp.int32))
+    elif run.training.task == "denoiser":
+        tokenizer = Tokenizer.load(run.data.tokenizer or target_folder(run.target.path))
+        config = check_mask(denoiser_config(run.denoiser), tokenizer)
+        parts = denoiser_parts(run, config)
+        init, whole = parts.init, parts.whole
     else:
         folder = target_folder(run.target.path)
         target_config = read_config(folder)
         tokenizer = Tokenizer.load(run.data.tokenizer or folder)
         config = run.drafter
-        model, method = DFlash(config, target_config.hidden_size), "initialise"
+        drafter = DFlash(config, target_config.hidden_size)
         width = len(config.target_layer_ids) * target_config.hidden_size
-        arguments = jnp.zeros((1, 2, width))
+        init = functools.partial(_init, drafter, jnp.zeros((1, 2, width)), method="initialise")
     transform, _ = make_optimizer(run.optimizer, steps=run.training.steps)
-    abstract = jax.eval_shape(
-        lambda: TrainState.create(
-            model.init(jax.random.key(0), arguments, method=method)["params"], transform
-        )
-    )
+    abstract = jax.eval_shape(lambda: TrainState.create(init(jax.random.key(0)), transform))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract
@@ -251,7 +281,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     step, state, _ = restored
     return Weights(
         config,
-        state.params,
+        whole(state.params),
         target_config,
         run.target.path,
         tokenizer.folder,

@@ -30,6 +30,12 @@ CHATML = (
 )
 """The template of tokenizers trained here."""
 
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""Contents as they are, answers closed by the end of text: for models that know no turns."""
+
 
 class ChatTemplate:
     """The chat template of a model's folder.
@@ -45,6 +51,7 @@ class ChatTemplate:
         *,
         source: str | None,
         variables: Mapping[str, Any] | None = None,
+        is_own: bool = True,
     ) -> None:
         """Keep a template; it is compiled when it is first needed.
 
@@ -53,7 +60,9 @@ class ChatTemplate:
           source: its text; None when the folder has none, which is an error only if it is used.
           variables: what templates may print or test beside the conversation: bos_token,
             eos_token, enable_thinking and so on.
+          is_own: whether the folder itself has it.
         """
+        self.is_own = is_own and source is not None
         self._folder = str(folder)
         self._source = source
         self._variables = dict(variables or {})
@@ -65,9 +74,14 @@ class ChatTemplate:
         config: Mapping[str, Any],
         *,
         variables: Mapping[str, Any] | None = None,
+        default: str | None = None,
     ) -> ChatTemplate:
-        """Find the template of a folder whose tokenizer_config.json has been read already."""
-        return cls(folder, source=_find_source(folder, config), variables=variables)
+        """Find the template of a folder whose tokenizer_config.json has been read already.
+
+        `default` is the template of a folder that has none.
+        """
+        found = _find_source(folder, config)
+        return cls(folder, source=found or default, variables=variables, is_own=bool(found))
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         """The text of a conversation, with the header of an answer behind it if wanted.
@@ -92,7 +106,8 @@ class ChatTemplate:
         if self._source is None:
             raise ValueError(
                 f"The tokenizer in {self._folder!r} has no chat template: put one into "
-                "chat_template.jinja, or under chat_template in tokenizer_config.json."
+                "chat_template.jinja, or under chat_template in tokenizer_config.json. A base "
+                "model can be given contents as they are: jaxspec.data.chat_template.PLAIN."
             )
         try:
             return _environment().from_string(self._source)

@@ -54,6 +54,16 @@ class Example:
         return self.conversation
 
     @property
+    def is_running_text(self) -> bool:
+        """Whether there is nothing but what an assistant would write: text, and no question."""
+        return all(role == "assistant" for role, _ in self.turns)
+
+    @property
+    def running_text(self) -> str:
+        """The text of `is_running_text`, its paragraphs apart."""
+        return "\n\n".join(content for _, content in self.turns)
+
+    @property
     def user_turns(self) -> tuple[str, ...]:
         """The user's questions in order, for benchmarks of several rounds."""
         return tuple(content for role, content in self.turns if role == "user")

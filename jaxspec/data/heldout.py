@@ -29,18 +29,20 @@ TESTS_FOLLOW = "\n\nYour code should pass these tests:"
 _FENCED = re.compile(r"```[a-z]*\n(.{80,}?)```", re.DOTALL)
 
 
-def keys(prompt: str) -> list[int]:
-    """64-bit hashes of a prompt: of all of it, of the task before its tests, of quoted code.
+def text_hash(text: str) -> int:
+    """64 bits of a text.
 
     Case, white space and Unicode variants make no difference. (Punctuation does: "x + 2" and
     "x - 2" are different problems.)
     """
+    normal = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "little")
+
+
+def keys(prompt: str) -> list[int]:
+    """Hashes of a prompt: of all of it, of the task before its tests, of quoted code."""
     texts = {prompt, prompt.split(TESTS_FOLLOW)[0], *_FENCED.findall(prompt)}
-    hashes = []
-    for text in texts:
-        normal = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-        hashes.append(int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "little"))
-    return sorted(set(hashes))
+    return sorted({text_hash(text) for text in texts})
 
 
 @dataclasses.dataclass(frozen=True)

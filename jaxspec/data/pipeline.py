@@ -204,11 +204,6 @@ def make_pipeline(
     )
 
 
-def is_plain_text(example: Example) -> bool:
-    """Whether an example is running text: nothing but what an assistant would write."""
-    return all(role == "assistant" for role, _ in example.turns)
-
-
 def tokenize(
     examples: Sequence[Example],
     tokenizer: Tokenizer,
@@ -230,9 +225,10 @@ def tokenize(
     documents: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
     names: list[str] = []
     for example in examples:
-        if is_plain_text(example):
-            text = "\n\n".join(content for _, content in example.turns)
-            ids_S = np.asarray([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
+        if example.is_running_text:
+            ids_S = np.asarray(
+                [*tokenizer.encode(example.running_text), tokenizer.eos_id], np.int32
+            )
             pieces = [
                 ids_S[start : start + sequence_length]
                 for start in range(0, len(ids_S), sequence_length)
@@ -278,7 +274,7 @@ def tokenized_documents(
 def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig) -> str:
     """Hash of the texts, the tokenizer's files and the settings that shape documents."""
     digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.loss_on}".encode())
-    if any(is_plain_text(example) for example in examples):
+    if any(example.is_running_text for example in examples):
         digest.update(str(data.sequence_length).encode())  # running text is split by it
     for file in _TOKENIZER_FILES:
         path = Path(tokenizer.folder) / file
@@ -286,7 +282,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
             digest.update(path.read_bytes())
     # A change of the code that reads those files shows in what it makes of a few examples.
     for example in examples[:: max(1, len(examples) // 16)]:
-        if not is_plain_text(example):
+        if not example.is_running_text:
             digest.update(json.dumps(tokenizer.encode_conversation(example.conversation)).encode())
     for example in examples:
         digest.update(json.dumps(dataclasses.astuple(example)).encode())

@@ -1,7 +1,8 @@
 """The data sets by name, and how their examples are had.
 
 Names are those of `SOURCES`, or a folder written by `jaxspec regenerate`. A set that is meant for
-evaluation has no "train" split, and training splits hold no prompt of any test split.
+evaluation has no "train" split, and training splits hold no prompt of any test split; running text
+has no prompts, and none of it is in both splits of a set.
 
 >>> examples = load_examples("embedded/math", split="test", data=DataConfig())
 >>> examples[0].source
@@ -58,6 +59,10 @@ class Source:
     about: str
     builder: str = ""
     """``module:Class`` below jaxspec.data.builders; "": made by a program (`embedded`)."""
+    train_builder: str = ""
+    """The same for the train split, where another builder prepares it."""
+    part: str = ""
+    """The part of a test set that this is; "": all of it."""
 
 
 _BOTH = ("train", "test")
@@ -80,12 +85,31 @@ SOURCES: dict[str, Source] = {
     ),
     "mt_bench": Source(("test",), "dialogues of two questions, 80", "dialogues:MtBench"),
     "spec_bench": Source(("test",), "six tasks of 80 prompts", "dialogues:SpecBench"),
+    **{
+        f"spec_bench/{task}": Source(
+            ("test",), f"Spec-Bench, {about}, 80", "dialogues:SpecBench", part=task
+        )
+        for task, about in (
+            ("mt_bench", "dialogues of two questions"),
+            ("translation", "German to English"),
+            ("summarization", "news articles to sum up"),
+            ("qa", "short questions"),
+            ("math_reasoning", "grade-school maths"),
+            ("rag", "questions behind the passages found for them"),
+        )
+    },
     "instructions": Source(("train",), "short instructions, 1,100", "dialogues:Instructions"),
     "code_instructions": Source(
         ("train",), "programming tasks, 4,535", "dialogues:CodeInstructions"
     ),
     "roleplay": Source(("train",), "scenes to act out, 1,923", "dialogues:Roleplay"),
-    "tinystories": Source(("train",), "running text, 2 MiB", "text:Tinystories"),
+    "tinystories": Source(_BOTH, "running text, stories, 2,157 / 159", "text:Tinystories"),
+    "wikitext2": Source(
+        _BOTH,
+        "running text, Wikipedia: articles / 145 passages",
+        "text:Wikitext2",
+        train_builder="text:Wikitext2Train",
+    ),
 }
 
 
@@ -95,8 +119,8 @@ def data_folder(data: DataConfig) -> Path:
     return Path(chosen).expanduser()
 
 
-def builder_for(name: str, *, data: DataConfig) -> ConversationBuilder:
-    """The prepared TFDS builder of a named data set; prepares it the first time.
+def builder_for(name: str, *, split: str, data: DataConfig) -> ConversationBuilder:
+    """The prepared TFDS builder of a split of a named data set; prepares it the first time.
 
     Raises:
       ValueError: a set without files, or its raw files are missing or out of reach.
@@ -107,7 +131,9 @@ def builder_for(name: str, *, data: DataConfig) -> ConversationBuilder:
     # Imported here: TFDS is not needed for the embedded corpus.
     from jaxspec.data.builders.base import prepare
 
-    module, class_name = SOURCES[name].builder.split(":")
+    source = SOURCES[name]
+    chosen = source.train_builder if split == "train" and source.train_builder else source.builder
+    module, class_name = chosen.split(":")
     builder_class = getattr(importlib.import_module(f"jaxspec.data.builders.{module}"), class_name)
     raw = data.raw_dir or os.environ.get("JAXSPEC_RAW_DATA", "")
     return prepare(
@@ -140,7 +166,7 @@ def load_examples(name: str, *, split: str, data: DataConfig) -> Sequence[Exampl
             + (f" With a {split} split: {', '.join(alternatives)}." if alternatives else "")
         )
     if source.builder:
-        builder = builder_for(name, data=data)
+        builder = builder_for(name, split=split, data=data)
         if builder.excluded(split):
             _log.info(
                 "%s: %d records of %s are left out because a test set has their prompt.",
@@ -148,14 +174,15 @@ def load_examples(name: str, *, split: str, data: DataConfig) -> Sequence[Exampl
                 builder.excluded(split),
                 split,
             )
-        return PreparedExamples(builder.as_data_source(split), limit=data.max_examples)
+        records = builder.as_data_source(source.part or split)
+        return PreparedExamples(records, limit=data.max_examples)
     return _embedded(name, split=split, data=data)
 
 
 def held_out_prompts(data: DataConfig) -> Iterator[str]:
     """Every prompt of every test set that has files: what training data must not hold."""
     for name, source in SOURCES.items():
-        if source.builder and "test" in source.splits:
+        if source.builder and "test" in source.splits and not source.part:
             for example in load_examples(name, split="test", data=data):
                 yield from example.user_turns
 

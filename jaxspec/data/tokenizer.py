@@ -5,6 +5,10 @@
 
 Only byte-level tokenizers are taken (Qwen, Llama 3, GPT-2, the embedded one): for these, text on
 the two sides of a special token is encoded independently, which everything here rests on.
+
+The folder of a GPT-2 or GPT-Neo may hold nothing but vocab.json and merges.txt: "<|endoftext|>" is
+then its one special token. It has no mask token, and where it has no chat template a conversation
+is its contents as they are (`jaxspec.data.chat_template.PLAIN`).
 """
 
 from __future__ import annotations
@@ -19,9 +23,17 @@ from typing import Any
 
 import tokenizers
 
-from jaxspec.data.chat_template import CHATML, ChatTemplate, check_turns
+from jaxspec.data.chat_template import CHATML, PLAIN, ChatTemplate, check_turns
 from jaxspec.data.examples import Conversation
-from jaxspec.data.tokenizer_files import FILES, byte_level, read_json, read_tokenizer
+from jaxspec.data.tokenizer_files import (
+    FILES,
+    GPT2_NAMES,
+    byte_level,
+    is_gpt2,
+    read_json,
+    read_tokenizer,
+    read_tokenizer_config,
+)
 
 EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded_tokenizer"
 
@@ -55,10 +67,11 @@ class Tokenizer:
         folder: str | os.PathLike[str],
         *,
         template_options: Mapping[str, Any] | None = None,
+        default_template: str | None = None,
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
-        config = read_json(self.folder / "tokenizer_config.json")
+        config = read_tokenizer_config(self.folder)
         self._tokenizer = read_tokenizer(self.folder, config)
         self._names = _special_names(self.folder, config)
         added = {
@@ -82,8 +95,13 @@ class Tokenizer:
         # is the only place that makes them.
         self._tokenizer.encode_special_tokens = True
         self._template = ChatTemplate.read(
-            self.folder, config, variables={**self._names, **(template_options or {})}
+            self.folder,
+            config,
+            variables={**self._names, **(template_options or {})},
+            default=PLAIN if is_gpt2(config) else default_template,
         )
+        self.has_template: bool = self._template.is_own
+        """Whether the folder has a chat template of its own."""
 
     @classmethod
     def load(
@@ -91,14 +109,18 @@ class Tokenizer:
         path: str | os.PathLike[str],
         *,
         template_options: Mapping[str, Any] | None = None,
+        default_template: str | None = None,
     ) -> Tokenizer:
         """Read a tokenizer folder; "embedded" is the one shipped in the package.
 
         Args:
           path: a folder with tokenizer.json (or vocab.json and merges.txt) and
-            tokenizer_config.json.
+            tokenizer_config.json, which for a GPT-2 may be absent beside config.json.
           template_options: further variables of the chat template, such as
             {"enable_thinking": False} for Qwen3.
+          default_template: for conversations where the folder has no chat template, which is an
+            error otherwise. (It may be a chat model's that was lost in copying.) A GPT-2's is
+            `jaxspec.data.chat_template.PLAIN`.
 
         Returns:
           The tokenizer.
@@ -107,7 +129,7 @@ class Tokenizer:
           ValueError: no such folder, no tokenizer in it, or one that is not byte-level.
         """
         folder = EMBEDDED_FOLDER if str(path) == "embedded" else path
-        return cls(folder, template_options=template_options)
+        return cls(folder, template_options=template_options, default_template=default_template)
 
     @classmethod
     def train(
@@ -351,7 +373,8 @@ class Tokenizer:
 
 def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token and so on: what templates may print."""
-    merged = {**read_json(folder / "special_tokens_map.json"), **config}
+    defaults = GPT2_NAMES if is_gpt2(config) else {}
+    merged = {**defaults, **read_json(folder / "special_tokens_map.json"), **config}
     names = {}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
         value = merged.get(key)
@@ -360,3 +383,26 @@ def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, st
         if isinstance(value, str):
             names[key] = value
     return names
+
+
+_NAMED_IDS = 5
+
+
+def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
+    """Refuses a drafter whose ids mean other tokens than the target's.
+
+    Raises:
+      ValueError: names the first ids that differ.
+    """
+    ours, theirs = drafter.vocabulary(), target.vocabulary()
+    differ = sorted(
+        {i for token, i in ours.items() if theirs.get(token) != i}
+        | {i for token, i in theirs.items() if ours.get(token) != i}
+    )
+    if differ:
+        named = ", ".join(map(str, differ[:_NAMED_IDS]))
+        more = f" and {len(differ) - _NAMED_IDS} more" if len(differ) > _NAMED_IDS else ""
+        raise ValueError(
+            f"The tokenizer of the drafter in {name} is not the target's: ids {named}{more} mean "
+            "different tokens. A drafter must be trained with the target's tokenizer."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
@@ -27,6 +28,15 @@ _QWEN_PIECES = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+"""Special tokens of a GPT2Tokenizer whose files name none, as transformers has it."""
+_GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; {} when there is no such file.
@@ -43,6 +53,23 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object: got a {type(value).__name__}.")
     return value
+
+
+def read_tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
+    """tokenizer_config.json; the tokenizer's class, where it says none, by the model's config.json.
+
+    The Hub's gpt2 leaves it to config.json, and transformers looks there, too.
+    """
+    config = read_json(folder / "tokenizer_config.json")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if not config.get("tokenizer_class") and model_type in _GPT2_MODEL_TYPES:
+        config["tokenizer_class"] = "GPT2Tokenizer"
+    return config
+
+
+def is_gpt2(config: Mapping[str, Any]) -> bool:
+    """Whether tokenizer_config.json is that of a GPT-2."""
+    return str(config.get("tokenizer_class") or "").startswith("GPT2")
 
 
 def byte_level(pieces: str) -> tokenizers.pre_tokenizers.PreTokenizer:
@@ -103,14 +130,14 @@ def _read_tokenizer_json(file: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    name = str(config.get("tokenizer_class", ""))
+    name = str(config.get("tokenizer_class") or "")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     )
     if name.startswith("Qwen"):
         tokenizer.normalizer = tokenizers.normalizers.NFC()
         tokenizer.pre_tokenizer = byte_level(_QWEN_PIECES)
-    elif name.startswith("GPT2"):
+    elif is_gpt2(config):
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
         raise ValueError(

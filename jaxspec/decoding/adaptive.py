@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 _COST_REPEATS = 3
 
@@ -140,7 +140,7 @@ class Adaptive:
         self.history: list[tuple[int, int]] = []
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The target."""
         return self.strategies[-1].model
 

@@ -28,7 +28,7 @@ from jaxspec.decoding.state import (
     stream_keys,
 )
 from jaxspec.drafters.protocol import GREEDY
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -46,7 +46,7 @@ def choose(
 class Autoregressive:
     """Plain decoding of the target. Parameters: the target's own tree."""
 
-    model: Transformer
+    model: LanguageModel
     rules: DecodeRules
     sampling: Sampling = GREEDY
 

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from jaxspec.models.cache import MaskedKVCache
+from jaxspec.models.cache import KVCache
 
 Caching = Literal["none", "prefix", "dual"]
 Layout = Literal["mask", "batch"]
@@ -60,7 +60,7 @@ class BlockContext:
     """Columns of prompt and response; those behind are filling, which nobody sees."""
     start_B: jax.Array
     """The block's first column."""
-    cache: MaskedKVCache | None = None
+    cache: KVCache | None = None
     """None before the block's first pass, and without a cache. With guidance it has 2 B rows."""
 
 
@@ -96,9 +96,7 @@ class BlockModel:
         Returns:
           Its logits [B, L, V], and the context with the cache for the passes that follow.
         """
-        columns_BT = jnp.broadcast_to(
-            jnp.arange(context.tokens_BT.shape[1]), context.tokens_BT.shape
-        )
+        columns_BT = _canvas_columns(context)
         rows_BL = _block_columns(context, self.block_length)
         logits_BLV, keys_LBRTC, values_LBRTC = self._pass(
             params,
@@ -110,10 +108,8 @@ class BlockModel:
         )
         if self.caching == "none":
             return logits_BLV, context
-        visible_BT, start_B = self._kept(columns_BT, context), context.start_B
-        if self.guidance:
-            visible_BT, start_B = _twice(visible_BT), _twice(start_B)
-        cache = MaskedKVCache(keys_LBRTC, values_LBRTC, start_B, visible_BT)
+        start_B = _twice(context.start_B) if self.guidance else context.start_B
+        cache = KVCache(keys_LBRTC, values_LBRTC, start_B)
         return logits_BLV, dataclasses.replace(context, cache=cache)
 
     def block_logits(
@@ -184,12 +180,13 @@ class BlockModel:
     def _columns(self, context: BlockContext, reach: int) -> jax.Array:
         """Columns that a pass reads, [B, W]; some may lie behind the end."""
         if self.caching == "none":
-            return jnp.broadcast_to(jnp.arange(context.tokens_BT.shape[1]), context.tokens_BT.shape)
+            return _canvas_columns(context)
         behind = self.caching == "prefix" and not self.block_causal
         return _block_columns(context, self.block_length * (reach if behind else 1))
 
-    def _kept(self, columns_BT: jax.Array, context: BlockContext) -> jax.Array:
-        """Columns whose cached keys and values the block's later passes see."""
+    def _kept(self, context: BlockContext) -> jax.Array:
+        """Columns whose cached keys and values the block's later passes see, [B, T]."""
+        columns_BT = _canvas_columns(context)
         before_BT = columns_BT < context.start_B[:, None]
         if self.caching == "prefix" or self.block_causal:
             return before_BT
@@ -251,17 +248,23 @@ class BlockModel:
         rows_BI: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logits at `rows_BI`, and the pass's keys and values."""
+        kept_BST = None
+        if context.cache is not None:
+            kept_B1T = self._kept(context)[:, None]
+            kept_BST = jnp.repeat(kept_B1T, tokens_BS.shape[1], axis=1)
         if self.guidance:
             of_prompt_BS = columns_BS < context.prompt_B[:, None]
             without_BS = jnp.where(of_prompt_BS, self.mask_id, tokens_BS)
             tokens_BS = jnp.concatenate([tokens_BS, without_BS])
             columns_BS, mask_BSS, rows_BI = _twice(columns_BS), _twice(mask_BSS), _twice(rows_BI)
+            kept_BST = None if kept_BST is None else _twice(kept_BST)
         output = self.model.apply(
             {"params": params},
             tokens_BS,
             positions_BS=columns_BS,
             mask_BSS=mask_BSS,
             cache=context.cache,
+            cache_mask_BST=kept_BST,
             rows_BI=rows_BI,
         )
         logits_BIV = output.logits_BSV
@@ -269,6 +272,11 @@ class BlockModel:
             with_BIV, without_BIV = jnp.split(logits_BIV, 2)
             logits_BIV = without_BIV + (1 + self.guidance) * (with_BIV - without_BIV)
         return logits_BIV, output.keys_LBRSC, output.values_LBRSC
+
+
+def _canvas_columns(context: BlockContext) -> jax.Array:
+    """All columns, [B, T]."""
+    return jnp.broadcast_to(jnp.arange(context.tokens_BT.shape[1]), context.tokens_BT.shape)
 
 
 def _block_columns(context: BlockContext, length: int) -> jax.Array:
@@ -294,11 +302,8 @@ def _repeated(context: BlockContext, number: int) -> BlockContext:
 
     # With guidance the rows without a prompt stand behind all others, before this and after.
     if cache is not None:
-        cache = MaskedKVCache(
-            rows(cache.keys_LBRTC, 1),
-            rows(cache.values_LBRTC, 1),
-            rows(cache.lengths_B),
-            rows(cache.visible_BT),
+        cache = KVCache(
+            rows(cache.keys_LBRTC, 1), rows(cache.values_LBRTC, 1), rows(cache.lengths_B)
         )
     return BlockContext(
         rows(context.tokens_BT),

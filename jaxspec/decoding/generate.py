@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxspec.decoding.rows import insert, read, spread
 from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 SMALLEST_BUCKET = 128
 _CAPACITY_STEP = 64
@@ -35,7 +35,7 @@ class Strategy(Protocol):
     """`Autoregressive` and `Speculative`, as far as the host is concerned."""
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The target."""
 
     @property
@@ -72,6 +72,8 @@ class Response:
     in no round: ``len(tokens) == 1 + sum(kept)``. Empty in autoregressive decoding."""
     verified: tuple[int, ...] = ()
     """Drafts that each round's verification accepted, before a stop token or the limit cut it."""
+    draft_passes: int = 0
+    """Forward passes of the drafter in all rounds."""
 
     @property
     def accepted(self) -> tuple[int, ...]:
@@ -286,4 +288,11 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
         took_place = result.kept_R != NO_ROUND
         kept = tuple(result.kept_R[took_place].tolist())
         verified = tuple(result.verified_R[took_place].tolist())
-    return Response(name, tokens, tokens[-1] in rules.stop_ids, kept, verified)
+    return Response(
+        name,
+        tokens,
+        stopped=tokens[-1] in rules.stop_ids,
+        kept=kept,
+        verified=verified,
+        draft_passes=0 if result.draft_passes is None else int(result.draft_passes),
+    )

@@ -85,10 +85,18 @@ class RowResult(NamedTuple):
     failed: jax.Array
     verified_R: jax.Array | None
     kept_R: jax.Array | None
+    draft_passes: jax.Array | None
 
 
 @jax.jit
 def read(state: DecodeState, row: jax.Array | int) -> RowResult:
     """One row's response."""
-    fields = (state.tokens_BT, state.count_B, state.failed_B, state.verified_BR, state.kept_BR)
+    fields = (
+        state.tokens_BT,
+        state.count_B,
+        state.failed_B,
+        state.verified_BR,
+        state.kept_BR,
+        state.draft_passes_B,
+    )
     return RowResult(*jax.tree.map(lambda leaf: leaf[row], fields))

@@ -38,7 +38,8 @@ from jaxspec.decoding.state import (
 )
 from jaxspec.drafters.protocol import GREEDY, Draft, Proposer
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer, TransformerOutput
+from jaxspec.models.registry import LanguageModel
+from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import (
@@ -89,6 +90,8 @@ class Plan:
     """Positions behind the anchor's; None: one after the other."""
     mask_BRR: jax.Array | None = None
     """True where row i sees row j; None: all before it."""
+    passes_B: jax.Array | None = None
+    """Forward passes of the drafter (`Draft.passes_B`); None: one."""
 
 
 @struct.dataclass
@@ -111,7 +114,7 @@ class Speculative:
       ValueError: a verifier that does not fit the temperature or the drafts.
     """
 
-    model: Transformer
+    model: LanguageModel
     proposer: Proposer
     rules: DecodeRules
     verifier: str = "greedy"
@@ -204,7 +207,7 @@ class Speculative:
         """What the target is to read in this round."""
         draft, drafter = self.proposer.propose(params, state.drafter, state.anchor_B, keys_B)
         rows_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
-        return Plan(rows_BK, drafter, draft)
+        return Plan(rows_BK, drafter, draft, passes_B=draft.passes_B)
 
     def target_pass(
         self, params: Any, plan: Plan, cache: KVCache
@@ -280,6 +283,8 @@ class Speculative:
             return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
         assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.draft_passes_B is not None, "a speculative state counts the drafter's passes"
+        passes_B = jnp.ones_like(kept_B) if plan.passes_B is None else plan.passes_B
         slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
         ranks_BG = slot_G if choice.path_BK is None else choice.path_BK[:, 1:] - 1
@@ -290,6 +295,7 @@ class Speculative:
             drafter=self.proposer.commit(
                 params, plan.drafter, block_BK, output.features_BSE, kept_B
             ),
+            draft_passes_B=state.draft_passes_B + jnp.where(ran_B, passes_B, 0),
             accepted_at_N=state.accepted_at_N.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BR=record(state.verified_BR, verdict.num_accepted_B),
             kept_BR=record(state.kept_BR, kept_B),

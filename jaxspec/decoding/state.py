@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 NO_ROUND = -1
 """Fills the entries of rounds that did not take place."""
@@ -87,6 +87,9 @@ class DecodeState:
     """int32, rounds that the row has taken part in."""
     step: jax.Array
     """int32 scalar, rounds of the batch so far."""
+    draft_passes_B: jax.Array | None
+    """int32, forward passes of the drafter in all of a row's rounds. None in autoregressive
+    decoding."""
     accepted_at_N: jax.Array | None
     """How often the draft of each rank was accepted, by all rows together. A draft's rank is its
     slot in a chain and its number in a tree, so a smaller draft would have held those of low rank.
@@ -109,7 +112,7 @@ def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[ja
 
 
 def prefill(
-    model: Transformer, params: Any, prompts: Prompts, *, capacity: int, capture: tuple[int, ...]
+    model: LanguageModel, params: Any, prompts: Prompts, *, capacity: int, capture: tuple[int, ...]
 ) -> tuple[KVCache, jax.Array, jax.Array | None]:
     """One pass over the prompts: the cache, hidden_BD of each row's last token, features_BSE.
 
@@ -157,6 +160,7 @@ def first_state(
         keys_B=prompts.keys_B,
         rounds_B=jnp.zeros(batch, jnp.int32),
         step=jnp.int32(0),
+        draft_passes_B=jnp.zeros(batch, jnp.int32) if drafted_nodes else None,
         accepted_at_N=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
         verified_BR=rounds_BR,
         kept_BR=rounds_BR,

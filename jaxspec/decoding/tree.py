@@ -26,10 +26,16 @@ from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
 from jaxspec.ops.sampling import largest_index
-from jaxspec.verify import ChainRule, TreeVerdict, Verdict, verify_chains
+from jaxspec.verify import (
+    ChainRule,
+    TreeVerdict,
+    Verdict,
+    verify_chains,
+    verify_point_mass,
+)
 from jaxspec.verify.tree import walk_tree
 
-CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq")
+CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq", "self_selection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +114,13 @@ class Chains:
 class ChainSpeculative(TreeSpeculative):
     """Sample several chains from the marginals and keep the longest accepted one, exactly.
 
-    SpecDiff-2's self-selection (arXiv 2511.00606), as an exact rule: picking the chain that the
-    target likes best, and then applying a rule for one sampled chain, would change the output. The
-    verifier is one of `CHAIN_RULES`: those of `verify_chains` are told what the chains were sampled
-    from; "tree" walks by the target's own draws, as for any tree, and is the only one at
-    temperature 0. `num_nodes` follows from the chains.
+    The verifier is one of `CHAIN_RULES`. Those of `verify_chains` are told what the chains were
+    sampled from. "tree" walks by the target's own draws, as for any tree, and is the only one at
+    temperature 0. "self_selection" is SpecDiff-2's (arXiv 2511.00606): the chain x with the largest
+    ``sum_m prod_{j <= m} P(x_j)`` under the target is judged as a point mass. That is exact because
+    the choice does not look at the draws that judge it; a rule for a sampled chain would not be.
+    "tree" never accepts less of the same chains on average.
+    `num_nodes` follows from the chains.
 
     Raises:
       ValueError: an unknown verifier, no chains, drafts at temperature 0 (all chains would be one).
@@ -195,6 +203,8 @@ class ChainSpeculative(TreeSpeculative):
         rows_MH: jax.Array,
     ) -> TreeVerdict:
         """One row's verdict, with the accepted chain's rows as the path."""
+        if self.verifier == "self_selection":
+            return self._judge_best(key, chains_MG, target_RV, rows_MH)
         verdict = verify_chains(
             key,
             chains_MG[None],
@@ -204,6 +214,17 @@ class ChainSpeculative(TreeSpeculative):
         )
         num_accepted, chain = verdict.num_accepted_B[0], jnp.maximum(verdict.chain_B[0], 0)
         path_G = rows_MH[chain, 1:]
+        path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
+        return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
+
+    def _judge_best(
+        self, key: jax.Array, chains_MG: jax.Array, target_RV: jax.Array, rows_MH: jax.Array
+    ) -> TreeVerdict:
+        """The chain that the target expects to go furthest, as a point mass."""
+        probs_MG = target_RV[rows_MH[:, :-1], chains_MG]
+        best = jnp.cumprod(probs_MG, axis=1).sum(axis=1).argmax()
+        verdict = verify_point_mass(key, chains_MG[best][None], target_RV[rows_MH[best]][None])
+        num_accepted, path_G = verdict.num_accepted_B[0], rows_MH[best, 1:]
         path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
         return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
 

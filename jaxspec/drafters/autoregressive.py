@@ -19,7 +19,7 @@ from flax import struct
 
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -38,7 +38,7 @@ class AutoregressiveState:
 class AutoregressiveProposer:
     """Drafts G tokens in G passes of `model`, whose parameters are under "drafter"."""
 
-    model: Transformer
+    model: LanguageModel
     """Shares the target's tokenizer; nothing else of the target is used."""
     block_size: int
     """K: the anchor and what is drafted behind it."""
@@ -85,8 +85,11 @@ class AutoregressiveProposer:
             # INVALID must not index the embedding; verification fails such a row.
             tokens_BR = jnp.maximum(drafts[-1].tokens_BG, 0)
         written = dataclasses.replace(cache, lengths_B=state.cache.lengths_B)
-        none = no_draft(anchor_B.shape[0], self.model.config.vocab_size, sampling=self.sampling)
-        draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), none, *drafts)
+        if not drafts:
+            none = no_draft(anchor_B.shape[0], self.model.config.vocab_size, sampling=self.sampling)
+            return none, dataclasses.replace(state, cache=written)
+        draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), *drafts)
+        draft = dataclasses.replace(draft, passes_B=jnp.full_like(anchor_B, len(drafts)))
         return draft, dataclasses.replace(state, cache=written)
 
     def _read(self, params: Any, cache: KVCache, tokens_BR: jax.Array) -> tuple[KVCache, jax.Array]:

@@ -49,6 +49,9 @@ from jaxspec.ops.sampling import Sampling, at_least_float32
 
 Rule = Literal["in_order", "last_pass", "point_mass"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+Order = Literal["ancestral", "first_hitting", "left_to_right"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+"""The plans below, by name."""
 
 SMALLEST_TIME = 1e-5
 """Where the time grid of the ancestral sampler ends, as in the released code of MDLM."""
@@ -77,6 +80,8 @@ class Filled(NamedTuple):
     """The draft distribution under the rule; None: "point_mass"."""
     num_passes: jax.Array
     """int32, denoiser passes that were run: those in which no row reveals anything are not."""
+    passes_B: jax.Array
+    """int32, those of them in which the row itself reveals something."""
 
 
 _PLAN_STREAM = 2**31 - 1
@@ -193,6 +198,21 @@ def left_to_right_plan(masked_BG: jax.Array, *, num_passes: int | None = None) -
     count_B1 = masked_BG.sum(axis=1, keepdims=True)
     done_BT = _share_start(jnp.arange(num_passes), count_B1, num_passes) / jnp.maximum(count_B1, 1)
     return Plan(_share_of(rank_BG, count_B1, num_passes), (1 - done_BT).astype(jnp.float32))
+
+
+def make_plan(order: Order, keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int) -> Plan:
+    """The plan of that name, in T passes.
+
+    Raises:
+      ValueError: no passes, or an unknown order.
+    """
+    if order == "ancestral":
+        return ancestral_plan(keys_B, masked_BG, num_passes=num_passes)
+    if order == "first_hitting":
+        return first_hitting_plan(keys_B, masked_BG, num_passes=num_passes)
+    if order == "left_to_right":
+        return left_to_right_plan(masked_BG, num_passes=num_passes)
+    raise ValueError(f"order must be one of {', '.join(ORDERS)}: got {order!r}.")
 
 
 def _share_start(share: jax.Array, count: jax.Array, num_shares: int) -> jax.Array:
@@ -316,10 +336,14 @@ def follow(
 
         return jax.lax.cond(now_BG.any(), reveal, lambda *same: same, *carry)
 
+    total = times_BT.shape[1]
+    used_BT = (masked_BG[..., None] & (passes_BG[..., None] == jnp.arange(total))).any(axis=1)
+    passes_B = used_BT.sum(axis=1, dtype=jnp.int32)
     tokens_BG, probs_BGV, num_passes = jax.lax.fori_loop(
-        0, times_BT.shape[1], one_pass, (tokens_BG, probs_BGV, jnp.int32(0))
+        0, total, one_pass, (tokens_BG, probs_BGV, jnp.int32(0))
     )
     if rule == "point_mass":
-        return Filled(tokens_BG, None, num_passes)
+        return Filled(tokens_BG, None, num_passes, passes_B)
     one_hot_BGV = jax.nn.one_hot(tokens_BG, log_p.shape[-1], dtype=dtype)
-    return Filled(tokens_BG, jnp.where(own_BG[..., None], probs_BGV, one_hot_BGV), num_passes)
+    probs_BGV = jnp.where(own_BG[..., None], probs_BGV, one_hot_BGV)
+    return Filled(tokens_BG, probs_BGV, num_passes, passes_B)

@@ -29,10 +29,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.config import DrafterConfig, TransformerConfig
+from jaxspec.config import DrafterConfig, GPT2Config, LanguageModelConfig
 from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
+
+# Of drafters whose target has neither (GPT-2).
+_NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
 
 
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
@@ -59,7 +62,7 @@ def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
 
 
 def resolve_config(
-    config: DrafterConfig, *, target: TransformerConfig, mask_token_id: int | None = None
+    config: DrafterConfig, *, target: LanguageModelConfig, mask_token_id: int | None = None
 ) -> DrafterConfig:
     """Fills what a `DrafterConfig` leaves to the target, and checks it against the target.
 
@@ -70,18 +73,29 @@ def resolve_config(
 
     Raises:
       ValueError: a mask id outside the embedding (a gather would clamp it silently), no mask id at
-        all, or a layer id that the target does not have.
+        all, heads of odd width, or a layer id that the target does not have.
     """
     mask = config.mask_token_id if config.mask_token_id is not None else mask_token_id
     if mask is None:
         raise ValueError(
             "No mask token: the tokenizer has none, so set drafter.mask_token_id to an unused id "
-            f"below {target.vocab_size} (a reserved special token, for example)."
+            f"below {target.vocab_size} (a reserved special token, for example). A vocabulary "
+            "without an unused id, such as GPT-2's, has its end-of-text token to offer: of all "
+            "tokens it stands in the fewest places."
         )
     if not 0 <= mask < target.vocab_size:
         raise ValueError(
             f"drafter.mask_token_id is {mask}, but the target's embedding has {target.vocab_size} "
             "rows: choose an unused id inside it (a reserved special token, for example)."
+        )
+    eps, theta = _NORM_EPS, _ROPE_THETA
+    if not isinstance(target, GPT2Config):
+        eps, theta = target.rms_norm_eps, target.rope_theta
+    head_dim = config.head_dim or target.head_dim
+    if head_dim % 2:
+        raise ValueError(
+            f"drafter.head_dim must be even for RoPE: got {head_dim}. Set it, where the target's "
+            "is odd."
         )
     layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
     check_layer_ids(tuple(layer_ids), target.num_layers)
@@ -92,10 +106,10 @@ def resolve_config(
         num_features=len(layer_ids),
         num_heads=config.num_heads or target.num_heads,
         num_kv_heads=config.num_kv_heads or target.num_kv_heads,
-        head_dim=config.head_dim or target.head_dim,
+        head_dim=head_dim,
         intermediate_size=config.intermediate_size or target.intermediate_size,
-        rms_norm_eps=config.rms_norm_eps or target.rms_norm_eps,
-        rope_theta=config.rope_theta or target.rope_theta,
+        rms_norm_eps=config.rms_norm_eps or eps,
+        rope_theta=config.rope_theta or theta,
     )
 
 

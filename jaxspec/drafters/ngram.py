@@ -88,7 +88,7 @@ class NGramProposer:
         index_BG = jnp.where(over_BG > 0, best_B[:, None] + 1 + (over_BG - 1) % period_B1, index_BG)
         copied_BG = jnp.take_along_axis(text_BT, jnp.minimum(index_BG, capacity - 1), axis=1)
         tokens_BG = jnp.where(found_B1, copied_BG, anchor_B[:, None]).astype(jnp.int32)
-        return Draft(tokens_BG, None), state
+        return Draft(tokens_BG, None, jnp.zeros_like(anchor_B)), state
 
     def commit(
         self,

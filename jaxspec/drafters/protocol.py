@@ -24,7 +24,7 @@ from flax import struct
 
 from jaxspec.drafters.dflash import DFlash
 from jaxspec.models.cache import KVCache
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -37,8 +37,10 @@ class Draft:
 
     tokens_BG: jax.Array
     probs_BGV: jax.Array | None
-    """The distribution each token was drawn from, exactly as sampled; None: a deterministic draft,
-    whose distribution is one-hot."""
+    """The distribution each token was drawn from, exactly as sampled; None: drafts that are judged
+    as a point mass, deterministic ones above all."""
+    passes_B: jax.Array | None = None
+    """int32, forward passes that the drafter takes for this round; None: one."""
 
 
 def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Draft:
@@ -55,7 +57,7 @@ def no_draft(batch: int, vocabulary: int, *, sampling: Sampling) -> Draft:
     """A draft of no slots (G = 0)."""
     logits_B0V = jnp.zeros((batch, 0, vocabulary))
     probs_B0V = None if sampling.greedy else logits_B0V
-    return Draft(jnp.zeros((batch, 0), jnp.int32), probs_B0V)
+    return Draft(jnp.zeros((batch, 0), jnp.int32), probs_B0V, jnp.zeros(batch, jnp.int32))
 
 
 class Proposer(Protocol):
@@ -127,7 +129,7 @@ class DFlashProposer:
     state is a `KVCache` of the context's keys and values, written once a position.
     """
 
-    target: Transformer
+    target: LanguageModel
     drafter: DFlash
     block_size: int
     """K; may differ from the block that the drafter was trained with."""

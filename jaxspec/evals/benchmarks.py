@@ -4,8 +4,13 @@ A benchmark is the test split of a data set of that name (`jaxspec.data.sources`
 hold questions only, as in MT-Bench, all of them are asked, one after the other, and the
 conversation so far holds the target's own answers; elsewhere the first question is asked.
 
+Running text (wikitext2, tinystories) is to be continued: its first tokens are the prompt, encoded
+as training encodes it, without a chat template. It suits targets that know no turns.
+
 >>> examples = load_benchmark("gsm8k", prompts=40, data=DataConfig(), seed=0)
->>> reference = ask(examples, answer=answer, tokenizer=tokenizer, max_prompt_tokens=512)
+>>> reference = ask(
+...     examples, answer=answer, tokenizer=tokenizer, max_prompt_tokens=512, passage_tokens=32
+... )
 """
 
 from __future__ import annotations
@@ -65,11 +70,22 @@ def questions(example: Example) -> tuple[str, ...]:
 
 
 def ask(
-    examples: Sequence[Example], *, answer: Answer, tokenizer: Tokenizer, max_prompt_tokens: int
+    examples: Sequence[Example],
+    *,
+    answer: Answer,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    passage_tokens: int,
 ) -> Reference:
     """Plays every conversation with the target.
 
-    A conversation ends early where its next prompt is longer than `max_prompt_tokens`.
+    Args:
+      examples: conversations, or running text.
+      answer: decodes a batch of prompts.
+      tokenizer: the target's.
+      max_prompt_tokens: a conversation ends early where its next prompt is longer.
+      passage_tokens: of running text, so many tokens are the prompt; a text that has no more is
+        given whole.
 
     Raises:
       ValueError: no prompt is short enough.
@@ -88,9 +104,12 @@ def ask(
         batch_prompts: list[list[int]] = []
         batch_examples: list[Example] = []
         for example in open_examples:
-            conversation = conversations[example.id]
-            conversation.append({"role": "user", "content": questions(example)[turn]})
-            prompt = tokenizer.encode_prompt(conversation)
+            if example.is_running_text:
+                prompt = tokenizer.encode(example.running_text)[:passage_tokens]
+            else:
+                conversation = conversations[example.id]
+                conversation.append({"role": "user", "content": questions(example)[turn]})
+                prompt = tokenizer.encode_prompt(conversation)
             if len(prompt) > max_prompt_tokens:
                 skipped += 1
             else:

@@ -16,18 +16,22 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
+from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import is_target, load_drafter, load_target
-from jaxspec.config import LossConfig, TargetConfig, TransformerConfig
-from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.config import LanguageModelConfig, LossConfig, TargetConfig
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.drafters.autoregressive import AutoregressiveProposer
+from jaxspec.drafters.denoising import Order, Rule
 from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.drafters.protocol import DFlashProposer, Proposer
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.mdlm import AnyDenoiser, BidirectionalTransformer, DiT, make_denoiser
+from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 
-_NAMED_IDS = 5
 UNROLLED_LAYERS = 8
 """Models of at most so many layers are unrolled: a step of a small one then takes half the time
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
@@ -38,12 +42,12 @@ class TargetBundle:
     """A target, ready to decode."""
 
     name: str
-    model: Transformer
+    model: LanguageModel
     params: Any
     tokenizer: Tokenizer
 
     @property
-    def config(self) -> TransformerConfig:
+    def config(self) -> LanguageModelConfig:
         """The target's shape."""
         return self.model.config
 
@@ -61,11 +65,20 @@ class TargetBundle:
         return tuple(sorted(i for i in banned if i < self.config.vocab_size))
 
 
-Kind = Literal["dflash", "autoregressive", "ngram", "none"]
+Kind = Literal["dflash", "mdlm", "autoregressive", "ngram", "none"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-TRAINED: tuple[Kind, ...] = ("dflash", "autoregressive")
+TRAINED: tuple[Kind, ...] = ("dflash", "mdlm", "autoregressive")
 """Kinds that are opened from a folder."""
-_DEFAULT_BLOCK = {"autoregressive": 5, "ngram": 8, "none": 1}
+_DEFAULT_BLOCK = {"mdlm": 9, "autoregressive": 5, "ngram": 8, "none": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """How a masked-diffusion drafter fills a block; see `EvaluationConfig`."""
+
+    num_passes: int = 1
+    order: Order = "ancestral"
+    rule: Rule = "in_order"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,22 +92,44 @@ class DrafterBundle:
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: Kind
-    model: DFlash | Transformer | None
+    model: DFlash | LanguageModel | AnyDenoiser | None
     """The network; None for prompt look-up and for no drafter."""
     params: Any
+    trained_block: int = 0
+    """Block of its training run; 0 where that is not known."""
 
     @property
     def block_size(self) -> int:
         """K unless told otherwise: what it was trained with, or what is usual for its kind."""
-        if isinstance(self.model, DFlash):
-            return self.model.config.block_size
-        return _DEFAULT_BLOCK[self.kind]
+        return self.trained_block or _DEFAULT_BLOCK[self.kind]
 
     def proposer(
-        self, target: TargetBundle, *, block_size: int = 0, sampling: Sampling
+        self,
+        target: TargetBundle,
+        *,
+        block_size: int = 0,
+        sampling: Sampling,
+        denoising: Denoising | None = None,
     ) -> Proposer:
-        """The drafter as decoding wants it; a `block_size` of 0 is its own."""
+        """The drafter as decoding wants it; a `block_size` of 0 is its own.
+
+        Raises:
+          ValueError: a block that the drafter cannot hold.
+        """
         block_size = block_size or self.block_size
+        if isinstance(self.model, DiT | BidirectionalTransformer):
+            is_causal = self.model.config.context == "causal"
+            denoising = denoising or Denoising()
+            return (CachedMDLMProposer if is_causal else MDLMProposer)(
+                self.model,
+                target.config.vocab_size,
+                block_size,
+                sampling=sampling,
+                num_passes=denoising.num_passes,
+                order=denoising.order,
+                rule=denoising.rule,
+                suppressed_ids=target.suppressed_ids,
+            )
         if isinstance(self.model, DFlash):
             return DFlashProposer(
                 target=target.model,
@@ -103,7 +138,7 @@ class DrafterBundle:
                 sampling=sampling,
                 suppressed_ids=target.suppressed_ids,
             )
-        if isinstance(self.model, Transformer):
+        if isinstance(self.model, LanguageModel):
             return AutoregressiveProposer(
                 self.model, block_size, sampling=sampling, suppressed_ids=target.suppressed_ids
             )
@@ -117,8 +152,14 @@ NONE = DrafterBundle("none", "none", None, "none", None, {})
 """The target alone."""
 
 
-def load_target_bundle(target: TargetConfig) -> TargetBundle:
+def load_target_bundle(
+    target: TargetConfig, *, default_template: str | None = None
+) -> TargetBundle:
     """Opens the target that a run names.
+
+    Args:
+      target: where it lies, and in which dtype it computes.
+      default_template: see `Tokenizer.load`.
 
     Raises:
       ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
@@ -126,21 +167,23 @@ def load_target_bundle(target: TargetConfig) -> TargetBundle:
     folder = target_folder(target.path)
     config, params = load_target(folder, dtype=target.dtype)
     config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
-    tokenizer = Tokenizer.load(folder, template_options=target.template_options)
+    tokenizer = Tokenizer.load(
+        folder, template_options=target.template_options, default_template=default_template
+    )
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the target's embedding "
             f"only {config.vocab_size} rows: they do not belong together."
         )
     name = target.path if target.path == "embedded" else folder_name(folder)
-    return TargetBundle(name, Transformer(config), params, tokenizer)
+    return TargetBundle(name, make_model(config), params, tokenizer)
 
 
 def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     """Opens a drafter: a run's folder (with export/ inside), or a folder of weights.
 
-    What its config.json describes decides the kind: a DFlash drafter, or a language model that
-    drafts token by token.
+    What its config.json describes decides the kind: a DFlash drafter, a masked-diffusion language
+    model, or a language model that drafts token by token.
 
     Args:
       folder: where it lies.
@@ -151,6 +194,8 @@ def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterB
     """
     folder = Path(folder).expanduser()
     weights = exported_weights(folder)
+    if is_denoiser(weights):
+        return _denoiser(folder, weights, target=target)
     if is_target(weights):
         return _language_model(folder, weights, target=target)
     config, params = load_drafter(weights, target_config=target.config, dtype=target.config.dtype)
@@ -160,17 +205,62 @@ def load_drafter_bundle(folder: str | Path, *, target: TargetBundle) -> DrafterB
         mask_token_id=target.tokenizer.mask_id,
     )
     record = _provenance(folder) or _provenance(weights)
-    run = record.get("config") or {}
     name = folder_name(folder)
-    loss = run.get("loss") if isinstance(run, Mapping) else None
     return DrafterBundle(
         name=name,
-        loss=_loss_label(loss) if isinstance(loss, Mapping) else name,
+        loss=_recorded_loss(record) or name,
         seed=record.get("seed"),
         kind="dflash",
         model=DFlash(config, target.config.hidden_size),
         params=jax.device_put(params),
+        trained_block=config.block_size,
     )
+
+
+def _denoiser(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBundle:
+    """A masked-diffusion language model as drafter.
+
+    Its embedding may have other padding rows than the target's, and a row for its mask: what counts
+    is that the ids of the tokenizer mean the same tokens.
+    """
+    config, params = load_denoiser(weights, dtype=target.config.dtype)
+    config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
+    # The released MDLM has no tokenizer in its folder: it is that of GPT-2.
+    if has_tokenizer(weights):
+        check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
+    elif config.vocab_size != target.tokenizer.vocab_size + 1:
+        raise ValueError(
+            f"The drafter in {folder} has no tokenizer to compare with the target's, and an "
+            f"embedding of {config.vocab_size} rows where {target.tokenizer.vocab_size} tokens and "
+            "a mask are expected: put its tokenizer's files there."
+        )
+    if config.vocab_size < target.tokenizer.vocab_size:
+        raise ValueError(
+            f"The drafter in {folder} has an embedding of {config.vocab_size} rows, but the "
+            f"tokenizer of {target.name} has {target.tokenizer.vocab_size} ids: it cannot read all "
+            "of the target's tokens."
+        )
+    record = _provenance(folder) or _provenance(weights)
+    run = record.get("config") or {}
+    settings = run.get("denoiser") if isinstance(run, Mapping) else None
+    settings = settings if isinstance(settings, Mapping) else {}
+    name, goal = folder_name(folder), settings.get("objective")
+    return DrafterBundle(
+        name=name,
+        loss=(_recorded_loss(record) if goal == "draft" else goal) or name,
+        seed=record.get("seed"),
+        kind="mdlm",
+        model=make_denoiser(config),
+        params=jax.device_put(params),
+        trained_block=settings.get("block_size", 0) if goal == "draft" else 0,
+    )
+
+
+def _recorded_loss(record: Mapping[str, Any]) -> str | None:
+    """The label of the loss that a run's provenance names, if it does."""
+    run = record.get("config")
+    loss = run.get("loss") if isinstance(run, Mapping) else None
+    return _loss_label(loss) if isinstance(loss, Mapping) else None
 
 
 def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> DrafterBundle:
@@ -187,45 +277,7 @@ def _language_model(folder: Path, weights: Path, *, target: TargetBundle) -> Dra
     seed = (_provenance(folder) or _provenance(weights)).get("seed")
     params = jax.device_put(params)
     return DrafterBundle(
-        folder_name(folder), "autoregressive", seed, "autoregressive", Transformer(config), params
-    )
-
-
-def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
-    """Refuses a drafter whose ids mean other tokens than the target's.
-
-    Raises:
-      ValueError: names the first ids that differ.
-    """
-    ours, theirs = drafter.vocabulary(), target.vocabulary()
-    differ = sorted(
-        {i for token, i in ours.items() if theirs.get(token) != i}
-        | {i for token, i in theirs.items() if ours.get(token) != i}
-    )
-    if differ:
-        named = ", ".join(map(str, differ[:_NAMED_IDS]))
-        more = f" and {len(differ) - _NAMED_IDS} more" if len(differ) > _NAMED_IDS else ""
-        raise ValueError(
-            f"The tokenizer of the drafter in {name} is not the target's: ids {named}{more} mean "
-            "different tokens. A drafter must be trained with the target's tokenizer."
-        )
-
-
-def exported_weights(folder: Path) -> Path:
-    """Where the weights of a run's folder lie.
-
-    Raises:
-      ValueError: says what is missing.
-    """
-    for candidate in (folder / "export", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not folder.is_dir():
-        raise ValueError(f"No folder {folder}: expected the --workdir of a training run.")
-    raise ValueError(
-        f"No exported drafter in {folder}: expected {folder / 'export' / 'config.json'}. "
-        "train.py writes it at the end of a run (training.export true); for a run that was "
-        "stopped, `jaxspec export` makes it from the last checkpoint."
+        folder_name(folder), "autoregressive", seed, "autoregressive", make_model(config), params
     )
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxspec.config import EvaluationConfig, RunConfig
+from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
@@ -34,7 +35,12 @@ from jaxspec.evals.bundles import (
     load_target_bundle,
 )
 from jaxspec.evals.report import console_table, seeds_table, write_report
-from jaxspec.evals.strategies import AnyStrategy, build_autoregressive, build_strategy
+from jaxspec.evals.strategies import (
+    AnyStrategy,
+    build_autoregressive,
+    build_strategy,
+    denoising_of,
+)
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.timing import Speed, explain, measure_speed
 from jaxspec.provenance import provenance
@@ -79,8 +85,13 @@ def evaluate(
         fit, NaN logits. All folders are opened before anything is decoded.
     """
     settings = config.evaluation
-    target = load_target_bundle(config.target)
+    target = load_target_bundle(config.target, default_template=PLAIN)
     drafters = open_drafters(workdirs, kinds=kinds, target=target)
+    if not target.tokenizer.has_template:
+        echo(
+            f"{target.name} has no chat template: conversations are given as their contents one "
+            "after the other, answers closed by the end of text."
+        )
     benchmarks = {
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks
@@ -190,6 +201,7 @@ class Evaluation:
             answer=answer,
             tokenizer=self.target.tokenizer,
             max_prompt_tokens=self.max_prompt_tokens,
+            passage_tokens=self.settings.passage_tokens,
         )
         if reference.skipped:
             self.echo(
@@ -246,8 +258,10 @@ class Evaluation:
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,
+            "draft_passes_per_round": _draft_passes(responses),
             "tree_nodes": self.settings.tree_nodes,
             "chains": self.settings.chains,
+            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.kind == "mdlm" else {}),
             "adaptive_sizes": list(self.settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
@@ -283,6 +297,12 @@ class Evaluation:
             repeats=self.settings.timing_repeats,
             seed=self.settings.seed,
         )
+
+
+def _draft_passes(responses: Sequence[Response]) -> float:
+    """Forward passes of the drafter in a round, on average."""
+    rounds = sum(len(response.kept) for response in responses)
+    return sum(response.draft_passes for response in responses) / max(1, rounds)
 
 
 def _without_drafts(response: Response) -> Response:

@@ -19,7 +19,7 @@ from jaxspec.decoding import (
     TreeSpeculative,
 )
 from jaxspec.drafters.protocol import GREEDY
-from jaxspec.evals.bundles import DrafterBundle, TargetBundle
+from jaxspec.evals.bundles import Denoising, DrafterBundle, TargetBundle
 from jaxspec.ops.sampling import Sampling
 
 AnyStrategy = Autoregressive | Speculative | Adaptive
@@ -54,7 +54,15 @@ def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
     if not settings.temperature:
         return "greedy"
     is_sampled = drafter.kind != "ngram" and not draft_sampling(settings).greedy
-    return "token" if is_sampled else "point_mass"
+    has_rows = drafter.kind != "mdlm" or settings.draft_rule != "point_mass"
+    return "token" if is_sampled and has_rows else "point_mass"
+
+
+def denoising_of(settings: EvaluationConfig) -> Denoising:
+    """How masked-diffusion drafters fill a block."""
+    # Where the configuration lets it pass, every token's own distribution is "in_order".
+    rule = "in_order" if settings.draft_rule == "reveal_time" else settings.draft_rule
+    return Denoising(settings.denoising_passes, settings.denoising_order, rule)
 
 
 def build_autoregressive(settings: EvaluationConfig, target: TargetBundle) -> Autoregressive:
@@ -83,6 +91,7 @@ def build_strategy(
         target,
         block_size=settings.block_size,
         sampling=draft_sampling(settings) if wants_samples else GREEDY,
+        denoising=denoising_of(settings),
     )
     rules, sampling = decode_rules(settings, target), target_sampling(settings)
     common = (target.model, proposer, rules, verifier, sampling)

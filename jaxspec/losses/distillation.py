@@ -206,6 +206,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "forward_kl": ForwardKL(),
         "spec_auf": SpecAUF(),
         "streak": Streak(),
+        "detached_streak": DetachedStreak(),
     }
 )
 """The objectives that `LossConfig.objective` names."""

@@ -114,19 +114,3 @@ class KVCache:
     def committed_BT(self) -> jax.Array:
         """Slots that hold a committed position, bool [B, T]."""
         return jnp.arange(self.capacity) < self.lengths_B[:, None]
-
-
-@struct.dataclass
-class MaskedKVCache(KVCache):
-    """A cache of which any set of slots may be seen, not only the first ones.
-
-    It is made whole, by one pass, and read by passes over what it leaves out; `create`, `write` and
-    `advance` are not for it.
-    """
-
-    visible_BT: jax.Array
-    """bool [B, T]."""
-
-    def committed_BT(self) -> jax.Array:
-        """Slots that may be seen."""
-        return self.visible_BT

@@ -1,4 +1,4 @@
-"""Layers that targets and drafters share: RMS norm, linear, SwiGLU, projections of attention heads.
+"""Layers that targets and drafters share: norms, linear, SwiGLU, projections of attention heads.
 
 Dimension key: D width, F mlp width, Q query heads, R key/value heads, C head width; leading axes
 are tokens.
@@ -26,6 +26,27 @@ class RMSNorm(nn.Module):
         # float32: a mean of squares loses small channels in bfloat16.
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * scale + bias over the last axis, in float32, in x's dtype.
+
+    Ba et al. 2016, arXiv 1607.06450.
+    """
+
+    eps: float
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        # float32, and the variance around the mean: a difference of two large means cancels.
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 class Linear(nn.Module):

@@ -14,11 +14,9 @@ Models that denoise block by block with Qwen3's layers (SDAR and others) are the
 
 from __future__ import annotations
 
-import dataclasses
+from jaxspec.config import MaskedTransformerConfig
 
-from jaxspec.config import TransformerConfig
-
-LLADA_8B = TransformerConfig(
+LLADA_8B = MaskedTransformerConfig(
     vocab_size=126_464,
     hidden_size=4096,
     num_layers=32,
@@ -31,33 +29,13 @@ LLADA_8B = TransformerConfig(
     qk_norm=False,
     tie_embeddings=False,
     max_position_embeddings=4096,
+    mask_token_id=126_336,
     dtype="bfloat16",
     param_dtype="bfloat16",
 )
 """The shape of the released 8B models (Base, Instruct and 1.5)."""
 
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionTokens:
-    """Ids that a diffusion language model gives a meaning of their own.
-
-    The defaults are those of the released LLaDA.
-
-    Raises:
-      ValueError: ids that are negative, or one id for the mask and the end of a text.
-    """
-
-    mask_id: int = 126_336
-    """Stands where a token is to be found."""
-    eos_id: int = 126_081
-    """Ends a text, and fills what is behind the end: it is the padding as well."""
-
-    def __post_init__(self) -> None:
-        if self.mask_id < 0 or self.eos_id < 0 or self.mask_id == self.eos_id:
-            raise ValueError(
-                f"mask_id and eos_id must be two ids from 0: got {self.mask_id} and {self.eos_id}."
-            )
-
-
+EOS_ID = 126_081
+"""Ends a text of the released models, and fills what is behind the end: the padding as well."""
 END_OF_TURN_ID = 126_348
 """Ends an answer of the released Instruct models, before the padding."""

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxspec.config import DiTConfig, TransformerConfig
+from jaxspec.config import DiTConfig, MaskedTransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.layers import Linear
 from jaxspec.models.transformer import (
@@ -51,8 +51,10 @@ LONGEST_PERIOD = 10_000.0
 class DenoiserOutput(NamedTuple):
     """What a pass returns. What the caller leaves unused, the compiler leaves out."""
 
+    hidden_BSD: jax.Array
+    """What the head reads (`logits`), at every position, or at those that were asked for."""
     logits_BSV: jax.Array
-    """float32, of the clean token at every position, or at those that were asked for."""
+    """float32, of the clean token at the same positions."""
     keys_LBRSC: jax.Array
     """This pass's keys and values, for `KVCache.write`."""
     values_LBRSC: jax.Array
@@ -70,6 +72,7 @@ class Denoiser(Protocol):
         mask_BSS: jax.Array | None = None,
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
+        cache_mask_BST: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass.
@@ -81,7 +84,8 @@ class Denoiser(Protocol):
           mask_BSS: True where token i of this pass sees token j of it, broadcastable to [B, S, S];
             None: everywhere.
           sigma: total noise, [B] or [B, S]; None: 0. Models without time conditioning ignore it.
-          cache: committed keys and values, which every token sees; it is read, not changed.
+          cache: committed keys and values; it is read, not changed.
+          cache_mask_BST: True where a token sees a slot of the cache; None: committed slots.
           rows_BI: positions within this pass whose logits are wanted (the head is a third of a
             small model's work); None: all.
         """
@@ -241,6 +245,7 @@ class DiT(nn.Module):
         mask_BSS: jax.Array | None = None,
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
+        cache_mask_BST: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`.
@@ -256,7 +261,9 @@ class DiT(nn.Module):
         cached, cache_mask = None, None
         if cache is not None:
             cached = (cache.keys_LBRTC, cache.values_LBRTC)
-            cache_mask = cache.committed_BT()[:, None, None]
+            if cache_mask_BST is None:
+                cache_mask_BST = cache.committed_BT()[:, None]
+            cache_mask = cache_mask_BST[:, None]
         own_mask = visible(tokens_BS, segments_BS=segments_BS, mask_BSS=mask_BSS)
         conditioning_BSE = nn.silu(self.noise(self._noise_rows(sigma, tokens_BS.shape)))
         x_BSD, (keys_LBRSC, values_LBRSC) = self.layers(
@@ -269,9 +276,12 @@ class DiT(nn.Module):
             (repeat_rows(own_mask, 1), cache_mask),
         )
         shift, scale = jnp.split(self.final_modulation(conditioning_BSE), 2, axis=-1)
-        hidden_BSD = modulate(self.final_norm(x_BSD), shift, scale)
-        logits_BSV = self.head(take_rows(hidden_BSD, rows_BI))
-        return DenoiserOutput(logits_BSV, keys_LBRSC, values_LBRSC)
+        hidden_BSD = take_rows(modulate(self.final_norm(x_BSD), shift, scale), rows_BI)
+        return DenoiserOutput(hidden_BSD, self.logits(hidden_BSD), keys_LBRSC, values_LBRSC)
+
+    def logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        """The head alone, for those who hold the logits of a few positions at a time."""
+        return self.head(hidden_BSD)
 
     def _noise_rows(self, sigma: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
         """The noise by token [B, S], by sequence [B, 1], or one 0 for all [1, 1]."""
@@ -292,7 +302,7 @@ class BidirectionalTransformer(nn.Module):
     (MDLM, appendix E.5).
     """
 
-    config: TransformerConfig
+    config: MaskedTransformerConfig
 
     def setup(self) -> None:
         self.transformer = Transformer(self.config)
@@ -307,6 +317,7 @@ class BidirectionalTransformer(nn.Module):
         mask_BSS: jax.Array | None = None,
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
+        cache_mask_BST: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`. Sliding layers keep their window towards earlier positions."""
@@ -315,10 +326,26 @@ class BidirectionalTransformer(nn.Module):
             tokens_BS,
             positions_BS=positions_BS,
             cache=cache,
+            cache_mask_BST=cache_mask_BST,
             mask_BSS=visible(tokens_BS, segments_BS=segments_BS, mask_BSS=mask_BSS),
         )
-        logits_BSV = self.transformer.logits(take_rows(output.hidden_BSD, rows_BI))
-        return DenoiserOutput(logits_BSV, output.keys_LBRSC, output.values_LBRSC)
+        hidden_BSD = take_rows(output.hidden_BSD, rows_BI)
+        logits_BSV = self.logits(hidden_BSD)
+        return DenoiserOutput(hidden_BSD, logits_BSV, output.keys_LBRSC, output.values_LBRSC)
+
+    def logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        """The head alone, for those who hold the logits of a few positions at a time."""
+        return self.transformer.logits(hidden_BSD)
+
+
+AnyDenoiser = DiT | BidirectionalTransformer
+"""Both are a `Denoiser`, with a head of its own (`logits`) and a configuration that names the mask
+and the context."""
+
+
+def make_denoiser(config: DiTConfig | MaskedTransformerConfig) -> AnyDenoiser:
+    """The model of a configuration."""
+    return DiT(config) if isinstance(config, DiTConfig) else BidirectionalTransformer(config)
 
 
 def block_causal_mask(length: int, *, block_size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ R key/value heads, G = Q / R, C head width, M captured layers, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,15 +54,9 @@ class Layer(nn.Module):
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
         x_BSD, features_MBSD = carry
-        own_mask, cache_mask = masks
-        if window is not None and positions_BS is not None:
-            # By position: rows of a draft tree share positions, those of packed documents restart.
-            groups = cfg.num_heads // cfg.num_kv_heads
-            positions_BI1 = jnp.repeat(positions_BS, groups, axis=1)[..., None]
-            own_mask = own_mask & (positions_BI1 - positions_BS[:, None] < window)[:, None]
-            if cache_mask is not None:
-                slots_T = jnp.arange(cache_mask.shape[-1])
-                cache_mask = cache_mask & (positions_BI1 - slots_T < window)[:, None]
+        masks = limit_to_window(
+            masks, window, positions_BS, groups=cfg.num_heads // cfg.num_kv_heads
+        )
         heads = HeadProjections(
             width=cfg.hidden_size,
             num_heads=cfg.num_heads,
@@ -78,17 +72,50 @@ class Layer(nn.Module):
         normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
         k_BSRC, v_BSRC = heads.keys_and_values(normed, *angles)
         k_BRSC, v_BRSC = k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2)
-        q_BRIC = group_queries(heads.queries(normed, *angles), cfg.num_kv_heads)
-        parts = [attention.part(q_BRIC, k_BRSC, v_BRSC, own_mask)]
-        if cached is not None:
-            parts.append(attention.part(q_BRIC, *cached, cache_mask))
-        mixed_BSQC = ungroup_queries(attention.merge(*parts), x_BSD.shape[1])
+        mixed_BSQC = attend(heads.queries(normed, *angles), (k_BRSC, v_BRSC), cached, masks)
         x_BSD = x_BSD + heads.output(mixed_BSQC.astype(cfg.dtype))
         normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
         x_BSD = x_BSD + Mlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")(normed)
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), (k_BRSC, v_BRSC)
+
+
+def limit_to_window(
+    masks: tuple[jax.Array, jax.Array | None],
+    window: jax.Array | None,
+    positions_BS: jax.Array | None,
+    *,
+    groups: int,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The masks of a layer: those of the pass, and of the keys they allow the last `window`."""
+    own_mask, cache_mask = masks
+    if window is None or positions_BS is None:
+        return masks
+    # By position: rows of a draft tree share positions, those of packed documents restart.
+    positions_BI1 = jnp.repeat(positions_BS, groups, axis=1)[..., None]
+    own_mask = own_mask & (positions_BI1 - positions_BS[:, None] < window)[:, None]
+    if cache_mask is not None:
+        slots_T = jnp.arange(cache_mask.shape[-1])
+        cache_mask = cache_mask & (positions_BI1 - slots_T < window)[:, None]
+    return own_mask, cache_mask
+
+
+def attend(
+    q_BSQC: jax.Array,
+    own: tuple[jax.Array, jax.Array],
+    cached: tuple[jax.Array, jax.Array] | None,
+    masks: tuple[jax.Array, jax.Array | None],
+    *,
+    scaled: bool = True,
+) -> jax.Array:
+    """Attention to the pass's own keys and values, each [B, R, S, C], and to those of the cache."""
+    own_mask, cache_mask = masks
+    q_BRIC = group_queries(q_BSQC, own[0].shape[1])
+    parts = [attention.part(q_BRIC, *own, own_mask, scaled=scaled)]
+    if cached is not None:
+        parts.append(attention.part(q_BRIC, *cached, cache_mask, scaled=scaled))
+    return ungroup_queries(attention.merge(*parts), q_BSQC.shape[1])
 
 
 def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
@@ -120,6 +147,77 @@ def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
         )
     if len(set(layer_ids)) != len(layer_ids) or list(layer_ids) != sorted(layer_ids):
         raise ValueError(f"Target layer ids must rise without repeats: got {list(layer_ids)}.")
+
+
+def next_positions(tokens_BS: jax.Array, cache: KVCache | None) -> jax.Array:
+    """Absolute positions [B, S] of tokens that follow the cache, or begin a text."""
+    start_B1 = 0 if cache is None else cache.lengths_B[:, None]
+    return jnp.broadcast_to(start_B1 + jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+
+
+def visible(
+    length: int,
+    *,
+    cache: KVCache | None,
+    segments_BS: jax.Array | None,
+    mask_BSS: jax.Array | None,
+    cache_mask_BST: jax.Array | None,
+    groups: int,
+) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array] | None]:
+    """What a pass may see: masks of its own tokens and of the cache, and the cache's arrays."""
+    if mask_BSS is None:
+        order = jnp.arange(length)
+        mask_BSS = (order[:, None] >= order)[None]
+    if segments_BS is not None:
+        mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
+    own_mask = repeat_rows(mask_BSS, groups)
+    if cache is None:
+        return (own_mask, None), None
+    cache_mask = cache.committed_BT()[:, None, None]
+    if cache_mask_BST is not None:
+        cache_mask = repeat_rows(cache_mask_BST, groups)
+    return (own_mask, cache_mask), (cache.keys_LBRTC, cache.values_LBRTC)
+
+
+def through_layers(
+    layers: nn.Module,
+    x_BSD: jax.Array,
+    windows: tuple[int, ...],
+    cached: tuple[jax.Array, jax.Array] | None,
+    *shared: Any,
+    num_layers: int,
+    capture: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """The scan over layers: its output, the captured features, keys and values.
+
+    Args:
+      layers: scanned layers ((x, features), slot, window, cached, *shared) -> (carry, (k, v)).
+      x_BSD: what the first layer reads.
+      windows: of each layer; () when no layer slides.
+      cached: the cache's keys and values.
+      *shared: what is the same for every layer.
+      num_layers: L.
+      capture: layers whose outputs are returned.
+    """
+    # Layers that are not captured write to one spare slot: the buffer is [M + 1, ...] instead of
+    # [L, ...], and the scan needs no branch.
+    slots_L = np.full(num_layers, len(capture), np.int32)
+    slots_L[list(capture)] = np.arange(len(capture))
+    features_MBSD = None
+    if capture:
+        # Copies, not zeros: under shard_map they differ between devices as the layers' do.
+        features_MBSD = jnp.repeat(x_BSD[None], len(capture) + 1, axis=0)
+    (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = layers(
+        (x_BSD, features_MBSD),
+        jnp.asarray(slots_L),
+        jnp.asarray(windows, jnp.int32) if windows else None,
+        cached,
+        *shared,
+    )
+    features_BSE = None
+    if features_MBSD is not None:
+        features_BSE = jnp.concatenate([features_MBSD[m] for m in range(len(capture))], -1)
+    return x_BSD, features_BSE, keys_LBRSC, values_LBRSC
 
 
 class Embedding(nn.Module):
@@ -200,6 +298,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         capture: tuple[int, ...] = (),
         mask_BSS: jax.Array | None = None,
+        cache_mask_BST: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass.
 
@@ -213,51 +312,37 @@ class Transformer(nn.Module):
           mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
             drafts sets it together with `positions_BS`. Sliding layers see less: of the keys it
             allows, those at positions above the query's less the window, as in transformers.
+          cache_mask_BST: True where token i sees slot t of the cache; default: committed slots.
 
         Raises:
           ValueError: a layer id that the model does not have.
         """
         cfg = self.config
         check_layer_ids(capture, cfg.num_layers)
-        length = tokens_BS.shape[1]
-        order = jnp.arange(length)
         if positions_BS is None:
-            start_B1 = 0 if cache is None else cache.lengths_B[:, None]
-            positions_BS = jnp.broadcast_to(start_B1 + order, tokens_BS.shape)
+            positions_BS = next_positions(tokens_BS, cache)
         frequencies = rope.inverse_frequencies(
             cfg.head_dim, theta=cfg.rope_theta, scaling=cfg.rope_scaling
         )
-        if mask_BSS is None:
-            mask_BSS = (order[:, None] >= order)[None]
-        if segments_BS is not None:
-            mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
-        own_mask = repeat_rows(mask_BSS, cfg.num_heads // cfg.num_kv_heads)
-        cached, cache_mask = None, None
-        if cache is not None:
-            cached = (cache.keys_LBRTC, cache.values_LBRTC)
-            cache_mask = cache.committed_BT()[:, None, None]
-
-        # Layers that are not captured write to one spare slot: the buffer is [M + 1, ...] instead
-        # of [L, ...], and the scan needs no branch.
-        slots_L = np.full(cfg.num_layers, len(capture), np.int32)
-        slots_L[list(capture)] = np.arange(len(capture))
-        x_BSD = self.embed(tokens_BS)
-        features_MBSD = None
-        if capture:
-            # Copies, not zeros: under shard_map they differ between devices as the layers' do.
-            features_MBSD = jnp.repeat(x_BSD[None], len(capture) + 1, axis=0)
-        (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = self.layers(
-            (x_BSD, features_MBSD),
-            jnp.asarray(slots_L),
-            jnp.asarray(cfg.windows, jnp.int32) if cfg.windows else None,
+        masks, cached = visible(
+            tokens_BS.shape[1],
+            cache=cache,
+            segments_BS=segments_BS,
+            mask_BSS=mask_BSS,
+            cache_mask_BST=cache_mask_BST,
+            groups=cfg.num_heads // cfg.num_kv_heads,
+        )
+        x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
+            self.layers,
+            self.embed(tokens_BS),
+            cfg.windows,
             cached,
             rope.rotation_angles(positions_BS, frequencies),
-            (own_mask, cache_mask),
+            masks,
             positions_BS if cfg.windows else None,
+            num_layers=cfg.num_layers,
+            capture=capture,
         )
-        features_BSE = None
-        if features_MBSD is not None:
-            features_BSE = jnp.concatenate([features_MBSD[m] for m in range(len(capture))], -1)
         hidden_BSD = self.final_norm(x_BSD)
         if self.is_initializing() and not cfg.tie_embeddings:
             self.head(hidden_BSD)

@@ -56,20 +56,27 @@ _scores.defvjp(_scores_forward, _scores_backward)
 
 
 def part(
-    q_IC: jax.Array, k_TC: jax.Array, v_TC: jax.Array, mask_IT: jax.Array | None = None
+    q_IC: jax.Array,
+    k_TC: jax.Array,
+    v_TC: jax.Array,
+    mask_IT: jax.Array | None = None,
+    *,
+    scaled: bool = True,
 ) -> Part:
-    """Scores of one set of keys, scaled by C ** -0.5.
+    """Scores of one set of keys.
 
     Args:
       q_IC: queries [..., I, C].
       k_TC: keys [..., T, C].
       v_TC: values [..., T, C].
       mask_IT: True where a row may see a key; broadcastable to [..., I, T]. None: everywhere.
+      scaled: whether scores are scaled by C ** -0.5.
 
     Returns:
       `Part`; rows that see no key carry no weight once merged with a part that does.
     """
-    q_IC = q_IC * jnp.asarray(q_IC.shape[-1] ** -0.5, q_IC.dtype)
+    if scaled:
+        q_IC = q_IC * jnp.asarray(q_IC.shape[-1] ** -0.5, q_IC.dtype)
     scores_IT = _scores(q_IC, k_TC)
     if mask_IT is not None:
         scores_IT = jnp.where(mask_IT, scores_IT, MASKED)

@@ -21,17 +21,20 @@ from jaxspec.parallel.mesh import BATCH_AXES
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("head", "kernel"): ("width", "vocab"),
+    ("positions", "embedding"): ("", "width"),
     ("q", "kernel"): ("width", "heads"),
     ("k", "kernel"): ("width", "heads"),
     ("v", "kernel"): ("width", "heads"),
+    ("qkv", "kernel"): ("width", ""),
     ("o", "kernel"): ("heads", "width"),
     ("gate", "kernel"): ("width", "mlp"),
     ("up", "kernel"): ("width", "mlp"),
     ("down", "kernel"): ("mlp", "width"),
     ("fc", "kernel"): ("features", "width"),
 }
-"""Axes by the last two names of a path. Axes of stacked layers come before them, unsharded; what
-is not listed (norm scales, biases) is replicated."""
+"""Axes by the last two names of a path; "" is never split: columns of `qkv` are three matrices side
+by side, whose heads a split would tear apart, and positions are looked up by row. Axes of stacked
+layers come before them, unsharded; what is not listed (norm scales, biases) is replicated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Rules:
             return PartitionSpec()
         split: list[str | None] = [None] * (len(shape) - len(axes))
         for name, size in zip(axes, shape[-len(axes) :], strict=True):
-            axis = getattr(self, name)
+            axis = getattr(self, name) if name else None
             split.append(axis if axis and size % mesh.shape[axis] == 0 else None)
         return PartitionSpec(*split)
 

@@ -10,17 +10,19 @@ its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.models.transformer import Transformer
+from jaxspec.config import GPT2Config, LanguageModelConfig
+from jaxspec.models.registry import LanguageModel
 
 
 def capture_check(
-    model: Transformer,
+    model: LanguageModel,
     params: Any,
     tokens_BS: jax.Array | np.ndarray,
     *,
@@ -48,9 +50,7 @@ def capture_check(
         output = model.apply({"params": params}, tokens_BS, capture=capture)
         own = model.apply({"params": params}, output.hidden_BSD, method="logits")
         last_BSD = output.features_BSE[..., -config.hidden_size :].astype(jnp.float32)
-        scale_D = params["final_norm"]["scale"].astype(jnp.float32)
-        mean_square = jnp.mean(last_BSD**2, axis=-1, keepdims=True)
-        normed = last_BSD / jnp.sqrt(mean_square + config.rms_norm_eps) * scale_D
+        normed = _final_norm(config, params["final_norm"], last_BSD)
         kernel_DV = (
             params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
         )
@@ -68,3 +68,15 @@ def capture_check(
             "them would be rejected in decoding. Check the checkpoint's layers and final norm."
         )
     return difference
+
+
+def _final_norm(
+    config: LanguageModelConfig, params: Mapping[str, jax.Array], x_BSD: jax.Array
+) -> jax.Array:
+    scale_D = params["scale"].astype(jnp.float32)
+    if isinstance(config, GPT2Config):
+        mean = jnp.mean(x_BSD, axis=-1, keepdims=True)
+        deviation = jnp.sqrt(jnp.var(x_BSD, axis=-1, keepdims=True) + config.layer_norm_eps)
+        return (x_BSD - mean) / deviation * scale_D + params["bias"].astype(jnp.float32)
+    mean_square = jnp.mean(x_BSD**2, axis=-1, keepdims=True)
+    return x_BSD / jnp.sqrt(mean_square + config.rms_norm_eps) * scale_D

@@ -8,6 +8,7 @@ Order: processes and mesh, data and models, capture check, state or checkpoint, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         if restored is None:
             first_step = 0
             state = jax.jit(create, out_shardings=shardings)()
+            if task.load_initial is not None:
+                state = dataclasses.replace(state, params=task.load_initial(shardings.params))
         else:
             first_step, state, progress = restored
             if progress["seed"] != settings.seed:

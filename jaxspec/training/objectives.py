@@ -30,7 +30,7 @@ from jaxspec.losses import (
     ratio,
     total_from_terms,
 )
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -64,11 +64,39 @@ class Objective(Protocol):
         ...
 
 
+def draw_blocks(
+    batch: Batch, key: jax.Array, *, count: int, block_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Anchors [B, N], labels and their mask [B, N, G], from a random stream a row."""
+
+    def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
+        own = jax.random.fold_in(key, number)
+        anchors, valid = sample_anchors(own, loss_mask_S[None], segments_S[None], count=count)
+        return anchors[0], valid[0]
+
+    anchors_BN, valid_BN = jax.vmap(row)(batch["rows"], batch["loss_mask"], batch["segments"])
+    labels_BNG, mask_BNG = block_labels(
+        batch["tokens"],
+        batch["loss_mask"],
+        batch["segments"],
+        anchors_BN,
+        valid_BN,
+        block_size=block_size,
+    )
+    return anchors_BN, labels_BNG, mask_BNG
+
+
+def mask_statistics(mask_BNG: jax.Array) -> SlotStatistics:
+    """Statistics of any drafter at all, for counts that look at the masks alone."""
+    zero_BNG = jnp.zeros(mask_BNG.shape)
+    return SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+
+
 @dataclasses.dataclass(frozen=True)
 class TargetObjective:
     """Next-token cross-entropy, the mean over the global batch's learned tokens."""
 
-    model: Transformer
+    model: LanguageModel
     chunk_tokens: int = 0
 
     def __call__(
@@ -110,7 +138,7 @@ class DrafterObjective:
     The target runs inside the step: its hidden states are used and forgotten.
     """
 
-    target: Transformer
+    target: LanguageModel
     drafter: DFlash
     loss: LossConfig
     anchors: int
@@ -148,9 +176,7 @@ class DrafterObjective:
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         _, _, mask_BNG = self.blocks(batch, key)
-        # Statistics of any drafter at all: the counts that are kept do not look at them.
-        zero_BNG = jnp.zeros(mask_BNG.shape)
-        slots = SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+        slots = mask_statistics(mask_BNG)
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
         return {name: count for name, (_, count) in terms.items() if name not in PREDICTION_COUNTS}
 
@@ -158,27 +184,9 @@ class DrafterObjective:
         return total_from_terms(terms, config=self.loss, weights=weights)
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Anchors [B, N], labels and their mask [B, N, G], from a random stream a row."""
-
-        def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
-            anchors, valid = sample_anchors(
-                jax.random.fold_in(key, number),
-                loss_mask_S[None],
-                segments_S[None],
-                count=self.anchors,
-            )
-            return anchors[0], valid[0]
-
-        anchors_BN, valid_BN = jax.vmap(row)(batch["rows"], batch["loss_mask"], batch["segments"])
-        labels_BNG, mask_BNG = block_labels(
-            batch["tokens"],
-            batch["loss_mask"],
-            batch["segments"],
-            anchors_BN,
-            valid_BN,
-            block_size=self.drafter.config.block_size,
-        )
-        return anchors_BN, labels_BNG, mask_BNG
+        """Anchors [B, N], labels and their mask [B, N, G]."""
+        block_size = self.drafter.config.block_size
+        return draw_blocks(batch, key, count=self.anchors, block_size=block_size)
 
     def hidden(
         self,

@@ -24,7 +24,7 @@ from jaxspec.checkpoints.huggingface import read_config
 from jaxspec.config import RunConfig
 from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.losses import LossWeights
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -34,6 +34,7 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
+from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
 from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
@@ -174,15 +175,18 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
 
 def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
     """Objective, initialiser of what is trained, and shapes of what is frozen."""
+    if config.training.task == "denoiser":
+        parts = denoiser_parts(config, denoiser_config(config.denoiser))
+        return parts.objective, parts.init, parts.frozen_shapes
     architecture = config.target.architecture or read_config(target_folder(config.target.path))
     if config.training.task == "target":
-        model = Transformer(architecture)
+        model = make_model(architecture)
         tokens = jnp.zeros((1, 8), jnp.int32)
         return TargetObjective(model), lambda key: model.init(key, tokens)["params"], {}
     architecture = dataclasses.replace(
         architecture, dtype=config.target.dtype, param_dtype=config.target.dtype
     )
-    target = Transformer(architecture)
+    target = make_model(architecture)
     frozen = jax.eval_shape(
         lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     )

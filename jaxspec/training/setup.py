@@ -19,18 +19,31 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxspec.checkpoints.denoiser import save_denoiser
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_drafter, save_target
-from jaxspec.config import RunConfig, TransformerConfig
+from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
-from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.models.transformer import Transformer
+from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
 from jaxspec.provenance import provenance
 from jaxspec.training.capture_check import capture_check
-from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
+from jaxspec.training.denoiser_setup import (
+    check_mask,
+    denoiser_config,
+    denoiser_parts,
+    denoiser_source,
+)
+from jaxspec.training.objectives import (
+    DISTRIBUTION_OBJECTIVES,
+    DrafterObjective,
+    Objective,
+    TargetObjective,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Task:
     """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""
     export: Callable[[Any], None]
     """Writes WORKDIR/export."""
+    load_initial: Callable[[Any], Any] | None = None
+    """shardings -> the parameters of another run to start from, in place of those of `init`."""
 
 
 def prepare(config: RunConfig, *, workdir: Path) -> Task:
@@ -59,8 +74,8 @@ def prepare(config: RunConfig, *, workdir: Path) -> Task:
     Raises:
       ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
     """
-    task = _target_task if config.training.task == "target" else _drafter_task
-    return task(config, workdir=workdir)
+    tasks = {"target": _target_task, "drafter": _drafter_task, "denoiser": _denoiser_task}
+    return tasks[config.training.task](config, workdir=workdir)
 
 
 def _target_task(config: RunConfig, *, workdir: Path) -> Task:
@@ -70,7 +85,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
     tokenizer = _open_tokenizer(config, workdir=workdir)
     _check_vocabulary(tokenizer, architecture)
     pipeline = _open_pipeline(config, tokenizer)
-    model = Transformer(architecture)
+    model = make_model(architecture)
 
     def init(key: jax.Array) -> Any:
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -115,6 +130,7 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
         config.data.tokenizer or folder, template_options=config.target.template_options
     )
     _check_vocabulary(tokenizer, architecture)
+    _check_positions(config, architecture)
     drafter_config = resolve_config(
         config.drafter, target=architecture, mask_token_id=tokenizer.mask_id
     )
@@ -124,7 +140,7 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
             architecture, unroll_layers=config.target.architecture.unroll_layers
         )
     pipeline = _open_pipeline(config, tokenizer)
-    target = Transformer(architecture)
+    target = make_model(architecture)
     drafter = DFlash(drafter_config, architecture.hidden_size)
     layer_ids = drafter_config.target_layer_ids
 
@@ -187,6 +203,61 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
     )
 
 
+def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
+    settings = config.denoiser
+    if settings.objective == "draft" and config.loss.objective in DISTRIBUTION_OBJECTIVES:
+        raise ValueError(
+            f"loss.objective {config.loss.objective!r} compares with the target's distributions, "
+            "which training a denoiser does not compute: choose one that needs labels alone."
+        )
+    tokenizer = Tokenizer.load(
+        config.data.tokenizer or target_folder(config.target.path),
+        template_options=config.target.template_options,
+    )
+    source = denoiser_source(settings)
+    if source is not None and has_tokenizer(source):
+        check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
+    architecture = check_mask(denoiser_config(settings), tokenizer)
+    parts = denoiser_parts(config, architecture)
+    pipeline = _open_pipeline(config, tokenizer)
+
+    def load_frozen(mesh: Mesh) -> Any:
+        if not parts.frozen_shapes:
+            return {}
+        rules = Rules() if config.mesh.path == "jit" else Rules(None, None, None, None, None)
+        return parts.load(rules.shardings(parts.frozen_shapes, mesh))
+
+    def export(params: Any) -> None:
+        save_denoiser(
+            workdir / "export",
+            architecture,
+            parts.whole(params),
+            dtype=config.training.export_dtype or None,
+            tokenizer_folder=tokenizer.folder,
+            provenance=provenance(config=resolved, seed=config.training.seed),
+        )
+        print(f"Denoiser written to {workdir / 'export'}", flush=True)
+
+    resolved = config
+    if isinstance(architecture, DiTConfig):
+        resolved = dataclasses.replace(
+            config, denoiser=dataclasses.replace(settings, architecture=architecture)
+        )
+    what = config.loss.label if settings.objective == "draft" else settings.objective
+    return Task(
+        title=f"denoiser ({what})",
+        resolved_config=resolved,
+        pipeline=pipeline,
+        objective=parts.objective,
+        init=parts.init,
+        load_frozen=load_frozen,
+        capture_check=lambda frozen: None,
+        keep_tokenizer=lambda: None,
+        export=export,
+        load_initial=parts.load if source is not None and not parts.frozen_shapes else None,
+    )
+
+
 def _open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
     """The tokenizer of a target from scratch; one that is trained stays out of `workdir` for now.
 
@@ -236,7 +307,7 @@ def _open_pipeline(config: RunConfig, tokenizer: Tokenizer) -> Pipeline:
     return pipeline
 
 
-def _check_vocabulary(tokenizer: Tokenizer, architecture: TransformerConfig) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, architecture: LanguageModelConfig) -> None:
     if tokenizer.vocab_size > architecture.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} ids, but the target's embedding only "
@@ -245,12 +316,28 @@ def _check_vocabulary(tokenizer: Tokenizer, architecture: TransformerConfig) -> 
         )
 
 
+def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> None:
+    """A table of positions ends; rotary positions do not."""
+    rows = architecture.max_position_embeddings
+    if isinstance(architecture, GPT2Config) and config.data.sequence_length > rows:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
+            f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
+        )
+
+
 def _check_architecture(
-    expected: TransformerConfig | None, got: TransformerConfig, folder: Path
+    expected: LanguageModelConfig | None, got: LanguageModelConfig, folder: Path
 ) -> None:
     """Compares what decides shapes and mathematics; compute settings may differ."""
     if expected is None:
         return
+    if type(got) is not type(expected):
+        raise ValueError(
+            f"The target in {folder} is of another family than target.architecture: got a "
+            f"{type(got).__name__}, expected a {type(expected).__name__}. Leave "
+            "target.architecture out."
+        )
     runtime = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
     wrong = [
         f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"

@@ -21,15 +21,16 @@ from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
 from jaxspec.checkpoints import key_maps
-from jaxspec.checkpoints.huggingface import load_target, save_target
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
+from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.checkpoints.llada import llada_from_json, llada_rows, load_llada, save_llada
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
-from jaxspec.config import TransformerConfig
-from jaxspec.models.llada import LLADA_8B, DiffusionTokens
+from jaxspec.config import MaskedTransformerConfig, TransformerConfig
+from jaxspec.models.llada import EOS_ID, LLADA_8B
 from jaxspec.models.mdlm import BidirectionalTransformer, block_causal_mask
 
 TOLERANCE = 1e-4
-CONFIG = TransformerConfig(
+CONFIG = MaskedTransformerConfig(
     vocab_size=23,
     hidden_size=24,
     num_layers=3,
@@ -42,8 +43,9 @@ CONFIG = TransformerConfig(
     qk_norm=False,
     tie_embeddings=False,
     max_position_embeddings=32,
+    mask_token_id=22,
 )
-SPECIAL = DiffusionTokens(mask_id=22, eos_id=21)
+EOS = 21
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 17))
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -71,8 +73,8 @@ def random_params(config: TransformerConfig, rows: Any, *, scale: float = 0.3) -
     return nest_paths(leaves)
 
 
-def saved(folder: Path, config: TransformerConfig = CONFIG, **options: Any) -> Path:
-    save_llada(folder, config, random_params(config, llada_rows(config)), tokens=SPECIAL, **options)
+def saved(folder: Path, config: MaskedTransformerConfig = CONFIG, **options: Any) -> Path:
+    save_llada(folder, config, random_params(config, llada_rows(config)), eos_id=EOS, **options)
     return folder
 
 
@@ -142,7 +144,7 @@ def torch_logits(torch: Any, tensors: dict[str, Any], config: Any, mask: np.ndar
 def test_logits_equal_those_of_a_torch_pass(torch, tmp_path, tied):
     config = dataclasses.replace(CONFIG, tie_embeddings=tied)
     loaded = load_llada(saved(tmp_path / "llada", config))
-    assert loaded.config == config and loaded.tokens == SPECIAL
+    assert loaded.config == config and loaded.eos_id == EOS
     tensors = {
         name.removeprefix("model.transformer."): array
         for name, array in load_file(tmp_path / "llada" / "model.safetensors").items()
@@ -157,7 +159,7 @@ def test_logits_equal_those_of_a_torch_pass(torch, tmp_path, tied):
 def test_block_causal_model_with_qwen3_names_equals_a_torch_pass(torch, tmp_path):
     config = dataclasses.replace(CONFIG, num_kv_heads=1, qk_norm=True)
     save_target(tmp_path / "sdar", config, random_params(config, key_maps.target_rows(config)))
-    config, params = load_target(tmp_path / "sdar")
+    config, params = load_denoiser(tmp_path / "sdar")
     stored = load_file(tmp_path / "sdar" / "model.safetensors")
     tensors = {
         "wte.weight": stored["model.embed_tokens.weight"],
@@ -245,9 +247,9 @@ RELEASED = {
 
 
 def test_released_configuration():
-    config, tokens = llada_from_json(RELEASED, where="config.json")
+    config, eos_id = llada_from_json(RELEASED, where="config.json")
     assert config == dataclasses.replace(LLADA_8B, dtype="float32", param_dtype="float32")
-    assert tokens == DiffusionTokens()
+    assert eos_id == EOS_ID
 
 
 def test_every_mismatch_is_named_at_once(folder):
@@ -282,7 +284,7 @@ def test_every_wrong_field_is_named_at_once():
         llada_from_json({**RELEASED, "model_type": "llama"}, where="config.json")
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
         llada_from_json({**RELEASED, "n_kv_heads": 5}, where="config.json")
-    with pytest.raises(ValueError, match="two ids"):
+    with pytest.raises(ValueError, match="which is eos_token_id as well"):
         llada_from_json({**RELEASED, "mask_token_id": 126081}, where="config.json")
 
 
@@ -292,5 +294,17 @@ def test_layers_that_llada_does_not_have_are_not_written(tmp_path):
         saved(tmp_path / "out", config)
     params = random_params(dataclasses.replace(CONFIG, vocab_size=24), llada_rows(CONFIG))
     with pytest.raises(ValueError, match=r"embed/embedding: got \[24, 24\], expected \[23, 24\]"):
-        save_llada(tmp_path / "out", CONFIG, params, tokens=SPECIAL)
+        save_llada(tmp_path / "out", CONFIG, params, eos_id=EOS)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="eos_id must be an id below 23"):
+        save_llada(tmp_path / "out", CONFIG, params, eos_id=CONFIG.mask_id)
+
+
+def test_the_folder_is_a_denoiser_like_any_other(folder):
+    assert is_denoiser(folder) and read_denoiser(folder) == CONFIG
+    config, params = load_denoiser(folder, num_layers=2)
+    assert config == dataclasses.replace(CONFIG, num_layers=2)
+    whole = flatten_paths(load_llada(folder).params)
+    for path, leaf in flatten_paths(params).items():
+        expected = whole[path][:2] if path.startswith("layers") else whole[path]
+        np.testing.assert_array_equal(leaf, expected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+import jaxspec.architectures
 import jaxspec.config
 from jaxspec.cli.configuration import (
     EvalCommand,
@@ -220,7 +221,8 @@ def test_help_lists_every_setting_with_the_configs_defaults(write_config, capsys
     words = capsys.readouterr().out.split()
     names = list(setting_names(RunConfig()))
     assert len(names) > 60
-    hidden = {"target.architecture"}  # a group that is None has no settings of its own
+    # A group that is None has no settings of its own.
+    hidden = {"target.architecture", "denoiser.architecture"}
     assert [name for name in names if f"--{name}" not in words and name not in hidden] == []
     steps = words.index("--training.steps")
     assert "INT" in words[steps : steps + 3]
@@ -322,10 +324,11 @@ def test_closed_output_is_no_traceback(tmp_path):
 
 def test_every_setting_has_a_meaning():
     """The help takes it from the string under the field."""
-    tree = ast.parse(inspect.getsource(jaxspec.config))
+    modules = (jaxspec.architectures, jaxspec.config)
     silent = [
         f"{node.name}.{field.target.id}"
-        for node in tree.body
+        for module in modules
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef) and node.name != "RunConfig"
         for field, following in zip(node.body, [*node.body[1:], None], strict=True)
         if isinstance(field, ast.AnnAssign)

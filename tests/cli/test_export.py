@@ -134,7 +134,7 @@ def test_a_target_from_its_checkpoint(tmp_path):
     loaded_config, loaded = load_target(tmp_path / "out")
     assert loaded_config == architecture
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    with pytest.raises(ValueError, match="is for drafters"):
+    with pytest.raises(ValueError, match="is for DFlash drafters"):
         command.export(command.ExportCommand(**call, format="speculators"))
 
 

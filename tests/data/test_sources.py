@@ -14,6 +14,7 @@ import pytest
 from jaxspec.config import DataConfig
 from jaxspec.data import heldout, sources
 from jaxspec.data.builders import raw_files
+from jaxspec.data.builders.dialogues import SPEC_BENCH_TASKS
 from jaxspec.data.heldout import keys
 from jaxspec.data.sources import SOURCES, load_examples
 
@@ -21,6 +22,32 @@ GSM8K = [
     {"question": "Ann has 2 cats, no 3?", "answer": "2+1=<<2+1=3>>3 cats.\n#### 3"},
     {"question": "Größe 5?", "answer": "It is <<5=5>>5.\n#### 5"},
 ]
+
+
+SPEC_BENCH = [
+    {"category": "coding", "turns": ["One?", "Two?"]},
+    {"category": "summarization", "turns": ["Summarize: news."]},
+    {"category": "writing", "turns": ["Three?", "Four?"]},
+    *(
+        {"category": task, "turns": [f"{task}?"]}
+        for task in ("translation", "qa", "math_reasoning", "rag")
+    ),
+]
+STORIES = [f"Story {number} é." for number in range(40)]
+HELD_OUT_STORIES = [s for s in STORIES if heldout.text_hash(s) % 16 == 0]
+PASSAGE = " ".join(["Some words ,"] * 40)
+WIKITEXT = "\n".join(
+    (
+        " \n = One = \n ",
+        f" {PASSAGE} ",
+        " = = Part = = ",
+        " Too short . ",
+        " <unk> " + PASSAGE,
+        " \n = Two @-@ three = ",
+        f' {PASSAGE} <unk> ( " so " ) . ',
+        " x = 1 ",
+    )
+)
 
 
 def _write_lines(path, records):
@@ -61,8 +88,8 @@ def data(tmp_path, monkeypatch):
         [{"prompt": "def f():\n", "canonical_solution": "    return 1\n"}],
     )
     _write_lines(raw / "livecodebench/livecodebench.jsonl", [{"turns": ["Solve it."]}])
-    for name in ("mt_bench", "spec_bench"):
-        _write_lines(raw / f"{name}/question.jsonl", [{"turns": ["One?", "Two?"]}])
+    _write_lines(raw / "mt_bench/question.jsonl", [{"turns": ["One?", "Two?"]}])
+    _write_lines(raw / "spec_bench/question.jsonl", SPEC_BENCH)
     for file, answer in (
         ("instruction_rasbt/instruction-data.json", "output"),
         ("gpteacher/codegen-instruct.json", "response"),
@@ -76,8 +103,11 @@ def data(tmp_path, monkeypatch):
         (raw / file).write_text(json.dumps(records))
     (raw / "tinystories").mkdir()
     (raw / "tinystories/tinystories_sample.txt").write_bytes(
-        "Once.\n<|endoftext|>\nTwice é.\n<|endoftext|>\nCut off h".encode() + b"\xc3"
+        "\n<|endoftext|>\n".join([*STORIES, "Cut off h"]).encode() + b"\xc3"
     )
+    (raw / "wikitext2").mkdir()
+    for part in ("train", "test"):
+        (raw / f"wikitext2/{part}.txt").write_text(WIKITEXT, encoding="utf-8")
     return DataConfig(raw_dir=str(raw), data_dir=str(tmp_path / "prepared"))
 
 
@@ -91,6 +121,7 @@ def real_data(tmp_path_factory):
     )
 
 
+_PLAIN_PASSAGE = PASSAGE.replace(" ,", ",")
 EXPECTED = {
     ("gsm8k", "train"): [
         (("user", "Ann has 2 cats, no 3?"), ("assistant", "2+1=3 cats.\n#### 3")),
@@ -123,7 +154,18 @@ EXPECTED = {
     ],
     ("livecodebench", "test"): [(("user", "Solve it."),)],
     ("mt_bench", "test"): [(("user", "One?"), ("user", "Two?"))],
-    ("spec_bench", "test"): [(("user", "One?"), ("user", "Two?"))],
+    ("spec_bench", "test"): [
+        tuple(("user", turn) for turn in record["turns"]) for record in SPEC_BENCH
+    ],
+    **{
+        (f"spec_bench/{task}", "test"): [(("user", f"{task}?"),)]
+        for task in ("translation", "qa", "math_reasoning", "rag")
+    },
+    ("spec_bench/summarization", "test"): [(("user", "Summarize: news."),)],
+    ("spec_bench/mt_bench", "test"): [
+        (("user", "One?"), ("user", "Two?")),
+        (("user", "Three?"), ("user", "Four?")),
+    ],
     ("instructions", "train"): [
         (("user", "Do.\n\nx"), ("assistant", "Done.")),
         (("user", "Be."), ("assistant", "I am.")),
@@ -136,7 +178,23 @@ EXPECTED = {
         (("user", "Do.\n\nx"), ("assistant", "Done.")),
         (("user", "Be."), ("assistant", "I am.")),
     ],
-    ("tinystories", "train"): [(("assistant", "Once."),), (("assistant", "Twice é."),)],
+    ("tinystories", "train"): [
+        (("assistant", story),) for story in STORIES if story not in HELD_OUT_STORIES
+    ],
+    ("tinystories", "test"): [(("assistant", story),) for story in HELD_OUT_STORIES],
+    ("wikitext2", "test"): [
+        (("assistant", _PLAIN_PASSAGE),),
+        (("assistant", f'{_PLAIN_PASSAGE} <unk> ("so").'),),
+    ],
+    ("wikitext2", "train"): [
+        (
+            (
+                "assistant",
+                f"One\n\n{_PLAIN_PASSAGE}\n\nPart\n\nToo short.\n\n<unk> {_PLAIN_PASSAGE}",
+            ),
+        ),
+        (("assistant", f'Two-three\n\n{_PLAIN_PASSAGE} <unk> ("so").\n\nx = 1'),),
+    ],
 }
 
 
@@ -145,8 +203,9 @@ def test_every_source_reads_its_raw_files(data):
     for (name, split), expected in EXPECTED.items():
         examples = load_examples(name, split=split, data=data)
         assert [example.turns for example in examples] == expected, name
+        prefix = name if "/" in name else f"{name}/{split}"  # a part of a test set, or a split
         assert [example.id for example in examples] == [
-            f"{name}/{split}/{number}" for number in range(len(expected))
+            f"{prefix}/{number}" for number in range(len(expected))
         ]
         assert {example.source for example in examples} == {name}
         files.pop(name, None)
@@ -230,12 +289,12 @@ def test_unknown_names_and_splits_are_refused(data):
     with pytest.raises(ValueError, match=r"no split 'test'.* With a test split: .*math500"):
         load_examples("math", split="test", data=data)
     with pytest.raises(ValueError, match="no files to prepare for 'embedded'"):
-        sources.builder_for("embedded", data=data)
+        sources.builder_for("embedded", split="train", data=data)
 
 
 def test_evaluation_sets_have_no_training_split():
     only = {name for name, source in SOURCES.items() if "train" not in source.splits}
-    assert only == {
+    assert {name.split("/")[0] for name in only} == {
         *("math500", "aime24", "aime25", "humaneval", "livecodebench", "mt_bench", "spec_bench")
     }
 
@@ -289,7 +348,8 @@ def test_every_raw_file_has_a_public_address(data):
         name
         for source, entry in SOURCES.items()
         if entry.builder
-        for name in sources.builder_for(source, data=data).raw_names()
+        for split in entry.splits
+        for name in sources.builder_for(source, split=split, data=data).raw_names()
     }
     assert used == set(raw_files.PUBLIC)
     assert all(public.url.startswith("https://") for public in raw_files.PUBLIC.values())
@@ -375,9 +435,13 @@ REAL_SIZES = {
     ("livecodebench", "test"): 1055,
     ("mt_bench", "test"): 80,
     ("spec_bench", "test"): 480,
+    **{(f"spec_bench/{task}", "test"): 80 for task in SPEC_BENCH_TASKS},
     ("instructions", "train"): 1100,
     ("code_instructions", "train"): 4535,
     ("roleplay", "train"): 1923,
+    ("tinystories", "train"): 2157,
+    ("tinystories", "test"): 159,
+    ("wikitext2", "test"): 145,
 }
 
 
@@ -385,11 +449,15 @@ def test_no_test_prompt_stands_in_any_training_split(real_data):
     """On the real data, every source against every other, the embedded corpus included."""
     prompts = {"train": {}, "test": {}}
     for name, source in SOURCES.items():
-        if name in ("embedded", "tinystories"):
+        if name == "embedded":
             continue
         for split in source.splits:
+            # Not every folder of original files has this one.
+            file = Path(real_data.raw_dir) / "wikitext2/train.txt"
+            if (name, split) == ("wikitext2", "train") and not file.is_file():
+                continue
             examples = load_examples(name, split=split, data=real_data)
-            if source.builder:
+            if (name, split) in REAL_SIZES:
                 assert len(examples) == REAL_SIZES[name, split], (name, split)
             for example in examples:
                 # Follow-up questions of generated dialogues ("And how often?") are not prompts.
@@ -407,6 +475,26 @@ def test_no_test_prompt_stands_in_any_training_split(real_data):
     assert first.turns in [
         e.turns for e in load_examples("spec_bench", split="test", data=real_data)
     ]
+
+
+def test_splits_of_running_text_share_nothing(data, real_data):
+    assert 0 < len(HELD_OUT_STORIES) < len(STORIES)
+    for folder in (data, real_data):
+        train, test = (
+            {heldout.text_hash(example.running_text) for example in examples}
+            for examples in (
+                load_examples("tinystories", split=split, data=folder)
+                for split in ("train", "test")
+            )
+        )
+        assert train and test and not train & test
+
+
+def test_a_training_file_is_needed_for_training_only(data):
+    (Path(data.raw_dir) / "wikitext2/train.txt").unlink()
+    assert len(load_examples("wikitext2", split="test", data=data)) == 2
+    with pytest.raises(ValueError, match=r"looked for wikitext2/train\.txt in .* from https://"):
+        load_examples("wikitext2", split="train", data=data)
 
 
 def test_real_answers_hold_no_calculator_notes(real_data):

@@ -246,6 +246,59 @@ def test_vocabulary_and_merges_with_added_tokens_file(tokenizer, folder):
         Tokenizer.load(folder)
 
 
+@pytest.fixture
+def gpt2_folder(tmp_path):
+    """As GPT-2 was first published: a vocabulary, merges, and no word about special tokens."""
+    texts = ["The lake is 12 miles away.", "How far is it to the lake?"] * 3
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        texts, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    trained.save_model(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    return folder
+
+
+def test_gpt2_folder_without_special_tokens_and_template(gpt2_folder):
+    loaded = Tokenizer.load(gpt2_folder)
+    end = loaded.vocabulary()["<|endoftext|>"]
+    assert (loaded.eos_id, loaded.pad_id, loaded.stop_ids) == (end, end, (end,))
+    assert loaded.special_ids == (end,)
+    assert loaded.mask_id is None
+    text = "How far is it? <|endoftext|>"
+    assert loaded.decode(loaded.encode(text)) == text
+    assert end not in loaded.encode(text)
+    assert loaded.encode_prompt(ONE_ROUND[:1]) == loaded.encode(ONE_ROUND[0]["content"])
+    ids, response = loaded.encode_conversation(ONE_ROUND)
+    answer = [i for i, is_response in zip(ids, response, strict=True) if is_response]
+    assert answer == [*loaded.encode(ONE_ROUND[1]["content"]), end]
+    assert sum(loaded.encode_conversation(TWO_ROUNDS)[1]) > len(answer)
+
+
+def test_transformers_agrees_on_a_gpt2_folder(gpt2_folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPT2TokenizerFast.from_pretrained(gpt2_folder)
+    loaded = Tokenizer.load(gpt2_folder)
+    for text in ("How far is it?", " it's  12\n\nmiles ", "éß 漢字"):
+        assert loaded.encode(text) == theirs(text)["input_ids"]
+    assert loaded.eos_id == theirs.eos_token_id
+    theirs.save_pretrained(gpt2_folder)
+    assert Tokenizer.load(gpt2_folder).vocabulary() == loaded.vocabulary()
+
+
+def test_template_of_a_gpt2_folder_is_its_own_where_it_has_one(gpt2_folder):
+    (gpt2_folder / "chat_template.jinja").write_text("Q: {{ messages[0]['content'] }}")
+    assert Tokenizer.load(gpt2_folder).render(ONE_ROUND[:1], add_generation_prompt=True) == (
+        "Q: " + ONE_ROUND[0]["content"]
+    )
+    (gpt2_folder / "chat_template.jinja").unlink()
+    (gpt2_folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="splitting rule"):
+        Tokenizer.load(gpt2_folder)
+
+
 def test_no_mask_token_is_none(folder):
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<|mask|>", "<|other|>"))

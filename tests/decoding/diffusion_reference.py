@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import TransformerConfig
+from jaxspec.config import MaskedTransformerConfig
 from jaxspec.decoding.unmasking import Scheduled, Threshold
 from jaxspec.models.mdlm import BidirectionalTransformer
 
 VOCABULARY, MASK, EOS = 29, 28, 27
-CONFIG = TransformerConfig(
+CONFIG = MaskedTransformerConfig(
     vocab_size=VOCABULARY,
     hidden_size=16,
     num_layers=2,

@@ -34,11 +34,19 @@ class Target:
         return responses
 
 
+def play(examples, target, *, max_prompt_tokens=256, passage_tokens=8):
+    return ask(
+        examples,
+        answer=target,
+        tokenizer=target.tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        passage_tokens=passage_tokens,
+    )
+
+
 def test_later_turns_hold_the_targets_own_answers(tokenizer):
     target = Target(tokenizer)
-    reference = ask(
-        [USER_ONLY, ONE_TURN, ANSWERED], answer=target, tokenizer=tokenizer, max_prompt_tokens=256
-    )
+    reference = play([USER_ONLY, ONE_TURN, ANSWERED], target)
     assert reference.ids == ("mt/1", "mt/2", "c/1", "mt/1#2")
     assert [response.prompt_id for response in reference.responses] == list(reference.ids)
     assert (reference.conversations, reference.skipped) == (3, 0)
@@ -57,6 +65,22 @@ def test_later_turns_hold_the_targets_own_answers(tokenizer):
     assert list(reference.prompts[-1]) == tokenizer.encode_prompt(whole)
 
 
+def test_running_text_is_continued_from_its_first_tokens(tokenizer):
+    text = "It was a long way to the lake, and <|im_end|> was nobody's name. They went on foot."
+    passage = Example("text/1", (("assistant", text),), "text")
+    short = Example("text/2", (("assistant", "It was"),), "text")
+    reference = play([passage, USER_ONLY, short], Target(tokenizer))
+    assert reference.ids == ("text/1", "mt/1", "text/2", "mt/1#2")
+    encoded = tokenizer.encode(text)
+    assert len(encoded) > 8 > len(tokenizer.encode("It was"))
+    # No header of a turn, before or behind: the tokens that training has for the same text.
+    assert list(reference.prompts[0]) == encoded[:8]
+    assert list(reference.prompts[2]) == tokenizer.encode("It was")
+    assert reference.conversations == 3
+    with pytest.raises(ValueError, match="all 1 are longer than 7 tokens"):
+        play([passage], Target(tokenizer), max_prompt_tokens=7)
+
+
 def test_where_answers_are_given_only_the_first_question_is_asked():
     assert questions(ANSWERED) == ("A?",)
     assert questions(USER_ONLY) == ("First?", "Second?")
@@ -66,11 +90,11 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tokenizer):
     long = Example("long", (("user", "word " * 400),), "mt")
     target = Target(tokenizer)
     limit = len(tokenizer.encode_prompt(USER_ONLY.prompt_turns)) + 2
-    reference = ask([long, USER_ONLY], answer=target, tokenizer=tokenizer, max_prompt_tokens=limit)
+    reference = play([long, USER_ONLY], target, max_prompt_tokens=limit)
     # The long one, and the second turn of the other.
     assert (reference.ids, reference.skipped, reference.conversations) == (("mt/1",), 2, 1)
     with pytest.raises(ValueError, match=f"all 1 are longer than {limit} tokens"):
-        ask([long], answer=target, tokenizer=tokenizer, max_prompt_tokens=limit)
+        play([long], target, max_prompt_tokens=limit)
 
 
 def test_the_choice_is_seeded_and_grows_at_its_end():

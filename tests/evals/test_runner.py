@@ -313,7 +313,7 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
     cases = [
         (config, [], "No drafters to measure"),
         (config, [tmp_path / "nowhere"], "No folder .*nowhere"),
-        (config, [folders[1][0], unfinished], "No exported drafter in .*unfinished"),
+        (config, [folders[1][0], unfinished], "No exported weights in .*unfinished"),
         (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
         (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
         (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),

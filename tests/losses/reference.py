@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -122,6 +123,15 @@ def d_pace_weights(log_p, mask, smoothing):
     return result
 
 
+def reach(log_p, mask):
+    """The chance that each slot is reached: the product of those before it."""
+    result = np.ones(log_p.shape)
+    for n, slots in enumerate(counted(mask)):
+        for earlier, later in itertools.pairwise(slots):
+            result[n, later] = result[n, earlier] * math.exp(log_p[n, earlier])
+    return result
+
+
 def objective(name, *, log_p, correct, w, mask, normalize, overlap=None, kl=None):
     blocks = counted(mask)
     if name == "cross_entropy":
@@ -136,6 +146,8 @@ def objective(name, *, log_p, correct, w, mask, normalize, overlap=None, kl=None
         values = kl
     elif name == "streak":
         values = -prefix(log_p, mask)
+    elif name == "detached_streak":
+        values = -reach(log_p, mask) * log_p
     else:
         assert name == "spec_auf"
         values = -log_p

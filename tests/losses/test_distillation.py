@@ -1,3 +1,4 @@
+import functools
 import typing
 
 import jax
@@ -162,12 +163,16 @@ def small_batch():
 def test_gradients_match_finite_differences():
     logits, labels, mask, target = small_batch()
     gradient = gradients(logits, labels, mask, target)
-    # The weights of D-PACE are constants to the gradient, so they are held while x moves.
-    held = reference.d_pace_weights(reference.statistics(logits, labels)[0], mask, 0.5)
+    # Weights that are constants to the gradient are held while x moves.
+    log_p = reference.statistics(logits, labels)[0]
+    held = {
+        "d_pace": reference.d_pace_weights(log_p, mask, 0.5),
+        "detached_streak": reference.reach(log_p, mask),
+    }
     w = reference.weights(3, 2.0)
 
-    def d_pace(x):
-        values = -held * reference.statistics(x, labels)[0]
+    def weighted(x, name):
+        values = -held[name] * reference.statistics(x, labels)[0]
         return reference.weighted_mean(values, w, reference.counted(mask), "block")
 
     for index, name in enumerate(sorted(OBJECTIVES)):
@@ -175,7 +180,7 @@ def test_gradients_match_finite_differences():
         def slow(x, index=index):
             return slow_terms(x, labels, mask, target)[index]
 
-        function = d_pace if name == "d_pace" else slow
+        function = functools.partial(weighted, name=name) if name in held else slow
         expected = reference.finite_differences(function, logits)
         np.testing.assert_allclose(gradient[index], expected, atol=2e-6, err_msg=name)
 

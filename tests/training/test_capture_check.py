@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.config import GPT2Config
+from jaxspec.models.gpt2 import GPT2
 from jaxspec.models.transformer import Transformer
 from jaxspec.training.capture_check import capture_check
 from tests.training import tiny
@@ -89,3 +91,23 @@ def test_nan_weights_are_refused():
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(jnp.nan)
     with pytest.raises(ValueError, match="by nan"):
         check(model, params=params)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+def test_layer_norms_are_rebuilt(family):
+    config = GPT2Config(
+        family=family,
+        vocab_size=64,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
+    model = GPT2(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + generator.normal(0, 0.3, leaf.shape), params)
+    assert check(model, params=params) < 1e-5
+    with pytest.raises(ValueError, match="Capture check failed"):
+        check(Broken("another final norm", model), params=params)

@@ -55,7 +55,11 @@ class ConversationBuilder(
 
     VERSION = tfds.core.Version("1.0.0")
     FILES: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Names of raw files (see `raw_files.PUBLIC`) for each split."""
+    """Names of raw files (see `raw_files.PUBLIC`) for each split.
+
+    Splits beside train and test are parts of the test split, each a benchmark of its own."""
+    SOURCE: ClassVar[str] = ""
+    """What the data set is called in `jaxspec.data.sources`; "": as the builder is."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         # TFDS has data sets of the same names; ours are found through `jaxspec.data.sources`.
@@ -99,7 +103,7 @@ class ConversationBuilder(
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         held_out = HeldOutPrompts.load() if split == "train" else None
-        number = excluded = 0
+        source, number, excluded = self.SOURCE or self.name, 0, 0
         for path in raw_files.find(self.FILES[split], folder=self._raw_dir):
             for line, record in enumerate(self.records(path), start=1):
                 try:
@@ -116,8 +120,8 @@ class ConversationBuilder(
                 yield (
                     number,
                     {
-                        "id": f"{self.name}/{split}/{number}",
-                        "source": self.name,
+                        "id": f"{source}/{split}/{number}",
+                        "source": source if split in ("train", "test") else f"{source}/{split}",
                         "turns": [{"role": role, "content": content} for role, content in turns],
                     },
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import tensorflow_datasets as tfds
+
 from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
 
 
@@ -13,20 +15,33 @@ class MtBench(ConversationBuilder):
     name = "mt_bench"
     FILES: ClassVar = {"test": ("mt_bench/question.jsonl",)}
 
-    def turns(self, record: Record, *, split: str) -> Turns:
+    def turns(self, record: Record, *, split: str) -> Turns | None:
         """The questions, one after the other."""
         return [("user", turn) for turn in record["turns"]]
 
 
+SPEC_BENCH_TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+
+
 class SpecBench(MtBench):
-    """Six tasks of 80 prompts (Xia et al. 2024).
+    """Six tasks of 80 prompts (Xia et al. 2024), together and each for itself.
 
     Its maths is from GSM8K's test split and its dialogues are MT-Bench: the same prompts, so the
     three are no independent benchmarks.
     """
 
     name = "spec_bench"
-    FILES: ClassVar = {"test": ("spec_bench/question.jsonl",)}
+    VERSION = tfds.core.Version("1.1.0")
+    FILES: ClassVar = {
+        split: ("spec_bench/question.jsonl",) for split in ("test", *SPEC_BENCH_TASKS)
+    }
+
+    def turns(self, record: Record, *, split: str) -> Turns | None:
+        """The questions, if they belong to this task."""
+        task = record["category"]
+        if task not in SPEC_BENCH_TASKS:  # MT-Bench's own categories: writing, coding and so on.
+            task = "mt_bench"
+        return super().turns(record, split=split) if split in ("test", task) else None
 
 
 class Instructions(ConversationBuilder):

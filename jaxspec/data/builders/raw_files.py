@@ -30,10 +30,10 @@ class PublicFile:
     """Only the beginning of a large file; 0: all of it."""
 
 
-# Files seen in these repositories: GSM8K, MBPP, MT-Bench, GPTeacher, the instructions and MATH.
-# Not verified: the branch of Hidden_COT, where DeepSpec, Spec-Bench and human-eval keep theirs, all
-# addresses on the Hub, and what the AIME files there call their fields (the parser takes both
-# "question" and "problem").
+# Files seen in these repositories: GSM8K, MBPP, MT-Bench, GPTeacher, the instructions, MATH and the
+# test part of WikiText-2. Not verified: its training part, the branch of Hidden_COT, where
+# DeepSpec, Spec-Bench and human-eval keep theirs, all addresses on the Hub, and what the AIME files
+# there call their fields (the parser takes both "question" and "problem").
 PUBLIC: dict[str, PublicFile] = {
     "gsm8k/train.jsonl": PublicFile(
         f"{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/train.jsonl"
@@ -77,6 +77,12 @@ PUBLIC: dict[str, PublicFile] = {
     "tinystories/tinystories_sample.txt": PublicFile(
         f"{_HUB}/roneneldan/TinyStories/resolve/main/TinyStories-train.txt", first_bytes=2**21
     ),
+    **{
+        f"wikitext2/{part}.txt": PublicFile(
+            f"{_GITHUB}/pytorch/examples/main/word_language_model/data/wikitext-2/{part}.txt"
+        )
+        for part in ("train", "test")
+    },
 }
 
 _TIMEOUT_SECONDS = 60

@@ -1,24 +1,48 @@
-"""Running text: TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0)."""
+"""Running text: TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0), WikiText-2 (Merity et al. 2016).
+
+Running text is kept as a conversation of one assistant turn. The pipeline learns all of it;
+a benchmark takes its first tokens as the prompt (`jaxspec.evals.benchmarks`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import tensorflow_datasets as tfds
+
 from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
+from jaxspec.data.heldout import text_hash
 
 _END_OF_STORY = "<|endoftext|>"
+
+HELD_OUT_SHARE = 16
+"""One story of so many is for evaluation."""
+
+SHORTEST_PASSAGE = 80
+"""Words of a passage that is given to be continued."""
+OPENING = 40
+"""Words at its beginning that are all there."""
+# What WikiText-2 has in place of rare words, and no other text has.
+_RARE = "<unk>"
+_TITLE = re.compile(r"= [^=].* =")
+_HEADING = re.compile(r"(?:= )+(.*?)(?: =)+")
 
 
 class Tinystories(ConversationBuilder):
     """The stories in the first 2 MiB of the training split.
 
-    Running text is kept as a conversation of one assistant turn; the pipeline learns all of it.
+    One in `HELD_OUT_SHARE` is the test split, chosen by its content: the validation split proper is
+    not among the raw files, and the same story cannot be on both sides.
     """
 
     name = "tinystories"
-    FILES: ClassVar = {"train": ("tinystories/tinystories_sample.txt",)}
+    VERSION = tfds.core.Version("1.1.0")
+    FILES: ClassVar = {
+        split: ("tinystories/tinystories_sample.txt",) for split in ("train", "test")
+    }
 
     def records(self, path: Path) -> Iterator[Record]:
         """Whole stories; the last one is cut off in the sample."""
@@ -28,6 +52,67 @@ class Tinystories(ConversationBuilder):
             if story.strip():
                 yield {"text": story.strip()}
 
+    def turns(self, record: Record, *, split: str) -> Turns | None:
+        """The story, if it is in this split."""
+        held_out = text_hash(record["text"]) % HELD_OUT_SHARE == 0
+        return [("assistant", record["text"])] if held_out == (split == "test") else None
+
+
+class Wikitext2(ConversationBuilder):
+    """Paragraphs of the test articles, to be continued.
+
+    Those of `SHORTEST_PASSAGE` words or more, without a rare word among the first `OPENING`:
+    WikiText-2 has "<unk>" there, of which a prompt should hold none.
+    """
+
+    name = "wikitext2"
+    FILES: ClassVar = {"test": ("wikitext2/test.txt",)}
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """The paragraphs that serve."""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            text = as_written(line)
+            words = text.split()
+            opening = " ".join(words[:OPENING])
+            if len(words) >= SHORTEST_PASSAGE and _RARE not in opening:
+                yield {"text": text}
+
     def turns(self, record: Record, *, split: str) -> Turns:
-        """The story."""
+        """The text."""
         return [("assistant", record["text"])]
+
+
+class Wikitext2Train(Wikitext2):
+    """The training articles, whole. A builder of its own: raw folders seldom have this file."""
+
+    name = "wikitext2_train"
+    SOURCE = "wikitext2"
+    FILES: ClassVar = {"train": ("wikitext2/train.txt",)}
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """Articles, headings as lines of their own."""
+        article: list[str] = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            text = line.strip()
+            if _TITLE.fullmatch(text) and article:
+                yield {"text": "\n\n".join(article)}
+                article = []
+            if text:
+                article.append(as_written(text))
+        if article:
+            yield {"text": "\n\n".join(article)}
+
+
+def as_written(line: str) -> str:
+    """A line of WikiText-2 without the spaces that separate its tokens.
+
+    >>> as_written('About 1 @,@ 500 men ( " or more " ) , he said .')
+    'About 1,500 men ("or more"), he said.'
+    """
+    text = line.strip()
+    if heading := _HEADING.fullmatch(text):
+        text = heading.group(1)
+    text = re.sub(r" @(\S)@ ", r"\1", text)
+    text = re.sub(r' " (.*?) "(?= |$)', r' "\1"', f" {text}").strip()  # pairs, from the left
+    text = re.sub(r" ([,.;:!?%)\]]|'(?:s|t|re|ve|m|ll|d)\b)", r"\1", text)
+    return re.sub(r"([(\[$£€]) ", r"\1", text)

@@ -1,0 +1,183 @@
+"""config.json of the GPT-2 and GPT-Neo families, both ways.
+
+>>> target_from_json({"model_type": "gpt2", ...}, where="gpt2/config.json")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.config import Dtype, GPT2Config, LayerType
+
+MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+"""Names of the tanh form of GELU."""
+LAYER_NAMES: dict[str, LayerType] = {"global": "full_attention", "local": "sliding_attention"}
+"""GPT-Neo's names of the kinds of layers."""
+WINDOW = 256
+"""What transformers assumes for a GPT-Neo without window_size."""
+
+# Features that the models here do not have, with the only value taken for each.
+_PLAIN = {
+    "add_cross_attention": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+}
+
+
+def target_from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
+    """The configuration of a target whose model_type is one of `MODEL_TYPES`.
+
+    Args:
+      raw: the content of config.json.
+      where: what to call it in messages.
+
+    Raises:
+      ValueError: features that the models here do not have; all at once.
+    """
+    family = raw["model_type"]
+    reader = ConfigReader(raw)
+    activation = raw.get("activation_function", ACTIVATIONS[0])
+    if activation not in ACTIVATIONS:
+        reader.problems.append(
+            f"activation_function: got {activation!r}, expected "
+            f"{' or '.join(map(repr, ACTIVATIONS))}"
+        )
+    for key, only in _PLAIN.items():
+        if raw.get(key, only) is not only:
+            reader.problems.append(f"{key}: got {raw[key]!r}, expected {str(only).lower()}")
+    if raw.get("quantization_config"):
+        reader.problems.append("quantization_config: expected none; use the unquantised weights")
+    read = _gpt2_sizes if family == "gpt2" else _gpt_neo_sizes
+    dtype = stored_dtype(raw)
+    fields: dict[str, Any] = {
+        "family": family,
+        "vocab_size": reader.integer("vocab_size"),
+        **read(reader),
+        "layer_norm_eps": reader.number("layer_norm_epsilon", 1e-5),
+        # Tied unless the file says otherwise: files of these families seldom say it.
+        "tie_embeddings": raw.get("tie_word_embeddings") is None
+        or reader.flag("tie_word_embeddings"),
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    if fields["hidden_size"] % fields["num_heads"]:
+        width, heads = ("n_embd", "n_head") if family == "gpt2" else ("hidden_size", "num_heads")
+        reader.problems.append(
+            f"{width}: got {fields['hidden_size']}, expected a multiple of {heads} "
+            f"({fields['num_heads']})"
+        )
+    reader.raise_problems(where)
+    return GPT2Config(**fields)
+
+
+def _gpt2_sizes(reader: ConfigReader) -> dict[str, Any]:
+    width = reader.integer("n_embd")
+    return {
+        "hidden_size": width,
+        "num_layers": reader.integer("n_layer"),
+        "num_heads": reader.integer("n_head"),
+        "intermediate_size": reader.integer("n_inner", 4 * width),
+        "max_position_embeddings": reader.integer("n_positions", 1024),
+    }
+
+
+def _gpt_neo_sizes(reader: ConfigReader) -> dict[str, Any]:
+    width, num_layers = reader.integer("hidden_size"), reader.integer("num_layers")
+    kinds = _layer_kinds(reader, num_layers)
+    window = reader.integer("window_size", WINDOW)
+    slides = "sliding_attention" in kinds
+    return {
+        "hidden_size": width,
+        "num_layers": num_layers,
+        "num_heads": reader.integer("num_heads"),
+        "intermediate_size": reader.integer("intermediate_size", 4 * width),
+        "max_position_embeddings": reader.integer("max_position_embeddings", 2048),
+        "layer_types": kinds if slides else (),
+        "sliding_window": window if slides else 0,
+    }
+
+
+def _layer_kinds(reader: ConfigReader, num_layers: int) -> tuple[LayerType, ...]:
+    """attention_types: pairs of a few kinds and how often they come; () when they cannot be read.
+
+    attention_layers is the same, spelt out by transformers, which does not read it back.
+    """
+    pairs = reader.raw.get("attention_types")
+    pairs = [[["global", "local"], 12]] if pairs is None else pairs
+    names: list[str] = []
+    try:
+        for kinds, count in pairs:
+            names += [*map(str, kinds)] * count
+        unknown = sorted(set(names) - set(LAYER_NAMES))
+    except (TypeError, ValueError):
+        names, unknown = [], [str(pairs)]
+    if unknown:
+        reader.problems.append(
+            f"attention_types: got {', '.join(unknown)}, expected pairs of a list of 'global' and "
+            "'local' and a count"
+        )
+        return ()
+    if len(names) != num_layers:
+        reader.problems.append(
+            f"attention_types: got {len(names)} entries for {num_layers} layers (num_layers)"
+        )
+    return tuple(LAYER_NAMES[name] for name in names)
+
+
+def target_to_json(
+    config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json of a target, which transformers reads as one of `MODEL_TYPES`.
+
+    Args:
+      config: its shape.
+      dtype: of the stored weights.
+      special_ids: bos_token_id, eos_token_id, pad_token_id where known.
+    """
+    common = {
+        "activation_function": ACTIVATIONS[0],
+        "architectures": [MODEL_TYPES[config.family]],
+        # Written even when unknown: transformers would fall back on GPT-2's 50256.
+        "bos_token_id": special_ids.get("bos_token_id"),
+        "dtype": dtype,
+        "eos_token_id": special_ids.get("eos_token_id"),
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": config.layer_norm_eps,
+        "model_type": config.family,
+        "pad_token_id": special_ids.get("pad_token_id"),
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if config.family == "gpt2":
+        return {
+            **common,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "n_embd": config.hidden_size,
+            "n_head": config.num_heads,
+            "n_inner": config.intermediate_size,
+            "n_layer": config.num_layers,
+            "n_positions": config.max_position_embeddings,
+            "resid_pdrop": 0.0,
+        }
+    names = {kind: name for name, kind in LAYER_NAMES.items()}
+    kinds = [names[kind] for kind in config.layer_types] or ["global"] * config.num_layers
+    return {
+        **common,
+        "attention_dropout": 0.0,
+        "attention_types": [[kinds, 1]],
+        "embed_dropout": 0.0,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "resid_dropout": 0.0,
+        "window_size": config.sliding_window or WINDOW,
+    }

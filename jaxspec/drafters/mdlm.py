@@ -1,0 +1,290 @@
+"""A masked-diffusion language model as drafter (SpecDiff, arXiv 2408.05636).
+
+It reads [prefix, anchor, G masks] and fills the masks in T passes. Two ways of holding the prefix:
+
+- `MDLMProposer`, bidirectional: a prefix token sees the masks, too, so every pass reads everything
+  anew. This is how released MDLMs were trained, and what SpecDiff does.
+- `CachedMDLMProposer`, causal: a prefix token sees what stands before it, so its keys and values
+  are stored once and a pass reads the K rows of the block (block diffusion, arXiv 2503.09573).
+
+What the rejection rule is told of tokens revealed in earlier passes is a named, exact choice: see
+`jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, its mask apart.
+
+Dimension key: B batch rows, S prompt tokens, T slots of the prefix, W tokens of a pass, K block
+slots, G = K - 1 drafted slots, V the target's vocabulary.
+
+>>> proposer = MDLMProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
+from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
+from jaxspec.losses import LogLinearSchedule
+from jaxspec.models.cache import KVCache
+from jaxspec.models.mdlm import AnyDenoiser
+from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.suppression import suppress
+
+
+@dataclasses.dataclass(frozen=True)
+class _Denoising(abc.ABC):
+    """What both proposers share: T passes over the masks of a block.
+
+    Raises:
+      ValueError: a block beyond the model's length, no passes, or a vocabulary without the target's
+        tokens.
+    """
+
+    model: AnyDenoiser
+    vocabulary: int
+    """V, rows of the target's embedding; drafts are distributions over them."""
+    block_size: int
+    """K: the anchor and what is drafted behind it."""
+    sampling: Sampling = GREEDY
+    num_passes: int = 1
+    """T, denoising passes; those that reveal nothing in any row are not run."""
+    order: Order = "ancestral"
+    """Which slots each pass reveals."""
+    rule: Rule = "in_order"
+    """What the verifier is told of each slot."""
+    suppressed_ids: tuple[int, ...] = ()
+    """Never drafted."""
+    capture: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        if self.block_size > config.max_position_embeddings:
+            raise ValueError(
+                f"A block of {self.block_size} slots is longer than the drafter's "
+                f"{config.max_position_embeddings} positions: lower evaluation.block_size."
+            )
+        if self.rule == "point_mass" and not self.sampling.greedy:
+            raise ValueError(
+                "A draft that is judged as a point mass takes the likeliest tokens: give it "
+                f"temperature 0, not {self.sampling.temperature}."
+            )
+        if self.num_passes < 1:
+            raise ValueError(f"A draft takes at least 1 denoising pass: got {self.num_passes}.")
+        if config.mask_id < self.vocabulary and config.mask_id not in self.suppressed_ids:
+            raise ValueError(
+                f"The drafter's mask is id {config.mask_id}, which the target may emit: it must be "
+                "a token that is suppressed, or an id behind the target's vocabulary."
+            )
+
+    @property
+    def unroll_layers(self) -> bool:
+        """As its configuration says."""
+        return self.model.config.unroll_layers
+
+    def propose(
+        self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
+    ) -> tuple[Draft, Any]:
+        """Fills the block in T passes; at temperature 0 with the likeliest tokens."""
+        if self.block_size == 1:
+            return no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling), state
+        mask_id = self.model.config.mask_id
+        slots_BG = jnp.full((anchor_B.shape[0], self.block_size - 1), mask_id, jnp.int32)
+        plan = make_plan(self.order, keys_B, slots_BG == mask_id, num_passes=self.num_passes)
+        filled = fill(
+            self._reader(params, state, anchor_B),
+            slots_BG,
+            plan,
+            keys_B,
+            mask_id=mask_id,
+            sampling=self.sampling,
+            rule="point_mass" if self.sampling.greedy else self.rule,
+        )
+        return Draft(filled.tokens_BG, filled.probs_BGV, self._passes(filled.passes_B)), state
+
+    def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
+        """Logits of all slots from one pass over nothing but masks, [B, G, V]."""
+        shape = (anchor_B.shape[0], self.block_size - 1)
+        slots_BG = jnp.full(shape, self.model.config.mask_id, jnp.int32)
+        return self._reader(params, state, anchor_B)(slots_BG, jnp.ones(shape[0]))
+
+    @abc.abstractmethod
+    def _reader(
+        self, params: Any, state: Any, anchor_B: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(slots [B, G], times [B]) -> logits [B, G, V] over the target's vocabulary."""
+
+    def _passes(self, filling_B: jax.Array) -> jax.Array:
+        """Passes of a round, those besides filling included."""
+        return filling_B
+
+    def _logits(self, own: jax.Array) -> jax.Array:
+        """The drafter's own logits as [B, G, V] over the target's vocabulary, without the mask."""
+        rows = self.model.config.vocab_size
+        logits_BGV = suppress(own, (self.model.config.mask_id,))[..., : self.vocabulary]
+        if rows < self.vocabulary:
+            widths = [(0, 0)] * (logits_BGV.ndim - 1) + [(0, self.vocabulary - rows)]
+            logits_BGV = jnp.pad(logits_BGV, widths, constant_values=-jnp.inf)
+        return suppress(logits_BGV, self.suppressed_ids)
+
+    def _sigma(self, times_B: jax.Array) -> jax.Array:
+        return LogLinearSchedule().sigma(times_B)
+
+
+@struct.dataclass
+class Prefix:
+    """Everything before the anchor, as tokens."""
+
+    tokens_BT: jax.Array
+    """int32; what lies behind `lengths_B` is left from rejected drafts."""
+    lengths_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MDLMProposer(_Denoising):
+    """Drafts with a bidirectional denoiser, whose parameters are under "drafter"."""
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> Prefix:
+        """The prompt; nothing is computed yet."""
+        del params, features_BSE
+        tokens_BT = jnp.pad(tokens_BS, ((0, 0), (0, capacity - tokens_BS.shape[1])))
+        return Prefix(tokens_BT.astype(jnp.int32), lengths_B.astype(jnp.int32))
+
+    def commit(
+        self,
+        params: Any,
+        state: Prefix,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> Prefix:
+        """The kept tokens behind the prefix."""
+        del params, features_BKE
+        tokens_BT = _put(state.tokens_BT, tokens_BK.astype(jnp.int32), state.lengths_B)
+        return Prefix(tokens_BT, state.lengths_B + count_B)
+
+    def _reader(
+        self, params: Any, state: Prefix, anchor_B: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Reads the newest tokens that the model's length has room for, anchor and block."""
+        block = self.block_size
+        width = min(state.tokens_BT.shape[1], self.model.config.max_position_embeddings)
+        # Tokens behind the block are not seen, whatever stands there.
+        start_B = jnp.maximum(state.lengths_B + block - width, 0)
+        prefix_B = state.lengths_B - start_B
+        seen_BW = jnp.arange(width) < (prefix_B + block)[:, None]
+        newest_BW = jax.vmap(lambda row_T, start: jax.lax.dynamic_slice(row_T, (start,), (width,)))(
+            state.tokens_BT, start_B
+        )
+        rows_BG = prefix_B[:, None] + jnp.arange(1, block)
+
+        def read(slots_BG: jax.Array, times_B: jax.Array) -> jax.Array:
+            block_BK = jnp.concatenate([anchor_B[:, None], slots_BG], axis=1)
+            output = self.model.apply(
+                {"params": params["drafter"]},
+                # INVALID must not index the embedding; verification fails such a row.
+                jnp.maximum(_put(newest_BW, block_BK, prefix_B), 0),
+                mask_BSS=seen_BW[:, None],
+                sigma=self._sigma(times_B),
+                rows_BI=rows_BG,
+            )
+            return self._logits(output.logits_BSV)
+
+        return read
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedMDLMProposer(_Denoising):
+    """Drafts with a denoiser whose clean tokens see only what stands before them.
+
+    The state is a `KVCache` of everything before the anchor. A round takes one pass besides
+    filling: that over the kept tokens.
+    """
+
+    def begin(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        features_BSE: jax.Array | None,
+        lengths_B: jax.Array,
+        *,
+        capacity: int,
+    ) -> KVCache:
+        """One causal pass over the prompt."""
+        del features_BSE
+        output = self.model.apply(
+            {"params": params["drafter"]}, tokens_BS, mask_BSS=_causal(tokens_BS.shape[1])
+        )
+        return KVCache.prefilled(
+            output.keys_LBRSC, output.values_LBRSC, capacity=capacity, lengths_B=lengths_B
+        )
+
+    def commit(
+        self,
+        params: Any,
+        state: KVCache,
+        tokens_BK: jax.Array,
+        features_BKE: jax.Array | None,
+        count_B: jax.Array,
+    ) -> KVCache:
+        """One causal pass over the block, of which the kept tokens count."""
+        del features_BKE
+        output = self.model.apply(
+            {"params": params["drafter"]},
+            jnp.maximum(tokens_BK, 0),
+            mask_BSS=_causal(tokens_BK.shape[1]),
+            cache=state,
+        )
+        failed_B = jnp.isnan(output.hidden_BSD).any(axis=(1, 2))
+        written = state.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
+        return written.advance(count_B)
+
+    def _passes(self, filling_B: jax.Array) -> jax.Array:
+        return filling_B + 1
+
+    def _reader(
+        self, params: Any, state: KVCache, anchor_B: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Reads anchor and block against the cache; the anchor does not see the block."""
+        batch, block = anchor_B.shape[0], self.block_size
+        order_K = jnp.arange(block)
+        mask_BKK = ((order_K[:, None] > 0) | (order_K == 0))[None]
+        rows_BG = jnp.broadcast_to(order_K[1:], (batch, block - 1))
+
+        def read(slots_BG: jax.Array, times_B: jax.Array) -> jax.Array:
+            block_BK = jnp.concatenate([anchor_B[:, None], slots_BG], axis=1)
+            sigma_BK = jnp.where(order_K > 0, self._sigma(times_B)[:, None], 0.0)
+            output = self.model.apply(
+                {"params": params["drafter"]},
+                jnp.maximum(block_BK, 0),
+                mask_BSS=mask_BKK,
+                sigma=sigma_BK,
+                cache=state,
+                rows_BI=rows_BG,
+            )
+            return self._logits(output.logits_BSV)
+
+        return read
+
+
+def _put(row_BT: jax.Array, new_BK: jax.Array, at_B: jax.Array) -> jax.Array:
+    """Rows with `new_BK` from `at_B` on; the caller sees to it that there is room."""
+    put = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
+    return put(row_BT, new_BK.astype(row_BT.dtype), at_B)
+
+
+def _causal(length: int) -> jax.Array:
+    order = jnp.arange(length)
+    return (order[:, None] >= order)[None]

@@ -1,0 +1,320 @@
+"""What a masked-diffusion language model learns: tokens under random masks, or blocks to draft.
+
+Two ways of hiding tokens. Under random masks (MDLM, arXiv 2406.07524; SEDD, arXiv 2310.16834) a
+time is drawn for every row, or for every block where the context is causal (BD3LM, arXiv
+2503.09573). For drafting (SpecDiff-2, arXiv 2511.00606) whole blocks are hidden behind a clean
+prefix, and the loss is that of any block drafter: `jaxspec.losses.loss_terms`.
+
+Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 masked slots,
+V vocabulary.
+
+>>> objective = DenoiserObjective(DiT(config), LossConfig(), "draft", anchors=4, block_size=9,
+...                               batch_size=8)
+>>> terms, metrics = objective(params, {}, batch, key, LossWeights.from_config(LossConfig()))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import LossConfig
+from jaxspec.losses import (
+    LogLinearSchedule,
+    LossWeights,
+    antithetic_times,
+    chunked_slot_statistics,
+    corrupt,
+    drafter_metrics,
+    elbo_values,
+    log_scores,
+    loss_terms,
+    ratio,
+    score_entropy_values,
+    total_from_terms,
+)
+from jaxspec.losses.reduction import count
+from jaxspec.models.cache import KVCache
+from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput
+from jaxspec.ops.suppression import suppress
+from jaxspec.training.objectives import (
+    PREDICTION_COUNTS,
+    Batch,
+    Metrics,
+    Terms,
+    draw_blocks,
+    mask_statistics,
+)
+
+Goal = Literal["elbo", "score_entropy", "draft"]
+SCHEDULE = LogLinearSchedule()
+_TIMES, _MASKS = 1, 2
+"""Streams of random numbers beside that of the anchors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserObjective:
+    """Trains a denoiser; `context` of its configuration says what clean tokens see."""
+
+    model: AnyDenoiser
+    loss: LossConfig
+    """Of "draft"."""
+    goal: Goal
+    anchors: int
+    block_size: int
+    batch_size: int
+    """Rows of the global batch, over which times are spread evenly."""
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether blocks are hidden, and not tokens anywhere in a row."""
+        return self.goal == "draft" or self.model.config.context == "causal"
+
+    def __call__(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
+    ) -> tuple[Terms, Metrics]:
+        """Terms and metrics; nothing is frozen."""
+        del frozen
+        if not self.in_blocks:
+            return self._row_terms(params, batch, key)
+        anchors_BN, labels_BNG, mask_BNG = self.blocks(batch, key)
+        if self.goal != "draft":
+            return self._block_terms(params, batch, key, anchors_BN, labels_BNG, mask_BNG)
+        hidden_slots_BNG = jnp.full_like(labels_BNG, self.model.config.mask_id)
+        output = self.read_blocks(params, batch, anchors_BN, hidden_slots_BNG)
+        slots = chunked_slot_statistics(
+            output.hidden_BSD.reshape(*labels_BNG.shape, -1),
+            labels_BNG,
+            head=self._head(params),
+            chunk_blocks=self.loss.chunk_blocks,
+        )
+        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
+        return terms, drafter_metrics(slots, mask_BNG)
+
+    def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
+        """See `jaxspec.training.objectives.Objective`."""
+        if not self.in_blocks:
+            return {self.goal: count(batch["loss_mask"])}
+        _, _, mask_BNG = self.blocks(batch, key)
+        if self.goal != "draft":
+            return {self.goal: count(mask_BNG)}
+        slots = mask_statistics(mask_BNG)
+        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
+        return {
+            name: number for name, (_, number) in terms.items() if name not in PREDICTION_COUNTS
+        }
+
+    def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
+        """See `jaxspec.training.objectives.Objective`."""
+        if self.goal != "draft":
+            return ratio(*terms[self.goal])
+        return total_from_terms(terms, config=self.loss, weights=weights)
+
+    def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Anchors [B, N], labels and their mask [B, N, G]."""
+        return draw_blocks(batch, key, count=self.anchors, block_size=self.block_size)
+
+    def _head(self, params: Any) -> Any:
+        mask_id = self.model.config.mask_id
+
+        def head(hidden: jax.Array) -> jax.Array:
+            logits = self.model.apply({"params": params}, hidden, method="logits")
+            # SUBS: the mask is no token that could stand there.
+            return suppress(logits, (mask_id,))
+
+        return head
+
+    def _row_terms(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Terms, Metrics]:
+        """Random masks anywhere among the learned tokens, one time a row."""
+        times_B = self._times(key, ())[batch["rows"]]
+        noisy_BS, masked_BS = _corrupt_rows(
+            key,
+            batch,
+            batch["tokens"],
+            times_B[:, None],
+            mask_id=self.model.config.mask_id,
+            maskable=batch["loss_mask"],
+        )
+        output = self.model.apply(
+            {"params": params},
+            noisy_BS,
+            positions_BS=batch["positions"],
+            segments_BS=batch["segments"],
+            sigma=SCHEDULE.sigma(times_B),
+        )
+        values_BS = self._values(output.logits_BSV, batch["tokens"], masked_BS, times_B[:, None])
+        return self._diffusion_terms(values_BS, count(batch["loss_mask"]))
+
+    def _block_terms(
+        self,
+        params: Any,
+        batch: Batch,
+        key: jax.Array,
+        anchors_BN: jax.Array,
+        labels_BNG: jax.Array,
+        mask_BNG: jax.Array,
+    ) -> tuple[Terms, Metrics]:
+        """Random masks in the blocks behind anchors, one time a block."""
+        times_BN1 = self._times(key, anchors_BN.shape[1:])[batch["rows"]][..., None]
+        noisy_BNG, masked_BNG = _corrupt_rows(
+            key,
+            batch,
+            labels_BNG,
+            times_BN1,
+            mask_id=self.model.config.mask_id,
+            maskable=mask_BNG,
+        )
+        # What stands behind a document's end is not there: it is hidden as in drafting.
+        noisy_BNG = jnp.where(mask_BNG, noisy_BNG, self.model.config.mask_id)
+        times_BNG = jnp.broadcast_to(times_BN1, labels_BNG.shape)
+        output = self.read_blocks(params, batch, anchors_BN, noisy_BNG, times_BNG=times_BNG)
+        logits_BNGV = output.logits_BSV.reshape(*labels_BNG.shape, -1)
+        values_BNG = self._values(logits_BNGV, labels_BNG, masked_BNG, times_BNG)
+        return self._diffusion_terms(values_BNG, count(mask_BNG))
+
+    def _values(
+        self, logits: jax.Array, labels: jax.Array, masked: jax.Array, times: jax.Array
+    ) -> jax.Array:
+        mask_id = self.model.config.mask_id
+        if self.goal == "elbo":
+            return elbo_values(logits, labels, masked_BS=masked, times_BS=times, mask_id=mask_id)
+        scores = log_scores(logits, times_BS=times, schedule=SCHEDULE)
+        return score_entropy_values(
+            scores, labels, masked_BS=masked, times_BS=times, schedule=SCHEDULE, mask_id=mask_id
+        )
+
+    def _diffusion_terms(self, values: jax.Array, number: jax.Array) -> tuple[Terms, Metrics]:
+        term = (values.sum(dtype=jnp.float32), number)
+        return {self.goal: term}, {self.goal: jax.lax.stop_gradient(term)}
+
+    def _times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A time for each row of the global batch, or for each of its blocks."""
+        return antithetic_times(jax.random.fold_in(key, _TIMES), (self.batch_size, *shape))
+
+    def read_blocks(
+        self,
+        params: Any,
+        batch: Batch,
+        anchors_BN: jax.Array,
+        slots_BNG: jax.Array,
+        *,
+        times_BNG: jax.Array | None = None,
+    ) -> DenoiserOutput:
+        """The model's output for blocks of masks, as drafting would compute it.
+
+        Args:
+          params: of the model.
+          batch: clean rows; a block sees its document up to its anchor.
+          anchors_BN: positions of the anchors within the rows.
+          slots_BNG: what stands behind them, masks among it.
+          times_BNG: for a time-conditioned model; None: 1.
+
+        Returns:
+          Hidden states and logits, [B, N * G, ...] for a causal context and [B * N, G, ...] for a
+          bidirectional one; without keys of further use.
+        """
+        index_S = jnp.arange(batch["tokens"].shape[1])
+
+        def at_anchors(values_BS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(values_BS, anchors_BN, axis=1)
+
+        context_BNS = (index_S <= anchors_BN[..., None]) & (
+            batch["segments"][:, None] == at_anchors(batch["segments"])[..., None]
+        )
+        slots = slots_BNG.shape[-1]
+        positions_BNG = at_anchors(batch["positions"])[..., None] + 1 + jnp.arange(slots)
+        sigma_BNG = SCHEDULE.sigma(jnp.ones(slots_BNG.shape) if times_BNG is None else times_BNG)
+        read = self._with_causal_context
+        if self.model.config.context == "bidirectional":
+            read = self._with_bidirectional_context
+        return read(params, batch, context_BNS, slots_BNG, positions_BNG, sigma_BNG)
+
+    def _with_causal_context(
+        self,
+        params: Any,
+        batch: Batch,
+        context_BNS: jax.Array,
+        slots_BNG: jax.Array,
+        positions_BNG: jax.Array,
+        sigma_BNG: jax.Array,
+    ) -> DenoiserOutput:
+        """One pass over the clean row, one over all of its blocks."""
+        batch_size, length = batch["tokens"].shape
+        _, blocks, slots = slots_BNG.shape
+        index_S = jnp.arange(length)
+        clean = self.model.apply(
+            {"params": params},
+            batch["tokens"],
+            positions_BS=batch["positions"],
+            segments_BS=batch["segments"],
+            mask_BSS=(index_S[:, None] >= index_S)[None],
+        )
+        lengths_B = jnp.full(batch_size, length)
+        block_X = jnp.arange(blocks * slots) // slots
+
+        def flat(values_BNG: jax.Array) -> jax.Array:
+            return values_BNG.reshape(batch_size, blocks * slots)
+
+        return self.model.apply(
+            {"params": params},
+            flat(slots_BNG),
+            positions_BS=flat(positions_BNG),
+            mask_BSS=(block_X[:, None] == block_X)[None],
+            sigma=flat(sigma_BNG),
+            cache=KVCache(clean.keys_LBRSC, clean.values_LBRSC, lengths_B),
+            cache_mask_BST=jnp.repeat(context_BNS, slots, axis=1),
+        )
+
+    def _with_bidirectional_context(
+        self,
+        params: Any,
+        batch: Batch,
+        context_BNS: jax.Array,
+        slots_BNG: jax.Array,
+        positions_BNG: jax.Array,
+        sigma_BNG: jax.Array,
+    ) -> DenoiserOutput:
+        """One pass over [row, block] for each block; what it does not see is masked out."""
+        batch_size, length = batch["tokens"].shape
+        _, blocks, slots = slots_BNG.shape
+
+        def rows(clean_BS: jax.Array, block_BNG: jax.Array) -> jax.Array:
+            clean_BNS = jnp.broadcast_to(clean_BS[:, None], (batch_size, blocks, length))
+            both = jnp.concatenate([clean_BNS, block_BNG], axis=-1)
+            return both.reshape(batch_size * blocks, length + slots)
+
+        seen_MX = jnp.concatenate([context_BNS, jnp.ones(slots_BNG.shape, bool)], axis=-1)
+        seen_MX = seen_MX.reshape(batch_size * blocks, 1, length + slots)
+        sigma_BS = jnp.zeros(batch["tokens"].shape)
+        return self.model.apply(
+            {"params": params},
+            rows(batch["tokens"], slots_BNG),
+            positions_BS=rows(batch["positions"], positions_BNG),
+            mask_BSS=seen_MX,
+            # MDLM has one time for all tokens of a row, clean ones included.
+            sigma=rows(sigma_BS, sigma_BNG).max(axis=-1),
+            rows_BI=jnp.broadcast_to(length + jnp.arange(slots), (batch_size * blocks, slots)),
+        )
+
+
+def _corrupt_rows(
+    key: jax.Array,
+    batch: Batch,
+    tokens: jax.Array,
+    times: jax.Array,
+    *,
+    mask_id: int,
+    maskable: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`corrupt` with a random stream a row, whatever device the row is on."""
+    key = jax.random.fold_in(key, _MASKS)
+
+    def row(number: jax.Array, tokens: jax.Array, share: jax.Array, maskable: jax.Array) -> Any:
+        own = jax.random.fold_in(key, number)
+        return corrupt(own, tokens, share, mask_id=mask_id, maskable_BS=maskable)
+
+    noisy = jax.vmap(row)(batch["rows"], tokens, SCHEDULE.mask_probability(times), maskable)
+    return noisy.tokens_BS, noisy.masked_BS

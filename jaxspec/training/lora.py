@@ -1,0 +1,106 @@
+"""Low-rank adaptation: a model learns through small updates of its layers' matrices.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / r) A B, with W frozen, A random and B zero.
+SpecDiff-2 (arXiv 2511.00606) trains its large drafters so, with r = 32.
+
+Dimension key: L layers, I and O a matrix's inputs and outputs, R rank.
+
+>>> updates = init_updates(key, jax.eval_shape(lambda: base), rank=32)
+>>> params = with_updates(base, updates, scale=2.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.losses import LossWeights
+from jaxspec.training.objectives import Batch, Metrics, Objective, Terms
+
+ADAPTED = "kernel"
+"""Name of the matrices under "layers" that get updates."""
+
+
+def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
+    """Updates that change nothing yet.
+
+    Args:
+      key: random key.
+      shapes: a model's parameters or their shapes, matrices stacked over layers [L, I, O].
+      rank: R.
+
+    Returns:
+      For each matrix under "layers", by its path: {"a": [L, I, R] normal / sqrt(R),
+      "b": [L, R, O] zeros}, float32.
+
+    Raises:
+      ValueError: a rank that no matrix has, or a model without such matrices.
+    """
+    updates: dict[str, Any] = {}
+    for index, (path, leaf) in enumerate(_matrices(shapes)):
+        layers, inputs, outputs = leaf.shape
+        if not 1 <= rank <= min(inputs, outputs):
+            raise ValueError(
+                f"denoiser.lora_rank must be from 1 to {min(inputs, outputs)} for {path} "
+                f"({inputs} x {outputs}): got {rank}."
+            )
+        a_LIR = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
+        updates[path] = {"a": a_LIR * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
+    if not updates:
+        raise ValueError("LoRA found no matrices under 'layers' to adapt.")
+    return updates
+
+
+def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
+    """The base model with its updates added: W + scale A B, in W's dtype."""
+    known = dict(_matrices(base))
+    assert known.keys() == updates.keys(), "updates were made for these parameters"
+
+    def updated(path: Any, leaf: Any) -> Any:
+        update = updates.get(_name(path))
+        if update is None:
+            return leaf
+        product = jnp.einsum("lir,lro->lio", update["a"], update["b"])
+        return (leaf + scale * product).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(updated, base)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankObjective:
+    """An objective of a model without frozen parts, learned through updates of a frozen base."""
+
+    inner: Objective
+    scale: float
+
+    def __call__(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
+    ) -> tuple[Terms, Metrics]:
+        """`params` are the updates, `frozen` is the base."""
+        return self.inner(with_updates(frozen, params, scale=self.scale), {}, batch, key, weights)
+
+    def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
+        """As those of the inner objective."""
+        return self.inner.counts(batch, key, weights)
+
+    def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
+        """As that of the inner objective."""
+        return self.inner.total(terms, weights)
+
+
+def _matrices(params: Any) -> list[tuple[str, Any]]:
+    """Matrices that are adapted, by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(params.get("layers", {}))[0]
+    prefix = (jax.tree_util.DictKey("layers"),)
+    return [
+        (_name(prefix + path), leaf)
+        for path, leaf in leaves
+        if _name(path).endswith(ADAPTED) and len(leaf.shape) == 3
+    ]
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,147 @@
+"""Masked-diffusion drafters in the engine: outputs are the target's, whatever the drafter says.
+
+Dimension key: R rows (one response each), V vocabulary.
+"""
+
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import DiTConfig
+from jaxspec.decoding import ChainSpeculative, Speculative, TreeSpeculative
+from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
+from jaxspec.models.mdlm import DenoiserOutput, DiT
+from tests.decoding import test_sampled as sampled
+from tests.decoding import tiny
+from tests.decoding.test_sampled import law, target  # noqa: F401  (fixtures)
+from tests.verify import laws
+
+
+@functools.cache
+def denoiser(vocabulary, context):
+    """(model, params) of a random one; its mask is a row behind the target's vocabulary."""
+    config = DiTConfig(
+        vocab_size=vocabulary + 1,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=1,
+        conditioning_size=4,
+        max_position_embeddings=256,
+        context=context,
+    )
+    model = DiT(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return model, jax.tree.unflatten(
+        tree,
+        [
+            leaf + 0.5 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ],
+    )
+
+
+def proposer(vocabulary, context="causal", **settings):
+    model, params = denoiser(vocabulary, context)
+    kind = CachedMDLMProposer if context == "causal" else MDLMProposer
+    return kind(model, vocabulary, **settings), params
+
+
+@pytest.mark.parametrize(
+    ("context", "passes", "order"),
+    [("causal", 1, "ancestral"), ("bidirectional", 3, "ancestral"), ("causal", 2, "first_hitting")],
+)
+def test_greedy_outputs_are_the_targets(context, passes, order):
+    (plain, params), *_ = tiny.strategies()
+    drafter, weights = proposer(
+        tiny.VOCABULARY,
+        context,
+        block_size=tiny.BLOCK_SIZE,
+        num_passes=passes,
+        order=order,
+        suppressed_ids=tiny.RULES.suppressed_ids,
+    )
+    strategy = Speculative(plain.model, drafter, tiny.RULES)
+    responses = tiny.decode(strategy, {"target": params, "drafter": weights})
+    assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
+    own = context == "causal"
+    for response in responses:
+        rounds = len(response.kept)
+        assert rounds * (1 + own) <= response.draft_passes <= rounds * (passes + own)
+    assert sum(r.draft_passes for r in responses) > 0
+
+
+def test_a_greedy_tree_of_its_marginals_is_exact():
+    (plain, params), *_ = tiny.strategies()
+    drafter, weights = proposer(tiny.VOCABULARY, "bidirectional", block_size=tiny.BLOCK_SIZE)
+    strategy = TreeSpeculative(plain.model, drafter, tiny.RULES, num_nodes=12)
+    responses = tiny.decode(strategy, {"target": params, "drafter": weights})
+    assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
+
+
+ECHO_CONFIG = DiTConfig(vocab_size=sampled.VOCABULARY + 1, max_position_embeddings=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A denoiser of two slots that repeats the slot that is revealed, and guesses while none is."""
+
+    config: DiTConfig = ECHO_CONFIG
+
+    def apply(self, variables, tokens, *, mask_BSS, sigma, rows_BI):
+        del variables, mask_BSS, sigma
+        slots_BG = jnp.take_along_axis(tokens, rows_BI, axis=1)
+        # The mask's own entry is suppressed: two masked slots are uniform.
+        logits_BGV = 3.0 * jax.nn.one_hot(slots_BG[:, ::-1], self.config.vocab_size)
+        return DenoiserOutput(tokens, logits_BGV, tokens, tokens)
+
+
+def strategy_of(target, name, kind=MDLMProposer):  # noqa: F811
+    model, params = target
+    rule, verifier = name.split(":")
+    drafter = kind(
+        Echo(),
+        sampled.VOCABULARY,
+        block_size=3,
+        sampling=sampled.TEMPERATURE,
+        num_passes=1 if rule == "chains" else 2,
+        order="first_hitting",
+        rule="in_order" if rule == "chains" else rule,
+    )
+    both = {"target": params, "drafter": params}
+    if rule == "chains":
+        rules = (sampled.RULES, verifier, sampled.TEMPERATURE)
+        return ChainSpeculative(model, drafter, *rules, num_chains=2), both
+    return Speculative(model, drafter, sampled.RULES, verifier, sampled.TEMPERATURE), both
+
+
+@pytest.mark.parametrize(
+    "name", ["in_order:token", "in_order:block", "last_pass:token", "chains:recursive"]
+)
+def test_sampled_outputs_have_the_targets_law(target, law, name):  # noqa: F811
+    strategy, params = strategy_of(target, name)
+    state = sampled.decode(strategy, params, sampled.keys(seed=11))
+    tokens = sampled.tokens_of(state)
+    laws.assert_same_law(tokens, law)
+    assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
+
+
+class RevealTime(MDLMProposer):
+    """States what each token was drawn from, whatever was filled in before it to its right."""
+
+    def propose(self, params, state, anchor_B, keys_B):
+        own = "jaxspec.drafters.denoising.has_own_distribution"
+        with mock.patch(own, lambda passes_BG, masked_BG, *, rule: masked_BG):
+            return super().propose(params, state, anchor_B, keys_B)
+
+
+def test_control_reveal_time_distributions_are_noticed(target, law):  # noqa: F811
+    strategy, params = strategy_of(target, "in_order:token", RevealTime)
+    tokens = sampled.tokens_of(sampled.decode(strategy, params, sampled.keys(seed=12)))
+    laws.assert_different_law(tokens, law)

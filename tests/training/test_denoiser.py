@@ -1,0 +1,184 @@
+"""What a denoiser is trained on is what drafting meets, on however many devices."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import DiTConfig, LossConfig
+from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
+from jaxspec.losses import LossWeights
+from jaxspec.models.mdlm import DiT
+from jaxspec.training.denoiser import DenoiserObjective
+from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from tests.training import tiny
+
+KEY = jax.random.key(3)
+LOSS = LossConfig(decay=4.0, focal=0.3, chain=5.0)
+WEIGHTS = LossWeights.from_config(LOSS)
+MASK, VOCABULARY, BLOCK = 3, 64, 5
+CONFIG = DiTConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    conditioning_size=8,
+    max_position_embeddings=64,
+    mask_token_id=MASK,
+)
+CONTEXTS = ("bidirectional", "causal")
+GOALS = ("elbo", "score_entropy", "draft")
+
+
+def objective(context="causal", goal="draft", **changes):
+    model = DiT(dataclasses.replace(CONFIG, context=context, **changes))
+    return DenoiserObjective(model, LOSS, goal, anchors=4, block_size=BLOCK, batch_size=8)
+
+
+@functools.cache
+def random_params(**changes):
+    """A random denoiser that is far from uniform."""
+    model = objective(**changes).model
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + 0.2 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def untrained():
+    model = objective().model
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_blocks_are_read_as_in_drafting(context):
+    """Each block alone behind its own prefix, whatever else stands in its row."""
+    trained, params = objective(context), random_params()
+    batch = tiny.batch()
+
+    @jax.jit
+    def packed(params, batch):
+        anchors_BN, labels_BNG, mask_BNG = trained.blocks(batch, KEY)
+        output = trained.read_blocks(params, batch, anchors_BN, jnp.full_like(labels_BNG, MASK))
+        return anchors_BN, mask_BNG, output.logits_BSV.reshape(*labels_BNG.shape, -1)
+
+    anchors, mask, logits = jax.device_get(packed(params, batch))
+    kind = MDLMProposer if context == "bidirectional" else CachedMDLMProposer
+    proposer = kind(trained.model, VOCABULARY, BLOCK, suppressed_ids=(MASK,))
+    prefixes, lengths, tokens, expected = [], [], [], []
+    for row, block in zip(*np.nonzero(mask[..., 0]), strict=True):
+        anchor = anchors[row, block]
+        start = anchor - batch["positions"][row, anchor]
+        prefix = batch["tokens"][row, start:anchor]
+        prefixes.append(np.pad(prefix, (0, 24 - len(prefix)), constant_values=60))
+        lengths.append(len(prefix))
+        tokens.append(batch["tokens"][row, anchor])
+        expected.append(logits[row, block])
+    assert len(lengths) > 20 and min(lengths) < 4 and max(lengths) > 8
+
+    @jax.jit
+    def drafted(params, prefixes, lengths, anchors):
+        both = {"drafter": params}
+        state = proposer.begin(both, prefixes, None, lengths, capacity=32)
+        return proposer.marginal_logits(both, state, anchors)
+
+    found = drafted(params, np.array(prefixes), np.array(lengths), np.array(tokens))
+    found, expected = np.delete(found, MASK, -1), np.delete(expected, MASK, -1)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_batch_is_the_sum_of_its_parts(context, goal):
+    """What data parallelism and gradient accumulation rest on: rows keep their random numbers."""
+    trained, params, batch = objective(context, goal), random_params(), tiny.batch()
+    parts = [{name: value[half::2] for name, value in batch.items()} for half in range(2)]
+    compute = jax.jit(trained)
+    whole, metrics = compute(params, {}, batch, KEY, WEIGHTS)
+    halves = [compute(params, {}, part, KEY, WEIGHTS)[0] for part in parts]
+    for name, (numerator, count) in whole.items():
+        assert count > 0
+        np.testing.assert_allclose(numerator, sum(half[name][0] for half in halves), rtol=1e-5)
+        np.testing.assert_allclose(count, sum(half[name][1] for half in halves), rtol=1e-6)
+    counts = trained.counts(batch, KEY, WEIGHTS)
+    assert set(counts) >= set(whole) - {"first_error_focal"}
+    for name, count in counts.items():
+        np.testing.assert_allclose(count, whole[name][1], rtol=1e-6)
+    assert all(np.isfinite(value).all() for term in metrics.values() for value in term)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_an_untrained_denoiser_pays_log_v_for_each_token(context):
+    """E[masked / t] = 1 - eps, so the bound is log(V - 1) a token before anything is learned."""
+    trained, params = objective(context, "elbo"), untrained()
+    compute = jax.jit(trained)
+    terms = [
+        compute(params, {}, tiny.batch(), jax.random.key(seed), WEIGHTS)[0]["elbo"]
+        for seed in range(240)
+    ]
+    numerators, counts = np.array(terms).T
+    mean, error = numerators.sum() / counts.sum(), np.std(numerators / counts) / math.sqrt(240)
+    assert abs(mean - math.log(VOCABULARY - 1)) < 4 * error
+    assert error < 0.15
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_gradients_reach_every_weight(goal):
+    trained = objective("causal", goal, time_conditioning=True)
+    params, batch = random_params(), tiny.batch()
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            return trained.total(trained(params, {}, batch, KEY, WEIGHTS)[0], WEIGHTS)
+
+        return jax.grad(loss)(params)
+
+    for path, leaf in jax.tree_util.tree_flatten_with_path(gradient(params))[0]:
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+
+def test_updates_of_low_rank_change_nothing_at_first():
+    inner, params, batch = objective(), random_params(), tiny.batch()
+    adapted = LowRankObjective(inner, scale=2.0)
+    updates = init_updates(jax.random.key(5), params, rank=2)
+    assert set(updates) == {
+        f"layers/{name}/kernel" for name in ("down", "modulation", "o", "qkv", "up")
+    }
+    plain, _ = jax.jit(inner)(params, {}, batch, KEY, WEIGHTS)
+    same, _ = jax.jit(adapted)(updates, params, batch, KEY, WEIGHTS)
+    for name in plain:
+        np.testing.assert_allclose(plain[name], same[name], rtol=1e-6)
+    np.testing.assert_allclose(adapted.total(same, WEIGHTS), inner.total(plain, WEIGHTS), rtol=1e-6)
+    assert adapted.counts(batch, KEY, WEIGHTS).keys() == inner.counts(batch, KEY, WEIGHTS).keys()
+
+
+def test_updates_of_low_rank_are_products():
+    params = random_params()
+    updates = init_updates(jax.random.key(5), params, rank=2)
+    b = np.random.default_rng(0).normal(size=updates["layers/o/kernel"]["b"].shape)
+    updates["layers/o/kernel"]["b"] = jnp.asarray(b, jnp.float32)
+    changed = with_updates(params, updates, scale=0.5)
+    a = np.asarray(updates["layers/o/kernel"]["a"], np.float64)
+    for layer in range(2):
+        expected = params["layers"]["o"]["kernel"][layer] + 0.5 * a[layer] @ b[layer]
+        np.testing.assert_allclose(changed["layers"]["o"]["kernel"][layer], expected, atol=1e-6)
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), params, changed)
+    assert [str(path) for path, leaf in jax.tree_util.tree_flatten_with_path(same)[0] if not leaf]
+    assert sum(not leaf for leaf in jax.tree.leaves(same)) == 1
+
+
+def test_updates_of_low_rank_that_cannot_be_are_refused():
+    shapes = jax.eval_shape(random_params)
+    with pytest.raises(ValueError, match="lora_rank must be from 1 to 8 for layers/modulation"):
+        init_updates(KEY, shapes, rank=9)
+    with pytest.raises(ValueError, match="no matrices under 'layers'"):
+        init_updates(KEY, {"embed": shapes["embed"]}, rank=1)

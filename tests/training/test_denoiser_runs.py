@@ -1,0 +1,286 @@
+"""Runs of masked-diffusion drafters, one going on from the other, and what they refuse."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxspec.checkpoints.denoiser import load_denoiser, read_denoiser, save_denoiser
+from jaxspec.checkpoints.huggingface import load_target
+from jaxspec.cli import export as command
+from jaxspec.config import (
+    DenoiserConfig,
+    DiTConfig,
+    EvaluationConfig,
+    MaskedTransformerConfig,
+    TargetConfig,
+)
+from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
+from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
+from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.strategies import build_strategy
+from jaxspec.ops.sampling import Sampling
+from jaxspec.training.loop import train
+from jaxspec.training.plan import compile_plan
+from tests.training import runs
+
+MASK = Tokenizer.load(EMBEDDED_FOLDER).mask_id
+DIT = DiTConfig(
+    vocab_size=1024, hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=256
+)
+
+
+def changed(config, denoiser, **training):
+    return dataclasses.replace(
+        config,
+        denoiser=denoiser,
+        training=dataclasses.replace(
+            config.training, task="denoiser", steps=3, checkpoint_every=2, **training
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def from_scratch(run_config, tmp_path_factory):
+    """An MDLM after three steps under random masks."""
+    workdir = tmp_path_factory.mktemp("scratch") / "run"
+    train(changed(run_config, DenoiserConfig(architecture=DIT)), workdir=workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def adapted(run_config, tmp_path_factory):
+    """The target's first layer after three steps of drafting."""
+    workdir = tmp_path_factory.mktemp("adapted") / "run"
+    settings = DenoiserConfig(
+        path=run_config.target.path,
+        num_layers=1,
+        context="causal",
+        objective="draft",
+        block_size=4,
+    )
+    train(changed(run_config, settings), workdir=workdir)
+    return workdir
+
+
+def test_an_mdlm_from_scratch_is_exported(from_scratch, run_config):
+    config, params = load_denoiser(from_scratch / "export")
+    assert isinstance(config, DiTConfig) and config.mask_id == MASK
+    assert config.context == "bidirectional"
+    assert np.abs(params["head"]["kernel"]).max() > 0, "it has learned something"
+    assert json.loads((from_scratch / "metrics.jsonl").read_text().splitlines()[0])["elbo"] > 6
+    target = load_target_bundle(run_config.target)
+    drafter = load_drafter_bundle(from_scratch, target=target)
+    assert (drafter.kind, drafter.loss, drafter.block_size) == ("mdlm", "elbo", 9)
+    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), MDLMProposer)
+
+
+def test_a_target_becomes_a_drafter(adapted, run_config):
+    config, params = load_denoiser(adapted / "export")
+    assert isinstance(config, MaskedTransformerConfig)
+    assert (config.num_layers, config.context, config.mask_id) == (1, "causal", MASK)
+    _, before = load_target(run_config.target.path)
+    before = jax.tree.map(lambda leaf: leaf[:1], before["layers"])
+    moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), params["layers"], before)
+    # Three steps of Adam at a rate of 3e-3 at most: it started from there.
+    assert 0 < max(jax.tree.leaves(moved)) < 0.01
+    target = load_target_bundle(run_config.target)
+    drafter = load_drafter_bundle(adapted, target=target)
+    assert (drafter.kind, drafter.loss, drafter.block_size) == ("mdlm", "full", 4)
+    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), CachedMDLMProposer)
+
+
+def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, tmp_path):
+    settings = DenoiserConfig(
+        path=str(from_scratch), objective="draft", block_size=4, lora_rank=2, context="causal"
+    )
+    config = changed(run_config, settings)
+    train(config, workdir=tmp_path / "lora")
+    _, base = load_denoiser(from_scratch / "export")
+    stored, params = load_denoiser(tmp_path / "lora" / "export")
+    assert stored.context == "causal"
+    differs = jax.tree.map(lambda new, old: bool((new != old).any()), params, base)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(differs)[0]:
+        matrix = path[0].key == "layers" and path[-1].key == "kernel"
+        assert leaf == matrix, path
+    # The same from its last checkpoint.
+    folder = command.export(
+        command.ExportCommand(
+            workdir=str(tmp_path / "lora"),
+            output=str(tmp_path / "copy"),
+            dtype="float32",
+            source="checkpoint",
+        )
+    )
+    _, again = load_denoiser(folder)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again, params)
+    plan = compile_plan(config)
+    assert plan.trained < plan.frozen and plan.frozen == sum(x.size for x in jax.tree.leaves(base))
+
+
+def test_a_run_goes_on_where_it_stopped(from_scratch, adapted, run_config, tmp_path):
+    """A checkpoint wins over the weights that the run had started from."""
+    settings = DenoiserConfig(
+        path=run_config.target.path, num_layers=1, context="causal", objective="draft", block_size=4
+    )
+    config = changed(run_config, settings)
+    short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=2))
+    # The schedule of the rate is that of three steps only if they are asked for: compare the start.
+    train(short, workdir=tmp_path / "run")
+    train(config, workdir=tmp_path / "run")
+    rows = runs.rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[2]["loss"] != rows[0]["loss"]
+
+
+MISTAKES = {
+    "nothing to train": (DenoiserConfig(), "denoiser.architecture .*or denoiser.path"),
+    "a folder without weights": (DenoiserConfig(path="nowhere"), "No folder nowhere"),
+    "more layers than there are": (
+        DenoiserConfig(path="TARGET", num_layers=3),
+        "num_layers is 3, but the model that training goes on from has 2",
+    ),
+    "another architecture": (
+        DenoiserConfig(path="SCRATCH", architecture=dataclasses.replace(DIT, hidden_size=32)),
+        "hidden_size: got 16, expected 32",
+    ),
+    "an embedding that is too small": (
+        DenoiserConfig(architecture=dataclasses.replace(DIT, vocab_size=512)),
+        "has 512 rows",
+    ),
+    "a mask that is a word": (
+        DenoiserConfig(architecture=dataclasses.replace(DIT, mask_token_id=300)),
+        "its mask is id 300.*must be a special token",
+    ),
+    "a rank beyond the matrices": (
+        DenoiserConfig(path="TARGET", lora_rank=60),
+        "lora_rank must be from 1 to",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_what_cannot_be_trained(run_config, from_scratch, tmp_path, settings, message):
+    folders = {"TARGET": run_config.target.path, "SCRATCH": str(from_scratch)}
+    settings = dataclasses.replace(settings, path=folders.get(settings.path, settings.path))
+    with pytest.raises(ValueError, match=message):
+        train(changed(run_config, settings), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_objectives_that_need_the_targets_rows_are_refused(run_config, tmp_path):
+    config = changed(run_config, DenoiserConfig(architecture=DIT, objective="draft"))
+    loss = dataclasses.replace(config.loss, objective="lk")
+    with pytest.raises(ValueError, match="'lk' compares with the target's distributions"):
+        train(dataclasses.replace(config, loss=loss), workdir=tmp_path / "run")
+
+
+def test_a_drafter_of_another_tokenizer_is_refused(from_scratch, run_config, tmp_path):
+    """Training on from it, and drafting with it: both name ids that differ."""
+    folder = runs.write_target(tmp_path / "target")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    first, second = (token for token, number in vocabulary.items() if number in (500, 501))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    other = load_target_bundle(TargetConfig(path=str(folder)))
+    with pytest.raises(ValueError, match=r"ids 500, 501 mean different tokens"):
+        load_drafter_bundle(from_scratch, target=other)
+    config = changed(run_config, DenoiserConfig(path=str(from_scratch)))
+    config = dataclasses.replace(config, target=TargetConfig(path=str(folder)))
+    with pytest.raises(ValueError, match=r"ids 500, 501 mean different tokens"):
+        train(config, workdir=tmp_path / "run")
+
+
+def test_a_drafter_with_another_embedding_is_refused(from_scratch, run_config, tmp_path):
+    config, params = load_denoiser(from_scratch / "export")
+    target = load_target_bundle(run_config.target)
+    tokens = target.tokenizer.vocab_size
+    small = dataclasses.replace(config, vocab_size=tokens - 1, mask_token_id=MASK)
+    params = {
+        **params,
+        "embed": {"embedding": params["embed"]["embedding"][: tokens - 1]},
+        "head": jax.tree.map(lambda leaf: leaf[..., : tokens - 1], params["head"]),
+    }
+    save_denoiser(tmp_path / "small", small, params, tokenizer_folder=EMBEDDED_FOLDER)
+    with pytest.raises(ValueError, match=f"embedding of {tokens - 1} rows, but the tokenizer"):
+        load_drafter_bundle(tmp_path / "small", target=target)
+
+
+def test_settings_of_denoising_reach_the_strategy(adapted, run_config):
+    target = load_target_bundle(run_config.target)
+    drafter = load_drafter_bundle(adapted, target=target)
+
+    def strategy(**settings):
+        return build_strategy(EvaluationConfig(**settings), target, drafter)
+
+    sampled = strategy(
+        temperature=1.0, denoising_passes=3, denoising_order="first_hitting", block_size=6
+    )
+    assert (sampled.proposer.num_passes, sampled.proposer.order) == (3, "first_hitting")
+    assert (sampled.verifier, sampled.proposer.rule) == ("token", "in_order")
+    assert sampled.round_tokens == 6
+    assert strategy(temperature=1.0, draft_rule="last_pass").proposer.rule == "last_pass"
+    judged = strategy(temperature=1.0, draft_rule="point_mass")
+    assert judged.verifier == "point_mass" and judged.proposer.sampling.greedy
+    ordered = strategy(
+        temperature=1.0,
+        denoising_passes=2,
+        draft_rule="reveal_time",
+        denoising_order="left_to_right",
+    )
+    assert ordered.proposer.rule == "in_order"
+    chains = strategy(temperature=1.0, chains=3, draft_temperature=1.5)
+    assert (chains.num_chains, chains.proposer.sampling.temperature) == (3, 1.5)
+    with pytest.raises(ValueError, match="block of 300 slots is longer than the drafter's 256"):
+        strategy(block_size=300)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"denoising_passes": 0}, "denoising_passes must be at least 1: got 0"),
+        (
+            {"denoising_passes": 2, "draft_rule": "reveal_time", "temperature": 1.0},
+            "'reveal_time' would change the target's output: in order 'ancestral' with 2 passes",
+        ),
+        (
+            {"draft_rule": "point_mass", "verifier": "block", "temperature": 1.0},
+            "'point_mass' gives the verifier no distributions: got evaluation.verifier 'block'",
+        ),
+        ({"denoising_passes": 2, "chains": 4}, "drawn from the distributions of one pass"),
+    ],
+)
+def test_settings_that_would_be_biased_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationConfig(**settings)
+
+
+def test_a_denoiser_entry_that_makes_no_sense(adapted, tmp_path):
+    document = json.loads((adapted / "export" / "config.json").read_text())
+    for entry in ("causal", {"context": "both"}, {"mask_token_id": "x"}):
+        (tmp_path / "config.json").write_text(json.dumps({**document, "denoiser": entry}))
+        with pytest.raises(ValueError, match="'denoiser' is"):
+            read_denoiser(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_config, tmp_path):
+    """The released MDLM comes without one, and with a row for its mask behind GPT-2's tokens."""
+    config, params = load_denoiser(from_scratch / "export")
+    target = load_target_bundle(run_config.target)
+    tokens = target.tokenizer.vocab_size
+    for rows, fits in ((tokens + 1, True), (tokens + 3, False)):
+        folder = tmp_path / str(rows)
+        sized = dataclasses.replace(config, vocab_size=rows, mask_token_id=None)
+        wide = jax.tree.map(
+            lambda leaf, rows=rows: np.resize(leaf, [rows if n == 1024 else n for n in leaf.shape]),
+            params,
+        )
+        save_denoiser(folder, sized, wide)
+        if fits:
+            assert load_drafter_bundle(folder, target=target).model.config.mask_id == tokens
+        else:
+            with pytest.raises(ValueError, match="no tokenizer to compare with the target's"):
+                load_drafter_bundle(folder, target=target)

@@ -1,0 +1,100 @@
+"""A drafter for a GPT-Neo target, from the target's folder to its first accepted tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+from jaxspec.checkpoints.huggingface import save_target
+from jaxspec.config import GPT2Config, TargetConfig
+from jaxspec.data import embedded
+from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
+from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.models.gpt2 import GPT2
+from jaxspec.ops.sampling import Sampling
+from jaxspec.training.loop import train
+from tests.training import runs
+
+POSITIONS = 192
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with vocab.json and merges.txt beside them, and no word on special tokens."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        [example.turns[-1][1] for example in embedded.generate("math", split="train", count=20)],
+        vocab_size=300,
+        special_tokens=[END],
+        show_progress=False,
+    )
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    trained.save_model(str(tokenizer))
+    config = GPT2Config(
+        family="gpt_neo",
+        vocab_size=trained.get_vocab_size(),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=24,
+        layer_types=("full_attention", "sliding_attention"),
+        sliding_window=8,
+        max_position_embeddings=POSITIONS,
+    )
+    init = jax.jit(GPT2(config).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Logits spread out, so that argmaxes are clear.
+    params["embed"]["embedding"] *= 30
+    folder = tmp_path_factory.mktemp("target") / "neo"
+    save_target(folder, config, params, tokenizer_folder=tokenizer)
+    return folder
+
+
+def test_train_export_and_decode(target, run_config, tmp_path):
+    config = dataclasses.replace(
+        run_config,
+        target=TargetConfig(path=str(target)),
+        training=dataclasses.replace(run_config.training, steps=2, checkpoint_every=2),
+    )
+    workdir = tmp_path / "run"
+    with pytest.raises(ValueError, match="No mask token: the tokenizer has none"):
+        train(config, workdir=workdir)
+    end = json.loads((target / "vocab.json").read_text())[END]
+    config = dataclasses.replace(
+        config, drafter=dataclasses.replace(config.drafter, mask_token_id=end)
+    )
+    too_long = dataclasses.replace(config.data, sequence_length=POSITIONS + 1)
+    with pytest.raises(ValueError, match=f"has learned {POSITIONS} positions and no others"):
+        train(dataclasses.replace(config, data=too_long), workdir=workdir)
+    other = dataclasses.replace(config.target, architecture=runs.ARCHITECTURE)
+    with pytest.raises(ValueError, match="got a GPT2Config, expected a TransformerConfig"):
+        train(dataclasses.replace(config, target=other), workdir=workdir)
+    assert not workdir.exists()
+    train(config, workdir=workdir)
+
+    bundle = load_target_bundle(TargetConfig(path=str(target)))
+    assert isinstance(bundle.model, GPT2)
+    assert bundle.stop_ids == (end,)
+    drafter = load_drafter_bundle(workdir, target=bundle)
+    rules = DecodeRules(16, stop_ids=bundle.stop_ids, suppressed_ids=bundle.suppressed_ids)
+    proposer = drafter.proposer(bundle, sampling=Sampling(0.0))
+    turns = [{"role": "user", "content": "How many miles is it?"}]
+    prompts = [bundle.tokenizer.encode_prompt(turns), bundle.tokenizer.encode("12 miles")]
+    both = {"target": bundle.params, "drafter": drafter.params}
+    ids = ("first", "second")
+    speculative = generate(
+        Speculative(bundle.model, proposer, rules), both, prompts, ids=ids, batch_size=2
+    )
+    plain = generate(
+        Autoregressive(bundle.model, rules), bundle.params, prompts, ids=ids, batch_size=2
+    )
+    assert [r.tokens for r in speculative] == [r.tokens for r in plain]
+    assert np.unique(plain[0].tokens).size > 1

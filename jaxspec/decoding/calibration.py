@@ -27,7 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxspec.decoding.diffusion import NOT_REVEALED, BlockDiffusion, DiffusionState
+from jaxspec.decoding.diffusion import (
+    NOT_REVEALED,
+    BlockDiffusion,
+    DiffusionRules,
+    DiffusionState,
+)
 from jaxspec.decoding.draft_graph import DraftGraph, Node, Pair
 from jaxspec.decoding.unmasking import ranked
 
@@ -159,9 +164,38 @@ def count_formulas(
     )
 
 
-def select_graph(
-    counted: FormulaCounts, *, size: int, provenance: Mapping[str, str] | None = None
-) -> DraftGraph:
+def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
+    """What was counted in several batches, together."""
+    counts: collections.Counter[Formula] = collections.Counter()
+    parents: dict[Formula, frozenset[Formula]] = {}
+    for counted in several:
+        counts.update(counted.counts)
+        for formula, found in counted.parents.items():
+            parents[formula] = parents.get(formula, frozenset()) | found
+    return FormulaCounts(dict(counts), parents)
+
+
+def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
+    """What a calibrated graph is good for; see `jaxspec.decoding.draft_graph.check_graph`.
+
+    Temperature, cache and length are not among them: they change how often a draft is right, but
+    not what the ranks mean.
+
+    Args:
+      rules: of the base decoder.
+      model: tells the model's weights from others.
+    """
+    return {
+        "model": model,
+        "mask_id": str(rules.mask_id),
+        "block_length": str(rules.block_length),
+        "block_causal": str(rules.block_causal),
+        "unmasking": str(rules.unmasking),
+        "guidance": str(rules.guidance),
+    }
+
+
+def select_graph(counted: FormulaCounts, *, size: int) -> DraftGraph:
     """The graph of at most `size` nodes that is taken greedily by accumulated count.
 
     A formula's accumulated count is its own and its parents' (degree-1 accumulation: a node that
@@ -172,7 +206,6 @@ def select_graph(
     Args:
       counted: `count_formulas`.
       size: D.
-      provenance: see `DraftGraph`.
 
     Raises:
       ValueError: a negative size.
@@ -204,7 +237,7 @@ def select_graph(
         )
         for formula in taken
     )
-    return DraftGraph(nodes, tuple((provenance or {}).items()))
+    return DraftGraph(nodes)
 
 
 def accumulated(counted: FormulaCounts) -> dict[Formula, int]:

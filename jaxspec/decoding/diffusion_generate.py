@@ -10,7 +10,7 @@ compiled. What a prompt is answered depends neither on its neighbours nor on the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -105,11 +105,35 @@ def generate_diffusion(
     Raises:
       ValueError: see `check_diffusion_prompts`; also a prompt on which the model gave NaN.
     """
+    responses: dict[int, DiffusionResponse] = {}
+    batches = decode_batches(decoder, params, prompts, ids=ids, batch_size=batch_size, seed=seed)
+    for group, device_state in batches:
+        state = jax.device_get(device_state)
+        for row, index in enumerate(group):
+            responses[index] = read_diffusion(state, row, name=ids[index], decoder=decoder)
+        if progress is not None:
+            progress(len(group))
+    return [responses[index] for index in range(len(prompts))]
+
+
+def decode_batches(
+    decoder: BlockDiffusion,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[list[int], DiffusionState]]:
+    """Decodes prompts of similar length together; see `generate_diffusion`.
+
+    Yields:
+      (which prompts a batch has, its final state on the device), longest prompts first.
+    """
     check_diffusion_prompts(prompts, ids=ids, decoder=decoder)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    responses: dict[int, DiffusionResponse] = {}
     for first in range(0, len(order), batch_size):
         group = order[first : first + batch_size]
         padded = pad_prompts(
@@ -119,12 +143,7 @@ def generate_diffusion(
             rows=batch_size,
             seed=seed,
         )
-        state = jax.device_get(decoder.run(params, decoder.start(padded)))
-        for row, index in enumerate(group):
-            responses[index] = read_diffusion(state, row, name=ids[index], decoder=decoder)
-        if progress is not None:
-            progress(len(group))
-    return [responses[index] for index in range(len(prompts))]
+        yield group, decoder.run(params, decoder.start(padded))
 
 
 def read_diffusion(

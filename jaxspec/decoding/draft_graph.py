@@ -51,8 +51,11 @@ class DraftGraph:
     """
 
     nodes: tuple[Node, ...] = ()
-    provenance: tuple[tuple[str, str], ...] = ()
-    """What it was made from and for, in words: (name, value)."""
+    # Not compared: equal nodes are one graph to the compiler.
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """The model and the rules that it was calibrated for, in words; {}: it is nobody's own."""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    """Where it comes from, as JSON has it."""
 
     def __post_init__(self) -> None:
         problems = _problems(self.nodes)
@@ -132,7 +135,7 @@ def _order(nodes: Sequence[Node]) -> tuple[int, ...]:
 
 
 def from_formulas(
-    formulas: Sequence[Sequence[Pair]], *, provenance: Mapping[str, str] | None = None
+    formulas: Sequence[Sequence[Pair]], *, provenance: Mapping[str, Any] | None = None
 ) -> DraftGraph:
     """A graph in which one token is revealed a step: parents are found from the sets.
 
@@ -158,12 +161,35 @@ def from_formulas(
             f"Not connected: no formula in the graph is one pair short of {lost}. Add the ones "
             "that lead there."
         )
-    return DraftGraph(tuple(nodes), tuple((provenance or {}).items()))
+    return DraftGraph(tuple(nodes), provenance=dict(provenance or {}))
 
 
 def chain(size: int) -> DraftGraph:
     """The likeliest token at the likeliest position, then at the next one, and so on (SSD)."""
-    return from_formulas([[(i, 0) for i in range(depth)] for depth in range(1, size + 1)])
+    return nested(size, tokens_per_step=1)
+
+
+def nested(size: int, *, tokens_per_step: int) -> DraftGraph:
+    """The states after the next steps, if none of them changed the model's mind (FreeDave).
+
+    Every draft reveals the likeliest tokens at so many more of the likeliest positions.
+
+    Raises:
+      ValueError: a step that reveals nothing.
+
+    Limiting case: one token a step is `chain`.
+    """
+    if tokens_per_step < 1:
+        raise ValueError(f"tokens_per_step must be at least 1: got {tokens_per_step}.")
+    return DraftGraph(
+        tuple(
+            Node(
+                tuple((i, 0) for i in range((number + 1) * tokens_per_step)),
+                (number - 1,) if number else (),
+            )
+            for number in range(size)
+        )
+    )
 
 
 def star(size: int) -> DraftGraph:
@@ -175,6 +201,7 @@ def graph_to_json(graph: DraftGraph) -> dict[str, Any]:
     """The content of a graph's file."""
     return {
         "format": FORMAT,
+        "settings": dict(graph.settings),
         "provenance": dict(graph.provenance),
         "nodes": [
             {"pairs": [list(pair) for pair in node.pairs], "parents": list(node.parents)}
@@ -209,11 +236,13 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
             )
         assert pairs is not None and parents is not None
         nodes.append(Node(tuple((i, j) for i, j in pairs), tuple(parents)))
-    provenance = raw.get("provenance") or {}
+    provenance, settings = raw.get("provenance") or {}, raw.get("settings") or {}
     if not isinstance(provenance, Mapping):
         raise ValueError(f"{where}: provenance is {provenance!r}, expected an object.")
+    if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
+        raise ValueError(f"{where}: settings is {settings!r}, expected an object of strings.")
     try:
-        return DraftGraph(tuple(nodes), tuple((k, str(v)) for k, v in provenance.items()))
+        return DraftGraph(tuple(nodes), settings, provenance)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -222,10 +251,13 @@ def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
     """Writes a graph as JSON, a node a line."""
     content = graph_to_json(graph)
     nodes = ",\n    ".join(json.dumps(node) for node in content["nodes"])
-    provenance = json.dumps(content["provenance"], indent=2).replace("\n", "\n  ")
+    settings, provenance = (
+        json.dumps(content[name], indent=2).replace("\n", "\n  ")
+        for name in ("settings", "provenance")
+    )
     text = (
-        f'{{\n  "format": {json.dumps(FORMAT)},\n  "provenance": {provenance},\n'
-        f'  "nodes": [\n    {nodes}\n  ]\n}}\n'
+        f'{{\n  "format": {json.dumps(FORMAT)},\n  "settings": {settings},\n'
+        f'  "nodes": [\n    {nodes}\n  ],\n  "provenance": {provenance}\n}}\n'
     )
     Path(path).write_text(text, encoding="utf-8")
 
@@ -241,3 +273,26 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a draft graph: {error}") from error
     return graph_from_json(raw, where=str(path))
+
+
+def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -> None:
+    """Refuses a graph that was calibrated for something else.
+
+    Args:
+      graph: one without settings goes with anything.
+      settings: of the decoder that is to use it (`jaxspec.decoding.calibration.graph_settings`).
+      where: what to call the graph in messages.
+
+    Raises:
+      ValueError: names every setting that differs.
+    """
+    wrong = [
+        f"{name}: got {settings.get(name)!r}, expected {value!r}"
+        for name, value in graph.settings.items()
+        if settings.get(name) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where} was calibrated for another model or other rules. Use those, or calibrate "
+            "anew:\n  " + "\n  ".join(wrong)
+        )

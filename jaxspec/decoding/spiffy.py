@@ -13,8 +13,11 @@ unmasking rule is replayed with the same random numbers. Without a cache or with
 that holds in "batch" layout alone; in "mask" layout the surroundings have seen the real block, and
 the output is close to the base decoder's but not the same.
 
-Dimension key: B rows, D drafts, N = 1 + D states, L positions of a block, I ranked positions,
-J ranked tokens, V vocabulary.
+Of a large graph the most promising nodes can be chosen anew in every pass (`prune`), so that a
+pass reads fewer states than the graph has.
+
+Dimension key: B rows, D drafts (of which M are kept), N states (the drafts and the present one),
+L positions of a block, I ranked positions, J ranked tokens, V vocabulary.
 
 >>> decoder = Spiffy(BidirectionalTransformer(config), rules, graph=chain(5))
 >>> state = decoder.run(params, decoder.start(prompts))
@@ -43,6 +46,8 @@ class Drafts(NamedTuple):
     """Tokens of the block, masks among them."""
     valid_BD: jax.Array
     """False where a formula names more positions than there are masks."""
+    score_BD: jax.Array
+    """log of the geometric mean of the probabilities of the tokens that a formula names."""
 
 
 def fill_formulas(
@@ -67,32 +72,79 @@ def fill_formulas(
     at_BIL = rank_BL[:, None] == jnp.arange(wanted)[:, None]
     rows_BI = jnp.argmax(at_BIL, axis=-1)
     rows_BIV = jnp.take_along_axis(logits_BLV, rows_BI[..., None], axis=1)
-    tokens_BIJ = _largest(rows_BIV, graph.num_tokens)
+    tokens_BIJ, largest_BIJ = _largest(rows_BIV, graph.num_tokens)
+    log_p_BIJ = largest_BIJ - jax.nn.logsumexp(rows_BIV, axis=-1)[..., None]
 
     table_DI = graph.token_ranks()
     count_B = masked_BL.sum(axis=1)
     needed_D = np.array([1 + max(i for i, _ in node.pairs) for node in graph.nodes])
     valid_BD = jnp.asarray(needed_D) <= count_B[:, None]
     used_DI = table_DI[:, :wanted] >= 0
-    filled_BDI = jnp.take_along_axis(
-        tokens_BIJ[:, None], jnp.asarray(np.maximum(table_DI[:, :wanted], 0))[None, ..., None], -1
-    )[..., 0]
+    ranks_1DI1 = jnp.asarray(np.maximum(table_DI[:, :wanted], 0))[None, ..., None]
+    filled_BDI = jnp.take_along_axis(tokens_BIJ[:, None], ranks_1DI1, -1)[..., 0]
+    log_p_BDI = jnp.take_along_axis(log_p_BIJ[:, None], ranks_1DI1, -1)[..., 0]
+    named_D = jnp.asarray(np.maximum(used_DI.sum(axis=1), 1))
+    score_BD = jnp.where(used_DI, log_p_BDI, 0).sum(axis=2) / named_D
     # By position: each is named by one rank at most.
     here_BDIL = at_BIL[:, None] & used_DI[:, :, None]
     token_BDL = jnp.where(here_BDIL, filled_BDI[..., None], 0).sum(axis=2)
     states_BDL = jnp.where(here_BDIL.any(axis=2), token_BDL, block_BL[:, None])
-    return Drafts(states_BDL.astype(block_BL.dtype), valid_BD)
+    return Drafts(states_BDL.astype(block_BL.dtype), valid_BD, score_BD)
 
 
-def _largest(logits_BIV: jax.Array, count: int) -> jax.Array:
-    """The ids of the largest logits, falling, [B, I, count]; `count` passes over them, no sort."""
-    found = []
+def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
+    """The `kept` most promising drafts of each row.
+
+    A node is worth the geometric mean of its own score and its children's. Taken is, again and
+    again, the best one among those that the present state or a node taken before leads to, so that
+    no draft is read that could not be reached; of equal ones the first.
+
+    Args:
+      graph: whose nodes the drafts are.
+      drafts: filled in.
+      kept: M, at most the graph's size.
+
+    Returns:
+      `Drafts` of M nodes; those that a row has not got are not valid.
+    """
+    numbers = range(graph.size)
+    leads_DD = np.array([[n in node.parents for n in numbers] for node in graph.nodes])
+    first_D = ~leads_DD.any(axis=1)
+    family_DD = leads_DD.T | np.eye(graph.size, dtype=bool)
+    # A child that cannot be filled in says nothing of its parent.
+    family_BDD = family_DD & drafts.valid_BD[:, None]
+    total_BD = jnp.where(family_BDD, drafts.score_BD[:, None], 0).sum(axis=2)
+    worth_BD = total_BD / jnp.maximum(family_BDD.sum(axis=2), 1)
+    # -inf is for what cannot be taken.
+    worth_BD = jnp.maximum(worth_BD, jnp.finfo(worth_BD.dtype).min)
+    taken_BD = jnp.zeros(drafts.valid_BD.shape, bool)
+    chosen, found = [], []
+    for _ in range(kept):
+        reached_BD = jnp.any(taken_BD[:, None] & leads_DD, axis=2) | first_D
+        open_BD = drafts.valid_BD & ~taken_BD & reached_BD
+        best_B = jnp.argmax(jnp.where(open_BD, worth_BD, -jnp.inf), axis=1)
+        any_B = open_BD.any(axis=1)
+        taken_BD |= (jnp.arange(graph.size) == best_B[:, None]) & any_B[:, None]
+        chosen.append(best_B)
+        found.append(any_B)
+    chosen_BM = jnp.stack(chosen, axis=1)
+    return Drafts(
+        jnp.take_along_axis(drafts.states_BDL, chosen_BM[..., None], axis=1),
+        jnp.stack(found, axis=1),
+        jnp.take_along_axis(drafts.score_BD, chosen_BM, axis=1),
+    )
+
+
+def _largest(logits_BIV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Ids and values of the largest logits, falling, [B, I, count]; `count` passes, no sort."""
+    found, values = [], []
     for _ in range(count):
         best_BI = jnp.argmax(logits_BIV, axis=-1)
         found.append(best_BI)
+        values.append(logits_BIV.max(axis=-1))
         taken_BIV = jnp.arange(logits_BIV.shape[-1]) == best_BI[..., None]
         logits_BIV = jnp.where(taken_BIV, -jnp.inf, logits_BIV)
-    return jnp.stack(found, axis=-1)
+    return jnp.stack(found, axis=-1), jnp.stack(values, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,24 +152,34 @@ class Spiffy(BlockDiffusion):
     """`BlockDiffusion` with drafted states; its rules are those of the base decoder.
 
     Raises:
-      ValueError: a graph with more ranks of tokens than the vocabulary has.
+      ValueError: a graph with more ranks of tokens than the vocabulary has, or a negative number of
+        drafts.
     """
 
     graph: DraftGraph = dataclasses.field(default_factory=DraftGraph)
     """Empty: plain decoding."""
     layout: Layout = "mask"
     """How several states go through the model; see `jaxspec.decoding.block_model`."""
+    kept: int = 0
+    """D*: so many nodes of the graph are drafted in a pass, the most promising ones; 0: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layout not in ("mask", "batch"):
             raise ValueError(f"layout must be 'mask' or 'batch': got {self.layout!r}.")
+        if self.kept < 0:
+            raise ValueError(f"kept must be 0 (all drafts) or more: got {self.kept}.")
         banned = len({self.rules.mask_id, *self.rules.suppressed_ids})
         if self.graph.num_tokens > self.model.config.vocab_size - banned:
             raise ValueError(
                 f"The graph drafts the {self.graph.num_tokens} likeliest tokens of a position: "
                 f"more than the vocabulary of {self.model.config.vocab_size} has to reveal."
             )
+
+    @property
+    def num_drafts(self) -> int:
+        """Drafted states of a pass."""
+        return min(self.kept or self.graph.size, self.graph.size)
 
     def fill_block(self, params: Any, state: DiffusionState, *, reach: int) -> DiffusionState:
         """Denoises the next block of every active row."""
@@ -152,7 +214,10 @@ class Spiffy(BlockDiffusion):
     def draft(self, state: DiffusionState, logits_BLV: jax.Array) -> Drafts:
         """The formulas filled with the logits that led to `state`."""
         logits_BLV = self.unmasker.clean_logits(logits_BLV)
-        return fill_formulas(self.graph, logits_BLV, self.block_tokens(state), self.masked(state))
+        drafts = fill_formulas(self.graph, logits_BLV, self.block_tokens(state), self.masked(state))
+        if self.num_drafts == self.graph.size:
+            return drafts
+        return prune(self.graph, drafts, kept=self.num_drafts)
 
     def follow(
         self, state: DiffusionState, drafts: Drafts, logits_BNLV: jax.Array

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxspec.decoding import BlockDiffusion, Scheduled
+from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
 from jaxspec.decoding.calibration import (
     FormulaCounts,
     StepRanks,
     accumulated,
     count_formulas,
+    graph_settings,
+    merge_counts,
     rank_steps,
     select_graph,
 )
@@ -89,6 +91,22 @@ COUNTED = FormulaCounts(
         BC: frozenset({C}),
     },
 )
+
+
+def test_batches_are_counted_together():
+    more = FormulaCounts({A: 1, AB: 1}, {A: frozenset({()}), AB: frozenset({()})})
+    merged = merge_counts([COUNTED, more])
+    assert merged.counts == {A: 7, B: 5, C: 1, AB: 3, BC: 4}
+    assert merged.parents[AB] == {(), A, B} and merged.parents[BC] == {C}
+    assert merge_counts([]) == FormulaCounts({}, {})
+
+
+def test_settings_tell_rules_apart():
+    ours = graph_settings(RULES, model="a1")
+    assert graph_settings(change(caching="none", unmasking=Scheduled(4)), model="a1") == ours
+    others = [change(unmasking=Scheduled(2)), change(unmasking=Threshold(0.9)), change(guidance=1)]
+    assert all(graph_settings(rules, model="a1") != ours for rules in others)
+    assert graph_settings(RULES, model="b2") != ours
 
 
 def test_selection_by_hand():

@@ -10,10 +10,12 @@ from jaxspec.decoding.draft_graph import (
     DraftGraph,
     Node,
     chain,
+    check_graph,
     from_formulas,
     graph_from_json,
     graph_to_json,
     load_graph,
+    nested,
     save_graph,
     star,
 )
@@ -37,6 +39,30 @@ def test_chain_and_star():
     assert star(3).depths == (1, 1, 1)
     assert chain(0) == DraftGraph() and DraftGraph().size == 0
     assert DraftGraph().token_ranks().shape == (0, 0)
+
+
+def test_nested_drafts():
+    assert nested(3, tokens_per_step=1) == chain(3)
+    wide = nested(2, tokens_per_step=2)
+    assert [node.pairs for node in wide.nodes] == [(A, B), (A, B, (2, 0), (3, 0))]
+    assert wide.depths == (1, 2)
+    with pytest.raises(ValueError, match="tokens_per_step"):
+        nested(2, tokens_per_step=0)
+
+
+def test_a_graph_for_something_else_is_refused(tmp_path):
+    graph = DraftGraph(chain(2).nodes, {"model": "a1", "mask_id": "28", "block_length": "32"})
+    save_graph(tmp_path / "graph.json", graph)
+    read = load_graph(tmp_path / "graph.json")
+    assert read.settings == graph.settings
+    check_graph(read, {**graph.settings, "caching": "dual"}, where="graph.json")
+    check_graph(chain(2), {"model": "b2"}, where="nobody's own")
+    with pytest.raises(ValueError) as caught:
+        check_graph(read, {"model": "b2", "mask_id": "28", "block_length": "8"}, where="graph.json")
+    message = str(caught.value)
+    assert message.startswith("graph.json was calibrated for another model or other rules.")
+    assert "model: got 'b2', expected 'a1'" in message
+    assert "block_length: got '8', expected '32'" in message and "mask_id" not in message
 
 
 def test_steps_of_several_tokens():
@@ -86,6 +112,7 @@ def test_formulas_that_nothing_leads_to_are_refused():
         ({"nodes": "none"}, "node 0 is None"),
         ({"nodes": [{"pairs": [[0, 0]], "parents": [0]}]}, "a cycle"),
         ({"provenance": [1]}, "provenance"),
+        ({"settings": {"mask_id": 3}}, "settings"),
     ],
 )
 def test_files_are_refused_by_name(change, message):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
-from jaxspec.decoding.draft_graph import DraftGraph, Node, chain, from_formulas, star
-from jaxspec.decoding.spiffy import Spiffy, fill_formulas
+from jaxspec.decoding.draft_graph import DraftGraph, Node, chain, from_formulas, nested, star
+from jaxspec.decoding.spiffy import Drafts, Spiffy, fill_formulas, prune
 from jaxspec.ops.sampling import Sampling
 from tests.decoding.diffusion_reference import MASK, MODEL, parameters
 from tests.decoding.test_diffusion import batch, change
@@ -80,6 +80,59 @@ def test_filling_equals_the_definition():
                     assert drafts.states_BDL[row, number].tolist() == wanted
 
 
+def test_scores_are_geometric_means_of_probabilities():
+    probs = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], "f4")
+    graph = from_formulas([[(0, 0)], [(0, 2)], [(0, 0), (1, 1)]])
+    block = jnp.full((1, 2), 9)
+    drafts = fill_formulas(graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9)
+    expected = [np.log(0.7), np.log(0.1), np.log(0.7 * 0.3) / 2]
+    np.testing.assert_allclose(drafts.score_BD[0], expected, rtol=1e-5)
+
+
+def slow_prune(graph, scores, valid, kept):
+    """The definition, a node at a time."""
+    worth = {}
+    for number in range(graph.size):
+        family = [number, *(n for n, node in enumerate(graph.nodes) if number in node.parents)]
+        worth[number] = np.mean([scores[n] for n in family if valid[n]] or [0.0])
+    taken = []
+    while len(taken) < kept:
+        reached = [
+            n
+            for n, node in enumerate(graph.nodes)
+            if valid[n] and n not in taken and (not node.parents or set(node.parents) & set(taken))
+        ]
+        if not reached:
+            break
+        taken.append(max(reached, key=lambda n: (worth[n], -n)))
+    return taken
+
+
+def test_pruning_equals_the_definition():
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((16, GRAPH.size)).astype("f4")
+    valid = rng.random((16, GRAPH.size)) < 0.8
+    states = np.broadcast_to(np.arange(GRAPH.size)[:, None], (16, GRAPH.size, 3))
+    for kept in (1, 3, 6):
+        drafts = prune(GRAPH, Drafts(*map(jnp.asarray, (states, valid, scores))), kept=kept)
+        assert drafts.states_BDL.shape == (16, kept, 3)
+        for row in range(16):
+            got = drafts.states_BDL[row, drafts.valid_BD[row], 0].tolist()
+            assert got == slow_prune(GRAPH, scores[row], valid[row], kept)
+            assert drafts.score_BD[row, : len(got)].tolist() == scores[row, got].tolist()
+
+
+def test_pruning_by_hand():
+    """(1, 0) alone is the better draft; but (0, 0) leads to one that is better still."""
+    graph = from_formulas([[(0, 0)], [(1, 0)], [(0, 0), (2, 0)]])
+    states = jnp.arange(3)[None, :, None]
+    drafts = Drafts(states, jnp.ones((1, 3), bool), jnp.array([[-2.0, -1.5, -0.2]]))
+    names = [node.pairs for node in graph.nodes]
+    for kept, wanted in ((1, [((0, 0),)]), (2, [((0, 0),), ((0, 0), (2, 0))])):
+        got = prune(graph, drafts, kept=kept).states_BDL[0, :, 0].tolist()
+        assert [names[number] for number in got] == wanted
+
+
 @functools.cache
 def params():
     return parameters()
@@ -91,10 +144,10 @@ def decode(decoder):
     return state
 
 
-def check_lossless(rules, *, graph=GRAPH, layout="mask"):
+def check_lossless(rules, *, graph=GRAPH, layout="mask", kept=0):
     """The base decoder's text, step by step, in fewer passes; the passes that it took."""
     base = decode(BlockDiffusion(MODEL, rules))
-    fast = decode(Spiffy(MODEL, rules, graph=graph, layout=layout))
+    fast = decode(Spiffy(MODEL, rules, graph=graph, layout=layout, kept=kept))
     np.testing.assert_array_equal(fast.tokens_BT, base.tokens_BT)
     np.testing.assert_array_equal(fast.revealed_BT, base.revealed_BT)
     np.testing.assert_array_equal(fast.steps_BN, base.passes_BN)
@@ -158,13 +211,36 @@ def test_every_right_draft_saves_one_pass():
     assert (fast.steps_BN == 4).all()
 
 
-def test_an_uncalibrated_star_is_lossless():
-    check_lossless(CASES["dual"], graph=star(3))
+TWO = change(caching="dual", unmasking=Scheduled(2))
+"""Two tokens a step."""
+
+
+@pytest.mark.parametrize(
+    ("rules", "graph"),
+    [(CASES["dual"], star(3)), (CASES["dual"], chain(3)), (TWO, nested(1, tokens_per_step=2))],
+    ids=["star", "ssd", "freedave"],
+)
+def test_uncalibrated_graphs_are_lossless(rules, graph):
+    check_lossless(rules, graph=graph)
+
+
+@pytest.mark.parametrize("name", ["dual", "dual_threshold", "dual_warm"])
+def test_pruned_graphs_are_lossless(name):
+    pruned = check_lossless(CASES[name], kept=3)
+    assert pruned.sum() >= check_lossless(CASES[name]).sum()
+
+
+def test_keeping_all_is_no_pruning():
+    for kept in (0, GRAPH.size, 99):
+        assert Spiffy(MODEL, TWO, graph=GRAPH, kept=kept).num_drafts == GRAPH.size
+    assert Spiffy(MODEL, TWO, graph=GRAPH, kept=3).num_drafts == 3
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="layout"):
         Spiffy(MODEL, CASES["dual"], graph=GRAPH, layout="rows")
+    with pytest.raises(ValueError, match="kept must be 0"):
+        Spiffy(MODEL, CASES["dual"], graph=GRAPH, kept=-1)
     wide = DraftGraph((Node(((0, 28),)),))
     with pytest.raises(ValueError, match="29 likeliest tokens"):
         Spiffy(MODEL, CASES["dual"], graph=wide)

@@ -2,7 +2,10 @@
 
 python eval.py --config configs/quickstart.py --workdir runs/a runs/b --output runs/results.json
 
-With --drafters ngram,none prompt look-up and the target alone are measured as well.
+With --drafters ngram,none prompt look-up and the target alone are measured as well. A target that
+is a diffusion language model (LLaDA, or the export of a "denoiser" run) is measured without them:
+
+python eval.py --config configs/quickstart.py --target.path DIR --output runs/results.json
 """
 
 from __future__ import annotations
@@ -22,8 +25,19 @@ def main(argv: Sequence[str]) -> None:
         description="Measure accepted length and speed of drafters by exact decoding.",
     )
     # jax is imported only now: --help and mistakes are answered at once.
+    from jaxspec.evals.diffusion import evaluate_diffusion
+    from jaxspec.evals.diffusion_target import is_diffusion_target
     from jaxspec.evals.runner import evaluate
 
+    if is_diffusion_target(command.run.target):
+        if command.workdir or command.drafters:
+            raise ValueError(
+                f"{command.run.target.path} is a diffusion language model and drafts for itself: "
+                "leave --workdir and --drafters away, and set --diffusion.drafts or "
+                "--diffusion.graph."
+            )
+        evaluate_diffusion(command.run, output=command.output)
+        return
     evaluate(
         command.run,
         workdirs=list(command.workdir),

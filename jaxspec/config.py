@@ -422,6 +422,62 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiffusionEvaluationConfig:
+    """How a target that is a diffusion language model is decoded, by eval.py and calibrate.
+
+    What is asked, the length of a response (`max_new_tokens`), temperature, batch and seed are
+    those of `EvaluationConfig`.
+    """
+
+    block_length: int = 32
+    """Tokens of a block; blocks are filled from left to right."""
+    unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
+    """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
+    as many as can be revealed together at a bounded risk (Fast-dLLM)."""
+    steps: int = 0
+    """Steps in which "scheduled" fills a block; 0: one for each token."""
+    threshold: float = 0.9
+    """Confidence that "threshold" asks for."""
+    factor: float = 1.0
+    """Risk of "factor"; near 0: one token a step."""
+    caching: Literal["none", "prefix", "dual"] = "dual"
+    """Keys and values that are kept within a block: none, those before it, or all but its own."""
+    block_causal: bool = False
+    """Whether the model was trained to see only a token's own block and those before it."""
+    guidance: float = 0.0
+    """Strength of classifier-free guidance; 0: none."""
+    drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
+    """Graphs that need no calibration, a row of the table each: the likeliest tokens at the
+    likeliest positions one by one (SSD), a step's share at a time (FreeDave), or each alone."""
+    num_drafts: int = 3
+    """Drafted states of these graphs (D)."""
+    graph: str = ""
+    """File of `jaxspec calibrate`; its graph is a row of the table as well. "": none."""
+    kept_drafts: int = 0
+    """So many of a calibrated graph's states are drafted in a pass, the most promising ones (D*);
+    0: all."""
+    layout: Literal["mask", "batch"] = "mask"
+    """How drafted states are read: appended under a mask, or as rows of the batch. Without a cache
+    and with "prefix" only "batch" keeps the output as it is."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.block_length >= 1,
+            f"diffusion.block_length must be at least 1: got {self.block_length}.",
+        )
+        require(
+            0 <= self.steps <= self.block_length,
+            "diffusion.steps are those of a block, from 1 to diffusion.block_length "
+            f"({self.block_length}), or 0: got {self.steps}.",
+        )
+        for field in ("num_drafts", "kept_drafts"):
+            require(
+                getattr(self, field) >= 0,
+                f"diffusion.{field} must be 0 or more: got {getattr(self, field)}.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything a run is made of."""
 
@@ -436,3 +492,6 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    diffusion: DiffusionEvaluationConfig = dataclasses.field(
+        default_factory=DiffusionEvaluationConfig
+    )

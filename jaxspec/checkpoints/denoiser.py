@@ -1,9 +1,9 @@
 """Masked-diffusion language models of either kind, from and for folders.
 
-An MDLM lies in the released layout (`jaxspec.checkpoints.mdlm`). A transformer that sees both ways
-lies as a target does, with one more entry in config.json that tells it from a language model:
-``"denoiser": {"mask_token_id": 3, "context": "causal"}``. Any target can be made one: its weights
-are then what training starts from.
+MDLM and LLaDA lie in their released layouts (`jaxspec.checkpoints.mdlm` and `.llada`). Another
+transformer that sees both ways lies as a target does, with one more entry in config.json that tells
+it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``. Any target can
+be made one: its weights are then what training starts from.
 
 >>> config, params = load_denoiser("runs/mdlm/export")
 >>> save_denoiser("export", config, params)
@@ -22,6 +22,7 @@ import jax
 from jaxspec.checkpoints import config_reader
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
+from jaxspec.checkpoints.llada import is_llada, load_llada, read_llada
 from jaxspec.checkpoints.mdlm import is_mdlm, load_mdlm, read_mdlm, save_mdlm
 from jaxspec.config import Context, DiTConfig, Dtype, GPT2Config, MaskedTransformerConfig
 
@@ -33,7 +34,9 @@ AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
 
 def is_denoiser(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a masked-diffusion language model, and no other kind."""
-    return is_mdlm(folder) or KEY in config_reader.read_json(Path(folder) / "config.json")
+    if is_mdlm(folder) or is_llada(folder):
+        return True
+    return KEY in config_reader.read_json(Path(folder) / "config.json")
 
 
 def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
@@ -44,6 +47,8 @@ def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
     """
     if is_mdlm(folder):
         return read_mdlm(folder)
+    if is_llada(folder):
+        return read_llada(folder)[0]
     path = Path(folder) / "config.json"
     entry = config_reader.read_json(path).get(KEY, {})
     if not isinstance(entry, Mapping) or not (
@@ -87,8 +92,13 @@ def load_denoiser(
     """
     config = dataclasses.replace(read_denoiser(folder), dtype=dtype, param_dtype=dtype)
     kept = keep_layers(config, num_layers)
-    load = load_mdlm if isinstance(config, DiTConfig) else load_target
-    _, params = load(folder, dtype=dtype, shardings=shardings)
+    params: dict[str, Any]
+    if isinstance(config, DiTConfig):
+        _, params = load_mdlm(folder, dtype=dtype, shardings=shardings)
+    elif is_llada(folder):
+        params = load_llada(folder, dtype=dtype, shardings=shardings).params
+    else:
+        _, params = load_target(folder, dtype=dtype, shardings=shardings)
     if kept.num_layers < config.num_layers:
         params["layers"] = jax.tree.map(lambda leaf: leaf[: kept.num_layers], params["layers"])
     return kept, params

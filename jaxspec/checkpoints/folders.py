@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded_target"
+_HEAD_BYTES = 1 << 20
 
 
 def target_folder(path: str) -> Path:
@@ -30,6 +32,19 @@ def target_folder(path: str) -> Path:
             "A target trained here lies in WORKDIR/export."
         )
     return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells models apart without reading all of their weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as weights:
+            digest.update(weights.read(_HEAD_BYTES))
+            # The end too: the head of a large file is its table of names.
+            weights.seek(max(0, file.stat().st_size - _HEAD_BYTES))
+            digest.update(weights.read())
+    return digest.hexdigest()[:16]
 
 
 def exported_weights(folder: Path) -> Path:

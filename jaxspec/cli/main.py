@@ -11,6 +11,7 @@ from jaxspec import __version__
 from jaxspec.cli.configuration import run_as_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "calibrate": ("jaxspec.cli.calibrate", "Find the draft graph of a diffusion language model."),
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, a compile, data."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
     "plan": ("jaxspec.cli.plan", "Memory of a training step on a TPU slice, compiled without one."),

@@ -11,17 +11,16 @@ that grows shard by shard: a run that was killed goes on behind the last whole s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
-from jaxspec.config import RunConfig, TargetConfig
+from jaxspec.config import RunConfig
 from jaxspec.data.examples import Conversation, Example
 
-_HEAD_BYTES = 1 << 20
 _PROGRESS_SECONDS = 5.0
 
 
@@ -269,23 +268,8 @@ def _settings(command: RegenerateCommand) -> dict[str, Any]:
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
     settings |= target.template_options
-    return {**settings, "target": fingerprint(target), "dtype": target.dtype}
-
-
-def fingerprint(target: TargetConfig) -> str:
-    """Tells targets apart without reading all of their weights."""
-    from jaxspec.checkpoints.folders import target_folder
-
     folder = target_folder(target.path)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as weights:
-            digest.update(weights.read(_HEAD_BYTES))
-            # The end too: the head of a large file is its table of names.
-            weights.seek(max(0, file.stat().st_size - _HEAD_BYTES))
-            digest.update(weights.read())
-    return digest.hexdigest()[:16]
+    return {**settings, "target": fingerprint(folder), "dtype": target.dtype}
 
 
 def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str, int]]:

@@ -4,26 +4,48 @@ A strategy (`Autoregressive`, `Speculative`, `TreeSpeculative`, `ChainSpeculativ
 dataclass with two jitted methods: `start` prefills, `run` is the whole loop. `Adaptive` chooses
 among strategies of several sizes while it runs. `generate` drives any of them over a list of
 prompts.
+
+`BlockDiffusion` decodes with a diffusion language model, blocks of masks at a time;
+`generate_diffusion` drives it. `Spiffy` gives its output in fewer passes.
 """
 
 from jaxspec.decoding.adaptive import Adaptive
 from jaxspec.decoding.autoregressive import Autoregressive
+from jaxspec.decoding.block_model import BlockContext, BlockModel
+from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionRules, DiffusionState
+from jaxspec.decoding.diffusion_generate import DiffusionResponse, generate_diffusion
+from jaxspec.decoding.draft_graph import DraftGraph
 from jaxspec.decoding.generate import Response, generate
 from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
+from jaxspec.decoding.spiffy import Spiffy
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
 from jaxspec.decoding.tree import CHAIN_RULES, ChainSpeculative, TreeSpeculative
+from jaxspec.decoding.unmasking import Factor, Scheduled, Threshold, Unmasker
 
 __all__ = [
     "CHAIN_RULES",
     "SAMPLED_RULES",
     "Adaptive",
     "Autoregressive",
+    "BlockContext",
+    "BlockDiffusion",
+    "BlockModel",
     "ChainSpeculative",
     "DecodeRules",
     "DecodeState",
+    "DiffusionResponse",
+    "DiffusionRules",
+    "DiffusionState",
+    "DraftGraph",
+    "Factor",
     "Prompts",
     "Response",
+    "Scheduled",
     "Speculative",
+    "Spiffy",
+    "Threshold",
     "TreeSpeculative",
+    "Unmasker",
     "generate",
+    "generate_diffusion",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,37 +26,48 @@ from jaxspec.config import DataConfig
 from jaxspec.data.examples import Conversation, Example
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.decoding import Response
 
-Answer = Callable[[list[list[int]], list[str]], list[Response]]
+
+class Answered(Protocol):
+    """What is asked of a response."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What was answered."""
+
+
+AnsweredT = TypeVar("AnsweredT", bound=Answered)
+Answer = Callable[[list[list[int]], list[str]], list[AnsweredT]]
 """(prompts, names) -> the target's responses."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class Reference(Generic[AnsweredT]):
     """The prompts of a benchmark, and what the target alone answers to them."""
 
     prompts: tuple[tuple[int, ...], ...]
     ids: tuple[str, ...]
     """Name of each prompt; "#2" behind the example's name for its second turn."""
-    responses: tuple[Response, ...]
+    responses: tuple[AnsweredT, ...]
     conversations: int
     """Examples of which at least one turn was decoded."""
     skipped: int
     """Prompts that were left out because they are too long."""
 
 
-def load_benchmark(name: str, *, prompts: int, data: DataConfig, seed: int) -> list[Example]:
-    """A fixed choice of examples: the first `prompts` of the test split in a seeded order.
+def load_benchmark(
+    name: str, *, prompts: int, data: DataConfig, seed: int, split: str = "test"
+) -> list[Example]:
+    """A fixed choice of examples: the first `prompts` of a split in a seeded order.
 
     Shuffled, because some sets are sorted by task or difficulty. A longer choice begins with the
     shorter one.
 
     Raises:
-      ValueError: an unknown name, missing files, or a set without test examples.
+      ValueError: an unknown name, missing files, or a set without examples in this split.
     """
     # A limit on training examples is no limit on benchmarks.
-    examples = load_examples(name, split="test", data=dataclasses.replace(data, max_examples=0))
+    examples = load_examples(name, split=split, data=dataclasses.replace(data, max_examples=0))
     if len(examples) == 0:
         raise ValueError(f"Benchmark {name!r} holds no prompts: there is nothing to decode.")
     order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(examples))
@@ -72,11 +84,11 @@ def questions(example: Example) -> tuple[str, ...]:
 def ask(
     examples: Sequence[Example],
     *,
-    answer: Answer,
+    answer: Answer[AnsweredT],
     tokenizer: Tokenizer,
     max_prompt_tokens: int,
     passage_tokens: int,
-) -> Reference:
+) -> Reference[AnsweredT]:
     """Plays every conversation with the target.
 
     Args:
@@ -96,7 +108,7 @@ def ask(
     }
     prompts: list[tuple[int, ...]] = []
     ids: list[str] = []
-    responses: list[Response] = []
+    responses: list[AnsweredT] = []
     answered: set[str] = set()
     skipped = 0
     open_examples, turn = list(examples), 0

@@ -54,15 +54,25 @@ class TargetBundle:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a response."""
-        return tuple(i for i in self.tokenizer.stop_ids if i < self.config.vocab_size)
+        return stop_ids(self.tokenizer, rows=self.config.vocab_size)
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Tokens that no response may hold: special ones that do not end it, and unused rows."""
-        special = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
-        padded_rows = range(self.tokenizer.vocab_size, self.config.vocab_size)
-        banned = (special | set(padded_rows)) - set(self.stop_ids)
-        return tuple(sorted(i for i in banned if i < self.config.vocab_size))
+        """Tokens that no response may hold."""
+        return suppressed_ids(self.tokenizer, rows=self.config.vocab_size)
+
+
+def stop_ids(tokenizer: Tokenizer, *, rows: int) -> tuple[int, ...]:
+    """Tokens that end a response of a model whose embedding has so many rows."""
+    return tuple(i for i in tokenizer.stop_ids if i < rows)
+
+
+def suppressed_ids(tokenizer: Tokenizer, *, rows: int) -> tuple[int, ...]:
+    """Tokens that no response may hold: special ones that do not end it, and unused rows."""
+    special = {*tokenizer.special_ids, tokenizer.pad_id}
+    padded_rows = range(tokenizer.vocab_size, rows)
+    banned = (special | set(padded_rows)) - set(stop_ids(tokenizer, rows=rows))
+    return tuple(sorted(i for i in banned if i < rows))
 
 
 Kind = Literal["dflash", "mdlm", "autoregressive", "ngram", "none"]

@@ -1,4 +1,4 @@
-"""Plots of an evaluation: accepted length by benchmark and loss, acceptance by position.
+"""Plots of an evaluation: accepted length by benchmark and loss, acceptance by position; graphs.
 
 >>> plot_accepted_length(results, "runs/results_accepted_length.png")          # doctest: +SKIP
 PosixPath('runs/results_accepted_length.png')
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from jaxspec.decoding.draft_graph import DraftGraph, Node
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
 
 _BASELINE_COLOUR = "#8c8c8c"
@@ -152,6 +153,58 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         fontsize=9,
     )
     return _save(figure, path)
+
+
+def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:
+    """A draft graph: steps ahead from left to right, an edge from each parent to its children.
+
+    Args:
+      graph: at least one node.
+      path: the PNG file.
+
+    Raises:
+      ValueError: nothing to draw.
+    """
+    if not graph.size:
+        raise ValueError("There is nothing to draw: the draft graph has no nodes.")
+    columns: dict[int, list[int]] = {}
+    for number, depth in enumerate(graph.depths):
+        columns.setdefault(depth, []).append(number)
+    tallest = max(map(len, columns.values()))
+    places = {
+        number: (float(depth), (len(members) - 1) / 2 - row)
+        for depth, members in columns.items()
+        for row, number in enumerate(members)
+    }
+    size = (2.0 + 2.2 * len(columns), 1.2 + 0.6 * tallest)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    for number, node in enumerate(graph.nodes):
+        to_x, to_y = places[number]
+        for parent in node.parents or (None,):
+            from_x, from_y = (0.0, 0.0) if parent is None else places[parent]
+            axes.plot((from_x, to_x), (from_y, to_y), color="#bbbbbb", linewidth=1.2, zorder=1)
+    texts = {(0.0, 0.0): "now"} | {places[n]: _formula(node) for n, node in enumerate(graph.nodes)}
+    for (x, y), text in texts.items():
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": _COLOURS[0]}
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=_TEXT, bbox=box)
+    axes.set_xlim(-0.5, max(columns) + 0.5)
+    axes.set_ylim(-tallest / 2, tallest / 2)
+    axes.set_xticks(range(max(columns) + 1))
+    axes.set_yticks([])
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=_TEXT, labelsize=9)
+    axes.set_xlabel("steps ahead; in a node: rank of a position, rank of its token")
+    title = f"Draft graph of {graph.size} nodes"
+    axes.set_title(title, loc="left", fontsize=11, color=_TEXT)
+    return _save(figure, path)
+
+
+def _formula(node: Node) -> str:
+    """The pairs of a node, three a line."""
+    pairs = [f"{i},{j}" for i, j in node.pairs]
+    return "\n".join("  ".join(pairs[first : first + 3]) for first in range(0, len(pairs), 3))
 
 
 def _check_any(rows: Sequence[Row]) -> None:

@@ -117,7 +117,7 @@ def evaluate(
     paragraphs = [explain(speeds), "\n".join(f"- {note}" for note in notes)] if speeds else []
     files = write_report(output, provenance=record, results=results, notes=paragraphs)
     echo("")
-    echo(_render(console_table(results)))
+    echo(render(console_table(results)))
     if over_seeds := seeds_table(results):
         echo(over_seeds)
     if speeds:
@@ -180,12 +180,12 @@ class Evaluation:
         positions = self.target.config.max_position_embeddings - self.settings.max_new_tokens
         return min(self.settings.max_prompt_tokens, positions)
 
-    def reference(self, name: str, examples: Sequence[Example]) -> Reference:
+    def reference(self, name: str, examples: Sequence[Example]) -> Reference[Response]:
         """A benchmark's prompts, and the target's own answers."""
         strategy = build_autoregressive(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
-            with _progress(f"{name}: target alone", len(prompts), self.echo) as advance:
+            with progress_of(f"{name}: target alone", len(prompts), self.echo) as advance:
                 return generate(
                     strategy,
                     self.target.params,
@@ -211,7 +211,11 @@ class Evaluation:
         return reference
 
     def measure(
-        self, name: str, reference: Reference, drafter: DrafterBundle, strategy: AnyStrategy
+        self,
+        name: str,
+        reference: Reference[Response],
+        drafter: DrafterBundle,
+        strategy: AnyStrategy,
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
         # Timed before anything else is decoded, so that compiling is not over yet.
@@ -221,7 +225,7 @@ class Evaluation:
         if drafter.kind == "none":
             responses = [_without_drafts(response) for response in reference.responses]
         else:
-            with _progress(title, len(reference.prompts), self.echo) as advance:
+            with progress_of(title, len(reference.prompts), self.echo) as advance:
                 responses = generate(
                     strategy,
                     params,
@@ -283,7 +287,7 @@ class Evaluation:
         return {"target": self.target.params, "drafter": drafter.params}
 
     def time(
-        self, strategy: AnyStrategy, reference: Reference, drafter: DrafterBundle
+        self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
     ) -> Speed | None:
         """Speed at batch 1 on the first prompts."""
         count = self.settings.timing_prompts
@@ -322,7 +326,8 @@ def _summary(row: dict[str, Any], speed: Speed | None) -> str:
     )
 
 
-def _render(table: Any) -> str:
+def render(table: Any) -> str:
+    """A table as lines of text."""
     console = Console()
     with console.capture() as capture:
         console.print(table)
@@ -330,7 +335,7 @@ def _render(table: Any) -> str:
 
 
 @contextmanager
-def _progress(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
+def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal; elsewhere one line when the work starts."""
     console = Console()
     if not console.is_terminal:

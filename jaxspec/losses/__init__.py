@@ -4,7 +4,8 @@
 first-error focal term and chain reward, with neighbouring objectives to compare against. Logits may
 be given whole (`drafter_loss`) or never held whole (`chunked_slot_statistics`, then `loss_terms`
 and `total_from_terms`). `label_log_prob` and the three single losses serve notebooks.
-`jaxspec.losses.diffusion` has the objectives of masked-diffusion language models.
+`jaxspec.losses.diffusion` has the objectives of masked-diffusion language models, and
+`jaxspec.losses.llada` LLaDA's.
 
 Shapes: N blocks (any leading dimensions), G = block_size - 1 drafted slots, V vocabulary. The
 anchor, slot 0 of a block, is never passed.
@@ -52,6 +53,7 @@ from jaxspec.losses.distillation import (
     d_pace_weights,
 )
 from jaxspec.losses.first_error import first_error_focal, first_error_slots
+from jaxspec.losses.llada import answer_terms, masked_values, masking_probabilities
 from jaxspec.losses.positional import positional_weights
 from jaxspec.losses.reduction import counted_slots, ratio, reached_slots
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
@@ -72,6 +74,7 @@ __all__ = [
     "SlotStatistics",
     "SpecAUF",
     "Streak",
+    "answer_terms",
     "antithetic_times",
     "chain_reward",
     "chunked_slot_statistics",
@@ -88,6 +91,8 @@ __all__ = [
     "log_scores",
     "loss_terms",
     "maskable_tokens",
+    "masked_values",
+    "masking_probabilities",
     "positional_weights",
     "prefix_probability",
     "ratio",

@@ -5,7 +5,12 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from jaxspec.evals.plots import plot_accepted_length, plot_conditional_acceptance
+from jaxspec.decoding.draft_graph import DraftGraph, from_formulas
+from jaxspec.evals.plots import (
+    plot_accepted_length,
+    plot_conditional_acceptance,
+    plot_draft_graph,
+)
 from tests.evals.rows import result_row
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,3 +94,21 @@ def test_drafters_of_one_loss_are_shades(drawn, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == ["full (a)", "full (b)"]
     first, second = (bar.get_facecolor() for bar in drawn[0].axes[0].patches)
     assert sum(second[:3]) > sum(first[:3])
+
+
+def test_a_draft_graph_is_drawn(drawn, tmp_path):
+    graph = from_formulas([[(0, 0)], [(1, 0)], [(0, 0), (1, 0)]])
+    plot_draft_graph(graph, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert sorted(text.get_text() for text in axes.texts) == ["0,0", "0,0  1,0", "1,0", "now"]
+    assert len(axes.lines) == 4, "an edge for each parent, the present state among them"
+    assert [line.get_xdata()[1] for line in axes.lines] == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="no nodes"):
+        plot_draft_graph(DraftGraph(), tmp_path / "b.png")
+
+
+def test_the_picture_of_a_graph_repeats(tmp_path):
+    graph = from_formulas([[(0, 0)], [(0, 1)]])
+    first = plot_draft_graph(graph, tmp_path / "a.png").read_bytes()
+    assert first.startswith(PNG)
+    assert plot_draft_graph(graph, tmp_path / "b.png").read_bytes() == first

@@ -1,0 +1,190 @@
+"""``jaxspec calibrate``: finds what a diffusion language model should draft.
+
+    jaxspec calibrate --target.path LLaDA-8B-Instruct --source gsm8k --output runs/graph.json
+    python eval.py ... --target.path LLaDA-8B-Instruct --diffusion.graph runs/graph.json
+
+The base decoder answers a few training prompts; what its steps did is counted in ranks, and the
+most useful formulas become the draft graph (Spiffy; `jaxspec.decoding.calibration`). The same
+command gives the same graph. Beside the file stands its picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxspec.cli.configuration import ConfigCommand, parse_command
+
+if TYPE_CHECKING:
+    from jaxspec.decoding import DiffusionResponse
+    from jaxspec.decoding.calibration import FormulaCounts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateCommand(ConfigCommand):
+    """What ``jaxspec calibrate`` takes; how is decoded say --diffusion and --evaluation."""
+
+    config: str = ""
+    """Python file whose get_config() names the target and how it is decoded; "": the defaults, with
+    --target.path."""
+    source: str
+    """Data set whose training prompts are answered: not what is measured later."""
+    output: str
+    """JSON file for the graph; a picture (.png) is put beside it."""
+    prompts: int = 25
+    """Prompts that are answered."""
+    budget: int = 10
+    """Nodes of the graph (D): drafted states that a pass can read."""
+    depth: int = 4
+    """Steps ahead that are looked at."""
+    positions: int = 16
+    """Ranks of positions that formulas may name."""
+    tokens: int = 4
+    """Ranks of tokens that formulas may name."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and calibrates."""
+    command = parse_command(
+        CalibrateCommand,
+        argv,
+        program="jaxspec calibrate",
+        description="Find the draft graph of a diffusion language model (Spiffy).",
+    )
+    calibrate(command)
+
+
+def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print) -> Path:
+    """Answers prompts, counts formulas, writes the graph.
+
+    Returns:
+      The file.
+
+    Raises:
+      ValueError: no diffusion language model, no such data set, settings out of range, or responses
+        in which nothing could have been drafted.
+    """
+    from jaxspec.decoding import BlockDiffusion
+    from jaxspec.decoding.calibration import graph_settings, merge_counts, select_graph
+    from jaxspec.decoding.draft_graph import save_graph
+    from jaxspec.evals.benchmarks import ask, load_benchmark
+    from jaxspec.evals.diffusion import max_prompt_tokens
+    from jaxspec.evals.diffusion_target import diffusion_rules, load_diffusion_target
+    from jaxspec.evals.plots import plot_draft_graph
+    from jaxspec.provenance import jsonable, provenance
+
+    output = Path(command.output).expanduser()
+    _check(command, output)
+    run, settings = command.run, command.run.evaluation
+    examples = load_benchmark(
+        command.source, prompts=command.prompts, data=run.data, seed=settings.seed, split="train"
+    )
+    target = load_diffusion_target(run.target)
+    rules = diffusion_rules(run, target)
+    tracer = _Tracer(BlockDiffusion(target.model, rules), target.params, command, echo)
+    reference = ask(
+        examples,
+        answer=tracer.answer,
+        tokenizer=target.tokenizer,
+        max_prompt_tokens=max_prompt_tokens(run, target),
+        passage_tokens=settings.passage_tokens,
+    )
+    counted = merge_counts(tracer.counts)
+    graph = select_graph(counted, size=command.budget)
+    if not graph.size:
+        raise ValueError(
+            f"Nothing to draft: in {len(reference.responses)} responses no step followed another "
+            "within a block, or ranks were beyond --positions and --tokens. Reveal fewer tokens a "
+            "step, or raise the limits."
+        )
+    record: dict[str, Any] = provenance(config=run, seed=settings.seed)
+    record["calibration"] = {
+        "source": command.source,
+        "split": "train",
+        "prompts": reference.conversations,
+        "responses": len(reference.responses),
+        "skipped_prompts": reference.skipped,
+        "budget": command.budget,
+        "depth": command.depth,
+        "positions": command.positions,
+        "tokens": command.tokens,
+        "formulas": len(counted.counts),
+        "node_counts": [counted.counts[node.pairs] for node in graph.nodes],
+    }
+    graph = dataclasses.replace(
+        graph,
+        settings=graph_settings(rules, model=target.fingerprint),
+        provenance=jsonable(record),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_graph(output, graph)
+    picture = plot_draft_graph(graph, output.with_suffix(".png"))
+    echo(
+        f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, from {len(counted.counts)} "
+        f"formulas of {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
+        f"with --diffusion.graph {output}"
+    )
+    return output
+
+
+class _Tracer:
+    """Answers prompts and counts what the answers' steps did."""
+
+    def __init__(
+        self, decoder: Any, params: Any, command: CalibrateCommand, echo: Callable[[str], None]
+    ) -> None:
+        self._decoder, self._params, self._command, self._echo = decoder, params, command, echo
+        self._done = 0
+        self._started = time.monotonic()
+        self.counts: list[FormulaCounts] = []
+
+    def answer(self, prompts: list[list[int]], ids: list[str]) -> list[DiffusionResponse]:
+        """The base decoder's responses."""
+        import jax
+
+        from jaxspec.decoding.calibration import count_formulas, rank_steps
+        from jaxspec.decoding.diffusion_generate import decode_batches, read_diffusion
+
+        command, settings = self._command, self._command.run.evaluation
+        found: dict[int, DiffusionResponse] = {}
+        batches = decode_batches(
+            self._decoder,
+            self._params,
+            prompts,
+            ids=ids,
+            batch_size=min(settings.batch_size, len(prompts)),
+            seed=settings.seed,
+        )
+        for group, state in batches:
+            host = jax.device_get(state)
+            for row, index in enumerate(group):
+                found[index] = read_diffusion(host, row, name=ids[index], decoder=self._decoder)
+            self.counts.append(
+                count_formulas(
+                    rank_steps(self._decoder, self._params, state),
+                    depth=command.depth,
+                    max_position=command.positions,
+                    max_token=command.tokens,
+                )
+            )
+            self._progress(len(group), asked=len(prompts) - len(found))
+        return [found[index] for index in range(len(prompts))]
+
+    def _progress(self, count: int, *, asked: int) -> None:
+        self._done += count
+        seconds = time.monotonic() - self._started
+        left = seconds / self._done * asked
+        self._echo(f"{self._done} prompts  {seconds:.0f} s  {left:.0f} s left")
+
+
+def _check(command: CalibrateCommand, output: Path) -> None:
+    for name in ("prompts", "budget", "depth", "positions", "tokens"):
+        if getattr(command, name) < 1:
+            raise ValueError(f"--{name} must be at least 1: got {getattr(command, name)}.")
+    if output.suffix != ".json":
+        raise ValueError(f"--output must be a .json file: got {str(output)!r}.")
+    if output.is_dir():
+        raise ValueError(f"--output is a folder: {output}. Name a .json file in it.")

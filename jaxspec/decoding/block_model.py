@@ -1,0 +1,314 @@
+"""Logits of a diffusion model's current block: one pass, against one of Fast-dLLM's caches.
+
+A row's canvas is [prompt ; response ; filling], a column for each absolute position, so that the
+keys and values of column t stand in slot t of a cache. `BlockModel.open` is a block's first pass,
+over the whole canvas; what the passes after it read depends on the cache (Fast-dLLM, Wu et al.
+2025, arXiv 2505.22618):
+
+- "none": the whole canvas again;
+- "prefix": the block and what is behind it; keys and values of what is before it are those of the
+  first pass;
+- "dual": the block alone; all others' keys and values are those of the first pass.
+
+A block-causal model (SDAR, BD3LM) does not see what is behind the block. Its context does not
+depend on the block, so "prefix" and "dual" are the same to it, and change nothing.
+
+A pass takes several states of the block at once, which speculation uses: [B, N, L] tokens. The
+first is the real one. In "mask" layout the others are appended as rows of the same sequence: each
+sees itself and everything but the block it stands in for, and nobody sees it. In "batch" layout
+every state is a row of the batch. With a cached context (dual, or block-causal) both give the
+logits that a pass over each state alone would give; in "mask" layout without a cache, or with the
+prefix cache, what is around a draft has seen the real block instead.
+
+Classifier-free guidance (LLaDA, arXiv 2502.09992, appendix): each pass also reads the canvas with
+its prompt masked, and its logits are ``u + (1 + guidance) (c - u)``.
+
+Dimension key: B rows, N states of a block, L positions of a block, T columns of the canvas,
+W columns of a pass, S tokens of a pass, V vocabulary.
+
+>>> blocks = BlockModel(BidirectionalTransformer(config), block_length=32, mask_id=126336,
+...                     caching="dual")
+>>> logits_BLV, context = blocks.open(params, context)
+>>> logits_BLV = blocks.block_logits(params, block_BL, context)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxspec.models.cache import KVCache
+
+Caching = Literal["none", "prefix", "dual"]
+Layout = Literal["mask", "batch"]
+
+
+@struct.dataclass
+class BlockContext:
+    """What the logits of a block depend on, but for the block."""
+
+    tokens_BT: jax.Array
+    """The canvas. What stands in the block's columns does not matter."""
+    prompt_B: jax.Array
+    """Tokens of the prompt: columns that guidance masks."""
+    end_B: jax.Array
+    """Columns of prompt and response; those behind are filling, which nobody sees."""
+    start_B: jax.Array
+    """The block's first column."""
+    cache: KVCache | None = None
+    """None before the block's first pass, and without a cache. With guidance it has 2 B rows."""
+
+
+def check_caching(caching: str) -> None:
+    """Raises ValueError for an unknown kind of cache."""
+    if caching not in get_args(Caching):
+        raise ValueError(f"caching must be one of {', '.join(get_args(Caching))}: got {caching!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockModel:
+    """A `jaxspec.models.mdlm.Denoiser`, asked about one block at a time.
+
+    Raises:
+      ValueError: an unknown kind of cache.
+    """
+
+    model: nn.Module
+    block_length: int
+    mask_id: int
+    caching: Caching = "none"
+    block_causal: bool = False
+    """Whether a token sees only its own block and those before it."""
+    guidance: float = 0.0
+    """Strength of classifier-free guidance; 0: none, and half the work."""
+
+    def __post_init__(self) -> None:
+        check_caching(self.caching)
+
+    def open(self, params: Any, context: BlockContext) -> tuple[jax.Array, BlockContext]:
+        """The block's first pass, over the whole canvas as it is.
+
+        Returns:
+          Its logits [B, L, V], and the context with the cache for the passes that follow.
+        """
+        columns_BT = _canvas_columns(context)
+        rows_BL = _block_columns(context, self.block_length)
+        logits_BLV, keys_LBRTC, values_LBRTC = self._pass(
+            params,
+            context.tokens_BT,
+            columns_BT,
+            self._window_mask(columns_BT, context),
+            dataclasses.replace(context, cache=None),
+            rows_BL,
+        )
+        if self.caching == "none":
+            return logits_BLV, context
+        start_B = _twice(context.start_B) if self.guidance else context.start_B
+        cache = KVCache(keys_LBRTC, values_LBRTC, start_B)
+        return logits_BLV, dataclasses.replace(context, cache=cache)
+
+    def block_logits(
+        self, params: Any, block_BL: jax.Array, context: BlockContext, *, reach: int = 1
+    ) -> jax.Array:
+        """The logits of one state of the block, [B, L, V]; see `state_logits`."""
+        return self.state_logits(params, block_BL[:, None], context, reach=reach)[:, 0]
+
+    def state_logits(
+        self,
+        params: Any,
+        states_BNL: jax.Array,
+        context: BlockContext,
+        *,
+        reach: int = 1,
+        layout: Layout = "mask",
+    ) -> jax.Array:
+        """The logits of several states of the block, in one pass.
+
+        Args:
+          params: the model's parameters.
+          states_BNL: tokens of the block; the first state is the real one.
+          context: with the cache that `open` made, unless `caching` is "none".
+          reach: blocks from this one to the end of the response, at least; only a prefix cache
+            without block-causal attention reads as far.
+          layout: see the module.
+
+        Returns:
+          float32 [B, N, L, V].
+
+        Raises:
+          ValueError: no cache where there has to be one.
+        """
+        if (context.cache is None) != (self.caching == "none"):
+            raise ValueError(
+                f"caching {self.caching!r} needs the context that `open` returns for the block."
+            )
+        batch, number, length = states_BNL.shape
+        if layout == "batch":
+            context = _repeated(context, number)
+            states_BNL = states_BNL.reshape(batch * number, 1, length)
+        columns_BW = self._columns(context, reach)
+        offset_BW = columns_BW - context.start_B[:, None]
+        inside_BW = (offset_BW >= 0) & (offset_BW < length)
+        window_BW = jnp.where(
+            inside_BW,
+            _take(states_BNL[:, 0], offset_BW),
+            _take(context.tokens_BT, columns_BW),
+        )
+        own_mask = self._window_mask(columns_BW, context)
+        # Where the window starts at the block, these are its first columns; else columns are slots.
+        rows_BL = _block_columns(context, length)
+        if self.caching != "none":
+            rows_BL = jnp.broadcast_to(jnp.arange(length), rows_BL.shape)
+        drafts = states_BNL.shape[1] - 1
+        if drafts:
+            tokens_BS, columns_BS, own_mask = self._append(
+                window_BW, columns_BW, own_mask, states_BNL[:, 1:], context
+            )
+            rows_BI = columns_BW.shape[1] + jnp.arange(drafts * length)
+            rows_BI = jnp.broadcast_to(rows_BI, (rows_BL.shape[0], drafts * length))
+            rows_BI = jnp.concatenate([rows_BL, rows_BI], axis=1)
+        else:
+            tokens_BS, columns_BS, rows_BI = window_BW, columns_BW, rows_BL
+        logits_BIV, _, _ = self._pass(params, tokens_BS, columns_BS, own_mask, context, rows_BI)
+        return logits_BIV.reshape(batch, number, length, -1)
+
+    def _columns(self, context: BlockContext, reach: int) -> jax.Array:
+        """Columns that a pass reads, [B, W]; some may lie behind the end."""
+        if self.caching == "none":
+            return _canvas_columns(context)
+        behind = self.caching == "prefix" and not self.block_causal
+        return _block_columns(context, self.block_length * (reach if behind else 1))
+
+    def _kept(self, context: BlockContext) -> jax.Array:
+        """Columns whose cached keys and values the block's later passes see, [B, T]."""
+        columns_BT = _canvas_columns(context)
+        before_BT = columns_BT < context.start_B[:, None]
+        if self.caching == "prefix" or self.block_causal:
+            return before_BT
+        behind_BT = columns_BT >= context.start_B[:, None] + self.block_length
+        return before_BT | (behind_BT & (columns_BT < context.end_B[:, None]))
+
+    def _window_mask(self, columns_BW: jax.Array, context: BlockContext) -> jax.Array:
+        """Who sees whom of a window, [B, W, W] or [B, 1, W]."""
+        mask_BWW = (columns_BW < context.end_B[:, None])[:, None]
+        if self.block_causal:
+            number_BW = (columns_BW - context.start_B[:, None]) // self.block_length
+            mask_BWW = mask_BWW & (number_BW[:, :, None] >= number_BW[:, None])
+        return mask_BWW
+
+    def _append(
+        self,
+        window_BW: jax.Array,
+        columns_BW: jax.Array,
+        own_mask: jax.Array,
+        drafts_BML: jax.Array,
+        context: BlockContext,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A window and M drafts of its block behind it: tokens, columns and the mask of a pass."""
+        batch, drafts, length = drafts_BML.shape
+        width, rows = columns_BW.shape[1], drafts * length
+        offset_BW = columns_BW - context.start_B[:, None]
+        around_BW = (offset_BW < 0) | (offset_BW >= length)
+        if self.block_causal:
+            around_BW = offset_BW < 0
+        around_BW = around_BW & (columns_BW < context.end_B[:, None])
+        block_BL = _block_columns(context, length)
+        draft_R = jnp.arange(rows) // length
+        own_BRR = (draft_R[:, None] == draft_R) & jnp.tile(
+            block_BL < context.end_B[:, None], (1, drafts)
+        )[:, None]
+        of_window = jnp.concatenate(
+            [
+                jnp.broadcast_to(own_mask, (batch, width, width)),
+                jnp.zeros((batch, width, rows), bool),
+            ],
+            axis=2,
+        )
+        of_drafts = jnp.concatenate(
+            [jnp.broadcast_to(around_BW[:, None], (batch, rows, width)), own_BRR], axis=2
+        )
+        return (
+            jnp.concatenate([window_BW, drafts_BML.reshape(batch, rows)], axis=1),
+            jnp.concatenate([columns_BW, jnp.tile(block_BL, (1, drafts))], axis=1),
+            jnp.concatenate([of_window, of_drafts], axis=1),
+        )
+
+    def _pass(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        columns_BS: jax.Array,
+        mask_BSS: jax.Array,
+        context: BlockContext,
+        rows_BI: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits at `rows_BI`, and the pass's keys and values."""
+        kept_BST = None
+        if context.cache is not None:
+            kept_B1T = self._kept(context)[:, None]
+            kept_BST = jnp.repeat(kept_B1T, tokens_BS.shape[1], axis=1)
+        if self.guidance:
+            of_prompt_BS = columns_BS < context.prompt_B[:, None]
+            without_BS = jnp.where(of_prompt_BS, self.mask_id, tokens_BS)
+            tokens_BS = jnp.concatenate([tokens_BS, without_BS])
+            columns_BS, mask_BSS, rows_BI = _twice(columns_BS), _twice(mask_BSS), _twice(rows_BI)
+            kept_BST = None if kept_BST is None else _twice(kept_BST)
+        output = self.model.apply(
+            {"params": params},
+            tokens_BS,
+            positions_BS=columns_BS,
+            mask_BSS=mask_BSS,
+            cache=context.cache,
+            cache_mask_BST=kept_BST,
+            rows_BI=rows_BI,
+        )
+        logits_BIV = output.logits_BSV
+        if self.guidance:
+            with_BIV, without_BIV = jnp.split(logits_BIV, 2)
+            logits_BIV = without_BIV + (1 + self.guidance) * (with_BIV - without_BIV)
+        return logits_BIV, output.keys_LBRSC, output.values_LBRSC
+
+
+def _canvas_columns(context: BlockContext) -> jax.Array:
+    """All columns, [B, T]."""
+    return jnp.broadcast_to(jnp.arange(context.tokens_BT.shape[1]), context.tokens_BT.shape)
+
+
+def _block_columns(context: BlockContext, length: int) -> jax.Array:
+    """The first `length` columns from the block's start, [B, length]."""
+    return context.start_B[:, None] + jnp.arange(length)
+
+
+def _take(values_BT: jax.Array, index_BW: jax.Array) -> jax.Array:
+    """Values by row; an index outside gives that of the nearest end."""
+    return jnp.take_along_axis(values_BT, index_BW, axis=1, mode="clip")
+
+
+def _twice(values: jax.Array) -> jax.Array:
+    return jnp.concatenate([values, values])
+
+
+def _repeated(context: BlockContext, number: int) -> BlockContext:
+    """The context of each row `number` times: the states of a row follow each other."""
+    cache = context.cache
+
+    def rows(values: jax.Array, axis: int = 0) -> jax.Array:
+        return jnp.repeat(values, number, axis=axis)
+
+    # With guidance the rows without a prompt stand behind all others, before this and after.
+    if cache is not None:
+        cache = KVCache(
+            rows(cache.keys_LBRTC, 1), rows(cache.values_LBRTC, 1), rows(cache.lengths_B)
+        )
+    return BlockContext(
+        rows(context.tokens_BT),
+        rows(context.prompt_B),
+        rows(context.end_B),
+        rows(context.start_B),
+        cache,
+    )

@@ -1,0 +1,232 @@
+"""Unmasking: which masks of a block are revealed after a pass, and as what.
+
+A pass gives logits for every position of a block. Each masked position gets a candidate (the
+argmax, or a draw) and a confidence, which is the candidate's probability before temperature. The
+most confident candidates stand; how many is the rule's:
+
+- `Scheduled`: a fixed share a step (LLaDA, Nie et al. 2025, arXiv 2502.09992, "low confidence
+  remasking"; nothing that stands is masked again);
+- `Threshold`: all that are confident enough, and the best one in any case (Fast-dLLM, Wu et al.
+  2025, arXiv 2505.22618);
+- `Factor`: as many as can be revealed together at a bounded risk (Fast-dLLM, theorem 1).
+
+`Unmasker.unmask` is a function of logits, tokens, step and keys alone. A draw depends on its row's
+key, on the step within the block and on its absolute position, never on how the pass was batched:
+two decoders that reach the same state at the same step draw the same tokens. That is what lets a
+drafted state be replayed.
+
+Dimension key: B rows, L positions of a block, V vocabulary.
+
+>>> unmasker = Unmasker(Threshold(0.9), mask_id=126336)
+>>> unmasked = unmasker.unmask(logits_BLV, block_BL, masked_BL=block_BL == 126336,
+...                            positions_BL=positions_BL, step_B=step_B, initial_B=masks_B,
+...                            keys_B=keys_B)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.ops.sampling import Sampling, at_least_float32
+from jaxspec.ops.suppression import suppress
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Unmasking(Protocol):
+    """How many candidates a step reveals."""
+
+    def count(
+        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+    ) -> jax.Array:
+        """The number for each row, int32 [B].
+
+        What it says is brought between 1 and the number of masks left, by the caller.
+
+        Args:
+          confidence_BL: of the candidates, falling; -inf behind the last one.
+          initial_B: masks that the block began with.
+          step_B: steps that the row has taken in this block.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """The masks of a block in `steps` equal shares; the first ones are larger by one if need be.
+
+    Raises:
+      ValueError: no steps.
+
+    Source: LLaDA, arXiv 2502.09992, algorithm 5 and its released `get_num_transfer_tokens`.
+    Limiting case: as many steps as masks reveal one token a step.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1 a block: got {self.steps}.")
+
+    def count(
+        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+    ) -> jax.Array:
+        """See `Unmasking`."""
+        return initial_B // self.steps + (step_B < initial_B % self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """Every candidate with a confidence of at least `threshold`.
+
+    Raises:
+      ValueError: a threshold outside (0, 1].
+
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.3.
+    Limiting case: 1 reveals one token a step, as soon as no candidate is certain.
+    """
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1]: got {self.threshold}.")
+
+    def count(
+        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+    ) -> jax.Array:
+        """See `Unmasking`."""
+        return (confidence_BL >= self.threshold).sum(axis=-1, dtype=jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """The largest n whose n-th confidence is at least ``1 - factor / (n + 1)``.
+
+    The bar rises with n and the confidences fall, so all before the n-th pass theirs as well.
+
+    Raises:
+      ValueError: a factor that is not positive.
+
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.3 ("factor-based parallel decoding").
+    Limiting case: a factor near 0 reveals one token a step.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"factor must be positive: got {self.factor}.")
+
+    def count(
+        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+    ) -> jax.Array:
+        """See `Unmasking`."""
+        number_L = jnp.arange(1, confidence_BL.shape[-1] + 1)
+        passes_BL = confidence_BL >= 1 - self.factor / (number_L + 1)
+        return jnp.where(passes_BL, number_L, 0).max(axis=-1).astype(jnp.int32)
+
+
+class Unmasked(NamedTuple):
+    """A block after a step."""
+
+    tokens_BL: jax.Array
+    revealed_BL: jax.Array
+    """Positions that were revealed in this step."""
+    failed_B: jax.Array
+    """Rows in which a mask had no distribution (NaN or infinite logits): nothing was revealed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmasker:
+    """Candidates, their confidence, and the rule.
+
+    The mask itself is never revealed: its logit is -inf, in the confidences too. (The released
+    code of LLaDA leaves it to the model; a mask that "reveals" a mask would never end a block.)
+    """
+
+    rule: Unmasking
+    mask_id: int
+    sampling: Sampling = GREEDY
+    """How candidates are drawn. Temperature 0: the argmax."""
+    suppressed_ids: tuple[int, ...] = ()
+    """Never revealed."""
+
+    def clean_logits(self, logits_BLV: jax.Array) -> jax.Array:
+        """Logits of the tokens that may be revealed, the others' being -inf; at least float32."""
+        # Confidences near 1 are compared with each other: bfloat16 has none between 0.996 and 1.
+        wide_BLV = logits_BLV.astype(at_least_float32(logits_BLV.dtype))
+        return suppress(wide_BLV, (self.mask_id, *self.suppressed_ids))
+
+    def unmask(
+        self,
+        logits_BLV: jax.Array,
+        tokens_BL: jax.Array,
+        *,
+        masked_BL: jax.Array,
+        positions_BL: jax.Array,
+        step_B: jax.Array,
+        initial_B: jax.Array,
+        keys_B: jax.Array,
+    ) -> Unmasked:
+        """One step of a block.
+
+        Args:
+          logits_BLV: of the model, for this very state of the block.
+          tokens_BL: the block.
+          masked_BL: positions that may be revealed, all of them masks.
+          positions_BL: absolute positions.
+          step_B: steps that the row has taken in this block.
+          initial_B: masks that the block began with.
+          keys_B: one typed key a row; not used at temperature 0.
+
+        Returns:
+          `Unmasked`; rows without a mask stay as they are. Of equal confidences the leftmost counts
+          as the largest.
+        """
+        logits_BLV = self.clean_logits(logits_BLV)
+        candidates_BL = self._candidates(logits_BLV, positions_BL, step_B, keys_B)
+        chosen_BL = jnp.take_along_axis(
+            logits_BLV, jnp.maximum(candidates_BL, 0)[..., None], axis=-1
+        )[..., 0]
+        confidence_BL = jnp.exp(chosen_BL - jax.nn.logsumexp(logits_BLV, axis=-1))
+        sound_BL = (candidates_BL >= 0) & jnp.isfinite(confidence_BL)
+        failed_B = (masked_BL & ~sound_BL).any(axis=-1)
+        confidence_BL = jnp.where(masked_BL, confidence_BL, -jnp.inf)
+        rank_BL, falling_BL = ranked(confidence_BL)
+        number_B = self.rule.count(falling_BL, initial_B=initial_B, step_B=step_B)
+        number_B = jnp.where(failed_B, 0, jnp.maximum(number_B, 1))
+        revealed_BL = masked_BL & (rank_BL < number_B[:, None])
+        tokens_BL = jnp.where(revealed_BL, candidates_BL, tokens_BL)
+        return Unmasked(tokens_BL, revealed_BL, failed_B)
+
+    def _candidates(
+        self, logits_BLV: jax.Array, positions_BL: jax.Array, step_B: jax.Array, keys_B: jax.Array
+    ) -> jax.Array:
+        probs_BLV = self.sampling.probabilities(logits_BLV)
+        if self.sampling.greedy:
+            return self.sampling.sample(keys_B, probs_BLV)
+        keys_BL = position_keys(keys_B, step_B, positions_BL)
+        return jax.vmap(jax.vmap(self.sampling.sample))(keys_BL, probs_BLV)
+
+
+def ranked(values_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rank of each value, the largest being 0 and the leftmost of equal ones first; and sorted.
+
+    By comparing each with each: for blocks it is quicker to run than a sort, and to compile.
+    """
+    place_L = jnp.arange(values_BL.shape[-1])
+    mine_BL1, other_B1L = values_BL[..., :, None], values_BL[..., None, :]
+    before_BLL = (other_B1L > mine_BL1) | ((other_B1L == mine_BL1) & (place_L < place_L[:, None]))
+    rank_BL = before_BLL.sum(axis=-1, dtype=jnp.int32)
+    at_rank_BLL = rank_BL[..., None, :] == place_L[:, None]
+    return rank_BL, jnp.where(at_rank_BLL, other_B1L, -jnp.inf).max(axis=-1)
+
+
+def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """One key for each position and step. The block need not be folded in: its positions tell."""
+    stepped_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
+    return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(stepped_B, positions_BL)

@@ -1,0 +1,160 @@
+"""A diffusion language model as a target: opened from a folder, with rules and decoders.
+
+The folder is a LLaDA, or whatever else `jaxspec.checkpoints.denoiser` opens: what
+``training.task = "denoiser"`` leaves behind.
+
+>>> target = load_diffusion_target(TargetConfig(path="LLaDA-8B-Instruct"))
+>>> base = BlockDiffusion(target.model, diffusion_rules(config, target))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
+from jaxspec.checkpoints.folders import fingerprint, target_folder
+from jaxspec.config import DiffusionEvaluationConfig, RunConfig, TargetConfig
+from jaxspec.data.chat_template import PLAIN
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.decoding import DiffusionRules, DraftGraph, Factor, Scheduled, Spiffy, Threshold
+from jaxspec.decoding.calibration import graph_settings
+from jaxspec.decoding.draft_graph import chain, check_graph, load_graph, nested, star
+from jaxspec.decoding.unmasking import Unmasking
+from jaxspec.evals.bundles import UNROLLED_LAYERS, folder_name, stop_ids, suppressed_ids
+from jaxspec.models.mdlm import AnyDenoiser, make_denoiser
+from jaxspec.ops.sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionTarget:
+    """A diffusion language model, ready to decode."""
+
+    name: str
+    model: AnyDenoiser
+    params: Any
+    tokenizer: Tokenizer
+    fingerprint: str
+    """Tells its weights from others."""
+
+
+def is_diffusion_target(target: TargetConfig) -> bool:
+    """Whether a run's target is a diffusion language model.
+
+    Raises:
+      ValueError: no such folder.
+    """
+    return is_denoiser(target_folder(target.path))
+
+
+def load_diffusion_target(target: TargetConfig) -> DiffusionTarget:
+    """Opens the target that a run names.
+
+    Raises:
+      ValueError: no such folder, another kind of model, no tokenizer, or one that does not fit.
+    """
+    folder = target_folder(target.path)
+    if not is_denoiser(folder):
+        raise ValueError(
+            f"target.path is {target.path!r}, a language model that goes from left to right; "
+            "expected a diffusion language model: a LLaDA, or the export of a run with "
+            'training.task "denoiser".'
+        )
+    if not has_tokenizer(folder):
+        raise ValueError(f"No tokenizer.json in {folder}: put the model's tokenizer there.")
+    config, params = load_denoiser(folder, dtype=target.dtype)
+    if config.context == "causal":
+        raise ValueError(
+            f"{folder}: context is 'causal': clean tokens of this model see only what is before "
+            "them, which is for drafters. Expected 'bidirectional'."
+        )
+    config = dataclasses.replace(config, unroll_layers=config.num_layers <= UNROLLED_LAYERS)
+    tokenizer = Tokenizer.load(
+        folder, template_options=target.template_options, default_template=PLAIN
+    )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the model's embedding "
+            f"only {config.vocab_size} rows: they do not belong together."
+        )
+    return DiffusionTarget(
+        folder_name(Path(folder)),
+        make_denoiser(config),
+        jax.device_put(params),
+        tokenizer,
+        fingerprint(folder),
+    )
+
+
+def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRules:
+    """The base decoder's rules.
+
+    Raises:
+      ValueError: settings that do not go together.
+    """
+    settings, evaluation = config.diffusion, config.evaluation
+    model, rows = target.model.config, target.model.config.vocab_size
+    ends = tuple(i for i in stop_ids(target.tokenizer, rows=rows) if i != model.mask_id)
+    return DiffusionRules(
+        model.mask_id,
+        response_length=evaluation.max_new_tokens,
+        block_length=settings.block_length,
+        unmasking=_unmasking(settings),
+        caching=settings.caching,
+        block_causal=settings.block_causal,
+        sampling=Sampling(
+            evaluation.temperature,
+            top_k=evaluation.top_k,
+            top_p=evaluation.top_p,
+            min_p=evaluation.min_p,
+        ),
+        guidance=settings.guidance,
+        stop_ids=ends,
+        suppressed_ids=tuple(
+            i for i in suppressed_ids(target.tokenizer, rows=rows) if i != model.mask_id
+        ),
+    )
+
+
+def _unmasking(settings: DiffusionEvaluationConfig) -> Unmasking:
+    if settings.unmasking == "threshold":
+        return Threshold(settings.threshold)
+    if settings.unmasking == "factor":
+        return Factor(settings.factor)
+    return Scheduled(settings.steps or settings.block_length)
+
+
+def drafting_decoders(
+    settings: DiffusionEvaluationConfig, rules: DiffusionRules, target: DiffusionTarget
+) -> dict[str, Spiffy]:
+    """The decoders that are measured against the base decoder, by the name of their drafts.
+
+    Raises:
+      ValueError: a graph's file that cannot be read, or that was calibrated for something else.
+    """
+    size = settings.num_drafts
+    # FreeDave's share of a step; where a step has no fixed share, the one token that it always has.
+    share = settings.block_length // (settings.steps or settings.block_length)
+    share = share if settings.unmasking == "scheduled" else 1
+    graphs: dict[str, DraftGraph] = {}
+    for name in settings.drafts:
+        if name == "freedave":
+            graphs[name] = nested(size, tokens_per_step=share)
+        else:
+            graphs[name] = chain(size) if name == "ssd" else star(size)
+    decoders = {
+        name: Spiffy(target.model, rules, graph=graph, layout=settings.layout)
+        for name, graph in graphs.items()
+    }
+    if settings.graph:
+        graph = load_graph(settings.graph)
+        expected = graph_settings(rules, model=target.fingerprint)
+        check_graph(graph, expected, where=settings.graph)
+        decoders["spiffy"] = Spiffy(
+            target.model, rules, graph=graph, layout=settings.layout, kept=settings.kept_drafts
+        )
+    return decoders

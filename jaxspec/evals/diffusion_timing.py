@@ -1,0 +1,177 @@
+"""Wall clock of decoding with a diffusion language model, and when drafting pays.
+
+A pass over a block and D drafted states of it reads (1 + D) times the rows of a pass over the block
+alone. Drafting pays while that costs less than the passes it saves: while the ratio of the two
+passes' times is below the reduction of forward passes.
+
+>>> speed = time_decoders(base, decoder, params, prompts, ids=names, repeats=3, seed=0)
+>>> speed.pass_ratio, speed.speedup
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Prompts, Spiffy
+from jaxspec.decoding.diffusion_generate import read_diffusion
+from jaxspec.decoding.generate import bucket_length, pad_prompts
+from jaxspec.decoding.layout import cut_layers, stack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionSpeed:
+    """At batch 1, by the wall clock; compiling is by itself."""
+
+    tokens_per_s: float
+    baseline_tokens_per_s: float
+    """Of the base decoder, which took turns with the other one."""
+    compile_s: float
+    block_pass_ms: float
+    """A pass over the block alone."""
+    drafted_pass_ms: float
+    """A pass over the block and its drafts."""
+
+    @property
+    def speedup(self) -> float:
+        """Over the base decoder."""
+        return self.tokens_per_s / self.baseline_tokens_per_s
+
+    @property
+    def pass_ratio(self) -> float:
+        """What a pass with drafts costs, in passes without."""
+        return self.drafted_pass_ms / self.block_pass_ms
+
+
+def time_decoders(
+    base: BlockDiffusion,
+    decoder: BlockDiffusion,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    repeats: int,
+    seed: int,
+) -> DiffusionSpeed:
+    """Both decoders on every prompt, in turns; medians over repeats.
+
+    Args:
+      base: the base decoder.
+      decoder: another one of the same model and rules.
+      params: the model's parameters.
+      prompts: at least one.
+      ids: their names.
+      repeats: how often each is timed.
+      seed: of the random streams.
+    """
+    first, second = _Clock(base, params), _Clock(decoder, params)
+    for prompt, name in zip(prompts, ids, strict=True):
+        length = bucket_length(len(prompt))
+        batch = pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
+        for clock in (first, second):
+            clock.warm_up(batch, length)
+        for _ in range(repeats):
+            for clock in (first, second):
+                clock.run(batch)
+        for clock in (first, second):
+            clock.close(name)
+    drafts = decoder.num_drafts if isinstance(decoder, Spiffy) else 0
+    length = bucket_length(len(prompts[0]))
+    state = base.start(pad_prompts([prompts[0]], ids=[ids[0]], length=length, rows=1, seed=seed))
+    layout = decoder.layout if isinstance(decoder, Spiffy) else "mask"
+    context = _open(base, params, state)
+    passes = [
+        functools.partial(_state_pass, base, number, layout, params, state, context)
+        for number in (1, 1 + drafts)
+    ]
+    block_ms, drafted_ms = _medians_ms(passes, repeats=max(repeats, 5))
+    return DiffusionSpeed(
+        tokens_per_s=second.tokens / second.seconds,
+        baseline_tokens_per_s=first.tokens / first.seconds,
+        compile_s=second.compile_s,
+        block_pass_ms=block_ms,
+        drafted_pass_ms=drafted_ms,
+    )
+
+
+class _Clock:
+    """Times of one decoder, prompt by prompt."""
+
+    def __init__(self, decoder: BlockDiffusion, params: Any) -> None:
+        self._decoder, self._params = decoder, params
+        self._warm: set[int] = set()
+        self._times: list[float] = []
+        self._state: DiffusionState | None = None
+        self.seconds = self.compile_s = 0.0
+        self.tokens = 0
+
+    def warm_up(self, prompts: Prompts, length: int) -> None:
+        """Compiles for prompts of this length: the excess of the first run over the second one."""
+        if length not in self._warm:
+            self._warm.add(length)
+            first, second = self.run(prompts), self.run(prompts)
+            self.compile_s += max(0.0, first - second)
+        self._times.clear()
+
+    def run(self, prompts: Prompts) -> float:
+        """Seconds of one response."""
+        started = time.perf_counter()
+        state = self._decoder.run(self._params, self._decoder.start(prompts))
+        self._state = jax.block_until_ready(state)
+        self._times.append(time.perf_counter() - started)
+        return self._times[-1]
+
+    def close(self, name: str) -> None:
+        """Takes the prompt's median, and the tokens that were revealed for it."""
+        response = read_diffusion(jax.device_get(self._state), 0, name=name, decoder=self._decoder)
+        self.seconds += statistics.median(self._times)
+        self.tokens += response.filled
+        self._times.clear()
+
+
+def _medians_ms(calls: Sequence[Callable[[], Any]], *, repeats: int) -> list[float]:
+    """Milliseconds of each, taken in turns behind one call that compiles."""
+    for call in calls:
+        jax.block_until_ready(call())
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, mine in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            mine.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(mine) for mine in times]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _open(decoder: BlockDiffusion, params: Any, state: DiffusionState) -> BlockContext:
+    """The first block's context, with its cache."""
+    context = decoder.context(state)
+    return decoder.block_model.open(_as_in_loops(decoder, params), context)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _state_pass(
+    decoder: BlockDiffusion,
+    number: int,
+    layout: Any,
+    params: Any,
+    state: DiffusionState,
+    context: BlockContext,
+) -> jax.Array:
+    """A pass over so many states of the first block."""
+    reach, _ = next(decoder.stages())
+    states_BNL = jnp.repeat(decoder.block_tokens(state)[:, None], number, axis=1)
+    return decoder.block_model.state_logits(
+        _as_in_loops(decoder, params), states_BNL, context, reach=reach, layout=layout
+    )
+
+
+def _as_in_loops(decoder: BlockDiffusion, params: Any) -> Any:
+    return stack_layers(cut_layers(params, unrolled=decoder.model.config.unroll_layers))

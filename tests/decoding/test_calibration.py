@@ -1,0 +1,132 @@
+"""Calibration: ranks against the slow reference, counts by hand, and a graph that saves passes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
+from jaxspec.decoding.calibration import (
+    FormulaCounts,
+    StepRanks,
+    accumulated,
+    count_formulas,
+    graph_settings,
+    merge_counts,
+    rank_steps,
+    select_graph,
+)
+from jaxspec.decoding.draft_graph import DraftGraph
+from jaxspec.decoding.spiffy import Spiffy
+from tests.decoding.diffusion_reference import MASK, MODEL, parameters, slow_decode
+from tests.decoding.test_diffusion import BLOCK, PROMPTS, RESPONSE, batch, change
+
+RULES = change(caching="dual", unmasking=Scheduled(4))
+DECODER = BlockDiffusion(MODEL, RULES)
+
+
+@functools.cache
+def finished():
+    params = parameters()
+    state = DECODER.run(params, DECODER.start(batch()))
+    return params, state, jax.device_get(rank_steps(DECODER, params, state))
+
+
+def test_ranks_equal_those_of_the_slow_reference():
+    params, state, ranks = finished()
+    for row, prompt in enumerate(PROMPTS):
+        start = len(prompt)
+        slow = slow_decode(params, prompt, RULES)
+        final = state.tokens_BT[row, start : start + RESPONSE].tolist()
+        assert final == slow.tokens
+        steps = iter(slow.states)
+        for block in range(RESPONSE // BLOCK):
+            revealed = slow.revealed[block * BLOCK : (block + 1) * BLOCK]
+            assert ranks.revealed_BNL[row, block].tolist() == revealed
+            for step in range(BLOCK):
+                _, logits = next(steps)
+                logits = logits.copy()
+                logits[:, MASK] = -np.inf
+                probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+                left = [place for place in range(BLOCK) if revealed[place] > step]
+                order = sorted(left, key=lambda place, p=probs: (-p[place].max(), place))
+                for place in left:
+                    token = final[block * BLOCK + place]
+                    at = row, block, step, place
+                    assert ranks.positions_BNSL[at] == order.index(place)
+                    assert ranks.tokens_BNSL[at] == (logits[place] > logits[place, token]).sum()
+
+
+def by_hand():
+    """One block of three: position 2 first, then 0, then 1."""
+    revealed = np.array([[[1, 2, 0]]])
+    positions, tokens = np.zeros((2, 1, 1, 3, 3), int)
+    # Under step 0's distribution: 0 is the second mask and its token the best, 1 the first, third.
+    positions[0, 0, 0, :2], tokens[0, 0, 0, :2] = [1, 0], [0, 2]
+    positions[0, 0, 1, 1], tokens[0, 0, 1, 1] = 0, 1
+    return StepRanks(revealed, positions, tokens)
+
+
+def test_counts_by_hand():
+    counted = count_formulas(by_hand(), depth=3)
+    assert counted.counts == {((1, 0),): 1, ((0, 2), (1, 0)): 1, ((0, 1),): 1}
+    assert counted.parents[(0, 2), (1, 0)] == {((1, 0),)}
+    assert counted.parents[((0, 1),)] == {()}
+    assert set(count_formulas(by_hand(), depth=1).counts) == {((1, 0),), ((0, 1),)}
+    assert set(count_formulas(by_hand(), depth=3, max_token=2).counts) == {((1, 0),), ((0, 1),)}
+    assert set(count_formulas(by_hand(), depth=3, max_position=1).counts) == {((0, 1),)}
+    with pytest.raises(ValueError, match="depth"):
+        count_formulas(by_hand(), depth=0)
+
+
+A, B, C, AB, BC = ((0, 0),), ((1, 0),), ((2, 0),), ((0, 0), (1, 0)), ((1, 0), (2, 0))
+COUNTED = FormulaCounts(
+    {A: 6, B: 5, C: 1, AB: 2, BC: 4},
+    {
+        **dict.fromkeys((A, B, C), frozenset({()})),
+        AB: frozenset({A, B}),
+        BC: frozenset({C}),
+    },
+)
+
+
+def test_batches_are_counted_together():
+    more = FormulaCounts({A: 1, AB: 1}, {A: frozenset({()}), AB: frozenset({()})})
+    merged = merge_counts([COUNTED, more])
+    assert merged.counts == {A: 7, B: 5, C: 1, AB: 3, BC: 4}
+    assert merged.parents[AB] == {(), A, B} and merged.parents[BC] == {C}
+    assert merge_counts([]) == FormulaCounts({}, {})
+
+
+def test_settings_tell_rules_apart():
+    ours = graph_settings(RULES, model="a1")
+    assert graph_settings(change(caching="none", unmasking=Scheduled(4)), model="a1") == ours
+    others = [change(unmasking=Scheduled(2)), change(unmasking=Threshold(0.9)), change(guidance=1)]
+    assert all(graph_settings(rules, model="a1") != ours for rules in others)
+    assert graph_settings(RULES, model="b2") != ours
+
+
+def test_selection_by_hand():
+    assert accumulated(COUNTED) == {A: 6, B: 5, C: 1, AB: 13, BC: 5}
+    # AB is worth most, but nothing leads there before A does; BC waits for C.
+    orders = [[node.pairs for node in select_graph(COUNTED, size=n).nodes] for n in range(7)]
+    assert orders[:5] == [[], [A], [A, AB], [A, B, AB], [A, B, C, AB]]
+    assert orders[5] == orders[6] == [A, B, C, AB, BC]
+    assert select_graph(COUNTED, size=3).nodes[2].parents == (0, 1)
+    assert select_graph(COUNTED, size=0) == DraftGraph()
+    with pytest.raises(ValueError, match="size"):
+        select_graph(COUNTED, size=-1)
+
+
+def test_a_calibrated_graph_saves_passes_and_nothing_else():
+    params, base, ranks = finished()
+    graph = select_graph(count_formulas(ranks, depth=3, max_token=8), size=8)
+    assert graph == select_graph(count_formulas(ranks, depth=3, max_token=8), size=8)
+    fast = Spiffy(MODEL, RULES, graph=graph)
+    state = fast.run(params, fast.start(batch()))
+    np.testing.assert_array_equal(state.tokens_BT, base.tokens_BT)
+    assert state.passes_BN.sum() < base.passes_BN.sum()
+    np.testing.assert_array_equal(state.steps_BN, base.passes_BN)

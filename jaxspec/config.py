@@ -71,10 +71,10 @@ class DenoiserConfig:
     context: Context | None = None
     """What clean tokens before a block see; None: as in `path` or `architecture`. "bidirectional"
     is MDLM; "causal" lets drafting cache them."""
-    objective: Literal["elbo", "score_entropy", "draft"] = "elbo"
+    objective: Literal["elbo", "score_entropy", "llada", "draft"] = "elbo"
     """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
-    likelihood, or SEDD's score entropy), or the fully masked block behind a prefix with `loss`, as
-    drafting meets it."""
+    likelihood, SEDD's score entropy, or LLaDA's mean over each row's answer), or the fully masked
+    block behind a prefix with `loss`, as drafting meets it."""
     block_size: int = 16
     """Slots of a block with its anchor: what "draft" trains, and any training with causal context.
     Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them."""
@@ -175,6 +175,9 @@ class DataConfig:
     """Rows of a global step."""
     packing: bool = True
     """Several documents to a row, which never see each other."""
+    fill_rows: bool = False
+    """Fill a row behind its document with end-of-text tokens that are learned, as LLaDA learns to
+    stop; only without packing."""
     anchors: int = 16
     """Blocks drafted in each row."""
     loss_on: Literal["response", "all"] = "response"
@@ -194,6 +197,10 @@ class DataConfig:
         )
         require(self.anchors >= 1, f"data.anchors must be >= 1: got {self.anchors}.")
         require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
+        require(
+            not (self.fill_rows and self.packing),
+            "data.fill_rows fills rows behind their only document: set data.packing to False.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,13 +456,14 @@ class DiffusionEvaluationConfig:
     drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
     """Graphs that need no calibration, a row of the table each: the likeliest tokens at the
     likeliest positions one by one (SSD), a step's share at a time (FreeDave), or each alone."""
-    num_drafts: int = 3
-    """Drafted states of these graphs (D)."""
+    num_drafts: tuple[int, ...] = (3,)
+    """Sizes of these graphs (D, drafted states), a row of the table each; 0 is plain decoding."""
     graph: str = ""
-    """File of `jaxspec calibrate`; its graph is a row of the table as well. "": none."""
+    """File of `jaxspec calibrate`; its first `num_drafts` nodes are rows of the table as well.
+    "": none."""
     kept_drafts: int = 0
-    """So many of a calibrated graph's states are drafted in a pass, the most promising ones (D*);
-    0: all."""
+    """So many of a calibrated graph's nodes are drafted in a pass, the most promising ones (D*),
+    and the whole graph is one row; 0: no choice."""
     layout: Literal["mask", "batch"] = "mask"
     """How drafted states are read: appended under a mask, or as rows of the batch. Without a cache
     and with "prefix" only "batch" keeps the output as it is."""
@@ -470,11 +478,14 @@ class DiffusionEvaluationConfig:
             "diffusion.steps are those of a block, from 1 to diffusion.block_length "
             f"({self.block_length}), or 0: got {self.steps}.",
         )
-        for field in ("num_drafts", "kept_drafts"):
-            require(
-                getattr(self, field) >= 0,
-                f"diffusion.{field} must be 0 or more: got {getattr(self, field)}.",
-            )
+        require(
+            min(self.num_drafts, default=0) >= 0,
+            f"diffusion.num_drafts must be 0 or more: got {self.num_drafts}.",
+        )
+        require(
+            self.kept_drafts >= 0,
+            f"diffusion.kept_drafts must be 0 or more: got {self.kept_drafts}.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

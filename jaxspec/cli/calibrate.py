@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 
@@ -38,7 +38,10 @@ class CalibrateCommand(ConfigCommand):
     """Prompts that are answered."""
     budget: int = 10
     """Nodes of the graph (D): drafted states that a pass can read."""
-    depth: int = 4
+    weight: Literal["followed", "accumulated"] = "followed"
+    """What a formula weighs in the choice: how often a step led there from the graph as it is, or
+    its count and its parents' (Spiffy's degree-1 accumulation)."""
+    depth: int = 8
     """Steps ahead that are looked at."""
     positions: int = 16
     """Ranks of positions that formulas may name."""
@@ -93,7 +96,8 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         passage_tokens=settings.passage_tokens,
     )
     counted = merge_counts(tracer.counts)
-    graph = select_graph(counted, size=command.budget)
+    counts = counted.counts
+    graph = select_graph(counted, size=command.budget, weight=command.weight)
     if not graph.size:
         raise ValueError(
             f"Nothing to draft: in {len(reference.responses)} responses no step followed another "
@@ -108,11 +112,12 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         "responses": len(reference.responses),
         "skipped_prompts": reference.skipped,
         "budget": command.budget,
+        "weight": command.weight,
         "depth": command.depth,
         "positions": command.positions,
         "tokens": command.tokens,
-        "formulas": len(counted.counts),
-        "node_counts": [counted.counts[node.pairs] for node in graph.nodes],
+        "formulas": len(counts),
+        "node_counts": [counts[node.pairs] for node in graph.nodes],
     }
     graph = dataclasses.replace(
         graph,
@@ -123,7 +128,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     save_graph(output, graph)
     picture = plot_draft_graph(graph, output.with_suffix(".png"))
     echo(
-        f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, from {len(counted.counts)} "
+        f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, from {len(counts)} "
         f"formulas of {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
         f"with --diffusion.graph {output}"
     )

@@ -141,6 +141,8 @@ class PackedRows:
     """Indices of the documents of each row, in the order of their segments."""
     statistics: PackingStatistics
     pad_id: int = 0
+    fill_id: int | None = None
+    """Learned token that continues the last document to the end of its row; None: padding."""
 
     def __len__(self) -> int:
         return len(self.row_documents)
@@ -162,6 +164,13 @@ class PackedRows:
             row["segments"][start:stop] = segment
             row["positions"][start:stop] = np.arange(stop - start)
             start = stop
+        if self.fill_id is not None:
+            row["tokens"][start:] = self.fill_id
+            row["loss_mask"][start:] = True
+            row["segments"][start:] = row["segments"][start - 1]
+            row["positions"][start:] = row["positions"][start - 1] + np.arange(
+                1, length - start + 1
+            )
         return row
 
     def names(self, index: int) -> tuple[str, ...]:
@@ -210,6 +219,7 @@ def pack(
     seed: int | None = None,
     packing: bool = True,
     pad_id: int = 0,
+    fill_id: int | None = None,
 ) -> PackedRows:
     """Packs documents into rows of `sequence_length` tokens.
 
@@ -222,6 +232,7 @@ def pack(
       seed: order in which documents are placed, so that rows mix the sources; None: as they come.
       packing: False puts every document in a row of its own.
       pad_id: token that fills rows.
+      fill_id: see `PackedRows`; the statistics do not count it.
 
     Raises:
       ValueError: nothing is left to learn from.
@@ -257,5 +268,9 @@ def pack(
         sequence_length=sequence_length,
     )
     return PackedRows(
-        documents=documents, row_documents=row_documents, statistics=statistics, pad_id=pad_id
+        documents=documents,
+        row_documents=row_documents,
+        statistics=statistics,
+        pad_id=pad_id,
+        fill_id=fill_id,
     )

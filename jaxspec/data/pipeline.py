@@ -190,8 +190,11 @@ def make_pipeline(
         seed=data.seed,
         packing=data.packing,
         pad_id=tokenizer.pad_id,
+        fill_id=tokenizer.eos_id if data.fill_rows else None,
     )
     settings = [digest, data.sequence_length, data.batch_size, data.packing, data.seed]
+    if data.fill_rows:
+        settings.append("filled")
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     return Pipeline(
         rows,

@@ -151,6 +151,20 @@ class BlockModel:
         if layout == "batch":
             context = _repeated(context, number)
             states_BNL = states_BNL.reshape(batch * number, 1, length)
+        tokens_BS, columns_BS, own_mask, rows_BI = self.lay_out(states_BNL, context, reach=reach)
+        logits_BIV, _, _ = self._pass(params, tokens_BS, columns_BS, own_mask, context, rows_BI)
+        return logits_BIV.reshape(batch, number, length, -1)
+
+    def lay_out(
+        self, states_BNL: jax.Array, context: BlockContext, *, reach: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Several states of a block as one sequence: its tokens, columns, mask, and rows to keep.
+
+        Returns:
+          Tokens and columns [B, S], who sees whom [B, S, S] or [B, 1, S], and where the states lie
+          in the sequence [B, N * L].
+        """
+        length = states_BNL.shape[-1]
         columns_BW = self._columns(context, reach)
         offset_BW = columns_BW - context.start_B[:, None]
         inside_BW = (offset_BW >= 0) & (offset_BW < length)
@@ -165,17 +179,12 @@ class BlockModel:
         if self.caching != "none":
             rows_BL = jnp.broadcast_to(jnp.arange(length), rows_BL.shape)
         drafts = states_BNL.shape[1] - 1
-        if drafts:
-            tokens_BS, columns_BS, own_mask = self._append(
-                window_BW, columns_BW, own_mask, states_BNL[:, 1:], context
-            )
-            rows_BI = columns_BW.shape[1] + jnp.arange(drafts * length)
-            rows_BI = jnp.broadcast_to(rows_BI, (rows_BL.shape[0], drafts * length))
-            rows_BI = jnp.concatenate([rows_BL, rows_BI], axis=1)
-        else:
-            tokens_BS, columns_BS, rows_BI = window_BW, columns_BW, rows_BL
-        logits_BIV, _, _ = self._pass(params, tokens_BS, columns_BS, own_mask, context, rows_BI)
-        return logits_BIV.reshape(batch, number, length, -1)
+        if not drafts:
+            return window_BW, columns_BW, own_mask, rows_BL
+        rows_BI = columns_BW.shape[1] + jnp.arange(drafts * length)
+        rows_BI = jnp.broadcast_to(rows_BI, (rows_BL.shape[0], drafts * length))
+        rows_BI = jnp.concatenate([rows_BL, rows_BI], axis=1)
+        return *self._append(window_BW, columns_BW, own_mask, states_BNL[:, 1:], context), rows_BI
 
     def _columns(self, context: BlockContext, reach: int) -> jax.Array:
         """Columns that a pass reads, [B, W]; some may lie behind the end."""

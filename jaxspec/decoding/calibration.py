@@ -20,7 +20,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from jaxspec.decoding.draft_graph import DraftGraph, Node, Pair
 from jaxspec.decoding.unmasking import ranked
 
 Formula = tuple[Pair, ...]
+Weight = Literal["followed", "accumulated"]
 
 
 @struct.dataclass
@@ -112,9 +113,14 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
 class FormulaCounts:
     """How often each formula was what a draft ought to have been."""
 
-    counts: Mapping[Formula, int]
-    parents: Mapping[Formula, frozenset[Formula]]
-    """Formulas that were one step before it in some response; () is the state itself."""
+    ways: Mapping[Formula, Mapping[Formula, int]]
+    """By formula: the formulas that were one step before it, and how often each was; () is the
+    state itself."""
+
+    @property
+    def counts(self) -> dict[Formula, int]:
+        """How often each formula was right, whatever was before it."""
+        return {formula: sum(before.values()) for formula, before in self.ways.items()}
 
 
 def count_formulas(
@@ -134,8 +140,7 @@ def count_formulas(
     if depth < 1:
         raise ValueError(f"depth counts steps ahead and must be at least 1: got {depth}.")
     host: StepRanks = jax.device_get(ranks)
-    counts: collections.Counter[Formula] = collections.Counter()
-    parents: dict[Formula, set[Formula]] = {}
+    ways: dict[Formula, collections.Counter[Formula]] = collections.defaultdict(collections.Counter)
     for row, block in np.ndindex(host.revealed_BNL.shape[:2]):
         revealed_L = host.revealed_BNL[row, block]
         last = int(revealed_L.max())
@@ -156,23 +161,18 @@ def count_formulas(
                 )
                 if any(i >= max_position or j >= max_token for i, j in formula):
                     break
-                counts[formula] += 1
-                parents.setdefault(formula, set()).add(before)
+                ways[formula][before] += 1
                 before = formula
-    return FormulaCounts(
-        dict(counts), {formula: frozenset(found) for formula, found in parents.items()}
-    )
+    return FormulaCounts({formula: dict(found) for formula, found in ways.items()})
 
 
 def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
     """What was counted in several batches, together."""
-    counts: collections.Counter[Formula] = collections.Counter()
-    parents: dict[Formula, frozenset[Formula]] = {}
+    ways: dict[Formula, collections.Counter[Formula]] = collections.defaultdict(collections.Counter)
     for counted in several:
-        counts.update(counted.counts)
-        for formula, found in counted.parents.items():
-            parents[formula] = parents.get(formula, frozenset()) | found
-    return FormulaCounts(dict(counts), parents)
+        for formula, before in counted.ways.items():
+            ways[formula].update(before)
+    return FormulaCounts({formula: dict(found) for formula, found in ways.items()})
 
 
 def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
@@ -195,45 +195,47 @@ def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
     }
 
 
-def select_graph(counted: FormulaCounts, *, size: int) -> DraftGraph:
-    """The graph of at most `size` nodes that is taken greedily by accumulated count.
+def select_graph(counted: FormulaCounts, *, size: int, weight: Weight = "followed") -> DraftGraph:
+    """The graph of at most `size` nodes that is taken greedily, the weightiest formula first.
 
-    A formula's accumulated count is its own and its parents' (degree-1 accumulation: a node that
-    several others lead to is worth more). Taken is, again and again, the largest one among those
-    that the present state or a node in the graph leads to; of equal ones the shorter, then the one
-    that sorts first. So the graph is connected, and the same for the same counts.
+    Taken is, again and again, the weightiest one among those that the present state or a node in
+    the graph leads to; of equal ones the shorter, then the one that sorts first. So the graph is
+    connected, and the same for the same counts. Nodes stand in the order in which they were taken:
+    the first so many are the smaller graph.
 
     Args:
       counted: `count_formulas`.
       size: D.
+      weight: what a formula weighs. "followed": how often a step led there from what is in the
+        graph already, which is how many more steps drafts would have saved. "accumulated": its
+        count and its parents' (`accumulated`), which favours whatever a frequent formula leads to.
 
     Raises:
-      ValueError: a negative size.
+      ValueError: a negative size, or an unknown weight.
+
+    Source: Spiffy, arXiv 2509.18085, calibration; "accumulated" is its degree-1 accumulation.
     """
     if size < 0:
         raise ValueError(f"size is the number of drafts and must be at least 0: got {size}.")
+    if weight not in get_args(Weight):
+        raise ValueError(f"weight must be one of {', '.join(get_args(Weight))}: got {weight!r}.")
     total = accumulated(counted)
     taken: list[Formula] = []
     while len(taken) < size:
         reach = {(), *taken}
-        open_to: Iterable[Formula] = (
-            formula
-            for formula in total
-            if formula not in reach and counted.parents[formula] & reach
-        )
-        best = min(open_to, key=lambda each: (-total[each], len(each), each), default=None)
-        if best is None:
+        open_to: dict[Formula, int] = {}
+        for formula, before in counted.ways.items():
+            led = [number for parent, number in before.items() if parent in reach]
+            if led and formula not in reach:
+                open_to[formula] = sum(led) if weight == "followed" else total[formula]
+        if not open_to:
             break
-        taken.append(best)
-    # The parents that lead there must be nodes, and files list them before their children.
-    taken.sort(key=lambda each: (len(each), each))
+        taken.append(min(open_to, key=lambda each: (-open_to[each], len(each), each)))
     number_of = {formula: number for number, formula in enumerate(taken)}
     nodes = tuple(
         Node(
             formula,
-            tuple(
-                sorted(number_of[each] for each in counted.parents[formula] if each in number_of)
-            ),
+            tuple(sorted(number_of[each] for each in counted.ways[formula] if each in number_of)),
         )
         for formula in taken
     )
@@ -242,7 +244,8 @@ def select_graph(counted: FormulaCounts, *, size: int) -> DraftGraph:
 
 def accumulated(counted: FormulaCounts) -> dict[Formula, int]:
     """Each formula's count and those of its parents; the present state counts nothing."""
+    counts = counted.counts
     return {
-        formula: count + sum(counted.counts.get(parent, 0) for parent in counted.parents[formula])
-        for formula, count in counted.counts.items()
+        formula: count + sum(counts.get(parent, 0) for parent in counted.ways[formula])
+        for formula, count in counts.items()
     }

@@ -87,6 +87,20 @@ class DraftGraph:
             depths[number] = 1 + min((depths[parent] for parent in parents), default=0)
         return tuple(depths[number] for number in range(self.size))
 
+    def first(self, size: int) -> DraftGraph:
+        """The first nodes by themselves; of a calibrated graph, the best one of that size.
+
+        Raises:
+          ValueError: a negative size.
+        """
+        if size < 0:
+            raise ValueError(f"size is the number of drafts and must be at least 0: got {size}.")
+        nodes = tuple(
+            Node(node.pairs, tuple(parent for parent in node.parents if parent < size))
+            for node in self.nodes[:size]
+        )
+        return dataclasses.replace(self, nodes=nodes)
+
     def token_ranks(self) -> np.ndarray:
         """The formulas as an array: the token's rank by [node, position's rank], -1 elsewhere."""
         table_DI = np.full((self.size, self.num_positions), -1, np.int32)

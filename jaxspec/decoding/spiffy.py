@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.decoding.block_model import Layout
+from jaxspec.decoding.block_model import BlockContext, Layout
 from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionState
 from jaxspec.decoding.draft_graph import DraftGraph
 from jaxspec.decoding.unmasking import ranked
@@ -65,16 +65,40 @@ def fill_formulas(
     Returns:
       `Drafts`. Equal probabilities are ranked from the left, and by the smaller id.
     """
+    ranking = rank_masks(graph, logits_BLV, masked_BL)
+    return fill_ranked(graph, ranking, block_BL, masked_BL)
+
+
+class Ranking(NamedTuple):
+    """The likeliest tokens of the surest masks."""
+
+    at_BIL: jax.Array
+    """Whether a position is the mask of that rank."""
+    tokens_BIJ: jax.Array
+    log_p_BIJ: jax.Array
+
+
+def rank_masks(graph: DraftGraph, logits_BLV: jax.Array, masked_BL: jax.Array) -> Ranking:
+    """Sorts what a graph's formulas may name; see `fill_formulas`."""
     # float32 all through: as in the confidences of `Unmasker`.
-    confidence_BL = jnp.exp(logits_BLV.max(axis=-1) - jax.nn.logsumexp(logits_BLV, axis=-1))
+    total_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    confidence_BL = jnp.exp(logits_BLV.max(axis=-1) - total_BL)
     rank_BL, _ = ranked(jnp.where(masked_BL, confidence_BL, -jnp.inf))
-    wanted = min(graph.num_positions, block_BL.shape[1])
+    wanted = min(graph.num_positions, masked_BL.shape[1])
     at_BIL = rank_BL[:, None] == jnp.arange(wanted)[:, None]
     rows_BI = jnp.argmax(at_BIL, axis=-1)
     rows_BIV = jnp.take_along_axis(logits_BLV, rows_BI[..., None], axis=1)
     tokens_BIJ, largest_BIJ = _largest(rows_BIV, graph.num_tokens)
-    log_p_BIJ = largest_BIJ - jax.nn.logsumexp(rows_BIV, axis=-1)[..., None]
+    log_p_BIJ = largest_BIJ - jnp.take_along_axis(total_BL, rows_BI, axis=1)[..., None]
+    return Ranking(at_BIL, tokens_BIJ, log_p_BIJ)
 
+
+def fill_ranked(
+    graph: DraftGraph, ranking: Ranking, block_BL: jax.Array, masked_BL: jax.Array
+) -> Drafts:
+    """`fill_formulas`, what is behind the sorting."""
+    at_BIL, tokens_BIJ, log_p_BIJ = ranking
+    wanted = at_BIL.shape[1]
     table_DI = graph.token_ranks()
     count_B = masked_BL.sum(axis=1)
     needed_D = np.array([1 + max(i for i, _ in node.pairs) for node in graph.nodes])
@@ -195,21 +219,44 @@ class Spiffy(BlockDiffusion):
         state = self.reveal(self.count_pass(state), logits_BLV)
 
         def one_pass(carry: tuple[DiffusionState, Drafts]) -> tuple[DiffusionState, Drafts]:
-            state, drafts = carry
-            real_B1L = self.block_tokens(state)[:, None]
-            logits_BNLV = block_model.state_logits(
-                params,
-                jnp.concatenate([real_B1L, drafts.states_BDL], axis=1),
-                context,
-                reach=reach,
-                layout=self.layout,
-            )
-            state, logits_BLV = self.follow(self.count_pass(state), drafts, logits_BNLV)
-            return state, self.draft(state, logits_BLV)
+            return self.one_pass(params, *carry, context, reach=reach)
 
         carry = (state, self.draft(state, logits_BLV))
         state, _ = jax.lax.while_loop(lambda carry: self.masked(carry[0]).any(), one_pass, carry)
         return self.end_block(state)
+
+    def one_pass(
+        self,
+        params: Any,
+        state: DiffusionState,
+        drafts: Drafts,
+        context: BlockContext,
+        *,
+        reach: int,
+    ) -> tuple[DiffusionState, Drafts]:
+        """Reads, takes steps, and drafts anew."""
+        logits_BNLV = self.read(params, state, drafts, context, reach=reach)
+        state, logits_BLV = self.follow(self.count_pass(state), drafts, logits_BNLV)
+        return state, self.draft(state, logits_BLV)
+
+    def read(
+        self,
+        params: Any,
+        state: DiffusionState,
+        drafts: Drafts,
+        context: BlockContext,
+        *,
+        reach: int,
+    ) -> jax.Array:
+        """The pass: logits of the present state and of the drafts, [B, N, L, V]."""
+        real_B1L = self.block_tokens(state)[:, None]
+        return self.block_model.state_logits(
+            params,
+            jnp.concatenate([real_B1L, drafts.states_BDL], axis=1),
+            context,
+            reach=reach,
+            layout=self.layout,
+        )
 
     def draft(self, state: DiffusionState, logits_BLV: jax.Array) -> Drafts:
         """The formulas filled with the logits that led to `state`."""
@@ -228,16 +275,12 @@ class Spiffy(BlockDiffusion):
           The state behind the last step, and the logits that step was taken from.
         """
 
-        def logits_at(at_B: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(logits_BNLV, at_B[:, None, None, None], axis=1)[:, 0]
-
         def step(
             carry: tuple[DiffusionState, jax.Array, jax.Array],
         ) -> tuple[DiffusionState, jax.Array, jax.Array]:
             state, at_B, going_B = carry
-            state = self.reveal(state, logits_at(at_B), rows_B=going_B)
-            same_BD = (drafts.states_BDL == self.block_tokens(state)[:, None]).all(axis=-1)
-            same_BD &= drafts.valid_BD
+            state = self.reveal(state, logits_of(logits_BNLV, at_B), rows_B=going_B)
+            same_BD = self.drafted(state, drafts)
             going_B = going_B & same_BD.any(axis=1) & self.masked(state).any(axis=1)
             return state, jnp.where(going_B, 1 + jnp.argmax(same_BD, axis=1), at_B), going_B
 
@@ -246,4 +289,14 @@ class Spiffy(BlockDiffusion):
         state, at_B, _ = jax.lax.while_loop(
             lambda carry: carry[2].any(), step, (state, start_B, going_B)
         )
-        return state, logits_at(at_B)
+        return state, logits_of(logits_BNLV, at_B)
+
+    def drafted(self, state: DiffusionState, drafts: Drafts) -> jax.Array:
+        """Which drafts are the block as it is now, [B, D]."""
+        same_BD = (drafts.states_BDL == self.block_tokens(state)[:, None]).all(axis=-1)
+        return same_BD & drafts.valid_BD
+
+
+def logits_of(logits_BNLV: jax.Array, at_B: jax.Array) -> jax.Array:
+    """The logits of one state of each row, [B, L, V]."""
+    return jnp.take_along_axis(logits_BNLV, at_B[:, None, None, None], axis=1)[:, 0]

@@ -64,7 +64,7 @@ def evaluate_diffusion(
     results = []
     for name, examples in benchmarks.items():
         reference = evaluation.reference(name, examples)
-        for decoder_name, decoder in {PLAIN_DECODER: base, **decoders}.items():
+        for decoder_name, decoder in [(PLAIN_DECODER, base), *decoders]:
             row = evaluation.measure(name, reference, decoder_name, decoder)
             results.append(row)
             echo(_summary(row))
@@ -141,6 +141,8 @@ class DiffusionEvaluation:
         responses: Sequence[DiffusionResponse] = reference.responses
         if decoder is not self.base:
             title = f"{name}: {decoder_name}"
+            if isinstance(decoder, Spiffy):
+                title += f", {decoder.num_drafts} drafts"
             responses = self.responses(title, decoder, reference.prompts, reference.ids)
         figures = summarise_passes(responses, reference.responses)
         reduction = figures["nfe_reduction"]
@@ -257,9 +259,10 @@ def _speed_fields(speed: DiffusionSpeed | None) -> dict[str, float | None]:
 
 
 def _summary(row: dict[str, Any]) -> str:
+    drafts = f", {row['drafts_per_pass']} drafts" if row["drafts_per_pass"] else ""
     timed = "" if row["speedup"] is None else f", {row['speedup']:.2f}x the base decoder's speed"
     return (
-        f"{row['benchmark']}: {row['decoder']}: {row['nfe_per_response']:.1f} passes a response, "
-        f"{row['nfe_reduction']:.2f}x fewer, {row['identical']} of {row['turns']} outputs "
-        f"identical{timed}"
+        f"{row['benchmark']}: {row['decoder']}{drafts}: {row['nfe_per_response']:.1f} passes a "
+        f"response, {row['nfe_reduction']:.2f}x fewer, {row['identical']} of {row['turns']} "
+        f"outputs identical{timed}"
     )

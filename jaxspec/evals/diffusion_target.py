@@ -130,31 +130,38 @@ def _unmasking(settings: DiffusionEvaluationConfig) -> Unmasking:
 
 def drafting_decoders(
     settings: DiffusionEvaluationConfig, rules: DiffusionRules, target: DiffusionTarget
-) -> dict[str, Spiffy]:
-    """The decoders that are measured against the base decoder, by the name of their drafts.
+) -> list[tuple[str, Spiffy]]:
+    """The decoders that are measured against the base decoder, and the names of their drafts.
 
     Raises:
       ValueError: a graph's file that cannot be read, or that was calibrated for something else.
     """
-    size = settings.num_drafts
     # FreeDave's share of a step; where a step has no fixed share, the one token that it always has.
     share = settings.block_length // (settings.steps or settings.block_length)
     share = share if settings.unmasking == "scheduled" else 1
-    graphs: dict[str, DraftGraph] = {}
+    graphs: list[tuple[str, DraftGraph]] = []
     for name in settings.drafts:
-        if name == "freedave":
-            graphs[name] = nested(size, tokens_per_step=share)
-        else:
-            graphs[name] = chain(size) if name == "ssd" else star(size)
-    decoders = {
-        name: Spiffy(target.model, rules, graph=graph, layout=settings.layout)
-        for name, graph in graphs.items()
-    }
+        for size in settings.num_drafts:
+            if name == "freedave":
+                graphs.append((name, nested(size, tokens_per_step=share)))
+            else:
+                graphs.append((name, chain(size) if name == "ssd" else star(size)))
     if settings.graph:
         graph = load_graph(settings.graph)
         expected = graph_settings(rules, model=target.fingerprint)
         check_graph(graph, expected, where=settings.graph)
-        decoders["spiffy"] = Spiffy(
-            target.model, rules, graph=graph, layout=settings.layout, kept=settings.kept_drafts
+        sizes = (graph.size,) if settings.kept_drafts else settings.num_drafts
+        graphs += [("spiffy", graph.first(size)) for size in sizes]
+    return [
+        (
+            name,
+            Spiffy(
+                target.model,
+                rules,
+                graph=graph,
+                layout=settings.layout,
+                kept=settings.kept_drafts if name == "spiffy" else 0,
+            ),
         )
-    return decoders
+        for name, graph in graphs
+    ]

@@ -2,8 +2,9 @@
 
 Two ways of hiding tokens. Under random masks (MDLM, arXiv 2406.07524; SEDD, arXiv 2310.16834) a
 time is drawn for every row, or for every block where the context is causal (BD3LM, arXiv
-2503.09573). For drafting (SpecDiff-2, arXiv 2511.00606) whole blocks are hidden behind a clean
-prefix, and the loss is that of any block drafter: `jaxspec.losses.loss_terms`.
+2503.09573); LLaDA (arXiv 2502.09992) averages over each row's answer by itself. For drafting
+(SpecDiff-2, arXiv 2511.00606) whole blocks are hidden behind a clean prefix, and the loss is that
+of any block drafter: `jaxspec.losses.loss_terms`.
 
 Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 masked slots,
 V vocabulary.
@@ -25,6 +26,7 @@ from jaxspec.config import LossConfig
 from jaxspec.losses import (
     LogLinearSchedule,
     LossWeights,
+    answer_terms,
     antithetic_times,
     chunked_slot_statistics,
     corrupt,
@@ -32,6 +34,7 @@ from jaxspec.losses import (
     elbo_values,
     log_scores,
     loss_terms,
+    masked_values,
     ratio,
     score_entropy_values,
     total_from_terms,
@@ -49,7 +52,7 @@ from jaxspec.training.objectives import (
     mask_statistics,
 )
 
-Goal = Literal["elbo", "score_entropy", "draft"]
+Goal = Literal["elbo", "score_entropy", "llada", "draft"]
 SCHEDULE = LogLinearSchedule()
 _TIMES, _MASKS = 1, 2
 """Streams of random numbers beside that of the anchors."""
@@ -97,10 +100,10 @@ class DenoiserObjective:
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         """See `jaxspec.training.objectives.Objective`."""
         if not self.in_blocks:
-            return {self.goal: count(batch["loss_mask"])}
+            return {self.goal: self._number(batch["loss_mask"])}
         _, _, mask_BNG = self.blocks(batch, key)
         if self.goal != "draft":
-            return {self.goal: count(mask_BNG)}
+            return {self.goal: self._number(mask_BNG)}
         slots = mask_statistics(mask_BNG)
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
         return {
@@ -134,7 +137,7 @@ class DenoiserObjective:
             key,
             batch,
             batch["tokens"],
-            times_B[:, None],
+            self._mask_probability(times_B[:, None]),
             mask_id=self.model.config.mask_id,
             maskable=batch["loss_mask"],
         )
@@ -146,7 +149,7 @@ class DenoiserObjective:
             sigma=SCHEDULE.sigma(times_B),
         )
         values_BS = self._values(output.logits_BSV, batch["tokens"], masked_BS, times_B[:, None])
-        return self._diffusion_terms(values_BS, count(batch["loss_mask"]))
+        return self._diffusion_terms(values_BS, batch["loss_mask"])
 
     def _block_terms(
         self,
@@ -163,7 +166,7 @@ class DenoiserObjective:
             key,
             batch,
             labels_BNG,
-            times_BN1,
+            self._mask_probability(times_BN1),
             mask_id=self.model.config.mask_id,
             maskable=mask_BNG,
         )
@@ -173,12 +176,16 @@ class DenoiserObjective:
         output = self.read_blocks(params, batch, anchors_BN, noisy_BNG, times_BNG=times_BNG)
         logits_BNGV = output.logits_BSV.reshape(*labels_BNG.shape, -1)
         values_BNG = self._values(logits_BNGV, labels_BNG, masked_BNG, times_BNG)
-        return self._diffusion_terms(values_BNG, count(mask_BNG))
+        return self._diffusion_terms(values_BNG, mask_BNG)
 
     def _values(
         self, logits: jax.Array, labels: jax.Array, masked: jax.Array, times: jax.Array
     ) -> jax.Array:
         mask_id = self.model.config.mask_id
+        if self.goal == "llada":
+            return masked_values(
+                logits, labels, masked_BS=masked, probabilities=self._mask_probability(times)
+            )
         if self.goal == "elbo":
             return elbo_values(logits, labels, masked_BS=masked, times_BS=times, mask_id=mask_id)
         scores = log_scores(logits, times_BS=times, schedule=SCHEDULE)
@@ -186,9 +193,20 @@ class DenoiserObjective:
             scores, labels, masked_BS=masked, times_BS=times, schedule=SCHEDULE, mask_id=mask_id
         )
 
-    def _diffusion_terms(self, values: jax.Array, number: jax.Array) -> tuple[Terms, Metrics]:
-        term = (values.sum(dtype=jnp.float32), number)
+    def _mask_probability(self, times: jax.Array) -> jax.Array:
+        # Of LLaDA's, which says p = (1 - eps) t + eps, `antithetic_times` gives p itself.
+        return times if self.goal == "llada" else SCHEDULE.mask_probability(times)
+
+    def _diffusion_terms(self, values: jax.Array, learned: jax.Array) -> tuple[Terms, Metrics]:
+        if self.goal == "llada":
+            term = answer_terms(_by_row(values), answer_BS=_by_row(learned))
+        else:
+            term = (values.sum(dtype=jnp.float32), count(learned))
         return {self.goal: term}, {self.goal: jax.lax.stop_gradient(term)}
+
+    def _number(self, learned: jax.Array) -> jax.Array:
+        """What the loss is a mean over: tokens, or the rows that have an answer."""
+        return count(_by_row(learned).any(axis=1) if self.goal == "llada" else learned)
 
     def _times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """A time for each row of the global batch, or for each of its blocks."""
@@ -300,11 +318,15 @@ class DenoiserObjective:
         )
 
 
+def _by_row(values: jax.Array) -> jax.Array:
+    return values.reshape(values.shape[0], -1)
+
+
 def _corrupt_rows(
     key: jax.Array,
     batch: Batch,
     tokens: jax.Array,
-    times: jax.Array,
+    probabilities: jax.Array,
     *,
     mask_id: int,
     maskable: jax.Array,
@@ -316,5 +338,5 @@ def _corrupt_rows(
         own = jax.random.fold_in(key, number)
         return corrupt(own, tokens, share, mask_id=mask_id, maskable_BS=maskable)
 
-    noisy = jax.vmap(row)(batch["rows"], tokens, SCHEDULE.mask_probability(times), maskable)
+    noisy = jax.vmap(row)(batch["rows"], tokens, probabilities, maskable)
     return noisy.tokens_BS, noisy.masked_BS

@@ -105,6 +105,19 @@ def test_without_packing_each_document_has_a_row():
     assert all(rows[index]["segments"].max() == 1 for index in range(3))
 
 
+def test_rows_filled_with_the_end_of_text():
+    """It goes on where the document ends, and is learned; a document as long as a row has none."""
+    documents = Documents.from_list([([5, 6, 7], [False, True, True]), (range(9), [True] * 9)])
+    rows = pack(documents, sequence_length=6, packing=False, pad_id=99, fill_id=2)
+    first, full = rows[0], rows[1]
+    assert first["tokens"].tolist() == [5, 6, 7, 2, 2, 2]
+    assert first["positions"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert first["segments"].tolist() == [1] * 6
+    assert first["loss_mask"].tolist() == [False] + [True] * 5
+    assert full["tokens"].tolist() == full["positions"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert rows.statistics.tokens == 9
+
+
 def test_the_order_depends_on_the_seed_alone():
     documents = _documents(np.random.default_rng(3).integers(2, 9, 100))
     one, same, other = (pack(documents, sequence_length=16, seed=seed) for seed in (0, 0, 1))

@@ -132,6 +132,19 @@ def test_without_packing_a_row_is_a_document(tokenizer):
     assert pipeline.batch(0)["segments"].max() == 1
 
 
+def test_rows_are_filled_with_the_end_of_text(tokenizer):
+    data = DataConfig(packing=False, sequence_length=128, embedded_examples=8)
+    filled = dataclasses.replace(data, fill_rows=True)
+    plain, ours = (make_pipeline(each, tokenizer) for each in (data, filled))
+    assert plain.fingerprint != ours.fingerprint
+    one, other = next(iter(plain)), next(iter(ours))
+    empty = one["segments"] == 0
+    assert empty.any() and (other["tokens"][empty] == tokenizer.eos_id).all()
+    assert other["loss_mask"][empty].all() and (other["segments"] == 1).all()
+    with pytest.raises(ValueError, match=r"set data\.packing to False"):
+        dataclasses.replace(filled, packing=True)
+
+
 def test_names_of_a_batch(tokenizer):
     pipeline = make_pipeline(DATA, tokenizer)
     names = pipeline.example_ids(2)

@@ -73,8 +73,11 @@ def by_hand():
 def test_counts_by_hand():
     counted = count_formulas(by_hand(), depth=3)
     assert counted.counts == {((1, 0),): 1, ((0, 2), (1, 0)): 1, ((0, 1),): 1}
-    assert counted.parents[(0, 2), (1, 0)] == {((1, 0),)}
-    assert counted.parents[((0, 1),)] == {()}
+    assert counted.ways == {
+        ((1, 0),): {(): 1},
+        ((0, 2), (1, 0)): {((1, 0),): 1},
+        ((0, 1),): {(): 1},
+    }
     assert set(count_formulas(by_hand(), depth=1).counts) == {((1, 0),), ((0, 1),)}
     assert set(count_formulas(by_hand(), depth=3, max_token=2).counts) == {((1, 0),), ((0, 1),)}
     assert set(count_formulas(by_hand(), depth=3, max_position=1).counts) == {((0, 1),)}
@@ -84,21 +87,16 @@ def test_counts_by_hand():
 
 A, B, C, AB, BC = ((0, 0),), ((1, 0),), ((2, 0),), ((0, 0), (1, 0)), ((1, 0), (2, 0))
 COUNTED = FormulaCounts(
-    {A: 6, B: 5, C: 1, AB: 2, BC: 4},
-    {
-        **dict.fromkeys((A, B, C), frozenset({()})),
-        AB: frozenset({A, B}),
-        BC: frozenset({C}),
-    },
+    {A: {(): 6}, B: {(): 5}, C: {(): 1}, AB: {A: 1, B: 2}, BC: {C: 4}},
 )
 
 
 def test_batches_are_counted_together():
-    more = FormulaCounts({A: 1, AB: 1}, {A: frozenset({()}), AB: frozenset({()})})
+    more = FormulaCounts({A: {(): 1}, AB: {(): 1, A: 2}})
     merged = merge_counts([COUNTED, more])
-    assert merged.counts == {A: 7, B: 5, C: 1, AB: 3, BC: 4}
-    assert merged.parents[AB] == {(), A, B} and merged.parents[BC] == {C}
-    assert merge_counts([]) == FormulaCounts({}, {})
+    assert merged.counts == {A: 7, B: 5, C: 1, AB: 6, BC: 4}
+    assert merged.ways[AB] == {(): 1, A: 3, B: 2} and merged.ways[BC] == {C: 4}
+    assert merge_counts([]) == FormulaCounts({})
 
 
 def test_settings_tell_rules_apart():
@@ -109,16 +107,73 @@ def test_settings_tell_rules_apart():
     assert graph_settings(RULES, model="b2") != ours
 
 
+def orders(weight):
+    return [
+        [node.pairs for node in select_graph(COUNTED, size=n, weight=weight).nodes]
+        for n in range(7)
+    ]
+
+
 def test_selection_by_hand():
-    assert accumulated(COUNTED) == {A: 6, B: 5, C: 1, AB: 13, BC: 5}
-    # AB is worth most, but nothing leads there before A does; BC waits for C.
-    orders = [[node.pairs for node in select_graph(COUNTED, size=n).nodes] for n in range(7)]
-    assert orders[:5] == [[], [A], [A, AB], [A, B, AB], [A, B, C, AB]]
-    assert orders[5] == orders[6] == [A, B, C, AB, BC]
-    assert select_graph(COUNTED, size=3).nodes[2].parents == (0, 1)
+    # AB adds 1 step behind A, and 3 once B is there too; BC waits for C.
+    assert orders("followed") == [[], [A], [A, B], [A, B, AB], [A, B, AB, C]] + 2 * [
+        [A, B, AB, C, BC]
+    ]
+    graph = select_graph(COUNTED, size=5)
+    assert [node.parents for node in graph.nodes] == [(), (), (0, 1), (), (3,)]
+    for size in range(6):
+        assert graph.first(size) == select_graph(COUNTED, size=size)
     assert select_graph(COUNTED, size=0) == DraftGraph()
     with pytest.raises(ValueError, match="size"):
         select_graph(COUNTED, size=-1)
+    with pytest.raises(ValueError, match="followed, accumulated: got 'counted'"):
+        select_graph(COUNTED, size=1, weight="counted")
+
+
+def test_degree_1_accumulation_by_hand():
+    assert accumulated(COUNTED) == {A: 6, B: 5, C: 1, AB: 14, BC: 5}
+    # AB is worth most, but nothing leads there before A does.
+    assert orders("accumulated") == [[], [A], [A, AB], [A, AB, B], [A, AB, B, C]] + 2 * [
+        [A, AB, B, C, BC]
+    ]
+    graph = select_graph(COUNTED, size=5, weight="accumulated")
+    assert [node.parents for node in graph.nodes] == [(), (0, 2), (), (), (3,)]
+
+
+def brute_force(ranks, *, depth):
+    """Each formula's count by looking at every state, and every number of steps ahead, anew."""
+    found = {}
+    for row, block in np.ndindex(ranks.revealed_BNL.shape[:2]):
+        when = ranks.revealed_BNL[row, block].tolist()
+        for step in range(len(when)):
+            for ahead in range(1, depth + 1):
+                if step + ahead > max(when):
+                    continue
+                formula = sorted(
+                    (
+                        int(ranks.positions_BNSL[row, block, step, place]),
+                        int(ranks.tokens_BNSL[row, block, step, place]),
+                    )
+                    for place, at in enumerate(when)
+                    if step < at <= step + ahead
+                )
+                found[tuple(formula)] = found.get(tuple(formula), 0) + 1
+    return found
+
+
+def test_counts_and_accumulation_equal_a_brute_force_count():
+    _, _, ranks = finished()
+    counted = count_formulas(ranks, depth=3, max_position=99, max_token=99)
+    expected = brute_force(ranks, depth=3)
+    assert counted.counts == expected and len(expected) > 20
+    one_less = {
+        formula: {tuple(p for p in formula if p != left) for left in formula}
+        for formula in expected
+    }
+    for formula, total in accumulated(counted).items():
+        parents = counted.ways[formula].keys() - {()}
+        assert parents <= one_less[formula]
+        assert total == expected[formula] + sum(expected[parent] for parent in parents)
 
 
 def test_a_calibrated_graph_saves_passes_and_nothing_else():

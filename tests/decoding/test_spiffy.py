@@ -211,7 +211,7 @@ def test_every_right_draft_saves_one_pass():
     assert (fast.steps_BN == 4).all()
 
 
-TWO = change(caching="dual", unmasking=Scheduled(2))
+TWO = change(caching="dual", unmasking=Scheduled(4), response_length=24, block_length=8)
 """Two tokens a step."""
 
 

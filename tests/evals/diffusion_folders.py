@@ -29,7 +29,7 @@ EVALUATION = EvaluationConfig(
     timing_prompts=1,
     timing_repeats=1,
 )
-DIFFUSION = DiffusionEvaluationConfig(block_length=4, num_drafts=2)
+DIFFUSION = DiffusionEvaluationConfig(block_length=4, num_drafts=(2,))
 
 
 def write_model(folder: Path, *, seed: int = 0, llada: bool = False, **shape: object) -> Path:

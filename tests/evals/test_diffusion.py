@@ -48,7 +48,7 @@ def measured(folder, tmp_path_factory):
     return result, out / "results.json", "\n".join(lines)
 
 
-def test_the_file_holds_every_figure(measured):
+def test_the_file_holds_every_figure(measured, target):
     result, output, _ = measured
     written = json.loads(output.read_text())
     assert written["results"] == json.loads(json.dumps(result["results"]))
@@ -58,7 +58,7 @@ def test_the_file_holds_every_figure(measured):
     assert [row["graph_size"] for row in rows] == [0, 2, 3]
     assert [row["drafts_per_pass"] for row in rows] == [0, 2, 2]
     for row in rows:
-        assert (row["target"], row["benchmark"]) == ("model0", "embedded/math")
+        assert (row["target"], row["benchmark"]) == (target.name, "embedded/math")
         assert (row["prompts"], row["turns"], row["skipped_prompts"]) == (3, 3, 0)
         assert (row["response_length"], row["block_length"], row["caching"]) == (8, 4, "dual")
         assert row["unmasking"] == "Scheduled(steps=4)"
@@ -90,7 +90,9 @@ def test_what_is_said_and_the_table(measured):
 def test_shared_random_numbers_above_temperature_0(folder, tmp_path):
     """Outputs are compared token by token, and are the same."""
     warm = dataclasses.replace(EVALUATION, temperature=0.7, timing_prompts=0)
-    config = run_config(folder, evaluation=warm, diffusion=change(drafts=("star",), num_drafts=3))
+    config = run_config(
+        folder, evaluation=warm, diffusion=change(drafts=("star",), num_drafts=(3,))
+    )
     rows = evaluate_diffusion(config, output=tmp_path / "a.json", echo=lambda line: None)["results"]
     assert [row["identical_share"] for row in rows] == [1.0, 1.0]
     assert rows[1]["tokens_per_s"] is None and rows[1]["pass_ratio"] is None
@@ -142,14 +144,27 @@ def test_rules_are_those_of_the_settings(folder, target):
 
 
 def test_graphs_that_need_no_calibration(folder, target):
-    settings = change(drafts=("ssd", "freedave", "star"), num_drafts=2, steps=2)
+    settings = change(drafts=("ssd", "freedave", "star"), num_drafts=(2,), steps=2)
     rules = diffusion_rules(run_config(folder, diffusion=settings), target)
     decoders = drafting_decoders(settings, rules, target)
-    graphs = {name: decoder.graph for name, decoder in decoders.items()}
+    graphs = {name: decoder.graph for name, decoder in decoders}
     assert graphs == {"ssd": chain(2), "freedave": nested(2, tokens_per_step=2), "star": star(2)}
-    by_threshold = change(drafts=("freedave",), unmasking="threshold", num_drafts=2)
-    (decoder,) = drafting_decoders(by_threshold, rules, target).values()
+    by_threshold = change(drafts=("freedave",), unmasking="threshold", num_drafts=(2,))
+    ((_, decoder),) = drafting_decoders(by_threshold, rules, target)
     assert decoder.graph == chain(2)
+
+
+def test_graphs_of_several_sizes(folder, target, tmp_path):
+    """Of a calibrated graph the first nodes; D = 0 is plain decoding."""
+    save_graph(tmp_path / "graph.json", star(5))
+    settings = change(graph=str(tmp_path / "graph.json"), drafts=("ssd",), num_drafts=(0, 1, 3))
+    rules = diffusion_rules(run_config(folder, diffusion=settings), target)
+    decoders = drafting_decoders(settings, rules, target)
+    assert [name for name, _ in decoders] == ["ssd"] * 3 + ["spiffy"] * 3
+    assert [decoder.num_drafts for _, decoder in decoders] == [0, 1, 3] * 2
+    assert [decoder.graph for _, decoder in decoders[3:]] == [star(0), star(1), star(3)]
+    pruned = drafting_decoders(dataclasses.replace(settings, kept_drafts=2), rules, target)
+    assert [(decoder.graph.size, decoder.num_drafts) for _, decoder in pruned[3:]] == [(5, 2)]
 
 
 def test_a_graph_of_another_model_is_refused(folder, tmp_path):
@@ -189,7 +204,7 @@ def test_targets_that_cannot_be_decoded(tmp_path):
     [
         ({"block_length": 0}, "block_length must be at least 1"),
         ({"steps": 33}, "steps are those of a block"),
-        ({"num_drafts": -1}, "num_drafts must be 0 or more"),
+        ({"num_drafts": (3, -1)}, "num_drafts must be 0 or more"),
         ({"kept_drafts": -1}, "kept_drafts must be 0 or more"),
     ],
 )

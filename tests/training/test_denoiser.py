@@ -86,8 +86,10 @@ def test_blocks_are_read_as_in_drafting(context):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize(
+    ("context", "goal"),
+    [*((context, goal) for context in CONTEXTS for goal in GOALS), ("bidirectional", "llada")],
+)
 def test_a_batch_is_the_sum_of_its_parts(context, goal):
     """What data parallelism and gradient accumulation rest on: rows keep their random numbers."""
     trained, params, batch = objective(context, goal), random_params(), tiny.batch()
@@ -119,6 +121,22 @@ def test_an_untrained_denoiser_pays_log_v_for_each_token(context):
     mean, error = numerators.sum() / counts.sum(), np.std(numerators / counts) / math.sqrt(240)
     assert abs(mean - math.log(VOCABULARY - 1)) < 4 * error
     assert error < 0.15
+
+
+def test_llada_pays_log_v_for_each_answer():
+    """E[masked / p] = 1, whatever an answer's length; rows without one do not count."""
+    trained, params, batch = objective("bidirectional", "llada"), untrained(), tiny.batch()
+    batch["loss_mask"][0] = False
+    answers = int(batch["loss_mask"].any(axis=1).sum())
+    compute = jax.jit(trained)
+    terms = [
+        compute(params, {}, batch, jax.random.key(seed), WEIGHTS)[0]["llada"] for seed in range(240)
+    ]
+    numerators, counts = np.array(terms).T
+    assert set(counts) == {answers} and answers == len(batch["loss_mask"]) - 1
+    means = numerators / counts
+    assert abs(means.mean() - math.log(VOCABULARY)) < 4 * np.std(means) / math.sqrt(240)
+    assert np.std(means) / math.sqrt(240) < 0.3
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -266,7 +266,8 @@ def shares(args: argparse.Namespace) -> list[Row]:
                     print(
                         f"shares  V {vocabulary:>7,}  batch {batch}  {drafts:>2} drafts, "
                         f"{layout:<5}  step {step:>8.2f} ms (block alone "
-                        f"{parts['plain_pass_ms']:.2f}): {said}; overhead {parts['overhead_share']:.1%}",
+                        f"{parts['plain_pass_ms']:.2f}): {said}; overhead "
+                        f"{parts['overhead_share']:.1%}",
                         flush=True,
                     )
     return rows

@@ -13,7 +13,7 @@ import typing
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
-Context = Literal["bidirectional", "causal"]
+Context = Literal["bidirectional", "causal", "block_causal"]
 LayerType = Literal["full_attention", "sliding_attention"]
 """Hugging Face's names of the kinds of attention layers."""
 UNLIMITED = 1 << 30
@@ -229,13 +229,16 @@ class MaskedTransformerConfig(TransformerConfig):
     """Shape of a transformer that fills in masks; its weights are those of a causal one.
 
     Raises:
-      ValueError: a mask outside the vocabulary.
+      ValueError: a mask outside the vocabulary, or blocks that do not go with the context.
     """
 
     mask_token_id: int | None = None
     """Id of the mask; None: the last row of the embedding."""
     context: Context = "bidirectional"
-    """What clean tokens before a drafted block see; see `DiTConfig`."""
+    """What clean tokens before a drafted block see; see `DiTConfig`. "block_causal": their own
+    block and those before it (SDAR)."""
+    block_length: int = 0
+    """Tokens of a block where the context is block-causal; 0 elsewhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,6 +246,11 @@ class MaskedTransformerConfig(TransformerConfig):
             0 <= self.mask_id < self.vocab_size,
             f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
             f"{self.mask_token_id}.",
+        )
+        require(
+            (self.block_length > 0) == (self.context == "block_causal"),
+            "block_length is the block of a block_causal context, and 0 without one: got "
+            f"{self.block_length} and {self.context!r}.",
         )
 
     @property
@@ -289,6 +297,10 @@ class DiTConfig:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
+        require(
+            self.context != "block_causal",
+            "context 'block_causal' is for transformers alone, not for a DiT.",
+        )
         if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(
                 f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "

@@ -63,21 +63,24 @@ class DenoiserConfig:
     """Shape to train from scratch; None: that of `path`."""
     path: str = ""
     """Weights to go on from: a run's folder, an MDLM of the released layout, or a language model of
-    the target's family, which learns to see both ways; "": from scratch."""
+    the target's family, which learns to see both ways ("embedded": the one in the package); "":
+    from scratch."""
     num_layers: int = 0
     """Keep only the first so many layers of `path`; 0: all."""
     unroll_layers: bool = False
     """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
     context: Context | None = None
     """What clean tokens before a block see; None: as in `path` or `architecture`. "bidirectional"
-    is MDLM; "causal" lets drafting cache them."""
+    is MDLM; "causal" lets drafting cache them; "block_causal" (SDAR) is a diffusion language model
+    whose blocks of `block_size` tokens see themselves and what is before them."""
     objective: Literal["elbo", "score_entropy", "llada", "draft"] = "elbo"
     """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
     likelihood, SEDD's score entropy, or LLaDA's mean over each row's answer), or the fully masked
     block behind a prefix with `loss`, as drafting meets it."""
     block_size: int = 16
     """Slots of a block with its anchor: what "draft" trains, and any training with causal context.
-    Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them."""
+    Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them.
+    With a block-causal context a row is cut into blocks of so many tokens, none of them anchors."""
     lora_rank: int = 0
     """Train only low-rank updates of the layers' matrices (LoRA); 0: train every weight."""
     lora_alpha: float = 0.0
@@ -450,7 +453,8 @@ class DiffusionEvaluationConfig:
     caching: Literal["none", "prefix", "dual"] = "dual"
     """Keys and values that are kept within a block: none, those before it, or all but its own."""
     block_causal: bool = False
-    """Whether the model was trained to see only a token's own block and those before it."""
+    """Whether a token sees only its own block and those before it. A model that was trained so (the
+    context "block_causal") always does."""
     guidance: float = 0.0
     """Strength of classifier-free guidance; 0: none."""
     drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)

@@ -31,6 +31,8 @@ MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
     **gpt2_json.MODEL_TYPES,
 }
+SDAR_TYPE = "sdar"
+"""A Qwen3 in shape; what else it is says `jaxspec.checkpoints.denoiser`."""
 DEFAULT_POSITIONS = {"qwen3": 32_768, "llama": 2_048}
 QWEN3_HEAD_DIM = 128
 """What transformers assumes for a Qwen3 without head_dim; for a Llama it is width / heads."""
@@ -47,6 +49,8 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConf
       ValueError: another family, or features that the models here do not have; all at once.
     """
     kind = raw.get("model_type")
+    if kind == SDAR_TYPE:
+        kind = "qwen3"
     if kind not in MODEL_TYPES:
         raise ValueError(
             f"{where}: model_type is {kind!r}, expected {' or '.join(map(repr, MODEL_TYPES))}."

@@ -3,7 +3,8 @@
 MDLM and LLaDA lie in their released layouts (`jaxspec.checkpoints.mdlm` and `.llada`). Another
 transformer that sees both ways lies as a target does, with one more entry in config.json that tells
 it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``. Any target can
-be made one: its weights are then what training starts from.
+be made one: its weights are then what training starts from. SDAR (arXiv 2510.06303) is a Qwen3 in
+shape and names of tensors, and block-causal.
 
 >>> config, params = load_denoiser("runs/mdlm/export")
 >>> save_denoiser("export", config, params)
@@ -20,6 +21,7 @@ from typing import Any, get_args
 import jax
 
 from jaxspec.checkpoints import config_reader
+from jaxspec.checkpoints.config_json import SDAR_TYPE
 from jaxspec.checkpoints.conversion import Shardings
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
 from jaxspec.checkpoints.llada import is_llada, load_llada, read_llada
@@ -28,6 +30,8 @@ from jaxspec.config import Context, DiTConfig, Dtype, GPT2Config, MaskedTransfor
 
 KEY = "denoiser"
 """Entry of config.json."""
+SDAR_MASK_ID, SDAR_BLOCK_LENGTH = 151_669, 4
+"""Of the released SDAR models (arXiv 2510.06303), whose files need not say so."""
 
 AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
 
@@ -36,7 +40,8 @@ def is_denoiser(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a masked-diffusion language model, and no other kind."""
     if is_mdlm(folder) or is_llada(folder):
         return True
-    return KEY in config_reader.read_json(Path(folder) / "config.json")
+    raw = config_reader.read_json(Path(folder) / "config.json")
+    return KEY in raw or raw.get("model_type") == SDAR_TYPE
 
 
 def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
@@ -50,14 +55,16 @@ def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
     if is_llada(folder):
         return read_llada(folder)[0]
     path = Path(folder) / "config.json"
-    entry = config_reader.read_json(path).get(KEY, {})
+    raw = config_reader.read_json(path)
+    entry = _sdar_entry(raw) if raw.get("model_type") == SDAR_TYPE else raw.get(KEY, {})
     if not isinstance(entry, Mapping) or not (
         isinstance(entry.get("mask_token_id", 0), int)
+        and isinstance(entry.get("block_length", 0), int)
         and entry.get("context", "bidirectional") in get_args(Context)
     ):
         raise ValueError(
-            f"{path}: {KEY!r} is {entry!r}, expected an integer mask_token_id and a context, one "
-            f"of {get_args(Context)}."
+            f"{path}: {KEY!r} is {entry!r}, expected an integer mask_token_id, a context, one of "
+            f"{get_args(Context)}, and an integer block_length."
         )
     target = read_config(folder)
     if isinstance(target, GPT2Config):
@@ -65,11 +72,24 @@ def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
             f"{path}: a GPT-2 or GPT-Neo cannot be made a denoiser: expected a Qwen3 or Llama."
         )
     fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
-    return MaskedTransformerConfig(
-        **fields,
-        mask_token_id=entry.get("mask_token_id"),
-        context=entry.get("context", "bidirectional"),
-    )
+    try:
+        return MaskedTransformerConfig(
+            **fields,
+            mask_token_id=entry.get("mask_token_id"),
+            context=entry.get("context", "bidirectional"),
+            block_length=entry.get("block_length", 0),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _sdar_entry(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What SDAR's config.json says of blocks, or what its released models were trained with."""
+    return {
+        "mask_token_id": raw.get("mask_token_id", SDAR_MASK_ID),
+        "context": "block_causal",
+        "block_length": raw.get("block_size", SDAR_BLOCK_LENGTH),
+    }
 
 
 def load_denoiser(
@@ -154,5 +174,11 @@ def save_denoiser(
         dtype=dtype,
         tokenizer_folder=tokenizer_folder,
         provenance=provenance,
-        more={KEY: {"mask_token_id": config.mask_id, "context": config.context}},
+        more={
+            KEY: {
+                "mask_token_id": config.mask_id,
+                "context": config.context,
+                "block_length": config.block_length,
+            }
+        },
     )

@@ -128,6 +128,11 @@ class DrafterBundle:
         """
         block_size = block_size or self.block_size
         if isinstance(self.model, DiT | BidirectionalTransformer):
+            if self.model.config.context == "block_causal":
+                raise ValueError(
+                    f"{self.name} is block-causal: a diffusion language model to be decoded by "
+                    "itself (--target.path), not a drafter."
+                )
             is_causal = self.model.config.context == "causal"
             denoising = denoising or Denoising()
             return (CachedMDLMProposer if is_causal else MDLMProposer)(

@@ -17,7 +17,12 @@ import jax
 
 from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
 from jaxspec.checkpoints.folders import fingerprint, target_folder
-from jaxspec.config import DiffusionEvaluationConfig, RunConfig, TargetConfig
+from jaxspec.config import (
+    DiffusionEvaluationConfig,
+    MaskedTransformerConfig,
+    RunConfig,
+    TargetConfig,
+)
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.data.tokenizer_files import has_tokenizer
@@ -98,6 +103,12 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
     """
     settings, evaluation = config.diffusion, config.evaluation
     model, rows = target.model.config, target.model.config.vocab_size
+    trained = model.block_length if isinstance(model, MaskedTransformerConfig) else 0
+    if trained and settings.block_length != trained:
+        raise ValueError(
+            f"{target.name} was trained with blocks of {trained} tokens: got "
+            f"diffusion.block_length {settings.block_length}."
+        )
     ends = tuple(i for i in stop_ids(target.tokenizer, rows=rows) if i != model.mask_id)
     return DiffusionRules(
         model.mask_id,
@@ -105,7 +116,7 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
         block_length=settings.block_length,
         unmasking=_unmasking(settings),
         caching=settings.caching,
-        block_causal=settings.block_causal,
+        block_causal=settings.block_causal or trained > 0,
         sampling=Sampling(
             evaluation.temperature,
             top_k=evaluation.top_k,

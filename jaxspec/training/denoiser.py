@@ -1,8 +1,8 @@
 """What a masked-diffusion language model learns: tokens under random masks, or blocks to draft.
 
 Two ways of hiding tokens. Under random masks (MDLM, arXiv 2406.07524; SEDD, arXiv 2310.16834) a
-time is drawn for every row, or for every block where the context is causal (BD3LM, arXiv
-2503.09573); LLaDA (arXiv 2502.09992) averages over each row's answer by itself. For drafting
+time is drawn for every row, or for every block where the context is causal or block-causal (BD3LM,
+arXiv 2503.09573); LLaDA (arXiv 2502.09992) averages over each row's answer by itself. For drafting
 (SpecDiff-2, arXiv 2511.00606) whole blocks are hidden behind a clean prefix, and the loss is that
 of any block drafter: `jaxspec.losses.loss_terms`.
 
@@ -37,11 +37,12 @@ from jaxspec.losses import (
     masked_values,
     ratio,
     score_entropy_values,
+    token_times,
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput
+from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput, paired_inputs
 from jaxspec.ops.suppression import suppress
 from jaxspec.training.objectives import (
     PREDICTION_COUNTS,
@@ -73,7 +74,7 @@ class DenoiserObjective:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether blocks are hidden, and not tokens anywhere in a row."""
+        """Whether blocks behind anchors are hidden, and not tokens anywhere in a row."""
         return self.goal == "draft" or self.model.config.context == "causal"
 
     def __call__(
@@ -131,24 +132,35 @@ class DenoiserObjective:
         return head
 
     def _row_terms(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Terms, Metrics]:
-        """Random masks anywhere among the learned tokens, one time a row."""
-        times_B = self._times(key, ())[batch["rows"]]
+        """Random masks anywhere among the learned tokens, one time a row, or a block of it."""
+        block_length = getattr(self.model.config, "block_length", 0)
+        length = batch["tokens"].shape[1]
+        shape = (length // block_length,) if block_length else ()
+        times_BS = token_times(self._times(key, shape)[batch["rows"]], length=length)
         noisy_BS, masked_BS = _corrupt_rows(
             key,
             batch,
             batch["tokens"],
-            self._mask_probability(times_B[:, None]),
+            self._mask_probability(times_BS),
             mask_id=self.model.config.mask_id,
             maskable=batch["loss_mask"],
         )
-        output = self.model.apply(
-            {"params": params},
-            noisy_BS,
-            positions_BS=batch["positions"],
-            segments_BS=batch["segments"],
-            sigma=SCHEDULE.sigma(times_B),
-        )
-        values_BS = self._values(output.logits_BSV, batch["tokens"], masked_BS, times_B[:, None])
+        if block_length:
+            inputs = paired_inputs(
+                noisy_BS,
+                batch["tokens"],
+                block_size=block_length,
+                segments_BS=batch["segments"],
+            )
+        else:
+            inputs = {
+                "tokens_BS": noisy_BS,
+                "positions_BS": batch["positions"],
+                "segments_BS": batch["segments"],
+                "sigma": SCHEDULE.sigma(times_BS[:, 0]),
+            }
+        output = self.model.apply({"params": params}, **inputs)
+        values_BS = self._values(output.logits_BSV, batch["tokens"], masked_BS, times_BS)
         return self._diffusion_terms(values_BS, batch["loss_mask"])
 
     def _block_terms(

@@ -20,8 +20,8 @@ from jaxspec.checkpoints.denoiser import (
     load_denoiser,
     read_denoiser,
 )
-from jaxspec.checkpoints.folders import exported_weights
-from jaxspec.config import DenoiserConfig, DiTConfig, RunConfig
+from jaxspec.checkpoints.folders import exported_weights, target_folder
+from jaxspec.config import DenoiserConfig, DiTConfig, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.mdlm import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
@@ -53,6 +53,8 @@ def denoiser_source(settings: DenoiserConfig) -> Path | None:
     Raises:
       ValueError: no weights there.
     """
+    if settings.path == "embedded":
+        return target_folder(settings.path)
     return exported_weights(Path(settings.path).expanduser()) if settings.path else None
 
 
@@ -76,8 +78,38 @@ def denoiser_config(settings: DenoiserConfig) -> AnyDenoiserConfig:
             "denoiser.path (weights to go on from)."
         )
     if settings.context is not None:
-        given = dataclasses.replace(given, context=settings.context)
+        changes: dict[str, Any] = {"context": settings.context}
+        if isinstance(given, MaskedTransformerConfig):
+            is_block_causal = settings.context == "block_causal"
+            changes["block_length"] = settings.block_size if is_block_causal else 0
+        given = dataclasses.replace(given, **changes)
     return given
+
+
+def check_blocks(config: RunConfig, architecture: AnyDenoiserConfig) -> None:
+    """Whether rows can be cut into the blocks of a block-causal model.
+
+    Raises:
+      ValueError: rows that cannot, or an objective that has other blocks.
+    """
+    if architecture.context != "block_causal":
+        return
+    assert isinstance(architecture, MaskedTransformerConfig)
+    if config.denoiser.objective == "draft":
+        raise ValueError(
+            "denoiser.objective is 'draft', but the context is 'block_causal', which is for "
+            "diffusion language models: choose 'elbo', 'llada' or 'score_entropy'."
+        )
+    if config.data.packing:
+        raise ValueError(
+            "A block-causal denoiser needs documents that begin where blocks do: set data.packing "
+            "to False."
+        )
+    if config.data.sequence_length % architecture.block_length:
+        raise ValueError(
+            f"data.sequence_length must be a multiple of the block ({architecture.block_length}): "
+            f"got {config.data.sequence_length}."
+        )
 
 
 def check_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserConfig:
@@ -105,8 +137,10 @@ def denoiser_parts(config: RunConfig, architecture: AnyDenoiserConfig) -> Denois
     """Objective and parameters of a run.
 
     Raises:
-      ValueError: a rank of updates that the model's matrices do not have.
+      ValueError: a rank of updates that the model's matrices do not have, or rows that a
+        block-causal model cannot be taught with.
     """
+    check_blocks(config, architecture)
     settings, model = config.denoiser, make_denoiser(architecture)
     source = denoiser_source(settings)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import DiTConfig, LossConfig
+from jaxspec.config import DiTConfig, LossConfig, MaskedTransformerConfig
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
 from jaxspec.losses import LossWeights
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.mdlm import DiT, make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
 from tests.denoisers import random_denoiser
@@ -123,9 +123,30 @@ def test_an_untrained_denoiser_pays_log_v_for_each_token(context):
     assert error < 0.15
 
 
-def test_llada_pays_log_v_for_each_answer():
+SDAR = MaskedTransformerConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=16,
+    mask_token_id=MASK,
+    context="block_causal",
+    block_length=6,
+)
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["rows", "blocks"])
+def test_llada_pays_log_v_for_each_answer(blocks):
     """E[masked / p] = 1, whatever an answer's length; rows without one do not count."""
     trained, params, batch = objective("bidirectional", "llada"), untrained(), tiny.batch()
+    if blocks:
+        model = make_denoiser(SDAR)
+        trained = dataclasses.replace(trained, model=model)
+        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+        # A head of zeros: nothing is known yet.
+        params = {**params, "embed": jax.tree.map(jnp.zeros_like, params["embed"])}
     batch["loss_mask"][0] = False
     answers = int(batch["loss_mask"].any(axis=1).sum())
     compute = jax.jit(trained)

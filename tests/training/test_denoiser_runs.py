@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -20,6 +21,11 @@ from jaxspec.config import (
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
 from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.diffusion_target import (
+    diffusion_rules,
+    is_diffusion_target,
+    load_diffusion_target,
+)
 from jaxspec.evals.strategies import build_strategy
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.loop import train
@@ -118,6 +124,61 @@ def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, t
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again, params)
     plan = compile_plan(config)
     assert plan.trained < plan.frozen and plan.frozen == sum(x.size for x in jax.tree.leaves(base))
+
+
+def test_a_block_causal_target(run_config, tmp_path):
+    """Its export is decoded with the blocks that it was trained with, and is no drafter."""
+    settings = DenoiserConfig(
+        path=run_config.target.path,
+        num_layers=1,
+        context="block_causal",
+        objective="llada",
+        block_size=8,
+    )
+    config = changed(run_config, settings)
+    with pytest.raises(ValueError, match=r"set data\.packing to False"):
+        train(config, workdir=tmp_path / "packed")
+    data = dataclasses.replace(config.data, packing=False, fill_rows=True)
+    odd = dataclasses.replace(config, data=dataclasses.replace(data, sequence_length=60))
+    with pytest.raises(ValueError, match=r"multiple of the block \(8\): got 60"):
+        train(odd, workdir=tmp_path / "odd")
+    draft = dataclasses.replace(settings, objective="draft")
+    with pytest.raises(ValueError, match="objective is 'draft'"):
+        train(dataclasses.replace(config, denoiser=draft, data=data), workdir=tmp_path / "draft")
+    train(dataclasses.replace(config, data=data), workdir=tmp_path / "run")
+    stored = read_denoiser(tmp_path / "run" / "export")
+    assert (stored.context, stored.block_length) == ("block_causal", 8)
+    target = load_diffusion_target(TargetConfig(path=str(tmp_path / "run" / "export")))
+    blocks = dataclasses.replace(config.diffusion, block_length=8)
+    rules = diffusion_rules(dataclasses.replace(config, diffusion=blocks), target)
+    assert rules.block_causal and rules.block_length == 8
+    with pytest.raises(ValueError, match=r"trained with blocks of 8 tokens: got .* 32"):
+        diffusion_rules(config, target)
+    other = load_target_bundle(run_config.target)
+    drafter = load_drafter_bundle(tmp_path / "run", target=other)
+    with pytest.raises(ValueError, match="is block-causal"):
+        drafter.proposer(other, sampling=Sampling(0.0))
+
+
+def test_sdar_folders_are_block_causal(adapted, tmp_path):
+    """A Qwen3 under another name: blocks of 4, unless its config.json says otherwise."""
+    document = json.loads((adapted / "export" / "config.json").read_text())
+    del document["denoiser"]
+    document |= {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "mask_token_id": MASK}
+    folder = tmp_path / "sdar"
+    shutil.copytree(adapted / "export", folder)
+    for more, block in (({}, 4), ({"block_size": 16}, 16)):
+        (folder / "config.json").write_text(json.dumps({**document, **more}))
+        config, params = load_denoiser(folder)
+        assert (config.context, config.block_length, config.mask_id) == (
+            "block_causal",
+            block,
+            MASK,
+        )
+        assert config.qk_norm
+        _, before = load_denoiser(adapted / "export")
+        assert jax.tree.all(jax.tree.map(np.array_equal, params, before))
+        assert is_diffusion_target(TargetConfig(path=str(folder)))
 
 
 def test_a_run_goes_on_where_it_stopped(from_scratch, adapted, run_config, tmp_path):

@@ -5,8 +5,8 @@
 #   bash scripts/llada_tables.sh runs/real
 #
 # Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm and runs/real/llada if
-# they are not there. Files that are there are not made again. PARTS="cold warm others" leaves parts
-# out. About an hour on two cores, training aside.
+# they are not there. Files that are there are not made again. PARTS="cold thresholds warm
+# others blocks" leaves parts out. Two hours on one core, training aside.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -41,40 +41,58 @@ measure() { # file, then settings
   "$python" eval.py "${config[@]}" --output "$file" "$@"
 }
 
-rules=(scheduled 0.9 0.8 0.7)
-for name in "${rules[@]}"; do
-  readarray -t settings < <(rule "$name")
-  if [ ! -f "$out/graph-$name.json" ]; then
-    "$python" -c 'from jaxspec.cli.main import main; main()' calibrate "${config[@]}" \
-      "${settings[@]}" --evaluation.max_new_tokens 256 --source gsm8k \
-      --output "$out/graph-$name.json"
-  fi
-done
+calibrate() { # file, then settings
+  local file="$out/$1.json"
+  shift
+  if [ -f "$file" ]; then return; fi
+  "$python" -c 'from jaxspec.cli.main import main; main()' calibrate "${config[@]}" "$@" \
+    --evaluation.max_new_tokens 256 --source gsm8k --output "$file"
+}
 
-for part in ${PARTS:-cold warm others}; do
+rules=(scheduled 0.9 0.8 0.7)
+for part in ${PARTS:-cold thresholds warm others blocks}; do
   for name in "${rules[@]}"; do
     readarray -t settings < <(rule "$name")
-    settings+=(--diffusion.graph "$out/graph-$name.json")
+    graph=(--diffusion.graph "$out/graph-$name.json")
+    if [ "$part" != blocks ]; then calibrate "graph-$name" "${settings[@]}"; fi
     case $part in
       cold)
-        for length in 128 256; do
-          measure "$name-$length" "${settings[@]}" --evaluation.max_new_tokens "$length"
-        done
+        if [ "$name" != scheduled ]; then continue; fi
+        measure "$name-256" "${graph[@]}" --evaluation.max_new_tokens 256
+        measure "$name-128" "${graph[@]}" --diffusion.drafts
+        ;;
+      thresholds)
+        if [ "$name" = scheduled ]; then continue; fi
+        measure "$name-256" "${settings[@]}" "${graph[@]}" --evaluation.max_new_tokens 256 \
+          --diffusion.drafts
+        measure "$name-256-uncalibrated" "${settings[@]}" --evaluation.max_new_tokens 256 \
+          --diffusion.num_drafts 8
         ;;
       warm) # the same random numbers for every decoder
-        measure "$name-warm" "${settings[@]}" --evaluation.temperature 1 --diffusion.drafts \
-          --diffusion.num_drafts 1 3 5 8 10 --evaluation.prompts 4
+        measure "$name-warm" "${settings[@]}" "${graph[@]}" --evaluation.temperature 1 \
+          --diffusion.drafts --evaluation.prompts 4
         ;;
-      others) # other caches; block-causal attention of the same weights
-        few=("${settings[@]}" --diffusion.drafts --evaluation.prompts 4)
-        # The graph is not for block-causal passes: drafts that need no calibration.
-        measure "$name-block-causal" "${settings[@]}" --diffusion.graph '' --evaluation.prompts 4 \
-          --diffusion.block_causal True --diffusion.drafts ssd star
+      others) # other caches
+        if [ "$name" != scheduled ] && [ "$name" != 0.9 ]; then continue; fi
         for caching in none prefix; do
           for layout in mask batch; do
-            measure "$name-$caching-$layout" "${few[@]}" --diffusion.caching $caching \
+            measure "$name-$caching-$layout" "${settings[@]}" "${graph[@]}" --diffusion.drafts \
+              --evaluation.benchmarks gsm8k mbpp --diffusion.caching $caching \
               --diffusion.layout $layout --diffusion.num_drafts 3 10
           done
+        done
+        ;;
+      blocks) # a block-causal model, cold and warm
+        if [ ! -f "$runs/sdar/export/config.json" ]; then
+          "$python" train.py --config configs/tiny_real_llada.py --workdir "$runs/sdar" \
+            --denoiser.context block_causal --denoiser.block_size 32 --training.steps 800
+        fi
+        causal=(--target.path "$runs/sdar/export")
+        calibrate "graph-blocks-$name" "${causal[@]}" "${settings[@]}"
+        for temperature in 0 1; do
+          measure "$name-blocks-$temperature" "${causal[@]}" "${settings[@]}" --diffusion.drafts \
+            --diffusion.graph "$out/graph-blocks-$name.json" --evaluation.benchmarks gsm8k mbpp \
+            --evaluation.temperature $temperature
         done
         ;;
     esac

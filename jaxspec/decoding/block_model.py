@@ -11,7 +11,8 @@ over the whole canvas; what the passes after it read depends on the cache (Fast-
 - "dual": the block alone; all others' keys and values are those of the first pass.
 
 A block-causal model (SDAR, BD3LM) does not see what is behind the block. Its context does not
-depend on the block, so "prefix" and "dual" are the same to it, and change nothing.
+depend on the block, so "prefix" and "dual" are the same to it, and change nothing. Its cache goes
+on from block to block: after `prefill`, a block's first pass reads the block and the one before it.
 
 A pass takes several states of the block at once, which speculation uses: [B, N, L] tokens. The
 first is the real one. In "mask" layout the others are appended as rows of the same sequence: each
@@ -91,11 +92,18 @@ class BlockModel:
         check_caching(self.caching)
 
     def open(self, params: Any, context: BlockContext) -> tuple[jax.Array, BlockContext]:
-        """The block's first pass, over the whole canvas as it is.
+        """The block's first pass: over the whole canvas, or behind what a cache holds already.
+
+        Args:
+          params: the model's parameters.
+          context: without a cache, or, of a block-causal model, with that of the block before (of
+            `prefill`, for the first block).
 
         Returns:
           Its logits [B, L, V], and the context with the cache for the passes that follow.
         """
+        if context.cache is not None:
+            return self._go_on(params, context, context.cache)
         columns_BT = _canvas_columns(context)
         rows_BL = _block_columns(context, self.block_length)
         logits_BLV, keys_LBRTC, values_LBRTC = self._pass(
@@ -110,6 +118,42 @@ class BlockModel:
             return logits_BLV, context
         start_B = _twice(context.start_B) if self.guidance else context.start_B
         cache = KVCache(keys_LBRTC, values_LBRTC, start_B)
+        return logits_BLV, dataclasses.replace(context, cache=cache)
+
+    def prefill(self, params: Any, context: BlockContext) -> KVCache:
+        """Keys and values of all that is before the first block, for a block-causal model."""
+        _, opened = self.open(params, dataclasses.replace(context, cache=None))
+        assert opened.cache is not None, "there is nothing to keep without a cache"
+        return opened.cache
+
+    def _go_on(
+        self, params: Any, context: BlockContext, cache: KVCache
+    ) -> tuple[jax.Array, BlockContext]:
+        """A pass over the block before, which stands by now, and over the block."""
+        length = self.block_length
+        before_B = context.start_B - length
+        columns_BW = before_B[:, None] + jnp.arange(2 * length)
+        mask_BWW = self._window_mask(columns_BW, context)
+        # In front of the first column is nothing; what is computed there is seen by itself alone.
+        nothing_BW = columns_BW < 0
+        mask_BWW = mask_BWW & (nothing_BW[:, :, None] | ~nothing_BW[:, None])
+        rows_BL = jnp.broadcast_to(length + jnp.arange(length), (before_B.shape[0], length))
+        logits_BLV, keys_LBRSC, values_LBRSC = self._pass(
+            params,
+            _take(context.tokens_BT, columns_BW),
+            columns_BW,
+            mask_BWW,
+            dataclasses.replace(context, start_B=before_B),
+            rows_BL,
+        )
+        # Nobody looks at a slot behind the block's start: the slots of "nothing" are such.
+        first_B, start_B = jnp.maximum(before_B, 0), context.start_B
+        if self.guidance:
+            first_B, start_B = _twice(first_B), _twice(start_B)
+        cache = dataclasses.replace(cache, lengths_B=first_B).write(
+            keys_LBRSC[:, :, :, :length], values_LBRSC[:, :, :, :length]
+        )
+        cache = dataclasses.replace(cache, lengths_B=start_B)
         return logits_BLV, dataclasses.replace(context, cache=cache)
 
     def block_logits(

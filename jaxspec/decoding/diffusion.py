@@ -37,6 +37,7 @@ from jaxspec.decoding.block_model import BlockContext, BlockModel, Caching, chec
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import Prompts
 from jaxspec.decoding.unmasking import GREEDY, Scheduled, Unmasker, Unmasking
+from jaxspec.models.cache import KVCache
 from jaxspec.ops.sampling import Sampling
 
 NOT_REVEALED = -1
@@ -99,7 +100,7 @@ class DiffusionRules:
 
 @struct.dataclass
 class DiffusionState:
-    """Carried by the loops. Every array keeps its shape; the cache lives within a block."""
+    """Carried by the loops. Every array keeps its shape."""
 
     tokens_BT: jax.Array
     """The canvas: prompt, response with its masks, filling."""
@@ -125,6 +126,8 @@ class DiffusionState:
     steps_BN: jax.Array
     """int32, steps that revealed something, by block. One a pass, unless drafted states save passes
     (`jaxspec.decoding.spiffy`)."""
+    cache: KVCache | None = None
+    """Of a block-causal model, inside `run`; others make a cache for each block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +212,10 @@ class BlockDiffusion:
     def run(self, params: Any, state: DiffusionState) -> DiffusionState:
         """Fills all blocks; the state is donated."""
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
+        if self.rules.block_causal and self.rules.caching != "none":
+            # No denoising pass: it is not counted, as a language model's prefill is not.
+            cache = self.block_model.prefill(stack_layers(pieces), self.context(state))
+            state = dataclasses.replace(state, cache=cache)
         for reach, until in self.stages():
 
             def goes_on(state: DiffusionState, until: int = until) -> jax.Array:
@@ -218,7 +225,7 @@ class BlockDiffusion:
                 return self.fill_block(stack_layers(pieces), state, reach=reach)
 
             state = jax.lax.while_loop(goes_on, one_block, state)
-        return state
+        return dataclasses.replace(state, cache=None)
 
     def stages(self) -> Iterator[tuple[int, int]]:
         """(reach, until): how far passes read, in blocks, before block number `until`.
@@ -238,11 +245,11 @@ class BlockDiffusion:
 
     def fill_block(self, params: Any, state: DiffusionState, *, reach: int) -> DiffusionState:
         """Denoises the next block of every active row."""
-        state = self.begin_block(state)
-        context, block_model = self.context(state), self.block_model
+        state, block_model = self.begin_block(state), self.block_model
+        context = self.context(state)
         if self.rules.caching != "none":
-            logits_BLV, context = block_model.open(params, context)
-            state = self.reveal(self.count_pass(state), logits_BLV)
+            logits_BLV, context, state = self.open_block(params, state)
+            state = self.reveal(state, logits_BLV)
 
         def one_step(state: DiffusionState) -> DiffusionState:
             logits_BLV = block_model.block_logits(
@@ -252,6 +259,15 @@ class BlockDiffusion:
 
         state = jax.lax.while_loop(lambda state: self.masked(state).any(), one_step, state)
         return self.end_block(state)
+
+    def open_block(
+        self, params: Any, state: DiffusionState
+    ) -> tuple[jax.Array, BlockContext, DiffusionState]:
+        """The block's first pass, counted: its logits, and what later passes read."""
+        logits_BLV, context = self.block_model.open(params, self.context(state))
+        if state.cache is not None:
+            state = dataclasses.replace(state, cache=context.cache)
+        return logits_BLV, context, self.count_pass(state)
 
     def begin_block(self, state: DiffusionState) -> DiffusionState:
         """Counts the block's masks."""
@@ -268,6 +284,7 @@ class BlockDiffusion:
             state.prompt_B,
             state.prompt_B + self.rules.response_length,
             self.columns(state)[:, 0],
+            state.cache,
         )
 
     def columns(self, state: DiffusionState) -> jax.Array:

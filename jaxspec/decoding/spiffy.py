@@ -210,13 +210,9 @@ class Spiffy(BlockDiffusion):
         if not self.graph.size:
             return super().fill_block(params, state, reach=reach)
         state = self.begin_block(state)
-        context, block_model = self.context(state), self.block_model
         # The block's first pass has no distribution before it to draft from.
-        if self.rules.caching == "none":
-            logits_BLV = block_model.block_logits(params, self.block_tokens(state), context)
-        else:
-            logits_BLV, context = block_model.open(params, context)
-        state = self.reveal(self.count_pass(state), logits_BLV)
+        logits_BLV, context, state = self.open_block(params, state)
+        state = self.reveal(state, logits_BLV)
 
         def one_pass(carry: tuple[DiffusionState, Drafts]) -> tuple[DiffusionState, Drafts]:
             return self.one_pass(params, *carry, context, reach=reach)

@@ -81,7 +81,7 @@ def diffusion_table(results: Sequence[Row]) -> Table:
     """The same table for a terminal."""
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for title, spec in _COLUMNS.values():
-        table.add_column(title, justify="right" if spec else "left")
+        table.add_column(title, justify="right" if spec else "left", no_wrap=not spec)
     for row in results:
         table.add_row(*_cells(row))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -83,6 +84,37 @@ def test_guided_states(layout):
         alone = DRAFTS[:, [0, draft]][:, 1:]
         _, single = logits("dual", False, states=alone, guidance=2.0)
         np.testing.assert_allclose(together[:, draft], single[:, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_a_block_causal_cache_goes_on_from_block_to_block(guidance):
+    """Against the whole canvas anew; one row's first block has nothing before it."""
+    block_model = blocks("dual", True, guidance)
+    canvas = CANVAS.copy()
+    canvas[canvas == MASK] = 5
+    starts = [np.array([0, 4]), np.array([4, 8]), np.array([8, 12])]
+    contexts = [BlockContext(*map(jnp.asarray, (canvas, PROMPT, END, at))) for at in starts]
+
+    @jax.jit
+    def both(params, cache, context):
+        again, anew = (
+            block_model.open(params, dataclasses.replace(context, cache=each))
+            for each in (cache, None)
+        )
+        states = jnp.asarray(DRAFTS)
+        return (
+            again,
+            anew,
+            *(block_model.state_logits(params, states, opened) for _, opened in (again, anew)),
+        )
+
+    cache = jax.jit(block_model.prefill)(params(), contexts[0])
+    for context in contexts:
+        again, anew, ours, expected = both(params(), cache, context)
+        np.testing.assert_allclose(again[0], anew[0], atol=1e-4)
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+        cache = again[1].cache
+        assert cache.lengths_B[:2].tolist() == context.start_B.tolist()
 
 
 def test_a_cache_has_to_be_there():

@@ -85,7 +85,8 @@ for part in ${PARTS:-cold thresholds warm others blocks}; do
       blocks) # a block-causal model, cold and warm
         if [ ! -f "$runs/sdar/export/config.json" ]; then
           "$python" train.py --config configs/tiny_real_llada.py --workdir "$runs/sdar" \
-            --denoiser.context block_causal --denoiser.block_size 32 --training.steps 800
+            --denoiser.context block_causal --denoiser.block_size 32 \
+            --data.sequence_length 256 --data.batch_size 8 --training.steps 800
         fi
         causal=(--target.path "$runs/sdar/export")
         calibrate "graph-blocks-$name" "${causal[@]}" "${settings[@]}"

@@ -76,6 +76,40 @@ def test_what_surrounds_an_appended_draft_has_seen_the_real_block():
             np.testing.assert_allclose(together[row, draft], expected[inside], atol=1e-3)
 
 
+@pytest.mark.parametrize(("caching", "causal"), CASES)
+def test_the_mask_equals_one_written_pair_by_pair(caching, causal):
+    context = BlockContext(*map(jnp.asarray, (CANVAS, PROMPT, END, START)))
+    laid_out = blocks(caching, causal).lay_out(jnp.asarray(DRAFTS), context, reach=REACH)
+    tokens, columns, mask, rows = map(np.asarray, laid_out)
+    size = tokens.shape[1]
+    mask = np.broadcast_to(mask, (2, size, size))
+    width = size - (STATES - 1) * BLOCK
+    assert width == {"none": COLUMNS, "prefix": BLOCK if causal else REACH * BLOCK}.get(
+        caching, BLOCK
+    )
+    for row, (start, end) in enumerate(zip(START, END, strict=True)):
+
+        def state_of(at, column, start=start):
+            """0 for the real block, 1 and up for drafts, None for what is around."""
+            if at >= width:
+                return 1 + (at - width) // BLOCK
+            return 0 if start <= column < start + BLOCK else None
+
+        for one in range(size):
+            for other in range(size):
+                mine, theirs = columns[row, one], columns[row, other]
+                own, seen = state_of(one, mine), state_of(other, theirs)
+                # Drafts are seen by themselves; the real block by all but drafts; the rest by all.
+                expected = seen == own if seen or (own and seen == 0) else True
+                if causal and mine // BLOCK < theirs // BLOCK:
+                    expected = False
+                assert mask[row, one, other] == (expected and theirs < end)
+        for state in range(STATES):
+            at = rows[row, state * BLOCK : (state + 1) * BLOCK]
+            assert columns[row, at].tolist() == list(range(start, start + BLOCK))
+            assert tokens[row, at].tolist() == DRAFTS[row, state].tolist()
+
+
 @pytest.mark.parametrize("layout", ["mask", "batch"])
 def test_guided_states(layout):
     first, together = logits("dual", False, layout=layout, guidance=2.0)

@@ -140,6 +140,26 @@ def test_degree_1_accumulation_by_hand():
     assert [node.parents for node in graph.nodes] == [(), (0, 2), (), (), (3,)]
 
 
+def test_every_node_of_a_selected_graph_is_reached():
+    """Whatever was counted: parents are in the graph, and lead back to the present state."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        formulas = [(), *(((i, int(j)),) for i, j in enumerate(rng.integers(0, 3, 3)))]
+        ways = {formula: {(): int(rng.integers(1, 9))} for formula in formulas[1:]}
+        for _ in range(12):
+            before = formulas[rng.integers(1, len(formulas))]
+            formula = tuple(sorted({*before, (len(before) + 3, int(rng.integers(0, 2)))}))
+            ways.setdefault(formula, {})[before] = int(rng.integers(1, 9))
+            formulas.append(formula)
+        for weight in ("followed", "accumulated"):
+            graph = select_graph(FormulaCounts(ways), size=8, weight=weight)
+            reached: set[int] = set()
+            for number, node in enumerate(graph.nodes):
+                if () in ways[node.pairs] or set(node.parents) & reached:
+                    reached.add(number)
+            assert reached == set(range(graph.size)) and graph.size == min(8, len(ways))
+
+
 def brute_force(ranks, *, depth):
     """Each formula's count by looking at every state, and every number of steps ahead, anew."""
     found = {}

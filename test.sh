@@ -3,6 +3,7 @@
 #
 #   bash test.sh                     everything
 #   bash test.sh tests/losses -k chain
+#   JAXSPEC_TEST_OPTIMIZED=1 bash test.sh    programs as optimised as in a run
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -21,6 +22,12 @@ export PYTHONHASHSEED=0
 # Compiled programs are kept between runs: the second run is much faster. (tests/conftest.py says
 # which programs are worth keeping.)
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
+
+# Most of the time goes into compiling: without most optimisations the tests take two thirds of it.
+# JAXSPEC_TEST_OPTIMIZED=1 compiles as a user's run does.
+if [ -z "${JAXSPEC_TEST_OPTIMIZED:-}" ]; then
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=1
+fi
 
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env

@@ -33,7 +33,7 @@ from jaxspec.decoding.diffusion import (
     DiffusionRules,
     DiffusionState,
 )
-from jaxspec.decoding.draft_graph import DraftGraph, Node, Pair
+from jaxspec.decoding.draft_graph import PRESENT, DraftGraph, Node, Pair
 from jaxspec.decoding.unmasking import ranked
 
 Formula = tuple[Pair, ...]
@@ -231,7 +231,7 @@ def select_graph(counted: FormulaCounts, *, size: int, weight: Weight = "followe
         if not open_to:
             break
         taken.append(min(open_to, key=lambda each: (-open_to[each], len(each), each)))
-    number_of = {formula: number for number, formula in enumerate(taken)}
+    number_of = {(): PRESENT} | {formula: number for number, formula in enumerate(taken)}
     nodes = tuple(
         Node(
             formula,

@@ -8,7 +8,7 @@ the present state. The pairs are filled at run time (`jaxspec.decoding.spiffy`).
 
 A is a parent of B if B reveals what A does and one step's worth more. A formula can be reached from
 several parents and is a node once: the graph is directed and has no cycle. The present state is
-nobody's formula: nodes without parents follow it directly.
+nobody's formula, but a parent like others: its number is `PRESENT`.
 
 >>> graph = chain(3)
 >>> graph.nodes[1].pairs
@@ -30,6 +30,8 @@ import numpy as np
 
 Pair = tuple[int, int]
 FORMAT = "jaxspec-draft-graph-1"
+PRESENT = -1
+"""Stands for the present state among parents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Node:
 
     pairs: tuple[Pair, ...]
     """(rank of the position, rank of its token), by position."""
-    parents: tuple[int, ...] = ()
-    """Numbers of the nodes that are one step before; (): the present state is."""
+    parents: tuple[int, ...] = (PRESENT,)
+    """Numbers of the nodes that are one step before, `PRESENT` among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class DraftGraph:
         depths: dict[int, int] = {}
         for number in _order(self.nodes):
             parents = self.nodes[number].parents
-            depths[number] = 1 + min((depths[parent] for parent in parents), default=0)
+            depths[number] = 1 + min(depths.get(parent, 0) for parent in parents)
         return tuple(depths[number] for number in range(self.size))
 
     def first(self, size: int) -> DraftGraph:
@@ -123,7 +125,9 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
             problems.append(f"{name}: positions must rise, each of them once")
         if (same := first.setdefault(frozenset(node.pairs), number)) != number:
             problems.append(f"{name}: is node {same} again")
-        missing = [parent for parent in node.parents if not 0 <= parent < len(nodes)]
+        missing = [parent for parent in node.parents if not PRESENT <= parent < len(nodes)]
+        if not node.parents:
+            problems.append(f"{name}: not connected: no parents, and not the present state (-1)")
         if missing:
             problems.append(f"{name}: there is no node {', '.join(map(str, missing))}")
     if problems:
@@ -133,7 +137,7 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
     except graphlib.CycleError as error:
         return [f"a cycle: {' -> '.join(map(str, error.args[1]))}"]
     for number, node in enumerate(nodes):
-        for parent in node.parents:
+        for parent in set(node.parents) - {PRESENT}:
             if not set(nodes[parent].pairs) < set(node.pairs):
                 problems.append(
                     f"node {number} {list(node.pairs)}: parent {parent} "
@@ -144,7 +148,7 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
 
 def _order(nodes: Sequence[Node]) -> tuple[int, ...]:
     """Parents before children."""
-    graph = {number: node.parents for number, node in enumerate(nodes)}
+    graph = {number: set(node.parents) - {PRESENT} for number, node in enumerate(nodes)}
     return tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -169,7 +173,7 @@ def from_formulas(
         parents = tuple(sorted(number_of[each] for each in smaller if each in number_of))
         if len(formula) > 1 and not parents:
             lost.append(list(formula))
-        nodes.append(Node(formula, parents))
+        nodes.append(Node(formula, parents or (PRESENT,)))
     if lost:
         raise ValueError(
             f"Not connected: no formula in the graph is one pair short of {lost}. Add the ones "
@@ -199,7 +203,7 @@ def nested(size: int, *, tokens_per_step: int) -> DraftGraph:
         tuple(
             Node(
                 tuple((i, 0) for i in range((number + 1) * tokens_per_step)),
-                (number - 1,) if number else (),
+                (number - 1 if number else PRESENT,),
             )
             for number in range(size)
         )
@@ -241,12 +245,13 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
     listed = raw.get("nodes")
     for number, entry in enumerate(listed if isinstance(listed, list) else [None]):
         pairs = entry.get("pairs") if isinstance(entry, Mapping) else None
-        parents = entry.get("parents", []) if isinstance(entry, Mapping) else None
+        parents = entry.get("parents") if isinstance(entry, Mapping) else None
         sound = isinstance(pairs, list) and all(integers(pair) and len(pair) == 2 for pair in pairs)
         if not (sound and integers(parents)):
             raise ValueError(
                 f"{where}: node {number} is {entry!r}, expected "
-                '{"pairs": [[rank of the position, rank of the token], ...], "parents": [...]}.'
+                '{"pairs": [[rank of the position, rank of the token], ...], "parents": [...]} '
+                "with -1 for the present state."
             )
         assert pairs is not None and parents is not None
         nodes.append(Node(tuple((i, j) for i, j in pairs), tuple(parents)))

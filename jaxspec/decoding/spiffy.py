@@ -35,7 +35,7 @@ import numpy as np
 
 from jaxspec.decoding.block_model import BlockContext, Layout
 from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionState
-from jaxspec.decoding.draft_graph import DraftGraph
+from jaxspec.decoding.draft_graph import PRESENT, DraftGraph
 from jaxspec.decoding.unmasking import ranked
 
 
@@ -133,7 +133,7 @@ def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
     """
     numbers = range(graph.size)
     leads_DD = np.array([[n in node.parents for n in numbers] for node in graph.nodes])
-    first_D = ~leads_DD.any(axis=1)
+    first_D = np.array([PRESENT in node.parents for node in graph.nodes])
     family_DD = leads_DD.T | np.eye(graph.size, dtype=bool)
     # A child that cannot be filled in says nothing of its parent.
     family_BDD = family_DD & drafts.valid_BD[:, None]

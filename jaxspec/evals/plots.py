@@ -181,8 +181,8 @@ def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:
     axes = figure.add_subplot()
     for number, node in enumerate(graph.nodes):
         to_x, to_y = places[number]
-        for parent in node.parents or (None,):
-            from_x, from_y = (0.0, 0.0) if parent is None else places[parent]
+        for parent in node.parents:
+            from_x, from_y = places.get(parent, (0.0, 0.0))
             axes.plot((from_x, to_x), (from_y, to_y), color="#bbbbbb", linewidth=1.2, zorder=1)
     texts = {(0.0, 0.0): "now"} | {places[n]: _formula(node) for n, node in enumerate(graph.nodes)}
     for (x, y), text in texts.items():

@@ -19,7 +19,7 @@ from jaxspec.decoding.calibration import (
     rank_steps,
     select_graph,
 )
-from jaxspec.decoding.draft_graph import DraftGraph
+from jaxspec.decoding.draft_graph import PRESENT, DraftGraph
 from jaxspec.decoding.spiffy import Spiffy
 from tests.decoding.diffusion_reference import MASK, MODEL, parameters, slow_decode
 from tests.decoding.test_diffusion import BLOCK, PROMPTS, RESPONSE, batch, change
@@ -120,7 +120,7 @@ def test_selection_by_hand():
         [A, B, AB, C, BC]
     ]
     graph = select_graph(COUNTED, size=5)
-    assert [node.parents for node in graph.nodes] == [(), (), (0, 1), (), (3,)]
+    assert [node.parents for node in graph.nodes] == [(PRESENT,)] * 2 + [(0, 1), (PRESENT,), (3,)]
     for size in range(6):
         assert graph.first(size) == select_graph(COUNTED, size=size)
     assert select_graph(COUNTED, size=0) == DraftGraph()
@@ -137,7 +137,8 @@ def test_degree_1_accumulation_by_hand():
         [A, AB, B, C, BC]
     ]
     graph = select_graph(COUNTED, size=5, weight="accumulated")
-    assert [node.parents for node in graph.nodes] == [(), (0, 2), (), (), (3,)]
+    root = (PRESENT,)
+    assert [node.parents for node in graph.nodes] == [root, (0, 2), root, root, (3,)]
 
 
 def test_every_node_of_a_selected_graph_is_reached():
@@ -155,7 +156,7 @@ def test_every_node_of_a_selected_graph_is_reached():
             graph = select_graph(FormulaCounts(ways), size=8, weight=weight)
             reached: set[int] = set()
             for number, node in enumerate(graph.nodes):
-                if () in ways[node.pairs] or set(node.parents) & reached:
+                if set(node.parents) & {PRESENT, *reached}:
                     reached.add(number)
             assert reached == set(range(graph.size)) and graph.size == min(8, len(ways))
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
-from jaxspec.decoding.draft_graph import DraftGraph, Node, chain, from_formulas, nested, star
+from jaxspec.decoding.draft_graph import (
+    PRESENT,
+    DraftGraph,
+    Node,
+    chain,
+    from_formulas,
+    nested,
+    star,
+)
 from jaxspec.decoding.spiffy import Drafts, Spiffy, fill_formulas, prune
 from jaxspec.ops.sampling import Sampling
 from tests.decoding.diffusion_reference import MASK, MODEL, parameters
@@ -100,7 +108,7 @@ def slow_prune(graph, scores, valid, kept):
         reached = [
             n
             for n, node in enumerate(graph.nodes)
-            if valid[n] and n not in taken and (not node.parents or set(node.parents) & set(taken))
+            if valid[n] and n not in taken and set(node.parents) & {PRESENT, *taken}
         ]
         if not reached:
             break
@@ -120,6 +128,12 @@ def test_pruning_equals_the_definition():
             got = drafts.states_BDL[row, drafts.valid_BD[row], 0].tolist()
             assert got == slow_prune(GRAPH, scores[row], valid[row], kept)
             assert drafts.score_BD[row, : len(got)].tolist() == scores[row, got].tolist()
+
+
+def test_a_draft_that_the_present_state_leads_to_needs_no_other_parent():
+    graph = DraftGraph((Node(((0, 0),)), Node(((0, 0), (1, 0)), (PRESENT, 0))))
+    drafts = Drafts(jnp.arange(2)[None, :, None], jnp.ones((1, 2), bool), jnp.array([[-9.0, -1.0]]))
+    assert prune(graph, drafts, kept=1).states_BDL[0, 0, 0] == 1
 
 
 def test_pruning_by_hand():

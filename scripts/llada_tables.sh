@@ -5,8 +5,8 @@
 #   bash scripts/llada_tables.sh runs/real
 #
 # Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm and runs/real/llada if
-# they are not there. Files that are there are not made again. PARTS="cold thresholds warm
-# others blocks" leaves parts out. Two hours on one core, training aside.
+# they are not there. Files that are there are not made again. PARTS="cold weights thresholds
+# warm others blocks" leaves parts out. Two hours on one core, training aside.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -50,7 +50,7 @@ calibrate() { # file, then settings
 }
 
 rules=(scheduled 0.9 0.8 0.7)
-for part in ${PARTS:-cold thresholds warm others blocks}; do
+for part in ${PARTS:-cold weights thresholds warm others blocks}; do
   for name in "${rules[@]}"; do
     readarray -t settings < <(rule "$name")
     graph=(--diffusion.graph "$out/graph-$name.json")
@@ -60,6 +60,12 @@ for part in ${PARTS:-cold thresholds warm others blocks}; do
         if [ "$name" != scheduled ]; then continue; fi
         measure "$name-256" "${graph[@]}" --evaluation.max_new_tokens 256
         measure "$name-128" "${graph[@]}" --diffusion.drafts
+        ;;
+      weights) # Spiffy's degree-1 accumulation, on the same counts
+        if [ "$name" != scheduled ]; then continue; fi
+        calibrate graph-accumulated --weight accumulated
+        measure accumulated-256 --diffusion.graph "$out/graph-accumulated.json" \
+          --evaluation.max_new_tokens 256 --diffusion.drafts --diffusion.num_drafts 3 5 8 10
         ;;
       thresholds)
         if [ "$name" = scheduled ]; then continue; fi
@@ -78,7 +84,7 @@ for part in ${PARTS:-cold thresholds warm others blocks}; do
           for layout in mask batch; do
             measure "$name-$caching-$layout" "${settings[@]}" "${graph[@]}" --diffusion.drafts \
               --evaluation.benchmarks gsm8k mbpp --diffusion.caching $caching \
-              --diffusion.layout $layout --diffusion.num_drafts 3 10
+              --diffusion.layout $layout --diffusion.num_drafts 3 10 --evaluation.prompts 4
           done
         done
         ;;

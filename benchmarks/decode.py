@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ from jaxspec.evals.bundles import (
     load_target_bundle,
 )
 from jaxspec.evals.strategies import build_strategy
-from jaxspec.evals.timing import measure_round_parts
+from jaxspec.evals.timing import measure_round_parts, median_seconds
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import provenance, write_json
@@ -149,18 +147,6 @@ class Case:
         return strategy, {"target": self.target.params, "drafter": drafter.params}
 
 
-def in_turn(runs: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns; the first turn warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def speeds(case: Case, args: argparse.Namespace) -> list[Row]:
     """Rows of the part "speed"."""
     chosen: dict[str, tuple[Strategy, Any]] = {"autoregressive": case.strategy("none")}
@@ -181,7 +167,7 @@ def speeds(case: Case, args: argparse.Namespace) -> list[Row]:
             strategy, params = chosen[name]
             answers[name] = generate(strategy, params, case.prompts, ids=case.ids, batch_size=batch)
 
-        seconds = in_turn(
+        seconds = median_seconds(
             {name: (lambda name=name: run(name)) for name in chosen}, repeats=args.repeats
         )
         baseline = [response.tokens for response in answers["autoregressive"]]
@@ -272,7 +258,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
     for name in options:
         runs[f"jaxspec {name}"] = lambda name=name: ours(name)
         runs[f"transformers {name}"] = lambda name=name: theirs(name)
-    seconds = in_turn(runs, repeats=max(1, args.repeats // 2))
+    seconds = median_seconds(runs, repeats=max(1, args.repeats // 2))
     rows = []
     for name in options:
         mine, other = answers[f"jaxspec {name}"], answers[f"transformers {name}"]

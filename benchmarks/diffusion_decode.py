@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +45,7 @@ from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.spiffy import Drafts, fill_ranked, logits_of, prune, rank_masks
 from jaxspec.evals.benchmarks import load_benchmark
 from jaxspec.evals.diffusion_target import DiffusionTarget, diffusion_rules, load_diffusion_target
+from jaxspec.evals.timing import median_seconds
 from jaxspec.models.mdlm import BidirectionalTransformer
 from jaxspec.provenance import provenance, write_json
 
@@ -110,18 +109,6 @@ def main() -> None:
         print(f"Written: {args.output}")
 
 
-def in_turn(runs: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns; the first turn warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def speeds(config: RunConfig, args: argparse.Namespace) -> list[Row]:
     """Rows of the part "speed"."""
     target = load_diffusion_target(config.target)
@@ -164,7 +151,7 @@ def speeds(config: RunConfig, args: argparse.Namespace) -> list[Row]:
                 decoders[name][1], target.params, prompts, ids=ids, batch_size=batch
             )
 
-        seconds = in_turn(
+        seconds = median_seconds(
             {name: functools.partial(run, name) for name in decoders}, repeats=args.repeats
         )
         for name, (base, decoder) in decoders.items():
@@ -364,7 +351,7 @@ def step_parts(decoder: Spiffy, params: Any, args: argparse.Namespace, batch: in
         ),
     }
     runs = {name: looped(call, values) for name, (call, values) in calls.items()}
-    seconds = in_turn(runs, repeats=args.repeats)
+    seconds = median_seconds(runs, repeats=args.repeats)
     parts = {f"{name}_ms": 1e3 * value / TURNS for name, value in seconds.items()}
     overhead = sum(parts[f"{name}_ms"] for name in ("sort", "draft", "mask", "bookkeeping"))
     steps = decoder.one_pass(params, state, drafts, context, reach=1)[0].step_B - state.step_B

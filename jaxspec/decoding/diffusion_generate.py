@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionState
-from jaxspec.decoding.generate import bucket_length, pad_prompts
+from jaxspec.decoding.generate import bucket_length, check_prompt_ids, pad_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,20 +51,9 @@ def check_diffusion_prompts(
       ValueError: no prompts, an empty one, ids outside the embedding, the mask in a prompt, or a
         prompt that is too long for the model's positions.
     """
-    if not prompts:
-        raise ValueError("The list of prompts is empty: there is nothing to decode.")
-    if len(ids) != len(prompts):
-        raise ValueError(f"Expected a name for each of {len(prompts)} prompts: got {len(ids)}.")
     config, rules = decoder.model.config, decoder.rules
+    check_prompt_ids(prompts, ids=ids, vocab_size=config.vocab_size)
     for name, prompt in zip(ids, prompts, strict=True):
-        if len(prompt) == 0:
-            raise ValueError(f"Prompt {name!r} holds no token: at least one is needed.")
-        low, high = min(prompt), max(prompt)
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"Prompt {name!r} holds token ids from {low} to {high}, but the model's embedding "
-                f"has {config.vocab_size} rows: is this the model's tokenizer?"
-            )
         if rules.mask_id in prompt:
             raise ValueError(
                 f"Prompt {name!r} holds the mask ({rules.mask_id}): only the response is filled."

@@ -96,6 +96,30 @@ def needed_capacity(prompt_tokens: int, *, rules: DecodeRules, round_tokens: int
     return -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
 
 
+def check_prompt_ids(
+    prompts: Sequence[Sequence[int]], *, ids: Sequence[str], vocab_size: int
+) -> None:
+    """Refuses what no decoder can read.
+
+    Raises:
+      ValueError: no prompts, an empty one, names that do not go with them, or ids outside the
+        embedding.
+    """
+    if not prompts:
+        raise ValueError("The list of prompts is empty: there is nothing to decode.")
+    if len(ids) != len(prompts):
+        raise ValueError(f"Expected a name for each of {len(prompts)} prompts: got {len(ids)}.")
+    for name, prompt in zip(ids, prompts, strict=True):
+        if len(prompt) == 0:
+            raise ValueError(f"Prompt {name!r} holds no token: at least one is needed.")
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"Prompt {name!r} holds token ids from {low} to {high}, but the target's embedding "
+                f"has {vocab_size} rows: is this the target's tokenizer?"
+            )
+
+
 def check_prompts(
     prompts: Sequence[Sequence[int]],
     *,
@@ -109,20 +133,9 @@ def check_prompts(
       ValueError: no prompts, an empty one, ids outside the embedding, or a prompt for which cache
         or positions do not suffice.
     """
-    if not prompts:
-        raise ValueError("The list of prompts is empty: there is nothing to decode.")
-    if len(ids) != len(prompts):
-        raise ValueError(f"Expected a name for each of {len(prompts)} prompts: got {len(ids)}.")
     config, rules = strategy.model.config, strategy.rules
+    check_prompt_ids(prompts, ids=ids, vocab_size=config.vocab_size)
     for name, prompt in zip(ids, prompts, strict=True):
-        if len(prompt) == 0:
-            raise ValueError(f"Prompt {name!r} holds no token: at least one is needed.")
-        low, high = min(prompt), max(prompt)
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"Prompt {name!r} holds token ids from {low} to {high}, but the target's embedding "
-                f"has {config.vocab_size} rows: is this the target's tokenizer?"
-            )
         needed = len(prompt) + rules.max_new_tokens
         if needed > config.max_position_embeddings:
             raise ValueError(

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Promp
 from jaxspec.decoding.diffusion_generate import read_diffusion
 from jaxspec.decoding.generate import bucket_length, pad_prompts
 from jaxspec.decoding.layout import cut_layers, stack_layers
+from jaxspec.evals.timing import median_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +88,17 @@ def time_decoders(
     state = base.start(pad_prompts([prompts[0]], ids=[ids[0]], length=length, rows=1, seed=seed))
     layout = decoder.layout if isinstance(decoder, Spiffy) else "mask"
     context = _open(base, params, state)
-    passes = [
-        functools.partial(_state_pass, base, number, layout, params, state, context)
-        for number in (1, 1 + drafts)
-    ]
-    block_ms, drafted_ms = _medians_ms(passes, repeats=max(repeats, 5))
+    passes = {
+        name: functools.partial(_state_pass, base, number, layout, params, state, context)
+        for name, number in (("block", 1), ("drafted", 1 + drafts))
+    }
+    seconds = median_seconds(passes, repeats=max(repeats, 5))
     return DiffusionSpeed(
         tokens_per_s=second.tokens / second.seconds,
         baseline_tokens_per_s=first.tokens / first.seconds,
         compile_s=second.compile_s,
-        block_pass_ms=block_ms,
-        drafted_pass_ms=drafted_ms,
+        block_pass_ms=1e3 * seconds["block"],
+        drafted_pass_ms=1e3 * seconds["drafted"],
     )
 
 
@@ -134,19 +135,6 @@ class _Clock:
         self.seconds += statistics.median(self._times)
         self.tokens += response.filled
         self._times.clear()
-
-
-def _medians_ms(calls: Sequence[Callable[[], Any]], *, repeats: int) -> list[float]:
-    """Milliseconds of each, taken in turns behind one call that compiles."""
-    for call in calls:
-        jax.block_until_ready(call())
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, mine in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            jax.block_until_ready(call())
-            mine.append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(mine) for mine in times]
 
 
 @functools.partial(jax.jit, static_argnums=0)

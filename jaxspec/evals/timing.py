@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -216,6 +216,23 @@ def measure_speed(
         verified_rows=rows,
         platform=jax.default_backend(),
     )
+
+
+def median_seconds(runs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
+    """Median seconds of each call, all of them taking turns; the first turn compiles.
+
+    Args:
+      runs: by name; what a call returns is waited for.
+      repeats: timed turns.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 class RoundParts(NamedTuple):

@@ -61,12 +61,15 @@ class TrainCheckpoints:
     def save(self, step: int, state: Any, *, progress: dict[str, Any]) -> None:
         """Starts to save; returns as soon as the arrays have left the devices' way.
 
+        The save before it is waited for, and old steps have been deleted by then: noting the sizes
+        of a step's files while it is being deleted would keep a remnant of it.
+
         Args:
           step: steps taken.
           state: a tree of arrays.
           progress: what is no array (loader position, seed): anything that JSON holds.
         """
-        self._note_sizes()
+        self.wait()
         description = {"progress": progress, "shapes": describe(state)}
         self._manager.save(
             step,
@@ -180,7 +183,7 @@ class TrainCheckpoints:
         self._manager = self._open()
 
     def wait(self) -> None:
-        """Blocks until what was being saved is on disk."""
+        """Blocks until what was being saved is on disk, and its files' sizes are noted."""
         self._manager.wait_until_finished()
         self._note_sizes()
 

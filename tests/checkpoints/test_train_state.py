@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import shutil
+import threading
 import time
 
 import jax
@@ -70,6 +71,25 @@ def test_the_newest_comes_back(folder):
     checkpoints.close()
     assert (step, progress) == (3, {"loader": {"step": 3}})
     assert_same(state, make_state(3))
+
+
+def test_one_that_is_slowly_deleted_stays_deleted(tmp_path, monkeypatch):
+    remove, emptied = os.rmdir, threading.Semaphore(0)
+
+    def slowly(path, **options):
+        if os.fspath(path).endswith("checkpoints/1"):  # its files are gone, its folder not yet
+            emptied.release()
+            time.sleep(0.3)
+        remove(path, **options)
+
+    checkpoints = TrainCheckpoints(tmp_path / "checkpoints", keep=1)
+    monkeypatch.setattr(os, "rmdir", slowly)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), progress={})
+    assert emptied.acquire(timeout=60)
+    checkpoints.save(3, make_state(3), progress={})
+    checkpoints.close()
+    assert steps(checkpoints.folder) == ["3"]
 
 
 def test_it_comes_back_onto_other_devices(folder):

@@ -23,10 +23,18 @@ export PYTHONHASHSEED=0
 # which programs are worth keeping.)
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 
-# Most of the time goes into compiling: without most optimisations the tests take two thirds of it.
-# JAXSPEC_TEST_OPTIMIZED=1 compiles as a user's run does.
+# Most of the time goes into compiling. Without most optimisations the tests take two thirds of the
+# time, with XLA's older and quicker emitters of kernels and one piece of machine code a program half
+# of that. JAXSPEC_TEST_OPTIMIZED=1 compiles as a user's run does.
 if [ -z "${JAXSPEC_TEST_OPTIMIZED:-}" ]; then
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1
+  quick="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+  # XLA ends a process whose flags it does not know, and other versions know other flags.
+  if XLA_FLAGS="$quick" python -c 'import jax; jax.devices()' >/dev/null 2>&1; then
+    export XLA_FLAGS="${XLA_FLAGS:-} $quick"
+  else
+    printf -- '-- This XLA does not know %s: programs take longer to compile.\n\n' "$quick"
+  fi
 fi
 
 # shellcheck source=scripts/host_memory.env

@@ -170,7 +170,7 @@ def test_bfloat16_is_what_was_asked_for(tmp_path):
     config, params = load_mdlm(tmp_path / "out", dtype="bfloat16")
     assert config.dtype == config.param_dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    logits = DiT(config).apply({"params": params}, jnp.asarray(TOKENS)).logits_BSV
+    logits = jax.jit(DiT(config).apply)({"params": params}, jnp.asarray(TOKENS)).logits_BSV
     assert logits.dtype == jnp.float32 and jnp.isfinite(logits).all()
 
 

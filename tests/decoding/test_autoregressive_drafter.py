@@ -67,13 +67,17 @@ def test_drafts_come_with_the_probabilities_they_were_drawn_from():
         state = proposer.begin(both, prompts, None, lengths, capacity=32)
         return proposer.propose(both, state, anchors, keys_B)
 
+    @jax.jit
+    def logits_of(tokens_BS):
+        hidden = model.apply({"params": params}, tokens_BS).hidden_BSD
+        return model.apply({"params": params}, hidden, method="logits")
+
     draft, state = drafted(jax.random.split(jax.random.key(0), 2))
     assert state.cache.lengths_B.tolist() == [3, 1]
     for row in range(2):
         prompt = prompts[row, : lengths[row]].tolist()
         text = [*prompt, int(anchors[row]), *draft.tokens_BG[row].tolist()]
-        hidden = model.apply({"params": params}, jnp.array([text])).hidden_BSD[0]
-        logits = model.apply({"params": params}, hidden, method="logits").at[:, 43].set(-np.inf)
+        logits = logits_of(jnp.array([text]))[0].at[:, 43].set(-np.inf)
         expected = sampling.probabilities(logits[len(prompt) : len(prompt) + 3])
         np.testing.assert_allclose(draft.probs_BGV[row], expected, atol=1e-5)
         assert (np.take_along_axis(expected, draft.tokens_BG[row][:, None], 1) > 0).all()

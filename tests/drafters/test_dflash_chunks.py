@@ -28,7 +28,8 @@ def hidden_and_gradients(config: DrafterConfig) -> tuple[jax.Array, dict]:
     keys = jax.random.split(jax.random.key(0), 3)
     features = jax.random.normal(keys[0], (2, CONTEXT, 3 * WIDTH))
     embeddings = jax.random.normal(keys[1], (2, BLOCKS, SLOTS, WIDTH))
-    params = drafter.init(keys[2], features, method="initialise")["params"]
+    initialise = jax.jit(drafter.init, static_argnames="method")
+    params = initialise(keys[2], features, method="initialise")["params"]
     # The first block sees no context at all.
     anchors = jnp.array([[0, 3, 8, 11, 17, 23], [0, 1, 2, 20, 21, 22]])
     mask = jnp.arange(CONTEXT) < anchors[..., None]
@@ -67,7 +68,9 @@ def test_chunks_hold_fewer_scores_at_once() -> None:
         drafter = DFlash(config, WIDTH)
         blocks, context = 128, 4096
         features = jnp.zeros((1, 2, 3 * WIDTH))
-        params = drafter.init(jax.random.key(0), features, method="initialise")["params"]
+        params = jax.eval_shape(
+            lambda: drafter.init(jax.random.key(0), features, method="initialise")
+        )["params"]
         shapes = (
             jax.ShapeDtypeStruct((1, blocks, SLOTS, WIDTH), jnp.float32),
             jax.ShapeDtypeStruct((1, blocks, SLOTS), jnp.int32),

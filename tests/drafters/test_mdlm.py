@@ -1,6 +1,7 @@
 """A masked-diffusion language model as drafter: what it reads, fills in, and refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +42,14 @@ def proposer(context="bidirectional", **settings):
     return kind(model, VOCABULARY, **settings), {"drafter": params}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward(context, row, mask, sigma):
+    model, params = denoiser(context)
+    return model.apply({"params": params}, row, mask_BSS=mask, sigma=sigma).logits_BSV
+
+
 def slow_logits(context, texts, slots, time):
     """Logits behind a prefix: one whole text at a time, nothing padded, nothing cached."""
-    model, params = denoiser(context)
     rows = []
     for text, block in zip(texts, slots, strict=True):
         row = jnp.array([[*text, *block]])
@@ -54,8 +60,8 @@ def slow_logits(context, texts, slots, time):
         if context == "causal":
             mask = (order[:, None] >= prefix) | (order[:, None] >= order)
             sigma = jnp.where(order >= prefix, sigma, 0.0)
-        output = model.apply({"params": params}, row, mask_BSS=jnp.array(mask)[None], sigma=sigma)
-        rows.append(np.array(output.logits_BSV[0, prefix:, :VOCABULARY]))
+        logits = forward(context, row, jnp.array(mask)[None], sigma)
+        rows.append(np.array(logits[0, prefix:, :VOCABULARY]))
     return np.stack(rows)
 
 
@@ -85,8 +91,13 @@ def test_the_marginals_are_those_of_a_pass_over_the_whole_text(context):
 def test_a_model_that_is_too_short_reads_the_newest_tokens():
     model, params = denoiser(max_position_embeddings=8)
     short = MDLMProposer(model, VOCABULARY, block_size=4)
-    state = short.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)
-    found = short.marginal_logits({"drafter": params}, state, ANCHORS)
+
+    @jax.jit
+    def marginals():
+        state = short.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)
+        return short.marginal_logits({"drafter": params}, state, ANCHORS)
+
+    found = marginals()
     # Four tokens of the block and four before it; the shorter prompt fits as a whole.
     expected = slow_logits("bidirectional", [[5, 6, 7, 8, 11], [9, 3, 12]], [[MASK] * 3] * 2, 1.0)
     np.testing.assert_allclose(found, expected, atol=2e-4)
@@ -124,9 +135,14 @@ def test_passes_that_reveal_nothing_of_a_row_are_not_counted():
 
 def test_the_likeliest_tokens_at_temperature_0_come_without_probabilities():
     drafter, params = proposer(sampling=Sampling(0.0))
-    state = drafter.begin(params, PROMPTS, None, LENGTHS, capacity=CAPACITY)
-    draft, _ = drafter.propose(params, state, ANCHORS, jax.random.split(jax.random.key(0), 2))
-    logits = drafter.marginal_logits(params, state, ANCHORS)
+
+    @jax.jit
+    def propose(keys_B):
+        state = drafter.begin(params, PROMPTS, None, LENGTHS, capacity=CAPACITY)
+        draft, _ = drafter.propose(params, state, ANCHORS, keys_B)
+        return draft, drafter.marginal_logits(params, state, ANCHORS)
+
+    draft, logits = propose(jax.random.split(jax.random.key(0), 2))
     assert draft.probs_BGV is None
     assert (draft.tokens_BG == logits.argmax(-1)).all()
 
@@ -136,9 +152,13 @@ def test_vocabularies_differ_by_padding_rows_and_the_mask():
     for vocabulary in (18, 20, 25):
         banned = (7, MASK) if vocabulary > MASK else (7,)
         wide = MDLMProposer(model, vocabulary, 4, sampling=SAMPLING, suppressed_ids=banned)
-        state = wide.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)
-        keys_B = jax.random.split(jax.random.key(0), 2)
-        draft, _ = wide.propose({"drafter": params}, state, ANCHORS, keys_B)
+
+        @jax.jit
+        def propose(keys_B, wide=wide):
+            state = wide.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)
+            return wide.propose({"drafter": params}, state, ANCHORS, keys_B)[0]
+
+        draft = propose(jax.random.split(jax.random.key(0), 2))
         assert draft.probs_BGV.shape == (2, 3, vocabulary)
         np.testing.assert_allclose(draft.probs_BGV.sum(-1), 1, atol=1e-6)
         assert not draft.probs_BGV[..., 7].any()

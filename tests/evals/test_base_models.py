@@ -99,7 +99,9 @@ def dflash(gpt2, tmp_path_factory):
     )
     module = DFlash(config, bundle.config.hidden_size)
     block = jnp.zeros((1, 2, 2 * bundle.config.hidden_size))
-    params = module.init(jax.random.key(1), block, method="initialise")["params"]
+    params = jax.jit(module.init, static_argnames="method")(
+        jax.random.key(1), block, method="initialise"
+    )["params"]
     folder = tmp_path_factory.mktemp("run")
     save_drafter(folder / "export", config, params, target_config=bundle.config)
     return folder

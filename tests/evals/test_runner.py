@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
         max_position_embeddings=256,
     )
     model = Transformer(architecture)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     # Spread out, so that argmaxes are clear.
     params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
     save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
@@ -74,9 +74,9 @@ def folders(tmp_path_factory):
     for number, loss in enumerate(LOSSES):
         folder = root / f"run{number}"
         drafter = DFlash(config, architecture.hidden_size)
-        weights = drafter.init(jax.random.key(number), jnp.zeros((1, 2, 64)), method="initialise")[
-            "params"
-        ]
+        weights = jax.jit(drafter.init, static_argnames="method")(
+            jax.random.key(number), jnp.zeros((1, 2, 64)), method="initialise"
+        )["params"]
         save_drafter(folder / "export", config, weights, target_config=architecture)
         run = RunConfig(loss=loss)
         write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))
@@ -275,7 +275,9 @@ def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
     with pytest.raises(ValueError, match=f"ids {ids} mean different tokens"):
         load_drafter_bundle(other, target=target)
     architecture = dataclasses.replace(target.config, vocab_size=target.config.vocab_size + 5)
-    params = Transformer(architecture).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    params = jax.jit(Transformer(architecture).init)(
+        jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
+    )
     wide = tmp_path / "wide"
     save_target(wide, architecture, params["params"], tokenizer_folder=target.tokenizer.folder)
     with pytest.raises(ValueError, match=r"embedding of \d+ rows"):

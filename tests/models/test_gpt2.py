@@ -6,6 +6,7 @@ Dimension key: B batch, S tokens, V vocabulary, D width, L layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def empty_cache(config: Any, *, capacity: int) -> KVCache:
 
 
 def random_params(config: GPT2Config) -> Any:
-    params = GPT2(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(GPT2(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     generator = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: leaf + 0.2 * generator.standard_normal(leaf.shape).astype("f4"), params
@@ -223,8 +224,13 @@ def tiny(request: pytest.FixtureRequest) -> tuple[GPT2Config, Any]:
     return config, random_params(config)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config: GPT2Config, params: Any, tokens_BS: Any, **inputs: Any) -> Any:
+    return GPT2(config).apply({"params": params}, tokens_BS, **inputs)
+
+
 def hidden(config: GPT2Config, params: Any, tokens_BS: np.ndarray, **inputs: Any) -> jax.Array:
-    return GPT2(config).apply({"params": params}, tokens_BS, **inputs).hidden_BSD
+    return forward(config, params, tokens_BS, **inputs).hidden_BSD
 
 
 def test_paths_of_a_tree_see_what_sequences_see(tiny: tuple[GPT2Config, Any]) -> None:
@@ -236,7 +242,7 @@ def test_paths_of_a_tree_see_what_sequences_see(tiny: tuple[GPT2Config, Any]) ->
         paths.append([*(paths[parent] if parent >= 0 else []), node])
     assert max(map(len, paths)) > WINDOW, "some node does not see the cache at all"
     cache = empty_cache(config, capacity=20)
-    output = GPT2(config).apply({"params": params}, TOKENS_BS[:, :9], cache=cache)
+    output = forward(config, params, TOKENS_BS[:, :9], cache=cache)
     cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(jnp.array(lengths))
     rows_BS = np.random.default_rng(1).integers(0, 40, (2, len(parents))).astype(np.int32)
     mask_SS = np.array([[other in path for other in range(len(parents))] for path in paths])
@@ -267,7 +273,7 @@ def test_slots_of_the_cache_can_be_hidden(tiny: tuple[GPT2Config, Any]) -> None:
         config, params, TOKENS_BS, mask_BSS=jnp.broadcast_to(mask_SS, (2, 16, 16))
     )[:, stored:]
     cache = empty_cache(config, capacity=20)
-    output = GPT2(config).apply({"params": params}, TOKENS_BS[:, :stored], cache=cache)
+    output = forward(config, params, TOKENS_BS[:, :stored], cache=cache)
     cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(stored)
     seen_T = (np.arange(20) < stored) & ~np.isin(np.arange(20), hidden_slots)
     rest_BS = TOKENS_BS[:, stored:]

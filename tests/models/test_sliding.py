@@ -6,6 +6,7 @@ That the window is the one of transformers is tested in test_parity.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,11 +32,18 @@ TOKENS_BS = np.random.default_rng(0).integers(0, 40, (2, 16)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return Transformer(FULL).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return jax.jit(Transformer(FULL).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))[
+        "params"
+    ]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def forward(params: Any, tokens_BS: Any, *, config: TransformerConfig, **inputs: Any):
+    return Transformer(config).apply({"params": params}, tokens_BS, **inputs)
 
 
 def hidden(params: Any, tokens_BS: np.ndarray, config: TransformerConfig = CONFIG, **inputs: Any):
-    return Transformer(config).apply({"params": params}, tokens_BS, **inputs).hidden_BSD
+    return forward(params, tokens_BS, config=config, **inputs).hidden_BSD
 
 
 def test_a_window_as_long_as_the_text_changes_nothing(params: Any) -> None:
@@ -85,7 +93,7 @@ def test_paths_of_a_tree_see_what_sequences_see(params: Any) -> None:
         paths.append([*(paths[parent] if parent >= 0 else []), node])
     assert max(map(len, paths)) > WINDOW, "some node does not see the cache at all"
     cache = KVCache.create(num_layers=3, num_kv_heads=2, head_dim=8, batch=2, capacity=20)
-    output = Transformer(CONFIG).apply({"params": params}, TOKENS_BS[:, :9], cache=cache)
+    output = forward(params, TOKENS_BS[:, :9], config=CONFIG, cache=cache)
     cache = cache.write(output.keys_LBRSC, output.values_LBRSC).advance(jnp.array(lengths))
     rows_BS = np.random.default_rng(1).integers(0, 40, (2, len(parents))).astype(np.int32)
     mask_SS = np.array([[other in path for other in range(len(parents))] for path in paths])
@@ -98,10 +106,14 @@ def test_paths_of_a_tree_see_what_sequences_see(params: Any) -> None:
         mask_BSS=jnp.broadcast_to(mask_SS, (2, *mask_SS.shape)),
     )
     for row, length in enumerate(lengths):
+        # What stands behind a text is not seen by it.
+        texts_NS = np.zeros((len(paths), length + max(map(len, paths))), np.int32)
         for node, path in enumerate(paths):
             text = np.concatenate([TOKENS_BS[row, :length], rows_BS[row, path]])
-            expected_D = hidden(params, text[None])[0, -1]
-            np.testing.assert_allclose(tree_BSD[row, node], expected_D, atol=1e-5)
+            texts_NS[node, : len(text)] = text
+        ends_N = length + depths_S
+        expected_ND = hidden(params, texts_NS)[np.arange(len(paths)), ends_N]
+        np.testing.assert_allclose(tree_BSD[row], expected_ND, atol=1e-5)
 
 
 @pytest.mark.parametrize(

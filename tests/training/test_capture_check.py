@@ -67,7 +67,7 @@ def test_a_sound_target_passes():
 def test_a_target_with_a_head_of_its_own_passes():
     config = dataclasses.replace(tiny.ARCHITECTURE, tie_embeddings=False)
     model = Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     assert check(model, params=params) < 1e-5
 
 
@@ -87,7 +87,7 @@ def test_mistakes_are_refused(mistake):
 def test_nan_weights_are_refused():
     """With a vocabulary so wide that XLA's maximum loses NaN."""
     model = Transformer(dataclasses.replace(tiny.ARCHITECTURE, vocab_size=1024))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(jnp.nan)
     with pytest.raises(ValueError, match="by nan"):
         check(model, params=params)
@@ -105,7 +105,7 @@ def test_layer_norms_are_rebuilt(family):
         max_position_embeddings=32,
     )
     model = GPT2(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     generator = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf + generator.normal(0, 0.3, leaf.shape), params)
     assert check(model, params=params) < 1e-5

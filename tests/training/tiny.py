@@ -42,13 +42,15 @@ def objective(loss: LossConfig = LOSS, anchors: int = 6) -> DrafterObjective:
 
 def target_params(seed: int = 0):
     """Random weights of the target."""
-    return TARGET.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
+    return jax.jit(TARGET.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
 
 
 def drafter_params(seed: int = 1):
     """Random weights of the drafter."""
     features = jnp.zeros((1, 2, 2 * ARCHITECTURE.hidden_size))
-    return DRAFTER.init(jax.random.key(seed), features, method="initialise")["params"]
+    return jax.jit(DRAFTER.init, static_argnames="method")(
+        jax.random.key(seed), features, method="initialise"
+    )["params"]
 
 
 def batch(rows: int = 8, length: int = 24, seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,15 +3,16 @@
 # prompts, then passes are counted on other prompts, for every rule, length and number of drafts.
 #
 #   bash scripts/llada_tables.sh runs/real
+#   python scripts/llada_tables.py runs/real/llada     prints the tables of what has been measured
 #
 # Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm and runs/real/llada if
 # they are not there. Files that are there are not made again. PARTS="cold weights thresholds
-# warm others blocks" leaves parts out. Two hours on one core, training aside.
+# warm others blocks" leaves parts out. Three hours on one core, training aside.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ $# -lt 1 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 runs="$1"
@@ -28,10 +29,12 @@ for name in mdlm llada; do
   fi
 done
 
-rule() { # scheduled or a threshold -> settings
-  if [ "$1" != scheduled ]; then
-    printf '%s\n' --diffusion.unmasking threshold --diffusion.threshold "$1"
-  fi
+rule() { # scheduled, factor or a threshold -> settings
+  case $1 in
+    scheduled) ;;
+    factor) printf '%s\n' --diffusion.unmasking factor ;;
+    *) printf '%s\n' --diffusion.unmasking threshold --diffusion.threshold "$1" ;;
+  esac
 }
 
 measure() { # file, then settings
@@ -49,8 +52,9 @@ calibrate() { # file, then settings
     --evaluation.max_new_tokens 256 --source gsm8k --output "$file"
 }
 
-rules=(scheduled 0.9 0.8 0.7)
 for part in ${PARTS:-cold weights thresholds warm others blocks}; do
+  rules=(scheduled 0.9 0.8 0.7)
+  if [ "$part" = thresholds ]; then rules=(0.9 0.8 0.7 factor); fi
   for name in "${rules[@]}"; do
     readarray -t settings < <(rule "$name")
     graph=(--diffusion.graph "$out/graph-$name.json")
@@ -59,7 +63,7 @@ for part in ${PARTS:-cold weights thresholds warm others blocks}; do
       cold)
         if [ "$name" != scheduled ]; then continue; fi
         measure "$name-256" "${graph[@]}" --evaluation.max_new_tokens 256
-        measure "$name-128" "${graph[@]}" --diffusion.drafts
+        measure "$name-128" "${graph[@]}"
         ;;
       weights) # Spiffy's degree-1 accumulation, on the same counts
         if [ "$name" != scheduled ]; then continue; fi
@@ -68,7 +72,6 @@ for part in ${PARTS:-cold weights thresholds warm others blocks}; do
           --evaluation.max_new_tokens 256 --diffusion.drafts --diffusion.num_drafts 3 5 8 10
         ;;
       thresholds)
-        if [ "$name" = scheduled ]; then continue; fi
         measure "$name-256" "${settings[@]}" "${graph[@]}" --evaluation.max_new_tokens 256 \
           --diffusion.drafts
         measure "$name-256-uncalibrated" "${settings[@]}" --evaluation.max_new_tokens 256 \
@@ -79,13 +82,13 @@ for part in ${PARTS:-cold weights thresholds warm others blocks}; do
           --diffusion.drafts --evaluation.prompts 4
         ;;
       others) # other caches
-        if [ "$name" != scheduled ] && [ "$name" != 0.9 ]; then continue; fi
         for caching in none prefix; do
-          for layout in mask batch; do
-            measure "$name-$caching-$layout" "${settings[@]}" "${graph[@]}" --diffusion.drafts \
-              --evaluation.benchmarks gsm8k mbpp --diffusion.caching $caching \
-              --diffusion.layout $layout --diffusion.num_drafts 3 10 --evaluation.prompts 4
-          done
+          measure "$name-$caching-mask" "${settings[@]}" "${graph[@]}" --diffusion.drafts \
+            --diffusion.caching $caching --evaluation.batch_size 1
+          if [ "$name" != scheduled ] && [ "$name" != 0.9 ]; then continue; fi
+          measure "$name-$caching-batch" "${settings[@]}" "${graph[@]}" --diffusion.drafts \
+            --diffusion.caching $caching --evaluation.batch_size 1 --diffusion.layout batch \
+            --diffusion.num_drafts 3 10
         done
         ;;
       blocks) # a block-causal model, cold and warm

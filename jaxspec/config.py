@@ -362,6 +362,10 @@ class EvaluationConfig:
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
         )
+        require(
+            self.timing_repeats >= 1,
+            f"evaluation.timing_repeats must be at least 1: got {self.timing_repeats}.",
+        )
         require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
         require(
             self.passage_tokens >= 1,
@@ -439,8 +443,9 @@ class DiffusionEvaluationConfig:
     those of `EvaluationConfig`.
     """
 
-    block_length: int = 32
-    """Tokens of a block; blocks are filled from left to right."""
+    block_length: int = 0
+    """Tokens of a block; blocks are filled from left to right. 0: those that the model was trained
+    with (SDAR: 4), or 32."""
     unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
     """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
     as many as can be revealed together at a bounded risk (Fast-dLLM)."""
@@ -474,13 +479,27 @@ class DiffusionEvaluationConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.block_length >= 1,
-            f"diffusion.block_length must be at least 1: got {self.block_length}.",
+            self.block_length >= 0,
+            f"diffusion.block_length must be 0 (the model's own) or more: got {self.block_length}.",
         )
         require(
-            0 <= self.steps <= self.block_length,
+            self.steps >= 0 and (not self.block_length or self.steps <= self.block_length),
             "diffusion.steps are those of a block, from 1 to diffusion.block_length "
             f"({self.block_length}), or 0: got {self.steps}.",
+        )
+        require(
+            not self.steps or self.unmasking == "scheduled",
+            f"diffusion.steps goes with diffusion.unmasking scheduled, not {self.unmasking}: leave "
+            "it at 0.",
+        )
+        require(
+            0 < self.threshold <= 1,
+            f"diffusion.threshold must lie in (0, 1]: got {self.threshold}.",
+        )
+        require(self.factor > 0, f"diffusion.factor must be positive: got {self.factor}.")
+        require(
+            math.isfinite(self.guidance) and self.guidance >= 0,
+            f"diffusion.guidance must be 0 (off) or positive: got {self.guidance}.",
         )
         require(
             min(self.num_drafts, default=0) >= 0,
@@ -489,6 +508,11 @@ class DiffusionEvaluationConfig:
         require(
             self.kept_drafts >= 0,
             f"diffusion.kept_drafts must be 0 or more: got {self.kept_drafts}.",
+        )
+        require(
+            not self.kept_drafts or bool(self.graph),
+            "diffusion.kept_drafts chooses among the nodes of a calibrated graph: name one with "
+            "diffusion.graph.",
         )
 
 

@@ -152,6 +152,25 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}.")
 
 
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Refuses a file of results that could not be written, before hours of work; makes its folder.
+
+    Raises:
+      ValueError: no .json file (what is put beside it has other endings), or no place for one.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != ".json":
+        raise ValueError(f"--output must be a .json file: got {str(path)!r}.")
+    if file.is_dir():
+        raise ValueError(f"--output is a folder: {path}. Name a .json file in it.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {path} cannot be written: {error}.") from error
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"--output {path} cannot be written: no permission for {file.parent}.")
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` (see `jsonable`) so that readers meet the old file or the new one, whole.
 

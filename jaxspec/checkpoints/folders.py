@@ -29,7 +29,8 @@ def target_folder(path: str) -> Path:
         raise ValueError(
             f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
             "folder as Hugging Face models have it (config.json, *.safetensors, tokenizer.json). "
-            "A target trained here lies in WORKDIR/export."
+            "A target trained here lies in WORKDIR/export. Models are not downloaded: "
+            "hf download NAME --local-dir FOLDER."
         )
     return folder
 

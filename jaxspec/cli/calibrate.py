@@ -75,18 +75,20 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     from jaxspec.decoding.draft_graph import save_graph
     from jaxspec.evals.benchmarks import ask, load_benchmark
     from jaxspec.evals.diffusion import max_prompt_tokens
-    from jaxspec.evals.diffusion_target import diffusion_rules, load_diffusion_target
+    from jaxspec.evals.diffusion_target import diffusion_rules, open_diffusion_target
     from jaxspec.evals.plots import plot_draft_graph
-    from jaxspec.provenance import jsonable, provenance
+    from jaxspec.provenance import check_output, jsonable, provenance
 
     output = Path(command.output).expanduser()
-    _check(command, output)
+    _check(command)
+    check_output(output)
     run, settings = command.run, command.run.evaluation
+    target = open_diffusion_target(run.target)
+    rules = diffusion_rules(run, target)
     examples = load_benchmark(
         command.source, prompts=command.prompts, data=run.data, seed=settings.seed, split="train"
     )
-    target = load_diffusion_target(run.target)
-    rules = diffusion_rules(run, target)
+    target = target.with_weights()
     tracer = _Tracer(BlockDiffusion(target.model, rules), target.params, command, echo)
     reference = ask(
         examples,
@@ -124,7 +126,6 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         settings=graph_settings(rules, model=target.fingerprint),
         provenance=jsonable(record),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     save_graph(output, graph)
     picture = plot_draft_graph(graph, output.with_suffix(".png"))
     echo(
@@ -185,11 +186,7 @@ class _Tracer:
         self._echo(f"{self._done} prompts  {seconds:.0f} s  {left:.0f} s left")
 
 
-def _check(command: CalibrateCommand, output: Path) -> None:
+def _check(command: CalibrateCommand) -> None:
     for name in ("prompts", "budget", "depth", "positions", "tokens"):
         if getattr(command, name) < 1:
             raise ValueError(f"--{name} must be at least 1: got {getattr(command, name)}.")
-    if output.suffix != ".json":
-        raise ValueError(f"--output must be a .json file: got {str(output)!r}.")
-    if output.is_dir():
-        raise ValueError(f"--output is a folder: {output}. Name a .json file in it.")

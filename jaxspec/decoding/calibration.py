@@ -69,8 +69,20 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
     def one_block(block: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         then = dataclasses.replace(finished, block=block)
         columns_BL = decoder.columns(then)
-        final_BL = decoder.block_tokens(then)
         revealed_BL = jnp.take_along_axis(finished.revealed_BT, columns_BL, axis=1, mode="clip")
+        nothing_SBL = jnp.zeros((rules.block_length, *revealed_BL.shape), jnp.int32)
+        # No pass for a block that no row came to, or filled in one step.
+        ranks = jax.lax.cond(
+            (revealed_BL > 0).any(),
+            lambda: ranks_of(then, columns_BL, revealed_BL),
+            lambda: (nothing_SBL, nothing_SBL),
+        )
+        return revealed_BL, *ranks
+
+    def ranks_of(
+        then: DiffusionState, columns_BL: jax.Array, revealed_BL: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        final_BL = decoder.block_tokens(then)
         # The canvas before the block: it and all behind it are masks, but for the prompt.
         hidden_BT = (columns_T >= columns_BL[:, :1]) & (columns_T >= finished.prompt_B[:, None])
         hidden_BT &= columns_T < finished.prompt_B[:, None] + rules.response_length
@@ -80,6 +92,12 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
             _, context = block_model.open(params, context)
 
         def one_step(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            nothing_BL = jnp.zeros(revealed_BL.shape, jnp.int32)
+            return jax.lax.cond(
+                (revealed_BL > step).any(), look, lambda _: (nothing_BL, nothing_BL), step
+            )
+
+        def look(step: jax.Array) -> tuple[jax.Array, jax.Array]:
             waiting_BL = revealed_BL >= step
             logits_BLV = block_model.block_logits(
                 params,
@@ -98,8 +116,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
             )
             return positions_BL, before_BLV.sum(axis=-1, dtype=jnp.int32)
 
-        positions_SBL, tokens_SBL = jax.lax.map(one_step, steps_S)
-        return revealed_BL, positions_SBL, tokens_SBL
+        return jax.lax.map(one_step, steps_S)
 
     revealed_NBL, positions_NSBL, tokens_NSBL = jax.lax.map(one_block, jnp.arange(rules.num_blocks))
     return StepRanks(
@@ -148,7 +165,8 @@ def count_formulas(
             continue
         for step in range(last):
             before: Formula = ()
-            for ahead in range(1, min(depth, last - step) + 1):
+            # The filled block is no draft: nothing is read of it, so no pass is saved.
+            for ahead in range(1, min(depth, last - 1 - step) + 1):
                 places = np.flatnonzero((revealed_L > step) & (revealed_L <= step + ahead))
                 formula = tuple(
                     sorted(
@@ -191,7 +209,7 @@ def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
         "block_length": str(rules.block_length),
         "block_causal": str(rules.block_causal),
         "unmasking": str(rules.unmasking),
-        "guidance": str(rules.guidance),
+        "guidance": str(float(rules.guidance)),
     }
 
 

@@ -135,7 +135,8 @@ class BlockDiffusion:
     """The decoder: a model and the rules. `start` lays the canvas out, `run` is the whole loop.
 
     Raises:
-      ValueError: ids outside the vocabulary, or a response longer than the model's positions.
+      ValueError: ids outside the vocabulary, a response longer than the model's positions, or a
+        model that wants to be told the noise.
     """
 
     model: nn.Module
@@ -156,6 +157,11 @@ class BlockDiffusion:
                     f"{name} must lie in the model's vocabulary, 0..{config.vocab_size - 1}: got "
                     f"{wrong}."
                 )
+        if getattr(config, "time_conditioning", False):
+            raise ValueError(
+                "This model wants to be told how much of a text is masked (time_conditioning), and "
+                "decoding by blocks does not: expected one that does not, such as a LLaDA."
+            )
         if rules.response_length >= config.max_position_embeddings:
             raise ValueError(
                 f"A response of {rules.response_length} tokens leaves no room for a prompt in the "

@@ -37,6 +37,7 @@ from jaxspec.decoding.block_model import BlockContext, Layout
 from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionState
 from jaxspec.decoding.draft_graph import PRESENT, DraftGraph
 from jaxspec.decoding.unmasking import ranked
+from jaxspec.ops.sampling import largest_index
 
 
 class Drafts(NamedTuple):
@@ -45,7 +46,8 @@ class Drafts(NamedTuple):
     states_BDL: jax.Array
     """Tokens of the block, masks among them."""
     valid_BD: jax.Array
-    """False where a formula names more positions than there are masks."""
+    """False where a formula names a position that is no mask, and where it fills the block: nothing
+    would be read of it."""
     score_BD: jax.Array
     """log of the geometric mean of the probabilities of the tokens that a formula names."""
 
@@ -101,7 +103,10 @@ def fill_ranked(
     wanted = at_BIL.shape[1]
     table_DI = graph.token_ranks()
     count_B = masked_BL.sum(axis=1)
-    needed_D = np.array([1 + max(i for i, _ in node.pairs) for node in graph.nodes])
+    # One mask has to be left, and there has to be one of the last rank.
+    needed_D = np.array(
+        [1 + max(len(node.pairs), *(i for i, _ in node.pairs)) for node in graph.nodes]
+    )
     valid_BD = jnp.asarray(needed_D) <= count_B[:, None]
     used_DI = table_DI[:, :wanted] >= 0
     ranks_1DI1 = jnp.asarray(np.maximum(table_DI[:, :wanted], 0))[None, ..., None]
@@ -163,7 +168,8 @@ def _largest(logits_BIV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Ids and values of the largest logits, falling, [B, I, count]; `count` passes, no sort."""
     found, values = [], []
     for _ in range(count):
-        best_BI = jnp.argmax(logits_BIV, axis=-1)
+        # A row with NaN has none; it fails as soon as its step is taken.
+        best_BI = jnp.maximum(largest_index(logits_BIV), 0)
         found.append(best_BI)
         values.append(logits_BIV.max(axis=-1))
         taken_BIV = jnp.arange(logits_BIV.shape[-1]) == best_BI[..., None]

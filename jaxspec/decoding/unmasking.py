@@ -31,7 +31,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.sampling import Sampling, at_least_float32
+from jaxspec.ops.sampling import Sampling, at_least_float32, largest_index
 from jaxspec.ops.suppression import suppress
 
 GREEDY = Sampling(temperature=0.0)
@@ -94,6 +94,8 @@ class Threshold:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1]: got {self.threshold}.")
+        # 1 and 1.0 are one rule, in files as well.
+        object.__setattr__(self, "threshold", float(self.threshold))
 
     def count(
         self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
@@ -120,6 +122,7 @@ class Factor:
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise ValueError(f"factor must be positive: got {self.factor}.")
+        object.__setattr__(self, "factor", float(self.factor))
 
     def count(
         self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
@@ -206,9 +209,9 @@ class Unmasker:
     def _candidates(
         self, logits_BLV: jax.Array, positions_BL: jax.Array, step_B: jax.Array, keys_B: jax.Array
     ) -> jax.Array:
-        probs_BLV = self.sampling.probabilities(logits_BLV)
         if self.sampling.greedy:
-            return self.sampling.sample(keys_B, probs_BLV)
+            return largest_index(logits_BLV)
+        probs_BLV = self.sampling.probabilities(logits_BLV)
         keys_BL = position_keys(keys_B, step_B, positions_BL)
         return jax.vmap(jax.vmap(self.sampling.sample))(keys_BL, probs_BLV)
 

@@ -23,11 +23,11 @@ from jaxspec.evals.diffusion_target import (
     DiffusionTarget,
     diffusion_rules,
     drafting_decoders,
-    load_diffusion_target,
+    open_diffusion_target,
 )
 from jaxspec.evals.diffusion_timing import DiffusionSpeed, time_decoders
 from jaxspec.evals.runner import Echo, progress_of, render
-from jaxspec.provenance import provenance
+from jaxspec.provenance import check_output, provenance
 
 PLAIN_DECODER = "plain"
 """Name of the base decoder's rows."""
@@ -52,7 +52,9 @@ def evaluate_diffusion(
         another model or other rules, no prompts, NaN logits.
     """
     settings = config.evaluation
-    target = load_diffusion_target(config.target)
+    check_output(output)
+    target = open_diffusion_target(config.target)
+    # Mistakes are told before the weights are read.
     rules = diffusion_rules(config, target)
     base = BlockDiffusion(target.model, rules)
     decoders = drafting_decoders(config.diffusion, rules, target)
@@ -60,12 +62,15 @@ def evaluate_diffusion(
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks
     }
-    evaluation = DiffusionEvaluation(config, target, base, echo)
+    evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
     results = []
+    compile_s: dict[int, float | None] = {}
     for name, examples in benchmarks.items():
         reference = evaluation.reference(name, examples)
-        for decoder_name, decoder in [(PLAIN_DECODER, base), *decoders]:
+        for number, (decoder_name, decoder) in enumerate([(PLAIN_DECODER, base), *decoders]):
             row = evaluation.measure(name, reference, decoder_name, decoder)
+            # Programs are compiled for the first benchmark, and used for all.
+            row["compile_s"] = compile_s.setdefault(number, row["compile_s"])
             results.append(row)
             echo(_summary(row))
     record = provenance(config=config, seed=settings.seed)
@@ -146,7 +151,7 @@ class DiffusionEvaluation:
             responses = self.responses(title, decoder, reference.prompts, reference.ids)
         figures = summarise_passes(responses, reference.responses)
         reduction = figures["nfe_reduction"]
-        is_drafting = isinstance(decoder, Spiffy)
+        is_drafting = isinstance(decoder, Spiffy) and decoder.num_drafts > 0
         return {
             "target": self.target.name,
             "decoder": decoder_name,

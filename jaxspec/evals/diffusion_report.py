@@ -34,8 +34,10 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 }
 """Field of a row -> (title, format)."""
 _LEGEND = """\
-D: drafted states that a pass reads beside the block. NFE: forward passes of the model for a
-response. fewer: passes of the base decoder (plain) over this one's. depth: steps that a pass with
+plain: the base decoder; ssd, freedave, star: graphs without calibration; spiffy: a calibrated one.
+D: drafted states that a pass reads beside the block. n: responses. NFE: forward passes of the model
+for a response. tokens a pass: up to the end of the block with the stop token, filling included.
+fewer: passes of the base decoder (plain) over this one's. depth: steps that a pass with
 drafts saved, on average. tokens/s, speed: wall clock at batch 1, and over the base decoder in the
 same run. pass costs: a pass over the block and D drafts, in passes over the block alone; drafting
 pays while that is below "fewer". identical: responses equal to the base decoder's."""
@@ -66,13 +68,14 @@ def diffusion_markdown(results: Sequence[Row]) -> str:
     drafted = [row for row in results if any(_known(row["accepted_depth_by_block"]))]
     if drafted:
         blocks = max(len(row["accepted_depth_by_block"]) for row in drafted)
-        header = ["benchmark", "decoder", *(str(number + 1) for number in range(blocks))]
+        header = ["benchmark", "decoder", "D", *(str(number + 1) for number in range(blocks))]
         lines = []
         for row in drafted:
             depths = row["accepted_depth_by_block"]
             depths = [*depths, *[None] * (blocks - len(depths))]
             cells = (_format(depth, ".2f") for depth in depths)
-            lines.append([row["benchmark"], row["decoder"], *cells])
+            drafts = str(row["drafts_per_pass"])
+            lines.append([row["benchmark"], row["decoder"], drafts, *cells])
         parts += ["Accepted depth by block:", _markdown(header, lines)]
     return "\n\n".join(parts) + "\n"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.config import (
     DiffusionEvaluationConfig,
@@ -34,17 +34,35 @@ from jaxspec.evals.bundles import UNROLLED_LAYERS, folder_name, stop_ids, suppre
 from jaxspec.models.mdlm import AnyDenoiser, make_denoiser
 from jaxspec.ops.sampling import Sampling
 
+BLOCK_LENGTH = 32
+"""Of models that were not trained with blocks."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionTarget:
-    """A diffusion language model, ready to decode."""
+    """A diffusion language model."""
 
-    name: str
+    folder: Path
     model: AnyDenoiser
-    params: Any
     tokenizer: Tokenizer
     fingerprint: str
     """Tells its weights from others."""
+    params: Any = None
+    """None until `with_weights`."""
+
+    @property
+    def name(self) -> str:
+        """What rows of results call it."""
+        return folder_name(self.folder)
+
+    def with_weights(self) -> DiffusionTarget:
+        """The same one, ready to decode.
+
+        Raises:
+          ValueError: tensors that do not fit.
+        """
+        _, params = load_denoiser(self.folder, dtype=self.model.config.dtype)
+        return dataclasses.replace(self, params=jax.device_put(params))
 
 
 def is_diffusion_target(target: TargetConfig) -> bool:
@@ -57,7 +75,12 @@ def is_diffusion_target(target: TargetConfig) -> bool:
 
 
 def load_diffusion_target(target: TargetConfig) -> DiffusionTarget:
-    """Opens the target that a run names.
+    """The target that a run names, with its weights; raises what `open_diffusion_target` does."""
+    return open_diffusion_target(target).with_weights()
+
+
+def open_diffusion_target(target: TargetConfig) -> DiffusionTarget:
+    """The target that a run names, without weights: enough to refuse what cannot be decoded.
 
     Raises:
       ValueError: no such folder, another kind of model, no tokenizer, or one that does not fit.
@@ -66,12 +89,14 @@ def load_diffusion_target(target: TargetConfig) -> DiffusionTarget:
     if not is_denoiser(folder):
         raise ValueError(
             f"target.path is {target.path!r}, a language model that goes from left to right; "
-            "expected a diffusion language model: a LLaDA, or the export of a run with "
+            "expected a diffusion language model: a LLaDA, an SDAR, or the export of a run with "
             'training.task "denoiser".'
         )
     if not has_tokenizer(folder):
         raise ValueError(f"No tokenizer.json in {folder}: put the model's tokenizer there.")
-    config, params = load_denoiser(folder, dtype=target.dtype)
+    config = dataclasses.replace(
+        read_denoiser(folder), dtype=target.dtype, param_dtype=target.dtype
+    )
     if config.context == "causal":
         raise ValueError(
             f"{folder}: context is 'causal': clean tokens of this model see only what is before "
@@ -86,13 +111,7 @@ def load_diffusion_target(target: TargetConfig) -> DiffusionTarget:
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the model's embedding "
             f"only {config.vocab_size} rows: they do not belong together."
         )
-    return DiffusionTarget(
-        folder_name(Path(folder)),
-        make_denoiser(config),
-        jax.device_put(params),
-        tokenizer,
-        fingerprint(folder),
-    )
+    return DiffusionTarget(folder, make_denoiser(config), tokenizer, fingerprint(folder))
 
 
 def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRules:
@@ -104,17 +123,24 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
     settings, evaluation = config.diffusion, config.evaluation
     model, rows = target.model.config, target.model.config.vocab_size
     trained = model.block_length if isinstance(model, MaskedTransformerConfig) else 0
-    if trained and settings.block_length != trained:
+    block_length = settings.block_length or trained or BLOCK_LENGTH
+    if trained and block_length != trained:
         raise ValueError(
             f"{target.name} was trained with blocks of {trained} tokens: got "
-            f"diffusion.block_length {settings.block_length}."
+            f"diffusion.block_length {block_length}. Leave it at 0, or set it to {trained}."
+        )
+    if evaluation.max_new_tokens % block_length:
+        raise ValueError(
+            "evaluation.max_new_tokens is the length of a response and must be a multiple of the "
+            f"blocks of {block_length} tokens (diffusion.block_length): got "
+            f"{evaluation.max_new_tokens}."
         )
     ends = tuple(i for i in stop_ids(target.tokenizer, rows=rows) if i != model.mask_id)
     return DiffusionRules(
         model.mask_id,
         response_length=evaluation.max_new_tokens,
-        block_length=settings.block_length,
-        unmasking=_unmasking(settings),
+        block_length=block_length,
+        unmasking=_unmasking(settings, block_length=block_length),
         caching=settings.caching,
         block_causal=settings.block_causal or trained > 0,
         sampling=Sampling(
@@ -131,12 +157,12 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
     )
 
 
-def _unmasking(settings: DiffusionEvaluationConfig) -> Unmasking:
+def _unmasking(settings: DiffusionEvaluationConfig, *, block_length: int) -> Unmasking:
     if settings.unmasking == "threshold":
         return Threshold(settings.threshold)
     if settings.unmasking == "factor":
         return Factor(settings.factor)
-    return Scheduled(settings.steps or settings.block_length)
+    return Scheduled(settings.steps or block_length)
 
 
 def drafting_decoders(
@@ -145,11 +171,19 @@ def drafting_decoders(
     """The decoders that are measured against the base decoder, and the names of their drafts.
 
     Raises:
-      ValueError: a graph's file that cannot be read, or that was calibrated for something else.
+      ValueError: a graph's file that cannot be read, was calibrated for something else, or has
+        fewer nodes than are asked for; FreeDave's drafts for steps of unequal shares.
     """
     # FreeDave's share of a step; where a step has no fixed share, the one token that it always has.
-    share = settings.block_length // (settings.steps or settings.block_length)
-    share = share if settings.unmasking == "scheduled" else 1
+    share, rest = 1, 0
+    if isinstance(rules.unmasking, Scheduled):
+        share, rest = divmod(rules.block_length, rules.unmasking.steps)
+    if "freedave" in settings.drafts and rest:
+        raise ValueError(
+            "diffusion.drafts freedave drafts what equal steps reveal, and "
+            f"{rules.unmasking.steps} steps do not divide a block of {rules.block_length} tokens: "
+            "choose diffusion.steps that do, or other drafts."
+        )
     graphs: list[tuple[str, DraftGraph]] = []
     for name in settings.drafts:
         for size in settings.num_drafts:
@@ -162,6 +196,11 @@ def drafting_decoders(
         expected = graph_settings(rules, model=target.fingerprint)
         check_graph(graph, expected, where=settings.graph)
         sizes = (graph.size,) if settings.kept_drafts else settings.num_drafts
+        if max(sizes, default=0) > graph.size:
+            raise ValueError(
+                f"diffusion.num_drafts is {max(sizes)}, but {settings.graph} has {graph.size} "
+                "nodes: ask for no more, or calibrate with a larger --budget."
+            )
         graphs += [("spiffy", graph.first(size)) for size in sizes]
     return [
         (

@@ -72,24 +72,28 @@ def time_decoders(
       repeats: how often each is timed.
       seed: of the random streams.
     """
-    first, second = _Clock(base, params), _Clock(decoder, params)
+    first = _Clock(base, params)
+    second = first if decoder is base else _Clock(decoder, params)
+    clocks = (first,) if decoder is base else (first, second)
     for prompt, name in zip(prompts, ids, strict=True):
         length = bucket_length(len(prompt))
         batch = pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
-        for clock in (first, second):
+        for clock in clocks:
             clock.warm_up(batch, length)
         for _ in range(repeats):
-            for clock in (first, second):
+            for clock in clocks:
                 clock.run(batch)
-        for clock in (first, second):
+        for clock in clocks:
             clock.close(name)
     drafts = decoder.num_drafts if isinstance(decoder, Spiffy) else 0
     length = bucket_length(len(prompts[0]))
     state = base.start(pad_prompts([prompts[0]], ids=[ids[0]], length=length, rows=1, seed=seed))
     layout = decoder.layout if isinstance(decoder, Spiffy) else "mask"
-    context = _open(base, params, state)
+    # Cut once, as in front of the loops: otherwise each pass would copy the weights.
+    pieces = cut_layers(params, unrolled=base.model.config.unroll_layers, now=True)
+    context = _open(base, pieces, state)
     passes = {
-        name: functools.partial(_state_pass, base, number, layout, params, state, context)
+        name: functools.partial(_state_pass, base, number, layout, pieces, state, context)
         for name, number in (("block", 1), ("drafted", 1 + drafts))
     }
     seconds = median_seconds(passes, repeats=max(repeats, 5))
@@ -138,10 +142,9 @@ class _Clock:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _open(decoder: BlockDiffusion, params: Any, state: DiffusionState) -> BlockContext:
+def _open(decoder: BlockDiffusion, pieces: Any, state: DiffusionState) -> BlockContext:
     """The first block's context, with its cache."""
-    context = decoder.context(state)
-    return decoder.block_model.open(_as_in_loops(decoder, params), context)[1]
+    return decoder.block_model.open(stack_layers(pieces), decoder.context(state))[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -149,7 +152,7 @@ def _state_pass(
     decoder: BlockDiffusion,
     number: int,
     layout: Any,
-    params: Any,
+    pieces: Any,
     state: DiffusionState,
     context: BlockContext,
 ) -> jax.Array:
@@ -157,9 +160,5 @@ def _state_pass(
     reach, _ = next(decoder.stages())
     states_BNL = jnp.repeat(decoder.block_tokens(state)[:, None], number, axis=1)
     return decoder.block_model.state_logits(
-        _as_in_loops(decoder, params), states_BNL, context, reach=reach, layout=layout
+        stack_layers(pieces), states_BNL, context, reach=reach, layout=layout
     )
-
-
-def _as_in_loops(decoder: BlockDiffusion, params: Any) -> Any:
-    return stack_layers(cut_layers(params, unrolled=decoder.model.config.unroll_layers))

@@ -43,7 +43,7 @@ from jaxspec.evals.strategies import (
 )
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.timing import Speed, explain, measure_speed
-from jaxspec.provenance import provenance
+from jaxspec.provenance import check_output, provenance
 
 Echo = Callable[[str], None]
 
@@ -85,6 +85,7 @@ def evaluate(
         fit, NaN logits. All folders are opened before anything is decoded.
     """
     settings = config.evaluation
+    check_output(output)
     target = load_target_bundle(config.target, default_template=PLAIN)
     drafters = open_drafters(workdirs, kinds=kinds, target=target)
     if not target.tokenizer.has_template:
@@ -146,7 +147,8 @@ def open_drafters(
     if not workdirs and not kinds:
         raise ValueError(
             "No drafters to measure: name at least one folder (--workdir DIR), or a kind that "
-            "needs none (--drafters ngram)."
+            "needs none (--drafters ngram). A diffusion language model, which needs none either, "
+            "is named by --target.path."
         )
     trained = [load_drafter_bundle(folder, target=target) for folder in workdirs]
     if not kinds:

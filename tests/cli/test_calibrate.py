@@ -103,9 +103,11 @@ def test_outputs_that_are_no_json_file(call, tmp_path):
 
 def test_nothing_to_draft_is_said(call, folder):
     """All at once: no step follows another."""
-    at_once = dataclasses.replace(DIFFUSION, steps=1)
-    with pytest.raises(ValueError, match="Nothing to draft: in 3 responses"):
-        call(run=run_config(folder, diffusion=at_once))
+    # In two steps, one does, but it ends the block: there is no pass to be saved.
+    for steps in (1, 2):
+        at_once = dataclasses.replace(DIFFUSION, steps=steps)
+        with pytest.raises(ValueError, match="Nothing to draft: in 3 responses"):
+            call(run=run_config(folder, diffusion=at_once))
 
 
 def test_help(capsys):

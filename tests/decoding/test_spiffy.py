@@ -32,11 +32,18 @@ GRAPH = from_formulas(
 
 
 def test_formulas_filled_by_hand():
-    """Position 2 is the surest mask, then 0, then 3; 1 is filled already."""
+    """Position 2 is the surest mask, then 0, then 3; 1 is filled already. Nothing fills a block."""
     probs = np.array(
-        [[0.6, 0.3, 0.1], [0.98, 0.01, 0.01], [0.05, 0.15, 0.8], [0.25, 0.4, 0.35]], "f4"
+        [
+            [0.6, 0.3, 0.1],
+            [0.98, 0.01, 0.01],
+            [0.05, 0.15, 0.8],
+            [0.25, 0.4, 0.35],
+            [0.3, 0.3, 0.4],
+        ],
+        "f4",
     )
-    block = jnp.array([[9, 1, 9, 9], [9, 1, 7, 0]])
+    block = jnp.array([[9, 1, 9, 9, 7], [9, 1, 7, 0, 9]])
     graph = from_formulas(
         [[(0, 0)], [(0, 1)], [(1, 0)], [(0, 0), (1, 1)], [(0, 0), (1, 1), (2, 0)]]
     )
@@ -44,11 +51,11 @@ def test_formulas_filled_by_hand():
     drafts = jax.jit(functools.partial(fill_formulas, graph))(logits, block, block == 9)
     numbers = {node.pairs: number for number, node in enumerate(graph.nodes)}
     expected = {
-        ((0, 0),): ([9, 1, 2, 9], [0, 1, 7, 0]),
-        ((0, 1),): ([9, 1, 1, 9], [1, 1, 7, 0]),
-        ((1, 0),): ([0, 1, 9, 9], None),
-        ((0, 0), (1, 1)): ([1, 1, 2, 9], None),
-        ((0, 0), (1, 1), (2, 0)): ([1, 1, 2, 1], None),
+        ((0, 0),): ([9, 1, 2, 9, 7], [0, 1, 7, 0, 9]),
+        ((0, 1),): ([9, 1, 1, 9, 7], [1, 1, 7, 0, 9]),
+        ((1, 0),): ([0, 1, 9, 9, 7], [9, 1, 7, 0, 2]),
+        ((0, 0), (1, 1)): ([1, 1, 2, 9, 7], None),
+        ((0, 0), (1, 1), (2, 0)): (None, None),
     }
     assert expected.keys() == numbers.keys()
     for formula, rows in expected.items():
@@ -65,7 +72,7 @@ def slow_fill(graph, logits_LV, block_L):
     order = sorted(masks, key=lambda place: (-probs[place].max(), place))
     for node in graph.nodes:
         state = list(block_L)
-        if max(i for i, _ in node.pairs) >= len(order):
+        if max(len(node.pairs), *(i for i, _ in node.pairs)) >= len(order):
             yield None
             continue
         for i, j in node.pairs:

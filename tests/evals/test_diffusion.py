@@ -19,6 +19,7 @@ from jaxspec.evals.diffusion_target import (
     drafting_decoders,
     is_diffusion_target,
     load_diffusion_target,
+    open_diffusion_target,
 )
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
@@ -150,8 +151,13 @@ def test_graphs_that_need_no_calibration(folder, target):
     graphs = {name: decoder.graph for name, decoder in decoders}
     assert graphs == {"ssd": chain(2), "freedave": nested(2, tokens_per_step=2), "star": star(2)}
     by_threshold = change(drafts=("freedave",), unmasking="threshold", num_drafts=(2,))
+    rules = diffusion_rules(run_config(folder, diffusion=by_threshold), target)
     ((_, decoder),) = drafting_decoders(by_threshold, rules, target)
     assert decoder.graph == chain(2)
+    uneven = dataclasses.replace(settings, steps=3)
+    rules = diffusion_rules(run_config(folder, diffusion=uneven), target)
+    with pytest.raises(ValueError, match="3 steps do not divide a block of 4 tokens"):
+        drafting_decoders(uneven, rules, target)
 
 
 def test_graphs_of_several_sizes(folder, target, tmp_path):
@@ -163,6 +169,9 @@ def test_graphs_of_several_sizes(folder, target, tmp_path):
     assert [name for name, _ in decoders] == ["ssd"] * 3 + ["spiffy"] * 3
     assert [decoder.num_drafts for _, decoder in decoders] == [0, 1, 3] * 2
     assert [decoder.graph for _, decoder in decoders[3:]] == [star(0), star(1), star(3)]
+    more = dataclasses.replace(settings, num_drafts=(3, 6))
+    with pytest.raises(ValueError, match=r"num_drafts is 6, but .*graph\.json has 5 nodes"):
+        drafting_decoders(more, rules, target)
     pruned = drafting_decoders(dataclasses.replace(settings, kept_drafts=2), rules, target)
     assert [(decoder.graph.size, decoder.num_drafts) for _, decoder in pruned[3:]] == [(5, 2)]
 
@@ -202,8 +211,13 @@ def test_targets_that_cannot_be_decoded(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"block_length": 0}, "block_length must be at least 1"),
-        ({"steps": 33}, "steps are those of a block"),
+        ({"block_length": -1}, "block_length must be 0 .* or more: got -1"),
+        ({"block_length": 32, "steps": 33}, "steps are those of a block"),
+        ({"unmasking": "threshold", "steps": 4}, "goes with diffusion.unmasking scheduled"),
+        ({"threshold": 1.5}, r"diffusion.threshold must lie in \(0, 1\]"),
+        ({"factor": 0.0}, "diffusion.factor must be positive"),
+        ({"guidance": -1.0}, "diffusion.guidance must be 0"),
+        ({"kept_drafts": 3}, "name one with diffusion.graph"),
         ({"num_drafts": (3, -1)}, "num_drafts must be 0 or more"),
         ({"kept_drafts": -1}, "kept_drafts must be 0 or more"),
     ],
@@ -220,4 +234,36 @@ def test_the_command_refuses_drafters(folder, tmp_path, capsys):
     assert "drafts for itself" in capsys.readouterr().err
     arguments = [*arguments[:-2], "--diffusion.block_length", "24"]
     assert run_as_command(eval_script.main, arguments) == 2
-    assert "multiple of block_length (24)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "evaluation.max_new_tokens is the length of a response" in error
+    assert "the blocks of 24 tokens (diffusion.block_length)" in error
+    assert run_as_command(eval_script.main, [*arguments[:-4], "--output", "table.md"]) == 2
+    assert "--output must be a .json file: got 'table.md'" in capsys.readouterr().err
+
+
+def test_blocks_are_the_models_own(tmp_path, folder, target):
+    own = DiffusionEvaluationConfig()
+    config = run_config(folder, diffusion=own)
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(EVALUATION, max_new_tokens=64)
+    )
+    assert diffusion_rules(config, target).block_length == 32
+    trained = write_model(tmp_path / "blocks", context="block_causal", block_length=8)
+    blocks = open_diffusion_target(TargetConfig(path=str(trained)))
+    assert blocks.params is None, "weights are read later"
+    assert diffusion_rules(config, blocks).block_length == 8
+    assert diffusion_rules(config, blocks).unmasking == Scheduled(8)
+    with pytest.raises(ValueError, match=r"was trained with blocks of 8 tokens: got .* 4\. Leave"):
+        diffusion_rules(run_config(trained), blocks)
+
+
+def test_two_benchmarks_and_plain_decoding_as_drafts(folder, tmp_path):
+    """Programs are compiled once; two equal passes are nothing to judge."""
+    settings = dataclasses.replace(EVALUATION, benchmarks=("embedded/math", "embedded/code"))
+    config = run_config(folder, evaluation=settings, diffusion=change(num_drafts=(0, 2)))
+    rows = evaluate_diffusion(config, output=tmp_path / "a.json", echo=lambda line: None)["results"]
+    assert [row["drafts_per_pass"] for row in rows] == [0, 0, 2] * 2
+    assert [row["compile_s"] for row in rows[:3]] == [row["compile_s"] for row in rows[3:]]
+    assert rows[0]["speedup"] == 1
+    assert [row["pass_ratio"] is None for row in rows] == [True, True, False] * 2
+    assert [row["below_break_even"] is None for row in rows] == [True, True, False] * 2

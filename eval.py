@@ -1,9 +1,10 @@
-"""Measures trained drafters by exact speculative decoding of benchmark prompts.
+"""Measures drafters by exact speculative decoding, and decoders of diffusion language models.
 
 python eval.py --config configs/quickstart.py --workdir runs/a runs/b --output runs/results.json
 
 With --drafters ngram,none prompt look-up and the target alone are measured as well. A target that
-is a diffusion language model (LLaDA, or the export of a "denoiser" run) is measured without them:
+is a diffusion language model (LLaDA, SDAR, the export of a "denoiser" run) is measured without
+drafters:
 
 python eval.py --config configs/quickstart.py --target.path DIR --output runs/results.json
 """
@@ -22,7 +23,8 @@ def main(argv: Sequence[str]) -> None:
         EvalCommand,
         argv,
         program="eval.py",
-        description="Measure accepted length and speed of drafters by exact decoding.",
+        description="Measure accepted length and speed of drafters by exact decoding, or forward "
+        "passes and speed of a diffusion language model's decoders (--target.path, --diffusion.*).",
     )
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.evals.diffusion import evaluate_diffusion

@@ -1,4 +1,4 @@
-"""Trains a drafter on a frozen target, or a target from scratch, as a config file says.
+"""Trains a drafter, a diffusion language model or a target, as a config file says.
 
 python train.py --config configs/quickstart.py --workdir runs/try --training.steps 100
 """
@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> None:
         TrainCommand,
         argv,
         program="train.py",
-        description="Train a drafter on a frozen target, or a target from scratch.",
+        description="Train a drafter on a frozen target, a diffusion language model, or a target "
+        "from scratch (--training.task).",
     )
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.training.loop import train

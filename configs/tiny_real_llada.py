@@ -1,15 +1,17 @@
 """A tiny LLaDA on real text: a diffusion language model that answers, to be decoded by eval.py.
 
     export JAXSPEC_RAW_DATA=FOLDER
-    python train.py --config configs/tiny_real_llada.py --workdir runs/real/llada
+    python train.py --config configs/tiny_real_target.py --workdir runs/real/target    # 70 minutes
+    python train.py --config configs/tiny_real_mdlm.py --workdir runs/real/mdlm        # 16 minutes
+    python train.py --config configs/tiny_real_llada.py --workdir runs/real/llada      # 17 minutes
     L="--config configs/tiny_real_llada.py --target.path runs/real/llada/export"
-    jaxspec calibrate $L --output runs/real/llada/graph.json
+    jaxspec calibrate $L --source gsm8k --output runs/real/llada/graph.json
     python eval.py $L --diffusion.graph runs/real/llada/graph.json --output runs/real/llada.json
 
-Pre-training is that of tiny_real_mdlm.py (random masks over whole documents), which this goes on
-from; here is LLaDA's fine-tuning: only answers are masked, and rows are filled with end-of-text
-tokens that are learned as well. Hardware: 2 CPU cores; 1,500 steps took 17 minutes on one of them
-(final loss 1.17 nats a token of the answer, its end-of-text tokens included).
+Each run goes on from the one before it. tiny_real_mdlm.py is the pre-training (random masks over
+whole documents); here is LLaDA's fine-tuning: only answers are masked, and rows are filled with
+end-of-text tokens that are learned as well. Hardware: 2 CPU cores, of which a run uses one; the
+final loss of these 1,500 steps is 1.17 nats a token of the answer, its end-of-text tokens included.
 """
 
 from jaxspec.config import (

@@ -38,7 +38,8 @@ class TargetConfig:
     architecture: TransformerConfig | None = None
     """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
     dtype: Dtype = "float32"
-    """What the target computes in when it is a drafter's frozen target."""
+    """What the target's weights are held and computed in, wherever it is frozen: in a drafter's
+    training, eval.py, calibrate and regenerate. "bfloat16" takes half the memory."""
     enable_thinking: bool | None = None
     """Handed to the chat template, in training, evaluation and regeneration alike: Qwen3 answers
     without a train of thought when it is False. None: the template's own default."""
@@ -51,9 +52,10 @@ class TargetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """A masked-diffusion language model that learns to draft (training.task "denoiser").
+    """A masked-diffusion language model that is trained (training.task "denoiser").
 
-    SpecDiff (arXiv 2408.05636), SpecDiff-2 (arXiv 2511.00606).
+    It drafts for a target (SpecDiff, arXiv 2408.05636; SpecDiff-2, arXiv 2511.00606), or answers by
+    itself (LLaDA, arXiv 2502.09992; SDAR, arXiv 2510.06303).
 
     Raises:
       ValueError: a block of fewer than 2 slots, or LoRA without a model to adapt.
@@ -259,7 +261,7 @@ class TrainingConfig:
 
     task: Literal["target", "drafter", "denoiser"] = "drafter"
     """Train a drafter on the frozen target, the target itself, or a masked-diffusion language model
-    that drafts for it."""
+    that drafts for it or answers by itself."""
     steps: int = 1000
     """Optimizer steps of the run."""
     gradient_accumulation: int = 1
@@ -474,8 +476,8 @@ class DiffusionEvaluationConfig:
     """So many of a calibrated graph's nodes are drafted in a pass, the most promising ones (D*),
     and the whole graph is one row; 0: no choice."""
     layout: Literal["mask", "batch"] = "mask"
-    """How drafted states are read: appended under a mask, or as rows of the batch. Without a cache
-    and with "prefix" only "batch" keeps the output as it is."""
+    """How drafted states are read: appended under a mask, or as rows of the batch. Either keeps the
+    output with the dual cache and with block-causal models; else only "batch" does."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,7 +1,8 @@
 """``jaxspec calibrate``: finds what a diffusion language model should draft.
 
-    jaxspec calibrate --target.path LLaDA-8B-Instruct --source gsm8k --output runs/graph.json
-    python eval.py ... --target.path LLaDA-8B-Instruct --diffusion.graph runs/graph.json
+    L="--target.path LLaDA-8B-Instruct --target.dtype bfloat16"
+    jaxspec calibrate $L --source gsm8k --output runs/graph.json
+    python eval.py ... $L --diffusion.graph runs/graph.json
 
 The base decoder answers a few training prompts; what its steps did is counted in ranks, and the
 most useful formulas become the draft graph (Spiffy; `jaxspec.decoding.calibration`). The same
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateCommand(ConfigCommand):
-    """What ``jaxspec calibrate`` takes; how is decoded say --diffusion and --evaluation."""
+    """What ``jaxspec calibrate`` takes; how is decoded say --diffusion and --evaluation.
+
+    The base decoder answers, so what concerns drafts is ignored: --diffusion.drafts, num_drafts,
+    kept_drafts, layout and graph.
+    """
 
     config: str = ""
     """Python file whose get_config() names the target and how it is decoded; "": the defaults, with
@@ -40,13 +45,14 @@ class CalibrateCommand(ConfigCommand):
     """Nodes of the graph (D): drafted states that a pass can read."""
     weight: Literal["followed", "accumulated"] = "followed"
     """What a formula weighs in the choice: how often a step led there from the graph as it is, or
-    its count and its parents' (Spiffy's degree-1 accumulation)."""
+    its count and its parents' (Spiffy's degree-1 accumulation). A formula is a set of pairs (i, j):
+    the token of rank j at the mask of rank i, by the last pass's probabilities, from 0."""
     depth: int = 8
     """Steps ahead that are looked at."""
     positions: int = 16
-    """Ranks of positions that formulas may name."""
+    """Ranks of positions (i) that formulas may name: so many masks, the surest ones."""
     tokens: int = 4
-    """Ranks of tokens that formulas may name."""
+    """Ranks of tokens (j) that formulas may name: so many, the likeliest ones."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
         CalibrateCommand,
         argv,
         program="jaxspec calibrate",
-        description="Find the draft graph of a diffusion language model (Spiffy).",
+        description="Find the draft graph of a diffusion language model (Spiffy). What concerns "
+        "drafts is ignored: --diffusion.drafts, num_drafts, kept_drafts, layout and graph.",
     )
     calibrate(command)
 

@@ -60,12 +60,13 @@ class EvalCommand(ConfigCommand):
     """What eval.py takes."""
 
     output: str
-    """JSON file to write; the table (.md) and the plots (.png) are written beside it."""
+    """JSON file to write; the table (.md) and, for drafters, plots (.png) are written beside it."""
     workdir: tuple[str, ...] = ()
-    """Folders of trained drafters; each becomes a row of the table."""
+    """Folders of trained drafters; each becomes a row of the table. None for a diffusion language
+    model, which --target.path names."""
     drafters: str = ""
-    """Kinds of drafters to measure, separated by commas: dflash and autoregressive (those among the
-    folders), ngram (prompt look-up) and none (the target alone). "": every folder."""
+    """Kinds of drafters to measure, separated by commas: dflash, mdlm and autoregressive (those
+    among the folders), ngram (prompt look-up) and none (the target alone). "": every folder."""
 
 
 CommandT = TypeVar("CommandT", bound=ConfigCommand)

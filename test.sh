@@ -48,4 +48,5 @@ if [ -z "${JAXSPEC_RAW_DATA:-}" ]; then
   printf -- '-- JAXSPEC_RAW_DATA is not set: tests on real data sets are skipped.\n\n'
 fi
 printf -- '-- %d s so far; tests:\n' "$SECONDS"
-exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --durations=10 "$@"
+# A file's tests share models and compiled functions: they stay in one process.
+exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --durations=10 "$@"

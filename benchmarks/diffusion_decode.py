@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec.cli.configuration import load_config
+from jaxspec.cli.configuration import load_config, run_as_command
 from jaxspec.config import MaskedTransformerConfig, RunConfig
 from jaxspec.decoding import (
     BlockDiffusion,
@@ -384,4 +385,4 @@ def looped(call: Callable[..., Any], values: tuple[Any, ...]) -> Callable[[], An
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_as_command(lambda _: main(), sys.argv[1:]))

@@ -5,14 +5,15 @@
 #   bash scripts/llada_tables.sh runs/real
 #   python scripts/llada_tables.py runs/real/llada     prints the tables of what has been measured
 #
-# Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm and runs/real/llada if
-# they are not there. Files that are there are not made again. PARTS="cold weights thresholds
-# warm others blocks" leaves parts out. Three hours on one core, training aside.
+# Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm, runs/real/llada and,
+# for "blocks", runs/real/sdar if they are not there. Files that are there are not made again.
+# PARTS="cold weights thresholds warm others blocks" leaves parts out. Three hours on one core,
+# training aside.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ $# -lt 1 ]; then
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 runs="$1"
@@ -23,11 +24,16 @@ source scripts/host_memory.env
 out="$runs/llada"
 config=(--config configs/tiny_real_llada.py --target.path "$out/export" --evaluation.timing_prompts 0)
 
-for name in mdlm llada; do
-  if [ ! -f "$runs/$name/export/config.json" ]; then
-    "$python" train.py --config "configs/tiny_real_$name.py" --workdir "$runs/$name"
-  fi
-done
+train() { # folder, the denoiser it goes on from, then settings
+  local folder="$runs/$1" from="$runs/$2/export"
+  shift 2
+  if [ -f "$folder/export/config.json" ]; then return; fi
+  "$python" train.py --workdir "$folder" --target.path "$runs/target/export" \
+    --denoiser.path "$from" "$@"
+}
+
+train mdlm target --config configs/tiny_real_mdlm.py
+train llada mdlm --config configs/tiny_real_llada.py
 
 rule() { # scheduled, factor or a threshold -> settings
   case $1 in
@@ -92,11 +98,9 @@ for part in ${PARTS:-cold weights thresholds warm others blocks}; do
         done
         ;;
       blocks) # a block-causal model, cold and warm
-        if [ ! -f "$runs/sdar/export/config.json" ]; then
-          "$python" train.py --config configs/tiny_real_llada.py --workdir "$runs/sdar" \
-            --denoiser.context block_causal --denoiser.block_size 32 \
-            --data.sequence_length 256 --data.batch_size 8 --training.steps 800
-        fi
+        train sdar mdlm --config configs/tiny_real_llada.py --denoiser.context block_causal \
+          --denoiser.block_size 32 --data.sequence_length 256 --data.batch_size 8 \
+          --training.steps 800
         causal=(--target.path "$runs/sdar/export")
         calibrate "graph-blocks-$name" "${causal[@]}" "${settings[@]}"
         for temperature in 0 1; do

@@ -175,13 +175,14 @@ def drafting_decoders(
         fewer nodes than are asked for; FreeDave's drafts for steps of unequal shares.
     """
     # FreeDave's share of a step; where a step has no fixed share, the one token that it always has.
-    share, rest = 1, 0
+    share, steps = 1, 1
     if isinstance(rules.unmasking, Scheduled):
-        share, rest = divmod(rules.block_length, rules.unmasking.steps)
-    if "freedave" in settings.drafts and rest:
+        steps = rules.unmasking.steps
+        share = rules.block_length // steps
+    if "freedave" in settings.drafts and rules.block_length % steps:
         raise ValueError(
             "diffusion.drafts freedave drafts what equal steps reveal, and "
-            f"{rules.unmasking.steps} steps do not divide a block of {rules.block_length} tokens: "
+            f"{steps} steps do not divide a block of {rules.block_length} tokens: "
             "choose diffusion.steps that do, or other drafts."
         )
     graphs: list[tuple[str, DraftGraph]] = []

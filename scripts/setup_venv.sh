@@ -54,7 +54,8 @@ fi
 
 started=$SECONDS
 printf 'setup: installing packages (%s; about 1.3 GB, a minute or two) ...\n' "${extras:-runtime only}"
-"$venv_python" -m pip install --quiet --disable-pip-version-check \
+# Modules are compiled as they are imported; most never are.
+"$venv_python" -m pip install --quiet --disable-pip-version-check --no-compile \
   --constraint constraints.txt --editable ".${extras:+[$extras]}" ||
   die "pip failed; its message is above."
 

@@ -149,11 +149,11 @@ def test_a_block_causal_target(run_config, tmp_path):
     stored = read_denoiser(tmp_path / "run" / "export")
     assert (stored.context, stored.block_length) == ("block_causal", 8)
     target = load_diffusion_target(TargetConfig(path=str(tmp_path / "run" / "export")))
-    blocks = dataclasses.replace(config.diffusion, block_length=8)
-    rules = diffusion_rules(dataclasses.replace(config, diffusion=blocks), target)
+    rules = diffusion_rules(config, target)
     assert rules.block_causal and rules.block_length == 8
+    blocks = dataclasses.replace(config.diffusion, block_length=32)
     with pytest.raises(ValueError, match=r"trained with blocks of 8 tokens: got .* 32"):
-        diffusion_rules(config, target)
+        diffusion_rules(dataclasses.replace(config, diffusion=blocks), target)
     other = load_target_bundle(run_config.target)
     drafter = load_drafter_bundle(tmp_path / "run", target=other)
     with pytest.raises(ValueError, match="is block-causal"):

@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> None:
         "passes and speed of a diffusion language model's decoders (--target.path, --diffusion.*).",
     )
     # jax is imported only now: --help and mistakes are answered at once.
-    from jaxspec.evals.diffusion import evaluate_diffusion
-    from jaxspec.evals.diffusion_target import is_diffusion_target
-    from jaxspec.evals.runner import evaluate
+    from jaxspec.evals.diffusion.runner import evaluate_diffusion
+    from jaxspec.evals.diffusion.target import is_diffusion_target
+    from jaxspec.evals.speculative.runner import evaluate
 
     if is_diffusion_target(command.run.target):
         if command.workdir or command.drafters:

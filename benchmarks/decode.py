@@ -34,10 +34,9 @@ from jaxspec.decoding import (
     generate,
 )
 from jaxspec.decoding.generate import Strategy
-from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.drafters.protocol import DFlashProposer
+from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.evals.benchmarks import load_benchmark
-from jaxspec.evals.bundles import (
+from jaxspec.evals.speculative.bundles import (
     NGRAM,
     NONE,
     DrafterBundle,
@@ -46,8 +45,9 @@ from jaxspec.evals.bundles import (
     load_drafter_bundle,
     load_target_bundle,
 )
-from jaxspec.evals.strategies import build_strategy
-from jaxspec.evals.timing import measure_round_parts, median_seconds
+from jaxspec.evals.speculative.strategies import build_strategy
+from jaxspec.evals.speculative.timing import measure_round_parts, median_seconds
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import provenance, write_json

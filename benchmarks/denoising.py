@@ -21,14 +21,14 @@ from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import Response, generate
 from jaxspec.decoding.generate import Strategy
 from jaxspec.evals.benchmarks import Reference, load_benchmark
-from jaxspec.evals.bundles import (
+from jaxspec.evals.speculative.bundles import (
     DrafterBundle,
     TargetBundle,
     load_drafter_bundle,
     load_target_bundle,
 )
-from jaxspec.evals.runner import Evaluation
-from jaxspec.evals.strategies import build_autoregressive, build_strategy
+from jaxspec.evals.speculative.runner import Evaluation
+from jaxspec.evals.speculative.strategies import build_autoregressive, build_strategy
 from jaxspec.provenance import provenance, write_json
 
 Row = dict[str, Any]

@@ -37,16 +37,21 @@ from jaxspec.decoding import (
     Threshold,
     generate_diffusion,
 )
-from jaxspec.decoding.block_model import BlockContext, Layout
-from jaxspec.decoding.calibration import count_formulas, merge_counts, rank_steps, select_graph
-from jaxspec.decoding.diffusion import DiffusionState
-from jaxspec.decoding.diffusion_generate import decode_batches
-from jaxspec.decoding.draft_graph import DraftGraph, chain
+from jaxspec.decoding.diffusion.block_model import BlockContext, Layout
+from jaxspec.decoding.diffusion.calibration import (
+    count_formulas,
+    merge_counts,
+    rank_steps,
+    select_graph,
+)
+from jaxspec.decoding.diffusion.decoder import DiffusionState
+from jaxspec.decoding.diffusion.draft_graph import DraftGraph, chain
+from jaxspec.decoding.diffusion.generate import decode_batches
+from jaxspec.decoding.diffusion.spiffy import Drafts, fill_ranked, logits_of, prune, rank_masks
 from jaxspec.decoding.layout import cut_layers, stack_layers
-from jaxspec.decoding.spiffy import Drafts, fill_ranked, logits_of, prune, rank_masks
 from jaxspec.evals.benchmarks import load_benchmark
-from jaxspec.evals.diffusion_target import DiffusionTarget, diffusion_rules, load_diffusion_target
-from jaxspec.evals.timing import median_seconds
+from jaxspec.evals.diffusion.target import DiffusionTarget, diffusion_rules, load_diffusion_target
+from jaxspec.evals.speculative.timing import median_seconds
 from jaxspec.models.mdlm import BidirectionalTransformer
 from jaxspec.provenance import provenance, write_json
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxspec.config import DrafterConfig, LossConfig, OptimizerConfig, TransformerConfig
-from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.losses import LossWeights, chunked_slot_statistics, loss_terms, total_from_terms
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer

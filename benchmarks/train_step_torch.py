@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
 
 class Drafter(nn.Module):
-    """The drafter of `jaxspec.drafters.dflash`."""
+    """The drafter of `jaxspec.models.dflash`."""
 
     def __init__(self) -> None:
         super().__init__()

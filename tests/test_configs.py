@@ -16,7 +16,7 @@ from jaxspec.checkpoints import key_maps
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import RunConfig, TransformerConfig
 from jaxspec.data.sources import SOURCES
-from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
 

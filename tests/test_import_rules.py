@@ -118,7 +118,7 @@ def test_rules_have_no_cycle():
         ("jaxspec.losses.chain", "from ..models.transformer import Transformer"),
         ("jaxspec.verify.token", "from jaxspec import models"),
         ("jaxspec.verify.token", "import importlib\nimportlib.import_module('jaxspec.models')"),
-        ("jaxspec.evals.runner", "if TYPE_CHECKING:\n    from jaxspec.training.state import State"),
+        ("jaxspec.evals.tau", "if TYPE_CHECKING:\n    from jaxspec.training.state import State"),
         ("jaxspec.models.layers", "from jaxspec.cli.main import main"),
         ("jaxspec.data.packing", "from jaxspec.losses import chain_reward"),
         ("jaxspec.newroom.thing", "import numpy"),
@@ -133,7 +133,7 @@ def test_forbidden_imports_are_found(module, source):
     [
         ("jaxspec.losses.chain", "from jaxspec.ops.numerics import x\nfrom . import slots"),
         ("jaxspec.losses.chain", "from jaxspec.config import LossConfig\nimport jax"),
-        ("jaxspec.evals.runner", "from jaxspec import provenance, __version__"),
+        ("jaxspec.evals.tau", "from jaxspec import provenance, __version__"),
         ("jaxspec.cli.main", "from jaxspec.training.loop import train"),
     ],
 )

@@ -24,7 +24,7 @@ from jaxspec.config import (
     Llama3RopeScaling,
     TransformerConfig,
 )
-from jaxspec.drafters.dflash import default_layer_ids
+from jaxspec.models.dflash import default_layer_ids
 
 MODEL_TYPES = {
     "qwen3": "Qwen3ForCausalLM",

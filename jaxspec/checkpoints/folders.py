@@ -1,7 +1,7 @@
 """Where a target lies (the user's folder, or the one shipped in the package), or a run's weights.
 
 >>> target_folder("embedded").name
-'embedded_target'
+'target'
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded_target"
+EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
 _HEAD_BYTES = 1 << 20
 
 

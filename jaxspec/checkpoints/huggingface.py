@@ -34,7 +34,7 @@ from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig
-from jaxspec.drafters.dflash import resolve_config
+from jaxspec.models.dflash import resolve_config
 
 Params = dict[str, Any]
 

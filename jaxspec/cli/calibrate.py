@@ -5,7 +5,7 @@
     python eval.py ... $L --diffusion.graph runs/graph.json
 
 The base decoder answers a few training prompts; what its steps did is counted in ranks, and the
-most useful formulas become the draft graph (Spiffy; `jaxspec.decoding.calibration`). The same
+most useful formulas become the draft graph (Spiffy; `decoding.diffusion.calibration`). The same
 command gives the same graph. Beside the file stands its picture.
 """
 
@@ -21,7 +21,7 @@ from jaxspec.cli.configuration import ConfigCommand, parse_command
 
 if TYPE_CHECKING:
     from jaxspec.decoding import DiffusionResponse
-    from jaxspec.decoding.calibration import FormulaCounts
+    from jaxspec.decoding.diffusion.calibration import FormulaCounts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         in which nothing could have been drafted.
     """
     from jaxspec.decoding import BlockDiffusion
-    from jaxspec.decoding.calibration import graph_settings, merge_counts, select_graph
-    from jaxspec.decoding.draft_graph import save_graph
+    from jaxspec.decoding.diffusion.calibration import graph_settings, merge_counts, select_graph
+    from jaxspec.decoding.diffusion.draft_graph import save_graph
     from jaxspec.evals.benchmarks import ask, load_benchmark
-    from jaxspec.evals.diffusion import max_prompt_tokens
-    from jaxspec.evals.diffusion_target import diffusion_rules, open_diffusion_target
+    from jaxspec.evals.diffusion.runner import max_prompt_tokens
+    from jaxspec.evals.diffusion.target import diffusion_rules, open_diffusion_target
     from jaxspec.evals.plots import plot_draft_graph
     from jaxspec.provenance import check_output, jsonable, provenance
 
@@ -158,8 +158,8 @@ class _Tracer:
         """The base decoder's responses."""
         import jax
 
-        from jaxspec.decoding.calibration import count_formulas, rank_steps
-        from jaxspec.decoding.diffusion_generate import decode_batches, read_diffusion
+        from jaxspec.decoding.diffusion.calibration import count_formulas, rank_steps
+        from jaxspec.decoding.diffusion.generate import decode_batches, read_diffusion
 
         command, settings = self._command, self._command.run.evaluation
         found: dict[int, DiffusionResponse] = {}

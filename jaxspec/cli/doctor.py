@@ -34,8 +34,8 @@ PACKAGES = (
     "tyro",
 )
 EMBEDDED_FILES = {
-    "embedded_tokenizer": ("tokenizer.json", "tokenizer_config.json"),
-    "embedded_target": ("config.json", "model.safetensors", "tokenizer.json"),
+    "embedded/tokenizer": ("tokenizer.json", "tokenizer_config.json"),
+    "embedded/target": ("config.json", "model.safetensors", "tokenizer.json"),
 }
 
 Status = Literal["ok", "note", "fail"]
@@ -99,7 +99,7 @@ def check_embedded() -> Iterator[Finding]:
     data = Path(__file__).parent.parent / "data"
     for folder, names in EMBEDDED_FILES.items():
         missing = [name for name in names if not (data / folder / name).is_file()]
-        label = folder.replace("_", " ")
+        label = folder.replace("_", " ").replace("/", " ")
         if missing:
             yield Finding(label, "fail", f"missing {', '.join(missing)}: reinstall the package")
         else:

@@ -232,7 +232,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.checkpoints.huggingface import read_config
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.data.tokenizer import Tokenizer
-    from jaxspec.drafters.dflash import DFlash
+    from jaxspec.models.dflash import DFlash
     from jaxspec.models.registry import make_model
     from jaxspec.training.denoiser_setup import check_mask, denoiser_config, denoiser_parts
     from jaxspec.training.optimizer import make_optimizer

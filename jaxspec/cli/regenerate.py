@@ -79,7 +79,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
     """
     from jaxspec.data.sources import load_examples
     from jaxspec.decoding import Autoregressive, DecodeRules
-    from jaxspec.evals.bundles import load_target_bundle
+    from jaxspec.evals.speculative.bundles import load_target_bundle
     from jaxspec.ops.sampling import Sampling
 
     _check(command)

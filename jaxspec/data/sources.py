@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from jaxspec.config import DataConfig
-from jaxspec.data import embedded
+from jaxspec.data.embedded import corpus
 from jaxspec.data.example_files import (
     is_example_folder,
     read_examples,
@@ -71,7 +71,7 @@ SOURCES: dict[str, Source] = {
     "embedded": Source(_BOTH, "generated maths, code and chat in turn; needs no files"),
     **{
         f"embedded/{kind}": Source(_BOTH, f"generated {kind}; needs no files")
-        for kind in embedded.KINDS
+        for kind in corpus.KINDS
     },
     "gsm8k": Source(_BOTH, "grade-school maths, 7,473 / 1,319", "gsm8k:Gsm8k"),
     "math": Source(("train",), "competition maths, four subjects, 4,589", "math:Math"),
@@ -227,14 +227,14 @@ def _from_record(record: dict[str, Any]) -> Example:
 
 def _embedded(name: str, *, split: str, data: DataConfig) -> list[Example]:
     _, _, kind = name.partition("/")
-    count = EMBEDDED_TEST_EXAMPLES * (1 if kind else len(embedded.KINDS))
+    count = EMBEDDED_TEST_EXAMPLES * (1 if kind else len(corpus.KINDS))
     if split == "train":
         count = data.embedded_examples
     if data.max_examples:
         count = min(count, data.max_examples)
     if kind:
-        return embedded.generate(kind, split=split, count=count)
-    return embedded.generate_mixture(split, count)
+        return corpus.generate(kind, split=split, count=count)
+    return corpus.generate_mixture(split, count)
 
 
 def _folder(name: str, *, split: str, limit: int) -> Sequence[Example]:

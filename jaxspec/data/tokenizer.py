@@ -35,7 +35,7 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer_config,
 )
 
-EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded_tokenizer"
+EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded" / "tokenizer"
 
 PAD_TOKEN = "<|endoftext|>"
 START_TOKEN = "<|im_start|>"

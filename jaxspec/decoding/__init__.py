@@ -11,16 +11,16 @@ prompts.
 
 from jaxspec.decoding.adaptive import Adaptive
 from jaxspec.decoding.autoregressive import Autoregressive
-from jaxspec.decoding.block_model import BlockContext, BlockModel
-from jaxspec.decoding.diffusion import BlockDiffusion, DiffusionRules, DiffusionState
-from jaxspec.decoding.diffusion_generate import DiffusionResponse, generate_diffusion
-from jaxspec.decoding.draft_graph import DraftGraph
+from jaxspec.decoding.diffusion.block_model import BlockContext, BlockModel
+from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionRules, DiffusionState
+from jaxspec.decoding.diffusion.draft_graph import DraftGraph
+from jaxspec.decoding.diffusion.generate import DiffusionResponse, generate_diffusion
+from jaxspec.decoding.diffusion.spiffy import Spiffy
+from jaxspec.decoding.diffusion.unmasking import Factor, Scheduled, Threshold, Unmasker
 from jaxspec.decoding.generate import Response, generate
 from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
-from jaxspec.decoding.spiffy import Spiffy
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
 from jaxspec.decoding.tree import CHAIN_RULES, ChainSpeculative, TreeSpeculative
-from jaxspec.decoding.unmasking import Factor, Scheduled, Threshold, Unmasker
 
 __all__ = [
     "CHAIN_RULES",

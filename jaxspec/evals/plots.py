@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from jaxspec.decoding.draft_graph import DraftGraph, Node
+from jaxspec.decoding.diffusion.draft_graph import DraftGraph, Node
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
 
 _BASELINE_COLOUR = "#8c8c8c"

@@ -39,7 +39,9 @@ from jaxspec.losses.diffusion import (
     token_terms,
     token_times,
 )
-from jaxspec.losses.distillation import (
+from jaxspec.losses.first_error import first_error_focal, first_error_slots
+from jaxspec.losses.llada import answer_terms, masked_values, masking_probabilities
+from jaxspec.losses.objectives import (
     LK,
     OBJECTIVES,
     TV,
@@ -52,8 +54,6 @@ from jaxspec.losses.distillation import (
     Streak,
     d_pace_weights,
 )
-from jaxspec.losses.first_error import first_error_focal, first_error_slots
-from jaxspec.losses.llada import answer_terms, masked_values, masking_probabilities
 from jaxspec.losses.positional import positional_weights
 from jaxspec.losses.reduction import counted_slots, ratio, reached_slots
 from jaxspec.losses.slots import SlotStatistics, slot_statistics

@@ -21,8 +21,8 @@ from flax import struct
 
 from jaxspec.config import LossConfig
 from jaxspec.losses.chain import chain_terms
-from jaxspec.losses.distillation import OBJECTIVES
 from jaxspec.losses.first_error import first_error_slots, first_error_terms
+from jaxspec.losses.objectives import OBJECTIVES
 from jaxspec.losses.positional import decay_weights
 from jaxspec.losses.reduction import count, counted_slots, ratio, reached_slots, weighted_terms
 from jaxspec.losses.slots import SlotStatistics, slot_statistics

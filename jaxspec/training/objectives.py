@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from jaxspec.config import LossConfig
 from jaxspec.data.anchors import block_labels, sample_anchors
-from jaxspec.drafters.dflash import DFlash
 from jaxspec.losses import (
     LossWeights,
     SlotStatistics,
@@ -30,6 +29,7 @@ from jaxspec.losses import (
     ratio,
     total_from_terms,
 )
+from jaxspec.models.dflash import DFlash
 from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]

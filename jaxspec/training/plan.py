@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import read_config
 from jaxspec.config import RunConfig
-from jaxspec.drafters.dflash import DFlash, resolve_config
 from jaxspec.losses import LossWeights
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (

@@ -27,7 +27,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
-from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
 from jaxspec.provenance import provenance

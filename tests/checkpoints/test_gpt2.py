@@ -23,7 +23,7 @@ from jaxspec.checkpoints.huggingface import (
 )
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import DrafterConfig, GPT2Config
-from jaxspec.drafters.dflash import resolve_config
+from jaxspec.models.dflash import resolve_config
 
 GPT_2 = GPT2Config(
     vocab_size=40,

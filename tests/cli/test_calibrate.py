@@ -11,8 +11,8 @@ from jaxspec.cli import main as console
 from jaxspec.cli.calibrate import CalibrateCommand, calibrate
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import RunConfig, TargetConfig
-from jaxspec.decoding.draft_graph import load_graph
-from jaxspec.evals.diffusion import evaluate_diffusion
+from jaxspec.decoding.diffusion.draft_graph import load_graph
+from jaxspec.evals.diffusion.runner import evaluate_diffusion
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
 PROMPTS, BUDGET = 3, 3

@@ -16,7 +16,7 @@ from jaxspec.cli import export as command
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DrafterConfig, RunConfig, TargetConfig, TransformerConfig
-from jaxspec.drafters.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.provenance import provenance, write_json
 from jaxspec.training.optimizer import make_optimizer

@@ -11,7 +11,7 @@ import sys
 import pytest
 import tokenizers
 
-from jaxspec.data import build_embedded_tokenizer, embedded
+from jaxspec.data.embedded import build_tokenizer, corpus
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
 
 ONE_ROUND = [
@@ -87,7 +87,7 @@ def _parity(ours, theirs, turns):
 
 
 def test_shipped_folder_can_be_made_again(tmp_path):
-    build_embedded_tokenizer.build(tmp_path)
+    build_tokenizer.build(tmp_path)
     names = sorted(path.name for path in EMBEDDED_FOLDER.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert filecmp.cmpfiles(EMBEDDED_FOLDER, tmp_path, names, shallow=False) == (names, [], [])
@@ -164,7 +164,7 @@ def test_transformers_agrees_on_the_embedded_tokenizer(tokenizer):
     theirs = transformers.AutoTokenizer.from_pretrained(str(EMBEDDED_FOLDER))
     _parity(tokenizer, theirs, ONE_ROUND)
     _parity(tokenizer, theirs, TWO_ROUNDS)
-    for example in embedded.generate_mixture("test", 30):
+    for example in corpus.generate_mixture("test", 30):
         _parity(tokenizer, theirs, example.conversation)
     assert theirs.eos_token_id == tokenizer.eos_id
     assert theirs.pad_token_id == tokenizer.pad_id
@@ -427,7 +427,7 @@ def test_unusable_folders_are_explained(folder, tmp_path):
 
 def test_importing_it_is_light():
     code = (
-        "import sys, jaxspec.data.tokenizer, jaxspec.data.embedded\n"
+        "import sys, jaxspec.data.tokenizer, jaxspec.data.embedded.corpus\n"
         "print([m for m in ('transformers', 'jax', 'torch', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.config import MaskedTransformerConfig
-from jaxspec.decoding.unmasking import Scheduled, Threshold
+from jaxspec.decoding.diffusion.unmasking import Scheduled, Threshold
 from jaxspec.models.mdlm import BidirectionalTransformer
 
 VOCABULARY, MASK, EOS = 29, 28, 27

@@ -21,7 +21,8 @@ from jaxspec.decoding import (
 )
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.state import Prompts
-from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
+from jaxspec.drafters.dflash import DFlashProposer
+from jaxspec.drafters.protocol import GREEDY, Draft
 from jaxspec.ops.sampling import Sampling
 from tests.decoding import tiny
 from tests.verify import laws

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import Autoregressive, Speculative, TreeSpeculative
-from jaxspec.drafters.dflash import DFlash
+from jaxspec.models.dflash import DFlash
 from tests.decoding import tiny
 
 WINDOW = 4

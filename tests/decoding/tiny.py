@@ -12,8 +12,9 @@ import numpy as np
 from jaxspec.config import DrafterConfig, TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative, generate
 from jaxspec.decoding.generate import pad_prompts, read_response
-from jaxspec.drafters.dflash import DFlash, resolve_config
-from jaxspec.drafters.protocol import GREEDY, DFlashProposer, Draft
+from jaxspec.drafters.dflash import DFlashProposer
+from jaxspec.drafters.protocol import GREEDY, Draft
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 
 VOCABULARY = 64

@@ -5,7 +5,7 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from jaxspec.decoding.draft_graph import DraftGraph, from_formulas
+from jaxspec.decoding.diffusion.draft_graph import DraftGraph, from_formulas
 from jaxspec.evals.plots import (
     plot_accepted_length,
     plot_conditional_acceptance,

@@ -20,13 +20,13 @@ from jaxspec.config import (
 )
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
 from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
-from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
-from jaxspec.evals.diffusion_target import (
+from jaxspec.evals.diffusion.target import (
     diffusion_rules,
     is_diffusion_target,
     load_diffusion_target,
 )
-from jaxspec.evals.strategies import build_strategy
+from jaxspec.evals.speculative.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.loop import train
 from jaxspec.training.plan import compile_plan

@@ -14,9 +14,9 @@ import tokenizers
 
 from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.config import GPT2Config, TargetConfig
-from jaxspec.data import embedded
+from jaxspec.data.embedded import corpus
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
-from jaxspec.evals.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.speculative.bundles import load_drafter_bundle, load_target_bundle
 from jaxspec.models.gpt2 import GPT2
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.loop import train
@@ -31,7 +31,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights with vocab.json and merges.txt beside them, and no word on special tokens."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(
-        [example.turns[-1][1] for example in embedded.generate("math", split="train", count=20)],
+        [example.turns[-1][1] for example in corpus.generate("math", split="train", count=20)],
         vocab_size=300,
         special_tokens=[END],
         show_progress=False,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxspec.config import LossConfig
-from jaxspec.drafters.protocol import DFlashProposer
+from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.losses import LossWeights
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.objectives import DrafterObjective, TargetObjective

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafters.dflash import DFlash
+from jaxspec.models.dflash import DFlash
 from jaxspec.models.transformer import Transformer
 from tests.training import tiny
 

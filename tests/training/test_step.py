@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from jaxspec.config import MeshConfig
-from jaxspec.drafters.dflash import DFlash
 from jaxspec.losses import ratio
+from jaxspec.models.dflash import DFlash
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.step import spread
 from jaxspec.training.state import TrainState

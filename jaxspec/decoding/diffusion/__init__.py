@@ -1,0 +1,1 @@
+"""Decoding with diffusion language models, block by block, and lossless drafting for them."""

@@ -1,0 +1,378 @@
+"""Decoding with a diffusion language model: blocks from left to right, masks by confidence.
+
+The response starts as masks and is filled block by block (semi-autoregressive; LLaDA, Nie et al.
+2025, arXiv 2502.09992): passes over the block (`block_model`) and steps that
+reveal its most confident masks (`unmasking`) alternate until none is left. A
+block's denoising is one `lax.while_loop` and the blocks are another around it, all in one compiled
+program. Rows of a batch begin a block together; one that has filled its block waits, and no pass
+is counted for it.
+
+Where a model is block-causal, blocks lie on multiples of `block_length` from the beginning of the
+prompt, as in its training; the first one may begin with the prompt's last tokens. Otherwise they
+are counted from the response's first token.
+
+Dimension key: B rows, S prompt tokens (padded), T columns of the canvas, N blocks, L positions of a
+block, V vocabulary.
+
+>>> rules = DiffusionRules(mask_id=126336, response_length=256, block_length=32,
+...                        unmasking=Threshold(0.9), caching="dual", stop_ids=(126081, 126348))
+>>> decoder = BlockDiffusion(BidirectionalTransformer(config), rules)
+>>> state = decoder.run(params, decoder.start(prompts))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxspec.decoding.diffusion.block_model import BlockContext, BlockModel, Caching, check_caching
+from jaxspec.decoding.diffusion.unmasking import GREEDY, Scheduled, Unmasker, Unmasking
+from jaxspec.decoding.layout import cut_layers, stack_layers
+from jaxspec.decoding.state import Prompts
+from jaxspec.models.cache import KVCache
+from jaxspec.ops.sampling import Sampling
+
+NOT_REVEALED = -1
+"""In `DiffusionState.revealed_BT`: what stands in the prompt, and masks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionRules:
+    """What a response is and how it is filled.
+
+    Raises:
+      ValueError: a length that is no multiple of the block, more steps than a block has masks, or
+        settings outside their range.
+    """
+
+    mask_id: int
+    response_length: int = 128
+    """Tokens of the response, whatever ends it."""
+    block_length: int = 32
+    unmasking: Unmasking = dataclasses.field(default_factory=lambda: Scheduled(32))
+    """How many masks a step reveals."""
+    caching: Caching = "none"
+    """Which keys and values are kept within a block; see `block_model`."""
+    block_causal: bool = False
+    """Whether the model's tokens see only their own block and those before it."""
+    sampling: Sampling = GREEDY
+    guidance: float = 0.0
+    """Strength of classifier-free guidance; 0: none."""
+    stop_ids: tuple[int, ...] = ()
+    """A block that holds one of these is the last. (): all blocks are filled."""
+    suppressed_ids: tuple[int, ...] = ()
+    """Never revealed; the mask need not be among them."""
+
+    def __post_init__(self) -> None:
+        check_caching(self.caching)
+        if self.block_length < 1:
+            raise ValueError(f"block_length must be at least 1: got {self.block_length}.")
+        if self.response_length < 1 or self.response_length % self.block_length:
+            raise ValueError(
+                "response_length must be a positive multiple of block_length "
+                f"({self.block_length}): got {self.response_length}."
+            )
+        steps = getattr(self.unmasking, "steps", 1)
+        if steps > self.block_length:
+            raise ValueError(
+                f"A block of {self.block_length} masks cannot be filled in {steps} steps: each "
+                "step reveals at least one. Lower the steps (they are counted a block)."
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance must be 0 (off) or positive: got {self.guidance}.")
+        both = sorted(set(self.stop_ids) & {*self.suppressed_ids, self.mask_id})
+        if both:
+            raise ValueError(f"Stop tokens cannot be suppressed, nor be the mask: got {both}.")
+
+    @property
+    def num_blocks(self) -> int:
+        """Most blocks of a response; on a grid of its own it may lie in one more."""
+        return self.response_length // self.block_length + self.block_causal
+
+
+@struct.dataclass
+class DiffusionState:
+    """Carried by the loops. Every array keeps its shape."""
+
+    tokens_BT: jax.Array
+    """The canvas: prompt, response with its masks, filling."""
+    revealed_BT: jax.Array
+    """int32, the step of its block at which a position was revealed, or `NOT_REVEALED`."""
+    prompt_B: jax.Array
+    """int32, tokens of each prompt: the response's first column."""
+    active_B: jax.Array
+    """Rows that go on."""
+    failed_B: jax.Array
+    """Rows that met NaN (or another distribution that nothing can be chosen from)."""
+    keys_B: jax.Array
+    """Each row's random key (`Prompts.keys_B`)."""
+    block: jax.Array
+    """int32 scalar, blocks that are over."""
+    step_B: jax.Array
+    """int32, steps that the row has taken in this block."""
+    initial_B: jax.Array
+    """int32, masks that the row's block began with."""
+    passes_BN: jax.Array
+    """int32, forward passes of the model that the row took part in, by block: its NFE. A guided
+    pass, which reads the row with and without its prompt, is one."""
+    steps_BN: jax.Array
+    """int32, steps that revealed something, by block. One a pass, unless drafted states save passes
+    (`spiffy`)."""
+    cache: KVCache | None = None
+    """Of a block-causal model, inside `run`; others make a cache for each block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockDiffusion:
+    """The decoder: a model and the rules. `start` lays the canvas out, `run` is the whole loop.
+
+    Raises:
+      ValueError: ids outside the vocabulary, a response longer than the model's positions, or a
+        model that wants to be told the noise.
+    """
+
+    model: nn.Module
+    """A `jaxspec.models.mdlm.Denoiser`."""
+    rules: DiffusionRules
+
+    def __post_init__(self) -> None:
+        config, rules = self.model.config, self.rules
+        named = {
+            "mask_id": (rules.mask_id,),
+            "stop_ids": rules.stop_ids,
+            "suppressed_ids": rules.suppressed_ids,
+        }
+        for name, ids in named.items():
+            wrong = [i for i in ids if not 0 <= i < config.vocab_size]
+            if wrong:
+                raise ValueError(
+                    f"{name} must lie in the model's vocabulary, 0..{config.vocab_size - 1}: got "
+                    f"{wrong}."
+                )
+        if getattr(config, "time_conditioning", False):
+            raise ValueError(
+                "This model wants to be told how much of a text is masked (time_conditioning), and "
+                "decoding by blocks does not: expected one that does not, such as a LLaDA."
+            )
+        if rules.response_length >= config.max_position_embeddings:
+            raise ValueError(
+                f"A response of {rules.response_length} tokens leaves no room for a prompt in the "
+                f"model's {config.max_position_embeddings} positions."
+            )
+
+    @property
+    def block_model(self) -> BlockModel:
+        """The model as the loop asks it."""
+        rules = self.rules
+        return BlockModel(
+            self.model,
+            block_length=rules.block_length,
+            mask_id=rules.mask_id,
+            caching=rules.caching,
+            block_causal=rules.block_causal,
+            guidance=rules.guidance,
+        )
+
+    @property
+    def unmasker(self) -> Unmasker:
+        """The rule as the loop applies it."""
+        rules = self.rules
+        return Unmasker(rules.unmasking, rules.mask_id, rules.sampling, rules.suppressed_ids)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def start(self, prompts: Prompts) -> DiffusionState:
+        """The canvas, all masks; no pass is made."""
+        rules = self.rules
+        batch, padded = prompts.tokens_BS.shape
+        # A block on a grid of its own may end behind the response.
+        slack = rules.block_length if rules.block_causal else 0
+        columns_T = jnp.arange(padded + rules.response_length + slack)
+        prompt_B1 = prompts.lengths_B[:, None]
+        tokens_BT = jnp.pad(prompts.tokens_BS, ((0, 0), (0, columns_T.size - padded)))
+        tokens_BT = jnp.where(columns_T < prompt_B1, tokens_BT, 0)
+        of_response_BT = _of_response(columns_T[None], prompts.lengths_B, rules)
+        zeros_B = jnp.zeros(batch, jnp.int32)
+        return DiffusionState(
+            tokens_BT=jnp.where(of_response_BT, rules.mask_id, tokens_BT).astype(jnp.int32),
+            revealed_BT=jnp.full(tokens_BT.shape, NOT_REVEALED, jnp.int32),
+            prompt_B=prompts.lengths_B,
+            active_B=prompts.active_B,
+            failed_B=jnp.zeros(batch, bool),
+            keys_B=prompts.keys_B,
+            block=jnp.int32(0),
+            step_B=zeros_B,
+            initial_B=zeros_B,
+            passes_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
+            steps_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
+        )
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    def run(self, params: Any, state: DiffusionState) -> DiffusionState:
+        """Fills all blocks; the state is donated."""
+        pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
+        if self.rules.block_causal and self.rules.caching != "none":
+            # No denoising pass: it is not counted, as a language model's prefill is not.
+            cache = self.block_model.prefill(stack_layers(pieces), self.context(state))
+            state = dataclasses.replace(state, cache=cache)
+        for reach, until in self.stages():
+
+            def goes_on(state: DiffusionState, until: int = until) -> jax.Array:
+                return (state.block < until) & self._anything_masked(state)
+
+            def one_block(state: DiffusionState, reach: int = reach) -> DiffusionState:
+                return self.fill_block(stack_layers(pieces), state, reach=reach)
+
+            state = jax.lax.while_loop(goes_on, one_block, state)
+        return dataclasses.replace(state, cache=None)
+
+    def stages(self) -> Iterator[tuple[int, int]]:
+        """(reach, until): how far passes read, in blocks, before block number `until`.
+
+        Shapes are static, but what is behind a block gets shorter with every block. One program for
+        each length would be many: with a prefix cache the loop over blocks is cut where what is
+        left has halved, so that a pass never reads more than twice the masks that are left.
+        """
+        rules, total = self.rules, self.rules.num_blocks
+        if rules.caching != "prefix" or rules.block_causal:
+            yield 1, total
+            return
+        reach = total
+        while reach:
+            yield reach, total - reach // 2
+            reach //= 2
+
+    def fill_block(self, params: Any, state: DiffusionState, *, reach: int) -> DiffusionState:
+        """Denoises the next block of every active row."""
+        state, block_model = self.begin_block(state), self.block_model
+        context = self.context(state)
+        if self.rules.caching != "none":
+            logits_BLV, context, state = self.open_block(params, state)
+            state = self.reveal(state, logits_BLV)
+
+        def one_step(state: DiffusionState) -> DiffusionState:
+            logits_BLV = block_model.block_logits(
+                params, self.block_tokens(state), context, reach=reach
+            )
+            return self.reveal(self.count_pass(state), logits_BLV)
+
+        state = jax.lax.while_loop(lambda state: self.masked(state).any(), one_step, state)
+        return self.end_block(state)
+
+    def open_block(
+        self, params: Any, state: DiffusionState
+    ) -> tuple[jax.Array, BlockContext, DiffusionState]:
+        """The block's first pass, counted: its logits, and what later passes read."""
+        logits_BLV, context = self.block_model.open(params, self.context(state))
+        if state.cache is not None:
+            state = dataclasses.replace(state, cache=context.cache)
+        return logits_BLV, context, self.count_pass(state)
+
+    def begin_block(self, state: DiffusionState) -> DiffusionState:
+        """Counts the block's masks."""
+        return dataclasses.replace(
+            state,
+            step_B=jnp.zeros_like(state.step_B),
+            initial_B=self.masked(state).sum(axis=1, dtype=jnp.int32),
+        )
+
+    def context(self, state: DiffusionState) -> BlockContext:
+        """What the block's passes depend on, before the first one."""
+        return BlockContext(
+            state.tokens_BT,
+            state.prompt_B,
+            state.prompt_B + self.rules.response_length,
+            self.columns(state)[:, 0],
+            state.cache,
+        )
+
+    def columns(self, state: DiffusionState) -> jax.Array:
+        """The block's columns, which are its absolute positions, [B, L]."""
+        length = self.rules.block_length
+        first_B = state.prompt_B
+        if self.rules.block_causal:
+            first_B = first_B // length * length
+        return (first_B + state.block * length)[:, None] + jnp.arange(length)
+
+    def block_tokens(self, state: DiffusionState) -> jax.Array:
+        """The block, masks among its tokens, [B, L]."""
+        return jnp.take_along_axis(state.tokens_BT, self.columns(state), axis=1, mode="clip")
+
+    def masked(self, state: DiffusionState) -> jax.Array:
+        """The block's positions that wait to be revealed, in rows that go on: bool [B, L]."""
+        columns_BL = self.columns(state)
+        masked_BL = self.block_tokens(state) == self.rules.mask_id
+        of_response_BL = _of_response(columns_BL, state.prompt_B, self.rules)
+        return masked_BL & of_response_BL & state.active_B[:, None]
+
+    def count_pass(self, state: DiffusionState) -> DiffusionState:
+        """Counts a pass for the rows that it is made for."""
+        needed_B = self.masked(state).any(axis=1)
+        return dataclasses.replace(
+            state, passes_BN=state.passes_BN.at[:, state.block].add(needed_B)
+        )
+
+    def reveal(
+        self, state: DiffusionState, logits_BLV: jax.Array, *, rows_B: jax.Array | None = None
+    ) -> DiffusionState:
+        """One step of the block, with the logits of its present state.
+
+        Args:
+          state: before the step.
+          logits_BLV: of the model.
+          rows_B: rows that take the step; None: all.
+        """
+        masked_BL, columns_BL = self.masked(state), self.columns(state)
+        if rows_B is not None:
+            masked_BL = masked_BL & rows_B[:, None]
+        unmasked = self.unmasker.unmask(
+            logits_BLV,
+            self.block_tokens(state),
+            masked_BL=masked_BL,
+            positions_BL=columns_BL,
+            step_B=state.step_B,
+            initial_B=state.initial_B,
+            keys_B=state.keys_B,
+        )
+        rows_B1 = jnp.arange(columns_BL.shape[0])[:, None]
+        # Elsewhere nothing is written: a block may reach behind the canvas of another row's.
+        where_BL = jnp.where(unmasked.revealed_BL, columns_BL, state.tokens_BT.shape[1])
+        steps_BL = jnp.broadcast_to(state.step_B[:, None], where_BL.shape)
+        took_B = masked_BL.any(axis=1) & ~unmasked.failed_B
+        return dataclasses.replace(
+            state,
+            tokens_BT=state.tokens_BT.at[rows_B1, where_BL].set(unmasked.tokens_BL, mode="drop"),
+            revealed_BT=state.revealed_BT.at[rows_B1, where_BL].set(steps_BL, mode="drop"),
+            active_B=state.active_B & ~unmasked.failed_B,
+            failed_B=state.failed_B | unmasked.failed_B,
+            step_B=state.step_B + took_B,
+            steps_BN=state.steps_BN.at[:, state.block].add(took_B),
+        )
+
+    def end_block(self, state: DiffusionState) -> DiffusionState:
+        """Goes on to the next block, except where this one holds a stop token."""
+        active_B = state.active_B
+        if self.rules.stop_ids:
+            stops_BL = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))
+            stops_BL &= _of_response(self.columns(state), state.prompt_B, self.rules)
+            active_B = active_B & ~stops_BL.any(axis=1)
+        return dataclasses.replace(state, active_B=active_B, block=state.block + 1)
+
+    def _anything_masked(self, state: DiffusionState) -> jax.Array:
+        columns_1T = jnp.arange(state.tokens_BT.shape[1])[None]
+        masked_BT = state.tokens_BT == self.rules.mask_id
+        masked_BT &= _of_response(columns_1T, state.prompt_B, self.rules)
+        return (masked_BT & state.active_B[:, None]).any()
+
+
+def _of_response(columns_BT: jax.Array, prompt_B: jax.Array, rules: DiffusionRules) -> jax.Array:
+    """Columns that lie in the response."""
+    behind_BT = columns_BT - prompt_B[:, None]
+    return (behind_BT >= 0) & (behind_BT < rules.response_length)

@@ -1,0 +1,317 @@
+"""Draft graphs: which future states of a block are worth drafting, as formulas.
+
+Spiffy (arXiv 2509.18085) drafts whole states of the current block: the present one and a set of
+tokens that the next steps may reveal. What to draft is fixed offline and without tokens: a
+*formula* is a set of pairs (i, j), where i is the rank of a masked position by its largest
+probability and j the rank of a token there, both from 0 and both under the distribution that led to
+the present state. The pairs are filled at run time (`spiffy`).
+
+A is a parent of B if B reveals what A does and one step's worth more. A formula can be reached from
+several parents and is a node once: the graph is directed and has no cycle. The present state is
+nobody's formula, but a parent like others: its number is `PRESENT`.
+
+>>> graph = chain(3)
+>>> graph.nodes[1].pairs
+((0, 0), (1, 0))
+>>> save_graph("graph.json", graph)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import graphlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[int, int]
+FORMAT = "jaxspec-draft-graph-1"
+PRESENT = -1
+"""Stands for the present state among parents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One drafted state."""
+
+    pairs: tuple[Pair, ...]
+    """(rank of the position, rank of its token), by position."""
+    parents: tuple[int, ...] = (PRESENT,)
+    """Numbers of the nodes that are one step before, `PRESENT` among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftGraph:
+    """Drafted states. No node is no drafting: plain decoding.
+
+    Raises:
+      ValueError: nodes that are no graph of this kind; all problems at once.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    # Not compared: equal nodes are one graph to the compiler.
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """The model and the rules that it was calibrated for, in words; {}: it is nobody's own."""
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    """Where it comes from, as JSON has it."""
+
+    def __post_init__(self) -> None:
+        problems = _problems(self.nodes)
+        if problems:
+            lines = "".join(f"\n  {problem}" for problem in problems)
+            raise ValueError(f"These nodes are no draft graph:{lines}")
+
+    @property
+    def size(self) -> int:
+        """D, drafted states."""
+        return len(self.nodes)
+
+    @property
+    def num_positions(self) -> int:
+        """Ranks of positions that occur, from 0."""
+        return 1 + max((i for node in self.nodes for i, _ in node.pairs), default=-1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ranks of tokens that occur, from 0."""
+        return 1 + max((j for node in self.nodes for _, j in node.pairs), default=-1)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Steps from the present state to each node, by the shortest way."""
+        depths: dict[int, int] = {}
+        for number in _order(self.nodes):
+            parents = self.nodes[number].parents
+            depths[number] = 1 + min(depths.get(parent, 0) for parent in parents)
+        return tuple(depths[number] for number in range(self.size))
+
+    def first(self, size: int) -> DraftGraph:
+        """The first nodes by themselves; of a calibrated graph, the best one of that size.
+
+        Raises:
+          ValueError: a negative size.
+        """
+        if size < 0:
+            raise ValueError(f"size is the number of drafts and must be at least 0: got {size}.")
+        nodes = tuple(
+            Node(node.pairs, tuple(parent for parent in node.parents if parent < size))
+            for node in self.nodes[:size]
+        )
+        return dataclasses.replace(self, nodes=nodes)
+
+    def token_ranks(self) -> np.ndarray:
+        """The formulas as an array: the token's rank by [node, position's rank], -1 elsewhere."""
+        table_DI = np.full((self.size, self.num_positions), -1, np.int32)
+        for number, node in enumerate(self.nodes):
+            for i, j in node.pairs:
+                table_DI[number, i] = j
+        return table_DI
+
+
+def _problems(nodes: Sequence[Node]) -> list[str]:
+    problems = []
+    first: dict[frozenset[Pair], int] = {}
+    for number, node in enumerate(nodes):
+        name, places = f"node {number} {list(node.pairs)}", [i for i, _ in node.pairs]
+        if not node.pairs:
+            problems.append(f"{name}: no pairs; that is the present state, which is no draft")
+        if any(min(pair) < 0 for pair in node.pairs):
+            problems.append(f"{name}: ranks count from 0")
+        if places != sorted(set(places)):
+            problems.append(f"{name}: positions must rise, each of them once")
+        if (same := first.setdefault(frozenset(node.pairs), number)) != number:
+            problems.append(f"{name}: is node {same} again")
+        missing = [parent for parent in node.parents if not PRESENT <= parent < len(nodes)]
+        if not node.parents:
+            problems.append(f"{name}: not connected: no parents, and not the present state (-1)")
+        if missing:
+            problems.append(f"{name}: there is no node {', '.join(map(str, missing))}")
+    if problems:
+        return problems
+    try:
+        _order(nodes)
+    except graphlib.CycleError as error:
+        return [f"a cycle: {' -> '.join(map(str, error.args[1]))}"]
+    for number, node in enumerate(nodes):
+        for parent in set(node.parents) - {PRESENT}:
+            if not set(nodes[parent].pairs) < set(node.pairs):
+                problems.append(
+                    f"node {number} {list(node.pairs)}: parent {parent} "
+                    f"{list(nodes[parent].pairs)} is no part of it"
+                )
+    return problems
+
+
+def _order(nodes: Sequence[Node]) -> tuple[int, ...]:
+    """Parents before children."""
+    graph = {number: set(node.parents) - {PRESENT} for number, node in enumerate(nodes)}
+    return tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def from_formulas(
+    formulas: Sequence[Sequence[Pair]], *, provenance: Mapping[str, Any] | None = None
+) -> DraftGraph:
+    """A graph in which one token is revealed a step: parents are found from the sets.
+
+    Args:
+      formulas: sets of pairs, in any order.
+      provenance: see `DraftGraph`.
+
+    Raises:
+      ValueError: sets that cannot be reached from the present state, one pair at a time, over the
+        others; or no graph.
+    """
+    ordered = sorted({tuple(sorted(formula)) for formula in formulas}, key=lambda f: (len(f), f))
+    number_of = {formula: number for number, formula in enumerate(ordered)}
+    nodes, lost = [], []
+    for formula in ordered:
+        smaller = [tuple(pair for pair in formula if pair != left) for left in formula]
+        parents = tuple(sorted(number_of[each] for each in smaller if each in number_of))
+        if len(formula) > 1 and not parents:
+            lost.append(list(formula))
+        nodes.append(Node(formula, parents or (PRESENT,)))
+    if lost:
+        raise ValueError(
+            f"Not connected: no formula in the graph is one pair short of {lost}. Add the ones "
+            "that lead there."
+        )
+    return DraftGraph(tuple(nodes), provenance=dict(provenance or {}))
+
+
+def chain(size: int) -> DraftGraph:
+    """The likeliest token at the likeliest position, then at the next one, and so on (SSD)."""
+    return nested(size, tokens_per_step=1)
+
+
+def nested(size: int, *, tokens_per_step: int) -> DraftGraph:
+    """The states after the next steps, if none of them changed the model's mind (FreeDave).
+
+    Every draft reveals the likeliest tokens at so many more of the likeliest positions.
+
+    Raises:
+      ValueError: a step that reveals nothing.
+
+    Limiting case: one token a step is `chain`.
+    """
+    if tokens_per_step < 1:
+        raise ValueError(f"tokens_per_step must be at least 1: got {tokens_per_step}.")
+    return DraftGraph(
+        tuple(
+            Node(
+                tuple((i, 0) for i in range((number + 1) * tokens_per_step)),
+                (number - 1 if number else PRESENT,),
+            )
+            for number in range(size)
+        )
+    )
+
+
+def star(size: int) -> DraftGraph:
+    """One step ahead: the likeliest token at each of the likeliest positions."""
+    return from_formulas([[(i, 0)] for i in range(size)])
+
+
+def graph_to_json(graph: DraftGraph) -> dict[str, Any]:
+    """The content of a graph's file."""
+    return {
+        "format": FORMAT,
+        "settings": dict(graph.settings),
+        "provenance": dict(graph.provenance),
+        "nodes": [
+            {"pairs": [list(pair) for pair in node.pairs], "parents": list(node.parents)}
+            for node in graph.nodes
+        ],
+    }
+
+
+def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
+    """The graph of a file's content.
+
+    Raises:
+      ValueError: another format, fields of another kind, or nodes that are no graph.
+    """
+    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+        got = raw.get("format") if isinstance(raw, Mapping) else raw
+        raise ValueError(f"{where}: no draft graph; format is {got!r}, expected {FORMAT!r}.")
+
+    def integers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(each) is int for each in value)
+
+    nodes = []
+    listed = raw.get("nodes")
+    for number, entry in enumerate(listed if isinstance(listed, list) else [None]):
+        pairs = entry.get("pairs") if isinstance(entry, Mapping) else None
+        parents = entry.get("parents") if isinstance(entry, Mapping) else None
+        sound = isinstance(pairs, list) and all(integers(pair) and len(pair) == 2 for pair in pairs)
+        if not (sound and integers(parents)):
+            raise ValueError(
+                f"{where}: node {number} is {entry!r}, expected "
+                '{"pairs": [[rank of the position, rank of the token], ...], "parents": [...]} '
+                "with -1 for the present state."
+            )
+        assert pairs is not None and parents is not None
+        nodes.append(Node(tuple((i, j) for i, j in pairs), tuple(parents)))
+    provenance, settings = raw.get("provenance") or {}, raw.get("settings") or {}
+    if not isinstance(provenance, Mapping):
+        raise ValueError(f"{where}: provenance is {provenance!r}, expected an object.")
+    if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
+        raise ValueError(f"{where}: settings is {settings!r}, expected an object of strings.")
+    try:
+        return DraftGraph(tuple(nodes), settings, provenance)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
+    """Writes a graph as JSON, a node a line."""
+    content = graph_to_json(graph)
+    nodes = ",\n    ".join(json.dumps(node) for node in content["nodes"])
+    settings, provenance = (
+        json.dumps(content[name], indent=2).replace("\n", "\n  ")
+        for name in ("settings", "provenance")
+    )
+    text = (
+        f'{{\n  "format": {json.dumps(FORMAT)},\n  "settings": {settings},\n'
+        f'  "nodes": [\n    {nodes}\n  ],\n  "provenance": {provenance}\n}}\n'
+    )
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
+    """Reads a graph.
+
+    Raises:
+      ValueError: no file, no JSON, or no graph.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a draft graph: {error}") from error
+    return graph_from_json(raw, where=str(path))
+
+
+def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -> None:
+    """Refuses a graph that was calibrated for something else.
+
+    Args:
+      graph: one without settings goes with anything.
+      settings: of the decoder that is to use it (`calibration.graph_settings`).
+      where: what to call the graph in messages.
+
+    Raises:
+      ValueError: names every setting that differs.
+    """
+    wrong = [
+        f"{name}: got {settings.get(name)!r}, expected {value!r}"
+        for name, value in graph.settings.items()
+        if settings.get(name) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where} was calibrated for another model or other rules. Use those, or calibrate "
+            "anew:\n  " + "\n  ".join(wrong)
+        )

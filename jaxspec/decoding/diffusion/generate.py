@@ -1,0 +1,163 @@
+"""Decoding a list of prompts with a diffusion language model.
+
+Prompts of similar length share a batch; shapes are few (`bucket_length`), so few programs are
+compiled. What a prompt is answered depends neither on its neighbours nor on the batch's size.
+
+>>> responses = generate_diffusion(decoder, params, prompts, ids=names, batch_size=8, seed=0)
+>>> responses[0].tokens, responses[0].num_passes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionState
+from jaxspec.decoding.generate import bucket_length, check_prompt_ids, pad_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionResponse:
+    """What one prompt was answered."""
+
+    prompt_id: str
+    tokens: tuple[int, ...]
+    """Up to the first stop token, which stands in it, or the whole length."""
+    stopped: bool
+    """Whether a stop token ended it."""
+    passes: tuple[int, ...]
+    """Forward passes of the model (NFE) in each block that was filled."""
+    steps: tuple[int, ...]
+    """Steps that each block took: as many as passes, unless drafted states saved some."""
+    filled: int
+    """Tokens that were revealed, those behind the stop token included: what the passes made."""
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes for the whole response."""
+        return sum(self.passes)
+
+
+def check_diffusion_prompts(
+    prompts: Sequence[Sequence[int]], *, ids: Sequence[str], decoder: BlockDiffusion
+) -> None:
+    """Refuses what the loops would silently get wrong.
+
+    Raises:
+      ValueError: no prompts, an empty one, ids outside the embedding, the mask in a prompt, or a
+        prompt that is too long for the model's positions.
+    """
+    config, rules = decoder.model.config, decoder.rules
+    check_prompt_ids(prompts, ids=ids, vocab_size=config.vocab_size)
+    for name, prompt in zip(ids, prompts, strict=True):
+        if rules.mask_id in prompt:
+            raise ValueError(
+                f"Prompt {name!r} holds the mask ({rules.mask_id}): only the response is filled."
+            )
+        if len(prompt) + rules.response_length > config.max_position_embeddings:
+            raise ValueError(
+                f"Prompt {name!r} has {len(prompt)} tokens; with a response of "
+                f"{rules.response_length} that is more than the model's "
+                f"{config.max_position_embeddings} positions. Shorten it, leave it out, or lower "
+                "response_length."
+            )
+
+
+def generate_diffusion(
+    decoder: BlockDiffusion,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[DiffusionResponse]:
+    """Decodes every prompt.
+
+    Args:
+      decoder: the model and its rules.
+      params: the model's parameters.
+      prompts: token ids.
+      ids: a name for each prompt; errors use it, and so does its random stream.
+      batch_size: prompts decoded together.
+      seed: of the random streams.
+      progress: called with the number of prompts done since the last call.
+
+    Returns:
+      Responses in the order of the prompts.
+
+    Raises:
+      ValueError: see `check_diffusion_prompts`; also a prompt on which the model gave NaN.
+    """
+    responses: dict[int, DiffusionResponse] = {}
+    batches = decode_batches(decoder, params, prompts, ids=ids, batch_size=batch_size, seed=seed)
+    for group, device_state in batches:
+        state = jax.device_get(device_state)
+        for row, index in enumerate(group):
+            responses[index] = read_diffusion(state, row, name=ids[index], decoder=decoder)
+        if progress is not None:
+            progress(len(group))
+    return [responses[index] for index in range(len(prompts))]
+
+
+def decode_batches(
+    decoder: BlockDiffusion,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[list[int], DiffusionState]]:
+    """Decodes prompts of similar length together; see `generate_diffusion`.
+
+    Yields:
+      (which prompts a batch has, its final state on the device), longest prompts first.
+    """
+    check_diffusion_prompts(prompts, ids=ids, decoder=decoder)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    for first in range(0, len(order), batch_size):
+        group = order[first : first + batch_size]
+        padded = pad_prompts(
+            [prompts[index] for index in group],
+            ids=[ids[index] for index in group],
+            length=bucket_length(len(prompts[group[0]])),
+            rows=batch_size,
+            seed=seed,
+        )
+        yield group, decoder.run(params, decoder.start(padded))
+
+
+def read_diffusion(
+    state: DiffusionState, row: int, *, name: str, decoder: BlockDiffusion
+) -> DiffusionResponse:
+    """The response of a row of a state that has been brought to the host.
+
+    Raises:
+      ValueError: names the prompt, if the model gave NaN on it.
+    """
+    rules = decoder.rules
+    if state.failed_B[row]:
+        raise ValueError(
+            f"Decoding gave NaN or infinite logits on prompt {name!r}: check the model's weights."
+        )
+    start = int(state.prompt_B[row])
+    response = np.asarray(state.tokens_BT[row, start : start + rules.response_length])
+    tokens = response.tolist()
+    stops = [place for place, token in enumerate(tokens) if token in rules.stop_ids]
+    passes, steps = np.asarray(state.passes_BN[row]), np.asarray(state.steps_BN[row])
+    return DiffusionResponse(
+        prompt_id=name,
+        tokens=tuple(tokens[: stops[0] + 1] if stops else tokens),
+        stopped=bool(stops),
+        passes=tuple(passes[passes > 0].tolist()),
+        steps=tuple(steps[passes > 0].tolist()),
+        filled=int((response != rules.mask_id).sum()),
+    )

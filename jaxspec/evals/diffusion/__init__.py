@@ -1,0 +1,1 @@
+"""Evaluation of diffusion language models: forward passes and speed of their decoders."""

@@ -1,0 +1,273 @@
+"""An evaluation of a diffusion language model: decoders x benchmarks, passes counted.
+
+For each benchmark the base decoder (`jaxspec.decoding.BlockDiffusion`) answers first. The decoders
+with drafts answer the same prompts with the same random numbers, so that outputs can be compared at
+any temperature. Passes are those that the loops counted, block by block.
+
+>>> evaluate_diffusion(get_config(), output="runs/llada.json")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.config import RunConfig
+from jaxspec.data.examples import Example
+from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
+from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.diffusion.report import diffusion_table, write_diffusion_report
+from jaxspec.evals.diffusion.target import (
+    DiffusionTarget,
+    diffusion_rules,
+    drafting_decoders,
+    open_diffusion_target,
+)
+from jaxspec.evals.diffusion.timing import DiffusionSpeed, time_decoders
+from jaxspec.evals.speculative.runner import Echo, progress_of, render
+from jaxspec.provenance import check_output, provenance
+
+PLAIN_DECODER = "plain"
+"""Name of the base decoder's rows."""
+
+
+def evaluate_diffusion(
+    config: RunConfig, *, output: str | Path, echo: Echo = print
+) -> dict[str, Any]:
+    """Measures decoders of a diffusion language model; writes the result file and its table.
+
+    Args:
+      config: the target, how it is decoded (`config.diffusion`), what it is asked
+        (`config.evaluation`).
+      output: the JSON file.
+      echo: where lines of text go.
+
+    Returns:
+      What the file holds: {"provenance": ..., "results": [...]}.
+
+    Raises:
+      ValueError: no diffusion language model, settings that do not go together, a graph for
+        another model or other rules, no prompts, NaN logits.
+    """
+    settings = config.evaluation
+    check_output(output)
+    target = open_diffusion_target(config.target)
+    # Mistakes are told before the weights are read.
+    rules = diffusion_rules(config, target)
+    base = BlockDiffusion(target.model, rules)
+    decoders = drafting_decoders(config.diffusion, rules, target)
+    benchmarks = {
+        name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
+        for name in settings.benchmarks
+    }
+    evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
+    results = []
+    compile_s: dict[int, float | None] = {}
+    for name, examples in benchmarks.items():
+        reference = evaluation.reference(name, examples)
+        for number, (decoder_name, decoder) in enumerate([(PLAIN_DECODER, base), *decoders]):
+            row = evaluation.measure(name, reference, decoder_name, decoder)
+            # Programs are compiled for the first benchmark, and used for all.
+            row["compile_s"] = compile_s.setdefault(number, row["compile_s"])
+            results.append(row)
+            echo(_summary(row))
+    record = provenance(config=config, seed=settings.seed)
+    files = write_diffusion_report(output, provenance=record, results=results)
+    echo("")
+    echo(render(diffusion_table(results)))
+    echo(f"Written: {', '.join(map(str, files))}")
+    return {"provenance": record, "results": results}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionEvaluation:
+    """One target and its base decoder, under one configuration."""
+
+    config: RunConfig
+    target: DiffusionTarget
+    base: BlockDiffusion
+    echo: Echo
+
+    def reference(self, name: str, examples: Sequence[Example]) -> Reference[DiffusionResponse]:
+        """A benchmark's prompts, and the base decoder's answers."""
+        settings = self.config.evaluation
+        longest = max_prompt_tokens(self.config, self.target)
+
+        def answer(prompts: list[list[int]], ids: list[str]) -> list[DiffusionResponse]:
+            return self.responses(f"{name}: {PLAIN_DECODER}", self.base, prompts, ids)
+
+        reference = ask(
+            examples,
+            answer=answer,
+            tokenizer=self.target.tokenizer,
+            max_prompt_tokens=longest,
+            passage_tokens=settings.passage_tokens,
+        )
+        if reference.skipped:
+            self.echo(
+                f"{name}: {reference.skipped} prompts are longer than {longest} tokens and were "
+                "left out."
+            )
+        return reference
+
+    def responses(
+        self,
+        title: str,
+        decoder: BlockDiffusion,
+        prompts: Sequence[Sequence[int]],
+        ids: Sequence[str],
+    ) -> list[DiffusionResponse]:
+        """What a decoder answers; whichever it is, with the same random numbers."""
+        settings = self.config.evaluation
+        with progress_of(title, len(prompts), self.echo) as advance:
+            return generate_diffusion(
+                decoder,
+                self.target.params,
+                prompts,
+                ids=ids,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                progress=advance,
+            )
+
+    def measure(
+        self,
+        name: str,
+        reference: Reference[DiffusionResponse],
+        decoder_name: str,
+        decoder: BlockDiffusion,
+    ) -> dict[str, Any]:
+        """A row of the result file."""
+        settings, rules = self.config.evaluation, self.base.rules
+        # Timed before anything else is decoded, so that compiling is not over yet.
+        speed = self.time(decoder, reference) if settings.timing_prompts else None
+        responses: Sequence[DiffusionResponse] = reference.responses
+        if decoder is not self.base:
+            title = f"{name}: {decoder_name}"
+            if isinstance(decoder, Spiffy):
+                title += f", {decoder.num_drafts} drafts"
+            responses = self.responses(title, decoder, reference.prompts, reference.ids)
+        figures = summarise_passes(responses, reference.responses)
+        reduction = figures["nfe_reduction"]
+        is_drafting = isinstance(decoder, Spiffy) and decoder.num_drafts > 0
+        return {
+            "target": self.target.name,
+            "decoder": decoder_name,
+            "benchmark": name,
+            "prompts": reference.conversations,
+            "turns": len(responses),
+            "skipped_prompts": reference.skipped,
+            "temperature": settings.temperature,
+            "response_length": rules.response_length,
+            "block_length": rules.block_length,
+            "unmasking": str(rules.unmasking),
+            "caching": rules.caching,
+            "block_causal": rules.block_causal,
+            "guidance": rules.guidance,
+            "layout": decoder.layout if isinstance(decoder, Spiffy) else None,
+            "graph_size": decoder.graph.size if isinstance(decoder, Spiffy) else 0,
+            "drafts_per_pass": decoder.num_drafts if isinstance(decoder, Spiffy) else 0,
+            **figures,
+            **_speed_fields(speed),
+            "pass_ratio": speed.pass_ratio if speed and is_drafting else None,
+            "below_break_even": speed.pass_ratio < reduction if speed and is_drafting else None,
+        }
+
+    def time(
+        self, decoder: BlockDiffusion, reference: Reference[DiffusionResponse]
+    ) -> DiffusionSpeed:
+        """Speed at batch 1 on the first prompts."""
+        settings = self.config.evaluation
+        return time_decoders(
+            self.base,
+            decoder,
+            self.target.params,
+            reference.prompts[: settings.timing_prompts],
+            ids=reference.ids[: settings.timing_prompts],
+            repeats=settings.timing_repeats,
+            seed=settings.seed,
+        )
+
+
+def max_prompt_tokens(config: RunConfig, target: DiffusionTarget) -> int:
+    """Longest prompt that leaves room for the response."""
+    positions = target.model.config.max_position_embeddings - config.evaluation.max_new_tokens
+    return min(config.evaluation.max_prompt_tokens, positions)
+
+
+def summarise_passes(
+    responses: Sequence[DiffusionResponse], base: Sequence[DiffusionResponse]
+) -> dict[str, Any]:
+    """Passes, what they gave, and how they compare with the base decoder's.
+
+    Args:
+      responses: of a decoder.
+      base: of the base decoder, to the same prompts.
+
+    Returns:
+      nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that came to a
+      block. accepted_depth: steps that were taken from a draft, by pass that had drafts; a block's
+      first pass has none, so None where there was no other. identical_share: of responses that are
+      the base decoder's, token by token.
+    """
+    passes, steps = (
+        _by_block([getattr(response, name) for response in responses])
+        for name in ("passes", "steps")
+    )
+    reached = _by_block([tuple(1 for _ in response.passes) for response in responses])
+    nfe, base_nfe = sum(passes), sum(response.num_passes for response in base)
+    filled = sum(response.filled for response in responses)
+    same = sum(ours.tokens == theirs.tokens for ours, theirs in zip(responses, base, strict=True))
+    depths = [
+        _ratio(step - made, made - first)
+        for step, made, first in zip(steps, passes, reached, strict=True)
+    ]
+    return {
+        "nfe": nfe,
+        "nfe_per_response": nfe / len(responses),
+        "tokens": sum(len(response.tokens) for response in responses),
+        "filled_tokens": filled,
+        "tokens_per_pass": filled / nfe,
+        "base_nfe": base_nfe,
+        "nfe_reduction": base_nfe / nfe,
+        "nfe_by_block": passes,
+        "steps_by_block": steps,
+        "accepted_depth": _ratio(sum(steps) - nfe, nfe - sum(reached)),
+        "accepted_depth_by_block": depths,
+        "identical": same,
+        "identical_share": same / len(responses),
+    }
+
+
+def _by_block(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Sums over responses, of which some are shorter."""
+    longest = max(map(len, rows))
+    return [sum(row[block] for row in rows if block < len(row)) for block in range(longest)]
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _speed_fields(speed: DiffusionSpeed | None) -> dict[str, float | None]:
+    names = (
+        "tokens_per_s",
+        "baseline_tokens_per_s",
+        "speedup",
+        "compile_s",
+        "block_pass_ms",
+        "drafted_pass_ms",
+    )
+    return {name: getattr(speed, name, None) for name in names}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    drafts = f", {row['drafts_per_pass']} drafts" if row["drafts_per_pass"] else ""
+    timed = "" if row["speedup"] is None else f", {row['speedup']:.2f}x the base decoder's speed"
+    return (
+        f"{row['benchmark']}: {row['decoder']}{drafts}: {row['nfe_per_response']:.1f} passes a "
+        f"response, {row['nfe_reduction']:.2f}x fewer, {row['identical']} of {row['turns']} "
+        f"outputs identical{timed}"
+    )

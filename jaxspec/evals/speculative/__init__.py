@@ -1,0 +1,1 @@
+"""Evaluation of drafters: accepted length and speed of speculative decoding."""

@@ -1,0 +1,355 @@
+"""An evaluation: drafters x benchmarks, decoded exactly, with every figure of the result file.
+
+For each benchmark the target answers alone first; that is the reference that greedy speculative
+output must equal token by token, and what later turns of a conversation are built on, so that all
+drafters get the same prompts. Then every drafter decodes them in batches, for tau, and the first
+few one at a time, for speed.
+
+>>> evaluate(get_config(), workdirs=["runs/uniform", "runs/full"], output="runs/results.json")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxspec.config import EvaluationConfig, RunConfig
+from jaxspec.data.chat_template import PLAIN
+from jaxspec.data.examples import Example
+from jaxspec.decoding import Response, generate
+from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.report import console_table, seeds_table, write_report
+from jaxspec.evals.speculative.bundles import (
+    KINDS,
+    NGRAM,
+    NONE,
+    TRAINED,
+    DrafterBundle,
+    TargetBundle,
+    load_drafter_bundle,
+    load_target_bundle,
+)
+from jaxspec.evals.speculative.strategies import (
+    AnyStrategy,
+    build_autoregressive,
+    build_strategy,
+    denoising_of,
+)
+from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
+from jaxspec.evals.tau import Rounds, summarise
+from jaxspec.provenance import check_output, provenance
+
+Echo = Callable[[str], None]
+
+_NAMED_MISMATCHES = 5
+_SPEED_FIELDS = ("tokens_per_s", "baseline_tokens_per_s", "speedup", "compile_s")
+_COST_FIELDS = (
+    "prefill_ms",
+    "baseline_prefill_ms",
+    "round_ms",
+    "draft_ms",
+    "verify_ms",
+    "rule_ms",
+    "autoregressive_step_ms",
+)
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    workdirs: Sequence[str | Path],
+    output: str | Path,
+    kinds: Sequence[str] = (),
+    echo: Echo = print,
+) -> dict[str, Any]:
+    """Measures drafters and writes the result file, its table and its plots.
+
+    Args:
+      config: the target, and what is measured (`config.evaluation`).
+      workdirs: folders of trained drafters.
+      output: the JSON file.
+      kinds: see `open_drafters`.
+      echo: where lines of text go.
+
+    Returns:
+      What the file holds: {"provenance": ..., "results": [...]}.
+
+    Raises:
+      ValueError: a missing folder, a drafter for another target, no prompts, a prompt that does not
+        fit, NaN logits. All folders are opened before anything is decoded.
+    """
+    settings = config.evaluation
+    check_output(output)
+    target = load_target_bundle(config.target, default_template=PLAIN)
+    drafters = open_drafters(workdirs, kinds=kinds, target=target)
+    if not target.tokenizer.has_template:
+        echo(
+            f"{target.name} has no chat template: conversations are given as their contents one "
+            "after the other, answers closed by the end of text."
+        )
+    benchmarks = {
+        name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
+        for name in settings.benchmarks
+    }
+    evaluation = Evaluation(settings, target, echo)
+    # Refuses settings that do not go together.
+    strategies = [build_strategy(settings, target, drafter) for drafter in drafters]
+    results, speeds, notes = [], [], []
+    compile_s: dict[AnyStrategy, float] = {}
+    for name, examples in benchmarks.items():
+        reference = evaluation.reference(name, examples)
+        for drafter, strategy in zip(drafters, strategies, strict=True):
+            row, speed = evaluation.measure(name, reference, drafter, strategy)
+            if speed is not None:
+                # Drafters of one shape share a program, which the first of them compiles.
+                row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
+            if speed is not None and drafter.kind != "none":
+                speeds.append(speed)
+                notes.append(f"{name}, {drafter.loss}: {speed.formula()}.")
+            results.append(row)
+            echo(_summary(row, speed))
+    record = provenance(config=config, seed=settings.seed)
+    paragraphs = [explain(speeds), "\n".join(f"- {note}" for note in notes)] if speeds else []
+    files = write_report(output, provenance=record, results=results, notes=paragraphs)
+    echo("")
+    echo(render(console_table(results)))
+    if over_seeds := seeds_table(results):
+        echo(over_seeds)
+    if speeds:
+        echo(explain(speeds))
+    echo(f"Written: {', '.join(map(str, files))}")
+    return {"provenance": record, "results": results}
+
+
+def open_drafters(
+    workdirs: Sequence[str | Path], *, kinds: Sequence[str] = (), target: TargetBundle
+) -> list[DrafterBundle]:
+    """What is measured, in the order of the kinds.
+
+    Args:
+      workdirs: folders of trained drafters.
+      kinds: of `jaxspec.evals.speculative.bundles.KINDS`; (): every folder.
+      target: what they draft for.
+
+    Raises:
+      ValueError: nothing to measure, an unknown kind, a kind without a folder, or a folder that
+        cannot be opened.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"Unknown kind of drafter {unknown[0]!r}: there are {', '.join(KINDS)}.")
+    if not workdirs and not kinds:
+        raise ValueError(
+            "No drafters to measure: name at least one folder (--workdir DIR), or a kind that "
+            "needs none (--drafters ngram). A diffusion language model, which needs none either, "
+            "is named by --target.path."
+        )
+    trained = [load_drafter_bundle(folder, target=target) for folder in workdirs]
+    if not kinds:
+        return trained
+    chosen: list[DrafterBundle] = []
+    for kind in dict.fromkeys(kinds):
+        if kind in TRAINED:
+            of_kind = [drafter for drafter in trained if drafter.kind == kind]
+            if not of_kind:
+                raise ValueError(
+                    f"--drafters asks for {kind!r}, but no folder in --workdir holds such a "
+                    "drafter."
+                )
+            chosen += of_kind
+        else:
+            chosen.append(NGRAM if kind == "ngram" else NONE)
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One target under one `EvaluationConfig`."""
+
+    settings: EvaluationConfig
+    target: TargetBundle
+    echo: Echo
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt that is taken."""
+        positions = self.target.config.max_position_embeddings - self.settings.max_new_tokens
+        return min(self.settings.max_prompt_tokens, positions)
+
+    def reference(self, name: str, examples: Sequence[Example]) -> Reference[Response]:
+        """A benchmark's prompts, and the target's own answers."""
+        strategy = build_autoregressive(self.settings, self.target)
+
+        def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
+            with progress_of(f"{name}: target alone", len(prompts), self.echo) as advance:
+                return generate(
+                    strategy,
+                    self.target.params,
+                    prompts,
+                    ids=ids,
+                    batch_size=self.settings.batch_size,
+                    seed=self.settings.seed,
+                    progress=advance,
+                )
+
+        reference = ask(
+            examples,
+            answer=answer,
+            tokenizer=self.target.tokenizer,
+            max_prompt_tokens=self.max_prompt_tokens,
+            passage_tokens=self.settings.passage_tokens,
+        )
+        if reference.skipped:
+            self.echo(
+                f"{name}: {reference.skipped} prompts are longer than {self.max_prompt_tokens} "
+                "tokens and were left out."
+            )
+        return reference
+
+    def measure(
+        self,
+        name: str,
+        reference: Reference[Response],
+        drafter: DrafterBundle,
+        strategy: AnyStrategy,
+    ) -> tuple[dict[str, Any], Speed | None]:
+        """A row of the result file, and its timing."""
+        # Timed before anything else is decoded, so that compiling is not over yet.
+        speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
+        params = self.params(drafter)
+        title = f"{name}: {drafter.loss} ({drafter.name})"
+        if drafter.kind == "none":
+            responses = [_without_drafts(response) for response in reference.responses]
+        else:
+            with progress_of(title, len(reference.prompts), self.echo) as advance:
+                responses = generate(
+                    strategy,
+                    params,
+                    reference.prompts,
+                    ids=reference.ids,
+                    batch_size=self.settings.batch_size,
+                    seed=self.settings.seed,
+                    progress=advance,
+                )
+        # The target alone drafts nothing; a slot that never held a draft keeps the figures defined.
+        slots = max(1, strategy.round_tokens - 1)
+        summary = summarise(
+            [Rounds(r.kept, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
+            num_slots=slots,
+            seed=self.settings.seed,
+        ).as_dict()
+        without_repetitive = summary.pop("tau_micro_without_repetitive")
+        mismatched = [
+            ours.prompt_id
+            for ours, theirs in zip(responses, reference.responses, strict=True)
+            if ours.tokens != theirs.tokens
+        ]
+        is_greedy = self.settings.temperature == 0
+        row: dict[str, Any] = {
+            "target": self.target.name,
+            "drafter": drafter.name,
+            "loss": drafter.loss,
+            "benchmark": name,
+            **summary,
+            "prompts": reference.conversations,
+            "turns": len(responses),
+            "skipped_prompts": reference.skipped,
+            "temperature": self.settings.temperature,
+            "block_size": strategy.round_tokens,
+            "verifier": getattr(strategy, "verifier", "none"),
+            "kind": drafter.kind,
+            "draft_passes_per_round": _draft_passes(responses),
+            "tree_nodes": self.settings.tree_nodes,
+            "chains": self.settings.chains,
+            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.kind == "mdlm" else {}),
+            "adaptive_sizes": list(self.settings.adaptive_sizes),
+            "tau_without_repetitive": without_repetitive,
+            **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
+            # Sampled outputs differ by nature: only greedy ones can be compared.
+            "mismatched_prompts": len(mismatched) if is_greedy else None,
+            "seed": drafter.seed,
+        }
+        if is_greedy and mismatched:
+            self.echo(
+                f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
+                f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}."
+            )
+        return row, speed
+
+    def params(self, drafter: DrafterBundle) -> Any:
+        """What the strategy of this drafter takes."""
+        if drafter.kind == "none":
+            return self.target.params
+        return {"target": self.target.params, "drafter": drafter.params}
+
+    def time(
+        self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
+    ) -> Speed | None:
+        """Speed at batch 1 on the first prompts."""
+        count = self.settings.timing_prompts
+        return measure_speed(
+            build_autoregressive(self.settings, self.target),
+            strategy,
+            reference.prompts[:count],
+            target_params=self.target.params,
+            params=self.params(drafter),
+            ids=reference.ids[:count],
+            repeats=self.settings.timing_repeats,
+            seed=self.settings.seed,
+        )
+
+
+def _draft_passes(responses: Sequence[Response]) -> float:
+    """Forward passes of the drafter in a round, on average."""
+    rounds = sum(len(response.kept) for response in responses)
+    return sum(response.draft_passes for response in responses) / max(1, rounds)
+
+
+def _without_drafts(response: Response) -> Response:
+    """The target's own answer as rounds of one token, so that its row reads like the others."""
+    rounds = len(response.tokens) - 1
+    return dataclasses.replace(response, kept=(1,) * rounds, verified=(0,) * rounds)
+
+
+def _summary(row: dict[str, Any], speed: Speed | None) -> str:
+    low, high = row["tau_ci95"]
+    differ = row["mismatched_prompts"]
+    exact = "" if differ is None else f", {differ} of {row['turns']} outputs differ"
+    timed = "" if speed is None else f"; {speed.formula()}"
+    return (
+        f"{row['benchmark']}: {row['loss']} ({row['drafter']}): tau {row['tau_micro']:.2f} "
+        f"[{low:.2f}, {high:.2f}] on {row['turns']} responses{exact}{timed}"
+    )
+
+
+def render(table: Any) -> str:
+    """A table as lines of text."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+@contextmanager
+def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; elsewhere one line when the work starts."""
+    console = Console()
+    if not console.is_terminal:
+        echo(f"{title}: {total} prompts")
+        yield lambda done: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, advance=done)

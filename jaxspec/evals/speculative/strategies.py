@@ -1,0 +1,129 @@
+"""From the settings of an evaluation to the strategy that decodes.
+
+>>> strategy = build_strategy(settings, target, drafter)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxspec.config import EvaluationConfig
+from jaxspec.decoding import (
+    CHAIN_RULES,
+    SAMPLED_RULES,
+    Adaptive,
+    Autoregressive,
+    ChainSpeculative,
+    DecodeRules,
+    Speculative,
+    TreeSpeculative,
+)
+from jaxspec.drafters.protocol import GREEDY
+from jaxspec.evals.speculative.bundles import Denoising, DrafterBundle, TargetBundle
+from jaxspec.ops.sampling import Sampling
+
+AnyStrategy = Autoregressive | Speculative | Adaptive
+
+
+def decode_rules(settings: EvaluationConfig, target: TargetBundle) -> DecodeRules:
+    """When responses end."""
+    return DecodeRules(settings.max_new_tokens, target.stop_ids, target.suppressed_ids)
+
+
+def target_sampling(settings: EvaluationConfig) -> Sampling:
+    """The target's distribution."""
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+
+
+def draft_sampling(settings: EvaluationConfig) -> Sampling:
+    """The distribution of sampled drafts: the target's filters, and a temperature of its own."""
+    sampling = target_sampling(settings)
+    if settings.draft_temperature is None:
+        return sampling
+    return dataclasses.replace(sampling, temperature=settings.draft_temperature)
+
+
+def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
+    """The verifier, with "auto" made definite."""
+    if settings.verifier != "auto":
+        return settings.verifier
+    if settings.tree_nodes or (settings.chains and not settings.temperature):
+        return "tree"
+    if settings.chains:
+        return "recursive"
+    if not settings.temperature:
+        return "greedy"
+    is_sampled = drafter.kind != "ngram" and not draft_sampling(settings).greedy
+    has_rows = drafter.kind != "mdlm" or settings.draft_rule != "point_mass"
+    return "token" if is_sampled and has_rows else "point_mass"
+
+
+def denoising_of(settings: EvaluationConfig) -> Denoising:
+    """How masked-diffusion drafters fill a block."""
+    # Where the configuration lets it pass, every token's own distribution is "in_order".
+    rule = "in_order" if settings.draft_rule == "reveal_time" else settings.draft_rule
+    return Denoising(settings.denoising_passes, settings.denoising_order, rule)
+
+
+def build_autoregressive(settings: EvaluationConfig, target: TargetBundle) -> Autoregressive:
+    """The target by itself."""
+    return Autoregressive(target.model, decode_rules(settings, target), target_sampling(settings))
+
+
+def build_strategy(
+    settings: EvaluationConfig, target: TargetBundle, drafter: DrafterBundle
+) -> AnyStrategy:
+    """The target with a drafter.
+
+    Raises:
+      ValueError: settings that do not go together.
+    """
+    if drafter.kind == "none":
+        return build_autoregressive(settings, target)
+    verifier = verifier_of(settings, drafter)
+    wants_samples = verifier in SAMPLED_RULES or bool(settings.chains)
+    if settings.draft_temperature and not wants_samples:
+        raise ValueError(
+            f"evaluation.draft_temperature {settings.draft_temperature} is for sampled drafts: "
+            f"verifier {verifier!r} takes the likeliest ones."
+        )
+    proposer = drafter.proposer(
+        target,
+        block_size=settings.block_size,
+        sampling=draft_sampling(settings) if wants_samples else GREEDY,
+        denoising=denoising_of(settings),
+    )
+    rules, sampling = decode_rules(settings, target), target_sampling(settings)
+    common = (target.model, proposer, rules, verifier, sampling)
+    strategy: Speculative
+    if settings.chains:
+        strategy = ChainSpeculative(*common, num_chains=settings.chains)
+    elif settings.tree_nodes:
+        strategy = TreeSpeculative(*common, num_nodes=settings.tree_nodes)
+    elif verifier in CHAIN_RULES:
+        raise ValueError(
+            f"Verifier {verifier!r} is for several drafts: set evaluation.chains (or "
+            "evaluation.tree_nodes, for 'tree')."
+        )
+    else:
+        strategy = Speculative(*common)
+    if not settings.adaptive_sizes:
+        return strategy
+    return Adaptive([resized(strategy, size) for size in settings.adaptive_sizes])
+
+
+def resized(strategy: Speculative, size: int) -> Speculative:
+    """The strategy with `size` tokens in each of the target's passes; 1 drafts nothing.
+
+    Raises:
+      ValueError: chains, whose size follows from the block.
+    """
+    if isinstance(strategy, ChainSpeculative):
+        raise ValueError("Sampled chains have one size: their block times their number.")
+    if isinstance(strategy, TreeSpeculative) and size > 1:
+        return dataclasses.replace(strategy, num_nodes=size - 1)
+    proposer = dataclasses.replace(strategy.proposer, block_size=size)  # type: ignore[type-var]
+    verifier = strategy.verifier
+    if isinstance(strategy, TreeSpeculative):
+        verifier = "greedy" if strategy.sampling.greedy else "point_mass"
+    return Speculative(strategy.model, proposer, strategy.rules, verifier, strategy.sampling)

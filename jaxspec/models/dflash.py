@@ -1,0 +1,366 @@
+"""DFlash, a block-diffusion drafter (arXiv 2602.06036): a whole block from one pass.
+
+The drafter has neither embedding nor head: it is fed the target's embeddings of
+[anchor, MASK, ..., MASK] and the target's head reads its output. What it knows of the text comes
+from the target's hidden states at a few layers, mixed by `fc` and seen by every layer as extra
+keys and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
+anchor and predicts nothing.
+
+Layers may slide (`layer_types`, `sliding_window`), as in z-lab's newer checkpoints: a slot at
+position p then sees the context and its own block at positions above p - window. Unless
+`is_causal` says otherwise, a sliding layer is causal inside the block, as theirs are (z-lab/dflash,
+model.py), and a full one sees the block in both directions; a sliding layer with `is_causal` False
+sees positions below p + window, too.
+
+Dimension key: B batch, S context positions, T cache slots, N blocks a row, K block slots, D width,
+E = M * D captured features, L layers, Q query heads, R key/value heads, G = Q / R, C head width.
+
+>>> keys, values = drafter.apply(params, features_BSE, positions_BS, method="context")
+>>> hidden_BNKD = drafter.apply(params, embeddings_BNKD, positions_BNK, keys, values, mask_BNS)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec.config import DrafterConfig, GPT2Config, LanguageModelConfig
+from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
+from jaxspec.models.transformer import check_layer_ids
+from jaxspec.ops import attention, rope
+
+# Of drafters whose target has neither (GPT-2).
+_NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
+
+
+def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
+    """DFlash's spread of captured layers, id = output of block id.
+
+    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one; for targets of
+    fewer layers than that formula needs, an even spread that ends at the last block.
+
+    >>> default_layer_ids(36, 5)
+    (1, 9, 17, 25, 33)
+    """
+    if count == 1:
+        return (num_target_layers // 2,)
+    if not 1 < count <= num_target_layers:
+        raise ValueError(
+            f"drafter.num_features must be from 1 to {num_target_layers}, the number of the "
+            f"target's layers: got {count}."
+        )
+    if num_target_layers - 4 >= count - 1:
+        span = (num_target_layers - 4) / (count - 1)
+        return tuple(round(1 + i * span) for i in range(count))
+    step = num_target_layers / count
+    return tuple(round((i + 1) * step) - 1 for i in range(count))
+
+
+def resolve_config(
+    config: DrafterConfig, *, target: LanguageModelConfig, mask_token_id: int | None = None
+) -> DrafterConfig:
+    """Fills what a `DrafterConfig` leaves to the target, and checks it against the target.
+
+    Args:
+      config: sizes of 0, an empty `target_layer_ids` and a `mask_token_id` of None are filled in.
+      target: shape of the target.
+      mask_token_id: the tokenizer's mask token, if it has one.
+
+    Raises:
+      ValueError: a mask id outside the embedding (a gather would clamp it silently), no mask id at
+        all, heads of odd width, or a layer id that the target does not have.
+    """
+    mask = config.mask_token_id if config.mask_token_id is not None else mask_token_id
+    if mask is None:
+        raise ValueError(
+            "No mask token: the tokenizer has none, so set drafter.mask_token_id to an unused id "
+            f"below {target.vocab_size} (a reserved special token, for example). A vocabulary "
+            "without an unused id, such as GPT-2's, has its end-of-text token to offer: of all "
+            "tokens it stands in the fewest places."
+        )
+    if not 0 <= mask < target.vocab_size:
+        raise ValueError(
+            f"drafter.mask_token_id is {mask}, but the target's embedding has {target.vocab_size} "
+            "rows: choose an unused id inside it (a reserved special token, for example)."
+        )
+    eps, theta = _NORM_EPS, _ROPE_THETA
+    if not isinstance(target, GPT2Config):
+        eps, theta = target.rms_norm_eps, target.rope_theta
+    head_dim = config.head_dim or target.head_dim
+    if head_dim % 2:
+        raise ValueError(
+            f"drafter.head_dim must be even for RoPE: got {head_dim}. Set it, where the target's "
+            "is odd."
+        )
+    layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
+    check_layer_ids(tuple(layer_ids), target.num_layers)
+    return dataclasses.replace(
+        config,
+        mask_token_id=mask,
+        target_layer_ids=tuple(layer_ids),
+        num_features=len(layer_ids),
+        num_heads=config.num_heads or target.num_heads,
+        num_kv_heads=config.num_kv_heads or target.num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=config.intermediate_size or target.intermediate_size,
+        rms_norm_eps=config.rms_norm_eps or eps,
+        rope_theta=config.rope_theta or theta,
+    )
+
+
+class Places(NamedTuple):
+    """Where queries and keys stand, for layers of limited reach."""
+
+    slots_BNK: jax.Array
+    context_BT: jax.Array
+
+
+def _within(queries_K: jax.Array, keys_T: jax.Array, reach_2: jax.Array) -> jax.Array:
+    """[..., K] and [..., T] positions -> [..., K, T], True where a query reaches a key."""
+    ahead_KT = keys_T[..., None, :] - queries_K[..., None]
+    return (ahead_KT >= -reach_2[0]) & (ahead_KT <= reach_2[1])
+
+
+def _attend(
+    q_BRNIC: jax.Array,
+    k_BRNKC: jax.Array,
+    v_BRNKC: jax.Array,
+    context: tuple[jax.Array, jax.Array],
+    mask_BNT: jax.Array,
+    places: Places | None,
+    reach_2: jax.Array | None,
+) -> jax.Array:
+    """Attention of N blocks, of I = K * G rows each, to the context and to themselves.
+
+    The same queries serve one large product with the context and small ones inside the blocks.
+    """
+    batch, kv_heads, blocks, rows, width = q_BRNIC.shape
+    if places is None or reach_2 is None:
+        mask_BRIT = jnp.repeat(mask_BNT, rows, axis=1)[:, None]
+        own_BRNIK = None
+    else:
+        groups = rows // places.slots_BNK.shape[-1]
+        slots_BNI = jnp.repeat(places.slots_BNK, groups, axis=-1)
+        mask_BNIT = mask_BNT[:, :, None] & _within(slots_BNI, places.context_BT[:, None], reach_2)
+        mask_BRIT = mask_BNIT.reshape(batch, 1, blocks * rows, -1)
+        own_BRNIK = _within(slots_BNI, places.slots_BNK, reach_2)[:, None]
+    seen = attention.part(
+        q_BRNIC.reshape(batch, kv_heads, blocks * rows, width), *context, mask_BRIT
+    )
+    split = (batch, kv_heads, blocks, rows, -1)
+    seen = attention.Part(*(array.reshape(split) for array in seen))
+    return attention.merge(seen, attention.part(q_BRNIC, k_BRNKC, v_BRNKC, own_BRNIK))
+
+
+def _attend_in_chunks(
+    q_BRNIC: jax.Array,
+    k_BRNKC: jax.Array,
+    v_BRNKC: jax.Array,
+    context: tuple[jax.Array, jax.Array],
+    mask_BNT: jax.Array,
+    places: Places | None,
+    reach_2: jax.Array | None,
+    *,
+    chunk_blocks: int,
+) -> jax.Array:
+    """`_attend`, `chunk_blocks` blocks at a time; scores are recomputed in the backward pass."""
+    blocks = q_BRNIC.shape[2]
+    if blocks % chunk_blocks:
+        raise ValueError(
+            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of "
+            "a row (data.anchors)."
+        )
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attend(chunk: tuple[Any, ...]) -> jax.Array:
+        *blocks, slots_BnK = chunk
+        near = None if places is None else places._replace(slots_BNK=slots_BnK)
+        q_BRnIC, k_BRnKC, v_BRnKC, mask_BnT = blocks
+        return _attend(q_BRnIC, k_BRnKC, v_BRnKC, context, mask_BnT, near, reach_2)
+
+    def split(array: jax.Array, axis: int) -> jax.Array:
+        shape = (*array.shape[:axis], -1, chunk_blocks, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+    slots_BNK = None if places is None else split(places.slots_BNK, 1)
+    rows = (split(q_BRNIC, 2), split(k_BRNKC, 2), split(v_BRNKC, 2), split(mask_BNT, 1))
+    chunks = (*rows, slots_BNK)
+    return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 2).reshape(q_BRNIC.shape)
+
+
+class DFlashLayer(nn.Module):
+    """One decoder layer; blocks see the context's keys and their own slots."""
+
+    config: DrafterConfig
+    width: int
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.input_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        self.attention = HeadProjections(
+            width=self.width,
+            num_heads=cfg.num_heads,
+            num_kv_heads=cfg.num_kv_heads,
+            head_dim=cfg.head_dim,
+            qk_norm=cfg.qk_norm,
+            rms_norm_eps=cfg.rms_norm_eps,
+            dtype=cfg.dtype,
+            param_dtype=cfg.param_dtype,
+        )
+        self.post_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        self.mlp = Mlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype)
+
+    def context(
+        self, carry: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Keys and values of the context, which passes no input norm: each [B, R, S, C]."""
+        k_BSRC, v_BSRC = self.attention.keys_and_values(carry, *angles)
+        return carry, (k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2))
+
+    def __call__(
+        self,
+        x_BNKD: jax.Array,
+        context: tuple[jax.Array, jax.Array],
+        reach_2: jax.Array | None,
+        angles: tuple[jax.Array, jax.Array],
+        mask_BNT: jax.Array,
+        places: Places | None,
+    ) -> tuple[jax.Array, None]:
+        cfg = self.config
+        batch, blocks, slots, _ = x_BNKD.shape
+        kv_heads, width = cfg.num_kv_heads, cfg.head_dim
+        normed = self.input_norm(x_BNKD)
+        q_BNKQC = self.attention.queries(normed, *angles)
+        k_BNKRC, v_BNKRC = self.attention.keys_and_values(normed, *angles)
+
+        # Rows of one key/value head lie together, blocks one after the other.
+        q_BNKRGC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
+        q_BRNIC = jnp.moveaxis(q_BNKRGC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
+        k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
+        operands = (q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, places, reach_2)
+        if 0 < cfg.chunk_blocks < blocks:
+            mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=cfg.chunk_blocks)
+        else:
+            mixed_BRNIC = _attend(*operands)
+        mixed_BRNKGC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
+        mixed_BNKQC = jnp.moveaxis(mixed_BRNKGC, 1, 3).reshape(batch, blocks, slots, -1, width)
+        x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
+        return x_BNKD + self.mlp(self.post_norm(x_BNKD)), None
+
+
+class DFlash(nn.Module):
+    """The drafter.
+
+    Attributes:
+      config: a resolved `DrafterConfig` (`resolve_config`).
+      width: D, the target's hidden size.
+    """
+
+    config: DrafterConfig
+    width: int
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.fc = Linear(self.width, cfg.dtype, cfg.param_dtype)
+        self.hidden_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        shared = {
+            "variable_axes": {"params": 0},
+            "split_rngs": {"params": True},
+            "length": cfg.num_layers,
+            "unroll": cfg.num_layers if cfg.unroll_layers else 1,
+        }
+        body = DFlashLayer
+        if cfg.remat:
+            body = nn.remat(body, prevent_cse=False, methods=["__call__"])
+        self.layers = nn.scan(
+            body,
+            methods={
+                "__call__": {"in_axes": (0, 0, *[nn.broadcast] * 3), **shared},
+                "context": {"in_axes": (nn.broadcast,), **shared},
+            },
+        )(cfg, self.width)
+        self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+
+    def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cfg = self.config
+        return rope.rotation_angles(
+            positions, rope.inverse_frequencies(cfg.head_dim, theta=cfg.rope_theta)
+        )
+
+    def context(
+        self, features_BSE: jax.Array, positions_BS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values that every layer keeps of the context.
+
+        They depend on the target's features alone, so decoding computes each once and caches it
+        (`KVCache.write`).
+
+        Args:
+          features_BSE: the target's captured features.
+          positions_BS: absolute positions.
+
+        Returns:
+          keys and values, each [L, B, R, S, C].
+        """
+        hidden_BSD = self.hidden_norm(self.fc(features_BSE))
+        _, (keys_LBRSC, values_LBRSC) = self.layers.context(hidden_BSD, self._angles(positions_BS))
+        return keys_LBRSC, values_LBRSC
+
+    def __call__(
+        self,
+        embeddings_BNKD: jax.Array,
+        positions_BNK: jax.Array,
+        keys_LBRTC: jax.Array,
+        values_LBRTC: jax.Array,
+        mask_BNT: jax.Array,
+        *,
+        context_positions_BT: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states of N blocks a row, for the target's head.
+
+        Args:
+          embeddings_BNKD: the target's embeddings of [anchor, MASK x (K - 1)].
+          positions_BNK: absolute positions, anchor + k.
+          keys_LBRTC: what `context` returned, or a cache of it.
+          values_LBRTC: likewise.
+          mask_BNT: True where block n may see context slot t: positions before its anchor, in its
+            own document. Sliding layers see less: what also lies in each slot's window.
+          context_positions_BT: absolute position of each context slot; default: slot t holds
+            position t, as in a cache. Packed rows need them for sliding layers.
+
+        Returns:
+          [B, N, K, D] behind the final norm. Slot 0 stands for nothing.
+        """
+        reach_L2, places = None, None
+        if self.config.reach:
+            reach_L2 = jnp.asarray(self.config.reach, jnp.int32)
+            if context_positions_BT is None:
+                context_positions_BT = jnp.arange(keys_LBRTC.shape[3])[None]
+            places = Places(positions_BNK, context_positions_BT)
+        x_BNKD, _ = self.layers(
+            embeddings_BNKD.astype(self.config.dtype),
+            (keys_LBRTC, values_LBRTC),
+            reach_L2,
+            self._angles(positions_BNK),
+            mask_BNT,
+            places,
+        )
+        return self.final_norm(x_BNKD)
+
+    def initialise(self, features_BSE: jax.Array) -> jax.Array:
+        """Touches every parameter: `drafter.init(key, features, method="initialise")`."""
+        batch, length, _ = features_BSE.shape
+        positions_BS = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        keys, values = self.context(features_BSE, positions_BS)
+        return self(
+            jnp.zeros((batch, 1, length, self.width)),
+            positions_BS[:, None],
+            keys,
+            values,
+            jnp.ones((batch, 1, length), bool),
+        )

@@ -1,0 +1,132 @@
+"""Draft graphs: edges, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jaxspec.decoding.diffusion.draft_graph import (
+    DraftGraph,
+    Node,
+    chain,
+    check_graph,
+    from_formulas,
+    graph_from_json,
+    graph_to_json,
+    load_graph,
+    nested,
+    save_graph,
+    star,
+)
+
+A, B = (0, 0), (1, 0)
+DIAMOND = from_formulas([[A], [B], [B, A], [(0, 1)]], provenance={"model": "tiny"})
+
+
+def test_a_formula_that_two_parents_reach_is_one_node():
+    assert [node.pairs for node in DIAMOND.nodes] == [(A,), ((0, 1),), (B,), (A, B)]
+    assert DIAMOND.nodes[3].parents == (0, 2)
+    assert DIAMOND.depths == (1, 1, 1, 2)
+    assert DIAMOND.token_ranks().tolist() == [[0, -1], [1, -1], [-1, 0], [0, 0]]
+    assert (DIAMOND.size, DIAMOND.num_positions, DIAMOND.num_tokens) == (4, 2, 2)
+
+
+def test_chain_and_star():
+    assert [node.pairs for node in chain(3).nodes] == [(A,), (A, B), (A, B, (2, 0))]
+    assert chain(3).depths == (1, 2, 3)
+    assert [node.pairs for node in star(3).nodes] == [(A,), (B,), ((2, 0),)]
+    assert star(3).depths == (1, 1, 1)
+    assert chain(0) == DraftGraph() and DraftGraph().size == 0
+    assert DraftGraph().token_ranks().shape == (0, 0)
+
+
+def test_nested_drafts():
+    assert nested(3, tokens_per_step=1) == chain(3)
+    wide = nested(2, tokens_per_step=2)
+    assert [node.pairs for node in wide.nodes] == [(A, B), (A, B, (2, 0), (3, 0))]
+    assert wide.depths == (1, 2)
+    with pytest.raises(ValueError, match="tokens_per_step"):
+        nested(2, tokens_per_step=0)
+
+
+def test_a_graph_for_something_else_is_refused(tmp_path):
+    graph = DraftGraph(chain(2).nodes, {"model": "a1", "mask_id": "28", "block_length": "32"})
+    save_graph(tmp_path / "graph.json", graph)
+    read = load_graph(tmp_path / "graph.json")
+    assert read.settings == graph.settings
+    check_graph(read, {**graph.settings, "caching": "dual"}, where="graph.json")
+    check_graph(chain(2), {"model": "b2"}, where="nobody's own")
+    with pytest.raises(ValueError) as caught:
+        check_graph(read, {"model": "b2", "mask_id": "28", "block_length": "8"}, where="graph.json")
+    message = str(caught.value)
+    assert message.startswith("graph.json was calibrated for another model or other rules.")
+    assert "model: got 'b2', expected 'a1'" in message
+    assert "block_length: got '8', expected '32'" in message and "mask_id" not in message
+
+
+def test_steps_of_several_tokens():
+    graph = DraftGraph((Node((A, B)), Node((A, B, (2, 0), (3, 1)), (0,))))
+    assert graph.depths == (1, 2)
+
+
+def test_files_are_read_back(tmp_path):
+    save_graph(tmp_path / "graph.json", DIAMOND)
+    assert load_graph(tmp_path / "graph.json") == DIAMOND
+    assert json.loads((tmp_path / "graph.json").read_text()) == graph_to_json(DIAMOND)
+    save_graph(tmp_path / "none.json", DraftGraph())
+    assert load_graph(tmp_path / "none.json") == DraftGraph()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([Node((A,), (1,)), Node((A, B), (0,))], "a cycle: "),
+        ([Node((A,), (0,))], "a cycle: 0 -> 0"),
+        ([Node(())], "present state"),
+        ([Node((A,)), Node((A,))], "is node 0 again"),
+        ([Node((A, (0, 1)))], "each of them once"),
+        ([Node((B, A))], "positions must rise"),
+        ([Node(((0, -1),))], "count from 0"),
+        ([Node((A,)), Node((A, B), ())], r"node 1 .*: not connected: no parents"),
+        ([Node((A, B), (4,))], "no node 4"),
+        ([Node((A,)), Node((B, (2, 0)), (0,))], "is no part of it"),
+    ],
+)
+def test_what_is_no_graph_is_refused(nodes, message):
+    with pytest.raises(ValueError, match=message):
+        DraftGraph(tuple(nodes))
+
+
+def test_formulas_that_nothing_leads_to_are_refused():
+    with pytest.raises(ValueError, match=r"one pair short of \[\[\(1, 0\), \(2, 0\)\]\]"):
+        from_formulas([[A], [A, B], [B, (2, 0)]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "format is 'other'"),
+        ({"nodes": [{"pairs": [[0]]}]}, "node 0 is"),
+        ({"nodes": [{"pairs": [[0, "a"]]}]}, "node 0 is"),
+        ({"nodes": [{"pairs": [[0, 0]], "parents": [True]}]}, "node 0 is"),
+        ({"nodes": "none"}, "node 0 is None"),
+        ({"nodes": [{"pairs": [[0, 0]], "parents": [0]}]}, "a cycle"),
+        ({"nodes": [{"pairs": [[0, 0]]}]}, "node 0 is"),
+        ({"nodes": [{"pairs": [[0, 0]], "parents": []}]}, "not connected"),
+        ({"provenance": [1]}, "provenance"),
+        ({"settings": {"mask_id": 3}}, "settings"),
+    ],
+)
+def test_files_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=f"graph.json: .*{message}|graph.json.*\n.*{message}"):
+        graph_from_json({**graph_to_json(DIAMOND), **change}, where="graph.json")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    for name in ("bad.json", "missing.json"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            load_graph(tmp_path / name)
+    with pytest.raises(ValueError, match="format is \\[\\]"):
+        graph_from_json([], where="graph.json")

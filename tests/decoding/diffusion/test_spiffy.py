@@ -1,0 +1,269 @@
+"""Spiffy: formulas filled by hand, and the base decoder's output in fewer passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
+from jaxspec.decoding.diffusion.draft_graph import (
+    PRESENT,
+    DraftGraph,
+    Node,
+    chain,
+    from_formulas,
+    nested,
+    star,
+)
+from jaxspec.decoding.diffusion.spiffy import Drafts, Spiffy, fill_formulas, prune
+from jaxspec.ops.sampling import Sampling
+from tests.decoding.diffusion.test_decoder import batch, change
+from tests.decoding.diffusion_reference import MASK, MODEL, parameters
+
+GRAPH = from_formulas(
+    [[(0, 0)], [(1, 0)], [(2, 0)], [(0, 1)], [(0, 0), (1, 0)], [(0, 0), (2, 0)],
+     [(1, 0), (2, 0)], [(0, 0), (1, 0), (2, 0)]]
+)  # fmt: skip
+
+
+def test_formulas_filled_by_hand():
+    """Position 2 is the surest mask, then 0, then 3; 1 is filled already. Nothing fills a block."""
+    probs = np.array(
+        [
+            [0.6, 0.3, 0.1],
+            [0.98, 0.01, 0.01],
+            [0.05, 0.15, 0.8],
+            [0.25, 0.4, 0.35],
+            [0.3, 0.3, 0.4],
+        ],
+        "f4",
+    )
+    block = jnp.array([[9, 1, 9, 9, 7], [9, 1, 7, 0, 9]])
+    graph = from_formulas(
+        [[(0, 0)], [(0, 1)], [(1, 0)], [(0, 0), (1, 1)], [(0, 0), (1, 1), (2, 0)]]
+    )
+    logits = jnp.log(jnp.asarray(probs))[None].repeat(2, 0)
+    drafts = jax.jit(functools.partial(fill_formulas, graph))(logits, block, block == 9)
+    numbers = {node.pairs: number for number, node in enumerate(graph.nodes)}
+    expected = {
+        ((0, 0),): ([9, 1, 2, 9, 7], [0, 1, 7, 0, 9]),
+        ((0, 1),): ([9, 1, 1, 9, 7], [1, 1, 7, 0, 9]),
+        ((1, 0),): ([0, 1, 9, 9, 7], [9, 1, 7, 0, 2]),
+        ((0, 0), (1, 1)): ([1, 1, 2, 9, 7], None),
+        ((0, 0), (1, 1), (2, 0)): (None, None),
+    }
+    assert expected.keys() == numbers.keys()
+    for formula, rows in expected.items():
+        for row, wanted in enumerate(rows):
+            assert drafts.valid_BD[row, numbers[formula]] == (wanted is not None)
+            if wanted is not None:
+                assert drafts.states_BDL[row, numbers[formula]].tolist() == wanted
+
+
+def slow_fill(graph, logits_LV, block_L):
+    """The definition, a formula at a time."""
+    masks = [place for place, token in enumerate(block_L) if token == MASK]
+    probs = np.exp(logits_LV) / np.exp(logits_LV).sum(-1, keepdims=True)
+    order = sorted(masks, key=lambda place: (-probs[place].max(), place))
+    for node in graph.nodes:
+        state = list(block_L)
+        if max(len(node.pairs), *(i for i, _ in node.pairs)) >= len(order):
+            yield None
+            continue
+        for i, j in node.pairs:
+            ranked = sorted(range(len(probs[0])), key=lambda v, at=order[i]: (-probs[at][v], v))
+            state[order[i]] = ranked[j]
+        yield state
+
+
+def test_filling_equals_the_definition():
+    rng = np.random.default_rng(0)
+    wide = from_formulas([[(i, j)] for i in range(7) for j in range(3)])
+    for graph in (GRAPH, wide, chain(6)):
+        logits = rng.standard_normal((8, 6, 12)).astype("f4")
+        block = np.where(rng.random((8, 6)) < 0.6, MASK, rng.integers(0, 12, (8, 6)))
+        drafts = fill_formulas(graph, jnp.asarray(logits), jnp.asarray(block), block == MASK)
+        for row in range(8):
+            for number, wanted in enumerate(slow_fill(graph, logits[row], block[row].tolist())):
+                assert drafts.valid_BD[row, number] == (wanted is not None)
+                if wanted is not None:
+                    assert drafts.states_BDL[row, number].tolist() == wanted
+
+
+def test_scores_are_geometric_means_of_probabilities():
+    probs = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], "f4")
+    graph = from_formulas([[(0, 0)], [(0, 2)], [(0, 0), (1, 1)]])
+    block = jnp.full((1, 2), 9)
+    drafts = fill_formulas(graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9)
+    expected = [np.log(0.7), np.log(0.1), np.log(0.7 * 0.3) / 2]
+    np.testing.assert_allclose(drafts.score_BD[0], expected, rtol=1e-5)
+
+
+def slow_prune(graph, scores, valid, kept):
+    """The definition, a node at a time."""
+    worth = {}
+    for number in range(graph.size):
+        family = [number, *(n for n, node in enumerate(graph.nodes) if number in node.parents)]
+        worth[number] = np.mean([scores[n] for n in family if valid[n]] or [0.0])
+    taken = []
+    while len(taken) < kept:
+        reached = [
+            n
+            for n, node in enumerate(graph.nodes)
+            if valid[n] and n not in taken and set(node.parents) & {PRESENT, *taken}
+        ]
+        if not reached:
+            break
+        taken.append(max(reached, key=lambda n: (worth[n], -n)))
+    return taken
+
+
+def test_pruning_equals_the_definition():
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((16, GRAPH.size)).astype("f4")
+    valid = rng.random((16, GRAPH.size)) < 0.8
+    states = np.broadcast_to(np.arange(GRAPH.size)[:, None], (16, GRAPH.size, 3))
+    for kept in (1, 3, 6):
+        drafts = prune(GRAPH, Drafts(*map(jnp.asarray, (states, valid, scores))), kept=kept)
+        assert drafts.states_BDL.shape == (16, kept, 3)
+        for row in range(16):
+            got = drafts.states_BDL[row, drafts.valid_BD[row], 0].tolist()
+            assert got == slow_prune(GRAPH, scores[row], valid[row], kept)
+            assert drafts.score_BD[row, : len(got)].tolist() == scores[row, got].tolist()
+
+
+def test_a_draft_that_the_present_state_leads_to_needs_no_other_parent():
+    graph = DraftGraph((Node(((0, 0),)), Node(((0, 0), (1, 0)), (PRESENT, 0))))
+    drafts = Drafts(jnp.arange(2)[None, :, None], jnp.ones((1, 2), bool), jnp.array([[-9.0, -1.0]]))
+    assert prune(graph, drafts, kept=1).states_BDL[0, 0, 0] == 1
+
+
+def test_pruning_by_hand():
+    """(1, 0) alone is the better draft; but (0, 0) leads to one that is better still."""
+    graph = from_formulas([[(0, 0)], [(1, 0)], [(0, 0), (2, 0)]])
+    states = jnp.arange(3)[None, :, None]
+    drafts = Drafts(states, jnp.ones((1, 3), bool), jnp.array([[-2.0, -1.5, -0.2]]))
+    names = [node.pairs for node in graph.nodes]
+    for kept, wanted in ((1, [((0, 0),)]), (2, [((0, 0),), ((0, 0), (2, 0))])):
+        got = prune(graph, drafts, kept=kept).states_BDL[0, :, 0].tolist()
+        assert [names[number] for number in got] == wanted
+
+
+@functools.cache
+def params():
+    return parameters()
+
+
+def decode(decoder):
+    state = jax.device_get(decoder.run(params(), decoder.start(batch())))
+    assert not state.failed_B.any()
+    return state
+
+
+def check_lossless(rules, *, graph=GRAPH, layout="mask", kept=0):
+    """The base decoder's text, step by step, in fewer passes; the passes that it took."""
+    base = decode(BlockDiffusion(MODEL, rules))
+    fast = decode(Spiffy(MODEL, rules, graph=graph, layout=layout, kept=kept))
+    np.testing.assert_array_equal(fast.tokens_BT, base.tokens_BT)
+    np.testing.assert_array_equal(fast.revealed_BT, base.revealed_BT)
+    np.testing.assert_array_equal(fast.steps_BN, base.passes_BN)
+    assert (fast.passes_BN <= base.passes_BN).all() and (
+        fast.passes_BN[base.passes_BN > 0] > 0
+    ).all()
+    assert fast.passes_BN.sum() < base.passes_BN.sum(), "no draft was ever right"
+    return fast.passes_BN
+
+
+ONE = Scheduled(4)
+"""A token a step."""
+CASES = {
+    "dual": change(caching="dual", unmasking=ONE),
+    "dual_threshold": change(caching="dual", unmasking=Threshold(0.7)),
+    "dual_warm": change(caching="dual", unmasking=ONE, sampling=Sampling(0.3)),
+    "block_causal": change(caching="prefix", block_causal=True, unmasking=ONE),
+    "block_causal_uncached": change(block_causal=True, unmasking=ONE),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_base_decoders_output(name):
+    check_lossless(CASES[name])
+
+
+@pytest.mark.parametrize("name", ["dual", "uncached", "prefix"])
+def test_batch_layout_is_lossless_with_every_cache(name):
+    """Each state has surroundings of its own."""
+    rules = change(caching={"uncached": "none"}.get(name, name), unmasking=ONE)
+    passes = check_lossless(rules, layout="batch")
+    if name == "dual":
+        np.testing.assert_array_equal(passes, check_lossless(rules))
+
+
+def test_an_empty_graph_is_plain_decoding():
+    rules = CASES["dual"]
+    plain = decode(Spiffy(MODEL, rules, graph=DraftGraph()))
+    base = decode(BlockDiffusion(MODEL, rules))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, plain.replace(keys_B=0), base.replace(keys_B=0))
+    )
+
+
+def test_every_right_draft_saves_one_pass():
+    """A graph that holds the steps of the first row's first block; and what follows from that."""
+    rules = change(caching="dual", unmasking=ONE, response_length=4)
+    base = decode(BlockDiffusion(MODEL, rules))
+    assert base.passes_BN[0].tolist() == [4]
+    # Of 3 masks behind the first pass, all formulas with tokens of rank below 4.
+    ranks = range(4)
+    singles = [[(i, j)] for i in range(3) for j in ranks]
+    pairs = [
+        [(i, j), (k, m)] for i in range(3) for k in range(i + 1, 3) for j in ranks for m in ranks
+    ]
+    graph = from_formulas([*singles, *pairs])
+    fast = decode(Spiffy(MODEL, rules, graph=graph))
+    np.testing.assert_array_equal(fast.tokens_BT, base.tokens_BT)
+    # The open pass, one pass over all drafts, and no more where both next steps were drafted.
+    assert fast.passes_BN.min() == 2
+    assert (fast.steps_BN == 4).all()
+
+
+TWO = change(caching="dual", unmasking=Scheduled(4), response_length=24, block_length=8)
+"""Two tokens a step."""
+
+
+@pytest.mark.parametrize(
+    ("rules", "graph"),
+    [(CASES["dual"], star(3)), (CASES["dual"], chain(3)), (TWO, nested(1, tokens_per_step=2))],
+    ids=["star", "ssd", "freedave"],
+)
+def test_uncalibrated_graphs_are_lossless(rules, graph):
+    check_lossless(rules, graph=graph)
+
+
+@pytest.mark.parametrize("name", ["dual", "dual_threshold", "dual_warm"])
+def test_pruned_graphs_are_lossless(name):
+    pruned = check_lossless(CASES[name], kept=3)
+    assert pruned.sum() >= check_lossless(CASES[name]).sum()
+
+
+def test_keeping_all_is_no_pruning():
+    for kept in (0, GRAPH.size, 99):
+        assert Spiffy(MODEL, TWO, graph=GRAPH, kept=kept).num_drafts == GRAPH.size
+    assert Spiffy(MODEL, TWO, graph=GRAPH, kept=3).num_drafts == 3
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="layout"):
+        Spiffy(MODEL, CASES["dual"], graph=GRAPH, layout="rows")
+    with pytest.raises(ValueError, match="kept must be 0"):
+        Spiffy(MODEL, CASES["dual"], graph=GRAPH, kept=-1)
+    wide = DraftGraph((Node(((0, 28),)),))
+    with pytest.raises(ValueError, match="29 likeliest tokens"):
+        Spiffy(MODEL, CASES["dual"], graph=wide)
+    with pytest.raises(ValueError, match="graph"):
+        dataclasses.replace(GRAPH, nodes=(Node(()),))

@@ -1,0 +1,333 @@
+"""evaluate() from folders to files, on random tiny weights."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.checkpoints.huggingface import save_drafter, save_target
+from jaxspec.config import (
+    DrafterConfig,
+    EvaluationConfig,
+    LossConfig,
+    RunConfig,
+    TargetConfig,
+    TransformerConfig,
+)
+from jaxspec.data.examples import Example
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.decoding import Autoregressive
+from jaxspec.evals.report import read_json
+from jaxspec.evals.speculative.bundles import NGRAM, NONE, load_drafter_bundle, load_target_bundle
+from jaxspec.evals.speculative.runner import evaluate, open_drafters
+from jaxspec.evals.speculative.strategies import build_strategy
+from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import Sampling
+from jaxspec.provenance import provenance, write_json
+
+LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
+SETTINGS = EvaluationConfig(
+    benchmarks=("embedded/math",),
+    prompts=2,
+    max_new_tokens=12,
+    # As in timing: both use the same programs.
+    batch_size=1,
+    timing_prompts=1,
+    timing_repeats=1,
+    # Not the drafters' own.
+    block_size=3,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(target, drafters): exported folders, as training leaves them."""
+    root = tmp_path_factory.mktemp("runs")
+    tokenizer = Tokenizer.load("embedded")
+    architecture = TransformerConfig(
+        vocab_size=tokenizer.vocab_size + 3,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        intermediate_size=32,
+        tie_embeddings=False,
+        max_position_embeddings=256,
+    )
+    model = Transformer(architecture)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Spread out, so that argmaxes are clear.
+    params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
+    save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
+    config = resolve_config(
+        DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        target=architecture,
+        mask_token_id=tokenizer.mask_id,
+    )
+    drafters = []
+    for number, loss in enumerate(LOSSES):
+        folder = root / f"run{number}"
+        drafter = DFlash(config, architecture.hidden_size)
+        weights = jax.jit(drafter.init, static_argnames="method")(
+            jax.random.key(number), jnp.zeros((1, 2, 64)), method="initialise"
+        )["params"]
+        save_drafter(folder / "export", config, weights, target_config=architecture)
+        run = RunConfig(loss=loss)
+        write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))
+        drafters.append(folder)
+    return root / "target", drafters
+
+
+def run_config(folders, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return RunConfig(name="test", target=TargetConfig(path=str(folders[0])), evaluation=settings)
+
+
+@pytest.fixture(scope="module")
+def measured(folders, tmp_path_factory):
+    """(what evaluate returned, its file, what it printed)."""
+    lines = []
+    output = tmp_path_factory.mktemp("out") / "results.json"
+    result = evaluate(run_config(folders), workdirs=folders[1], output=output, echo=lines.append)
+    return result, output, "\n".join(lines)
+
+
+def test_the_file_holds_every_figure(measured):
+    result, output, _ = measured
+    record, rows = read_json(output)
+    assert rows == json.loads(json.dumps(result["results"]))
+    assert record["config"]["evaluation"]["prompts"] == 2
+    assert [row["loss"] for row in rows] == ["uniform", "focal+chain"]
+    assert [row["drafter"] for row in rows] == ["run0", "run1"]
+    assert [row["seed"] for row in rows] == [7, 8]
+    for row in rows:
+        assert (row["target"], row["benchmark"]) == ("target", "embedded/math")
+        assert (row["prompts"], row["turns"], row["skipped_prompts"]) == (2, 2, 0)
+        assert (row["temperature"], row["verifier"], row["block_size"]) == (0.0, "greedy", 3)
+        assert row["mismatched_prompts"] == 0
+        assert len(row["accept_at"]) == 2
+        assert 1 <= row["tau_micro"] <= 3
+        assert row["tokens"] <= 2 * 11
+        assert row["tau_micro"] == pytest.approx(row["tokens"] / row["rounds"])
+        taus = row["tau_definitions"]
+        assert taus["micro"] == pytest.approx(row["tau_micro"])
+        # Rounds that the limit cut count in full there.
+        assert taus["micro"] <= taus["deepspec"] <= taus["vllm"] <= 3
+        assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
+        for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
+            assert row[field] > 0
+        assert row["autoregressive_step_ms"] > 0
+    # Both drafters share one program.
+    assert rows[0]["compile_s"] == rows[1]["compile_s"]
+    for ending in (".md", "_accepted_length.png", "_acceptance_by_position.png"):
+        assert output.with_name(f"results{ending}").stat().st_size > 0
+
+
+def test_the_speed_is_explained(measured):
+    _, output, printed = measured
+    for text in (printed, output.with_suffix(".md").read_text(encoding="utf-8")):
+        assert "Speed-up = tau x autoregressive step / (draft + verification + rule + rest)" in text
+        assert "bound by arithmetic" in text
+        assert "verification of 3 rows" in text
+    assert "0 of 2 outputs differ" in printed
+
+
+def test_turns_build_on_the_targets_answers(folders, tmp_path, monkeypatch):
+    examples = [
+        Example(f"mt/{number}", (("user", f"Say {number}."), ("user", "Again.")), "mt")
+        for number in range(2)
+    ]
+    monkeypatch.setattr("jaxspec.evals.benchmarks.load_examples", lambda *_, **__: examples)
+    config = run_config(folders, benchmarks=("mt_bench",), timing_prompts=0)
+    lines = []
+    result = evaluate(
+        config, workdirs=folders[1][:1], output=tmp_path / "r.json", echo=lines.append
+    )
+    (row,) = result["results"]
+    assert (row["prompts"], row["turns"]) == (2, 4)
+    assert row["mismatched_prompts"] == 0
+    # Nothing was timed.
+    assert row["speedup"] is row["compile_s"] is row["draft_ms"] is None
+    assert "Speed-up" not in "\n".join(lines)
+
+
+def test_the_verifier_follows_from_the_temperature(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    drafter = load_drafter_bundle(folders[1][0], target=target)
+    warm = {"temperature": 0.7}
+    for changes, verifier, is_sampled in (
+        ({}, "greedy", False),
+        (warm, "token", True),
+        ({**warm, "verifier": "block"}, "block", True),
+        ({"tree_nodes": 8}, "tree", False),
+        ({**warm, "tree_nodes": 8}, "tree", False),
+        ({**warm, "verifier": "point_mass"}, "point_mass", False),
+    ):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        strategy = build_strategy(settings, target, drafter)
+        assert strategy.verifier == verifier
+        assert strategy.sampling.temperature == settings.temperature
+        assert strategy.proposer.sampling.temperature == (0.7 if is_sampled else 0.0)
+        assert strategy.round_tokens == 3
+
+
+def test_every_setting_reaches_the_strategy(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    dflash = load_drafter_bundle(folders[1][0], target=target)
+    language_model = load_drafter_bundle(folders[0], target=target)
+    assert (dflash.kind, language_model.kind) == ("dflash", "autoregressive")
+    warm = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01}
+
+    def built(drafter=dflash, **changes):
+        return build_strategy(dataclasses.replace(SETTINGS, **changes), target, drafter)
+
+    filtered = Sampling(0.7, 9, 0.9, 0.01)
+    strategy = built(**warm)
+    assert strategy.sampling == strategy.proposer.sampling == filtered
+    cooler = dataclasses.replace(filtered, temperature=0.4)
+    assert built(**warm, draft_temperature=0.4).proposer.sampling == cooler
+    for drafter in (dflash, language_model):
+        strategy = built(drafter, **warm, draft_temperature=0.0)
+        assert (strategy.verifier, strategy.proposer.sampling.greedy) == ("point_mass", True)
+    assert built(NGRAM, **warm).verifier == "point_mass"
+    assert built(NGRAM).verifier == "greedy"
+    assert isinstance(built(NONE, **warm), Autoregressive)
+    strategy = built(chains=3, **warm)
+    assert (strategy.verifier, strategy.num_chains, strategy.num_nodes) == ("recursive", 3, 6)
+    assert built(chains=3, draft_temperature=1.0).verifier == "tree"
+    assert built(language_model, block_size=0).round_tokens == 5
+    adaptive = built(adaptive_sizes=(1, 2, 3), **warm)
+    assert adaptive.sizes == [1, 2, 3]
+    assert [s.proposer.block_size for s in adaptive.strategies] == [1, 2, 3]
+    trees = built(adaptive_sizes=(1, 5, 9), tree_nodes=8, **warm)
+    assert [s.verifier for s in trees.strategies] == ["point_mass", "tree", "tree"]
+    for changes, message in (
+        ({"draft_temperature": 0.4}, "is for sampled drafts: verifier 'greedy'"),
+        ({**warm, "tree_nodes": 4, "draft_temperature": 0.4}, "verifier 'tree' takes"),
+        ({"chains": 2}, "give the drafts a temperature above 0"),
+        ({"chains": 2, "tree_nodes": 4}, "best-first tree or sampled chains"),
+        ({**warm, "verifier": "recursive"}, "set evaluation.chains"),
+        ({**warm, "verifier": "token", "tree_nodes": 4}, "verified by 'tree': got 'token'"),
+        ({"chains": 2, "adaptive_sizes": (1, 2)}, "for blocks and trees"),
+        ({"adaptive_sizes": (2, 2)}, "must differ"),
+        ({"draft_temperature": -1.0}, "draft_temperature must be finite"),
+        ({"top_p": 0.0, "temperature": 1.0}, "top_p must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            built(**changes)
+    with pytest.raises(ValueError, match="only a block drafter has: got NGramProposer"):
+        built(NGRAM, tree_nodes=4)
+
+
+def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):
+    """The target drafting for itself, a DFlash drafter, prompt look-up, and the target alone."""
+    result = evaluate(
+        run_config(folders),
+        workdirs=[folders[1][0], folders[0]],
+        output=tmp_path / "r.json",
+        kinds=["dflash", "autoregressive", "ngram", "none"],
+        echo=lambda line: None,
+    )
+    rows = {row["kind"]: row for row in result["results"]}
+    assert list(rows) == ["dflash", "autoregressive", "ngram", "none"]
+    assert all(row["mismatched_prompts"] == 0 for row in rows.values())
+    # All its drafts are accepted; the limit may cut the last round.
+    assert rows["autoregressive"]["tau_definitions"]["vllm"] == 3
+    assert rows["none"]["tau_micro"] == 1
+    assert rows["none"]["accepted_per_round"] == 0
+    assert rows["none"]["tokens"] == rows["ngram"]["tokens"]
+    assert all(row["tokens_per_s"] > 0 for row in rows.values())
+    assert rows["none"]["draft_ms"] == 0
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert all(kind in text for kind in ("ngram", "none", "autoregressive"))
+
+
+def test_kinds_of_drafters_are_checked(folders, tmp_path):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    dflash = folders[1][0]
+    assert [d.name for d in open_drafters([dflash], kinds=["ngram"], target=target)] == ["ngram"]
+    for workdirs, kinds, message in (
+        ([], [], "No drafters to measure"),
+        ([dflash], ["eagle"], "Unknown kind of drafter 'eagle': there are dflash"),
+        ([dflash], ["autoregressive"], "no folder in --workdir holds such a drafter"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_drafters(workdirs, kinds=kinds, target=target)
+
+
+def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    other = tmp_path / "other"
+    shutil.copytree(folders[0], other)
+    file = other / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    tokens = content["model"]["vocab"]
+    first, second = list(tokens)[300:302]
+    tokens[first], tokens[second] = tokens[second], tokens[first]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    ids = f"{min(tokens[first], tokens[second])}, {max(tokens[first], tokens[second])}"
+    with pytest.raises(ValueError, match=f"ids {ids} mean different tokens"):
+        load_drafter_bundle(other, target=target)
+    architecture = dataclasses.replace(target.config, vocab_size=target.config.vocab_size + 5)
+    params = jax.jit(Transformer(architecture).init)(
+        jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
+    )
+    wide = tmp_path / "wide"
+    save_target(wide, architecture, params["params"], tokenizer_folder=target.tokenizer.folder)
+    with pytest.raises(ValueError, match=r"embedding of \d+ rows"):
+        load_drafter_bundle(wide, target=target)
+
+
+def test_suppressed_and_stop_tokens_of_a_target(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    tokenizer = target.tokenizer
+    assert target.stop_ids == tokenizer.stop_ids
+    padded_rows = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
+    assert {tokenizer.mask_id, *padded_rows} <= set(target.suppressed_ids)
+    assert not set(target.suppressed_ids) & set(target.stop_ids)
+
+
+def test_a_drafter_is_found_with_and_without_its_run(folders):
+    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    run = folders[1][0]
+    whole = load_drafter_bundle(run, target=target)
+    export = load_drafter_bundle(run / "export", target=target)
+    assert (whole.name, whole.loss, whole.seed) == ("run0", "uniform", 7)
+    # Weights alone do not say what they were trained with.
+    assert (export.name, export.loss, export.seed) == ("run0", "run0", None)
+
+
+def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkeypatch):
+    def decode(*_, **__):
+        raise AssertionError("nothing may be decoded")
+
+    monkeypatch.setattr("jaxspec.evals.runner.generate", decode)
+    output = tmp_path / "results.json"
+    config = run_config(folders)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    cases = [
+        (config, [], "No drafters to measure"),
+        (config, [tmp_path / "nowhere"], "No folder .*nowhere"),
+        (config, [folders[1][0], unfinished], "No exported weights in .*unfinished"),
+        (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
+        (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
+        (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),
+        (
+            run_config(folders, verifier="token"),
+            folders[1],
+            "'token' does not fit temperature 0.0",
+        ),
+    ]
+    for run, workdirs, message in cases:
+        with pytest.raises(ValueError, match=message):
+            evaluate(run, workdirs=workdirs, output=output, echo=lambda line: None)
+    assert not output.exists()
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        run_config(folders, temperature=math.inf)

@@ -1,0 +1,85 @@
+"""Attention over a few blocks at a time is the same function as over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import DrafterConfig, TransformerConfig
+from jaxspec.models.dflash import DFlash, resolve_config
+
+BLOCKS, SLOTS, CONTEXT, WIDTH = 6, 4, 24, 16
+TARGET = TransformerConfig(
+    vocab_size=32, hidden_size=WIDTH, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8
+)
+CONFIG = resolve_config(DrafterConfig(block_size=SLOTS), target=TARGET, mask_token_id=1)
+SLIDING = dataclasses.replace(
+    CONFIG, layer_types=("full_attention", "sliding_attention"), sliding_window=7
+)
+
+
+def hidden_and_gradients(config: DrafterConfig) -> tuple[jax.Array, dict]:
+    """Output of a drafter with fixed weights and inputs, and the gradient of all its parameters."""
+    drafter = DFlash(config, WIDTH)
+    keys = jax.random.split(jax.random.key(0), 3)
+    features = jax.random.normal(keys[0], (2, CONTEXT, 3 * WIDTH))
+    embeddings = jax.random.normal(keys[1], (2, BLOCKS, SLOTS, WIDTH))
+    initialise = jax.jit(drafter.init, static_argnames="method")
+    params = initialise(keys[2], features, method="initialise")["params"]
+    # The first block sees no context at all.
+    anchors = jnp.array([[0, 3, 8, 11, 17, 23], [0, 1, 2, 20, 21, 22]])
+    mask = jnp.arange(CONTEXT) < anchors[..., None]
+
+    def output(params: dict) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(CONTEXT), (2, CONTEXT))
+        context = drafter.apply({"params": params}, features, positions, method="context")
+        slots = anchors[..., None] + jnp.arange(SLOTS)
+        return drafter.apply({"params": params}, embeddings, slots, *context, mask)
+
+    weights = jnp.cos(jnp.arange(BLOCKS * SLOTS * WIDTH)).reshape(BLOCKS, SLOTS, WIDTH)
+    return jax.jit(output)(params), jax.jit(jax.grad(lambda p: (output(p) * weights).sum()))(params)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SLIDING], ids=["full", "sliding"])
+def test_chunks_change_neither_output_nor_gradients(config: DrafterConfig) -> None:
+    whole, gradients = hidden_and_gradients(config)
+    parts, part_gradients = hidden_and_gradients(
+        dataclasses.replace(config, chunk_blocks=3, remat=True)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)) > 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), part_gradients, gradients
+    )
+
+
+def test_chunks_must_divide_the_blocks() -> None:
+    with pytest.raises(ValueError, match=r"chunk_blocks is 4, which does not divide the 6 blocks"):
+        hidden_and_gradients(dataclasses.replace(CONFIG, chunk_blocks=4))
+
+
+def test_chunks_hold_fewer_scores_at_once() -> None:
+    def temporaries(chunk: int) -> int:
+        config = dataclasses.replace(CONFIG, chunk_blocks=chunk)
+        drafter = DFlash(config, WIDTH)
+        blocks, context = 128, 4096
+        features = jnp.zeros((1, 2, 3 * WIDTH))
+        params = jax.eval_shape(
+            lambda: drafter.init(jax.random.key(0), features, method="initialise")
+        )["params"]
+        shapes = (
+            jax.ShapeDtypeStruct((1, blocks, SLOTS, WIDTH), jnp.float32),
+            jax.ShapeDtypeStruct((1, blocks, SLOTS), jnp.int32),
+            *[jax.ShapeDtypeStruct((2, 1, 2, context, 8), jnp.float32)] * 2,
+            jax.ShapeDtypeStruct((1, blocks, context), jnp.bool_),
+        )
+        gradient = jax.grad(lambda p, *rest: drafter.apply({"params": p}, *rest).sum())
+        compiled = jax.jit(gradient).lower(params, *shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    scores = 128 * SLOTS * TARGET.num_heads * 4096 * 4
+    assert temporaries(8) < scores < temporaries(0)

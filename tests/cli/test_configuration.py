@@ -14,6 +14,7 @@ from packaging.version import Version
 
 import jaxspec.architectures
 import jaxspec.config
+import jaxspec.evaluation_settings
 from jaxspec.cli.configuration import (
     EvalCommand,
     TrainCommand,
@@ -324,7 +325,7 @@ def test_closed_output_is_no_traceback(tmp_path):
 
 def test_every_setting_has_a_meaning():
     """The help takes it from the string under the field."""
-    modules = (jaxspec.architectures, jaxspec.config)
+    modules = (jaxspec.architectures, jaxspec.config, jaxspec.evaluation_settings)
     silent = [
         f"{node.name}.{field.target.id}"
         for module in modules

@@ -1,0 +1,244 @@
+"""Settings of an evaluation: what eval.py decodes, and how. `jaxspec.config` hands them on.
+
+Nothing here touches jax.
+
+>>> EvaluationConfig().temperature
+0.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from jaxspec.architectures import require
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What eval.py runs."""
+
+    benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
+    """Names of the data sets whose prompts are decoded."""
+    prompts: int = 40
+    """Prompts of each benchmark (fewer if it has fewer)."""
+    max_new_tokens: int = 128
+    """Longest response."""
+    batch_size: int = 8
+    """Prompts decoded together when tau is measured."""
+    temperature: float = 0.0
+    """0: greedy; above: sampling."""
+    draft_temperature: float | None = None
+    """Temperature of sampled drafts; None: the target's. Whatever it is, outputs are exact; with 0
+    the likeliest tokens are drafted and judged as a point mass."""
+    top_k: int = 0
+    """Only the k likeliest tokens of target and draft are sampled; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that sum to this are sampled (nucleus); 1: all."""
+    min_p: float = 0.0
+    """Only tokens of at least this share of the likeliest one are sampled; 0: all."""
+    verifier: Literal[
+        "auto",
+        "greedy",
+        "token",
+        "block",
+        "point_mass",
+        "tree",
+        "recursive",
+        "recursive_without_replacement",
+        "k_seq",
+        "self_selection",
+    ] = "auto"
+    """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
+    that were not sampled, "tree" for trees, "recursive" for chains."""
+    tree_nodes: int = 0
+    """Decode with the best-first tree of so many nodes instead of one block; 0: no tree."""
+    chains: int = 0
+    """Decode with so many sampled chains, in one target pass, instead of one block; 0: one block.
+    At temperature 0 they need a `draft_temperature`."""
+    adaptive_sizes: tuple[int, ...] = ()
+    """Sizes that a controller chooses from while decoding, by what was accepted and what a round
+    costs: tokens that the target reads in a round (a block; a tree's nodes and its anchor); 1 turns
+    drafting off. (): one size."""
+    block_size: int = 0
+    """Block used in decoding; 0: the drafter's own."""
+    denoising_passes: int = 1
+    """Passes in which a masked-diffusion drafter fills a block."""
+    denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
+    """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
+    random ones in equal shares, or the leftmost ones."""
+    draft_rule: Literal["in_order", "last_pass", "point_mass", "reveal_time"] = "in_order"
+    """What the verifier is told of tokens that were filled in at different passes: the distribution
+    a token was drawn from, if nothing to its left was filled in later ("in_order"), or if it was in
+    the last pass ("last_pass"), or no distribution at all ("point_mass"); a token without one
+    counts as certain. "reveal_time", every token's own, is exact only from left to right."""
+    max_prompt_tokens: int = 512
+    """Longest prompt taken; longer ones are counted and left out."""
+    passage_tokens: int = 32
+    """Of running text (wikitext2, tinystories), the first so many tokens are the prompt, as they
+    are; the target goes on from there."""
+    timing_prompts: int = 6
+    """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
+    timing_repeats: int = 3
+    """How often each timing is repeated."""
+    seed: int = 0
+    """Of sampling and of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
+        )
+        require(
+            self.timing_repeats >= 1,
+            f"evaluation.timing_repeats must be at least 1: got {self.timing_repeats}.",
+        )
+        require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
+        require(
+            self.passage_tokens >= 1,
+            f"evaluation.passage_tokens must be at least 1: got {self.passage_tokens}.",
+        )
+        require(
+            self.tree_nodes >= 0,
+            f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",
+        )
+        require(
+            self.chains >= 0,
+            f"evaluation.chains must be 0 (one block) or more: got {self.chains}.",
+        )
+        require(
+            not (self.tree_nodes and self.chains),
+            f"A round drafts a best-first tree or sampled chains: got evaluation.tree_nodes "
+            f"{self.tree_nodes} and evaluation.chains {self.chains}.",
+        )
+        draft = self.draft_temperature
+        require(
+            draft is None or (math.isfinite(draft) and draft >= 0),
+            f"evaluation.draft_temperature must be finite and not negative: got {draft}.",
+        )
+        require(
+            all(size >= 1 for size in self.adaptive_sizes)
+            and len(set(self.adaptive_sizes)) == len(self.adaptive_sizes),
+            f"evaluation.adaptive_sizes must differ and be at least 1: got {self.adaptive_sizes}.",
+        )
+        require(
+            not (self.adaptive_sizes and self.chains),
+            "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
+        )
+        require(
+            self.denoising_passes >= 1,
+            f"evaluation.denoising_passes must be at least 1: got {self.denoising_passes}.",
+        )
+        require(
+            self.draft_rule != "reveal_time"
+            or self.denoising_order == "left_to_right"
+            or self.denoising_passes == 1,
+            "evaluation.draft_rule 'reveal_time' would change the target's output: in order "
+            f"{self.denoising_order!r} with {self.denoising_passes} passes, what a token was drawn "
+            "from tells what stood to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
+            "evaluation.denoising_order 'left_to_right'.",
+        )
+        require(
+            self.draft_rule != "point_mass"
+            or self.verifier in ("auto", "point_mass")
+            or self.temperature == 0,
+            "evaluation.draft_rule 'point_mass' gives the verifier no distributions: got "
+            f"evaluation.verifier {self.verifier!r}, expected 'auto' or 'point_mass'.",
+        )
+        require(
+            self.denoising_passes == 1 or not (self.tree_nodes or self.chains),
+            "Trees and chains are drawn from the distributions of one pass: got "
+            f"evaluation.denoising_passes {self.denoising_passes}.",
+        )
+        require(
+            self.max_new_tokens >= 1,
+            f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",
+        )
+        require(
+            self.block_size == 0 or self.block_size >= 2,
+            "evaluation.block_size counts the anchor and must be at least 2: "
+            f"got {self.block_size}.",
+        )
+        require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionEvaluationConfig:
+    """How a target that is a diffusion language model is decoded, by eval.py and calibrate.
+
+    What is asked, the length of a response (`max_new_tokens`), temperature, batch and seed are
+    those of `EvaluationConfig`.
+    """
+
+    block_length: int = 0
+    """Tokens of a block; blocks are filled from left to right. 0: those that the model was trained
+    with (SDAR: 4), or 32."""
+    unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
+    """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
+    as many as can be revealed together at a bounded risk (Fast-dLLM)."""
+    steps: int = 0
+    """Steps in which "scheduled" fills a block; 0: one for each token."""
+    threshold: float = 0.9
+    """Confidence that "threshold" asks for."""
+    factor: float = 1.0
+    """Risk of "factor"; near 0: one token a step."""
+    caching: Literal["none", "prefix", "dual"] = "dual"
+    """Keys and values that are kept within a block: none, those before it, or all but its own."""
+    block_causal: bool = False
+    """Whether a token sees only its own block and those before it. A model that was trained so (the
+    context "block_causal") always does."""
+    guidance: float = 0.0
+    """Strength of classifier-free guidance; 0: none."""
+    drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
+    """Graphs that need no calibration, a row of the table each: the likeliest tokens at the
+    likeliest positions one by one (SSD), a step's share at a time (FreeDave), or each alone."""
+    num_drafts: tuple[int, ...] = (3,)
+    """Sizes of these graphs (D, drafted states), a row of the table each; 0 is plain decoding."""
+    graph: str = ""
+    """File of `jaxspec calibrate`; its first `num_drafts` nodes are rows of the table as well.
+    "": none."""
+    kept_drafts: int = 0
+    """So many of a calibrated graph's nodes are drafted in a pass, the most promising ones (D*),
+    and the whole graph is one row; 0: no choice."""
+    layout: Literal["mask", "batch"] = "mask"
+    """How drafted states are read: appended under a mask, or as rows of the batch. Either keeps the
+    output with the dual cache and with block-causal models; else only "batch" does."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.block_length >= 0,
+            f"diffusion.block_length must be 0 (the model's own) or more: got {self.block_length}.",
+        )
+        require(
+            self.steps >= 0 and (not self.block_length or self.steps <= self.block_length),
+            "diffusion.steps are those of a block, from 1 to diffusion.block_length "
+            f"({self.block_length}), or 0: got {self.steps}.",
+        )
+        require(
+            not self.steps or self.unmasking == "scheduled",
+            f"diffusion.steps goes with diffusion.unmasking scheduled, not {self.unmasking}: leave "
+            "it at 0.",
+        )
+        require(
+            0 < self.threshold <= 1,
+            f"diffusion.threshold must lie in (0, 1]: got {self.threshold}.",
+        )
+        require(self.factor > 0, f"diffusion.factor must be positive: got {self.factor}.")
+        require(
+            math.isfinite(self.guidance) and self.guidance >= 0,
+            f"diffusion.guidance must be 0 (off) or positive: got {self.guidance}.",
+        )
+        require(
+            min(self.num_drafts, default=0) >= 0,
+            f"diffusion.num_drafts must be 0 or more: got {self.num_drafts}.",
+        )
+        require(
+            self.kept_drafts >= 0,
+            f"diffusion.kept_drafts must be 0 or more: got {self.kept_drafts}.",
+        )
+        require(
+            not self.kept_drafts or bool(self.graph),
+            "diffusion.kept_drafts chooses among the nodes of a calibrated graph: name one with "
+            "diffusion.graph.",
+        )

@@ -8,22 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jaxspec.cli.configuration import TrainCommand, parse_command, run_as_command
+from jaxspec.cli import train
+from jaxspec.cli.configuration import run_as_command
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
-    command = parse_command(
-        TrainCommand,
-        argv,
-        program="train.py",
-        description="Train a drafter on a frozen target, a diffusion language model, or a target "
-        "from scratch (--training.task).",
-    )
-    # jax is imported only now: --help and mistakes are answered at once.
-    from jaxspec.training.loop import train
-
-    train(command.run, workdir=command.workdir)
+    train.main(argv, program="train.py")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ python="${PYTHON:-.venv/bin/python}"
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env
 out="$runs/llada"
-config=(--config configs/tiny_real_llada.py --target.path "$out/export" --evaluation.timing_prompts 0)
+config=(--config configs/tiny_real_llada.py --target.path "$out/export")
 
 train() { # folder, the denoiser it goes on from, then settings
   local folder="$runs/$1" from="$runs/$2/export"
@@ -47,7 +47,7 @@ measure() { # file, then settings
   local file="$out/$1.json"
   shift
   if [ -f "$file" ]; then return; fi
-  "$python" eval.py "${config[@]}" --output "$file" "$@"
+  "$python" eval.py "${config[@]}" --evaluation.timing_prompts 0 --output "$file" "$@"
 }
 
 calibrate() { # file, then settings

@@ -15,7 +15,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 
@@ -28,9 +28,28 @@ if TYPE_CHECKING:
 class CalibrateCommand(ConfigCommand):
     """What ``jaxspec calibrate`` takes; how is decoded say --diffusion and --evaluation.
 
-    The base decoder answers, so what concerns drafts is ignored: --diffusion.drafts, num_drafts,
-    kept_drafts, layout and graph.
+    The base decoder answers, so settings of drafts are not read.
     """
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype", "target.enable_thinking"),
+        *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
+        *("evaluation.max_new_tokens", "evaluation.batch_size", "evaluation.temperature"),
+        *("evaluation.top_k", "evaluation.top_p", "evaluation.min_p"),
+        *("evaluation.max_prompt_tokens", "evaluation.passage_tokens", "evaluation.seed"),
+        *("diffusion.block_length", "diffusion.unmasking", "diffusion.steps"),
+        *("diffusion.threshold", "diffusion.factor", "diffusion.caching"),
+        *("diffusion.block_causal", "diffusion.guidance"),
+    )
+    common: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype", "evaluation.max_new_tokens", "evaluation.batch_size"),
+        *("evaluation.temperature", "diffusion.block_length", "diffusion.unmasking"),
+        *("diffusion.steps", "diffusion.threshold", "diffusion.caching"),
+    )
+    example: ClassVar[str] = (
+        "{program} --target.path LLaDA-8B-Instruct --target.dtype bfloat16 \\\n"
+        "    --source gsm8k --output runs/graph.json"
+    )
 
     config: str = ""
     """Python file whose get_config() names the target and how it is decoded; "": the defaults, with
@@ -61,8 +80,7 @@ def main(argv: Sequence[str]) -> None:
         CalibrateCommand,
         argv,
         program="jaxspec calibrate",
-        description="Find the draft graph of a diffusion language model (Spiffy). What concerns "
-        "drafts is ignored: --diffusion.drafts, num_drafts, kept_drafts, layout and graph.",
+        description="Find the draft graph of a diffusion language model (Spiffy).",
     )
     calibrate(command)
 

@@ -1,7 +1,8 @@
 """From a command line to a `RunConfig`: a config file, then typed overrides of its settings.
 
 A config file is Python and defines ``get_config() -> RunConfig``. Whatever it returns can be
-overridden by name: ``--training.steps 100 --data.sources gsm8k math --loss.decay None``.
+overridden by name: ``--training.steps 100 --data.sources gsm8k math --loss.decay None``. A config
+file may serve several commands; on its command line a command accepts only what it reads.
 
 >>> command = parse_command(TrainCommand, ["--config", "configs/quickstart.py",
 ...                         "--workdir", "runs/try", "--training.steps", "100"],
@@ -20,12 +21,25 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
+from jaxspec.cli.help import all_settings_header, short_help
+from jaxspec.cli.settings import (
+    default_of,
+    given_names,
+    given_value,
+    is_read,
+    merged,
+    own_options,
+    part_of,
+    read_settings,
+    setting_names,
+)
+from jaxspec.cli.values import REGISTRIES, name_problems, type_problems, value_of
 from jaxspec.config import RunConfig
 
 USER_MISTAKE = 2
@@ -38,35 +52,47 @@ TRACEBACK_VARIABLE = "JAXSPEC_TRACEBACK"
 """Set it to 1 to see where a user's mistake was noticed."""
 
 
+ELSEWHERE = {
+    "target": "what is known of the target is in its folder (--target.path)",
+    "drafter": "a drafter's shape is set when it is trained, by train.py",
+    "denoiser": "train.py reads it, with training.task 'denoiser'",
+    "loss": "the loss is chosen when a model is trained, by train.py",
+    "data": "train.py reads it",
+    "optimizer": "train.py reads it",
+    "mesh": "train.py reads it",
+    "training": "train.py reads it",
+    "evaluation": "eval.py reads it",
+    "diffusion": "eval.py reads it, for a target that is a diffusion language model",
+}
+"""Group -> why a command may not read its settings, and which command does."""
+_AMBIGUOUS = ("architecture", "objective", "path", "steps")
+"""Fields that mean something else in each group: none is suggested in place of another."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfigCommand:
     """What every command that reads a config takes; commands inherit it and add fields."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Groups ("training") and single settings ("data.raw_dir") that the command reads."""
+    common: ClassVar[tuple[str, ...]] = ()
+    """Those that ``--help`` shows; (): all of them."""
+    example: ClassVar[str] = ""
+    """A command line that ``--help`` shows."""
 
     config: str
     """Python file whose get_config() returns the RunConfig (see configs/)."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
 
+    @classmethod
+    def reads_now(cls, run: RunConfig, argv: Sequence[str]) -> tuple[str, ...]:
+        """What it reads with this configuration and command line; `reads`, unless overridden."""
+        return cls.reads
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainCommand(ConfigCommand):
-    """What train.py takes."""
-
-    workdir: str
-    """Folder of the run. A run that stands there goes on from its last checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalCommand(ConfigCommand):
-    """What eval.py takes."""
-
-    output: str
-    """JSON file to write; the table (.md) and, for drafters, plots (.png) are written beside it."""
-    workdir: tuple[str, ...] = ()
-    """Folders of trained drafters; each becomes a row of the table. None for a diffusion language
-    model, which --target.path names."""
-    drafters: str = ""
-    """Kinds of drafters to measure, separated by commas: dflash, mdlm and autoregressive (those
-    among the folders), ngram (prompt look-up) and none (the target alone). "": every folder."""
+    @classmethod
+    def why_not(cls, name: str, run: RunConfig, argv: Sequence[str]) -> str:
+        """Why a setting of a run is not read."""
+        return ELSEWHERE.get(name.split(".")[0], "it only names the run that a config trains")
 
 
 CommandT = TypeVar("CommandT", bound=ConfigCommand)
@@ -81,8 +107,8 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
       path: a Python file.
 
     Raises:
-      ValueError: the file is missing or fails, has no get_config, or get_config returns something
-        else than a RunConfig.
+      ValueError: the file is missing or fails, has no get_config, get_config returns something
+        other than a RunConfig, or a value in it is of the wrong type.
     """
     file = Path(path)
     if not file.is_file():
@@ -101,9 +127,9 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except Exception as error:
+        said = _type_problem_behind(error) or f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"Config file {os.fspath(path)!r} failed{_line_in(error, file)}: "
-            f"{type(error).__name__}: {error}"
+            f"Config file {os.fspath(path)!r} failed{_line_in(error, file)}: {said}"
         ) from error
     finally:
         del sys.modules[name]
@@ -117,6 +143,10 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
             f"get_config() of {os.fspath(path)!r} must return a jaxspec.config.RunConfig: "
             f"got {type(config).__name__}."
         )
+    # A registry is asked only for names of the right type.
+    problems = [*type_problems(config)] or [*name_problems(config, known=RunConfig())]
+    if problems:
+        raise ValueError(f"Config file {os.fspath(path)!r}: " + "\n  ".join(problems))
     return config
 
 
@@ -136,25 +166,47 @@ def parse_command(
       description: what the command does, for ``--help``.
 
     Raises:
-      ValueError: no config is named, the config cannot be read, or a setting is unknown.
+      ValueError: no config is named, the config cannot be read, or a setting is unknown or not
+        read by this command.
       SystemExit: 0 after ``--help``; 2 for a value of the wrong type, or one that a config refuses.
     """
-    config_path = _config_option(argv)
+    config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
-    defaults = {field.name: _default(field) for field in dataclasses.fields(command_type)}
-    defaults["run"] = run
-    command, unknown = tyro.cli(
-        command_type,
-        args=list(argv),
+    reads = command_type.reads_now(run, argv)
+    description = description or inspect.cleandoc(command_type.__doc__ or "")
+    if {"-h", "--help"} & set(argv):
+        print(_help(command_type, run, reads, program=program, description=description))
+        raise SystemExit(0)
+    wants_all = "--help-all" in argv
+    if not wants_all:
+        _refuse_unread(command_type, argv, run, reads, program=program)
+    fields = dataclasses.fields(command_type)
+    whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
+    own = [field.name for field in fields if field.name != "run"]
+    choices = _choices(run, reads) if wants_all else {}
+    if wants_all:
+        # A group is named by its settings, so that one of them can show its choices.
+        reads = tuple(setting.name for setting in read_settings(run, reads))
+    part = part_of(
+        whole,
+        [*own, *(f"run.{read}" for read in reads)],
+        types_by_name={f"run.{name}": kind for name, kind in choices.items()},
+    )
+    parsed, unknown = tyro.cli(
+        type(part),
+        args=["--help"] if wants_all else list(argv),
         prog=program,
-        description=description or inspect.cleandoc(command_type.__doc__ or ""),
-        default=command_type(**defaults),
+        description=description if not wants_all else all_settings_header(description),
+        default=part,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
         use_underscores=True,
         return_unknown_args=True,
     )
     if unknown:
-        raise ValueError(_unknown_message(unknown, command_type, run=run, program=program))
+        raise ValueError(_unknown_message(unknown, own, reads, run=run, program=program))
+    command = merged(whole, parsed)
+    if problems := [*name_problems(command.run, known=run)]:
+        raise ValueError("\n  ".join(f"--{problem}" for problem in problems))
     return command
 
 
@@ -181,35 +233,59 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         return OUTPUT_CLOSED
 
 
-def setting_names(settings: object, *, prefix: str = "") -> Iterator[str]:
-    """All names that can be overridden, as they are typed: "training.steps" and so on."""
-    assert dataclasses.is_dataclass(settings)
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from setting_names(value, prefix=f"{name}.")
-        else:
-            yield name
+def _help(
+    command_type: type[ConfigCommand],
+    run: RunConfig,
+    reads: Collection[str],
+    *,
+    program: str,
+    description: str,
+) -> str:
+    settings = list(read_settings(run, reads))
+    caller = f"python {program}" if program.endswith(".py") else program
+    return short_help(
+        program=program,
+        description=description,
+        example=command_type.example.format(program=caller),
+        options=own_options(command_type),
+        settings=[s for s in settings if is_read(s.name, command_type.common or reads)],
+        total=len(settings),
+        unread=[read for read in command_type.reads if read not in reads],
+    )
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return tyro.MISSING
+def _choices(run: RunConfig, reads: Collection[str]) -> dict[str, Any]:
+    """Types that name what the registries hold, of the settings that are names."""
+    return {
+        setting: Literal[tuple(dict.fromkeys((value_of(run, setting), *registry.names())))]
+        for setting, registry in REGISTRIES.items()
+        if is_read(setting, reads)
+    }
 
 
-def _config_option(argv: Sequence[str]) -> str | None:
-    """The value of --config, read ahead: the defaults in --help and in errors are that file's."""
-    found = None
-    for position, argument in enumerate(argv):
-        if argument.startswith("--config="):
-            found = argument.removeprefix("--config=")
-        elif argument == "--config" and position + 1 < len(argv):
-            found = argv[position + 1]
-    return found
+def _refuse_unread(
+    command_type: type[ConfigCommand],
+    argv: Sequence[str],
+    run: RunConfig,
+    reads: Collection[str],
+    *,
+    program: str,
+) -> None:
+    """Refuses a setting of a run that the command would ignore, with the name to use instead."""
+    own = {option.name for option in own_options(command_type)}
+    every = list(setting_names(run))
+    for name in given_names(argv):
+        if name in own or is_read(name, reads) or not is_read(name, every):
+            continue
+        leaf = name.rpartition(".")[2]
+        names = []
+        if leaf not in _AMBIGUOUS and not is_read(name, command_type.reads):
+            readable = [*own, *(setting.name for setting in read_settings(run, reads))]
+            names = [other for other in readable if other.rpartition(".")[2] == leaf]
+        instead = " or ".join(f"--{other}" for other in names)
+        hint = f" Did you mean {instead}?" if instead else ""
+        why = command_type.why_not(name, run, argv)
+        raise ValueError(f"{program} does not read --{name}: {why}.{hint}")
 
 
 def _available(file: Path) -> str:
@@ -220,6 +296,20 @@ def _available(file: Path) -> str:
     close = difflib.get_close_matches(str(file), names, n=1, cutoff=0.6)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}There are: {', '.join(names)}."
+
+
+def _type_problem_behind(error: Exception) -> str:
+    """What the types say of a class whose own checks broke on a value of the wrong type."""
+    if not isinstance(error, TypeError):
+        return ""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        settings = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__post_init__" and dataclasses.is_dataclass(settings):
+            run = vars(RunConfig())
+            groups = [name for name, group in run.items() if type(group) is type(settings)]
+            prefix = groups[0] if groups else type(settings).__name__
+            return "\n  ".join(type_problems(settings, prefix=f"{prefix}."))
+    return ""
 
 
 def _line_in(error: Exception, file: Path) -> str:
@@ -235,26 +325,31 @@ def _line_in(error: Exception, file: Path) -> str:
 
 
 def _unknown_message(
-    unknown: Sequence[str], command_type: type[ConfigCommand], *, run: RunConfig, program: str
+    unknown: Sequence[str],
+    own: Sequence[str],
+    reads: Collection[str],
+    *,
+    run: RunConfig,
+    program: str,
 ) -> str:
     keys = [argument for argument in unknown if argument.startswith("-")]
     if not keys:
         return (
             f"Unexpected argument {unknown[0]!r}: settings are given by name, "
-            f"as in --training.steps 100. All settings: {program} --help"
+            f"as in --training.steps 100. All settings: {program} --help-all"
         )
     typed = keys[0].split("=", 1)[0]
     key = typed.lstrip("-").replace("-", "_")
-    own = [field.name for field in dataclasses.fields(command_type) if field.name != "run"]
     absent = _absent_group(key, run)
     if absent is not None:
         return (
             f"{typed} cannot be set: {absent} is None in this config. "
             f"Give it a value in the config file first."
         )
-    close = difflib.get_close_matches(key, [*own, *setting_names(run)], n=1, cutoff=0.5)
+    names = [*own, *(setting.name for setting in read_settings(run, reads))]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"Did you mean --{close[0]}? " if close else ""
-    return f"Unknown setting {typed}. {hint}All settings: {program} --help"
+    return f"Unknown setting {typed}. {hint}All settings: {program} --help-all"
 
 
 def _absent_group(key: str, run: RunConfig) -> str | None:

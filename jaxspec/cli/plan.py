@@ -11,17 +11,34 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import ClassVar
 
-from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.configuration import parse_command
+from jaxspec.cli.train import TaskCommand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanCommand(ConfigCommand):
+class PlanCommand(TaskCommand):
     """Compile a run's training step for a TPU slice and print what it takes of each device.
 
     No weights, data or TPU are needed: target.architecture gives the shapes, or config.json in the
     folder target.path.
     """
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *("name", "target", "drafter", "denoiser", "loss"),
+        *("data.sequence_length", "data.batch_size", "data.packing", "data.anchors"),
+        *("optimizer", "mesh"),
+        *("training.task", "training.steps", "training.gradient_accumulation"),
+    )
+    common: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype", "drafter.block_size", "drafter.num_layers"),
+        *("drafter.remat", "drafter.chunk_blocks", "denoiser.path", "denoiser.block_size"),
+        *("loss.objective", "loss.chunk_blocks"),
+        *("data.sequence_length", "data.batch_size", "data.anchors"),
+        *("mesh", "training.task", "training.gradient_accumulation"),
+    )
+    example: ClassVar[str] = "{program} --config configs/qwen3_4b.py --topology v5p:2x2x2"
 
     topology: str = ""
     """TPU generation and shape of the slice, such as v5p:2x2x2 (8 chips) or v6e:4x4 (16); "": the

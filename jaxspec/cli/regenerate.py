@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
@@ -27,6 +27,14 @@ _PROGRESS_SECONDS = 5.0
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegenerateCommand(ConfigCommand):
     """What ``jaxspec regenerate`` takes; target and data settings are those of the config."""
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype", "target.enable_thinking"),
+        *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
+    )
+    example: ClassVar[str] = (
+        "{program} --target.path Qwen3-4B --source gsm8k --output runs/gsm8k_answers"
+    )
 
     config: str = ""
     """Python file whose get_config() names the target; "": the defaults, with --target.path."""

@@ -15,14 +15,10 @@ from packaging.version import Version
 import jaxspec.architectures
 import jaxspec.config
 import jaxspec.evaluation_settings
-from jaxspec.cli.configuration import (
-    EvalCommand,
-    TrainCommand,
-    load_config,
-    parse_command,
-    run_as_command,
-    setting_names,
-)
+from jaxspec.cli.configuration import load_config, parse_command, run_as_command
+from jaxspec.cli.evaluate import EvalCommand
+from jaxspec.cli.settings import read_settings, setting_names
+from jaxspec.cli.train import TrainCommand
 from jaxspec.config import RunConfig, TargetConfig, TransformerConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,6 +43,10 @@ def write_config(tmp_path):
 
 def parse_train(*argv: str) -> TrainCommand:
     return parse_command(TrainCommand, argv, program="train.py")
+
+
+def parse_eval(*argv: str) -> EvalCommand:
+    return parse_command(EvalCommand, argv, program="eval.py")
 
 
 def test_load_config_returns_what_get_config_returns(write_config):
@@ -110,7 +110,7 @@ def test_overrides_are_typed(write_config):
         *("--config", str(write_config(CONFIG)), "--workdir", "w"),
         *("--data.sources", "gsm8k", "math", "--loss.decay", "None", "--loss.focal", "0"),
         *("--training.export", "False", "--drafter.target_layer_ids", "1", "3"),
-        *("--data.raw-dir", "x", "--evaluation.temperature=0.5", "--drafter.mask_token_id", "4"),
+        *("--data.raw-dir", "x", "--drafter.mask_token_id", "4"),
     )
     run = command.run
     assert command.workdir == "w"
@@ -124,12 +124,26 @@ def test_overrides_are_typed(write_config):
     assert run.drafter.target_layer_ids == (1, 3)
     assert run.drafter.mask_token_id == 4
     assert run.data.raw_dir == "x"
+
+
+def test_overrides_of_an_evaluation_are_typed(write_config):
+    command = parse_eval(
+        *("--config", str(write_config(CONFIG)), "--output", "o.json"),
+        *("--data.raw-dir", "x", "--evaluation.temperature=0.5", "--target.enable_thinking"),
+        *("False", "--diffusion.num_drafts", "1", "2"),
+    )
+    run = command.run
+    assert run.training.steps == 7, "what is not read stays as well"
+    assert run.data.raw_dir == "x"
     assert run.evaluation.temperature == 0.5
+    assert run.target.enable_thinking is False
+    assert run.diffusion.num_drafts == (1, 2)
 
 
 def test_no_overrides_give_the_config_itself(write_config):
     file = write_config(CONFIG)
     assert parse_train("--config", str(file), "--workdir", "w").run == load_config(file)
+    assert parse_eval("--config", str(file), "--output", "o.json").run == load_config(file)
 
 
 def test_infinite_decay_can_be_typed(write_config):
@@ -155,11 +169,8 @@ def test_settings_of_a_nested_architecture(write_config):
 
 
 def test_eval_takes_several_workdirs(write_config):
-    command = parse_command(
-        EvalCommand,
-        ["--config", str(write_config(CONFIG)), "--workdir", "a", "b", "--output", "o.json"],
-        program="eval.py",
-    )
+    config = str(write_config(CONFIG))
+    command = parse_eval("--config", config, "--workdir", "a", "b", "--output", "o.json")
     assert command.workdir == ("a", "b")
     assert command.output == "o.json"
 
@@ -170,7 +181,7 @@ def test_eval_takes_several_workdirs(write_config):
         (["--trainng.steps", "3"], "Unknown setting --trainng.steps. Did you mean --training.ste"),
         (["--training.stepz=3"], "Unknown setting --training.stepz. Did you mean --training.steps"),
         (["--work_dir", "x"], "Did you mean --workdir?"),
-        (["--qqqqqqqqqq", "1"], "Unknown setting --qqqqqqqqqq. All settings: train.py --help"),
+        (["--qqqqqqqqqq", "1"], "Unknown setting --qqqqqqqqqq. All settings: train.py --help-all"),
         (["stray"], "Unexpected argument 'stray'"),
         (["--training.steps", "3", "4"], "Unexpected argument '4'"),
         (
@@ -191,7 +202,6 @@ def test_unknown_settings_are_errors(write_config, arguments, expected):
         (["--training.steps", "many"], "'many'"),
         (["--training.steps", "0"], "training.steps must be at least 1: got 0"),
         (["--drafter.block_size", "1"], "block_size counts the anchor"),
-        (["--evaluation.temperature", "nan"], "evaluation.temperature must be finite"),
         (["--loss.normalize", "rows"], "'rows'"),
         (["--data.sources"], "data.sources is empty"),
     ],
@@ -199,8 +209,19 @@ def test_unknown_settings_are_errors(write_config, arguments, expected):
 def test_refused_values_exit_with_2(write_config, capsys, arguments, expected):
     with pytest.raises(SystemExit) as caught:
         parse_train("--config", str(write_config(CONFIG)), "--workdir", "w", *arguments)
-    assert caught.value.code == 2
-    printed = capsys.readouterr()
+    assert_refused(caught.value, capsys.readouterr(), expected)
+
+
+def test_refused_values_of_an_evaluation_exit_with_2(write_config, capsys):
+    file = str(write_config(CONFIG))
+    with pytest.raises(SystemExit) as caught:
+        parse_eval("--config", file, "--output", "o.json", "--evaluation.temperature", "nan")
+    expected = "evaluation.temperature must be finite"
+    assert_refused(caught.value, capsys.readouterr(), expected)
+
+
+def assert_refused(exit: SystemExit, printed, expected: str) -> None:
+    assert exit.code == 2
     assert printed.out == ""
     # The message may be wrapped inside a frame.
     assert expected.replace(" ", "") in "".join(printed.err.replace("│", "").split())
@@ -215,19 +236,24 @@ def test_missing_options_exit_with_2(capsys, arguments):
     assert "--config" in capsys.readouterr().err
 
 
-def test_help_lists_every_setting_with_the_configs_defaults(write_config, capsys):
+@pytest.mark.parametrize("parse", [parse_train, parse_eval])
+def test_help_all_lists_every_setting_with_the_configs_defaults(write_config, capsys, parse):
     with pytest.raises(SystemExit) as caught:
-        parse_train("--config", str(write_config(CONFIG)), "--help")
+        parse("--config", str(write_config(CONFIG)), "--help-all")
     assert caught.value.code == 0
     words = capsys.readouterr().out.split()
-    names = list(setting_names(RunConfig()))
-    assert len(names) > 60
+    command = TrainCommand if parse is parse_train else EvalCommand
+    names = [s.name for s in read_settings(RunConfig(), command.reads_now(RunConfig(), []))]
+    assert len(names) > 35
     # A group that is None has no settings of its own.
-    hidden = {"target.architecture", "denoiser.architecture"}
+    hidden = {"target.architecture"}
     assert [name for name in names if f"--{name}" not in words and name not in hidden] == []
-    steps = words.index("--training.steps")
-    assert "INT" in words[steps : steps + 3]
-    assert "7)" in words[steps : steps + 20]
+    others = set(setting_names(RunConfig())) - set(names)
+    assert [name for name in others if f"--{name}" in words] == []
+    if parse is parse_train:
+        steps = words.index("--training.steps")
+        assert "INT" in words[steps : steps + 3]
+        assert "7)" in words[steps : steps + 20]
 
 
 def test_help_works_without_a_config(capsys):

@@ -1,0 +1,90 @@
+"""``jaxspec train`` and train.py: trains what a config file says.
+
+jaxspec train --config configs/quickstart.py --workdir runs/try --training.steps 100
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.settings import given_value
+from jaxspec.config import RunConfig
+
+_OF_A_TASK = {"drafter": "drafter", "denoiser": "denoiser", "loss": "drafter"}
+"""Groups that only some tasks read, and a task that does."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskCommand(ConfigCommand):
+    """A command about a training run: it reads what the run's task reads."""
+
+    @classmethod
+    def reads_now(cls, run: RunConfig, argv: Sequence[str]) -> tuple[str, ...]:
+        """Without the groups that the run's task does not read."""
+        task, objective = _task_and_objective(run, argv)
+        groups = {"drafter": ["drafter", "loss"], "denoiser": ["denoiser"]}.get(task, [])
+        if task == "denoiser" and objective == "draft":
+            groups.append("loss")
+        return tuple(read for read in cls.reads if read in groups or read not in _OF_A_TASK)
+
+    @classmethod
+    def why_not(cls, name: str, run: RunConfig, argv: Sequence[str]) -> str:
+        """Why a setting is not read: by this task, or by this command."""
+        group = name.split(".")[0]
+        if group not in _OF_A_TASK:
+            return super().why_not(name, run, argv)
+        task, objective = _task_and_objective(run, argv)
+        if group == "loss" and task == "denoiser":
+            return f"denoiser.objective is {objective!r}, and --loss.* is for 'draft'"
+        return f"training.task is {task!r}, and --{group}.* is for {_OF_A_TASK[group]!r}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainCommand(TaskCommand):
+    """What train.py takes."""
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *("name", "target", "drafter", "denoiser", "loss"),
+        *("data", "optimizer", "mesh", "training"),
+    )
+    common: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype"),
+        *("drafter.block_size", "drafter.num_layers"),
+        *("denoiser.path", "denoiser.objective", "denoiser.context", "denoiser.block_size"),
+        *("loss.decay", "loss.focal", "loss.chain", "loss.objective"),
+        *("data.sources", "data.sequence_length", "data.batch_size", "data.anchors"),
+        *("optimizer.learning_rate", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("training.task", "training.steps", "training.seed", "training.checkpoint_every"),
+    )
+    example: ClassVar[str] = (
+        "{program} --config configs/quickstart.py --workdir runs/full\n"
+        "{program} --config configs/quickstart.py --workdir runs/uniform \\\n"
+        "    --loss.decay None --loss.focal 0 --loss.chain 0"
+    )
+
+    workdir: str
+    """Folder of the run. A run that is there already continues from its last checkpoint."""
+
+
+def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
+    """Parses the command line and trains."""
+    command = parse_command(
+        TrainCommand,
+        argv,
+        program=program,
+        description="Train a drafter on a frozen target, a diffusion language model, or a target "
+        "from scratch (--training.task).",
+    )
+    # jax is imported only now: --help and mistakes are answered at once.
+    from jaxspec.training.loop import train
+
+    train(command.run, workdir=command.workdir)
+
+
+def _task_and_objective(run: RunConfig, argv: Sequence[str]) -> tuple[str, str]:
+    """What decides which groups are read; the command line may change the config's."""
+    task = given_value(argv, "training.task") or run.training.task
+    return task, given_value(argv, "denoiser.objective") or run.denoiser.objective

@@ -49,8 +49,8 @@ class EvalCommand(ConfigCommand):
         *("diffusion.threshold", "diffusion.caching", "diffusion.graph", "diffusion.num_drafts"),
     )
     example: ClassVar[str] = (
-        "{program} --config configs/quickstart.py --workdir runs/uniform runs/full \\\n"
-        "    --output runs/results.json"
+        "{program} --config configs/quickstart.py --output runs/results.json \\\n"
+        "    --workdir runs/uniform runs/full"
     )
 
     output: str
@@ -107,7 +107,7 @@ def refuse_other_kind(argv: Sequence[str], path: str, *, program: str, is_diffus
         if is_diffusion and name in DRAFTERS_ONLY:
             why, instead = "is a diffusion language model", DRAFTERS_ONLY[name]
         elif not is_diffusion and name.startswith("diffusion."):
-            why, instead = "goes from left to right", DIFFUSION_ONLY.get(name, "")
+            why, instead = "generates from left to right", DIFFUSION_ONLY.get(name, "")
         else:
             continue
         hint = f" Did you mean --{instead}?" if instead else ""

@@ -6,11 +6,12 @@
         --output gpt2_mdlm.json --evaluation.block_size 17 --evaluation.denoising_passes 3
 
 GPT2 is openai-community/gpt2 (or its larger sizes, up to gpt2-xl), MDLM is kuleshov-group/mdlm-owt,
-both as downloaded. The folder MDLM itself drafts as well, as SpecDiff uses it; training teaches it
-blocks of 16 masks behind prefixes. Without --denoiser.path an MDLM is trained from scratch.
+both as downloaded. The folder MDLM can draft as it is, which is how SpecDiff uses it; training
+teaches it blocks of 16 masks after a prefix. Without --denoiser.path an MDLM is trained from
+scratch.
 
 Hardware: written for a TPU v5e-8 slice. What the step takes of each device, compiled without one
-(it needs libtpu):
+(this needs libtpu):
 
     jaxspec plan --config configs/gpt2_mdlm.py --topology v5e:2x4
 

@@ -1,45 +1,32 @@
-"""DFlash drafter for Llama-3-8B-Instruct, with the recipe of arXiv 2606.11552.
+"""DFlash drafter for Llama-3-8B-Instruct: `jaxspec.recipes.paper_drafter`, arXiv 2606.11552.
 
     python train.py --config configs/llama3_8b.py --workdir runs/llama3_8b \
         --target.path FOLDER --data.sources REGENERATED --training.steps STEPS
     python eval.py --config configs/llama3_8b.py --workdir runs/llama3_8b \
         --target.path FOLDER --output llama3_8b.json
+    jaxspec plan --config configs/llama3_8b.py --topology v5p:2x2x2
 
 FOLDER is meta-llama/Meta-Llama-3-8B-Instruct as downloaded (config.json, safetensors,
 tokenizer.json). REGENERATED is a folder written by `jaxspec regenerate`: prompts answered by the
-target itself. Without that option the run reads the public sets named below, a small stand-in for
-the paper's conversations (ShareGPT, not regenerated): 3 epochs of them are far fewer steps than the
-default 6,000. STEPS for 3 epochs is 3 * packed rows / 32.
+target itself. STEPS for 3 epochs is 3 * packed rows / 32. Without REGENERATED the run reads public
+data sets, of which 3 epochs are far fewer steps than the default 6,000.
 
-Hardware: written for a TPU v5p-16 slice (8 chips), parameters sharded over all of them; any number
-of devices that divides the 32 rows will do. What the step takes of each device, compiled without
-one (it needs libtpu):
+Hardware: written for a TPU v5p-16 slice (8 chips); any number of devices that divides the 32 rows
+will do. `jaxspec plan` (it needs libtpu) says what the step takes of each device, without one.
 
-    jaxspec plan --config configs/llama3_8b.py --topology v5p:2x2x2
-
-Time and result: unmeasured. This configuration has not been run; the paper reports for this target
+Time and result: unmeasured. This configuration has not been run. The paper reports for this target
 an average tau of 2.376 with the uniform loss and 3.420 with this one, greedy.
 
-From the paper: the loss's (10, 0.3, 40), blocks of 16, 4 full-attention layers, sequence 4096, 512
-anchors, AdamW with cosine decay from 1e-3 after 1.5% of warm-up, batch 32, bfloat16, target layers
-0, 10, 20 and 30, and the drafter's widths: 4096, 32:8 heads of 128, 14336. Not stated there and
-chosen here: the mask token, weight decay 0, clipping at 1.0, float32 master weights.
+Target layers 0, 10, 20 and 30 and the drafter's widths (4096, 32:8 heads of 128, 14336) are the
+paper's. Chosen here, since the paper does not say: the mask token.
 """
 
 from __future__ import annotations
 
-from jaxspec.config import (
-    DataConfig,
-    DrafterConfig,
-    EvaluationConfig,
-    LossConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RunConfig,
-    TargetConfig,
-    TrainingConfig,
-    TransformerConfig,
-)
+import dataclasses
+
+from jaxspec.config import RunConfig, TransformerConfig
+from jaxspec.recipes import paper_drafter
 
 # 128256 would be the next free id, but the embedding has 128,256 rows (ids 0..128255).
 RESERVED_SPECIAL_TOKEN_0 = 128_002
@@ -64,53 +51,14 @@ def get_config() -> RunConfig:
         dtype="bfloat16",
         param_dtype="bfloat16",
     )
-    return RunConfig(
-        name="llama3_8b",
-        target=TargetConfig(path="Meta-Llama-3-8B-Instruct", architecture=target, dtype="bfloat16"),
-        drafter=DrafterConfig(
-            block_size=16,
-            mask_token_id=RESERVED_SPECIAL_TOKEN_0,
-            target_layer_ids=(0, 10, 20, 30),
-            num_layers=4,
-            num_heads=32,
-            num_kv_heads=8,
-            head_dim=128,
-            intermediate_size=14_336,
-            dtype="bfloat16",
-            param_dtype="float32",
-            remat=True,
-            # Scores of 32 x 16 slots over 4096 positions: 8 MB a head and row (all blocks: 134).
-            chunk_blocks=32,
-        ),
-        # 32 blocks at a time: 32 x 15 x 128256 float32 logits are 246 MB a row; 512: 3.9 GB.
-        loss=LossConfig(decay=10.0, focal=0.3, chain=40.0, chunk_blocks=32),
-        data=DataConfig(
-            sources=("gsm8k", "math", "instructions", "code_instructions"),
-            sequence_length=4096,
-            batch_size=32,
-            anchors=512,
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.015),
-        mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-        training=TrainingConfig(
-            steps=6_000,
-            log_every=10,
-            checkpoint_every=500,
-            # bfloat16 rounds a logit of 32 by up to 0.06, and the largest difference counts.
-            capture_tolerance=0.25,
-        ),
-        evaluation=EvaluationConfig(
-            benchmarks=(
-                "mt_bench",
-                "gsm8k",
-                "humaneval",
-                "aime24",
-                "aime25",
-                "mbpp",
-                "livecodebench",
-            ),
-            prompts=128,
-            max_new_tokens=2048,
-            max_prompt_tokens=2048,
-        ),
+    config = paper_drafter(
+        "llama3_8b",
+        path="Meta-Llama-3-8B-Instruct",
+        architecture=target,
+        mask_token_id=RESERVED_SPECIAL_TOKEN_0,
+        target_layer_ids=(0, 10, 20, 30),
     )
+    widths = dataclasses.replace(
+        config.drafter, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=14_336
+    )
+    return dataclasses.replace(config, drafter=widths)

@@ -6,9 +6,10 @@
     python eval.py --config configs/quickstart.py --output runs/quickstart/results.json \
         --workdir runs/quickstart/uniform runs/quickstart/full
 
-The loss is the paper's recipe (focal 0.3, chain 40) with a decay of 4 in place of 10, which goes
-with blocks of 16 slots: DFlash shortens it with the block. Blocks have 8 slots here and the drafter
-one layer, since in minutes of training hardly a draft is right further out. Hardware: 2 CPU cores.
+The loss is the paper's recipe (focal 0.3, chain 40), but with a decay of 4: the paper's 10 is for
+blocks of 16 slots, and DFlash uses a shorter decay for shorter blocks. Blocks have 8 slots here and
+the drafter has one layer, since a few minutes of training leave hardly a right draft further out.
+Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (

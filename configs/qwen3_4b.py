@@ -1,50 +1,34 @@
-"""DFlash drafter for Qwen3-4B, with the recipe of arXiv 2606.11552.
+"""DFlash drafter for Qwen3-4B: `jaxspec.recipes.paper_drafter`, arXiv 2606.11552.
 
     python train.py --config configs/qwen3_4b.py --workdir runs/qwen3_4b \
         --target.path FOLDER --data.sources REGENERATED --training.steps STEPS
     python eval.py --config configs/qwen3_4b.py --workdir runs/qwen3_4b \
         --target.path FOLDER --output qwen3_4b.json
-
-FOLDER is Qwen/Qwen3-4B as downloaded (config.json, safetensors, tokenizer.json). REGENERATED is a
-folder written by `jaxspec regenerate`: prompts answered by the target itself. Without that option
-the run reads the public sets named below, a small stand-in for the paper's conversations (ShareGPT,
-not regenerated): 3 epochs of them are far fewer steps than the default 6,000. STEPS for 3 epochs is
-3 * packed rows / 32.
-
-Hardware: written for a TPU v5p-16 slice (8 chips), parameters sharded over all of them; any number
-of devices that divides the 32 rows will do. What the step takes of each device, compiled without
-one (it needs libtpu):
-
     jaxspec plan --config configs/qwen3_4b.py --topology v5p:2x2x2
 
-It printed 29.9 GiB of 95 (jax 0.10.2). Time and result: unmeasured. This configuration has not been
-run; the paper reports for this target an average tau of 2.301 with the uniform loss and 2.781 with
-this one, greedy.
+FOLDER is Qwen/Qwen3-4B as downloaded (config.json, safetensors, tokenizer.json). REGENERATED is a
+folder written by `jaxspec regenerate`: prompts answered by the target itself. STEPS for 3 epochs is
+3 * packed rows / 32. Without REGENERATED the run reads public data sets, of which 3 epochs are far
+fewer steps than the default 6,000.
 
-From the paper: the loss's (10, 0.3, 40), blocks of 16, 4 full-attention layers, sequence 4096, 512
-anchors, AdamW with cosine decay from 1e-3 after 1.5% of warm-up, batch 32, bfloat16. Not stated
-there and chosen here: target layers (spaced like those of the paper's main target: i * (layers - 2)
-/ 3), the drafter's widths (the target's), the mask token, weight decay 0, clipping at 1.0, float32
-master weights. z-lab's own drafter for this target has 5 layers and reads 5 target layers (1, 9,
-17, 25, 33); the mask token is the same.
+Hardware: written for a TPU v5p-16 slice (8 chips); any number of devices that divides the 32 rows
+will do. `jaxspec plan` (it needs libtpu) says what the step takes of each device, without one: 29.9
+GiB of 95 (jax 0.10.2).
+
+Time and result: unmeasured. This configuration has not been run. The paper reports for this target
+an average tau of 2.301 with the uniform loss and 2.781 with this one, greedy.
+
+Chosen here, since the paper does not say: the target layers (spaced like those of the paper's main
+target: i * (layers - 2) / 3) and the mask token. z-lab's own drafter for this target has 5 layers
+and reads 5 target layers (1, 9, 17, 25, 33); its mask token is the same.
 """
 
 from __future__ import annotations
 
-from jaxspec.config import (
-    DataConfig,
-    DrafterConfig,
-    EvaluationConfig,
-    LossConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RunConfig,
-    TargetConfig,
-    TrainingConfig,
-    TransformerConfig,
-)
+from jaxspec.config import RunConfig, TransformerConfig
+from jaxspec.recipes import paper_drafter
 
-# The first id behind Qwen3's tokens; the embedding is padded to 151,936 rows, so it has a row.
+# The first id after Qwen3's tokens; the embedding is padded to 151,936 rows, so it has a row.
 MASK_TOKEN = 151_669
 
 
@@ -66,50 +50,10 @@ def get_config() -> RunConfig:
         dtype="bfloat16",
         param_dtype="bfloat16",
     )
-    return RunConfig(
-        name="qwen3_4b",
-        target=TargetConfig(path="Qwen3-4B", architecture=target, dtype="bfloat16"),
-        drafter=DrafterConfig(
-            block_size=16,
-            mask_token_id=MASK_TOKEN,
-            target_layer_ids=(0, 11, 23, 34),
-            num_layers=4,
-            # Widths, epsilon and rotary base of 0 are the target's.
-            dtype="bfloat16",
-            param_dtype="float32",
-            remat=True,
-            # Scores of 32 x 16 slots over 4096 positions: 8 MB a head and row (all blocks: 134).
-            chunk_blocks=32,
-        ),
-        # 32 blocks at a time: 32 x 15 x 151936 float32 logits are 292 MB a row; 512: 4.7 GB.
-        loss=LossConfig(decay=10.0, focal=0.3, chain=40.0, chunk_blocks=32),
-        data=DataConfig(
-            sources=("gsm8k", "math", "instructions", "code_instructions"),
-            sequence_length=4096,
-            batch_size=32,
-            anchors=512,
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.015),
-        mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-        training=TrainingConfig(
-            steps=6_000,
-            log_every=10,
-            checkpoint_every=500,
-            # bfloat16 rounds a logit of 32 by up to 0.06, and the largest difference counts.
-            capture_tolerance=0.25,
-        ),
-        evaluation=EvaluationConfig(
-            benchmarks=(
-                "mt_bench",
-                "gsm8k",
-                "humaneval",
-                "aime24",
-                "aime25",
-                "mbpp",
-                "livecodebench",
-            ),
-            prompts=128,
-            max_new_tokens=2048,
-            max_prompt_tokens=2048,
-        ),
+    return paper_drafter(
+        "qwen3_4b",
+        path="Qwen3-4B",
+        architecture=target,
+        mask_token_id=MASK_TOKEN,
+        target_layer_ids=(0, 11, 23, 34),
     )

@@ -3,8 +3,8 @@
     export JAXSPEC_RAW_DATA=FOLDER
     python train.py --config configs/tiny_real_autoregressive.py --workdir runs/real/autoregressive
 
-It is what SpecDiff's drafters are compared with: ordinary speculative decoding. Hardware: 2 CPU
-cores; 3,000 steps took 10 minutes on a part of one (final loss 2.896, accuracy 0.385 a token).
+SpecDiff's drafters are compared with it: it is ordinary speculative decoding. Hardware: 2 CPU
+cores; 3,000 steps took 10 minutes on part of one (final loss 2.896, accuracy 0.385 per token).
 """
 
 from jaxspec.config import (

@@ -6,9 +6,9 @@
     python eval.py --config configs/tiny_real_drafter.py --output runs/real/results.json \
         --workdir runs/real/uniform runs/real/full
 
-All of them need JAXSPEC_RAW_DATA or a network. The rows between: --loss.focal 0 --loss.chain 0
-(decay), --loss.chain 0 (decay and focal). Hardware: 2 CPU cores; 8 minutes a drafter on one of
-them. What came out: docs/results.md.
+All of them need JAXSPEC_RAW_DATA or a network. The rows in between: --loss.focal 0 --loss.chain 0
+(decay) and --loss.chain 0 (decay and focal). Hardware: 2 CPU cores; 8 minutes per drafter on one of
+them. Results: docs/results.md.
 """
 
 from jaxspec.config import (

@@ -1,4 +1,4 @@
-"""A tiny LLaDA on real text: a diffusion language model that answers, to be decoded by eval.py.
+"""A tiny LLaDA on real text: a diffusion language model that answers, decoded by eval.py.
 
     export JAXSPEC_RAW_DATA=FOLDER
     python train.py --config configs/tiny_real_target.py --workdir runs/real/target    # 70 minutes
@@ -8,10 +8,10 @@
     jaxspec calibrate $L --source gsm8k --output runs/real/llada/graph.json
     python eval.py $L --diffusion.graph runs/real/llada/graph.json --output runs/real/llada.json
 
-Each run goes on from the one before it. tiny_real_mdlm.py is the pre-training (random masks over
-whole documents); here is LLaDA's fine-tuning: only answers are masked, and rows are filled with
-end-of-text tokens that are learned as well. Hardware: 2 CPU cores, of which a run uses one; the
-final loss of these 1,500 steps is 1.17 nats a token of the answer, its end-of-text tokens included.
+Each run continues from the one before it. tiny_real_mdlm.py is the pre-training (random masks over
+whole documents); this is LLaDA's fine-tuning: only answers are masked, and rows are filled up with
+end-of-text tokens, which are learned too. Hardware: 2 CPU cores, of which a run uses one. The final
+loss of these 1,500 steps is 1.17 nats per token of the answer, its end-of-text tokens included.
 """
 
 from jaxspec.config import (

@@ -4,9 +4,10 @@
     python train.py --config configs/tiny_real_mdlm.py --workdir runs/real/mdlm
 
 It starts from the target's first three layers, which learn to see both ways and to fill in random
-masks, as MDLM does, on the text that the target was trained on: an MDLM from scratch takes longer
-than this machine has (docs/results.md). configs/tiny_real_mdlm_draft.py goes on from it. Hardware:
-2 CPU cores; 1,500 steps took 16 minutes on one of them (final bound 3.36 nats a token).
+masks, as MDLM does, on the text that the target was trained on: training an MDLM from scratch
+takes too long on such a machine (docs/results.md). configs/tiny_real_mdlm_draft.py continues from
+it. Hardware: 2 CPU cores; 1,500 steps took 16 minutes on one of them (final bound 3.36 nats per
+token).
 """
 
 from jaxspec.config import (

@@ -3,8 +3,8 @@
     export JAXSPEC_RAW_DATA=FOLDER
     python train.py --config configs/tiny_real_mdlm_draft.py --workdir runs/real/draft/uniform
 
-Blocks of 16 masks stand behind clean prefixes, as in decoding, and the prefix is causal, so that
-drafting caches it. As it stands, the loss is plain cross-entropy. Others take these options:
+Blocks of 16 masks follow clean prefixes, as in decoding. The prefix is causal, so that drafting can
+cache it. The loss is plain cross-entropy; the other rows of the table take these options:
 
     --loss.objective streak                          streak distillation
     --loss.objective detached_streak                 its second form
@@ -15,7 +15,7 @@ drafting caches it. As it stands, the loss is plain cross-entropy. Others take t
     --denoiser.lora_rank 16                          LoRA
     --denoiser.context bidirectional --data.anchors 1 --data.batch_size 32    the prefix of MDLM
 
-bash scripts/mdlm_ladder.sh trains and measures them all; what came out: docs/results.md.
+bash scripts/mdlm_ladder.sh trains and measures them all. Results: docs/results.md.
 """
 
 from jaxspec.config import (

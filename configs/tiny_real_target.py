@@ -3,9 +3,9 @@
     export JAXSPEC_RAW_DATA=FOLDER
     python train.py --config configs/tiny_real_target.py --workdir runs/real/target
 
-The tokenizer (byte-level BPE, 2,048 tokens) is trained on the same text first and lies in
-WORKDIR/export beside the weights. Hardware: 2 CPU cores; 3,600 steps took 70 minutes on one of them
-(final loss 1.672, accuracy 0.607 a token).
+The tokenizer (byte-level BPE, 2,048 tokens) is trained on the same text first; it is written to
+WORKDIR/export with the weights. Hardware: 2 CPU cores; 3,600 steps took 70 minutes on one of them
+(final loss 1.672, accuracy 0.607 per token).
 """
 
 from jaxspec.config import (

@@ -1,8 +1,8 @@
-"""The frozen dataclasses a run is made of.
+"""The frozen dataclasses that a run is made of.
 
-A file in ``configs/`` returns one `RunConfig` from ``get_config()``; every field can be overridden
-on the command line (``--training.steps 100``). Nothing here touches jax, so reading a
-configuration is instant.
+A file in ``configs/`` returns one `RunConfig` from ``get_config()``. A command overrides the fields
+that it reads by name (``--training.steps 100``), and its help prints the strings under them.
+Nothing here touches jax, so a configuration is read in no time.
 
 >>> RunConfig(name="demo").training.steps
 1000
@@ -35,60 +35,61 @@ class TargetConfig:
     """The model whose output must not change."""
 
     path: str = "embedded"
-    """Folder with config.json, safetensors and tokenizer.json; "embedded" is the one shipped in the
-    package; "" when a target is trained from scratch or only shapes are wanted."""
+    """Folder with config.json, safetensors and tokenizer.json; "embedded": the small target in the
+    package; "": none, to train one from scratch or to plan from shapes."""
     architecture: TransformerConfig | None = None
     """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
     dtype: Dtype = "float32"
-    """What the target's weights are held and computed in, wherever it is frozen: in a drafter's
-    training, eval.py, calibrate and regenerate. "bfloat16" takes half the memory."""
+    """Type of the target's weights and of its computations wherever it is frozen. "bfloat16" takes
+    half the memory."""
     enable_thinking: bool | None = None
-    """Handed to the chat template, in training, evaluation and regeneration alike: Qwen3 answers
-    without a train of thought when it is False. None: the template's own default."""
+    """Passed to the chat template, in training, evaluation and regeneration alike: when False,
+    Qwen3 answers without thinking aloud first. None: the template's own default."""
 
     @property
     def template_options(self) -> dict[str, bool]:
-        """Variables of the chat template."""
+        """Variables for the chat template."""
         return {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """A masked-diffusion language model that is trained (training.task "denoiser").
+    """A masked-diffusion language model to train (training.task "denoiser").
 
-    It drafts for a target (SpecDiff, arXiv 2408.05636; SpecDiff-2, arXiv 2511.00606), or answers by
-    itself (LLaDA, arXiv 2502.09992; SDAR, arXiv 2510.06303).
+    It drafts for a target (SpecDiff, arXiv 2408.05636; SpecDiff-2, arXiv 2511.00606), or answers on
+    its own (LLaDA, arXiv 2502.09992; SDAR, arXiv 2510.06303).
 
     Raises:
       ValueError: a block of fewer than 2 slots, or LoRA without a model to adapt.
     """
 
     architecture: DiTConfig | None = None
-    """Shape to train from scratch; None: that of `path`."""
+    """Shape to train from scratch; None: the shape of `path`."""
     path: str = ""
-    """Weights to go on from: a run's folder, an MDLM of the released layout, or a language model of
+    """Weights to start from: a run's folder, an MDLM in the released layout, or a language model of
     the target's family, which learns to see both ways ("embedded": the one in the package); "":
-    from scratch."""
+    start from scratch."""
     num_layers: int = 0
-    """Keep only the first so many layers of `path`; 0: all."""
+    """Keep only the first N layers of `path`; 0: all of them."""
     unroll_layers: bool = False
     """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
     context: Context | None = None
-    """What clean tokens before a block see; None: as in `path` or `architecture`. "bidirectional"
-    is MDLM; "causal" lets drafting cache them; "block_causal" (SDAR) is a diffusion language model
-    whose blocks of `block_size` tokens see themselves and what is before them."""
+    """What the clean tokens before a block see; None: as in `path` or `architecture`.
+    "bidirectional": everything, as in MDLM; "causal": only earlier tokens, so that drafting can
+    cache them; "block_causal" (SDAR): their own block of `block_size` tokens and all earlier ones,
+    for a model that answers on its own."""
     objective: Literal["elbo", "score_entropy", "llada", "draft"] = "elbo"
-    """What is learned: the masked tokens of a row under random masks (MDLM's bound on the
-    likelihood, SEDD's score entropy, or LLaDA's mean over each row's answer), or the fully masked
-    block behind a prefix with `loss`, as drafting meets it."""
+    """What is learned. Random masks over a row: "elbo" (MDLM's bound on the likelihood),
+    "score_entropy" (SEDD) or "llada" (a mean over each row's answer). A fully masked block after a
+    prefix, as in drafting, with the settings of `loss`: "draft"."""
     block_size: int = 16
-    """Slots of a block with its anchor: what "draft" trains, and any training with causal context.
-    Such a row has `data.anchors` blocks; a bidirectional context is read anew for each of them.
-    With a block-causal context a row is cut into blocks of so many tokens, none of them anchors."""
+    """Slots of a block, its anchor included, for objective "draft" and for causal context. A row
+    then has `data.anchors` blocks; a bidirectional context is read again for each of them. With
+    block-causal context, a row is cut into blocks of this many tokens, and there are no anchors."""
     lora_rank: int = 0
-    """Train only low-rank updates of the layers' matrices (LoRA); 0: train every weight."""
+    """Train only updates of this rank to the layers' matrices (LoRA); 0: train every weight."""
     lora_alpha: float = 0.0
-    """Updates are scaled by alpha / rank; 0: alpha = 2 rank."""
+    """Scale of these updates, alpha / rank; 0: alpha = 2 * rank."""
 
     def __post_init__(self) -> None:
         require(
@@ -160,41 +161,42 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how rows are made of it."""
+    """What is read, and how it becomes rows."""
 
     sources: tuple[str, ...] = ("embedded",)
     """Names of data sets (`jaxspec.data.sources.SOURCES`), or folders of `jaxspec regenerate`."""
     split: str = "train"
-    """Split of the sources that is read."""
+    """Split to read."""
     raw_dir: str = ""
     """Folder with the original files, for machines without a network; "": the environment variable
-    JAXSPEC_RAW_DATA, and without it a download from the public source."""
+    JAXSPEC_RAW_DATA, or else a download from the public source."""
     data_dir: str = ""
-    """Where prepared array_record files are kept; "": JAXSPEC_DATA_DIR, else ~/.cache/jaxspec."""
+    """Where prepared array_record files are kept; "": JAXSPEC_DATA_DIR, or else
+    ~/.cache/jaxspec."""
     tokenizer: str = ""
     """Folder with tokenizer.json; "": the target's own; "embedded": the one shipped in the package;
     "train": train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
     tokenizer_vocab: int = 2048
-    """Tokens of a tokenizer that is trained (tokenizer "train")."""
+    """Size of the tokenizer to train (tokenizer "train")."""
     sequence_length: int = 256
-    """Tokens of a row."""
+    """Tokens per row."""
     batch_size: int = 8
-    """Rows of a global step."""
+    """Rows per step, over all devices."""
     packing: bool = True
-    """Several documents to a row, which never see each other."""
+    """Put several documents into a row; they never see each other."""
     fill_rows: bool = False
-    """Fill a row behind its document with end-of-text tokens that are learned, as LLaDA learns to
-    stop; only without packing."""
+    """Fill each row after its document with end-of-text tokens, which are learned too: this is how
+    LLaDA learns to stop. Only without packing."""
     anchors: int = 16
-    """Blocks drafted in each row."""
+    """Blocks to draft per row."""
     loss_on: Literal["response", "all"] = "response"
-    """Which tokens are learned: the assistant's, or every token (for a target from scratch)."""
+    """Which tokens are learned: the assistant's, or all of them (for a target from scratch)."""
     max_examples: int = 0
-    """Read only the first so many examples of each source; 0: all."""
+    """Read only the first N examples of each source; 0: all of them."""
     seed: int = 0
-    """Of the order of the examples."""
+    """Seed of the order of the examples."""
     embedded_examples: int = 20_000
-    """Size of the generated training split of the embedded corpus."""
+    """Examples to generate for the training split of the embedded corpus."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"data.batch_size must be >= 1: got {self.batch_size}.")
@@ -206,20 +208,20 @@ class DataConfig:
         require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
         require(
             not (self.fill_rows and self.packing),
-            "data.fill_rows fills rows behind their only document: set data.packing to False.",
+            "data.fill_rows fills a row after its only document: set data.packing to False.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay and global-norm clipping."""
+    """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
 
     learning_rate: float = 1e-3
-    """Highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up."""
     final_learning_rate: float = 0.0
     """Learning rate at the last step."""
     warmup_fraction: float = 0.015
-    """Share of the steps in which the rate rises linearly."""
+    """Fraction of the steps over which the learning rate rises linearly."""
     b1: float = 0.9
     """Decay of AdamW's mean gradient."""
     b2: float = 0.999
@@ -229,7 +231,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0: no clipping."""
+    """Largest global norm that a gradient may have; 0: no clipping."""
 
     def __post_init__(self) -> None:
         require(
@@ -244,14 +246,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis; one of them may be -1: what is left."""
+    """Devices along each axis; one axis may be -1, which takes the devices that are left."""
 
     data: int = -1
-    """Devices that hold different rows and equal parameters."""
+    """Devices that split the rows and each hold all parameters."""
     fsdp: int = 1
-    """Devices that hold different rows and share out parameters and optimizer state."""
+    """Devices that split the rows, the parameters and the optimizer state."""
     tensor: int = 1
-    """Devices that share out heads and MLP widths."""
+    """Devices that split attention heads and MLP widths."""
     path: Literal["jit", "shard_map", "pmap"] = "jit"
     """How a step is spread over devices. "shard_map" and "pmap" replicate the parameters and
     split the batch (data axis only)."""
@@ -259,29 +261,29 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """The loop."""
+    """What is trained, and for how long."""
 
     task: Literal["target", "drafter", "denoiser"] = "drafter"
-    """Train a drafter on the frozen target, the target itself, or a masked-diffusion language model
-    that drafts for it or answers by itself."""
+    """What to train: a drafter on the frozen target, the target itself, or a masked-diffusion
+    language model (a denoiser) that drafts for it or answers on its own."""
     steps: int = 1000
     """Optimizer steps of the run."""
     gradient_accumulation: int = 1
-    """Parts that a batch is split into, one after the other, for each step."""
+    """Parts that each batch is split into; they are computed one after the other."""
     seed: int = 0
-    """Of the initial parameters and of everything drawn in training."""
+    """Seed of the initial parameters and of everything drawn in training."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 250
-    """Steps between two checkpoints; the last step always has one."""
+    """Steps between two checkpoints; the last step always gets one."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
+    """How many checkpoints to keep, the newest ones."""
     capture_tolerance: float = 1e-3
-    """Largest difference of log-probabilities that the capture check lets pass."""
+    """Largest difference of log-probabilities that the capture check accepts."""
     export: bool = True
-    """Write DIR/export (safetensors, config.json, tokenizer) at the end."""
+    """Write WORKDIR/export (safetensors, config.json, tokenizer) at the end."""
     export_dtype: Literal["", "float32", "bfloat16"] = ""
-    """What exported weights are stored in; "": what the parameters are kept in."""
+    """Type of the exported weights; "": the type of the parameters."""
 
     def __post_init__(self) -> None:
         for field in ("steps", "gradient_accumulation", "log_every", "checkpoint_every"):

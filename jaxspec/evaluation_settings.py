@@ -1,4 +1,4 @@
-"""Settings of an evaluation: what eval.py decodes, and how. `jaxspec.config` hands them on.
+"""Settings of an evaluation: what eval.py decodes, and how. Import them from `jaxspec.config`.
 
 Nothing here touches jax.
 
@@ -17,27 +17,29 @@ from jaxspec.architectures import require
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What eval.py runs."""
+    """What eval.py measures."""
 
     benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
-    """Names of the data sets whose prompts are decoded."""
+    """Data sets whose prompts are decoded."""
     prompts: int = 40
     """Prompts of each benchmark (fewer if it has fewer)."""
     max_new_tokens: int = 128
-    """Longest response."""
+    """Tokens of the longest response."""
     batch_size: int = 8
     """Prompts decoded together when tau is measured."""
     temperature: float = 0.0
-    """0: greedy; above: sampling."""
+    """0: greedy decoding; above 0: sampling."""
     draft_temperature: float | None = None
-    """Temperature of sampled drafts; None: the target's. Whatever it is, outputs are exact; with 0
-    the likeliest tokens are drafted and judged as a point mass."""
+    """Temperature at which drafts are sampled; None: the target's. Outputs are exact at any value;
+    at 0 the likeliest tokens are drafted, and the verifier treats them as certain."""
     top_k: int = 0
-    """Only the k likeliest tokens of target and draft are sampled; 0: all."""
+    """Sample only from the k likeliest tokens, in target and draft; 0: from all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that sum to this are sampled (nucleus); 1: all."""
+    """Sample only from the likeliest tokens that together have this probability (nucleus); 1: from
+    all."""
     min_p: float = 0.0
-    """Only tokens of at least this share of the likeliest one are sampled; 0: all."""
+    """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
+    from all."""
     verifier: Literal[
         "auto",
         "greedy",
@@ -53,37 +55,38 @@ class EvaluationConfig:
     """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
     that were not sampled, "tree" for trees, "recursive" for chains."""
     tree_nodes: int = 0
-    """Decode with the best-first tree of so many nodes instead of one block; 0: no tree."""
+    """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
     chains: int = 0
-    """Decode with so many sampled chains, in one target pass, instead of one block; 0: one block.
-    At temperature 0 they need a `draft_temperature`."""
+    """Draft this many sampled chains, verified in one target pass, instead of one block; 0: one
+    block. At temperature 0 they need a `draft_temperature`."""
     adaptive_sizes: tuple[int, ...] = ()
-    """Sizes that a controller chooses from while decoding, by what was accepted and what a round
-    costs: tokens that the target reads in a round (a block; a tree's nodes and its anchor); 1 turns
-    drafting off. (): one size."""
+    """Sizes that a controller chooses from while decoding, by how many drafts were accepted and
+    what a round costs. A size is the number of tokens that the target reads in a round: a block, or
+    a tree's nodes and its anchor; 1 turns drafting off. (): one fixed size."""
     block_size: int = 0
-    """Block used in decoding; 0: the drafter's own."""
+    """Slots of a block in decoding, its anchor included; 0: the drafter's own."""
     denoising_passes: int = 1
-    """Passes in which a masked-diffusion drafter fills a block."""
+    """Passes that a masked-diffusion drafter takes to fill a block."""
     denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
     """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
     random ones in equal shares, or the leftmost ones."""
     draft_rule: Literal["in_order", "last_pass", "point_mass", "reveal_time"] = "in_order"
-    """What the verifier is told of tokens that were filled in at different passes: the distribution
-    a token was drawn from, if nothing to its left was filled in later ("in_order"), or if it was in
-    the last pass ("last_pass"), or no distribution at all ("point_mass"); a token without one
-    counts as certain. "reveal_time", every token's own, is exact only from left to right."""
+    """Which tokens, of those that several passes filled in, the verifier gets a distribution for:
+    those with nothing to their left that was filled in later ("in_order"), those of the last pass
+    ("last_pass"), or none ("point_mass"). A token without one counts as certain. "reveal_time"
+    gives the distribution of every token, which is exact only from left to right."""
     max_prompt_tokens: int = 512
-    """Longest prompt taken; longer ones are counted and left out."""
+    """Tokens of the longest prompt; longer prompts are counted and left out."""
     passage_tokens: int = 32
-    """Of running text (wikitext2, tinystories), the first so many tokens are the prompt, as they
-    are; the target goes on from there."""
+    """In running text (wikitext2, tinystories), the first N tokens are the prompt, as they are; the
+    target continues from there."""
     timing_prompts: int = 6
-    """Prompts (per benchmark) on which wall-clock speed is measured at batch 1; 0: no timing."""
+    """Prompts of each benchmark on which wall-clock speed is measured, one at a time; 0: no
+    timing."""
     timing_repeats: int = 3
     """How often each timing is repeated."""
     seed: int = 0
-    """Of sampling and of the bootstrap."""
+    """Seed of sampling and of the bootstrap."""
 
     def __post_init__(self) -> None:
         require(
@@ -136,7 +139,7 @@ class EvaluationConfig:
             or self.denoising_passes == 1,
             "evaluation.draft_rule 'reveal_time' would change the target's output: in order "
             f"{self.denoising_order!r} with {self.denoising_passes} passes, what a token was drawn "
-            "from tells what stood to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
+            "from tells what was to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
             "evaluation.denoising_order 'left_to_right'.",
         )
         require(
@@ -167,43 +170,46 @@ class EvaluationConfig:
 class DiffusionEvaluationConfig:
     """How a target that is a diffusion language model is decoded, by eval.py and calibrate.
 
-    What is asked, the length of a response (`max_new_tokens`), temperature, batch and seed are
-    those of `EvaluationConfig`.
+    The prompts, the length of a response (`max_new_tokens`), temperature, batch and seed are those
+    of `EvaluationConfig`.
     """
 
     block_length: int = 0
-    """Tokens of a block; blocks are filled from left to right. 0: those that the model was trained
-    with (SDAR: 4), or 32."""
+    """Tokens of a block; blocks are filled from left to right. 0: what the model was trained with
+    (SDAR: 4), or else 32."""
     unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
     """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
     as many as can be revealed together at a bounded risk (Fast-dLLM)."""
     steps: int = 0
-    """Steps in which "scheduled" fills a block; 0: one for each token."""
+    """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
     threshold: float = 0.9
-    """Confidence that "threshold" asks for."""
+    """Confidence that unmasking "threshold" asks for."""
     factor: float = 1.0
-    """Risk of "factor"; near 0: one token a step."""
+    """Risk that unmasking "factor" takes; near 0: one token per step."""
     caching: Literal["none", "prefix", "dual"] = "dual"
-    """Keys and values that are kept within a block: none, those before it, or all but its own."""
+    """Which keys and values are reused while a block is filled: none ("none"), those before it
+    ("prefix"), or all but its own ("dual")."""
     block_causal: bool = False
-    """Whether a token sees only its own block and those before it. A model that was trained so (the
-    context "block_causal") always does."""
+    """Whether a token sees only its own block and those before it. A model that was trained that
+    way (context "block_causal") always does."""
     guidance: float = 0.0
-    """Strength of classifier-free guidance; 0: none."""
+    """Strength of classifier-free guidance; 0: off."""
     drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
-    """Graphs that need no calibration, a row of the table each: the likeliest tokens at the
-    likeliest positions one by one (SSD), a step's share at a time (FreeDave), or each alone."""
+    """Draft graphs that need no calibration; each gets rows in the table. They draft the likeliest
+    tokens at the likeliest positions: one after the other ("ssd"), a step's share at a time
+    ("freedave"), or each on its own ("star")."""
     num_drafts: tuple[int, ...] = (3,)
-    """Sizes of these graphs (D, drafted states), a row of the table each; 0 is plain decoding."""
+    """Sizes of the graphs (D, drafted states); each gets a row in the table. 0: plain decoding."""
     graph: str = ""
-    """File of `jaxspec calibrate`; its first `num_drafts` nodes are rows of the table as well.
-    "": none."""
+    """File of `jaxspec calibrate`; its first `num_drafts` nodes get rows in the table too. "":
+    none."""
     kept_drafts: int = 0
-    """So many of a calibrated graph's nodes are drafted in a pass, the most promising ones (D*),
-    and the whole graph is one row; 0: no choice."""
+    """Draft only this many nodes of a calibrated graph in each pass, the most promising ones (D*);
+    the whole graph then gets one row. 0: draft all of them."""
     layout: Literal["mask", "batch"] = "mask"
-    """How drafted states are read: appended under a mask, or as rows of the batch. Either keeps the
-    output with the dual cache and with block-causal models; else only "batch" does."""
+    """How drafted states are read: in one row under a mask ("mask"), or as rows of the batch
+    ("batch"). With the dual cache and with block-causal models, both give the same output as
+    decoding without drafts; elsewhere only "batch" does."""
 
     def __post_init__(self) -> None:
         require(
@@ -212,8 +218,8 @@ class DiffusionEvaluationConfig:
         )
         require(
             self.steps >= 0 and (not self.block_length or self.steps <= self.block_length),
-            "diffusion.steps are those of a block, from 1 to diffusion.block_length "
-            f"({self.block_length}), or 0: got {self.steps}.",
+            "diffusion.steps counts the steps of a block, from 1 to diffusion.block_length "
+            f"({self.block_length}), or is 0: got {self.steps}.",
         )
         require(
             not self.steps or self.unmasking == "scheduled",

@@ -33,8 +33,7 @@ class RegenerateCommand(ConfigCommand):
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
     )
     example: ClassVar[str] = (
-        "{program} --target.path Qwen3-4B --source gsm8k \\\n"
-        "    --output runs/gsm8k_answers"
+        "{program} --target.path Qwen3-4B --source gsm8k \\\n    --output runs/gsm8k_answers"
     )
 
     config: str = ""

@@ -13,6 +13,7 @@ from jaxspec.cli import calibrate, evaluate, plan, regenerate, train
 from jaxspec.cli.configuration import ConfigCommand, parse_command, run_as_command
 from jaxspec.cli.settings import given_names, given_value, is_read, meaning, setting_names
 from jaxspec.config import OptimizerConfig, RunConfig, TargetConfig, TransformerConfig
+from tests.evals.diffusion_folders import write_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS: dict[str, type[ConfigCommand]] = {
@@ -164,6 +165,16 @@ def test_shared_settings_serve_both_kinds_of_target():
     tables = (evaluate.DRAFTERS_ONLY, evaluate.DIFFUSION_ONLY)
     names = {name for table in tables for pair in table.items() for name in pair if name}
     assert names <= every
+
+
+def test_a_diffusion_language_model_is_refused_settings_of_drafters(tmp_path, capsys):
+    folder = write_model(tmp_path / "export")
+    arguments = ["--config", "configs/quickstart.py", "--target.path", str(folder)]
+    arguments += ["--output", str(tmp_path / "o.json"), "--evaluation.verifier", "block"]
+    assert run_as_command(eval_script.main, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: eval.py does not read --evaluation.verifier for this target")
+    assert not (tmp_path / "o.json").exists()
 
 
 def test_the_command_line_decides_not_the_config(tmp_path, capsys):

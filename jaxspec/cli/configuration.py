@@ -21,7 +21,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -39,7 +39,14 @@ from jaxspec.cli.settings import (
     read_settings,
     setting_names,
 )
-from jaxspec.cli.values import REGISTRIES, name_problems, type_problems, value_of
+from jaxspec.cli.values import (
+    REGISTRIES,
+    Registry,
+    list_problems,
+    name_problems,
+    type_problems,
+    value_of,
+)
 from jaxspec.config import RunConfig
 
 USER_MISTAKE = 2
@@ -79,6 +86,8 @@ class ConfigCommand:
     """Those that ``--help`` shows; (): all of them."""
     example: ClassVar[str] = ""
     """A command line that ``--help`` shows."""
+    registries: ClassVar[Mapping[str, Registry]] = {}
+    """Options of the command that are names, separated by commas -> the registry that has them."""
 
     config: str
     """Python file whose get_config() returns the RunConfig (see configs/)."""
@@ -183,14 +192,14 @@ def parse_command(
     fields = dataclasses.fields(command_type)
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]
-    choices = _choices(run, reads) if wants_all else {}
+    shown = _choices(command_type, run, reads) if wants_all else {}
     if wants_all:
         # A group is named by its settings, so that one of them can show its choices.
         reads = tuple(setting.name for setting in read_settings(run, reads))
     part = part_of(
         whole,
         [*own, *(f"run.{read}" for read in reads)],
-        types_by_name={f"run.{name}": kind for name, kind in choices.items()},
+        types_by_name=shown,
     )
     parsed, unknown = tyro.cli(
         type(part),
@@ -205,7 +214,10 @@ def parse_command(
     if unknown:
         raise ValueError(_unknown_message(unknown, own, reads, run=run, program=program))
     command = merged(whole, parsed)
-    if problems := [*name_problems(command.run, known=run)]:
+    problems = [*name_problems(command.run, known=run)]
+    for option, registry in command_type.registries.items():
+        problems += list_problems(option, getattr(command, option), registry)
+    if problems:
         raise ValueError("\n  ".join(f"--{problem}" for problem in problems))
     return command
 
@@ -248,19 +260,27 @@ def _help(
         description=description,
         example=command_type.example.format(program=caller),
         options=own_options(command_type),
+        names={*REGISTRIES, *command_type.registries},
         settings=[s for s in settings if is_read(s.name, command_type.common or reads)],
         total=len(settings),
         unread=[read for read in command_type.reads if read not in reads],
     )
 
 
-def _choices(run: RunConfig, reads: Collection[str]) -> dict[str, Any]:
-    """Types that name what the registries hold, of the settings that are names."""
-    return {
-        setting: Literal[tuple(dict.fromkeys((value_of(run, setting), *registry.names())))]
+def _choices(
+    command_type: type[ConfigCommand], run: RunConfig, reads: Collection[str]
+) -> dict[str, Any]:
+    """Types that show what the registries hold, for the settings and options that are names."""
+    settings = {
+        f"run.{setting}": Literal[tuple(dict.fromkeys((value_of(run, setting), *registry.names())))]
         for setting, registry in REGISTRIES.items()
         if is_read(setting, reads)
     }
+    options = {
+        option: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(registry.names())}}}[,...]")]
+        for option, registry in command_type.registries.items()
+    }
+    return settings | options
 
 
 def _refuse_unread(

@@ -6,11 +6,12 @@ jaxspec eval --config configs/quickstart.py --workdir runs/a runs/b --output run
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
+from jaxspec.cli.values import Registry
 
 DRAFTERS_ONLY = {
     "evaluation.verifier": "",
@@ -53,15 +54,20 @@ class EvalCommand(ConfigCommand):
         "    --workdir runs/uniform runs/full"
     )
 
+    registries: ClassVar[Mapping[str, Registry]] = {
+        "drafters": Registry("jaxspec.evals.speculative.bundles", "KINDS")
+    }
+
     output: str
     """JSON file to write. The table (.md) and, for drafters, plots (.png) are written next to
     it."""
     workdir: tuple[str, ...] = ()
-    """Folders of trained drafters; each becomes a row of the table. None for a diffusion language
-    model, which --target.path names."""
+    """Folders of trained drafters; each gets a row in the table. A diffusion language model
+    (--target.path) takes none."""
     drafters: str = ""
-    """Kinds of drafters to measure, separated by commas: dflash, mdlm and autoregressive (those
-    among the folders), ngram (prompt look-up) and none (the target alone). "": every folder."""
+    """Kinds of drafters to measure, separated by commas: those that are trained are taken from the
+    folders of --workdir; "ngram,none" adds prompt look-up and the target alone. "": every
+    folder."""
 
 
 def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:

@@ -11,13 +11,12 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import tyro
 
 from jaxspec.cli.settings import Setting
-from jaxspec.cli.values import REGISTRIES
 
 WIDTH = 80
 _INDENT = 6
@@ -32,6 +31,7 @@ def short_help(
     example: str,
     options: Sequence[Setting],
     settings: Sequence[Setting],
+    names: Collection[str],
     total: int,
     unread: Sequence[str] = (),
 ) -> str:
@@ -43,6 +43,7 @@ def short_help(
       example: a command line.
       options: the command's own.
       settings: those of the run that are shown.
+      names: those of them that are names in a registry, which only ``--help-all`` opens.
       total: how many settings the command reads in all.
       unread: groups that it reads with other configurations only.
     """
@@ -51,13 +52,13 @@ def short_help(
         lines += ["", "example:", *(f"  {line}" for line in example.splitlines())]
     lines += ["", "options (defaults in brackets):"]
     for option in options:
-        lines += _entry(option, program=program)
+        lines += _entry(option, is_name=option.name in names, program=program)
     group = ""
     for setting in settings:
         if (its_group := setting.name.split(".")[0]) != group:
             group = its_group
             lines += ["", f"{group}:"]
-        lines += _entry(setting, program=program)
+        lines += _entry(setting, is_name=setting.name in names, program=program)
     which = (
         f"These are the settings that people change, {len(settings)} of {total}. All of them"
         if total > len(settings)
@@ -65,8 +66,8 @@ def short_help(
     )
     footer = f"{which}, each with its type, default and meaning: {program} --help-all"
     if unread:
-        names = " and ".join(f"--{group}.*" for group in unread)
-        footer += f". With this configuration, {names} are not read."
+        groups = " and ".join(f"--{group}.*" for group in unread)
+        footer += f". With this configuration, {groups} are not read."
     return "\n".join([*lines, "", *textwrap.wrap(footer, WIDTH)])
 
 
@@ -113,13 +114,13 @@ def _usage(program: str, options: Sequence[Setting]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _entry(setting: Setting, *, program: str) -> Iterator[str]:
+def _entry(setting: Setting, *, is_name: bool, program: str) -> Iterator[str]:
     """A line with the name, type and default, then what it means."""
     default = "required" if setting.value is tyro.MISSING else shown(setting.value)
     kind, text = type_name(setting.kind), setting.meaning
     if match := _FIRST_SENTENCE.match(text):
         text = match.group(1)
-    if setting.name in REGISTRIES or len(kind) > WIDTH // 2:
+    if is_name or len(kind) > WIDTH // 2:
         kind, text = "NAME", f"{text} Names: {program} --help-all"
     yield from textwrap.wrap(
         f"--{setting.name} {kind} ({default})",

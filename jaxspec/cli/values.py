@@ -72,6 +72,13 @@ def name_problems(run: RunConfig, *, known: RunConfig) -> Iterator[str]:
             yield f"{setting}: got {name!r}, expected {_any_of(names)}.{closest(name, names)}"
 
 
+def list_problems(option: str, value: str, registry: Registry) -> Iterator[str]:
+    """Says of every name in a list, separated by commas, that the registry does not have it."""
+    for name in filter(None, map(str.strip, value.split(","))):
+        if name not in (names := registry.names()):
+            yield f"{option}: got {name!r}, expected {_any_of(names)}.{closest(name, names)}"
+
+
 def value_of(run: RunConfig, setting: str) -> Any:
     """The value of a setting that is named as it is typed."""
     value: Any = run

@@ -72,7 +72,13 @@ def test_entries():
         Setting("loss.objective", str, "What is learned.", "x"),
     ]
     text = short_help(
-        program="p", description="Does it.", example="", options=options, settings=[], total=0
+        program="p",
+        description="Does it.",
+        example="",
+        options=options,
+        settings=[],
+        names={"loss.objective"},
+        total=0,
     )
     assert text.splitlines()[5:-2] == [
         "options (defaults in brackets):",

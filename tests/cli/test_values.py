@@ -10,9 +10,17 @@ import pytest
 
 from jaxspec.cli import values
 from jaxspec.cli.configuration import load_config, parse_command, run_as_command
+from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.main import COMMANDS
+from jaxspec.cli.settings import own_options
 from jaxspec.cli.train import TrainCommand
-from jaxspec.cli.values import REGISTRIES, Registry, name_problems, type_problems
+from jaxspec.cli.values import (
+    REGISTRIES,
+    Registry,
+    list_problems,
+    name_problems,
+    type_problems,
+)
 from jaxspec.config import (
     DataConfig,
     DenoiserConfig,
@@ -237,3 +245,22 @@ def test_a_name_that_stays_is_not_looked_up(monkeypatch):
     monkeypatch.setitem(values.REGISTRIES, "name", Registry("no.such.module", "NAMES"))
     run = RunConfig(training=TrainingConfig(steps=3))
     assert list(name_problems(run, known=RunConfig())) == []
+
+
+def test_lists_of_names_are_looked_up_too(write_config):
+    registry = Registry("jaxspec.cli.main", "COMMANDS")
+    assert list(list_problems("kinds", "", Registry("no.such.module", "NAMES"))) == []
+    assert list(list_problems("kinds", " train, eval,", registry)) == []
+    (problem,) = list_problems("kinds", "train,evil", registry)
+    assert problem.startswith("kinds: got 'evil', expected 'calibrate', 'doctor', 'eval', ")
+    assert problem.endswith("Did you mean 'eval'?")
+    arguments = ["--config", write_config(""), "--output", "o.json", "--drafters", "none, ngrams"]
+    with pytest.raises(ValueError, match=r"^--drafters: got 'ngrams', .*Did you mean 'ngram'\?$"):
+        parse_command(EvalCommand, arguments, program="eval.py")
+
+
+@pytest.mark.parametrize("command", [EvalCommand, TrainCommand])
+def test_registries_of_options_are_there(command):
+    options = {option.name for option in own_options(command)}
+    assert set(command.registries) <= options
+    assert all(registry.names() for registry in command.registries.values())

@@ -60,7 +60,7 @@ TRACEBACK_VARIABLE = "JAXSPEC_TRACEBACK"
 
 
 ELSEWHERE = {
-    "target": "what is known of the target is in its folder (--target.path)",
+    "target": "the target's shape is in its folder (--target.path)",
     "drafter": "a drafter's shape is set when it is trained, by train.py",
     "denoiser": "train.py reads it, with training.task 'denoiser'",
     "loss": "the loss is chosen when a model is trained, by train.py",

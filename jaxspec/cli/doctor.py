@@ -65,7 +65,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """What jax computes on."""
+    """The devices that jax computes on."""
     import jax
 
     devices = jax.devices()
@@ -108,7 +108,7 @@ def check_embedded() -> Iterator[Finding]:
 
 
 def check_raw_data() -> Iterator[Finding]:
-    """Original files of the data sets, for machines without a network."""
+    """The original files of the data sets, for machines without a network."""
     value = os.environ.get("JAXSPEC_RAW_DATA", "")
     if not value:
         detail = "JAXSPEC_RAW_DATA is not set: data sets are downloaded when first used"
@@ -157,8 +157,8 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table; returns 1 when a check failed."""
     parser = argparse.ArgumentParser(
         prog="jaxspec doctor",
-        description="Check this machine: versions, devices, a compile, shipped files, raw data, "
-        "disk. Exit status 0 when everything a run needs is there, else 1.",
+        description="Check this machine: versions, devices, a small compilation, shipped files, "
+        "raw data, disk. The exit status is 0 when everything that a run needs is there, else 1.",
     )
     parser.parse_args(argv)
     findings = examine()

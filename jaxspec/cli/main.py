@@ -12,11 +12,14 @@ from jaxspec.cli.configuration import run_as_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("jaxspec.cli.calibrate", "Find the draft graph of a diffusion language model."),
-    "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, a compile, data."),
+    "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, compiler, data."),
     "eval": ("jaxspec.cli.evaluate", "Measure drafters, or decoders of a diffusion model."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
-    "plan": ("jaxspec.cli.plan", "Memory of a training step on a TPU slice, compiled without one."),
-    "regenerate": ("jaxspec.cli.regenerate", "Answer a data set with the target, to train on."),
+    "plan": ("jaxspec.cli.plan", "Tell how much memory a training step needs on a TPU slice."),
+    "regenerate": (
+        "jaxspec.cli.regenerate",
+        "Answer a data set with the target, as training data.",
+    ),
     "train": ("jaxspec.cli.train", "Train a drafter, a diffusion language model or a target."),
 }
 """Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""
@@ -54,8 +57,8 @@ def usage() -> str:
         [
             "usage: jaxspec COMMAND ...",
             "",
-            "Train and measure diffusion drafters. train.py and eval.py are the same as",
-            "jaxspec train and jaxspec eval.",
+            "Train and measure diffusion drafters. train.py and eval.py are the same commands",
+            "as jaxspec train and jaxspec eval.",
             "",
             "commands (--help on each):",
             *lines,

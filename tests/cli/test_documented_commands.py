@@ -1,0 +1,45 @@
+"""The command lines in the documentation name settings that there are, and that are read."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxspec.cli.configuration import ConfigCommand, parse_command
+from tests.cli.test_reads import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"^[ `]*(?:python )?(train\.py|eval\.py|jaxspec \w+) (-.*)$", re.MULTILINE)
+SETTINGS = re.compile(r'^L="(.*)"$', re.MULTILINE)
+
+
+def documented() -> Iterator[tuple[str, str, str]]:
+    """File, command and arguments; lines with placeholders of a syntax are left out."""
+    files = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.py"))
+    for file in sorted(files):
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        variables = SETTINGS.findall(re.sub(r"^ +", "", text, flags=re.MULTILINE))
+        for program, arguments in LINE.findall(text):
+            arguments = re.sub(r"`.*|\s#.*", "", arguments).replace("...", "")
+            if program in COMMANDS and "[" not in arguments and "NAME" not in arguments:
+                arguments = arguments.replace("$L", " ".join(variables)).replace("STEPS", "3")
+                yield file.name, program, arguments
+
+
+@pytest.mark.parametrize(("file", "program", "arguments"), list(documented()))
+def test_documented_command_lines_are_accepted(file, program, arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command: type[ConfigCommand] = COMMANDS[program]
+    line = ["--config", "configs/quickstart.py"] if "--config" not in arguments else []
+    for option in ("workdir", "output"):
+        if option in command.__dataclass_fields__:
+            line += [] if f"--{option} " in arguments else [f"--{option}", "x.json"]
+    parse_command(command, [*line, *shlex.split(arguments)], program=program)
+
+
+def test_there_are_some():
+    assert len(list(documented())) > 30

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxspec.config import RunConfig
+from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -47,6 +47,16 @@ class Rules:
     vocab: str | None = "tensor"
     features: str | None = "tensor"
 
+    @classmethod
+    def replicated(cls) -> Rules:
+        """Every parameter whole on every device."""
+        return cls(width=None, heads=None, mlp=None, vocab=None, features=None)
+
+    @classmethod
+    def of(cls, mesh: MeshConfig) -> Rules:
+        """Those of a run: only the path "jit" splits parameters."""
+        return cls() if mesh.path == "jit" else cls.replicated()
+
     def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         """The partition of one leaf; an axis that does not divide evenly is left whole."""
         names = tuple(_name(entry) for entry in path)
@@ -57,7 +67,7 @@ class Rules:
         for name, size in zip(axes, shape[-len(axes) :], strict=True):
             axis = getattr(self, name) if name else None
             split.append(axis if axis and size % mesh.shape[axis] == 0 else None)
-        return PartitionSpec(*split)
+        return PartitionSpec(*split) if any(split) else PartitionSpec()
 
     def shardings(self, tree: Any, mesh: Mesh) -> Any:
         """A `NamedSharding` for each leaf of a tree (params, optimizer state) or of its shapes."""

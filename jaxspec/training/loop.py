@@ -23,14 +23,14 @@ from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size, replicated
+from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import provenance, write_json
 from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.setup import prepare
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
+from jaxspec.training.tasks import task_of
 
 
 def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
@@ -57,27 +57,23 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
 
     # 2. Data, tokenizer, frozen target, model: everything that can be wrong is looked at here.
     workdir = Path(workdir)
-    task = prepare(config, workdir=workdir)
-    rows_here = _local_rows(task.pipeline)
+    run = task_of(config).prepare(config, workdir=workdir)
+    task, pipeline = run.task, run.pipeline
+    rows_here = _local_rows(pipeline)
 
     # 3. State, made in place: no device ever holds all of a sharded model.
     transform, rates = make_optimizer(config.optimizer, steps=settings.steps)
-    rules = Rules()
+    rules = Rules.of(config.mesh)
     key = jax.random.key(settings.seed)
 
     def create() -> TrainState:
         return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
 
     abstract = jax.eval_shape(create)
-    whole = replicated(mesh)
-    shardings = (
-        rules.shardings(abstract, mesh)
-        if config.mesh.path == "jit"
-        else jax.tree.map(lambda _: whole, abstract)
-    )
-    frozen = task.load_frozen(mesh)
+    shardings = rules.shardings(abstract, mesh)
+    frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
     frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
-    task.capture_check(frozen)
+    run.check_capture(frozen)
 
     with contextlib.ExitStack() as open_files:
         # 4. The newest checkpoint, if there is one; otherwise a fresh state.
@@ -110,11 +106,11 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                     f"The checkpoint in {workdir} is at step {first_step}, but training.steps is "
                     f"{settings.steps}. Use at least {first_step} steps, or another --workdir."
                 )
-            task.pipeline.set_state(progress["loader"])
+            pipeline.set_state(progress["loader"])
             print(f"Going on from step {first_step} in {workdir}.", flush=True)
         if jax.process_index() == 0:
-            task.keep_tokenizer()
-            record = provenance(config=task.resolved_config, seed=settings.seed)
+            run.keep_tokenizer(workdir)
+            record = provenance(config=task.config, seed=settings.seed)
             write_json(workdir / "provenance.json", record)
 
         # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
@@ -142,7 +138,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         tokens, started = 0, time.monotonic()
         with Reporter(steps=settings.steps, first_step=first_step, title=task.title) as reporter:
             for index in range(first_step, settings.steps):
-                batch = next(task.pipeline)
+                batch = next(pipeline)
                 tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
                 state, metrics = step(
                     state,
@@ -169,10 +165,10 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                         reporter.update(row)
                     if bad_step >= 0:
                         checkpoints.wait()
-                        raise ValueError(_diverged(bad_step, task.pipeline, checkpoints, config))
+                        raise ValueError(_diverged(bad_step, pipeline, checkpoints, config))
                     window, tokens, started = [], 0, now
                 if save or stop:
-                    progress = {"loader": task.pipeline.get_state(), "seed": settings.seed}
+                    progress = {"loader": pipeline.get_state(), "seed": settings.seed}
                     if checkpoints.latest_step() != done:
                         checkpoints.save(done, state, progress=progress)
                 if stop:
@@ -181,7 +177,8 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         # 7. Weights for others.
         checkpoints.wait()
         if settings.export:
-            task.export(jax.device_get(state.params) if jax.process_count() == 1 else state.params)
+            alone = jax.process_count() == 1
+            run.export(jax.device_get(state.params) if alone else state.params, workdir=workdir)
         return row
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,6 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         if self._progress:
             self._progress.stop()
-
-    @property
-    def say(self) -> Callable[[str], None]:
-        """Prints a line above the bar."""
-        return self._console.print if self._progress is None else self._progress.console.print
 
     def update(self, row: dict[str, Any]) -> None:
         """Shows one line of metrics."""

@@ -19,12 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.checkpoints.folders import target_folder
-from jaxspec.checkpoints.huggingface import read_config
 from jaxspec.config import RunConfig
 from jaxspec.losses import LossWeights
-from jaxspec.models.dflash import DFlash, resolve_config
-from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -34,11 +30,10 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
-from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
-from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
+from jaxspec.training.tasks import task_of
 
 MEMORY_BYTES = {
     "TPU v4": 32 * 2**30,
@@ -115,16 +110,15 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     """
     mesh = make_mesh(config.mesh, devices=devices)
     check_batch_size(config, mesh)
-    objective, init, frozen = _abstract(config)
+    task = task_of(config).build(config)
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-    state = jax.eval_shape(lambda: TrainState.create(init(jax.random.key(0)), transform))
-    sharded = config.mesh.path == "jit"
-    rules = Rules() if sharded else Rules(None, None, None, None, None)
+    state = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    rules = Rules.of(config.mesh)
     state_shardings = rules.shardings(state, mesh)
-    frozen_shardings = rules.shardings(frozen, mesh)
+    frozen_shardings = rules.shardings(task.frozen_shapes, mesh)
     step = spread(
         make_body(
-            objective, transform, gradient_accumulation=config.training.gradient_accumulation
+            task.objective, transform, gradient_accumulation=config.training.gradient_accumulation
         ),
         mesh=mesh,
         path=config.mesh.path,
@@ -143,7 +137,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     batch, hyper = _batch(config), _hyper(config)
     arguments = (
         placed(state, state_shardings),
-        placed(frozen, frozen_shardings),
+        placed(task.frozen_shapes, frozen_shardings),
         placed(batch, jax.tree.map(lambda _: rows, batch)),
         placed(hyper, jax.tree.map(lambda _: whole, hyper)),
     )
@@ -165,42 +159,11 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
         mesh=dict(mesh.shape),
         rows=config.data.batch_size / batch_parts(mesh),
         trained=_count(state.params),
-        frozen=_count(frozen),
+        frozen=_count(task.frozen_shapes),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=(compiled.cost_analysis() or {}).get("flops"),
         compile_s=time.monotonic() - started,
-    )
-
-
-def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
-    """Objective, initialiser of what is trained, and shapes of what is frozen."""
-    if config.training.task == "denoiser":
-        parts = denoiser_parts(config, denoiser_config(config.denoiser))
-        return parts.objective, parts.init, parts.frozen_shapes
-    architecture = config.target.architecture or read_config(target_folder(config.target.path))
-    if config.training.task == "target":
-        model = make_model(architecture)
-        tokens = jnp.zeros((1, 8), jnp.int32)
-        return TargetObjective(model), lambda key: model.init(key, tokens)["params"], {}
-    architecture = dataclasses.replace(
-        architecture, dtype=config.target.dtype, param_dtype=config.target.dtype
-    )
-    target = make_model(architecture)
-    frozen = jax.eval_shape(
-        lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    )
-    # Which token masks a slot is nothing to a shape.
-    drafter_config = resolve_config(config.drafter, target=architecture, mask_token_id=0)
-    drafter = DFlash(drafter_config, architecture.hidden_size)
-    features = jnp.zeros((1, 2, len(drafter_config.target_layer_ids) * architecture.hidden_size))
-    objective = DrafterObjective(
-        target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
-    )
-    return (
-        objective,
-        lambda key: drafter.init(key, features, method="initialise")["params"],
-        frozen,
     )
 
 

@@ -3,10 +3,10 @@
     jaxspec export --workdir runs/full --output my-drafter --dtype bfloat16
     jaxspec export --workdir runs/stopped --output my-drafter --from checkpoint
 
-They come from WORKDIR/export where the run has finished, else from its newest checkpoint. Drafters
-are written as z-lab's checkpoints are, or with the configuration of speculators; targets as the
-Qwen3 or Llama they are; denoisers with the updates that they learned added up. A run that is still
-training is only read.
+They come from WORKDIR/export if the run has finished, otherwise from its newest checkpoint.
+Drafters are written like z-lab's checkpoints, or with a config.json for speculators; targets as the
+Qwen3 or Llama that they are; denoisers with the low-rank updates that they learned added to their
+weights. A run that is still training is only read.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class ExportCommand:
     output: str
     """Folder to write: new, or an earlier export."""
     format: Literal["zlab", "speculators"] = "zlab"
-    """Of a drafter's config.json. zlab: what vLLM, SGLang and their TPU ports load; speculators:
-    the format of that library, whose layer ids are one higher."""
+    """Format of a drafter's config.json. zlab: what vLLM, SGLang and their TPU ports load;
+    speculators: the format of that library, whose layer ids are one higher."""
     dtype: Dtype = "bfloat16"
-    """Of the stored weights."""
+    """Type of the stored weights."""
     source: Annotated[Literal["auto", "export", "checkpoint"], tyro.conf.arg(name="from")] = "auto"
-    """auto: WORKDIR/export where there is one, else the newest checkpoint."""
+    """auto: WORKDIR/export if there is one, otherwise the newest checkpoint."""
     target_name: str = ""
-    """What servers load the target by (speculators only); "": the folder's name."""
+    """Name by which servers load the target (speculators only); "": the name of its folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def export(command: ExportCommand) -> Path:
     finished = (workdir / "export" / "config.json").is_file()
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
-        raise ValueError(f"{output} is what would be read: name another folder (--output).")
+        raise ValueError(f"{output} is what would be read: choose another folder (--output).")
     weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
     weights.save(
         output,
@@ -123,8 +123,8 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
     folder = workdir / "export"
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"No weights in {folder}: train.py writes them at the end of a run. For what is "
-            "trained so far: --from checkpoint."
+            f"No weights in {folder}: train.py writes them at the end of a run. To export what has "
+            "been trained so far, use --from checkpoint."
         )
     params, save = task_of(run).read_export(run, folder)
     return Weights(params=params, save=save, tokenizer=Tokenizer.load(folder), step=None)

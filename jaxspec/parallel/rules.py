@@ -1,7 +1,7 @@
-"""From a parameter's path to its sharding, by way of logical axis names.
+"""From a parameter's path to its sharding, through logical axis names.
 
-Two tables say everything: `PARAMETER_AXES` names the axes of each parameter, `Rules` says which
-mesh axes a name is split over. Optimizer states and gradients follow their parameters.
+Two tables decide: `PARAMETER_AXES` names the axes of each parameter, and `Rules` says which mesh
+axis each name is split over. Optimizer states and gradients follow their parameters.
 
 >>> shardings = Rules().shardings(jax.eval_shape(init), mesh)
 """
@@ -32,14 +32,15 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("down", "kernel"): ("mlp", "width"),
     ("fc", "kernel"): ("features", "width"),
 }
-"""Axes by the last two names of a path; "" is never split: columns of `qkv` are three matrices side
-by side, whose heads a split would tear apart, and positions are looked up by row. Axes of stacked
-layers come before them, unsharded; what is not listed (norm scales, biases) is replicated."""
+"""Axes by the last two names of a path. "" is never split: the columns of `qkv` are three matrices
+next to each other, whose heads a split would tear apart, and positions are looked up by row. The
+axis of stacked layers comes first and is not split. What is not listed (norm scales, biases) is
+replicated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Mesh axes over which a logical axis is split; None: not split."""
+    """The mesh axis that each logical axis is split over; None: it is not split."""
 
     width: str | None = "fsdp"
     heads: str | None = "tensor"
@@ -58,7 +59,7 @@ class Rules:
         return cls() if mesh.path == "jit" else cls.replicated()
 
     def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-        """The partition of one leaf; an axis that does not divide evenly is left whole."""
+        """The partition of one leaf; an axis that does not divide evenly stays whole."""
         names = tuple(_name(entry) for entry in path)
         axes = PARAMETER_AXES.get(names[-2:])
         if axes is None or len(shape) < len(axes):
@@ -70,7 +71,7 @@ class Rules:
         return PartitionSpec(*split) if any(split) else PartitionSpec()
 
     def shardings(self, tree: Any, mesh: Mesh) -> Any:
-        """A `NamedSharding` for each leaf of a tree (params, optimizer state) or of its shapes."""
+        """A `NamedSharding` for each leaf of a tree of arrays (or of their shapes)."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(mesh, self.spec(path, leaf.shape, mesh)), tree
         )
@@ -91,12 +92,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the batch is split."""
+    """How many parts the batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch splits evenly over devices and accumulated parts."""
+    """Raises ValueError unless the batch divides evenly by devices and accumulated parts."""
     devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(

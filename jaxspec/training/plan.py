@@ -1,6 +1,6 @@
-"""Compiles the training step of a run for devices that need not be there, and tells its cost.
+"""Compiles a run's training step, for devices that need not be there, and reports its cost.
 
-Nothing is loaded and nothing allocated: shapes and shardings are enough for the compiler.
+Nothing is loaded or allocated: shapes and shardings are enough for the compiler.
 
 >>> plan = compile_plan(config, devices=topology_devices("v5p:2x2x2"))      # doctest: +SKIP
 >>> plan.memory_bytes <= 95 * 2**30                                           # doctest: +SKIP
@@ -61,14 +61,14 @@ class Plan:
     argument_bytes: int
     """State, frozen target and batch."""
     temporary_bytes: int
-    """What the step needs besides."""
+    """What the step needs in addition."""
     flops: float | None
-    """By the compiler's count, of one device; loops over layers may be counted once."""
+    """Of one device, as the compiler counts; it may count a loop over layers only once."""
     compile_s: float
 
     @property
     def memory_bytes(self) -> int:
-        """Of one device; the new state takes the place of the old one."""
+        """Of one device; the new state overwrites the old one."""
         return self.argument_bytes + self.temporary_bytes
 
     @property
@@ -78,12 +78,12 @@ class Plan:
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """Devices of a TPU slice that is not here, such as "v5p:2x2x2" (8 chips).
+    """Devices of a TPU slice that this machine does not have, such as "v5p:2x2x2" (8 chips).
 
     Raises:
       ValueError: libtpu is not installed, or there is no such slice.
     """
-    # Otherwise libtpu asks the metadata server of a cloud machine, and waits.
+    # Otherwise libtpu waits for the metadata server that cloud machines have.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
@@ -101,8 +101,8 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     """Compiles one step of `config`.
 
     Args:
-      config: a run; `target.architecture`, or the folder `target.path`, says what its target is.
-      devices: for which; None: those of this process.
+      config: a run. Its target's shape is `target.architecture`, or that in `target.path`.
+      devices: to compile for; None: those of this process.
 
     Raises:
       ValueError: no such target, a mesh or batch that does not fit the devices, or a step that
@@ -152,7 +152,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
             f"The step does not fit into the memory of {mesh.devices.flat[0].device_kind}: {first}"
         ) from error
     memory = compiled.memory_analysis()
-    assert memory is not None, "this backend does not tell what a program needs"
+    assert memory is not None, "this backend does not say what a program needs"
     return Plan(
         device_kind=mesh.devices.flat[0].device_kind,
         devices=mesh.devices.size,

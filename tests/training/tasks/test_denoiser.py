@@ -1,4 +1,4 @@
-"""Runs of masked-diffusion drafters, one going on from the other, and what they refuse."""
+"""Runs of denoisers, one of which continues from another, and what they refuse."""
 
 import dataclasses
 import json

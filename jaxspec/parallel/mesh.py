@@ -1,6 +1,7 @@
 """The device mesh of a run: axes data, fsdp and tensor.
 
->>> mesh = make_mesh(MeshConfig(data=-1, fsdp=4))
+>>> dict(make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.devices()[:1]).shape)
+{'data': 1, 'fsdp': 1, 'tensor': 1}
 """
 
 from __future__ import annotations

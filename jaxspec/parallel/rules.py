@@ -3,7 +3,11 @@
 Two tables decide: `PARAMETER_AXES` names the axes of each parameter, and `Rules` says which mesh
 axis each name is split over. Optimizer states and gradients follow their parameters.
 
->>> shardings = Rules().shardings(jax.eval_shape(init), mesh)
+>>> mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+>>> tuple(Rules().spec(("layers", "q", "kernel"), (4, 256, 128), mesh))
+(None, 'fsdp', 'tensor')
+>>> tuple(Rules.replicated().spec(("layers", "q", "kernel"), (4, 256, 128), mesh))
+()
 """
 
 from __future__ import annotations

@@ -5,8 +5,12 @@ all devices: the identity under jit, where arrays are already global, and `psum`
 runs the body on its own rows. A body that divides by reduced counts and reduces its gradients gives
 the same numbers on every path.
 
->>> step = spread(body, mesh=mesh, path="shard_map", state_shardings=None)
->>> state, metrics = step(state, frozen, batch, hyper)
+>>> def body(state, frozen, batch, hyper, *, reduce, vary):
+...     return state + reduce(batch.sum()), {}
+>>> mesh = jax.make_mesh((1, 1), BATCH_AXES, devices=jax.devices()[:1])
+>>> state, metrics = spread(body, mesh=mesh, path="jit")(1.0, {}, jax.numpy.arange(4.0), {})
+>>> float(state)
+7.0
 """
 
 from __future__ import annotations

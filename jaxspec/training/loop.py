@@ -2,7 +2,7 @@
 
 Order: processes and mesh, data and models, capture check, state or checkpoint, step, loop, export.
 
->>> train(RunConfig(name="demo"), workdir="runs/demo")
+>>> train(RunConfig(name="demo"), workdir="runs/demo")                         # doctest: +SKIP
 """
 
 from __future__ import annotations

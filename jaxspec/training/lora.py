@@ -5,8 +5,10 @@ SpecDiff-2 (arXiv 2511.00606) trains its large drafters this way, with r = 32.
 
 Dimension key: L layers, D inputs and O outputs of a matrix, W rank of its update.
 
->>> updates = init_updates(key, jax.eval_shape(lambda: base), rank=32)
->>> params = with_updates(base, updates, scale=2.0)
+>>> base = {"layers": {"up": {"kernel": jnp.ones((2, 8, 16))}}}
+>>> updates = init_updates(jax.random.key(0), base, rank=4)
+>>> with_updates(base, updates, scale=2.0)["layers"]["up"]["kernel"].shape
+(2, 8, 16)
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ They travel as (sum, count) and are divided when a line is written. metrics.json
 per logged step. A run that continues from a checkpoint first drops the lines after it, so that the
 file reads as if the run had never stopped.
 
->>> log = MetricsLog(workdir, first_step=0)
->>> log.write(20, {"loss": (12.0, 20.0)}, extra={"tokens_per_s": 1e5})
+>>> means(add([{"loss": (12.0, 4.0)}, {"loss": (8.0, 4.0)}]))
+{'loss': 2.5}
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 The learning rate is an argument of the step and not a constant in it: runs that differ only in
 rate or loss weights then share one compiled program.
 
->>> transform, rates = make_optimizer(OptimizerConfig(), steps=1000)
+>>> transform, rates = make_optimizer(OptimizerConfig(warmup_fraction=0.5), steps=4)
+>>> [round(float(rate), 5) for rate in rates]
+[0.0005, 0.001, 0.0005, 0.0]
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What training carries from step to step.
 
->>> state = TrainState.create(params, transform)
+>>> state = TrainState.create({"kernel": jnp.ones((2, 2))}, optax.scale_by_adam())
+>>> int(state.step), int(state.bad_step)
+(0, -1)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One training step: loss, gradient, clip, AdamW, metrics; the same body on every parallel path.
 
->>> body = make_body(objective, transform)
->>> step = spread(body, mesh=mesh, path="jit")
->>> state, metrics = step(state, frozen, batch, Hyper(learning_rate, key, weights))
+>>> step = spread(make_body(objective, transform), mesh=mesh, path="jit")       # doctest: +SKIP
+>>> hyper = Hyper(learning_rate, key, weights)                                # doctest: +SKIP
+>>> state, metrics = step(state, frozen, batch, hyper)                        # doctest: +SKIP
 """
 
 from __future__ import annotations

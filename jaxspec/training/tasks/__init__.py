@@ -3,8 +3,8 @@
 To add one: write a file here that ends with its `TaskKind`, enter it in `TASKS`, and add its name
 to `jaxspec.config.TrainingConfig.task`.
 
->>> sorted(TASKS)
-['denoiser', 'drafter', 'target']
+>>> task_of(RunConfig()).name
+'drafter'
 """
 
 from __future__ import annotations

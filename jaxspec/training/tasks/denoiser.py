@@ -1,6 +1,9 @@
 """Training a masked-diffusion language model: from scratch, from other weights, or by LoRA.
 
->>> DENOISER.build(config).init(jax.random.key(0))                             # doctest: +SKIP
+>>> settings = DenoiserConfig(path="embedded", context="causal", lora_rank=8)
+>>> task = DENOISER.build(RunConfig(denoiser=settings))
+>>> sorted(jax.eval_shape(task.init, jax.random.key(0)))[0]
+'layers/attention/k/kernel'
 """
 
 from __future__ import annotations

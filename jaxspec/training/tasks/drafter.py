@@ -1,6 +1,7 @@
 """Training a DFlash drafter on the hidden states of its frozen target.
 
->>> DRAFTER.build(config).frozen_shapes                                        # doctest: +SKIP
+>>> DRAFTER.build(RunConfig()).title
+'drafter (full)'
 """
 
 from __future__ import annotations

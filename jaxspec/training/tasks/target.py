@@ -1,6 +1,7 @@
 """Training a target from scratch: the next token, every weight.
 
->>> TARGET.build(config).objective                                             # doctest: +SKIP
+>>> TARGET.build(RunConfig()).frozen_shapes
+{}
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ A run is assembled in three stages, and each needs more than the one before:
 - `TaskKind.prepare(config, workdir=...)`: with data, ready for the first step of
   `jaxspec.training.loop.train`.
 
->>> task = task_of(config).build(config)                                       # doctest: +SKIP
->>> jax.eval_shape(task.init, jax.random.key(0)), task.frozen_shapes           # doctest: +SKIP
+>>> from jaxspec.training.tasks import DRAFTER
+>>> task = DRAFTER.build(RunConfig())
+>>> sorted(jax.eval_shape(task.init, jax.random.key(0)))
+['fc', 'final_norm', 'hidden_norm', 'layers']
 """
 
 from __future__ import annotations

@@ -126,6 +126,21 @@ def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, t
     assert plan.trained < plan.frozen and plan.frozen == sum(x.size for x in jax.tree.leaves(base))
 
 
+def test_a_finished_run_is_exported_without_what_it_started_from(adapted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(adapted / "export", run / "export")
+    record = json.loads((adapted / "provenance.json").read_text())
+    record["config"]["denoiser"]["path"] = record["config"]["target"]["path"] = "gone"
+    (run / "provenance.json").write_text(json.dumps(record))
+    folder = command.export(
+        command.ExportCommand(workdir=str(run), output=str(tmp_path / "out"), dtype="float32")
+    )
+    config, params = load_denoiser(adapted / "export")
+    again, loaded = load_denoiser(folder)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
 def test_a_block_causal_target(run_config, tmp_path):
     """Its export is decoded with the blocks that it was trained with, and is no drafter."""
     settings = DenoiserConfig(

@@ -61,7 +61,7 @@ def test_a_finished_run_stays_as_it_is(copy_of_run, run_config, capsys):
     assert f"Continuing from step {runs.STEPS}" in capsys.readouterr().out
     after = runs.contents(workdir)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    # The time of writing stands in both records; the board gets a file for every start.
+    # Both records hold the time of writing; the board gets a new file at every start.
     assert {name for name in changed if not name.startswith("tensorboard/")} <= {
         "provenance.json",
         "export/provenance.json",

@@ -112,7 +112,7 @@ def _low_rank(task: Task, load: Any, settings: DenoiserConfig) -> Task:
     def init(key: jax.Array) -> Any:
         return init_updates(key, shapes, rank=rank)
 
-    jax.eval_shape(init, jax.random.key(0))  # A rank that the matrices do not have is told here.
+    jax.eval_shape(init, jax.random.key(0))  # Refuses a rank that the matrices cannot have.
     return dataclasses.replace(
         task,
         objective=LowRankObjective(task.objective, scale),

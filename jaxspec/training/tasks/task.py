@@ -2,7 +2,7 @@
 
 A run is assembled in three stages, and each needs more than the one before:
 
-- `TaskKind.build(config)`: shapes alone, for ``jaxspec plan``. Nothing is loaded.
+- `TaskKind.build(config)`: only shapes, for ``jaxspec plan``. Nothing is loaded.
 - `TaskKind.build(config, tokenizer=...)`: checked against the run's models and tokenizer, for
   ``jaxspec export``.
 - `TaskKind.prepare(config, workdir=...)`: with data, ready for the first step of
@@ -94,7 +94,7 @@ class Build(Protocol):
     """Makes the task of a run."""
 
     def __call__(self, config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
-        """`tokenizer` None: for shapes alone, without a look at the target's weights or ids."""
+        """`tokenizer` None: for shapes only; neither weights nor ids are checked."""
         ...
 
 

@@ -343,7 +343,7 @@ def test_a_denoiser_entry_that_makes_no_sense(adapted, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_config, tmp_path):
-    """The released MDLM comes without one, and with a row for its mask behind GPT-2's tokens."""
+    """The released MDLM comes without one, and with a row for its mask after GPT-2's tokens."""
     config, params = load_denoiser(from_scratch / "export")
     target = load_target_bundle(run_config.target)
     tokens = target.tokenizer.vocab_size

@@ -29,7 +29,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights with vocab.json and merges.txt beside them, and no word on special tokens."""
+    """Weights with vocab.json and merges.txt next to them, and nothing about special tokens."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(
         [example.turns[-1][1] for example in corpus.generate("math", split="train", count=20)],

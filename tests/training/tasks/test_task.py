@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from jaxspec.config import DenoiserConfig, DiTConfig, RunConfig, TargetConfig
-from jaxspec.training.tasks import TASKS, task_of
+from jaxspec.training.tasks import task_of
 from tests.training import runs
 
 PACKAGE = Path(__file__).parents[3] / "jaxspec"
@@ -27,7 +27,7 @@ def run(task: str) -> RunConfig:
     return dataclasses.replace(config, drafter=drafter, training=training)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["target", "drafter", "denoiser"])
 def test_shapes_need_no_weights_tokenizer_or_data(name):
     task = task_of(run(name)).build(run(name))
     trained = jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))
@@ -37,12 +37,12 @@ def test_shapes_need_no_weights_tokenizer_or_data(name):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="is 'nope': expected one of denoiser, drafter, target"):
+    with pytest.raises(ValueError, match=r"is 'nope': expected one of .*\bdrafter\b"):
         task_of(run("nope"))
 
 
 def test_nothing_else_asks_for_the_kind():
-    """Code that compares `training.task` belongs into a task."""
+    """Code that depends on `training.task` belongs in a task."""
     question = re.compile(r"\.task\s*(==|!=|in\b|not\b)|\[\w+(\.\w+)*\.task\]|match .*\.task\b")
     found = [
         str(file.relative_to(PACKAGE))

@@ -1,12 +1,12 @@
 """One drafter training step: milliseconds, tokens/s, GFLOP/s, share by part, peak memory.
 
     python benchmarks/train_step.py
-    python benchmarks/train_step.py --memory        the loss alone, from 64 to 512 anchors
+    python benchmarks/train_step.py --memory        only the loss, from 64 to 512 anchors
 
 The target's features are given (random), so this is the drafter's own cost: context keys and
 values, drafter layers, head and loss, backward pass, clip and AdamW. Times are medians of
---repeats calls after warm-up; parts are differences between programs that stop earlier. GFLOP/s
-uses the compiler's own count of operations.
+--repeats calls after warm-up; the time of a part is the difference between two programs, one of
+which stops before it. GFLOP/s uses the compiler's count of operations.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def build(args: argparse.Namespace) -> tuple[DrafterObjective, dict[str, Any]]:
     shape = (1, args.sequence)
     features = jax.random.normal(keys[0], (*shape, args.features * args.width))
     inputs = {
-        # Embedding and head are all that the drafter uses of the target.
+        # The drafter uses only the target's embedding and head.
         "frozen": {
             "embed": {"embedding": 0.02 * jax.random.normal(keys[1], (args.vocabulary, args.width))}
         },
@@ -108,7 +108,7 @@ def build(args: argparse.Namespace) -> tuple[DrafterObjective, dict[str, Any]]:
 
 
 def programs(objective: DrafterObjective, inputs: dict[str, Any]) -> dict[str, tuple]:
-    """Name -> (compiled function, arguments), each going a little further than the one before."""
+    """Name -> (compiled function, arguments); each goes one part further than the one before."""
     weights = LossWeights.from_config(objective.loss)
     transform, rates = make_optimizer(OptimizerConfig(), steps=100)
     frozen, batch, features = inputs["frozen"], inputs["batch"], inputs["features"]
@@ -147,7 +147,7 @@ def programs(objective: DrafterObjective, inputs: dict[str, Any]) -> dict[str, t
 
 
 def medians(compiled: dict[str, tuple], repeats: int) -> dict[str, float]:
-    """Median seconds of each program; they take turns, so that a slow moment meets all of them."""
+    """Median seconds of each program; they take turns, so that a slow moment affects them all."""
     times: dict[str, list[float]] = {name: [] for name in compiled}
     for repeat in range(repeats + 2):
         for name, (function, arguments) in compiled.items():
@@ -159,7 +159,7 @@ def medians(compiled: dict[str, tuple], repeats: int) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything printed about one step."""
+    """Everything that is printed about one step."""
     objective, inputs = build(args)
     compiled = programs(objective, inputs)
     seconds = medians(compiled, args.repeats)
@@ -225,7 +225,7 @@ def main() -> None:
     print(f"step              {result['step_ms']:.1f} ms (median of {args.repeats})")
     print(f"drafted tokens/s  {result['drafted_tokens_per_s']:,.0f}")
     print(f"context tokens/s  {result['context_tokens_per_s']:,.0f}")
-    print(f"GFLOP/s           {result['gflop_per_s']:.1f} ({result['gflop']:.1f} GFLOP a step)")
+    print(f"GFLOP/s           {result['gflop_per_s']:.1f} ({result['gflop']:.1f} GFLOP per step)")
     for name, share in result["share"].items():
         print(f"  {name:<22}{share:6.1%}")
     print(f"temporaries       {result['temporary_mb']:.0f} MB by compiled memory analysis")

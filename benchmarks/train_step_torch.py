@@ -1,9 +1,10 @@
-"""The step of benchmarks/train_step.py in eager PyTorch, as its trainers write it: for comparison.
+"""The step of benchmarks/train_step.py in eager PyTorch, as PyTorch trainers write it.
 
     python benchmarks/train_step_torch.py
 
-Same sizes (the defaults there), float32, AdamW, clipping. Attention is one call over context and
-all blocks with a dense boolean mask. torch comes with the extra "test" where a CPU build exists.
+For comparison: the same sizes (the defaults there), float32, AdamW, clipping. Attention is one call
+over the context and all blocks with a dense boolean mask. torch comes with the extra "test" where a
+CPU build exists.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         own: Angles,
         every: Angles,
     ) -> torch.Tensor:
-        """Blocks x [1, N * K, D] behind the layer."""
+        """Blocks x [1, N * K, D], after the layer."""
         normed = self.input_norm(x)
         seen = torch.cat((context, normed), 1)
         q = self.q_norm(self.q(normed).view(1, -1, HEADS, HEAD_DIM)).transpose(1, 2)
@@ -89,7 +90,7 @@ class Drafter(nn.Module):
         own: Angles,
         every: Angles,
     ) -> torch.Tensor:
-        """Blocks x [1, N * K, D] behind the final norm."""
+        """Blocks x [1, N * K, D], after the final norm."""
         context = self.hidden_norm(self.fc(features))
         for layer in self.layers:
             x = layer(x, context, mask, own, every)

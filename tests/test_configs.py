@@ -18,7 +18,7 @@ from jaxspec.config import RunConfig, TransformerConfig
 from jaxspec.data.sources import SOURCES
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
-from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
+from jaxspec.training.tasks import task_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Parameters of the published weights.
@@ -72,8 +72,7 @@ def test_target_has_the_published_number_of_parameters(name: str) -> None:
 def test_the_mdlm_has_the_released_number_of_parameters() -> None:
     """By its table of tensors: 12 layers of width 768, embedding and head of 50,258 rows."""
     config = read("gpt2_mdlm")
-    parts = denoiser_parts(config, denoiser_config(config.denoiser))
-    shapes = jax.eval_shape(parts.init, jax.random.key(0))
+    shapes = jax.eval_shape(task_of(config).build(config).init, jax.random.key(0))
     layer = 2 * 768 + 4 * 768**2 + 8 * 768**2 + 5 * 768 + 128 * 6 * 768 + 6 * 768
     noise = 256 * 128 + 128 + 128 * 128 + 128
     head = 768 + 128 * 2 * 768 + 2 * 768 + 768 * 50_258 + 50_258

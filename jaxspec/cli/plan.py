@@ -1,4 +1,4 @@
-"""``jaxspec plan``: what a training step takes of each device, before anyone pays for a pod.
+"""``jaxspec plan``: what a training step needs of each device, before anyone pays for a pod.
 
     jaxspec plan --config configs/qwen3_4b.py --topology v5p:2x2x2
 
@@ -19,7 +19,7 @@ from jaxspec.cli.train import TaskCommand
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanCommand(TaskCommand):
-    """Compile a run's training step for a TPU slice and print what it takes of each device.
+    """Compile a run's training step for a TPU slice and print what it needs of each device.
 
     No weights, data or TPU are needed: target.architecture gives the shapes, or config.json in the
     folder target.path.
@@ -49,11 +49,11 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, compiles and prints.
 
     Returns:
-      0, or 1 where the step needs more memory than a device has.
+      0, or 1 if the step needs more memory than a device has.
     """
     command = parse_command(PlanCommand, argv, program="jaxspec plan")
     if command.topology:
-        # The slice is only described; this process itself computes nothing.
+        # The slice is only described; this process computes nothing.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from rich.console import Console
     from rich.table import Table
@@ -71,15 +71,15 @@ def main(argv: Sequence[str]) -> int:
     table.add_row("mesh", f"{mesh} ({command.run.mesh.path})")
     table.add_row("batch", f"{command.run.data.batch_size} rows, {plan.rows:g} on each device")
     table.add_row("parameters", f"{plan.trained:,} trained, {plan.frozen:,} frozen")
-    table.add_row("state, target, batch", f"{_gib(plan.argument_bytes)} on each device")
+    table.add_row("state, frozen weights, batch", f"{_gib(plan.argument_bytes)} on each device")
     table.add_row("temporaries", f"{_gib(plan.temporary_bytes)} on each device")
     available = plan.available_bytes
     fits = available is None or plan.memory_bytes <= available
-    table.add_row("together", _gib(plan.memory_bytes))
+    table.add_row("total", _gib(plan.memory_bytes))
     if available is not None:
         table.add_row("available", f"{_gib(available)}: {'enough' if fits else 'NOT ENOUGH'}")
     if plan.flops:
-        table.add_row("operations", f"{plan.flops / 1e12:,.2f} TFLOP a step and device")
+        table.add_row("operations", f"{plan.flops / 1e12:,.2f} TFLOP per step and device")
     table.add_row("compiled in", f"{plan.compile_s:.0f} s")
     console.print(table)
     return 0 if fits else 1

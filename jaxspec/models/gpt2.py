@@ -157,7 +157,7 @@ class GPT2(nn.Module):
 
         Positions behind the table get its last row: padding and drafts beyond the longest text have
         such positions, and nobody reads what comes of them. Longer texts are refused at the door
-        (`jaxspec.decoding.generate.check_prompts`, `jaxspec.training.setup`).
+        (`jaxspec.decoding.generate.check_prompts`, `jaxspec.training.tasks.drafter`).
 
         Raises:
           ValueError: a layer id that the model does not have.

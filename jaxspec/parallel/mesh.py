@@ -1,6 +1,7 @@
 """The device mesh of a run: axes data, fsdp and tensor.
 
->>> mesh = make_mesh(MeshConfig(data=-1, fsdp=4))
+>>> dict(make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.devices()[:1]).shape)
+{'data': 1, 'fsdp': 1, 'tensor': 1}
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxspec.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-"""Axes that split the batch; fsdp splits parameters as well."""
+"""The axes that split the batch; fsdp splits parameters as well."""
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,22 +43,22 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     if config.path != "jit" and sizes["fsdp"] * sizes["tensor"] > 1:
         raise ValueError(
             f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
-            f'alone: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
+            f'only: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
         )
     if config.path == "pmap" and jax.process_count() > 1:
         raise ValueError('mesh.path="pmap" is for one process: use "jit" or "shard_map" on a pod.')
-    # Auto: the compiler places what the shardings of inputs leave open. jax's default, Explicit,
-    # would put shardings into the types of every array.
+    # Auto: the compiler decides what the inputs' shardings leave open. jax's default, Explicit,
+    # would make a sharding part of every array's type.
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
 
 
 def initialise_processes() -> None:
-    """Joins the other processes of a pod, where there are any.
+    """Joins the other processes of a pod, if there are any.
 
     On Cloud TPU the addresses come from the platform; elsewhere set JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A lone process needs nothing.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process needs nothing.
     """
     asked = os.environ.get("JAX_COORDINATOR_ADDRESS")
     on_pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1

@@ -1,9 +1,13 @@
-"""From a parameter's path to its sharding, by way of logical axis names.
+"""From a parameter's path to its sharding, through logical axis names.
 
-Two tables say everything: `PARAMETER_AXES` names the axes of each parameter, `Rules` says which
-mesh axes a name is split over. Optimizer states and gradients follow their parameters.
+Two tables decide: `PARAMETER_AXES` names the axes of each parameter, and `Rules` says which mesh
+axis each name is split over. Optimizer states and gradients follow their parameters.
 
->>> shardings = Rules().shardings(jax.eval_shape(init), mesh)
+>>> mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+>>> tuple(Rules().spec(("layers", "q", "kernel"), (4, 256, 128), mesh))
+(None, 'fsdp', 'tensor')
+>>> tuple(Rules.replicated().spec(("layers", "q", "kernel"), (4, 256, 128), mesh))
+()
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxspec.config import RunConfig
+from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -32,14 +36,15 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("down", "kernel"): ("mlp", "width"),
     ("fc", "kernel"): ("features", "width"),
 }
-"""Axes by the last two names of a path; "" is never split: columns of `qkv` are three matrices side
-by side, whose heads a split would tear apart, and positions are looked up by row. Axes of stacked
-layers come before them, unsharded; what is not listed (norm scales, biases) is replicated."""
+"""Axes by the last two names of a path. "" is never split: the columns of `qkv` are three matrices
+next to each other, whose heads a split would tear apart, and positions are looked up by row. The
+axis of stacked layers comes first and is not split. What is not listed (norm scales, biases) is
+replicated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Mesh axes over which a logical axis is split; None: not split."""
+    """The mesh axis that each logical axis is split over; None: it is not split."""
 
     width: str | None = "fsdp"
     heads: str | None = "tensor"
@@ -47,8 +52,18 @@ class Rules:
     vocab: str | None = "tensor"
     features: str | None = "tensor"
 
+    @classmethod
+    def replicated(cls) -> Rules:
+        """Every parameter whole on every device."""
+        return cls(width=None, heads=None, mlp=None, vocab=None, features=None)
+
+    @classmethod
+    def of(cls, mesh: MeshConfig) -> Rules:
+        """Those of a run: only the path "jit" splits parameters."""
+        return cls() if mesh.path == "jit" else cls.replicated()
+
     def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-        """The partition of one leaf; an axis that does not divide evenly is left whole."""
+        """The partition of one leaf; an axis that does not divide evenly stays whole."""
         names = tuple(_name(entry) for entry in path)
         axes = PARAMETER_AXES.get(names[-2:])
         if axes is None or len(shape) < len(axes):
@@ -57,10 +72,10 @@ class Rules:
         for name, size in zip(axes, shape[-len(axes) :], strict=True):
             axis = getattr(self, name) if name else None
             split.append(axis if axis and size % mesh.shape[axis] == 0 else None)
-        return PartitionSpec(*split)
+        return PartitionSpec(*split) if any(split) else PartitionSpec()
 
     def shardings(self, tree: Any, mesh: Mesh) -> Any:
-        """A `NamedSharding` for each leaf of a tree (params, optimizer state) or of its shapes."""
+        """A `NamedSharding` for each leaf of a tree of arrays (or of their shapes)."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(mesh, self.spec(path, leaf.shape, mesh)), tree
         )
@@ -81,12 +96,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts the batch is split."""
+    """How many parts the batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch splits evenly over devices and accumulated parts."""
+    """Raises ValueError unless the batch divides evenly by devices and accumulated parts."""
     devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(

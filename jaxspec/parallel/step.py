@@ -1,12 +1,16 @@
 """One step over many devices: jit, shard_map or pmap around the same body.
 
-The body is written once for the rows it is given. It takes `reduce`, which sums a tree over all
-devices: the identity under jit, where arrays are global already, and `psum` where each device runs
-the body on its own rows. A body that divides by reduced counts and reduces its gradients gives the
-same numbers on every path.
+The body is written once, for the rows that it is given. It takes `reduce`, which sums a tree over
+all devices: the identity under jit, where arrays are already global, and `psum` where each device
+runs the body on its own rows. A body that divides by reduced counts and reduces its gradients gives
+the same numbers on every path.
 
->>> step = spread(body, mesh=mesh, path="shard_map", state_shardings=None)
->>> state, metrics = step(state, frozen, batch, hyper)
+>>> def body(state, frozen, batch, hyper, *, reduce, vary):
+...     return state + reduce(batch.sum()), {}
+>>> mesh = jax.make_mesh((1, 1), BATCH_AXES, devices=jax.devices()[:1])
+>>> state, metrics = spread(body, mesh=mesh, path="jit")(1.0, {}, jax.numpy.arange(4.0), {})
+>>> float(state)
+7.0
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from jaxspec.parallel.rules import batch_sharding, replicated
 
 Reduce = Callable[[Any], Any]
 Body = Callable[..., tuple[Any, Any]]
-"""body(state, frozen, batch, hyper, *, reduce, vary) -> (state, metrics): all trees of arrays."""
+"""body(state, frozen, batch, hyper, *, reduce, vary) -> (state, metrics), all trees of arrays."""
 
 
 def _identity(tree: Any) -> Any:
@@ -41,10 +45,10 @@ def spread(
 
     Args:
       body: see `Body`. `vary` marks a replicated tree as differing between devices, so that its
-        gradient stays local until `reduce` sums it (under shard_map jax would otherwise sum it
-        on its own, a second time).
+        gradient stays local until `reduce` sums it (under shard_map jax would otherwise have summed
+        it already, and `reduce` would do so again).
       mesh: the devices.
-      path: how to spread.
+      path: how to spread the step.
       state_shardings: of the state, for jit; None: replicated.
       frozen_shardings: of the frozen tree, for jit; None: replicated.
 
@@ -95,7 +99,7 @@ def spread(
 
 
 def _pmapped(body: Body, mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
-    """`jax.pmap` behind the global-array interface: a leading device axis comes and goes."""
+    """`jax.pmap` for global arrays: the leading axis of devices is added and removed here."""
     devices = list(mesh.devices.flat)
     count = len(devices)
     mapped = jax.pmap(

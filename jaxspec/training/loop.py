@@ -1,8 +1,8 @@
-"""The training loop, for targets and drafters alike, read from top to bottom.
+"""The training loop, the same for every kind of training; read it from top to bottom.
 
 Order: processes and mesh, data and models, capture check, state or checkpoint, step, loop, export.
 
->>> train(RunConfig(name="demo"), workdir="runs/demo")
+>>> train(RunConfig(name="demo"), workdir="runs/demo")                         # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size, replicated
+from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import provenance, write_json
 from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.setup import prepare
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
+from jaxspec.training.tasks import task_of
 
 
 def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
-    """Trains what `config` describes, or goes on with it where `workdir` holds a checkpoint.
+    """Trains what `config` describes, or continues where `workdir` holds a checkpoint.
 
     Args:
       config: the run.
@@ -44,9 +44,9 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
       The last line of metrics.
 
     Raises:
-      ValueError: a mistake in the configuration or a target that fails the capture check, found
-        before anything is written; a checkpoint of another run; or a loss that is not finite, with
-        the step, the batch's examples and the last good checkpoint.
+      ValueError: a mistake in the configuration or a target that fails the capture check, before
+        anything is written; a checkpoint of another run; or a loss that is not finite, with the
+        step, the batch's examples and the last good checkpoint.
     """
     settings = config.training
 
@@ -55,29 +55,25 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     check_batch_size(config, mesh)
 
-    # 2. Data, tokenizer, frozen target, model: everything that can be wrong is looked at here.
+    # 2. Tokenizer, models and data: everything that can be wrong is checked here.
     workdir = Path(workdir)
-    task = prepare(config, workdir=workdir)
-    rows_here = _local_rows(task.pipeline)
+    run = task_of(config).prepare(config, workdir=workdir)
+    task, pipeline = run.task, run.pipeline
+    rows_here = _local_rows(pipeline)
 
-    # 3. State, made in place: no device ever holds all of a sharded model.
+    # 3. State and frozen weights, placed as they are made: no device holds all of a sharded model.
     transform, rates = make_optimizer(config.optimizer, steps=settings.steps)
-    rules = Rules()
+    rules = Rules.of(config.mesh)
     key = jax.random.key(settings.seed)
 
     def create() -> TrainState:
         return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
 
     abstract = jax.eval_shape(create)
-    whole = replicated(mesh)
-    shardings = (
-        rules.shardings(abstract, mesh)
-        if config.mesh.path == "jit"
-        else jax.tree.map(lambda _: whole, abstract)
-    )
-    frozen = task.load_frozen(mesh)
+    shardings = rules.shardings(abstract, mesh)
+    frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
     frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
-    task.capture_check(frozen)
+    run.check_capture(frozen)
 
     with contextlib.ExitStack() as open_files:
         # 4. The newest checkpoint, if there is one; otherwise a fresh state.
@@ -110,11 +106,11 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                     f"The checkpoint in {workdir} is at step {first_step}, but training.steps is "
                     f"{settings.steps}. Use at least {first_step} steps, or another --workdir."
                 )
-            task.pipeline.set_state(progress["loader"])
-            print(f"Going on from step {first_step} in {workdir}.", flush=True)
+            pipeline.set_state(progress["loader"])
+            print(f"Continuing from step {first_step} in {workdir}.", flush=True)
         if jax.process_index() == 0:
-            task.keep_tokenizer()
-            record = provenance(config=task.resolved_config, seed=settings.seed)
+            run.keep_tokenizer(workdir)
+            record = provenance(config=task.config, seed=settings.seed)
             write_json(workdir / "provenance.json", record)
 
         # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
@@ -132,7 +128,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         weights = LossWeights.from_config(config.loss)
         base_key = jax.random.fold_in(key, 1)
 
-        # 6. The loop. Metrics stay on the devices until a line is written: the host runs ahead.
+        # 6. The loop. Metrics stay on the devices until a line is written, so the host runs ahead.
         log = MetricsLog(workdir, first_step=first_step) if jax.process_index() == 0 else None
         row: dict[str, Any] = {}
         if log is not None:
@@ -142,7 +138,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
         tokens, started = 0, time.monotonic()
         with Reporter(steps=settings.steps, first_step=first_step, title=task.title) as reporter:
             for index in range(first_step, settings.steps):
-                batch = next(task.pipeline)
+                batch = next(pipeline)
                 tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
                 state, metrics = step(
                     state,
@@ -155,7 +151,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                 last = done == settings.steps
                 save = last or done % settings.checkpoint_every == 0
                 stop = _preempted(done)
-                # Windows end at checkpoints too: a run that goes on from one has the same lines.
+                # Windows end at checkpoints too: a run that continues from one has the same lines.
                 if done % settings.log_every == 0 or save or stop:
                     bad_step = int(state.bad_step)
                     sums = add(jax.device_get(window))
@@ -169,29 +165,30 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
                         reporter.update(row)
                     if bad_step >= 0:
                         checkpoints.wait()
-                        raise ValueError(_diverged(bad_step, task.pipeline, checkpoints, config))
+                        raise ValueError(_diverged(bad_step, pipeline, checkpoints, config))
                     window, tokens, started = [], 0, now
                 if save or stop:
-                    progress = {"loader": task.pipeline.get_state(), "seed": settings.seed}
+                    progress = {"loader": pipeline.get_state(), "seed": settings.seed}
                     if checkpoints.latest_step() != done:
                         checkpoints.save(done, state, progress=progress)
                 if stop:
-                    raise SystemExit(f"Stopped at step {done} by the platform; saved.")
+                    raise SystemExit(f"The platform stopped the run at step {done}; it is saved.")
 
-        # 7. Weights for others.
+        # 7. The export: weights that other programs load.
         checkpoints.wait()
         if settings.export:
-            task.export(jax.device_get(state.params) if jax.process_count() == 1 else state.params)
+            alone = jax.process_count() == 1
+            run.export(jax.device_get(state.params) if alone else state.params, workdir=workdir)
         return row
 
 
 def _preempted(step: int) -> bool:
-    """Whether the platform wants its machines back; all processes of a pod agree on the step."""
+    """Whether the platform takes its machines back; all processes of a pod agree on the step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def _local_rows(pipeline: Pipeline) -> np.ndarray:
-    """Numbers, in the global batch, of the rows that this process reads."""
+    """The rows that this process reads, by their numbers in the global batch."""
     count = pipeline.batch_size // jax.process_count()
     return np.arange(count, dtype=np.int32) + count * jax.process_index()
 
@@ -207,14 +204,14 @@ def _global_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict
 def _diverged(
     bad_step: int, pipeline: Pipeline, checkpoints: TrainCheckpoints, config: RunConfig
 ) -> str:
-    """The message of a run whose loss or gradient is not finite; `bad_step` counts from 0."""
+    """The message for a loss or gradient that is not finite; `bad_step` counts from 0."""
     latest = checkpoints.latest_step()
     examples = sorted({name for row in pipeline.example_ids(bad_step) for name in row})
     shown = ", ".join(examples[:12]) + (" ..." if len(examples) > 12 else "")
     kept = f"step {latest} in {checkpoints.folder}" if latest is not None else "none was saved yet"
     return (
-        f"Loss or gradient is not finite at step {bad_step + 1}; the parameters are left as they "
-        f"were before it. Batch: {shown}. Last good checkpoint: {kept}. Try a lower "
+        f"Loss or gradient is not finite at step {bad_step + 1}; the parameters are still those "
+        f"before it. Batch: {shown}. Last good checkpoint: {kept}. Try a lower "
         f"optimizer.learning_rate (now {config.optimizer.learning_rate:g}) or a smaller "
         f"optimizer.clip_norm (now {config.optimizer.clip_norm:g})."
     )

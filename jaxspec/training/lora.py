@@ -1,12 +1,14 @@
 """Low-rank adaptation: a model learns through small updates of its layers' matrices.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / r) A B, with W frozen, A random and B zero.
-SpecDiff-2 (arXiv 2511.00606) trains its large drafters so, with r = 32.
+SpecDiff-2 (arXiv 2511.00606) trains its large drafters this way, with r = 32.
 
-Dimension key: L layers, I and O a matrix's inputs and outputs, R rank.
+Dimension key: L layers, D inputs and O outputs of a matrix, W rank of its update.
 
->>> updates = init_updates(key, jax.eval_shape(lambda: base), rank=32)
->>> params = with_updates(base, updates, scale=2.0)
+>>> base = {"layers": {"up": {"kernel": jnp.ones((2, 8, 16))}}}
+>>> updates = init_updates(jax.random.key(0), base, rank=4)
+>>> with_updates(base, updates, scale=2.0)["layers"]["up"]["kernel"].shape
+(2, 8, 16)
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
 
     Args:
       key: random key.
-      shapes: a model's parameters or their shapes, matrices stacked over layers [L, I, O].
-      rank: R.
+      shapes: a model's parameters or their shapes, matrices stacked over layers [L, D, O].
+      rank: W.
 
     Returns:
-      For each matrix under "layers", by its path: {"a": [L, I, R] normal / sqrt(R),
-      "b": [L, R, O] zeros}, float32.
+      For each matrix under "layers", by its path: {"a": [L, D, W] normal / sqrt(W),
+      "b": [L, W, O] zeros}, float32.
 
     Raises:
-      ValueError: a rank that no matrix has, or a model without such matrices.
+      ValueError: a rank that one of the matrices cannot have, or a model without matrices.
     """
     updates: dict[str, Any] = {}
     for index, (path, leaf) in enumerate(_matrices(shapes)):
@@ -47,8 +49,8 @@ def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
                 f"denoiser.lora_rank must be from 1 to {min(inputs, outputs)} for {path} "
                 f"({inputs} x {outputs}): got {rank}."
             )
-        a_LIR = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
-        updates[path] = {"a": a_LIR * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
+        a_LDW = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
+        updates[path] = {"a": a_LDW * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
     if not updates:
         raise ValueError("LoRA found no matrices under 'layers' to adapt.")
     return updates
@@ -63,7 +65,7 @@ def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
         update = updates.get(_name(path))
         if update is None:
             return leaf
-        product = jnp.einsum("lir,lro->lio", update["a"], update["b"])
+        product = jnp.einsum("ldw,lwo->ldo", update["a"], update["b"])
         return (leaf + scale * product).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(updated, base)
@@ -71,7 +73,7 @@ def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class LowRankObjective:
-    """An objective of a model without frozen parts, learned through updates of a frozen base."""
+    """The objective of a model without frozen parts, learned through updates of a frozen base."""
 
     inner: Objective
     scale: float
@@ -83,16 +85,16 @@ class LowRankObjective:
         return self.inner(with_updates(frozen, params, scale=self.scale), {}, batch, key, weights)
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
-        """As those of the inner objective."""
+        """Those of the inner objective."""
         return self.inner.counts(batch, key, weights)
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
-        """As that of the inner objective."""
+        """That of the inner objective."""
         return self.inner.total(terms, weights)
 
 
 def _matrices(params: Any) -> list[tuple[str, Any]]:
-    """Matrices that are adapted, by path."""
+    """The matrices that are adapted, with their paths."""
     leaves = jax.tree_util.tree_flatten_with_path(params.get("layers", {}))[0]
     prefix = (jax.tree_util.DictKey("layers"),)
     return [

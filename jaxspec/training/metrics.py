@@ -1,11 +1,11 @@
 """Metrics on their way from the devices to metrics.jsonl, TensorBoard and the screen.
 
 They travel as (sum, count) and are divided when a line is written. metrics.jsonl holds one object
-a logged step; a run that goes on from a checkpoint drops the lines behind it first, so that the
-file reads as if nothing had happened.
+per logged step. A run that continues from a checkpoint first drops the lines after it, so that the
+file reads as if the run had never stopped.
 
->>> log = MetricsLog(workdir, first_step=0)
->>> log.write(20, {"loss": (12.0, 20.0)}, extra={"tokens_per_s": 1e5})
+>>> means(add([{"loss": (12.0, 4.0)}, {"loss": (8.0, 4.0)}]))
+{'loss': 2.5}
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ Sums = dict[str, tuple[Any, Any]]
 
 
 def add(windows: Iterable[Sums]) -> Sums:
-    """The sum of the metrics of several steps (in float64: counts of a long window stay exact)."""
+    """The metrics of several steps, added up (in float64: counts of a long window stay exact)."""
     total: dict[str, tuple[Any, Any]] = {}
     for sums in windows:
         for name, (value, count) in sums.items():
@@ -46,9 +46,9 @@ def add(windows: Iterable[Sums]) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, Any]:
-    """Divides: plain numbers, lists for metrics by slot.
+    """Sums divided by counts: a number for each metric, a list for those by slot.
 
-    None where nothing was counted, or where the result is not finite: JSON has no infinity.
+    None where nothing was counted or the result is not finite: JSON has no infinity.
     """
     result: dict[str, Any] = {}
     for name, (value, count) in sums.items():
@@ -64,7 +64,7 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      first_step: steps already taken; lines of later steps are dropped.
+      first_step: steps already taken; lines of later steps are dropped from the file.
     """
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
@@ -77,7 +77,7 @@ class MetricsLog:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
-                    break  # a line cut short when the process was killed
+                    break  # A line cut short when the process was killed.
                 if row["step"] <= first_step:
                     kept.append(line)
                     self.last_row = row
@@ -111,12 +111,12 @@ class MetricsLog:
 
 
 class Reporter:
-    """Progress for people: a bar on a terminal, plain lines elsewhere.
+    """Shows progress: a bar on a terminal, plain lines elsewhere.
 
     Args:
       steps: length of the run.
       first_step: steps already taken.
-      title: what stands before the bar.
+      title: shown before the bar.
     """
 
     def __init__(self, *, steps: int, first_step: int, title: str) -> None:
@@ -147,11 +147,6 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         if self._progress:
             self._progress.stop()
-
-    @property
-    def say(self) -> Callable[[str], None]:
-        """Prints a line above the bar."""
-        return self._console.print if self._progress is None else self._progress.console.print
 
     def update(self, row: dict[str, Any]) -> None:
         """Shows one line of metrics."""

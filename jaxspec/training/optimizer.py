@@ -1,9 +1,11 @@
 """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up, cosine decay and clipping.
 
-The learning rate is an argument of the step and not a constant in it, so that runs that differ in
-rate or loss weights share one compiled program.
+The learning rate is an argument of the step and not a constant in it: runs that differ only in
+rate or loss weights then share one compiled program.
 
->>> transform, rates = make_optimizer(OptimizerConfig(), steps=1000)
+>>> transform, rates = make_optimizer(OptimizerConfig(warmup_fraction=0.5), steps=4)
+>>> [round(float(rate), 5) for rate in rates]
+[0.0005, 0.001, 0.0005, 0.0]
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ def make_optimizer(
       steps: length of the run.
 
     Returns:
-      The transformation (global-norm clip, Adam, decoupled weight decay on matrices only), whose
-      updates are still to be multiplied by minus the learning rate; and float32 rates [steps].
+      The transformation (global-norm clip, Adam, decoupled weight decay of matrices only), whose
+      updates the step multiplies by minus the learning rate; and the rates, float32 [steps].
     """
-    # optax wants at least one step of each.
+    # optax needs at least one step of warm-up and one of decay.
     decay_steps = max(2, steps)
     schedule = optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -40,7 +42,7 @@ def make_optimizer(
         decay_steps=decay_steps,
         end_value=config.final_learning_rate,
     )
-    # Step 0 already learns: the rate of step k is the schedule's at k + 1.
+    # Step 0 learns already: step k has the schedule's rate at k + 1.
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(1, steps + 1)), np.float32)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

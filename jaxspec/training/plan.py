@@ -1,6 +1,6 @@
-"""Compiles the training step of a run for devices that need not be there, and tells its cost.
+"""Compiles a run's training step, for devices that need not be there, and reports its cost.
 
-Nothing is loaded and nothing allocated: shapes and shardings are enough for the compiler.
+Nothing is loaded or allocated: shapes and shardings are enough for the compiler.
 
 >>> plan = compile_plan(config, devices=topology_devices("v5p:2x2x2"))      # doctest: +SKIP
 >>> plan.memory_bytes <= 95 * 2**30                                           # doctest: +SKIP
@@ -19,12 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.checkpoints.folders import target_folder
-from jaxspec.checkpoints.huggingface import read_config
 from jaxspec.config import RunConfig
 from jaxspec.losses import LossWeights
-from jaxspec.models.dflash import DFlash, resolve_config
-from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -34,11 +30,10 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
-from jaxspec.training.denoiser_setup import denoiser_config, denoiser_parts
-from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
+from jaxspec.training.tasks import task_of
 
 MEMORY_BYTES = {
     "TPU v4": 32 * 2**30,
@@ -66,14 +61,14 @@ class Plan:
     argument_bytes: int
     """State, frozen target and batch."""
     temporary_bytes: int
-    """What the step needs besides."""
+    """What the step needs in addition."""
     flops: float | None
-    """By the compiler's count, of one device; loops over layers may be counted once."""
+    """Of one device, as the compiler counts; it may count a loop over layers only once."""
     compile_s: float
 
     @property
     def memory_bytes(self) -> int:
-        """Of one device; the new state takes the place of the old one."""
+        """Of one device; the new state overwrites the old one."""
         return self.argument_bytes + self.temporary_bytes
 
     @property
@@ -83,12 +78,12 @@ class Plan:
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """Devices of a TPU slice that is not here, such as "v5p:2x2x2" (8 chips).
+    """Devices of a TPU slice that this machine does not have, such as "v5p:2x2x2" (8 chips).
 
     Raises:
       ValueError: libtpu is not installed, or there is no such slice.
     """
-    # Otherwise libtpu asks the metadata server of a cloud machine, and waits.
+    # Otherwise libtpu waits for the metadata server that cloud machines have.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
@@ -106,8 +101,8 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     """Compiles one step of `config`.
 
     Args:
-      config: a run; `target.architecture`, or the folder `target.path`, says what its target is.
-      devices: for which; None: those of this process.
+      config: a run. Its target's shape is `target.architecture`, or that in `target.path`.
+      devices: to compile for; None: those of this process.
 
     Raises:
       ValueError: no such target, a mesh or batch that does not fit the devices, or a step that
@@ -115,16 +110,15 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     """
     mesh = make_mesh(config.mesh, devices=devices)
     check_batch_size(config, mesh)
-    objective, init, frozen = _abstract(config)
+    task = task_of(config).build(config)
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-    state = jax.eval_shape(lambda: TrainState.create(init(jax.random.key(0)), transform))
-    sharded = config.mesh.path == "jit"
-    rules = Rules() if sharded else Rules(None, None, None, None, None)
+    state = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    rules = Rules.of(config.mesh)
     state_shardings = rules.shardings(state, mesh)
-    frozen_shardings = rules.shardings(frozen, mesh)
+    frozen_shardings = rules.shardings(task.frozen_shapes, mesh)
     step = spread(
         make_body(
-            objective, transform, gradient_accumulation=config.training.gradient_accumulation
+            task.objective, transform, gradient_accumulation=config.training.gradient_accumulation
         ),
         mesh=mesh,
         path=config.mesh.path,
@@ -143,7 +137,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
     batch, hyper = _batch(config), _hyper(config)
     arguments = (
         placed(state, state_shardings),
-        placed(frozen, frozen_shardings),
+        placed(task.frozen_shapes, frozen_shardings),
         placed(batch, jax.tree.map(lambda _: rows, batch)),
         placed(hyper, jax.tree.map(lambda _: whole, hyper)),
     )
@@ -158,49 +152,18 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
             f"The step does not fit into the memory of {mesh.devices.flat[0].device_kind}: {first}"
         ) from error
     memory = compiled.memory_analysis()
-    assert memory is not None, "this backend does not tell what a program needs"
+    assert memory is not None, "this backend does not say what a program needs"
     return Plan(
         device_kind=mesh.devices.flat[0].device_kind,
         devices=mesh.devices.size,
         mesh=dict(mesh.shape),
         rows=config.data.batch_size / batch_parts(mesh),
         trained=_count(state.params),
-        frozen=_count(frozen),
+        frozen=_count(task.frozen_shapes),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=(compiled.cost_analysis() or {}).get("flops"),
         compile_s=time.monotonic() - started,
-    )
-
-
-def _abstract(config: RunConfig) -> tuple[Objective, Any, Any]:
-    """Objective, initialiser of what is trained, and shapes of what is frozen."""
-    if config.training.task == "denoiser":
-        parts = denoiser_parts(config, denoiser_config(config.denoiser))
-        return parts.objective, parts.init, parts.frozen_shapes
-    architecture = config.target.architecture or read_config(target_folder(config.target.path))
-    if config.training.task == "target":
-        model = make_model(architecture)
-        tokens = jnp.zeros((1, 8), jnp.int32)
-        return TargetObjective(model), lambda key: model.init(key, tokens)["params"], {}
-    architecture = dataclasses.replace(
-        architecture, dtype=config.target.dtype, param_dtype=config.target.dtype
-    )
-    target = make_model(architecture)
-    frozen = jax.eval_shape(
-        lambda: target.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    )
-    # Which token masks a slot is nothing to a shape.
-    drafter_config = resolve_config(config.drafter, target=architecture, mask_token_id=0)
-    drafter = DFlash(drafter_config, architecture.hidden_size)
-    features = jnp.zeros((1, 2, len(drafter_config.target_layer_ids) * architecture.hidden_size))
-    objective = DrafterObjective(
-        target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
-    )
-    return (
-        objective,
-        lambda key: drafter.init(key, features, method="initialise")["params"],
-        frozen,
     )
 
 

@@ -1,6 +1,8 @@
 """What training carries from step to step.
 
->>> state = TrainState.create(params, transform)
+>>> state = TrainState.create({"kernel": jnp.ones((2, 2))}, optax.scale_by_adam())
+>>> int(state.step), int(state.bad_step)
+(0, -1)
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ class TrainState:
     params: Any
     opt_state: optax.OptState
     bad_step: jax.Array
-    """int32, the first step whose loss or gradient was not finite, -1 while there is none. From
-    that step on the parameters stay as they were, so that the loop, which looks at this only when
-    it writes a log line, never saves or exports a broken model."""
+    """int32, the first step whose loss or gradient was not finite; -1 while there is none. From
+    that step on the parameters stay as they were: the loop looks at this only when it writes a log
+    line, and must never save or export a broken model."""
 
     @classmethod
     def create(cls, params: Any, transform: optax.GradientTransformation) -> TrainState:

@@ -1,8 +1,8 @@
 """One training step: loss, gradient, clip, AdamW, metrics; the same body on every parallel path.
 
->>> body = make_body(objective, transform)
->>> step = spread(body, mesh=mesh, path="jit")
->>> state, metrics = step(state, frozen, batch, Hyper(learning_rate, key, weights))
+>>> step = spread(make_body(objective, transform), mesh=mesh, path="jit")       # doctest: +SKIP
+>>> hyper = Hyper(learning_rate, key, weights)                                # doctest: +SKIP
+>>> state, metrics = step(state, frozen, batch, hyper)                        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxspec.training.state import TrainState
 
 @struct.dataclass
 class Hyper:
-    """What changes from step to step or from run to run, and so is no constant in the program."""
+    """What differs between steps or between runs, and so is not a constant in the program."""
 
     learning_rate: jax.Array
     key: jax.Array
@@ -39,12 +39,13 @@ def make_body(
     """The body that `jaxspec.parallel.step.spread` compiles.
 
     Each term of the loss is divided by its count over all devices. With gradient accumulation the
-    batch is cut into that many parts of whole rows, one after the other. A term whose count follows
-    from the masks alone (`Objective.counts`) is divided by its count over all parts, so that parts
-    with few learned tokens weigh little and the step is that of the whole batch; a term whose count
-    follows from what is predicted (the first-error focal) is the mean of the parts' own ratios.
+    batch is cut into that many parts of whole rows, which are read one after the other. A term
+    whose count follows from the masks alone (`Objective.counts`) is divided by its count over all
+    parts: parts with few learned tokens then weigh little, and the step is that of the whole batch.
+    A term whose count follows from what is predicted (the first-error focal) is the mean of the
+    parts' ratios.
 
-    A step whose loss, gradient or result is not finite changes nothing but `TrainState.bad_step`.
+    A step whose loss, gradient or result is not finite changes only `step` and `bad_step`.
     """
 
     def part(
@@ -100,8 +101,8 @@ def make_body(
         params = jax.tree.map(
             lambda p, u: (p - hyper.learning_rate * u).astype(p.dtype), state.params, updates
         )
-        # The result too: a learning rate beyond float32 turns good gradients into infinite weights,
-        # which would be saved before the next step's loss showed them.
+        # The result is checked too: a learning rate beyond float32 turns good gradients into
+        # infinite weights, which would be saved before the next step's loss showed them.
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         finite &= jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
         kept = finite & (state.bad_step < 0)

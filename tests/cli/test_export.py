@@ -138,16 +138,6 @@ def test_a_target_from_its_checkpoint(tmp_path):
         command.export(command.ExportCommand(**call, format="speculators"))
 
 
-def test_configurations_survive_json(tmp_path):
-    architecture = TransformerConfig(
-        num_layers=2, layer_types=("full_attention", "sliding_attention"), sliding_window=8
-    )
-    config = RunConfig(target=TargetConfig(architecture=architecture))
-    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, decay=float("inf")))
-    write_json(tmp_path / "provenance.json", provenance(config=config, seed=0))
-    assert command.read_run_config(tmp_path) == config
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

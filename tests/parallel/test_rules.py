@@ -102,3 +102,15 @@ def test_split_parameters_compute_what_whole_ones_do(config):
     split = jax.device_put(params, Rules().shardings(params, mesh))
     got_BSV = logits(split, jax.device_put(tokens_BS, replicated(mesh)))
     np.testing.assert_allclose(got_BSV, expected_BSV, atol=1e-5, rtol=1e-5)
+
+
+def test_replicated_rules_split_nothing():
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4), devices=jax.devices()[:8])
+    shardings = jax.tree.leaves(Rules.replicated().shardings(shapes_of(SMALL), mesh))
+    assert set(shardings) == {replicated(mesh)}
+
+
+def test_only_the_jit_path_splits_parameters():
+    assert Rules.of(MeshConfig(fsdp=8)) == Rules() != Rules.replicated()
+    for path in ("shard_map", "pmap"):
+        assert Rules.of(MeshConfig(path=path)) == Rules.replicated()

@@ -1,4 +1,4 @@
-"""Mistakes are told in one clear message before anything is written."""
+"""A mistake is reported in one clear message, before anything is written."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_broken_weights_fail_the_capture_check(run_config, workdir, tmp_path):
 
 
 def test_divergence_names_step_batch_and_checkpoint(run_config, copy_of_run):
-    """A finished run goes on with a rate that overflows: its first update ruins the next loss."""
+    """A finished run continues with a rate that overflows: its first update ruins the next loss."""
     workdir = copy_of_run()
     before = {name: runs.contents(workdir / name) for name in ("checkpoints", "export")}
     config = changed(

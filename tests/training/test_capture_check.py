@@ -34,7 +34,7 @@ class Broken:
         if self.mistake == "features of the layer before":
             capture = tuple(i - 1 for i in capture)
         output = self.model.apply(variables, *args, capture=capture, **options)
-        if self.mistake == "features behind the final norm":
+        if self.mistake == "features after the final norm":
             width = self.config.hidden_size
             features = output.features_BSE.at[..., -width:].set(output.hidden_BSD)
             return output._replace(features_BSE=features)
@@ -75,7 +75,7 @@ def test_a_target_with_a_head_of_its_own_passes():
     "mistake",
     [
         "features of the layer before",
-        "features behind the final norm",
+        "features after the final norm",
         "another final norm",
     ],
 )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
 import jax
-import pytest
 
-from jaxspec.checkpoints.huggingface import load_drafter, load_target
-from jaxspec.config import DataConfig, RunConfig, TargetConfig, TrainingConfig
+from jaxspec.checkpoints.huggingface import load_drafter
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.training.loop import train
 from tests.training import runs
@@ -61,48 +58,11 @@ def test_a_finished_run_stays_as_it_is(copy_of_run, run_config, capsys):
     before = runs.contents(workdir)
     row = train(run_config, workdir=workdir)
     assert row["step"] == runs.STEPS
-    assert f"Going on from step {runs.STEPS}" in capsys.readouterr().out
+    assert f"Continuing from step {runs.STEPS}" in capsys.readouterr().out
     after = runs.contents(workdir)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    # The time of writing stands in both records; the board gets a file for every start.
+    # Both records hold the time of writing; the board gets a new file at every start.
     assert {name for name in changed if not name.startswith("tensorboard/")} <= {
         "provenance.json",
         "export/provenance.json",
     }
-
-
-@pytest.fixture
-def target_from_scratch(tmp_path) -> RunConfig:
-    """A target that is trained with a tokenizer of its own, two devices to a row of the mesh."""
-    return RunConfig(
-        name="scratch",
-        target=TargetConfig(path="", architecture=runs.ARCHITECTURE),
-        data=DataConfig(
-            sources=("embedded/chat",),
-            embedded_examples=24,
-            tokenizer="train",
-            tokenizer_vocab=300,
-            loss_on="all",
-            sequence_length=96,
-            batch_size=16,
-            data_dir=str(tmp_path / "data"),
-        ),
-        training=TrainingConfig(
-            task="target", steps=3, log_every=2, checkpoint_every=3, gradient_accumulation=2
-        ),
-    )
-
-
-def test_a_target_from_scratch(target_from_scratch, tmp_path):
-    workdir = tmp_path / "run"
-    row = train(target_from_scratch, workdir=workdir)
-    rows = runs.rows(workdir)
-    assert [row["step"] for row in rows] == [2, 3], "every second step, and the last"
-    assert row["loss"] == pytest.approx(math.log(1024), abs=0.5)
-    config, params = load_target(workdir / "export")
-    assert config == dataclasses.replace(runs.ARCHITECTURE)
-    assert params["embed"]["embedding"].shape == (1024, 16)
-    own = Tokenizer.load(workdir / "tokenizer")
-    assert own.vocab_size == 300
-    assert Tokenizer.load(workdir / "export").encode("to be") == own.encode("to be")
-    assert train(target_from_scratch, workdir=workdir)["step"] == 3, "with the kept tokenizer"

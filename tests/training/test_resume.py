@@ -56,7 +56,7 @@ def test_sigkill_leaves_no_trace(config_file, finished_run, tmp_path, capsys):
     assert run_as_command(program.main, arguments) == 0
     # A save waits for the one before it, so by then the first is on disk.
     if kill_at > 2 * runs.CHECKPOINT_EVERY:
-        assert "Going on from step" in capsys.readouterr().out
+        assert "Continuing from step" in capsys.readouterr().out
     assert runs.rows(workdir) == runs.rows(finished_run)
     assert runs.saved_steps(workdir) == runs.saved_steps(finished_run)
     weights = (workdir / "export" / "model.safetensors").read_bytes()
@@ -74,7 +74,7 @@ def test_a_truncated_checkpoint_falls_back(run_config, finished_run, copy_of_run
     train(run_config, workdir=workdir)
     printed = capsys.readouterr().out
     assert "Checkpoint 20 cannot be read" in printed
-    assert "Going on from step 16" in printed
+    assert "Continuing from step 16" in printed
     assert runs.rows(workdir) == runs.rows(finished_run)
     assert runs.saved_steps(workdir) == {16, 20}
     assert [entry.name for entry in (workdir / "unreadable").iterdir()] == ["20"], "kept, aside"

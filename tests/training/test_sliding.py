@@ -1,4 +1,4 @@
-"""Sliding layers of packed rows: a document is seen as if it stood alone."""
+"""Sliding layers in packed rows: a document is read as if it were alone in its row."""
 
 from __future__ import annotations
 

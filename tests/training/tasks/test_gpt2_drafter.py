@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxspec.checkpoints.huggingface import save_target
+from jaxspec.checkpoints.huggingface import load_drafter, read_config, save_target
+from jaxspec.cli import export as command
 from jaxspec.config import GPT2Config, TargetConfig
 from jaxspec.data.embedded import corpus
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
@@ -28,7 +29,7 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights with vocab.json and merges.txt beside them, and no word on special tokens."""
+    """Weights with vocab.json and merges.txt next to them, and nothing about special tokens."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(
         [example.turns[-1][1] for example in corpus.generate("math", split="train", count=20)],
@@ -98,3 +99,17 @@ def test_train_export_and_decode(target, run_config, tmp_path):
     )
     assert [r.tokens for r in speculative] == [r.tokens for r in plain]
     assert np.unique(plain[0].tokens).size > 1
+
+    # The same weights from its last checkpoint, and from the finished export.
+    _, expected = load_drafter(workdir / "export", target_config=read_config(target))
+    for source in ("checkpoint", "export"):
+        folder = command.export(
+            command.ExportCommand(
+                workdir=str(workdir),
+                output=str(tmp_path / source),
+                dtype="float32",
+                source=source,
+            )
+        )
+        _, params = load_drafter(folder, target_config=read_config(target))
+        jax.tree.map(np.testing.assert_array_equal, params, expected)

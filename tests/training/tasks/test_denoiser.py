@@ -1,4 +1,4 @@
-"""Runs of masked-diffusion drafters, one going on from the other, and what they refuse."""
+"""Runs of denoisers, one of which continues from another, and what they refuse."""
 
 import dataclasses
 import json
@@ -124,6 +124,21 @@ def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, t
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again, params)
     plan = compile_plan(config)
     assert plan.trained < plan.frozen and plan.frozen == sum(x.size for x in jax.tree.leaves(base))
+
+
+def test_a_finished_run_is_exported_without_what_it_started_from(adapted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(adapted / "export", run / "export")
+    record = json.loads((adapted / "provenance.json").read_text())
+    record["config"]["denoiser"]["path"] = record["config"]["target"]["path"] = "gone"
+    (run / "provenance.json").write_text(json.dumps(record))
+    folder = command.export(
+        command.ExportCommand(workdir=str(run), output=str(tmp_path / "out"), dtype="float32")
+    )
+    config, params = load_denoiser(adapted / "export")
+    again, loaded = load_denoiser(folder)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 def test_a_block_causal_target(run_config, tmp_path):
@@ -328,7 +343,7 @@ def test_a_denoiser_entry_that_makes_no_sense(adapted, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_config, tmp_path):
-    """The released MDLM comes without one, and with a row for its mask behind GPT-2's tokens."""
+    """The released MDLM comes without one, and with a row for its mask after GPT-2's tokens."""
     config, params = load_denoiser(from_scratch / "export")
     target = load_target_bundle(run_config.target)
     tokens = target.tokenizer.vocab_size

@@ -1,0 +1,252 @@
+"""Training a masked-diffusion language model: from scratch, from other weights, or by LoRA.
+
+>>> settings = DenoiserConfig(path="embedded", context="causal", lora_rank=8)
+>>> task = DENOISER.build(RunConfig(denoiser=settings))
+>>> sorted(jax.eval_shape(task.init, jax.random.key(0)))[0]
+'layers/attention/k/kernel'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxspec.checkpoints.denoiser import (
+    AnyDenoiserConfig,
+    keep_layers,
+    load_denoiser,
+    read_denoiser,
+    save_denoiser,
+)
+from jaxspec.checkpoints.folders import exported_weights, target_folder
+from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerConfig, RunConfig
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.models.mdlm import make_denoiser
+from jaxspec.training.denoiser import DenoiserObjective
+from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from jaxspec.training.objectives import DISTRIBUTION_OBJECTIVES
+from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
+
+_RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
+"""What a run may choose anew for the weights that it starts from."""
+
+
+def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
+    """The task of a run.
+
+    Raises:
+      ValueError: no shape, one that does not fit the tokenizer or the weights it starts from,
+        an objective that a denoiser cannot learn, or a rank that its matrices do not have.
+    """
+    settings = config.denoiser
+    source = _source(settings)
+    _check_loss(config)
+    if source is not None and tokenizer is not None and has_tokenizer(source):
+        check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
+    architecture = _shape(settings, source)
+    if tokenizer is not None:
+        architecture = _with_mask(architecture, tokenizer)
+    _check_blocks(config, architecture)
+    model = make_denoiser(architecture)
+
+    def load(shardings: Any = None) -> Any:
+        assert source is not None, "there is a model to start from"
+        _, params = load_denoiser(
+            source,
+            dtype=architecture.param_dtype,
+            num_layers=architecture.num_layers,
+            shardings=shardings,
+        )
+        return params
+
+    is_draft = settings.objective == "draft"
+    whole_model = Task(
+        title=f"denoiser ({config.loss.label if is_draft else settings.objective})",
+        config=_resolved(config, architecture),
+        objective=DenoiserObjective(
+            model,
+            config.loss,
+            settings.objective,
+            anchors=config.data.anchors,
+            block_size=settings.block_size,
+            batch_size=config.data.batch_size,
+        ),
+        init=initialiser(model),
+        save=_saves(architecture),
+        load_initial=None if source is None else load,
+    )
+    return _low_rank(whole_model, load, settings) if settings.lora_rank else whole_model
+
+
+def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
+    """The tokenizer of the target that the denoiser drafts for, or the folder that is named.
+
+    Raises:
+      ValueError: no such tokenizer.
+    """
+    del workdir
+    return Tokenizer.load(
+        config.data.tokenizer or target_folder(config.target.path),
+        template_options=config.target.template_options,
+    )
+
+
+def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
+    """See `TaskKind.read_export`."""
+    del config
+    architecture, params = load_denoiser(folder)
+    return params, _saves(architecture)
+
+
+def _low_rank(task: Task, load: Any, settings: DenoiserConfig) -> Task:
+    """The same task, learned through updates of low rank of the weights that `load` reads."""
+    rank = settings.lora_rank
+    scale = (settings.lora_alpha or 2.0 * rank) / rank
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+
+    def init(key: jax.Array) -> Any:
+        return init_updates(key, shapes, rank=rank)
+
+    jax.eval_shape(init, jax.random.key(0))  # Refuses a rank that the matrices cannot have.
+    return dataclasses.replace(
+        task,
+        objective=LowRankObjective(task.objective, scale),
+        init=init,
+        frozen_shapes=shapes,
+        load_frozen=load,
+        load_initial=None,
+        whole=lambda updates: with_updates(load(), updates, scale=scale),
+    )
+
+
+def _source(settings: DenoiserConfig) -> Path | None:
+    """Where the weights lie that training starts from; None: from scratch."""
+    if settings.path == "embedded":
+        return target_folder(settings.path)
+    return exported_weights(Path(settings.path).expanduser()) if settings.path else None
+
+
+def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
+    """The shape that is trained: of the weights that training starts from, or the one given."""
+    asked = settings.architecture
+    given: AnyDenoiserConfig | None = asked
+    if source is not None:
+        given = keep_layers(read_denoiser(source), settings.num_layers)
+        given = dataclasses.replace(given, unroll_layers=settings.unroll_layers)
+        if asked is not None:
+            _check_architecture(asked, given, source)
+            given = dataclasses.replace(given, **{name: getattr(asked, name) for name in _RUNTIME})
+    if given is None:
+        raise ValueError(
+            "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
+            "denoiser.path (weights to start from)."
+        )
+    if settings.context is not None:
+        changes: dict[str, Any] = {"context": settings.context}
+        if isinstance(given, MaskedTransformerConfig):
+            is_block_causal = settings.context == "block_causal"
+            changes["block_length"] = settings.block_size if is_block_causal else 0
+        given = dataclasses.replace(given, **changes)
+    return given
+
+
+def _with_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserConfig:
+    """The shape with the id of its mask filled in."""
+    rows, ids = config.vocab_size, tokenizer.vocab_size
+    if config.mask_token_id is None and tokenizer.mask_id is not None:
+        config = dataclasses.replace(config, mask_token_id=tokenizer.mask_id)
+    mask_id = config.mask_id
+    if rows < ids or (mask_id < ids and mask_id not in tokenizer.special_ids):
+        raise ValueError(
+            f"The denoiser's embedding has {rows} rows and its mask is id {mask_id}, but the "
+            f"tokenizer has {ids} ids of its own: the mask must be a special token or an id after "
+            f"them. Give denoiser.architecture.vocab_size at least {ids + 1}, or name the mask in "
+            "denoiser.architecture.mask_token_id."
+        )
+    return config
+
+
+def _resolved(config: RunConfig, architecture: AnyDenoiserConfig) -> RunConfig:
+    if not isinstance(architecture, DiTConfig):
+        return config
+    settings = dataclasses.replace(config.denoiser, architecture=architecture)
+    return dataclasses.replace(config, denoiser=settings)
+
+
+def _check_loss(config: RunConfig) -> None:
+    name = config.loss.objective
+    if config.denoiser.objective == "draft" and name in DISTRIBUTION_OBJECTIVES:
+        raise ValueError(
+            f"loss.objective {name!r} compares with the target's distributions, which training a "
+            "denoiser does not compute: choose one that needs only labels."
+        )
+
+
+def _check_blocks(config: RunConfig, architecture: AnyDenoiserConfig) -> None:
+    """Whether rows can be cut into the blocks of a block-causal model."""
+    if architecture.context != "block_causal":
+        return
+    assert isinstance(architecture, MaskedTransformerConfig)
+    if config.denoiser.objective == "draft":
+        raise ValueError(
+            "denoiser.objective is 'draft', but the context is 'block_causal', which is for "
+            "diffusion language models: choose 'elbo', 'llada' or 'score_entropy'."
+        )
+    if config.data.packing:
+        raise ValueError(
+            "A block-causal denoiser needs documents that begin where blocks do: set data.packing "
+            "to False."
+        )
+    if config.data.sequence_length % architecture.block_length:
+        raise ValueError(
+            f"data.sequence_length must be a multiple of the block ({architecture.block_length}): "
+            f"got {config.data.sequence_length}."
+        )
+
+
+def _check_architecture(given: DiTConfig, found: AnyDenoiserConfig, source: Path) -> None:
+    """Compares what decides shapes and mathematics."""
+    ignored = (*_RUNTIME, "context", "mask_token_id", "max_position_embeddings")
+    wrong = [
+        f"{field.name}: got {getattr(found, field.name, None)}, expected "
+        f"{getattr(given, field.name)}"
+        for field in dataclasses.fields(given)
+        if field.name not in ignored
+        and getattr(found, field.name, None) != getattr(given, field.name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The denoiser in {source} is not that of denoiser.architecture:\n  "
+            + "\n  ".join(wrong)
+        )
+
+
+def _saves(architecture: AnyDenoiserConfig) -> Save:
+    def save(
+        folder: Path,
+        params: Any,
+        *,
+        tokenizer: Tokenizer,
+        dtype: Dtype | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        save_denoiser(
+            folder,
+            architecture,
+            params,
+            dtype=dtype,
+            tokenizer_folder=tokenizer.folder,
+            provenance=provenance,
+        )
+
+    return save
+
+
+DENOISER = TaskKind(
+    name="denoiser", open_tokenizer=open_tokenizer, build=build, read_export=read_export
+)

@@ -1,0 +1,200 @@
+"""Training a DFlash drafter on the hidden states of its frozen target.
+
+>>> DRAFTER.build(RunConfig()).title
+'drafter (full)'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_config, save_drafter
+from jaxspec.checkpoints.speculators import speculators_json
+from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.registry import make_model
+from jaxspec.training.capture_check import capture_check
+from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
+
+_RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
+"""What target.architecture may say differently from the target's folder."""
+
+
+def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
+    """The task of a run.
+
+    Raises:
+      ValueError: no target, one that does not fit the tokenizer or the configuration, or a drafter
+        that does not fit the target.
+    """
+    # Which token masks a slot does not matter to shapes.
+    mask_token_id: int | None = 0
+    if tokenizer is None:
+        architecture = _frozen(
+            config.target.architecture or read_config(target_folder(config.target.path)), config
+        )
+    else:
+        architecture = _checked_target(config, tokenizer)
+        mask_token_id = tokenizer.mask_id
+    drafter_config = resolve_config(
+        config.drafter, target=architecture, mask_token_id=mask_token_id
+    )
+    target = make_model(architecture)
+    drafter = DFlash(drafter_config, architecture.hidden_size)
+    layer_ids = drafter_config.target_layer_ids
+
+    def init(key: jax.Array) -> Any:
+        features_BSE = jnp.zeros((1, 2, len(layer_ids) * architecture.hidden_size))
+        return drafter.init(key, features_BSE, method="initialise")["params"]
+
+    def load_frozen(shardings: Any) -> Any:
+        folder = target_folder(config.target.path)
+        _, params = load_target(folder, dtype=config.target.dtype, shardings=shardings)
+        return params
+
+    def check(frozen: Any, tokens_BS: np.ndarray) -> None:
+        difference = capture_check(
+            target,
+            frozen,
+            tokens_BS,
+            layer_ids=layer_ids,
+            tolerance=config.training.capture_tolerance,
+        )
+        if jax.process_index() == 0:
+            print(
+                f"Capture check passed: log-probabilities rebuilt from the captured states differ "
+                f"by at most {difference:.1e}.",
+                flush=True,
+            )
+
+    return Task(
+        title=f"drafter ({config.loss.label})",
+        config=dataclasses.replace(config, drafter=drafter_config),
+        objective=DrafterObjective(
+            target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
+        ),
+        init=init,
+        save=_saves(drafter_config, architecture),
+        frozen_shapes=jax.eval_shape(initialiser(target), jax.random.key(0)),
+        load_frozen=load_frozen,
+        capture_check=check,
+    )
+
+
+def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
+    """The target's tokenizer, or the folder that is named.
+
+    Raises:
+      ValueError: no such tokenizer, or one that would have to be trained first.
+    """
+    del workdir
+    folder = target_folder(config.target.path)
+    if config.data.tokenizer == "train":
+        raise ValueError(
+            'data.tokenizer is "train", but a drafter needs the tokenizer of its target, whose ids '
+            "it drafts: leave data.tokenizer empty."
+        )
+    return Tokenizer.load(
+        config.data.tokenizer or folder, template_options=config.target.template_options
+    )
+
+
+def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
+    """See `TaskKind.read_export`; the target's config.json is still needed."""
+    target = read_config(target_folder(config.target.path))
+    drafter, params = load_drafter(folder, target_config=target)
+    return params, _saves(drafter, target)
+
+
+def _frozen(architecture: LanguageModelConfig, config: RunConfig) -> LanguageModelConfig:
+    """The target's shape, held and computed in the type that the run asks for."""
+    dtype = config.target.dtype
+    return dataclasses.replace(architecture, dtype=dtype, param_dtype=dtype)
+
+
+def _checked_target(config: RunConfig, tokenizer: Tokenizer) -> LanguageModelConfig:
+    folder = target_folder(config.target.path)
+    architecture = _frozen(read_config(folder), config)
+    _check_architecture(config.target.architecture, architecture, folder)
+    check_vocabulary(tokenizer, architecture)
+    _check_positions(config, architecture)
+    # The frozen target runs as the configuration's architecture says.
+    if config.target.architecture is not None:
+        architecture = dataclasses.replace(
+            architecture, unroll_layers=config.target.architecture.unroll_layers
+        )
+    return architecture
+
+
+def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> None:
+    """A table of positions ends; rotary positions do not."""
+    rows = architecture.max_position_embeddings
+    if isinstance(architecture, GPT2Config) and config.data.sequence_length > rows:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
+            f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
+        )
+
+
+def _check_architecture(
+    expected: LanguageModelConfig | None, got: LanguageModelConfig, folder: Path
+) -> None:
+    """Compares what decides shapes and mathematics; how it is computed may differ."""
+    if expected is None:
+        return
+    if type(got) is not type(expected):
+        raise ValueError(
+            f"The target in {folder} is of another family than target.architecture: got a "
+            f"{type(got).__name__}, expected a {type(expected).__name__}. Leave "
+            "target.architecture out."
+        )
+    wrong = [
+        f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"
+        for field in dataclasses.fields(got)
+        if field.name not in _RUNTIME and getattr(got, field.name) != getattr(expected, field.name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The target in {folder} is not that of target.architecture:\n  " + "\n  ".join(wrong)
+        )
+
+
+def _saves(drafter: DrafterConfig, target: LanguageModelConfig) -> Save:
+    def save(
+        folder: Path,
+        params: Any,
+        *,
+        tokenizer: Tokenizer,
+        dtype: Dtype | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        save_drafter(
+            folder,
+            drafter,
+            params,
+            target_config=target,
+            dtype=dtype,
+            tokenizer_folder=tokenizer.folder,
+            provenance=provenance,
+        )
+
+    return save
+
+
+DRAFTER = TaskKind(
+    name="drafter",
+    open_tokenizer=open_tokenizer,
+    build=build,
+    read_export=read_export,
+    formats={"speculators": speculators_json},
+)

@@ -1,0 +1,125 @@
+"""Training a target from scratch: the next token, every weight.
+
+>>> TARGET.build(RunConfig()).frozen_shapes
+{}
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxspec.checkpoints.folders import target_folder
+from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
+from jaxspec.data.sources import load_examples
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.models.registry import make_model
+from jaxspec.training.objectives import TargetObjective
+from jaxspec.training.tasks.task import (
+    Save,
+    Task,
+    TaskKind,
+    check_vocabulary,
+    initialiser,
+    kept_tokenizer,
+)
+
+
+def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
+    """The task of a run.
+
+    Raises:
+      ValueError: no architecture, or one whose vocabulary is smaller than the tokenizer's.
+    """
+    architecture: LanguageModelConfig
+    if tokenizer is None:
+        # Shapes may be those of a model that exists, although it could not be trained like this.
+        architecture = config.target.architecture or read_config(target_folder(config.target.path))
+    else:
+        architecture = _architecture(config)
+        check_vocabulary(tokenizer, architecture)
+    model = make_model(architecture)
+    return Task(
+        title="target",
+        config=config,
+        objective=TargetObjective(model),
+        init=initialiser(model),
+        save=_saves(architecture),
+    )
+
+
+def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
+    """The tokenizer that is named, or one that is trained on the run's text.
+
+    A trained one lies in a temporary folder until `PreparedTask.keep_tokenizer`.
+
+    Raises:
+      ValueError: no such tokenizer, or a run without an architecture.
+    """
+    _architecture(config)  # Before a tokenizer is trained for nothing.
+    choice = config.data.tokenizer or "embedded"
+    if choice != "train":
+        return Tokenizer.load(choice)
+    kept = kept_tokenizer(workdir)
+    if (kept / "tokenizer.json").is_file():
+        return Tokenizer.load(kept)
+    texts = [
+        content
+        for source in config.data.sources
+        for example in load_examples(source, split=config.data.split, data=config.data)
+        for _, content in example.turns
+    ]
+    print(f"Training a tokenizer of {config.data.tokenizer_vocab} tokens.", flush=True)
+    folder = tempfile.mkdtemp(prefix="jaxspec-tokenizer-")
+    try:
+        tokenizer = Tokenizer.train(texts, vocab_size=config.data.tokenizer_vocab, folder=folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(tokenizer, shutil.rmtree, folder, ignore_errors=True)
+    return tokenizer
+
+
+def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
+    """See `TaskKind.read_export`."""
+    del config
+    architecture, params = load_target(folder)
+    return params, _saves(architecture)
+
+
+def _architecture(config: RunConfig) -> LanguageModelConfig:
+    if config.target.architecture is None:
+        raise ValueError("Training a target needs target.architecture: give its sizes.")
+    return config.target.architecture
+
+
+def _saves(architecture: LanguageModelConfig) -> Save:
+    def save(
+        folder: Path,
+        params: Any,
+        *,
+        tokenizer: Tokenizer,
+        dtype: Dtype | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        save_target(
+            folder,
+            architecture,
+            params,
+            dtype=dtype,
+            tokenizer_folder=tokenizer.folder,
+            eos_token_ids=tokenizer.stop_ids,
+            provenance=provenance,
+        )
+
+    return save
+
+
+TARGET = TaskKind(
+    name="target", open_tokenizer=open_tokenizer, build=build, read_export=read_export
+)

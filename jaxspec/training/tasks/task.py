@@ -1,0 +1,197 @@
+"""What a kind of training says of itself, and what all kinds share.
+
+A run is assembled in three stages, and each needs more than the one before:
+
+- `TaskKind.build(config)`: only shapes, for ``jaxspec plan``. Nothing is loaded.
+- `TaskKind.build(config, tokenizer=...)`: checked against the run's models and tokenizer, for
+  ``jaxspec export``.
+- `TaskKind.prepare(config, workdir=...)`: with data, ready for the first step of
+  `jaxspec.training.loop.train`.
+
+>>> from jaxspec.training.tasks import DRAFTER
+>>> task = DRAFTER.build(RunConfig())
+>>> sorted(jax.eval_shape(task.init, jax.random.key(0)))
+['fc', 'final_norm', 'hidden_norm', 'layers']
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
+from jaxspec.data.pipeline import Pipeline, make_pipeline
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.provenance import provenance
+from jaxspec.training.objectives import Objective
+
+Init = Callable[[jax.Array], Any]
+"""key -> parameters."""
+
+
+class Save(Protocol):
+    """Writes a model's parameters as a folder that other programs load."""
+
+    def __call__(
+        self,
+        folder: Path,
+        params: Any,
+        *,
+        tokenizer: Tokenizer,
+        dtype: Dtype | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """`dtype` None: what the parameters are kept in."""
+        ...
+
+
+def _unchanged(params: Any) -> Any:
+    return params
+
+
+def _nothing(shardings: Any) -> Any:
+    del shardings
+    return {}
+
+
+def _no_check(frozen: Any, tokens_BS: np.ndarray) -> None:
+    del frozen, tokens_BS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one run trains. Nothing is loaded before it is asked for."""
+
+    title: str
+    """For the progress bar."""
+    config: RunConfig
+    """The configuration with everything filled in that was left to the target or the tokenizer."""
+    objective: Objective
+    init: Init
+    """key -> what is trained."""
+    save: Save
+    """Takes the model's parameters (see `whole`)."""
+    frozen_shapes: Any = dataclasses.field(default_factory=dict)
+    """Shapes of the parameters that are read but not trained; {}: there are none."""
+    load_frozen: Callable[[Any], Any] = _nothing
+    """Shardings of `frozen_shapes` -> those parameters."""
+    load_initial: Callable[[Any], Any] | None = None
+    """Shardings of what is trained -> weights to start from instead of those of `init`."""
+    whole: Callable[[Any], Any] = _unchanged
+    """What is trained -> the model's parameters: updates of low rank are added to their base."""
+    capture_check: Callable[[Any, np.ndarray], None] = _no_check
+    """(frozen parameters, tokens [B, S]): raises ValueError where hidden states are not captured
+    as they should be."""
+
+
+class Build(Protocol):
+    """Makes the task of a run."""
+
+    def __call__(self, config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
+        """`tokenizer` None: for shapes only; neither weights nor ids are checked."""
+        ...
+
+
+class OpenTokenizer(Protocol):
+    """Opens the tokenizer of a run."""
+
+    def __call__(self, config: RunConfig, *, workdir: Path) -> Tokenizer:
+        """Must leave nothing in `workdir`: a mistake may be found after this."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedTask:
+    """A run that is ready to start."""
+
+    kind: TaskKind
+    task: Task
+    tokenizer: Tokenizer
+    pipeline: Pipeline
+
+    def check_capture(self, frozen: Any) -> None:
+        """Runs the task's check on one row of the data, the same on every process."""
+        first = self.pipeline.row_numbers(0)[0]
+        self.task.capture_check(frozen, self.pipeline.rows[first]["tokens"][None])
+
+    def keep_tokenizer(self, workdir: Path) -> None:
+        """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""
+        kept = kept_tokenizer(workdir)
+        if self.task.config.data.tokenizer == "train" and self.tokenizer.folder != kept:
+            self.tokenizer.save(kept)
+
+    def export(self, params: Any, *, workdir: Path) -> None:
+        """Writes WORKDIR/export from what was trained."""
+        config, folder = self.task.config, workdir / "export"
+        self.task.save(
+            folder,
+            self.task.whole(params),
+            tokenizer=self.tokenizer,
+            dtype=config.training.export_dtype or None,
+            provenance=provenance(config=config, seed=config.training.seed),
+        )
+        print(f"{self.kind.name.capitalize()} written to {folder}", flush=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """One kind of training: an entry of `jaxspec.training.tasks.TASKS`."""
+
+    name: str
+    """The value of training.task."""
+    open_tokenizer: OpenTokenizer
+    build: Build
+    read_export: Callable[[RunConfig, Path], tuple[Any, Save]]
+    """(configuration, WORKDIR/export) -> the parameters there, and how to write them again. It
+    must not need what the run started from, which may be gone."""
+    formats: Mapping[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Forms of config.json besides the one that `Task.save` writes: name -> function(document of
+    that form, target_name=...)."""
+
+    def prepare(self, config: RunConfig, *, workdir: Path) -> PreparedTask:
+        """Looks at everything a run needs; writes nothing.
+
+        Raises:
+          ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
+        """
+        tokenizer = self.open_tokenizer(config, workdir=workdir)
+        task = self.build(config, tokenizer=tokenizer)
+        pipeline = make_pipeline(
+            config.data,
+            tokenizer,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if jax.process_index() == 0:
+            print(f"Data: {pipeline.statistics.summary}", flush=True)
+        return PreparedTask(kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline)
+
+
+def kept_tokenizer(workdir: Path) -> Path:
+    """Where a run keeps the tokenizer that it trained."""
+    return workdir / "tokenizer"
+
+
+def initialiser(model: Any) -> Init:
+    """Makes the parameters of a network that reads tokens."""
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+
+    return init
+
+
+def check_vocabulary(tokenizer: Tokenizer, target: LanguageModelConfig) -> None:
+    """Raises ValueError where the target has no embedding for some of the tokenizer's ids."""
+    if tokenizer.vocab_size > target.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {tokenizer.vocab_size} ids, but the target's embedding only "
+            f"{target.vocab_size} rows: ids beyond it would be clamped silently. Use the "
+            "target's own tokenizer, or a larger target.architecture.vocab_size."
+        )

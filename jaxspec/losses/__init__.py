@@ -27,20 +27,14 @@ from jaxspec.losses.combined import (
 )
 from jaxspec.losses.cross_entropy import cross_entropy, label_log_prob
 from jaxspec.losses.diffusion import (
-    Corrupted,
-    LogLinearSchedule,
-    antithetic_times,
-    corrupt,
     elbo_values,
     log_scores,
-    maskable_tokens,
     score_entropy_values,
     subs_log_probs,
     token_terms,
-    token_times,
 )
 from jaxspec.losses.first_error import first_error_focal, first_error_slots
-from jaxspec.losses.llada import answer_terms, masked_values, masking_probabilities
+from jaxspec.losses.llada import answer_terms, masked_values
 from jaxspec.losses.objectives import (
     LK,
     OBJECTIVES,
@@ -55,12 +49,23 @@ from jaxspec.losses.objectives import (
     d_pace_weights,
 )
 from jaxspec.losses.positional import positional_weights
-from jaxspec.losses.reduction import counted_slots, ratio, reached_slots
+from jaxspec.losses.reduction import counted_slots, ratio, reached_slots, weighted_terms
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
+from jaxspec.losses.terms import TERMS, Term, terms_needing_target_rows, terms_of
+from jaxspec.ops.noise import (
+    Corrupted,
+    LogLinearSchedule,
+    antithetic_times,
+    corrupt,
+    maskable_tokens,
+    masking_probabilities,
+    token_times,
+)
 
 __all__ = [
     "LK",
     "OBJECTIVES",
+    "TERMS",
     "TV",
     "Corrupted",
     "CrossEntropy",
@@ -74,6 +79,7 @@ __all__ = [
     "SlotStatistics",
     "SpecAUF",
     "Streak",
+    "Term",
     "answer_terms",
     "antithetic_times",
     "chain_reward",
@@ -100,7 +106,10 @@ __all__ = [
     "score_entropy_values",
     "slot_statistics",
     "subs_log_probs",
+    "terms_needing_target_rows",
+    "terms_of",
     "token_terms",
     "token_times",
     "total_from_terms",
+    "weighted_terms",
 ]

@@ -11,16 +11,17 @@ distillation, SpecDiff-2, arXiv 2511.00606.
 
 Dimension key: N blocks (any leading dimensions), G drafted slots of a block.
 
->>> sorted(OBJECTIVES)
-['cross_entropy', 'd_pace', 'forward_kl', 'lk', 'spec_auf', 'streak', 'tv']
+>>> [name for name, objective in OBJECTIVES.items() if objective.needs_target_rows]
+['lk', 'tv', 'forward_kl']
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +32,22 @@ from jaxspec.losses.slots import SlotStatistics
 
 
 class Objective(Protocol):
-    """What the leading term of the combined loss is made of."""
+    """What the leading term of the combined loss is made of.
+
+    Classes that inherit from it have the defaults of the two attributes.
+    """
+
+    needs_target_rows: ClassVar[bool] = False
+    """Whether it compares the drafter's distribution with the target's in every slot."""
+    counts_follow_predictions: ClassVar[bool] = False
+    """Whether the slots it averages over depend on what the drafter predicts, not on the masks
+    alone."""
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (values_NG, mask_NG): what each slot costs, and the slots to average over."""
+        ...
 
 
 def d_pace_weights(
@@ -70,7 +81,7 @@ def d_pace_weights(
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy: ``-log p`` in every counted slot (arXiv 2606.11552)."""
 
     def slot_values(
@@ -81,7 +92,7 @@ class CrossEntropy:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPace:
+class DPace(Objective):
     """Cross-entropy with the detached dynamic weights of `d_pace_weights` (arXiv 2605.18810)."""
 
     smoothing: float = 0.5
@@ -96,8 +107,10 @@ class DPace:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpecAUF:
+class SpecAUF(Objective):
     """Cross-entropy up to and including the first predicted failure of each block (Spec-AUF)."""
+
+    counts_follow_predictions: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -110,8 +123,10 @@ class SpecAUF:
 
 
 @dataclasses.dataclass(frozen=True)
-class LK:
+class LK(Objective):
     """Negative log acceptance probability, ``-log sum_v min(p_v, q_v)`` (arXiv 2602.23881)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -130,8 +145,10 @@ class LK:
 
 
 @dataclasses.dataclass(frozen=True)
-class TV:
+class TV(Objective):
     """Total variation or rejection probability, ``1 - sum_v min(p_v, q_v)`` (arXiv 2602.23881)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -146,8 +163,10 @@ class TV:
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardKL:
+class ForwardKL(Objective):
     """Divergence from target to drafter, ``sum_v p_v (log p_v - log q_v)`` (distillation)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -162,7 +181,7 @@ class ForwardKL:
 
 
 @dataclasses.dataclass(frozen=True)
-class Streak:
+class Streak(Objective):
     """Streak distillation, plain form: ``-prod_{i <= g} p_i``, summed over a block (2511.00606).
 
     Minus the expected accepted length under point-mass acceptance. Its gradient vanishes while
@@ -178,7 +197,7 @@ class Streak:
 
 
 @dataclasses.dataclass(frozen=True)
-class DetachedStreak:
+class DetachedStreak(Objective):
     """Streak distillation, second form: ``-sg[prod_{i < g} p_i] log p_g`` (arXiv 2511.00606).
 
     Cross-entropy weighted by the chance that the slot is reached; its first slot never fades.
@@ -210,6 +229,21 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     }
 )
 """The objectives that `LossConfig.objective` names."""
+
+
+def find_objective(name: str) -> Objective:
+    """The objective of that name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in OBJECTIVES:
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"unknown objective {name!r}: loss.objective is one of {', '.join(OBJECTIVES)}.{hint}"
+        )
+    return OBJECTIVES[name]
 
 
 def _needed(statistic_NG: jax.Array | None, objective: str) -> jax.Array:

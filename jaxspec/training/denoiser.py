@@ -24,12 +24,9 @@ import jax.numpy as jnp
 
 from jaxspec.config import LossConfig
 from jaxspec.losses import (
-    LogLinearSchedule,
     LossWeights,
     answer_terms,
-    antithetic_times,
     chunked_slot_statistics,
-    corrupt,
     drafter_metrics,
     elbo_values,
     log_scores,
@@ -37,20 +34,19 @@ from jaxspec.losses import (
     masked_values,
     ratio,
     score_entropy_values,
-    token_times,
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
 from jaxspec.models.cache import KVCache
 from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput, paired_inputs
+from jaxspec.ops.noise import LogLinearSchedule, antithetic_times, corrupt, token_times
 from jaxspec.ops.suppression import suppress
 from jaxspec.training.objectives import (
-    PREDICTION_COUNTS,
     Batch,
     Metrics,
     Terms,
     draw_blocks,
-    mask_statistics,
+    mask_counts,
 )
 
 Goal = Literal["elbo", "score_entropy", "llada", "draft"]
@@ -96,7 +92,7 @@ class DenoiserObjective:
             chunk_blocks=self.loss.chunk_blocks,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG)
+        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         """See `jaxspec.training.objectives.Objective`."""
@@ -105,11 +101,7 @@ class DenoiserObjective:
         _, _, mask_BNG = self.blocks(batch, key)
         if self.goal != "draft":
             return {self.goal: self._number(mask_BNG)}
-        slots = mask_statistics(mask_BNG)
-        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return {
-            name: number for name, (_, number) in terms.items() if name not in PREDICTION_COUNTS
-        }
+        return mask_counts(mask_BNG, loss=self.loss, weights=weights)
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         """See `jaxspec.training.objectives.Objective`."""

@@ -27,6 +27,8 @@ from jaxspec.losses import (
     drafter_metrics,
     loss_terms,
     ratio,
+    terms_needing_target_rows,
+    terms_of,
     total_from_terms,
 )
 from jaxspec.models.dflash import DFlash
@@ -39,11 +41,6 @@ Terms = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (numerator, denominator), scalars."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (sum, count)."""
-
-DISTRIBUTION_OBJECTIVES = ("lk", "tv", "forward_kl")
-"""Objectives that compare the drafter's rows with the target's."""
-PREDICTION_COUNTS = ("first_error_focal", "spec_auf")
-"""Terms whose denominator depends on what the drafter predicts and not on the masks alone."""
 
 
 class Objective(Protocol):
@@ -86,10 +83,19 @@ def draw_blocks(
     return anchors_BN, labels_BNG, mask_BNG
 
 
-def mask_statistics(mask_BNG: jax.Array) -> SlotStatistics:
-    """Statistics of any drafter at all, for counts that look at the masks alone."""
+def mask_counts(
+    mask_BNG: jax.Array, *, loss: LossConfig, weights: LossWeights
+) -> dict[str, jax.Array]:
+    """Denominators of the loss terms that follow from the masks alone."""
+    # Any statistics do: these denominators do not depend on them.
     zero_BNG = jnp.zeros(mask_BNG.shape)
-    return SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+    slots = SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+    terms, table = loss_terms(slots, mask_BNG, config=loss, weights=weights), terms_of(loss)
+    return {
+        name: count
+        for name, (_, count) in terms.items()
+        if not table[name].counts_follow_predictions
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +163,8 @@ class DrafterObjective:
         output = jax.lax.stop_gradient(output)
         hidden_BNGD = self.hidden(params, frozen, batch, anchors_BN, output.features_BSE)
         target_hidden_BNGD = None
-        if self.loss.objective in DISTRIBUTION_OBJECTIVES:
-            # The target's row for slot k is the one behind the token before it.
+        if terms_needing_target_rows(self.loss):
+            # The target's row for slot k is its prediction after the token before that slot.
             source_BNG = anchors_BN[..., None] + jnp.arange(labels_BNG.shape[-1])
             source_BNG = jnp.minimum(source_BNG, batch["tokens"].shape[1] - 1)
             target_hidden_BNGD = jax.vmap(lambda hidden_SD, index: hidden_SD[index])(
@@ -172,13 +178,11 @@ class DrafterObjective:
             target_hidden_BNGD=target_hidden_BNGD,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG)
+        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         _, _, mask_BNG = self.blocks(batch, key)
-        slots = mask_statistics(mask_BNG)
-        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return {name: count for name, (_, count) in terms.items() if name not in PREDICTION_COUNTS}
+        return mask_counts(mask_BNG, loss=self.loss, weights=weights)
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         return total_from_terms(terms, config=self.loss, weights=weights)

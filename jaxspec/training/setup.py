@@ -27,6 +27,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.losses import terms_needing_target_rows, terms_of
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
@@ -39,7 +40,6 @@ from jaxspec.training.denoiser_setup import (
     denoiser_source,
 )
 from jaxspec.training.objectives import (
-    DISTRIBUTION_OBJECTIVES,
     DrafterObjective,
     Objective,
     TargetObjective,
@@ -116,6 +116,7 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
 
 
 def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
+    terms_of(config.loss)  # Unknown names are refused before anything is written.
     folder = target_folder(config.target.path)
     architecture = dataclasses.replace(
         read_config(folder), dtype=config.target.dtype, param_dtype=config.target.dtype
@@ -205,10 +206,10 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
 
 def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     settings = config.denoiser
-    if settings.objective == "draft" and config.loss.objective in DISTRIBUTION_OBJECTIVES:
+    if settings.objective == "draft" and (names := terms_needing_target_rows(config.loss)):
         raise ValueError(
-            f"loss.objective {config.loss.objective!r} compares with the target's distributions, "
-            "which training a denoiser does not compute: choose one that needs labels alone."
+            f"The loss term {names[0]!r} compares with the target's distributions, "
+            "which training a denoiser does not compute: choose one that needs only labels."
         )
     tokenizer = Tokenizer.load(
         config.data.tokenizer or target_folder(config.target.path),

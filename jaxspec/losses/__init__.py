@@ -1,10 +1,11 @@
 """Losses of a block-diffusion drafter: arrays in, scalars out, differentiable under jit.
 
 "Teaching Diffusion to Speculate Left-to-Right" (arXiv 2606.11552): position-weighted cross-entropy,
-first-error focal term and chain reward, with neighbouring objectives to compare against. Logits may
-be given whole (`drafter_loss`) or never held whole (`chunked_slot_statistics`, then `loss_terms`
-and `total_from_terms`). `label_log_prob` and the three single losses serve notebooks.
-`jaxspec.losses.diffusion` has the objectives of masked-diffusion language models, and
+first-error focal term and chain reward, with other objectives to compare against. Pass all logits
+at once (`drafter_loss`), or never hold all of them in memory (`chunked_slot_statistics`, then
+`loss_terms` and `total_from_terms`). `label_log_prob` and the three single losses are for
+notebooks. `jaxspec.losses.terms` has the table of terms and says how to add one.
+`jaxspec.losses.diffusion` has the losses of masked-diffusion language models, and
 `jaxspec.losses.llada` LLaDA's.
 
 Shapes: N blocks (any leading dimensions), G = block_size - 1 drafted slots, V vocabulary. The

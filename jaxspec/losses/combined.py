@@ -168,7 +168,7 @@ def drafter_metrics(
     - first_error_focal: ``-log p`` at the first error / blocks with an error, without weights;
     - chain_reward: mean cumulative product of a block / blocks;
     - accepted: leading correct slots of a block / blocks, the accepted length of greedy decoding
-      without the bonus token, if the text of the labels is what the target would say;
+      without the bonus token, if the labels are what the target would emit;
     - accept_at: [G] arrays, blocks accepted up to and including slot g / blocks accepted up to
       slot g - 1 in which slot g counts: the conditional acceptance;
     - wasted: correct slots after the first error / blocks;
@@ -219,7 +219,8 @@ def drafter_metrics(
     if config is not None and config.extra:
         table = terms_of(config)
         for extra in config.extra_terms:
-            metrics[f"extra/{extra.name}"] = table[extra.name].logged(slots, mask_NG=counted_NG)
+            total, number = table[extra.name].logged(slots, mask_NG=counted_NG)
+            metrics[f"extra/{extra.name}"] = (jnp.float32(total), jnp.float32(number))
     return metrics
 
 

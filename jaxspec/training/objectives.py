@@ -1,13 +1,15 @@
-"""What is learned: the next token by a target, blocks by a drafter on a frozen target.
+"""What is learned: the next token by a target, blocks by a drafter of a frozen target.
 
-An objective turns (params, frozen, batch, key) into loss terms with numerator and denominator
-apart, so that the step can divide by counts of the whole global batch.
+An objective turns (params, frozen, batch, key) into loss terms whose numerators and denominators
+are still separate, so that the step can divide by counts of the whole global batch.
 
-Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 drafted slots,
-D width, E captured features.
+Dimension key: B batch rows, S tokens of a row, N blocks of a row, K block slots,
+G = K - 1 drafted slots, D width, E captured features.
 
->>> objective = DrafterObjective(target_model, drafter_model, loss=LossConfig(), anchors=16)
->>> terms, metrics = objective(params, frozen, batch, key, LossWeights.from_config(LossConfig()))
+>>> objective = DrafterObjective(  # doctest: +SKIP
+...     target=target, drafter=drafter, loss=LossConfig(), anchors=16)
+>>> terms, metrics = objective(  # doctest: +SKIP
+...     params, frozen, batch, key, LossWeights.from_config(LossConfig()))
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
-in the global batch, from which its random numbers follow on every device."""
+in the global batch, which decides its random numbers on every device."""
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (numerator, denominator), scalars."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -44,12 +46,12 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Objective(Protocol):
-    """One way to learn."""
+    """What a training step minimises."""
 
     def __call__(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
     ) -> tuple[Terms, Metrics]:
-        """Terms and metrics of the rows given."""
+        """Terms and metrics of the given rows."""
         ...
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
@@ -57,14 +59,14 @@ class Objective(Protocol):
         ...
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
-        """The loss, from numerators of these rows and denominators of all rows."""
+        """The loss, from the numerators of these rows and the denominators of all rows."""
         ...
 
 
 def draw_blocks(
     batch: Batch, key: jax.Array, *, count: int, block_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Anchors [B, N], labels and their mask [B, N, G], from a random stream a row."""
+    """Anchors [B, N], labels and their mask [B, N, G]; each row has its own random stream."""
 
     def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
         own = jax.random.fold_in(key, number)
@@ -87,7 +89,7 @@ def mask_counts(
     mask_BNG: jax.Array, *, loss: LossConfig, weights: LossWeights
 ) -> dict[str, jax.Array]:
     """Denominators of the loss terms that follow from the masks alone."""
-    # Any statistics do: these denominators do not depend on them.
+    # Any statistics will do: these denominators do not depend on them.
     zero_BNG = jnp.zeros(mask_BNG.shape)
     slots = SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
     terms, table = loss_terms(slots, mask_BNG, config=loss, weights=weights), terms_of(loss)
@@ -100,7 +102,7 @@ def mask_counts(
 
 @dataclasses.dataclass(frozen=True)
 class TargetObjective:
-    """Next-token cross-entropy, the mean over the global batch's learned tokens."""
+    """Next-token cross-entropy, averaged over the learned tokens of the global batch."""
 
     model: LanguageModel
     chunk_tokens: int = 0
@@ -115,7 +117,7 @@ class TargetObjective:
             positions_BS=batch["positions"],
             segments_BS=batch["segments"],
         ).hidden_BSD
-        # Token s is predicted from s - 1; the mask says that both stand in one document.
+        # Token s is predicted from s - 1; the mask is true only if both are in one document.
         mask = batch["loss_mask"][:, 1:].astype(jnp.float32)
         slots = chunked_slot_statistics(
             hidden_BSD[:, :-1, None],
@@ -141,7 +143,7 @@ class TargetObjective:
 class DrafterObjective:
     """The drafter's loss on blocks that start at random anchors (DFlash, arXiv 2602.06036, sec. 4).
 
-    The target runs inside the step: its hidden states are used and forgotten.
+    The target runs inside the step: its hidden states are used once and never stored.
     """
 
     target: LanguageModel

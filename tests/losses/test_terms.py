@@ -258,3 +258,10 @@ def test_terms_that_are_not_there(entry, message):
 def test_a_term_is_two_scalars(name, message):
     with pytest.raises(ValueError, match=message):
         loss_terms(SLOTS, MASK, config=with_extra(own(name)))
+
+
+def test_reading_a_run_executes_nothing(tmp_path):
+    """What export and the tables read of a recorded loss: its label and its weights."""
+    config = with_extra(f"{tmp_path / 'absent.py'}:mine=0.5")
+    assert config.label == "uniform+mine"
+    assert float(LossWeights.from_config(config).terms[-1]) == 0.5

@@ -107,7 +107,9 @@ class ExtraTerm:
     source: str
     """Module or Python file that defines the term; "": jaxspec."""
     name: str
+    """What the term is called in tables and logs, and in `source`."""
     weight: float
+    """What it is multiplied by."""
 
     @classmethod
     def parse(cls, entry: str) -> ExtraTerm:

@@ -104,11 +104,49 @@ class DenoiserConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExtraTerm:
+    """One entry of `LossConfig.extra`, taken apart."""
+
+    source: str
+    """Module or Python file that defines the term; "": jaxspec."""
+    name: str
+    """What the term is called in tables and logs, and in `source`."""
+    weight: float
+    """What it is multiplied by."""
+
+    @classmethod
+    def parse(cls, entry: str) -> ExtraTerm:
+        """Reads "NAME=WEIGHT", "MODULE:NAME=WEIGHT" or "FILE.py:NAME=WEIGHT".
+
+        Raises:
+          ValueError: an entry of another form, or a weight that is negative or not finite.
+        """
+        reference, _, number = entry.rpartition("=")
+        source, separator, name = reference.rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        require(
+            name.isidentifier()
+            and bool(source) == bool(separator)
+            and math.isfinite(weight)
+            and weight >= 0,
+            "loss.extra takes NAME=WEIGHT, MODULE:NAME=WEIGHT or FILE.py:NAME=WEIGHT with a finite "
+            f"weight that is not negative: got {entry!r}.",
+        )
+        return cls(source=source, name=name, weight=weight)
+
+
+@dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss: cross-entropy with decay + focal * first error - chain * reward.
+    """Weights of the loss: objective with decay + focal * first error - chain * reward + extra.
 
     "Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552. The defaults are the
     paper's best; ``LossConfig(decay=None, focal=0, chain=0)`` is its position-uniform baseline.
+
+    Raises:
+      ValueError: a decay or weight outside its range, or an entry of `extra` of another form.
     """
 
     decay: float | None = 10.0
@@ -120,12 +158,15 @@ class LossConfig:
     normalize: Literal["block", "weight"] = "block"
     """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight":
     weighted mean over all slots (what trainers do)."""
-    objective: Literal[
-        "cross_entropy", "d_pace", "lk", "tv", "forward_kl", "spec_auf", "streak", "detached_streak"
-    ] = "cross_entropy"
-    """The per-slot term that stands in for cross-entropy; the others are for comparison."""
+    objective: str = "cross_entropy"
+    """The per-slot loss that the other terms are added to, by its name in
+    `jaxspec.losses.OBJECTIVES`. All but cross-entropy are there for comparison."""
+    extra: tuple[str, ...] = ()
+    """More terms with their weights: NAME=WEIGHT for an objective or a term of `jaxspec.losses`, as
+    in "forward_kl=0.5"; MODULE:NAME=WEIGHT or FILE.py:NAME=WEIGHT for a function of your own (see
+    `jaxspec.losses.terms`)."""
     chunk_blocks: int = 0
-    """Blocks of a row whose logits are held at once; 0: all of them."""
+    """How many blocks of a row have their logits in memory at once; 0: all of them."""
 
     def __post_init__(self) -> None:
         require(
@@ -139,10 +180,24 @@ class LossConfig:
                 f"loss.{field} must be finite and not negative: got {value}.",
             )
         require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
+        require(
+            not isinstance(self.extra, str),
+            f"loss.extra is a list of entries, one per term: got the text {self.extra!r}.",
+        )
+        names = [term.name for term in self.extra_terms]
+        require(
+            len(names) == len(set(names)),
+            f"loss.extra names a term twice: got {', '.join(names)}. Give each one weight.",
+        )
+
+    @property
+    def extra_terms(self) -> tuple[ExtraTerm, ...]:
+        """The entries of `extra`."""
+        return tuple(ExtraTerm.parse(entry) for entry in self.extra)
 
     @property
     def label(self) -> str:
-        """A short name for tables: "uniform", "decay", "decay+focal", "full" and so on."""
+        """A short name for tables: "uniform", "decay", "decay+focal", "full", "full+mine"."""
         has_decay = self.decay is not None and math.isfinite(self.decay)
         names = [
             name
@@ -153,10 +208,12 @@ class LossConfig:
             )
             if present
         ]
-        terms = "full" if len(names) == 3 else "+".join(names)
-        if self.objective == "cross_entropy":
-            return terms or "uniform"
-        return f"{self.objective}+{terms}" if terms else self.objective
+        if len(names) == 3:
+            names = ["full"]
+        if self.objective != "cross_entropy":
+            names = [self.objective, *names]
+        extra = [term.name for term in self.extra_terms if term.weight > 0]
+        return "+".join([*(names or ["uniform"]), *extra])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # What each loss asks of a drafted block
 #
-# A drafter proposes the tokens of a block in parallel; the target keeps them up to the first wrong
-# one. Cross-entropy does not know this: it pays as much for slot 15 as for slot 1, although slot 15
-# counts only if the fourteen before it are right. *Teaching Diffusion to Speculate Left-to-Right*
-# (arXiv 2606.11552) adds three corrections. This notebook looks at one block, slot by slot: what
-# each loss costs, and where its gradient goes as the label probabilities change.
+# A drafter proposes the tokens of a block in parallel; the target accepts them up to the first
+# wrong one. Cross-entropy ignores this: an error costs as much in slot 15 as in slot 1, although
+# slot 15 counts only if the fourteen before it are right. *Teaching Diffusion to Speculate
+# Left-to-Right* (arXiv 2606.11552) adds three corrections. This notebook looks at one block, slot
+# by slot: what each loss costs, and where its gradient goes as the probabilities of the labels
+# change.
 #
-# `G = 15` drafted slots (a block of 16 without its anchor). `p[g]` is the probability the drafter
-# gives to the right token of slot `g`. Gradients are taken with respect to `log p`.
+# `G = 15` drafted slots (a block of 16 without its anchor). `p[g]` is the probability that the
+# drafter gives to the right token of slot `g`. Gradients are taken with respect to `log p`.
 
 # %%
 import jax
@@ -42,6 +43,7 @@ from jaxspec.losses import (
     positional_weights,
     prefix_probability,
     total_from_terms,
+    weighted_terms,
 )
 
 G = 15
@@ -54,8 +56,8 @@ def panels(count, *, height=3.2):
 
 
 # %% [markdown]
-# Three drafters to look at: one that has just begun, one half-trained, one good. Each is worse at
-# later slots, as real ones are. A slot counts as correct here when its label has more than half of
+# We look at three drafters: one at the start of training, one half-trained, one good. Each is worse
+# in later slots, as real ones are. Here a slot counts as correct if its label has more than half of
 # the probability.
 
 # %%
@@ -99,8 +101,8 @@ axis.legend()
 # ## 2. Cross-entropy, and its two normalisations
 #
 # The paper's equation sums over the slots of a block and averages over blocks
-# (`normalize="block"`). Trainers divide by the sum of the weights (`normalize="weight"`). The
-# gradient of either depends on the slot alone and not on `p`: every nat is worth the same.
+# (`normalize="block"`). Trainers divide by the sum of the weights (`normalize="weight"`). Either
+# gradient depends only on the slot, not on `p`: every nat is worth the same.
 
 # %%
 w = positional_weights(G, decay=10.0)
@@ -122,17 +124,17 @@ axes[1].set(xlabel="slot", ylabel="nats", title="what each slot costs")
 axes[1].legend()
 
 # %% [markdown]
-# The ratio of the two is the sum of the weights: 8.16. Since the chain reward is normalised in its
-# own way, its weight of 40 is 8.16 times stronger beside a `"weight"` cross-entropy than beside a
-# `"block"` one. That is why the normalisation is a setting, and why it matters when numbers are
-# compared with a paper's.
+# The ratio of the two is the sum of the weights: 8.16. The chain reward is normalised in its own
+# way, so its weight of 40 counts 8.16 times as much next to a `"weight"` cross-entropy as next to a
+# `"block"` one. That is why the normalisation is a setting, and why it matters when you compare
+# numbers with a paper's.
 
 # %% [markdown]
 # ## 3. First-error focal term
 #
 # Plain cross-entropy at the first wrong slot of each block and nowhere else: that slot ended the
-# accepted run. It moves along the block as the drafter improves; where a block has no error it is 0
-# and pushes nothing.
+# accepted run. It moves along the block as the drafter improves. In a block without an error the
+# term is 0 and has no gradient.
 
 # %%
 figure, axis = panels(1)
@@ -152,7 +154,7 @@ axis.legend(title="value")
 #
 # `R = 1/G * sum_g rho[g]` with `rho[g] = p[0] * ... * p[g]`: a soft accepted length, divided by
 # the number of slots. Its gradient is a suffix sum, `dR / dlog p[k] = 1/G * sum_{g >= k} rho[g]`:
-# a slot is worth what still hangs on it, so the weights come from the drafter itself and fall along
+# a slot is worth what depends on it, so the weights come from the drafter itself and fall along
 # the block. The cell below checks the closed form.
 
 # %%
@@ -171,11 +173,11 @@ axes[0].legend()
 # %% [markdown]
 # ### What the chain does when early slots are poor
 #
-# One slot of a good block is made poor. Everything behind it loses its gradient, because it can
-# hardly be reached; but so do the slots before it, as less hangs on them. If the *first* slot is
-# poor the whole chain goes quiet, the first slot included: the reward alone cannot start a drafter.
-# Cross-entropy and the focal term, whose gradient does not fade, do that; the chain then rewards
-# what has become reachable.
+# We make one slot of a good block poor. All slots after it lose their gradient, because they are
+# hardly ever reached; but so do the slots before it, because less depends on them. If the *first*
+# slot is poor, the whole chain has almost no gradient, the first slot included: the reward alone
+# cannot get a drafter started. Cross-entropy and the focal term, whose gradients do not fade, do
+# that; the chain then rewards what has become reachable.
 
 # %%
 chain_gradient = jax.jit(jax.vmap(jax.grad(lambda log_p: chain_reward(log_p[None]))))
@@ -197,16 +199,16 @@ for slot in (1, 2, 5, 10):
     axes[1].plot(first, 40 * gradients[:, slot - 1], label=f"chain at slot {slot}, times 40")
 axes[1].axhline(float(w[0]), color="black", ls="--", label='cross-entropy at slot 1, "block"')
 axes[1].axhline(float(w[0] / w.sum()), color="black", ls=":", label='the same, "weight"')
-axes[1].set(xlabel="p of slot 1, the others good", title="gradient against the first slot")
+axes[1].set(xlabel="p of slot 1, the others good", title="gradient as slot 1 improves")
 axes[1].legend(fontsize=7)
 
 # %% [markdown]
 # ## 5. Together
 #
 # `L = L_CE + focal * L_fe - chain * R`. Below is the pull on each slot for the ladder of losses and
-# the three drafters. `loss_terms` gives the parts as (numerator, denominator), so that devices can
-# add them before dividing; `LossWeights` passes decay, focal and chain as arrays, so one compiled
-# function serves every row.
+# the three drafters. `loss_terms` returns the parts as (numerator, denominator), so that devices
+# can add them up before they divide; `LossWeights` passes decay, focal and chain as arrays, so one
+# compiled function serves every row.
 
 # %%
 LADDER = {
@@ -241,17 +243,17 @@ for normalize in ("block", "weight"):
 
 # %% [markdown]
 # With the poor drafter the chain reaches two or three slots, with the good one the whole block: the
-# better the drafter, the more of the block takes part, and always tilted towards the front, where
-# the run hangs on each token. The focal term is the small step at the first error. Beside
-# `"weight"` the same chain towers over a cross-entropy that is eight times smaller.
+# better the drafter, the more of the block takes part. The front always gets most, because the rest
+# of the run depends on it. The focal term is the small step at the first error. With `"weight"` the
+# cross-entropy is eight times smaller, and the same chain towers over it.
 
 # %% [markdown]
 # ## 6. Neighbouring objectives
 #
-# Others have asked for the same thing in other ways. Those that need labels alone, as gradients:
-# D-PACE weighs cross-entropy by a smoothed suffix sum, Spec-AUF stops behind the first failure,
-# streak distillation is the chain without a divisor. (LK, total variation and forward KL compare
-# whole distributions with the target's; they need its logits.)
+# Others have pursued the same aim in other ways. Below are the gradients of those that need only
+# labels: D-PACE weights cross-entropy by a smoothed suffix sum, Spec-AUF stops after the first
+# failure, streak distillation is the chain without a divisor. (LK, total variation and forward KL
+# compare whole distributions with the target's, so they need its logits.)
 
 
 # %%
@@ -276,8 +278,9 @@ axes[0].legend(fontsize=8)
 # %% [markdown]
 # ## 7. Blocks that end early
 #
-# At the end of an answer a block has fewer tokens than slots. Masked slots, and all behind them,
-# add nothing; the chain divides by the slots that are left, so a short perfect block scores 1 too.
+# At the end of an answer a block has fewer tokens than slots. Masked slots and all slots after them
+# add nothing; the chain divides by the number of slots that are left, so a short perfect block
+# scores 1 too.
 
 # %%
 mask = jnp.arange(G)[None] < 5
@@ -285,4 +288,55 @@ perfect = jnp.zeros((1, G))
 print("chain of a perfect block of 5:", float(chain_reward(perfect, mask_NG=mask)))
 ragged = jnp.where(mask, one_block(DRAFTERS["good"]).log_p_NG, jnp.nan)
 gradient = jax.grad(lambda x: chain_reward(x, mask_NG=mask))(ragged)
-print("gradient with junk behind the mask:", np.round(np.asarray(gradient[0, :8]), 3))
+print("gradient with junk after the mask:", np.round(np.asarray(gradient[0, :8]), 3))
+
+# %% [markdown]
+# ## 8. A term of your own
+#
+# A term is a function of the slots that returns a numerator and a denominator. Write it, and name
+# it in `LossConfig.extra` with its weight; the package stays as it is. As an example, the chance
+# that a sampled draft is not the label, `1 - p`: the mean absolute error of *Robust Loss Functions
+# under Label Noise* (arXiv 1712.09482), up to a factor. Its gradient is `p`, so it pulls most on
+# slots that are nearly right and leaves hopeless ones alone.
+
+
+# %%
+def miss(slots, *, mask_NG, weights_G):
+    return weighted_terms(
+        1 - jnp.exp(slots.log_p_NG), weights_G=weights_G, mask_NG=mask_NG, normalize="block"
+    )
+
+
+def pull_with_miss(p, weight):
+    # `__main__` is the module that a notebook's cells are in.
+    config = LossConfig(decay=None, focal=0.0, chain=0.0, extra=(f"__main__:miss={weight}",))
+
+    def loss(log_p):
+        terms = loss_terms(one_block(p).replace(log_p_NG=log_p), config=config)
+        return total_from_terms(terms, config=config)
+
+    return -jax.grad(loss)(one_block(p).log_p_NG)[0]
+
+
+figure, axes = panels(3)
+for axis, (drafter, p) in zip(axes, DRAFTERS.items(), strict=True):
+    for weight in (0, 1, 4):
+        axis.plot(slots, pull_with_miss(p, weight), marker=".", label=f"miss={weight}")
+    np.testing.assert_allclose(pull_with_miss(p, 4), 1 + 4 * p, rtol=1e-4)
+    axis.set(xlabel="slot", title=drafter, ylim=(0, None))
+axes[0].set_ylabel("-dL / dlog p")
+axes[0].legend(fontsize=8)
+
+# %% [markdown]
+# To train with it, put the function into a file of your own, `my_terms.py`, and name the file:
+#
+# ```
+# python train.py --config configs/quickstart.py --workdir runs/miss --loss.extra my_terms.py:miss=4
+# ```
+#
+# A configuration file can also define the function itself and say
+# `LossConfig(extra=(f"{__file__}:miss=4",))`. metrics.jsonl then has a column `extra/miss`, tables
+# call the loss "full+miss", and provenance.json records where the function came from. Many devices
+# add up numerators and denominators before they divide: that is why a term returns both. If the
+# denominator follows from the masks alone, as here, `Term(miss, counts_follow_predictions=False)`
+# in place of the bare function makes gradient accumulation exact too.

@@ -29,9 +29,9 @@ from flax import struct
 
 from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
 from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
-from jaxspec.losses import LogLinearSchedule
 from jaxspec.models.cache import KVCache
 from jaxspec.models.mdlm import AnyDenoiser
+from jaxspec.ops.noise import LogLinearSchedule
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 

@@ -1,10 +1,11 @@
 """Losses of a block-diffusion drafter: arrays in, scalars out, differentiable under jit.
 
 "Teaching Diffusion to Speculate Left-to-Right" (arXiv 2606.11552): position-weighted cross-entropy,
-first-error focal term and chain reward, with neighbouring objectives to compare against. Logits may
-be given whole (`drafter_loss`) or never held whole (`chunked_slot_statistics`, then `loss_terms`
-and `total_from_terms`). `label_log_prob` and the three single losses serve notebooks.
-`jaxspec.losses.diffusion` has the objectives of masked-diffusion language models, and
+first-error focal term and chain reward, with other objectives to compare against. Pass all logits
+at once (`drafter_loss`), or never hold all of them in memory (`chunked_slot_statistics`, then
+`loss_terms` and `total_from_terms`). `label_log_prob` and the three single losses are for
+notebooks. `jaxspec.losses.terms` has the table of terms and says how to add one.
+`jaxspec.losses.diffusion` has the losses of masked-diffusion language models, and
 `jaxspec.losses.llada` LLaDA's.
 
 Shapes: N blocks (any leading dimensions), G = block_size - 1 drafted slots, V vocabulary. The
@@ -27,20 +28,14 @@ from jaxspec.losses.combined import (
 )
 from jaxspec.losses.cross_entropy import cross_entropy, label_log_prob
 from jaxspec.losses.diffusion import (
-    Corrupted,
-    LogLinearSchedule,
-    antithetic_times,
-    corrupt,
     elbo_values,
     log_scores,
-    maskable_tokens,
     score_entropy_values,
     subs_log_probs,
     token_terms,
-    token_times,
 )
 from jaxspec.losses.first_error import first_error_focal, first_error_slots
-from jaxspec.losses.llada import answer_terms, masked_values, masking_probabilities
+from jaxspec.losses.llada import answer_terms, masked_values
 from jaxspec.losses.objectives import (
     LK,
     OBJECTIVES,
@@ -55,12 +50,23 @@ from jaxspec.losses.objectives import (
     d_pace_weights,
 )
 from jaxspec.losses.positional import positional_weights
-from jaxspec.losses.reduction import counted_slots, ratio, reached_slots
+from jaxspec.losses.reduction import counted_slots, ratio, reached_slots, weighted_terms
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
+from jaxspec.losses.terms import TERMS, Term, terms_needing_target_rows, terms_of
+from jaxspec.ops.noise import (
+    Corrupted,
+    LogLinearSchedule,
+    antithetic_times,
+    corrupt,
+    maskable_tokens,
+    masking_probabilities,
+    token_times,
+)
 
 __all__ = [
     "LK",
     "OBJECTIVES",
+    "TERMS",
     "TV",
     "Corrupted",
     "CrossEntropy",
@@ -74,6 +80,7 @@ __all__ = [
     "SlotStatistics",
     "SpecAUF",
     "Streak",
+    "Term",
     "answer_terms",
     "antithetic_times",
     "chain_reward",
@@ -100,7 +107,10 @@ __all__ = [
     "score_entropy_values",
     "slot_statistics",
     "subs_log_probs",
+    "terms_needing_target_rows",
+    "terms_of",
     "token_terms",
     "token_times",
     "total_from_terms",
+    "weighted_terms",
 ]

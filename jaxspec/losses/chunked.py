@@ -1,11 +1,11 @@
 """Slot statistics with the logits of only a few blocks in memory at a time.
 
-512 blocks of 15 slots over 151,936 ids are 4.7 GB of float32 logits a row, and as much again for
+512 blocks of 15 slots over 151,936 ids are 4.7 GB of float32 logits per row, and as much again for
 their gradient. Here the head runs over chunks of whole blocks inside a scan; each chunk's logits
-are reduced to a few numbers a slot and dropped, and made again in the backward pass.
+are reduced to a few numbers per slot, dropped, and computed again in the backward pass.
 
-Dimension key: B batch rows, N blocks, G drafted slots of a block, D width, V vocabulary,
-C chunks, P blocks of a chunk.
+Dimension key: B batch rows, N blocks (of a row, or of a chunk of it), G drafted slots of a block,
+D width, V vocabulary, O chunks.
 
 >>> import jax.numpy as jnp
 >>> kernel_DV = jnp.ones((4, 7))
@@ -37,7 +37,7 @@ def chunked_slot_statistics(
     target_hidden_BNGD: jax.Array | None = None,
     target_head: Head | None = None,
 ) -> SlotStatistics:
-    """`slot_statistics` of ``head(hidden)``, holding logits of `chunk_blocks` blocks a row.
+    """`slot_statistics` of ``head(hidden)``, with the logits of `chunk_blocks` blocks in memory.
 
     Formula: that of `slot_statistics`; value and gradient do not depend on `chunk_blocks`. The
     gradient reaches the hidden states and whatever parameters `head` closes over.
@@ -46,12 +46,12 @@ def chunked_slot_statistics(
       hidden_BNGD: [..., N, G, D] final hidden states of the drafted slots.
       labels_BNG: [..., N, G] integer ids.
       head: maps [..., D] to logits [..., V]; it is run once more in the backward pass.
-      chunk_blocks: blocks of a row whose logits are held at once, an upper bound: the blocks are
-        dealt evenly over as few chunks as that needs. 0, or at least N: all of them at once,
+      chunk_blocks: the most blocks of a row whose logits are in memory at once: the blocks are
+        spread evenly over as few chunks as that allows. 0, or at least N: all blocks at once,
         without a scan and without recomputation.
-      target_hidden_BNGD: [..., N, G, D'] of the target in the same slots, for the objectives that
-        compare distributions. No gradient flows into it.
-      target_head: the target's head; None: `head` (DFlash drafters use the target's own).
+      target_hidden_BNGD: [..., N, G, D'] of the target in the same slots, for terms that compare
+        distributions. No gradient flows into it.
+      target_head: the target's head; None: `head` (DFlash drafters use the target's own head).
 
     Returns:
       Statistics of shape [..., N, G].
@@ -97,7 +97,7 @@ def chunked_slot_statistics(
     blocks_per_chunk = -(-num_blocks // num_chunks)
 
     def split(array: jax.Array | None, *, axis: int) -> jax.Array | None:
-        """[..., N, ...] -> [C, ..., P, ...]; blocks that fill the last chunk up are zero."""
+        """[..., N, ...] -> [O, ..., N, ...]; the last chunk is filled up with zero blocks."""
         if array is None:
             return None
         axis %= array.ndim
@@ -106,10 +106,10 @@ def chunked_slot_statistics(
         shape = (*array.shape[:axis], num_chunks, blocks_per_chunk, *array.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(array, widths).reshape(shape), axis, 0)
 
-    def join(array_CBPG: jax.Array) -> jax.Array:
-        array_BCPG = jnp.moveaxis(array_CBPG, 0, -3)
+    def join(array_OBNG: jax.Array) -> jax.Array:
+        array_BONG = jnp.moveaxis(array_OBNG, 0, -3)
         merged = (*labels_BNG.shape[:-2], num_chunks * blocks_per_chunk, labels_BNG.shape[-1])
-        return array_BCPG.reshape(merged)[..., :num_blocks, :]
+        return array_BONG.reshape(merged)[..., :num_blocks, :]
 
     # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
     chunks = (
@@ -123,6 +123,6 @@ def chunked_slot_statistics(
     ) -> tuple[None, SlotStatistics]:
         return carry, statistics(*chunk)
 
-    # prevent_cse guards against a compiler undoing the recomputation; inside a scan it cannot.
+    # prevent_cse keeps the compiler from undoing the recomputation, which it cannot do in a scan.
     _, slots = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, chunks)
     return jax.tree.map(join, slots)

@@ -1,4 +1,4 @@
-"""Log-probability of the label, whether it is the argmax, and weighted cross-entropy.
+"""Log-probability of the label, whether the label is the argmax, and weighted cross-entropy.
 
 "Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552: ``L_CE = -E sum_k w_k log p_k``.
 
@@ -27,13 +27,13 @@ def label_log_prob(logits_NGV: jax.Array, labels_NG: jax.Array) -> jax.Array:
       labels_NG: [..., G] integer ids in [0, V).
 
     Returns:
-      float32 [..., G], never above 0. A label outside [0, V) gives NaN there: harmless in a masked
-      slot (so padding may be -100), loud in a counted one.
+      float32 [..., G], never above 0. A label outside [0, V) gives NaN in its slot: harmless if the
+      slot is masked (so padding may be -100), loud if it counts.
 
     Raises:
       ValueError: shapes that do not fit, or labels that are not integers.
 
-    Limiting case: V = 1 is 0 everywhere. Where the probability underflows, the log-probability and
+    Limiting case: V = 1 gives 0 everywhere. If the probability underflows, the log-probability and
     the gradient stay finite.
     """
     return label_statistics(logits_NGV, labels_NG)[0]
@@ -42,9 +42,9 @@ def label_log_prob(logits_NGV: jax.Array, labels_NG: jax.Array) -> jax.Array:
 def label_statistics(logits_NGV: jax.Array, labels_NG: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each label, and whether the label is the argmax of its row.
 
-    Nothing of size V is kept for the backward pass but the logits. On a CPU, 960 rows of 4096,
-    value and gradient take 10 ms of processor time, against 24 ms with ``log_softmax`` and
-    ``argmax`` (whose two-operand reduction XLA does not vectorise there).
+    The logits are all of size V that is kept for the backward pass. On a CPU, value and gradient of
+    960 rows of 4096 take 10 ms of processor time, against 24 ms with ``log_softmax`` and ``argmax``
+    (whose two-operand reduction XLA does not vectorise there).
 
     Args:
       logits_NGV: [..., G, V], any float type.
@@ -52,7 +52,7 @@ def label_statistics(logits_NGV: jax.Array, labels_NG: jax.Array) -> tuple[jax.A
 
     Returns:
       (log_p_NG float32, correct_NG bool). Ties go to the lowest id, as in ``jnp.argmax``: that is
-      what decoding drafts. A row with NaN, or a label outside [0, V), is not correct.
+      what decoding drafts. A row with NaN, or with a label outside [0, V), is not correct.
 
     Raises:
       ValueError: shapes that do not fit, or labels that are not integers.
@@ -83,21 +83,21 @@ def _ids(logits_NGV: jax.Array) -> jax.Array:
 def _label_statistics_forward(
     logits_NGV: jax.Array, labels_NG: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    # float32 whatever the head computes in: in bfloat16 a sum over 150,000 exponentials is noise.
+    # float32, whatever the head computes in: in bfloat16 a sum over 150,000 exponentials is noise.
     wide_NGV = logits_NGV.astype(jnp.float32)
     vocab = wide_NGV.shape[-1]
     inside_NG = (labels_NG >= 0) & (labels_NG < vocab)
     ids_NG1 = jnp.clip(labels_NG, 0, vocab - 1)[..., None].astype(jnp.int32)
-    # Gathered before it is widened, which would otherwise take a copy of the logits.
+    # Gathered before it is widened: the other order would copy the logits.
     label_NG1 = jnp.take_along_axis(logits_NGV, ids_NG1, axis=-1).astype(jnp.float32)
     max_NG1 = jnp.max(wide_NGV, axis=-1, keepdims=True)
-    # A row of -inf only would make inf - inf in every entry; it ends as NaN in log_p alone.
+    # A row of only -inf would give inf - inf in every entry; this way only its log_p is NaN.
     max_NG1 = jnp.where(jnp.isfinite(max_NG1), max_NG1, 0.0)
     sum_NG1 = jnp.sum(jnp.exp(wide_NGV - max_NG1), axis=-1, keepdims=True)
     # In this order the result cannot be positive, and large logits lose no precision.
     log_p_NG = ((label_NG1 - max_NG1) - jnp.log(sum_NG1))[..., 0]
     log_p_NG = jnp.where(inside_NG, log_p_NG, jnp.nan)
-    # The label is the argmax when nothing beats it and nothing before it ties with it.
+    # The label is the argmax if nothing beats it and nothing before it ties with it.
     beaten_NGV = (wide_NGV > label_NG1) | ((wide_NGV == label_NG1) & (_ids(wide_NGV) < ids_NG1))
     correct_NG = ~jnp.any(beaten_NGV, axis=-1) & ~jnp.isnan(log_p_NG)
     return (log_p_NG, correct_NG), (logits_NGV, labels_NG, max_NG1, sum_NG1)
@@ -109,7 +109,7 @@ def _label_statistics_backward(
     logits_NGV, labels_NG, max_NG1, sum_NG1 = residuals
     cotangent_NG1 = cotangents[0][..., None]
     scale_NG1 = cotangent_NG1 / jnp.where(sum_NG1 > 0, sum_NG1, 1.0)
-    # Compared, not scattered: it fuses with the softmax, and shards over V without communication.
+    # Compared, not scattered: this fuses with the softmax, and shards over V without communication.
     is_label_NGV = _ids(logits_NGV) == labels_NG[..., None]
     shifted_NGV = logits_NGV.astype(jnp.float32) - max_NG1
     gradient_NGV = jnp.where(is_label_NGV, cotangent_NG1, 0.0) - scale_NG1 * jnp.exp(shifted_NGV)
@@ -134,13 +134,13 @@ def cross_entropy(
     Args:
       log_p_NG: [..., G] log-probabilities of the labels.
       weights_G: [G] positional weights, or None for ones.
-      mask_NG: [..., G], true where the slot counts; a slot behind a masked one of its block does
+      mask_NG: [..., G], true where the slot counts; a slot after a masked one of its block does
         not count either. None: all count.
-      normalize: "block" (the paper's equation) or "weight" (the habit of trainers). With 15 slots
-        and decay 10 the weights sum to 8.16 a block: that is the ratio of the two.
+      normalize: "block" (the paper's equation) or "weight" (what trainers do). With 15 slots and
+        decay 10 the weights of a block sum to 8.16: that is the ratio of the two.
 
     Returns:
-      float32 scalar; 0 where nothing counts.
+      float32 scalar; 0 if nothing counts.
 
     Raises:
       ValueError: an unknown normalisation, or shapes that do not fit.

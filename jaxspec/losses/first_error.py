@@ -1,7 +1,7 @@
 """First-error focal term: extra cross-entropy at the slot where each block goes wrong.
 
-"Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552. There is no ``(1 - p)^gamma`` in
-it: "focal" is plain cross-entropy at one position, the one that ends the accepted run.
+"Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552. It has no ``(1 - p)^gamma``:
+"focal" is plain cross-entropy at one position, the one that ends the accepted run.
 
 Dimension key: N blocks (any leading dimensions), G drafted slots of a block.
 
@@ -21,20 +21,20 @@ from jaxspec.losses.reduction import ratio, reached_slots, slot_weights
 def first_error_slots(correct_NG: jax.Array, *, mask_NG: jax.Array | None) -> jax.Array:
     """Marks the first wrong counted slot of each block.
 
-    Formula: ``k*[n] = min {g counted : not correct[n, g]}``, as a one-hot row; no mark in a block
-    without an error.
+    Formula: ``k*[n] = min {g counted : not correct[n, g]}``, as a one-hot row; a block without an
+    error has no mark.
 
     Args:
       correct_NG: [..., G] bool, whether the drafter's argmax is the label.
       mask_NG: [..., G] or None.
 
     Returns:
-      Boolean [..., G] with at most one true entry a block.
+      Boolean [..., G] with at most one true entry per block.
 
     Raises:
       ValueError: the shapes differ.
 
-    Limiting case: an error behind a masked slot is none.
+    Limiting case: a wrong slot after a masked one is not an error.
     """
     return reached_slots(correct_NG, mask_NG=mask_NG) & ~correct_NG.astype(bool)
 
@@ -46,7 +46,7 @@ def first_error_terms(
     weights_G: jax.Array | None,
     mask_NG: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Numerator and denominator of `first_error_focal`, for callers that add over devices."""
+    """Numerator and denominator of `first_error_focal`, for callers that add them over devices."""
     if correct_NG.shape != log_p_NG.shape:
         raise ValueError(
             f"correct_NG and log_p_NG must have one shape: got {correct_NG.shape} and "
@@ -69,7 +69,7 @@ def first_error_focal(
     """Weighted mean cross-entropy at each block's first error.
 
     Formula: ``sum_n w[k*_n] (-log p[n, k*_n]) / sum_n w[k*_n]`` over the blocks that have an error.
-    The paper adds eps to the denominator; here it is guarded instead, so that nothing is biased.
+    The paper adds eps to the denominator; here a zero is guarded against instead, without a bias.
 
     Args:
       log_p_NG: [..., G] log-probabilities of the labels.
@@ -85,7 +85,7 @@ def first_error_focal(
       ValueError: shapes that do not fit.
 
     Source: arXiv 2606.11552, first-error focal loss (best weight 0.3).
-    Limiting case: 0, with zero gradient, where no block has an error.
+    Limiting case: if no block has an error, 0 with a zero gradient.
     """
     return ratio(
         *first_error_terms(log_p_NG, correct_NG=correct_NG, weights_G=weights_G, mask_NG=mask_NG)

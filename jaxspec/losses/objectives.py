@@ -1,9 +1,10 @@
-"""Neighbouring objectives, for comparison, computed from the same per-slot statistics.
+"""Cross-entropy, and other objectives to compare it with, from the same per-slot statistics.
 
-Each is a small dataclass with one method, `slot_values`, that gives the value of every slot and
-the slots it is averaged over. They stand where cross-entropy stands in the combined loss: the
-positional weights, the normalisation and the two other terms apply to them alike (an objective in
-its own paper's form wants ``decay=None, focal=0, chain=0``).
+Each is a small dataclass with one method, `slot_values`, that returns the value of every slot and
+the slots it is averaged over. It takes the place of cross-entropy in the combined loss: positional
+weights, normalisation and the other terms apply to it in the same way (for an objective as in its
+own paper, set ``decay=None, focal=0, chain=0``). To add one, write its class here and enter it in
+`OBJECTIVES`.
 
 Sources: D-PACE, arXiv 2605.18810; LK losses, arXiv 2602.23881 (there also total variation and
 forward KL as baselines); Spec-AUF (cross-entropy up to the first predicted failure); streak
@@ -11,16 +12,17 @@ distillation, SpecDiff-2, arXiv 2511.00606.
 
 Dimension key: N blocks (any leading dimensions), G drafted slots of a block.
 
->>> sorted(OBJECTIVES)
-['cross_entropy', 'd_pace', 'forward_kl', 'lk', 'spec_auf', 'streak', 'tv']
+>>> [name for name, objective in OBJECTIVES.items() if objective.needs_target_rows]
+['lk', 'tv', 'forward_kl']
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +33,28 @@ from jaxspec.losses.slots import SlotStatistics
 
 
 class Objective(Protocol):
-    """What the leading term of the combined loss is made of."""
+    """What the leading term of the combined loss is made of.
+
+    Classes that inherit from it have the defaults of the two attributes.
+    """
+
+    needs_target_rows: ClassVar[bool] = False
+    """Whether it compares the drafter's distribution with the target's in every slot."""
+    counts_follow_predictions: ClassVar[bool] = False
+    """Whether the slots it averages over depend on what the drafter predicts, and not only on the
+    masks."""
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (values_NG, mask_NG): what each slot costs, and the slots to average over."""
+        ...
 
 
 def d_pace_weights(
     log_p_NG: jax.Array, *, mask_NG: jax.Array | None = None, smoothing: float = 0.5
 ) -> jax.Array:
-    """How much of the drafter's expected accepted length hangs on each slot, as a detached weight.
+    """How much of the drafter's expected accepted length depends on each slot, a detached weight.
 
     Formula: ``w[n, k] = sum_{g >= k} prod_{i <= g} ((1 - a) p[n, i] + a)`` over counted slots, with
     a the smoothing; no gradient flows through them.
@@ -50,7 +62,7 @@ def d_pace_weights(
     Args:
       log_p_NG: [..., G] log-probabilities of the labels.
       mask_NG: [..., G] or None.
-      smoothing: a in [0, 1]; keeps late slots alive while early ones are poor.
+      smoothing: a in [0, 1]; keeps the weights of late slots above 0 while early slots are poor.
 
     Returns:
       float32 [..., G]; 0 in slots that do not count.
@@ -59,8 +71,8 @@ def d_pace_weights(
       ValueError: a smoothing outside [0, 1], or shapes that do not fit.
 
     Source: D-PACE, arXiv 2605.18810 (a = 0.5).
-    Limiting case: a = 0 gives cross-entropy the gradient of streak distillation; a = 1 gives each
-    slot the number of counted slots from it on.
+    Limiting case: a = 0 gives cross-entropy the gradient of streak distillation; a = 1 weights each
+    slot by the number of counted slots from it to the end.
     """
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"smoothing must lie in [0, 1]: got {smoothing}.")
@@ -70,7 +82,7 @@ def d_pace_weights(
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy: ``-log p`` in every counted slot (arXiv 2606.11552)."""
 
     def slot_values(
@@ -81,7 +93,7 @@ class CrossEntropy:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPace:
+class DPace(Objective):
     """Cross-entropy with the detached dynamic weights of `d_pace_weights` (arXiv 2605.18810)."""
 
     smoothing: float = 0.5
@@ -96,22 +108,26 @@ class DPace:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpecAUF:
+class SpecAUF(Objective):
     """Cross-entropy up to and including the first predicted failure of each block (Spec-AUF)."""
+
+    counts_follow_predictions: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns ``-log p`` and the slots reached; all correct is plain cross-entropy.
 
-        The slots behind the failure are left out of the average too (`normalize="weight"`).
+        The slots after the failure are left out of the average too (`normalize="weight"`).
         """
         return -slots.log_p_NG, reached_slots(slots.correct_NG, mask_NG=mask_NG)
 
 
 @dataclasses.dataclass(frozen=True)
-class LK:
+class LK(Objective):
     """Negative log acceptance probability, ``-log sum_v min(p_v, q_v)`` (arXiv 2602.23881)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -122,7 +138,7 @@ class LK:
           ValueError: the statistics were made without target logits.
         """
         overlap_NG = _needed(slots.overlap_NG, "lk")
-        # Two rows without any common mass would cost infinity; the floor is float32's smallest.
+        # Rows without any overlap would cost infinity; the floor is float32's smallest number.
         floor = float(jnp.finfo(jnp.float32).tiny)
         return -jnp.log(jnp.maximum(overlap_NG, floor)), counted_slots(
             mask_NG, shape=overlap_NG.shape
@@ -130,13 +146,15 @@ class LK:
 
 
 @dataclasses.dataclass(frozen=True)
-class TV:
+class TV(Objective):
     """Total variation or rejection probability, ``1 - sum_v min(p_v, q_v)`` (arXiv 2602.23881)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns ``1 - overlap`` and the counted slots; its gradient fades at small overlap.
+        """Returns ``1 - overlap`` and the counted slots; its gradient fades at small overlaps.
 
         Raises:
           ValueError: the statistics were made without target logits.
@@ -146,8 +164,10 @@ class TV:
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardKL:
+class ForwardKL(Objective):
     """Divergence from target to drafter, ``sum_v p_v (log p_v - log q_v)`` (distillation)."""
+
+    needs_target_rows: ClassVar[bool] = True
 
     def slot_values(
         self, slots: SlotStatistics, mask_NG: jax.Array | None
@@ -162,11 +182,12 @@ class ForwardKL:
 
 
 @dataclasses.dataclass(frozen=True)
-class Streak:
+class Streak(Objective):
     """Streak distillation, plain form: ``-prod_{i <= g} p_i``, summed over a block (2511.00606).
 
     Minus the expected accepted length under point-mass acceptance. Its gradient vanishes while
-    early probabilities are small: for a drafter that can already draft, or beside another term.
+    early probabilities are small: it is for drafters that can already draft, or next to another
+    term.
     """
 
     def slot_values(
@@ -178,7 +199,7 @@ class Streak:
 
 
 @dataclasses.dataclass(frozen=True)
-class DetachedStreak:
+class DetachedStreak(Objective):
     """Streak distillation, second form: ``-sg[prod_{i < g} p_i] log p_g`` (arXiv 2511.00606).
 
     Cross-entropy weighted by the chance that the slot is reached; its first slot never fades.
@@ -212,12 +233,27 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 """The objectives that `LossConfig.objective` names."""
 
 
+def find_objective(name: str) -> Objective:
+    """The objective of that name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in OBJECTIVES:
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"unknown objective {name!r}: loss.objective is one of {', '.join(OBJECTIVES)}.{hint}"
+        )
+    return OBJECTIVES[name]
+
+
 def _needed(statistic_NG: jax.Array | None, objective: str) -> jax.Array:
     if statistic_NG is None:
         raise ValueError(
-            f"objective {objective!r} compares the drafter's distribution with the target's, and "
+            f"objective {objective!r} compares the drafter's distribution with the target's, but "
             "the slot statistics were made without target logits. Pass target_logits_NGV to "
             "slot_statistics or drafter_loss (target_hidden_BNGD to chunked_slot_statistics), or "
-            "choose an objective that needs labels alone, such as 'cross_entropy'."
+            "choose an objective that needs only labels, such as 'cross_entropy'."
         )
     return statistic_NG

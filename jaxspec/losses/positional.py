@@ -1,4 +1,4 @@
-"""Positional weights: early slots matter more, because everything behind an error is thrown away.
+"""Positional weights: early slots matter more, because everything after an error is thrown away.
 
 "Teaching Diffusion to Speculate Left-to-Right", arXiv 2606.11552 (token positional weighting); the
 same schedule is in DFlash, arXiv 2602.06036.
@@ -21,20 +21,20 @@ def positional_weights(num_slots: int, *, decay: float | jax.Array | None) -> ja
     """Weights that fall exponentially with the slot.
 
     Formula: ``w[g] = exp(-g / decay)``, g = 0..G-1 (the paper's ``exp(-(k - 1) / gamma)`` with
-    k = 1..K-1; slot g predicts the token g + 1 places behind the anchor).
+    k = 1..K-1; slot g predicts the token g + 1 places after the anchor).
 
     Args:
       num_slots: G, the block size minus one.
-      decay: scale in slots, a positive number or a traced scalar; None or inf: no decay.
+      decay: scale in slots, a positive number or traced scalar; None or inf: no decay.
 
     Returns:
-      float32 [G], the first weight 1.
+      float32 [G]; the first weight is 1.
 
     Raises:
       ValueError: fewer than one slot, or a decay that is a number and not positive.
 
     Source: arXiv 2606.11552, token positional weighting (best at gamma = 10 for K = 16).
-    Limiting case: decay = inf is the uniform baseline; decay -> 0 trains the first slot alone.
+    Limiting case: decay = inf is the uniform baseline; decay -> 0 trains only the first slot.
     """
     if decay is None:
         return decay_weights(num_slots, reciprocal=0.0)
@@ -49,10 +49,10 @@ def positional_weights(num_slots: int, *, decay: float | jax.Array | None) -> ja
 
 
 def decay_weights(num_slots: int, *, reciprocal: float | jax.Array) -> jax.Array:
-    """Positional weights from 1 / decay, the form that a compiled step can take as an argument.
+    """Positional weights from 1 / decay, which a compiled step can take as an argument.
 
-    Formula: ``w[g] = exp(-g * reciprocal)``. Uniform weights are reciprocal 0, a plain number,
-    where ``decay`` would need inf.
+    Formula: ``w[g] = exp(-g * reciprocal)``. Uniform weights are reciprocal 0; as a ``decay`` they
+    would need inf.
 
     Args:
       num_slots: G, the block size minus one.

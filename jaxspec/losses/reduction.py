@@ -4,7 +4,7 @@ Dimension key: N blocks (any leading dimensions), G drafted slots of a block.
 
 Every loss of this package is a per-slot value followed by one of the reductions below. They return
 a numerator and a denominator, never their quotient, so that data-parallel callers can add both over
-devices before dividing: a mean of means is wrong as soon as shards hold different numbers of slots.
+devices before dividing: a mean of means is wrong if shards have different numbers of slots.
 
 >>> import jax.numpy as jnp
 >>> counted_slots(jnp.array([[True, False, True]]), shape=(1, 3)).tolist()
@@ -20,15 +20,16 @@ import jax.numpy as jnp
 def counted_slots(mask_NG: jax.Array | None, *, shape: tuple[int, ...]) -> jax.Array:
     """Tells which slots count: unmasked ones with no masked slot before them in their block.
 
-    Formula: ``counted[n, g] = all(mask[n, :g + 1])``. A drafted token behind a gap can never be
-    accepted, so it is neither trained on nor measured.
+    Formula: ``counted[n, g] = all(mask[n, :g + 1])``. A drafted token after a gap can never be
+    accepted, so it is neither trained nor measured.
 
     Args:
       mask_NG: [..., G], true (or non-zero) where a slot may count; None: everywhere.
       shape: the shape the mask must have.
 
     Returns:
-      Boolean [..., G]; a block whose first slot is masked has no counted slot and is no block.
+      Boolean [..., G]; a block whose first slot is masked has no counted slot, and is not counted
+      as a block.
 
     Raises:
       ValueError: the mask has another shape.
@@ -47,7 +48,7 @@ def counted_slots(mask_NG: jax.Array | None, *, shape: tuple[int, ...]) -> jax.A
 
 
 def reached_slots(correct_NG: jax.Array, *, mask_NG: jax.Array | None) -> jax.Array:
-    """Tells which counted slots greedy decoding looks at: all slots before them are correct.
+    """Tells which counted slots greedy decoding reaches: all slots before them are correct.
 
     Formula: ``reached[n, g] = counted[n, g] and all(correct[n, :g])``. The leading run of accepted
     slots is ``reached & correct``, the first error ``reached & ~correct``.
@@ -114,7 +115,7 @@ def weighted_terms(
     """
     weights_G = slot_weights(weights_G, num_slots=values_NG.shape[-1])
     counted_NG = counted_slots(mask_NG, shape=values_NG.shape)
-    # Zero before multiplying: a masked slot may hold inf or NaN, and 0 * inf is NaN.
+    # Set to zero before multiplying: a masked slot may hold inf or NaN, and 0 * inf is NaN.
     numerator = jnp.sum(jnp.where(counted_NG, values_NG, 0.0) * weights_G, dtype=jnp.float32)
     if normalize == "block":
         denominator = count(jnp.any(counted_NG, axis=-1))
@@ -131,7 +132,7 @@ def count(flags: jax.Array) -> jax.Array:
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Divides, and gives 0 with a zero gradient where the denominator is 0 (nothing counted)."""
-    # The inner guard keeps the unused branch finite, or its gradient would be NaN.
+    """Divides; 0 with a zero gradient where the denominator is 0 (nothing counted)."""
+    # The inner guard keeps the unused branch finite; otherwise its gradient would be NaN.
     safe = jnp.where(denominator > 0, denominator, 1.0)
     return jnp.where(denominator > 0, numerator / safe, 0.0)

@@ -1,8 +1,9 @@
-"""What the losses need to know of each slot, without its row of logits.
+"""What the losses need to know about each slot, without its row of logits.
 
-Every loss here is a function of a few numbers a slot: the label's log-probability, whether the
-label is the argmax and, for distillation, how the drafter's row compares with the target's. Reduced
-to these, logits can be made and dropped a few blocks at a time (`jaxspec.losses.chunked`).
+Every loss here is a function of a few numbers per slot: the label's log-probability, whether the
+label is the argmax and, for distillation, how the drafter's row compares with the target's. Because
+these are enough, logits can be computed and dropped a few blocks at a time
+(`jaxspec.losses.chunked`).
 
 Dimension key: N blocks (any leading dimensions), G drafted slots of a block, V vocabulary.
 
@@ -22,9 +23,9 @@ from jaxspec.losses.cross_entropy import label_statistics
 
 @struct.dataclass
 class SlotStatistics:
-    """Per-slot numbers from which all loss terms and metrics are computed.
+    """The numbers per slot that all loss terms and metrics are computed from.
 
-    p is the target's distribution and q the drafter's.
+    p is the target's distribution, q the drafter's.
     """
 
     log_p_NG: jax.Array
@@ -48,8 +49,8 @@ def slot_statistics(
 
     Formula: ``log_p = log softmax(logits)[label]``, ``correct = argmax(logits) == label``,
     ``overlap = sum_v min(p_v, q_v)``, ``kl = sum_v p_v (log p_v - log q_v)``. An id that the
-    drafter's logits forbid (-inf) is taken out of the target's distribution for ``kl``, which
-    would be infinite otherwise; ``overlap`` keeps it, since the target may still emit it.
+    drafter's logits forbid (-inf) is removed from the target's distribution for ``kl``, which
+    would otherwise be infinite; ``overlap`` keeps it, since the target may still emit it.
 
     Args:
       logits_NGV: [..., G, V] of the drafter.

@@ -1,17 +1,18 @@
 """What a masked-diffusion language model learns: tokens under random masks, or blocks to draft.
 
-Two ways of hiding tokens. Under random masks (MDLM, arXiv 2406.07524; SEDD, arXiv 2310.16834) a
-time is drawn for every row, or for every block where the context is causal or block-causal (BD3LM,
-arXiv 2503.09573); LLaDA (arXiv 2502.09992) averages over each row's answer by itself. For drafting
-(SpecDiff-2, arXiv 2511.00606) whole blocks are hidden behind a clean prefix, and the loss is that
-of any block drafter: `jaxspec.losses.loss_terms`.
+Tokens are hidden in one of two ways. With random masks (MDLM, arXiv 2406.07524; SEDD, arXiv
+2310.16834) a time is drawn for every row, or for every block if the context is causal or
+block-causal (BD3LM, arXiv 2503.09573); LLaDA (arXiv 2502.09992) averages over each row's answer
+separately. For drafting (SpecDiff-2, arXiv 2511.00606) whole blocks after a clean prefix are
+hidden, and the loss is that of any block drafter: `jaxspec.losses.loss_terms`.
 
-Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 masked slots,
-V vocabulary.
+Dimension key: B rows of the batch or of a pass, S tokens of a row or pass, N blocks of a row,
+K block slots, G = K - 1 masked slots, V vocabulary.
 
->>> objective = DenoiserObjective(DiT(config), LossConfig(), "draft", anchors=4, block_size=9,
-...                               batch_size=8)
->>> terms, metrics = objective(params, {}, batch, key, LossWeights.from_config(LossConfig()))
+>>> objective = DenoiserObjective(  # doctest: +SKIP
+...     model, LossConfig(), "draft", anchors=4, block_size=9, batch_size=8)
+>>> terms, metrics = objective(  # doctest: +SKIP
+...     params, {}, batch, key, LossWeights.from_config(LossConfig()))
 """
 
 from __future__ import annotations
@@ -24,12 +25,9 @@ import jax.numpy as jnp
 
 from jaxspec.config import LossConfig
 from jaxspec.losses import (
-    LogLinearSchedule,
     LossWeights,
     answer_terms,
-    antithetic_times,
     chunked_slot_statistics,
-    corrupt,
     drafter_metrics,
     elbo_values,
     log_scores,
@@ -37,44 +35,43 @@ from jaxspec.losses import (
     masked_values,
     ratio,
     score_entropy_values,
-    token_times,
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
 from jaxspec.models.cache import KVCache
 from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput, paired_inputs
+from jaxspec.ops.noise import LogLinearSchedule, antithetic_times, corrupt, token_times
 from jaxspec.ops.suppression import suppress
 from jaxspec.training.objectives import (
-    PREDICTION_COUNTS,
     Batch,
     Metrics,
     Terms,
     draw_blocks,
-    mask_statistics,
+    mask_counts,
 )
 
 Goal = Literal["elbo", "score_entropy", "llada", "draft"]
 SCHEDULE = LogLinearSchedule()
 _TIMES, _MASKS = 1, 2
-"""Streams of random numbers beside that of the anchors."""
+"""Streams of random numbers other than that of the anchors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserObjective:
-    """Trains a denoiser; `context` of its configuration says what clean tokens see."""
+    """Trains a denoiser; `context` in its configuration says what clean tokens see."""
 
     model: AnyDenoiser
     loss: LossConfig
-    """Of "draft"."""
+    """The loss of the goal "draft"."""
     goal: Goal
     anchors: int
     block_size: int
     batch_size: int
-    """Rows of the global batch, over which times are spread evenly."""
+    """Rows of the global batch; times are spread evenly over them."""
 
     @property
     def in_blocks(self) -> bool:
-        """Whether blocks behind anchors are hidden, and not tokens anywhere in a row."""
+        """Whether blocks after anchors are hidden, rather than tokens anywhere in a row."""
         return self.goal == "draft" or self.model.config.context == "causal"
 
     def __call__(
@@ -96,7 +93,7 @@ class DenoiserObjective:
             chunk_blocks=self.loss.chunk_blocks,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG)
+        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         """See `jaxspec.training.objectives.Objective`."""
@@ -105,11 +102,7 @@ class DenoiserObjective:
         _, _, mask_BNG = self.blocks(batch, key)
         if self.goal != "draft":
             return {self.goal: self._number(mask_BNG)}
-        slots = mask_statistics(mask_BNG)
-        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return {
-            name: number for name, (_, number) in terms.items() if name not in PREDICTION_COUNTS
-        }
+        return mask_counts(mask_BNG, loss=self.loss, weights=weights)
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         """See `jaxspec.training.objectives.Objective`."""
@@ -126,13 +119,13 @@ class DenoiserObjective:
 
         def head(hidden: jax.Array) -> jax.Array:
             logits = self.model.apply({"params": params}, hidden, method="logits")
-            # SUBS: the mask is no token that could stand there.
+            # SUBS: the mask is never the clean token.
             return suppress(logits, (mask_id,))
 
         return head
 
     def _row_terms(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Terms, Metrics]:
-        """Random masks anywhere among the learned tokens, one time a row, or a block of it."""
+        """Random masks anywhere among the learned tokens, with one time per row or per block."""
         block_length = getattr(self.model.config, "block_length", 0)
         length = batch["tokens"].shape[1]
         shape = (length // block_length,) if block_length else ()
@@ -172,7 +165,7 @@ class DenoiserObjective:
         labels_BNG: jax.Array,
         mask_BNG: jax.Array,
     ) -> tuple[Terms, Metrics]:
-        """Random masks in the blocks behind anchors, one time a block."""
+        """Random masks in the blocks after anchors, with one time per block."""
         times_BN1 = self._times(key, anchors_BN.shape[1:])[batch["rows"]][..., None]
         noisy_BNG, masked_BNG = _corrupt_rows(
             key,
@@ -182,7 +175,7 @@ class DenoiserObjective:
             mask_id=self.model.config.mask_id,
             maskable=mask_BNG,
         )
-        # What stands behind a document's end is not there: it is hidden as in drafting.
+        # Slots after the end of a document have no token: they are masked, as in drafting.
         noisy_BNG = jnp.where(mask_BNG, noisy_BNG, self.model.config.mask_id)
         times_BNG = jnp.broadcast_to(times_BN1, labels_BNG.shape)
         output = self.read_blocks(params, batch, anchors_BN, noisy_BNG, times_BNG=times_BNG)
@@ -206,7 +199,7 @@ class DenoiserObjective:
         )
 
     def _mask_probability(self, times: jax.Array) -> jax.Array:
-        # Of LLaDA's, which says p = (1 - eps) t + eps, `antithetic_times` gives p itself.
+        # LLaDA's is p = (1 - eps) t + eps, which is what `antithetic_times` returns.
         return times if self.goal == "llada" else SCHEDULE.mask_probability(times)
 
     def _diffusion_terms(self, values: jax.Array, learned: jax.Array) -> tuple[Terms, Metrics]:
@@ -217,11 +210,11 @@ class DenoiserObjective:
         return {self.goal: term}, {self.goal: jax.lax.stop_gradient(term)}
 
     def _number(self, learned: jax.Array) -> jax.Array:
-        """What the loss is a mean over: tokens, or the rows that have an answer."""
+        """How many tokens, or rows that have an answer, the loss is averaged over."""
         return count(_by_row(learned).any(axis=1) if self.goal == "llada" else learned)
 
     def _times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """A time for each row of the global batch, or for each of its blocks."""
+        """A time for each row of the global batch, or for each block of each row."""
         return antithetic_times(jax.random.fold_in(key, _TIMES), (self.batch_size, *shape))
 
     def read_blocks(
@@ -233,18 +226,18 @@ class DenoiserObjective:
         *,
         times_BNG: jax.Array | None = None,
     ) -> DenoiserOutput:
-        """The model's output for blocks of masks, as drafting would compute it.
+        """The model's output for masked blocks, as drafting would compute it.
 
         Args:
-          params: of the model.
+          params: the model's.
           batch: clean rows; a block sees its document up to its anchor.
           anchors_BN: positions of the anchors within the rows.
-          slots_BNG: what stands behind them, masks among it.
-          times_BNG: for a time-conditioned model; None: 1.
+          slots_BNG: the tokens after the anchors, including masks.
+          times_BNG: for a time-conditioned model; None: 1 everywhere.
 
         Returns:
           Hidden states and logits, [B, N * G, ...] for a causal context and [B * N, G, ...] for a
-          bidirectional one; without keys of further use.
+          bidirectional one. Its keys and values are of no further use.
         """
         index_S = jnp.arange(batch["tokens"].shape[1])
 
@@ -271,7 +264,7 @@ class DenoiserObjective:
         positions_BNG: jax.Array,
         sigma_BNG: jax.Array,
     ) -> DenoiserOutput:
-        """One pass over the clean row, one over all of its blocks."""
+        """One pass over the clean row, then one over all of its blocks."""
         batch_size, length = batch["tokens"].shape
         _, blocks, slots = slots_BNG.shape
         index_S = jnp.arange(length)
@@ -283,7 +276,7 @@ class DenoiserObjective:
             mask_BSS=(index_S[:, None] >= index_S)[None],
         )
         lengths_B = jnp.full(batch_size, length)
-        block_X = jnp.arange(blocks * slots) // slots
+        block_S = jnp.arange(blocks * slots) // slots
 
         def flat(values_BNG: jax.Array) -> jax.Array:
             return values_BNG.reshape(batch_size, blocks * slots)
@@ -292,7 +285,7 @@ class DenoiserObjective:
             {"params": params},
             flat(slots_BNG),
             positions_BS=flat(positions_BNG),
-            mask_BSS=(block_X[:, None] == block_X)[None],
+            mask_BSS=(block_S[:, None] == block_S)[None],
             sigma=flat(sigma_BNG),
             cache=KVCache(clean.keys_LBRSC, clean.values_LBRSC, lengths_B),
             cache_mask_BST=jnp.repeat(context_BNS, slots, axis=1),
@@ -307,7 +300,7 @@ class DenoiserObjective:
         positions_BNG: jax.Array,
         sigma_BNG: jax.Array,
     ) -> DenoiserOutput:
-        """One pass over [row, block] for each block; what it does not see is masked out."""
+        """One pass over [row, block] for each block; the mask hides what a block must not see."""
         batch_size, length = batch["tokens"].shape
         _, blocks, slots = slots_BNG.shape
 
@@ -316,15 +309,15 @@ class DenoiserObjective:
             both = jnp.concatenate([clean_BNS, block_BNG], axis=-1)
             return both.reshape(batch_size * blocks, length + slots)
 
-        seen_MX = jnp.concatenate([context_BNS, jnp.ones(slots_BNG.shape, bool)], axis=-1)
-        seen_MX = seen_MX.reshape(batch_size * blocks, 1, length + slots)
+        seen_BS = jnp.concatenate([context_BNS, jnp.ones(slots_BNG.shape, bool)], axis=-1)
+        seen_BS = seen_BS.reshape(batch_size * blocks, 1, length + slots)
         sigma_BS = jnp.zeros(batch["tokens"].shape)
         return self.model.apply(
             {"params": params},
             rows(batch["tokens"], slots_BNG),
             positions_BS=rows(batch["positions"], positions_BNG),
-            mask_BSS=seen_MX,
-            # MDLM has one time for all tokens of a row, clean ones included.
+            mask_BSS=seen_BS,
+            # An MDLM has one time for all tokens of a row, including clean ones.
             sigma=rows(sigma_BS, sigma_BNG).max(axis=-1),
             rows_BI=jnp.broadcast_to(length + jnp.arange(slots), (batch_size * blocks, slots)),
         )
@@ -343,7 +336,7 @@ def _corrupt_rows(
     mask_id: int,
     maskable: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`corrupt` with a random stream a row, whatever device the row is on."""
+    """`corrupt`, with a random stream per row that does not depend on the row's device."""
     key = jax.random.fold_in(key, _MASKS)
 
     def row(number: jax.Array, tokens: jax.Array, share: jax.Array, maskable: jax.Array) -> Any:

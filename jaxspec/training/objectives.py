@@ -1,13 +1,15 @@
-"""What is learned: the next token by a target, blocks by a drafter on a frozen target.
+"""What is learned: the next token by a target, blocks by a drafter of a frozen target.
 
-An objective turns (params, frozen, batch, key) into loss terms with numerator and denominator
-apart, so that the step can divide by counts of the whole global batch.
+An objective turns (params, frozen, batch, key) into loss terms whose numerators and denominators
+are still separate, so that the step can divide by counts of the whole global batch.
 
-Dimension key: B batch rows, S sequence, N blocks a row, K block slots, G = K - 1 drafted slots,
-D width, E captured features.
+Dimension key: B batch rows, S tokens of a row, N blocks of a row, K block slots,
+G = K - 1 drafted slots, D width, E captured features.
 
->>> objective = DrafterObjective(target_model, drafter_model, loss=LossConfig(), anchors=16)
->>> terms, metrics = objective(params, frozen, batch, key, LossWeights.from_config(LossConfig()))
+>>> objective = DrafterObjective(  # doctest: +SKIP
+...     target=target, drafter=drafter, loss=LossConfig(), anchors=16)
+>>> terms, metrics = objective(  # doctest: +SKIP
+...     params, frozen, batch, key, LossWeights.from_config(LossConfig()))
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from jaxspec.losses import (
     drafter_metrics,
     loss_terms,
     ratio,
+    terms_needing_target_rows,
+    terms_of,
     total_from_terms,
 )
 from jaxspec.models.dflash import DFlash
@@ -34,25 +38,20 @@ from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
-in the global batch, from which its random numbers follow on every device."""
+in the global batch, which decides its random numbers on every device."""
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (numerator, denominator), scalars."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """name -> (sum, count)."""
 
-DISTRIBUTION_OBJECTIVES = ("lk", "tv", "forward_kl")
-"""Objectives that compare the drafter's rows with the target's."""
-PREDICTION_COUNTS = ("first_error_focal", "spec_auf")
-"""Terms whose denominator depends on what the drafter predicts and not on the masks alone."""
-
 
 class Objective(Protocol):
-    """One way to learn."""
+    """What a training step minimises."""
 
     def __call__(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
     ) -> tuple[Terms, Metrics]:
-        """Terms and metrics of the rows given."""
+        """Terms and metrics of the given rows."""
         ...
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
@@ -60,14 +59,14 @@ class Objective(Protocol):
         ...
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
-        """The loss, from numerators of these rows and denominators of all rows."""
+        """The loss, from the numerators of these rows and the denominators of all rows."""
         ...
 
 
 def draw_blocks(
     batch: Batch, key: jax.Array, *, count: int, block_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Anchors [B, N], labels and their mask [B, N, G], from a random stream a row."""
+    """Anchors [B, N], labels and their mask [B, N, G]; each row has its own random stream."""
 
     def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
         own = jax.random.fold_in(key, number)
@@ -86,15 +85,24 @@ def draw_blocks(
     return anchors_BN, labels_BNG, mask_BNG
 
 
-def mask_statistics(mask_BNG: jax.Array) -> SlotStatistics:
-    """Statistics of any drafter at all, for counts that look at the masks alone."""
+def mask_counts(
+    mask_BNG: jax.Array, *, loss: LossConfig, weights: LossWeights
+) -> dict[str, jax.Array]:
+    """Denominators of the loss terms that follow from the masks alone."""
+    # Any statistics will do: these denominators do not depend on them.
     zero_BNG = jnp.zeros(mask_BNG.shape)
-    return SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+    slots = SlotStatistics(zero_BNG, mask_BNG, overlap_NG=zero_BNG, kl_NG=zero_BNG)
+    terms, table = loss_terms(slots, mask_BNG, config=loss, weights=weights), terms_of(loss)
+    return {
+        name: count
+        for name, (_, count) in terms.items()
+        if not table[name].counts_follow_predictions
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetObjective:
-    """Next-token cross-entropy, the mean over the global batch's learned tokens."""
+    """Next-token cross-entropy, averaged over the learned tokens of the global batch."""
 
     model: LanguageModel
     chunk_tokens: int = 0
@@ -109,7 +117,7 @@ class TargetObjective:
             positions_BS=batch["positions"],
             segments_BS=batch["segments"],
         ).hidden_BSD
-        # Token s is predicted from s - 1; the mask says that both stand in one document.
+        # Token s is predicted from s - 1; the mask is true only if both are in one document.
         mask = batch["loss_mask"][:, 1:].astype(jnp.float32)
         slots = chunked_slot_statistics(
             hidden_BSD[:, :-1, None],
@@ -135,7 +143,7 @@ class TargetObjective:
 class DrafterObjective:
     """The drafter's loss on blocks that start at random anchors (DFlash, arXiv 2602.06036, sec. 4).
 
-    The target runs inside the step: its hidden states are used and forgotten.
+    The target runs inside the step: its hidden states are used once and never stored.
     """
 
     target: LanguageModel
@@ -157,8 +165,8 @@ class DrafterObjective:
         output = jax.lax.stop_gradient(output)
         hidden_BNGD = self.hidden(params, frozen, batch, anchors_BN, output.features_BSE)
         target_hidden_BNGD = None
-        if self.loss.objective in DISTRIBUTION_OBJECTIVES:
-            # The target's row for slot k is the one behind the token before it.
+        if terms_needing_target_rows(self.loss):
+            # The target's row for slot k is its prediction after the token before that slot.
             source_BNG = anchors_BN[..., None] + jnp.arange(labels_BNG.shape[-1])
             source_BNG = jnp.minimum(source_BNG, batch["tokens"].shape[1] - 1)
             target_hidden_BNGD = jax.vmap(lambda hidden_SD, index: hidden_SD[index])(
@@ -172,13 +180,11 @@ class DrafterObjective:
             target_hidden_BNGD=target_hidden_BNGD,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG)
+        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         _, _, mask_BNG = self.blocks(batch, key)
-        slots = mask_statistics(mask_BNG)
-        terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return {name: count for name, (_, count) in terms.items() if name not in PREDICTION_COUNTS}
+        return mask_counts(mask_BNG, loss=self.loss, weights=weights)
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         return total_from_terms(terms, config=self.loss, weights=weights)

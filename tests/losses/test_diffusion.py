@@ -8,22 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
 from jaxspec.losses.diffusion import (
-    SMALLEST_TIME,
-    LogLinearSchedule,
-    antithetic_times,
-    corrupt,
     elbo_values,
     log_scores,
-    maskable_tokens,
     score_entropy_values,
     subs_log_probs,
     token_terms,
-    token_times,
 )
 from jaxspec.losses.reduction import ratio
+from jaxspec.ops.noise import SMALLEST_TIME, LogLinearSchedule, token_times
 
 WORDS, MASK = 3, 3
 VOCABULARY = WORDS + 1
@@ -129,77 +123,6 @@ def test_released_schedule_by_hand(law):
     assert entropy(law) - loss == pytest.approx(RELEASED.eps * marginals, rel=1e-2)
 
 
-def test_schedule():
-    times = np.linspace(0.01, 0.99, 7)
-    with jax.enable_x64(True):
-        sigma, rate = RELEASED.sigma(times), RELEASED.sigma_rate(times)
-        np.testing.assert_allclose(1 - np.exp(-sigma), 0.999 * times, rtol=1e-12)
-        np.testing.assert_allclose(rate / np.expm1(sigma), RELEASED.weight(times), rtol=1e-12)
-        derivative = jax.vmap(jax.grad(RELEASED.sigma))(jnp.asarray(times))
-        np.testing.assert_allclose(rate, derivative, rtol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(1,), (8,), (4, 8)])
-def test_times_cover_every_stratum_once(shape):
-    times = antithetic_times(jax.random.key(3), shape)
-    assert times.shape == shape and times.dtype == jnp.float32
-    size = int(np.prod(shape))
-    even = (np.sort(np.asarray(times).ravel()) - SMALLEST_TIME) / (1 - SMALLEST_TIME)
-    assert (np.floor(even * size + 1e-4).astype(int) == np.arange(size)).all()
-
-
-def test_every_time_by_itself_is_uniform():
-    """In the released order, block n of one row would stay in its own part of [0, 1]."""
-    keys = jax.random.split(jax.random.key(0), 4000)
-    times = np.asarray(jax.vmap(lambda key: antithetic_times(key, (1, 4)))(keys))[:, 0]
-    even = (times - SMALLEST_TIME) / (1 - SMALLEST_TIME)
-    for block in range(4):
-        assert scipy.stats.kstest(even[:, block], "uniform").pvalue > 1e-9
-    assert even.std(1).mean() > np.random.default_rng(0).random((4000, 4)).std(1).mean()
-
-
-def test_token_times():
-    assert token_times(jnp.array([0.5, 1.0]), length=2).tolist() == [[0.5, 0.5], [1.0, 1.0]]
-    assert token_times(jnp.array([[0.5, 1.0]]), length=4).tolist() == [[0.5, 0.5, 1.0, 1.0]]
-    with pytest.raises(ValueError, match="blocks of equal size"):
-        token_times(jnp.ones((1, 3)), length=4)
-
-
-def test_corruption():
-    tokens = jnp.zeros((20_000, 4), jnp.int32)
-    chance = jnp.array([0.0, 0.3, 0.8, 1.0])
-    noisy = corrupt(jax.random.key(0), tokens, chance, mask_id=MASK)
-    assert (noisy.tokens_BS == jnp.where(noisy.masked_BS, MASK, 0)).all()
-    masked = np.asarray(noisy.masked_BS)
-    assert not masked[:, 0].any() and masked[:, 3].all()
-    for slot in (1, 2):
-        count = masked[:, slot].sum()
-        assert scipy.stats.binomtest(int(count), 20_000, float(chance[slot])).pvalue > 1e-9
-    joint = (masked[:, 1] & masked[:, 2]).sum()
-    assert scipy.stats.binomtest(int(joint), 20_000, 0.24).pvalue > 1e-9
-
-
-def test_prefix_and_suffix_are_kept():
-    attended = jnp.array([[1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]], bool)
-    tokens = jnp.ones((2, 6), jnp.int32)
-
-    def masked(**options):
-        maskable = maskable_tokens(attended, **options)
-        return corrupt(
-            jax.random.key(1), tokens, jnp.ones(()), mask_id=MASK, maskable_BS=maskable
-        ).masked_BS.astype(int)
-
-    assert masked().tolist() == attended.astype(int).tolist()
-    behind = masked(prefix_lengths_B=jnp.array([2, 4]))
-    assert behind.tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
-    last = masked(suffix=2)
-    assert last.tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]
-    both = masked(prefix_lengths_B=jnp.array([4, 0]), suffix=2)
-    assert both.tolist() == [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
-    with pytest.raises(ValueError, match="at least 1"):
-        maskable_tokens(attended, suffix=0)
-
-
 def test_subs_never_predicts_the_mask_and_carries_tokens_over():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, VOCABULARY)))
     log_p = subs_log_probs(logits.at[..., MASK].set(50.0), jnp.array([[MASK, 1]]), mask_id=MASK)
@@ -270,15 +193,3 @@ def test_score_entropy_is_zero_at_the_true_ratio_and_positive_elsewhere():
     assert value(scores) == pytest.approx(0, abs=1e-5)
     assert value(scores + 0.5) > 0.05 and value(scores - 0.5) > 0.05
     assert value(scores.at[0, 0, 0].set(-1.0)) > 0.05
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: LogLinearSchedule(eps=1.0), "eps"),
-        (lambda: antithetic_times(jax.random.key(0), (2,), smallest=0.0), "smallest"),
-    ],
-)
-def test_settings_outside_their_range(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -9,16 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.losses import (
-    answer_terms,
-    corrupt,
-    elbo_values,
-    masked_values,
-    masking_probabilities,
-    ratio,
-    token_terms,
-)
-from jaxspec.losses.llada import SMALLEST_PROBABILITY
+from jaxspec.losses import answer_terms, elbo_values, masked_values, ratio, token_terms
 
 MASK, VOCABULARY = 3, 4
 LABELS = jnp.array([[0, 1, 2, 0], [2, 2, 1, 0]])
@@ -91,26 +82,6 @@ def test_labels_outside_the_vocabulary():
     )
 
 
-def test_probabilities_and_the_share_of_masks():
-    p_B = masking_probabilities(jax.random.key(0), (4000,))
-    assert p_B.min() >= SMALLEST_PROBABILITY and p_B.max() <= 1
-    assert p_B.mean() == pytest.approx(0.5, abs=0.02)
-    noisy = corrupt(
-        jax.random.key(1),
-        jnp.zeros((4000, 8), jnp.int32),
-        p_B[:, None],
-        mask_id=MASK,
-        maskable_BS=jnp.broadcast_to(jnp.arange(8) >= 5, (4000, 8)),
-    )
-    assert not noisy.masked_BS[:, :5].any(), "a prompt is never masked"
-    assert noisy.masked_BS[:, 5:].mean() == pytest.approx(0.5, abs=0.02)
-    # In expectation every token has weight 1, whatever its sequence's p.
-    weights = jnp.where(noisy.masked_BS[:, 5:], 1 / p_B[:, None], 0)
-    assert weights.mean() == pytest.approx(1, abs=0.1)
-
-
 def test_bad_input():
-    with pytest.raises(ValueError, match="smallest"):
-        masking_probabilities(jax.random.key(0), (2,), smallest=0.0)
     with pytest.raises(ValueError, match="one entry for each value"):
         answer_terms(jnp.zeros((2, 3)), answer_BS=jnp.ones((2, 2), bool))

@@ -1,5 +1,4 @@
 import functools
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from jaxspec.losses import (
     ratio,
     slot_statistics,
 )
+from jaxspec.losses.objectives import find_objective
 from tests.losses import reference
 
 LN2 = float(np.log(2.0))
@@ -63,9 +63,22 @@ def slow_terms(logits, labels, mask, target, *, decay=2.0, normalize="block"):
 gradients = jax.jit(jax.jacrev(terms))
 
 
-def test_names_are_those_of_the_config():
-    annotation = typing.get_type_hints(LossConfig)["objective"]
-    assert set(OBJECTIVES) == set(typing.get_args(annotation))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_says_what_it_needs(name):
+    """What it says is compared with what it does."""
+    objective, slots = OBJECTIVES[name], SLOTS
+    if objective.needs_target_rows:
+        with pytest.raises(ValueError, match="without target logits"):
+            objective.slot_values(SLOTS, None)
+        slots = SLOTS.replace(overlap_NG=SLOTS.log_p_NG, kl_NG=SLOTS.log_p_NG)
+    _, counted = objective.slot_values(slots, None)
+    _, of_others = objective.slot_values(slots.replace(correct_NG=~slots.correct_NG), None)
+    assert bool((counted != of_others).any()) == objective.counts_follow_predictions
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match=r"'streek'.*cross_entropy.*Did you mean 'streak'"):
+        find_objective("streek")
 
 
 def test_d_pace_by_hand():

@@ -51,6 +51,8 @@ MISTAKES = {
         r"Target layer ids must lie in 0\.\.1 .*got \[2\]",
     ),
     "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
+    "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
+    "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f' cannot be imp"),
     "rows that do not divide": (
         {"data": {"batch_size": 12}},
         "batch_size is 12, which must be a multiple of 8",

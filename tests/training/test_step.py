@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxspec.config import MeshConfig
-from jaxspec.losses import ratio
+from jaxspec.losses import LossWeights, ratio
 from jaxspec.models.dflash import DFlash
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.step import spread
@@ -90,7 +90,8 @@ def undivided(step):
 
 def without_focal(hyper: Hyper) -> Hyper:
     """Its count is each part's own."""
-    return hyper.replace(weights=hyper.weights.replace(focal=jnp.float32(0)))
+    loss = dataclasses.replace(tiny.LOSS, focal=0.0)
+    return hyper.replace(weights=LossWeights.from_config(loss))
 
 
 def test_unequal_parts_add_up_to_the_batch(undivided):

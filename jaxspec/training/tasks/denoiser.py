@@ -26,10 +26,10 @@ from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.losses import terms_needing_target_rows
 from jaxspec.models.mdlm import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
-from jaxspec.training.objectives import DISTRIBUTION_OBJECTIVES
 from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
@@ -45,7 +45,6 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     """
     settings = config.denoiser
     source = _source(settings)
-    _check_loss(config)
     if source is not None and tokenizer is not None and has_tokenizer(source):
         check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))
     architecture = _shape(settings, source)
@@ -179,11 +178,10 @@ def _resolved(config: RunConfig, architecture: AnyDenoiserConfig) -> RunConfig:
 
 
 def _check_loss(config: RunConfig) -> None:
-    name = config.loss.objective
-    if config.denoiser.objective == "draft" and name in DISTRIBUTION_OBJECTIVES:
+    if config.denoiser.objective == "draft" and (names := terms_needing_target_rows(config.loss)):
         raise ValueError(
-            f"loss.objective {name!r} compares with the target's distributions, which training a "
-            "denoiser does not compute: choose one that needs only labels."
+            f"The loss term {names[0]!r} compares with the target's distributions, which training "
+            "a denoiser does not compute: choose one that needs only labels."
         )
 
 
@@ -248,5 +246,9 @@ def _saves(architecture: AnyDenoiserConfig) -> Save:
 
 
 DENOISER = TaskKind(
-    name="denoiser", open_tokenizer=open_tokenizer, build=build, read_export=read_export
+    name="denoiser",
+    open_tokenizer=open_tokenizer,
+    build=build,
+    read_export=read_export,
+    check=_check_loss,
 )

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     )
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
-    from jaxspec.evals.diffusion.target import is_diffusion_target
+    from jaxspec.evals.opening import is_diffusion_target
     from jaxspec.evals.speculative.runner import evaluate
 
     if is_diffusion_target(command.run.target):

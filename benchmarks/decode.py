@@ -36,14 +36,12 @@ from jaxspec.decoding import (
 from jaxspec.decoding.generate import Strategy
 from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.evals.benchmarks import load_benchmark
-from jaxspec.evals.speculative.bundles import (
-    NGRAM,
-    NONE,
+from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
-    exported_weights,
-    load_drafter_bundle,
-    load_target_bundle,
+    open_drafter,
+    open_target,
+    untrained_drafter,
 )
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.evals.speculative.timing import measure_round_parts, median_seconds
@@ -126,11 +124,11 @@ class Case:
     @classmethod
     def load(cls, args: argparse.Namespace, config: RunConfig) -> Case:
         """Opens the folders; kinds without one are left out and said."""
-        target = load_target_bundle(config.target)
-        drafters = {"ngram": NGRAM, "none": NONE}
+        target = open_target(config.target)
+        drafters = {kind: untrained_drafter(kind) for kind in ("ngram", "none")}
         for kind, folder in (("dflash", args.drafter), ("autoregressive", args.assistant)):
             if folder:
-                drafters[kind] = load_drafter_bundle(folder, target=target)
+                drafters[kind] = open_drafter(folder, target=target)
             else:
                 print(f"No folder of a drafter of kind {kind}: its rows are left out.")
         examples = load_benchmark(args.benchmark, prompts=args.prompts, data=config.data, seed=0)
@@ -203,7 +201,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
     except ImportError:
         print('transformers  left out: torch is not installed (extra "test").')
         return []
-    from jaxspec.checkpoints.folders import target_folder
+    from jaxspec.checkpoints.folders import exported_weights, target_folder
 
     target, rules = case.target, case.config.evaluation
     torch_target = AutoModelForCausalLM.from_pretrained(
@@ -216,7 +214,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         "pad_token_id": target.tokenizer.pad_id,
         "suppress_tokens": list(target.suppressed_ids),
     }
-    block = NGRAM.block_size
+    block = case.drafters["ngram"].block_size
     options: dict[str, dict[str, Any]] = {
         "autoregressive": {},
         "ngram": {"prompt_lookup_num_tokens": block - 1},

@@ -21,12 +21,7 @@ from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import Response, generate
 from jaxspec.decoding.generate import Strategy
 from jaxspec.evals.benchmarks import Reference, load_benchmark
-from jaxspec.evals.speculative.bundles import (
-    DrafterBundle,
-    TargetBundle,
-    load_drafter_bundle,
-    load_target_bundle,
-)
+from jaxspec.evals.opening import DrafterBundle, TargetBundle, open_drafter, open_target
 from jaxspec.evals.speculative.runner import Evaluation
 from jaxspec.evals.speculative.strategies import build_autoregressive, build_strategy
 from jaxspec.provenance import provenance, write_json
@@ -60,8 +55,8 @@ def main() -> None:
     """Measures every combination that the command line names."""
     args = parse()
     run = load_config(args.config)
-    target = load_target_bundle(run.target)
-    drafters = [load_drafter_bundle(folder, target=target) for folder in args.workdir]
+    target = open_target(run.target)
+    drafters = [open_drafter(folder, target=target) for folder in args.workdir]
     benchmarks = args.benchmarks or run.evaluation.benchmarks
     base = dataclasses.replace(run.evaluation, prompts=args.prompts)
     rows: list[Row] = []
@@ -90,7 +85,7 @@ def combinations(
     settings: EvaluationConfig, drafter: DrafterBundle, args: argparse.Namespace
 ) -> list[EvaluationConfig]:
     """What is measured of one drafter; passes are for masked-diffusion drafters alone."""
-    passes = args.passes if drafter.kind == "mdlm" else [1]
+    passes = args.passes if drafter.entry.denoises else [1]
     return [
         dataclasses.replace(
             settings,
@@ -144,7 +139,7 @@ def measure(
         "loss": drafter.loss,
         "temperature": settings.temperature,
         "drafts": settings.block_size - 1,
-        "passes": settings.denoising_passes if drafter.kind == "mdlm" else None,
+        "passes": settings.denoising_passes if drafter.entry.denoises else None,
         "chains": settings.chains,
         "verifier": strategy.verifier,
         "tau": total["kept"] / total["rounds"],

@@ -312,20 +312,10 @@ class EvaluationConfig:
     """Only the likeliest tokens that sum to this are sampled (nucleus); 1: all."""
     min_p: float = 0.0
     """Only tokens of at least this share of the likeliest one are sampled; 0: all."""
-    verifier: Literal[
-        "auto",
-        "greedy",
-        "token",
-        "block",
-        "point_mass",
-        "tree",
-        "recursive",
-        "recursive_without_replacement",
-        "k_seq",
-        "self_selection",
-    ] = "auto"
-    """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
-    that were not sampled, "tree" for trees, "recursive" for chains."""
+    verifier: str = "auto"
+    """A rejection rule (`jaxspec.verify.rules.RULES`), or "auto": "greedy" at temperature 0 and
+    "token" above it; "point_mass" for drafts that were not sampled, "tree" for trees, "recursive"
+    for chains."""
     tree_nodes: int = 0
     """Decode with the best-first tree of so many nodes instead of one block; 0: no tree."""
     chains: int = 0
@@ -448,9 +438,10 @@ class DiffusionEvaluationConfig:
     block_length: int = 0
     """Tokens of a block; blocks are filled from left to right. 0: those that the model was trained
     with (SDAR: 4), or 32."""
-    unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
-    """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
-    as many as can be revealed together at a bounded risk (Fast-dLLM)."""
+    unmasking: str = "scheduled"
+    """Which masks a step reveals (`jaxspec.decoding.diffusion.unmasking.UNMASKING`): an equal share
+    of the block ("scheduled", LLaDA), all of enough confidence ("threshold"), or as many as can be
+    revealed together at a bounded risk ("factor", Fast-dLLM)."""
     steps: int = 0
     """Steps in which "scheduled" fills a block; 0: one for each token."""
     threshold: float = 0.9

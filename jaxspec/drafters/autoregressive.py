@@ -11,15 +11,18 @@ Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.config import GPT2Config, LanguageModelConfig, TransformerConfig
+from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings, History
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.registry import LanguageModel
+from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -119,3 +122,39 @@ class AutoregressiveProposer:
         return AutoregressiveState(
             state.cache.advance(count_B), jnp.where(count_B > 0, kept_B, state.newest_B)
         )
+
+
+def _network(config: LanguageModelConfig, target: DraftedTarget, where: str) -> LanguageModel:
+    if config.vocab_size != target.model.config.vocab_size:
+        raise ValueError(
+            f"The drafter in {where} has an embedding of {config.vocab_size} rows, the target "
+            f"{target.name} one of {target.model.config.vocab_size}: verification compares "
+            "distributions over the same ids."
+        )
+    return make_model(config)
+
+
+def _proposer(
+    network: LanguageModel, target: DraftedTarget, settings: DraftSettings
+) -> AutoregressiveProposer:
+    return AutoregressiveProposer(
+        network,
+        settings.block_size,
+        sampling=settings.sampling,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: LanguageModelConfig, run: Mapping[str, Any]) -> History:
+    del config, run  # It was trained to go on with a text, not to draft.
+    return History(loss="autoregressive")
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=5,
+    configs=(TransformerConfig, GPT2Config),
+    network=_network,
+    tokenizer="compared",
+    history=_history,
+)

@@ -38,6 +38,7 @@ Dimension key: B rows, G slots, T passes, V vocabulary (the mask included).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -60,6 +61,15 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """(tokens_BG, times_B) -> log p of the clean tokens [B, G, V], the mask's being -inf
 (`jaxspec.losses.subs_log_probs`). A prefix is the callable's own: slots that are to stay as they
 are may also be given unmasked. Times are in (0, 1]; without time conditioning they are ignored."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How a block is filled; see `jaxspec.config.EvaluationConfig`."""
+
+    num_passes: int = 1
+    order: Order = "ancestral"
+    rule: Rule = "in_order"
 
 
 class Plan(NamedTuple):

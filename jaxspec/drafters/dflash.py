@@ -9,14 +9,23 @@ D width, E captured features.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config import DrafterConfig
+from jaxspec.drafters.kind import (
+    DraftedTarget,
+    DrafterKind,
+    DraftSettings,
+    History,
+    recorded_loss,
+)
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.dflash import DFlash
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
@@ -117,3 +126,33 @@ class DFlashProposer:
     ) -> KVCache:
         """Writes the whole block's keys and values, and counts the kept ones."""
         return state.write(*self._context(params, features_BKE, state.lengths_B)).advance(count_B)
+
+
+def _network(config: DrafterConfig, target: DraftedTarget, where: str) -> DFlash:
+    del where
+    resolved = resolve_config(config, target=target.model.config, mask_token_id=target.mask_id)
+    return DFlash(resolved, target.model.config.hidden_size)
+
+
+def _proposer(network: DFlash, target: DraftedTarget, settings: DraftSettings) -> DFlashProposer:
+    return DFlashProposer(
+        target=target.model,
+        drafter=network,
+        block_size=settings.block_size,
+        sampling=settings.sampling,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: DrafterConfig, run: Mapping[str, Any]) -> History:
+    return History(loss=recorded_loss(run), block_size=config.block_size)
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=16,
+    configs=(DrafterConfig,),
+    network=_network,
+    history=_history,
+)
+"""Every folder says the block of its training."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import GREEDY, Draft
 from jaxspec.ops.sampling import Sampling
 
@@ -104,3 +105,11 @@ class NGramProposer:
             lambda row, new, at: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (at,))
         )(state.tokens_BT, tokens_BK, state.lengths_B)
         return NGramState(tokens_BT, state.lengths_B + count_B)
+
+
+def _proposer(network: None, target: DraftedTarget, settings: DraftSettings) -> NGramProposer:
+    del network, target
+    return NGramProposer(settings.block_size)
+
+
+KIND = DrafterKind(proposer=_proposer, block_size=8, gives_rows=False)

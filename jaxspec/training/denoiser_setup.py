@@ -23,7 +23,7 @@ from jaxspec.checkpoints.denoiser import (
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.config import DenoiserConfig, DiTConfig, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.models.mdlm import make_denoiser
+from jaxspec.models.registry import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
 from jaxspec.training.objectives import Objective

@@ -28,7 +28,7 @@ from jaxspec.drafters.denoising import (
     left_to_right_plan,
 )
 from jaxspec.losses import subs_log_probs
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.dit import DiT
 from jaxspec.ops.sampling import Sampling
 from jaxspec.verify.block import block_law
 from jaxspec.verify.point_mass import point_mass_law

@@ -9,8 +9,6 @@ import dataclasses
 
 from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import (
-    CHAIN_RULES,
-    SAMPLED_RULES,
     Adaptive,
     Autoregressive,
     ChainSpeculative,
@@ -18,9 +16,11 @@ from jaxspec.decoding import (
     Speculative,
     TreeSpeculative,
 )
+from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.protocol import GREEDY
-from jaxspec.evals.speculative.bundles import Denoising, DrafterBundle, TargetBundle
+from jaxspec.evals.opening import DrafterBundle, TargetBundle
 from jaxspec.ops.sampling import Sampling
+from jaxspec.verify.rules import find_rule
 
 AnyStrategy = Autoregressive | Speculative | Adaptive
 
@@ -53,8 +53,8 @@ def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
         return "recursive"
     if not settings.temperature:
         return "greedy"
-    is_sampled = drafter.kind != "ngram" and not draft_sampling(settings).greedy
-    has_rows = drafter.kind != "mdlm" or settings.draft_rule != "point_mass"
+    is_sampled = drafter.entry.gives_rows and not draft_sampling(settings).greedy
+    has_rows = not drafter.entry.denoises or settings.draft_rule != "point_mass"
     return "token" if is_sampled and has_rows else "point_mass"
 
 
@@ -62,7 +62,9 @@ def denoising_of(settings: EvaluationConfig) -> Denoising:
     """How masked-diffusion drafters fill a block."""
     # Where the configuration lets it pass, every token's own distribution is "in_order".
     rule = "in_order" if settings.draft_rule == "reveal_time" else settings.draft_rule
-    return Denoising(settings.denoising_passes, settings.denoising_order, rule)
+    return Denoising(
+        num_passes=settings.denoising_passes, order=settings.denoising_order, rule=rule
+    )
 
 
 def build_autoregressive(settings: EvaluationConfig, target: TargetBundle) -> Autoregressive:
@@ -78,10 +80,11 @@ def build_strategy(
     Raises:
       ValueError: settings that do not go together.
     """
-    if drafter.kind == "none":
+    if not drafter.entry.drafts:
         return build_autoregressive(settings, target)
     verifier = verifier_of(settings, drafter)
-    wants_samples = verifier in SAMPLED_RULES or bool(settings.chains)
+    rule = find_rule(verifier)
+    wants_samples = (rule.drafts == "block" and rule.told_rows) or bool(settings.chains)
     if settings.draft_temperature and not wants_samples:
         raise ValueError(
             f"evaluation.draft_temperature {settings.draft_temperature} is for sampled drafts: "
@@ -100,7 +103,7 @@ def build_strategy(
         strategy = ChainSpeculative(*common, num_chains=settings.chains)
     elif settings.tree_nodes:
         strategy = TreeSpeculative(*common, num_nodes=settings.tree_nodes)
-    elif verifier in CHAIN_RULES:
+    elif rule.drafts != "block":
         raise ValueError(
             f"Verifier {verifier!r} is for several drafts: set evaluation.chains (or "
             "evaluation.tree_nodes, for 'tree')."

@@ -16,15 +16,15 @@ import pytest
 
 from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.config import DiTConfig, TransformerConfig
-from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import (
-    BidirectionalTransformer,
-    DiT,
+from jaxspec.models.bidirectional import BidirectionalTransformer
+from jaxspec.models.block_diffusion import (
     block_causal_mask,
     block_diffusion_mask,
     paired_inputs,
     store_clean,
 )
+from jaxspec.models.cache import KVCache
+from jaxspec.models.dit import DiT
 from jaxspec.models.transformer import Transformer
 
 VOCABULARY, MASK, BATCH, LENGTH, BLOCK = 11, 10, 2, 12, 4

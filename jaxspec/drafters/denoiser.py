@@ -1,37 +1,48 @@
 """A masked-diffusion language model as drafter (SpecDiff, arXiv 2408.05636).
 
-It reads [prefix, anchor, G masks] and fills the masks in T passes. Two ways of holding the prefix:
+It reads [prefix, anchor, G masks] and fills the masks in several passes. There are two ways of
+holding the prefix:
 
-- `MDLMProposer`, bidirectional: a prefix token sees the masks, too, so every pass reads everything
-  anew. This is how released MDLMs were trained, and what SpecDiff does.
-- `CachedMDLMProposer`, causal: a prefix token sees what stands before it, so its keys and values
-  are stored once and a pass reads the K rows of the block (block diffusion, arXiv 2503.09573).
+- `DenoiserProposer`, bidirectional: prefix tokens see the masks too, so every pass reads all of
+  them again. This is how released MDLMs were trained, and what SpecDiff does.
+- `CachedDenoiserProposer`, causal: a prefix token sees only what is before it, so its keys and
+  values are stored once and a pass reads the K tokens of the block (block diffusion, arXiv
+  2503.09573).
 
-What the rejection rule is told of tokens revealed in earlier passes is a named, exact choice: see
-`jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, its mask apart.
+What the rejection rule is told about tokens revealed in earlier passes is a named, exact choice:
+see `jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, apart from its mask.
 
-Dimension key: B batch rows, S prompt tokens, T slots of the prefix, W tokens of a pass, K block
+Dimension key: B batch rows, S tokens of the prompt or of a pass, T slots of the prefix, K block
 slots, G = K - 1 drafted slots, V the target's vocabulary.
 
->>> proposer = MDLMProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
+>>> proposer = DenoiserProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.config import DiTConfig, MaskedTransformerConfig
 from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
+from jaxspec.drafters.kind import (
+    DraftedTarget,
+    DrafterKind,
+    DraftSettings,
+    History,
+    recorded_group,
+    recorded_loss,
+)
 from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
 from jaxspec.losses import LogLinearSchedule
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import AnyDenoiser
+from jaxspec.models.registry import AnyDenoiser, make_denoiser
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -150,7 +161,7 @@ class Prefix:
 
 
 @dataclasses.dataclass(frozen=True)
-class MDLMProposer(_Denoising):
+class DenoiserProposer(_Denoising):
     """Drafts with a bidirectional denoiser, whose parameters are under "drafter"."""
 
     def begin(
@@ -211,7 +222,7 @@ class MDLMProposer(_Denoising):
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedMDLMProposer(_Denoising):
+class CachedDenoiserProposer(_Denoising):
     """Drafts with a denoiser whose clean tokens see only what stands before them.
 
     The state is a `KVCache` of everything before the anchor. A round takes one pass besides
@@ -292,3 +303,64 @@ def _put(row_BT: jax.Array, new_BK: jax.Array, at_B: jax.Array) -> jax.Array:
 def _causal(length: int) -> jax.Array:
     order = jnp.arange(length)
     return (order[:, None] >= order)[None]
+
+
+def _network(
+    config: DiTConfig | MaskedTransformerConfig, target: DraftedTarget, where: str
+) -> AnyDenoiser:
+    """Its embedding may have other padding rows than the target's, and a row for its mask.
+
+    What counts is that the ids of the tokenizer mean the same tokens.
+    """
+    if config.vocab_size < target.num_tokens:
+        raise ValueError(
+            f"The drafter in {where} has an embedding of {config.vocab_size} rows, but the "
+            f"tokenizer of {target.name} has {target.num_tokens} ids: it cannot read all of the "
+            "target's tokens."
+        )
+    return make_denoiser(config)
+
+
+def _proposer(
+    network: AnyDenoiser, target: DraftedTarget, settings: DraftSettings
+) -> DenoiserProposer | CachedDenoiserProposer:
+    context = network.config.context
+    if context == "block_causal":
+        raise ValueError(
+            "The drafter is block-causal: such a diffusion language model is decoded by itself "
+            "(--target.path) and does not draft."
+        )
+    kind = CachedDenoiserProposer if context == "causal" else DenoiserProposer
+    return kind(
+        network,
+        target.model.config.vocab_size,
+        settings.block_size,
+        sampling=settings.sampling,
+        num_passes=settings.denoising.num_passes,
+        order=settings.denoising.order,
+        rule=settings.denoising.rule,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: DiTConfig | MaskedTransformerConfig, run: Mapping[str, Any]) -> History:
+    """A run of another objective than "draft" has no loss and no block that tables could show."""
+    del config
+    settings = recorded_group(run, "denoiser")
+    goal = settings.get("objective")
+    if goal != "draft":
+        return History(loss=goal)
+    return History(loss=recorded_loss(run), block_size=settings.get("block_size", 0))
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=9,
+    denoises=True,
+    configs=(DiTConfig, MaskedTransformerConfig),
+    network=_network,
+    # The released MDLM has no tokenizer in its folder: it is that of GPT-2.
+    tokenizer="counted",
+    history=_history,
+)
+"""Its public name is "mdlm", after the first of these models."""

@@ -23,7 +23,7 @@ def test_rules_by_what_they_judge():
 def test_an_unknown_rule_names_the_closest():
     with pytest.raises(ValueError, match=r"greedy, .*: got 'tokn'\. Did you mean 'token'"):
         find_rule("tokn")
-    with pytest.raises(ValueError, match="must be one of greedy, block: got 'k_seq'.$"):
+    with pytest.raises(ValueError, match=r"must be one of greedy, block: got 'k_seq'\.$"):
         find_rule("k_seq", among=("greedy", "block"))
 
 

@@ -71,11 +71,11 @@ class TreeSpeculative(Speculative):
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
         passes = cast(MarginalProposer, self.proposer).marginal_passes
         return Plan(
-            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1),
+            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
             drafter=state.drafter,
             detail=detail,
-            depths_BR=jnp.pad(tree.depths_BN, ((0, 0), (1, 0))),
-            mask_BRR=tree.ancestors_BRR(depth=self.round_tokens - 1),
+            depths_BR=jnp.pad(tree.depths_BX, ((0, 0), (1, 0))),
+            mask_BRR=tree.ancestors_BYY(depth=self.round_tokens - 1),
             passes_B=jnp.full_like(state.anchor_B, passes),
         )
 
@@ -94,7 +94,7 @@ class TreeSpeculative(Speculative):
 
         depth = self.round_tokens - 1
         walk = RULES[self.verifier].function
-        return _choice(walk(tree.tokens_BN, tree.parents_BN, logits_BRV, draw=draw, depth=depth))
+        return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BRV, draw=draw, depth=depth))
 
 
 @struct.dataclass

@@ -49,25 +49,25 @@ from jaxspec.ops.suppression import suppress
 
 @dataclasses.dataclass(frozen=True)
 class _Denoising(abc.ABC):
-    """What both proposers share: T passes over the masks of a block.
+    """What both proposers share: several passes over the masks of a block.
 
     Raises:
-      ValueError: a block beyond the model's length, no passes, or a vocabulary without the target's
-        tokens.
+      ValueError: a block longer than the model, sampled drafts that are to be judged as a point
+        mass, no passes, or a mask that the target may emit.
     """
 
     model: AnyDenoiser
     vocabulary: int
-    """V, rows of the target's embedding; drafts are distributions over them."""
+    """V, the rows of the target's embedding, over which drafts are distributions."""
     block_size: int
-    """K: the anchor and what is drafted behind it."""
+    """K: the anchor and what is drafted after it."""
     sampling: Sampling = GREEDY
     num_passes: int = 1
-    """T, denoising passes; those that reveal nothing in any row are not run."""
+    """Denoising passes; a pass that reveals nothing in any row is skipped."""
     order: Order = "ancestral"
-    """Which slots each pass reveals."""
+    """Which slots each pass reveals (`jaxspec.drafters.denoising`)."""
     rule: Rule = "in_order"
-    """What the verifier is told of each slot."""
+    """What the verifier is told about each slot."""
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted."""
     capture: tuple[int, ...] = ()
@@ -81,24 +81,24 @@ class _Denoising(abc.ABC):
             )
         if self.rule == "point_mass" and not self.sampling.greedy:
             raise ValueError(
-                "A draft that is judged as a point mass takes the likeliest tokens: give it "
-                f"temperature 0, not {self.sampling.temperature}."
+                "A draft that is judged as a point mass consists of the likeliest tokens: use a "
+                f"draft temperature of 0, not {self.sampling.temperature}."
             )
         if self.num_passes < 1:
             raise ValueError(f"A draft takes at least 1 denoising pass: got {self.num_passes}.")
         if config.mask_id < self.vocabulary and config.mask_id not in self.suppressed_ids:
             raise ValueError(
                 f"The drafter's mask is id {config.mask_id}, which the target may emit: it must be "
-                "a token that is suppressed, or an id behind the target's vocabulary."
+                "a suppressed token, or an id beyond the target's vocabulary."
             )
 
-    passes_beside = 0
-    """Passes of a round besides those that fill the block."""
+    other_passes = 0
+    """Passes of a round that do not fill the block."""
 
     @property
     def marginal_passes(self) -> int:
-        """One fills the block."""
-        return 1 + self.passes_beside
+        """One pass fills the block."""
+        return 1 + self.other_passes
 
     @property
     def unroll_layers(self) -> bool:
@@ -108,7 +108,7 @@ class _Denoising(abc.ABC):
     def propose(
         self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, Any]:
-        """Fills the block in T passes; at temperature 0 with the likeliest tokens."""
+        """Fills the block, at temperature 0 with the likeliest tokens."""
         if self.block_size == 1:
             return no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling), state
         mask_id = self.model.config.mask_id
@@ -123,11 +123,11 @@ class _Denoising(abc.ABC):
             sampling=self.sampling,
             rule="point_mass" if self.sampling.greedy else self.rule,
         )
-        passes_B = filled.passes_B + self.passes_beside
+        passes_B = filled.passes_B + self.other_passes
         return Draft(filled.tokens_BG, filled.probs_BGV, passes_B), state
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
-        """Logits of all slots from one pass over nothing but masks, [B, G, V]."""
+        """Logits of all slots, [B, G, V], from one pass over a block of masks."""
         shape = (anchor_B.shape[0], self.block_size - 1)
         slots_BG = jnp.full(shape, self.model.config.mask_id, jnp.int32)
         return self._reader(params, state, anchor_B)(slots_BG, jnp.ones(shape[0]))
@@ -139,7 +139,7 @@ class _Denoising(abc.ABC):
         """(slots [B, G], times [B]) -> logits [B, G, V] over the target's vocabulary."""
 
     def _logits(self, own: jax.Array) -> jax.Array:
-        """The drafter's own logits as [B, G, V] over the target's vocabulary, without the mask."""
+        """The drafter's logits as [B, G, V] over the target's vocabulary, which has no mask."""
         rows = self.model.config.vocab_size
         logits_BGV = suppress(own, (self.model.config.mask_id,))[..., : self.vocabulary]
         if rows < self.vocabulary:
@@ -156,7 +156,7 @@ class Prefix:
     """Everything before the anchor, as tokens."""
 
     tokens_BT: jax.Array
-    """int32; what lies behind `lengths_B` is left from rejected drafts."""
+    """int32; beyond `lengths_B` is what rejected drafts left behind."""
     lengths_B: jax.Array
 
 
@@ -173,7 +173,7 @@ class DenoiserProposer(_Denoising):
         *,
         capacity: int,
     ) -> Prefix:
-        """The prompt; nothing is computed yet."""
+        """The prompt; no pass is needed."""
         del params, features_BSE
         tokens_BT = jnp.pad(tokens_BS, ((0, 0), (0, capacity - tokens_BS.shape[1])))
         return Prefix(tokens_BT.astype(jnp.int32), lengths_B.astype(jnp.int32))
@@ -186,7 +186,7 @@ class DenoiserProposer(_Denoising):
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> Prefix:
-        """The kept tokens behind the prefix."""
+        """The prefix with the emitted tokens appended."""
         del params, features_BKE
         tokens_BT = _put(state.tokens_BT, tokens_BK.astype(jnp.int32), state.lengths_B)
         return Prefix(tokens_BT, state.lengths_B + count_B)
@@ -194,14 +194,14 @@ class DenoiserProposer(_Denoising):
     def _reader(
         self, params: Any, state: Prefix, anchor_B: jax.Array
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Reads the newest tokens that the model's length has room for, anchor and block."""
+        """Reads anchor, block, and as much of the newest prefix as the model has positions for."""
         block = self.block_size
         width = min(state.tokens_BT.shape[1], self.model.config.max_position_embeddings)
-        # Tokens behind the block are not seen, whatever stands there.
+        # Whatever comes after the block is masked out.
         start_B = jnp.maximum(state.lengths_B + block - width, 0)
         prefix_B = state.lengths_B - start_B
-        seen_BW = jnp.arange(width) < (prefix_B + block)[:, None]
-        newest_BW = jax.vmap(lambda row_T, start: jax.lax.dynamic_slice(row_T, (start,), (width,)))(
+        seen_BS = jnp.arange(width) < (prefix_B + block)[:, None]
+        newest_BS = jax.vmap(lambda row_T, start: jax.lax.dynamic_slice(row_T, (start,), (width,)))(
             state.tokens_BT, start_B
         )
         rows_BG = prefix_B[:, None] + jnp.arange(1, block)
@@ -211,8 +211,8 @@ class DenoiserProposer(_Denoising):
             output = self.model.apply(
                 {"params": params["drafter"]},
                 # INVALID must not index the embedding; verification fails such a row.
-                jnp.maximum(_put(newest_BW, block_BK, prefix_B), 0),
-                mask_BSS=seen_BW[:, None],
+                jnp.maximum(_put(newest_BS, block_BK, prefix_B), 0),
+                mask_BSS=seen_BS[:, None],
                 sigma=self._sigma(times_B),
                 rows_BI=rows_BG,
             )
@@ -223,13 +223,13 @@ class DenoiserProposer(_Denoising):
 
 @dataclasses.dataclass(frozen=True)
 class CachedDenoiserProposer(_Denoising):
-    """Drafts with a denoiser whose clean tokens see only what stands before them.
+    """Drafts with a denoiser whose clean tokens see only what is before them.
 
-    The state is a `KVCache` of everything before the anchor. A round takes one pass besides
-    filling: that over the kept tokens.
+    The state is a `KVCache` of everything before the anchor. A round takes one more pass than
+    filling does: over the emitted tokens.
     """
 
-    passes_beside = 1
+    other_passes = 1
 
     def begin(
         self,
@@ -257,7 +257,7 @@ class CachedDenoiserProposer(_Denoising):
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> KVCache:
-        """One causal pass over the block, of which the kept tokens count."""
+        """One causal pass over the block, of which the emitted tokens count."""
         del features_BKE
         output = self.model.apply(
             {"params": params["drafter"]},
@@ -295,7 +295,7 @@ class CachedDenoiserProposer(_Denoising):
 
 
 def _put(row_BT: jax.Array, new_BK: jax.Array, at_B: jax.Array) -> jax.Array:
-    """Rows with `new_BK` from `at_B` on; the caller sees to it that there is room."""
+    """Rows with `new_BK` written from `at_B` on; the caller ensures that there is room."""
     put = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
     return put(row_BT, new_BK.astype(row_BT.dtype), at_B)
 
@@ -308,9 +308,9 @@ def _causal(length: int) -> jax.Array:
 def _network(
     config: DiTConfig | MaskedTransformerConfig, target: DraftedTarget, where: str
 ) -> AnyDenoiser:
-    """Its embedding may have other padding rows than the target's, and a row for its mask.
+    """Its embedding may differ from the target's in padding rows and have a row for its mask.
 
-    What counts is that the ids of the tokenizer mean the same tokens.
+    What counts is that the tokenizers' ids mean the same tokens.
     """
     if config.vocab_size < target.num_tokens:
         raise ValueError(
@@ -363,4 +363,4 @@ KIND = DrafterKind(
     tokenizer="counted",
     history=_history,
 )
-"""Its public name is "mdlm", after the first of these models."""
+"""Its public name is "mdlm", after the first of these models to draft."""

@@ -36,7 +36,7 @@ class DFlashProposer:
     """Drafts a block from one pass of a `DFlash` drafter over its cached context.
 
     Parameters are ``{"target": ..., "drafter": ...}``: embedding and head are the target's. The
-    state is a `KVCache` of the context's keys and values, written once a position.
+    state is a `KVCache` of the context's keys and values, each position written once.
     """
 
     target: LanguageModel
@@ -45,7 +45,7 @@ class DFlashProposer:
     """K; may differ from the block that the drafter was trained with."""
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
-    """Never drafted: the mask token and whatever else the target will not emit."""
+    """Never drafted: the mask token and everything else that the target never emits."""
 
     marginal_passes = 1
 
@@ -124,7 +124,7 @@ class DFlashProposer:
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> KVCache:
-        """Writes the whole block's keys and values, and counts the kept ones."""
+        """Writes the whole block's keys and values; only the emitted ones count."""
         return state.write(*self._context(params, features_BKE, state.lengths_B)).advance(count_B)
 
 
@@ -155,4 +155,4 @@ KIND = DrafterKind(
     network=_network,
     history=_history,
 )
-"""Every folder says the block of its training."""
+"""Its `block_size` is a fallback: every folder names the block of its training."""

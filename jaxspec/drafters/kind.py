@@ -1,7 +1,6 @@
-"""What is said of a kind of drafter, so that nothing else has to know which kinds there are.
+"""What a kind of drafter says about itself, so that nothing else has to know which kinds exist.
 
-Each file of a proposer ends with the `DrafterKind` that describes it; `jaxspec.drafters.registry`
-gives them their names.
+Each proposer's file ends with its `DrafterKind`; `jaxspec.drafters.registry` gives them names.
 
 >>> kind = DrafterKind(
 ...     proposer=lambda network, target, settings: NGramProposer(settings.block_size),
@@ -24,7 +23,7 @@ from jaxspec.ops.sampling import Sampling
 
 
 class DraftedTarget(Protocol):
-    """What a drafter has to know of the target that it drafts for."""
+    """What a drafter has to know about the target that it drafts for."""
 
     @property
     def name(self) -> str:
@@ -70,20 +69,21 @@ class History:
 class DrafterKind:
     """One kind of drafter.
 
-    Kinds that are opened from a folder are told by the class of the configuration that
-    `jaxspec.checkpoints` reads there (`configs`), and have a `network`.
+    A kind that is opened from a folder is recognised by the class of the configuration that
+    `jaxspec.checkpoints` reads there (`configs`), and has a `network`.
     """
 
     proposer: Callable[[Any, DraftedTarget, DraftSettings], Proposer] | None
     """(network, target, settings) -> the drafter as decoding sees it; ValueError for settings that
     it cannot follow. None: nothing is drafted."""
     block_size: int
-    """K where neither the settings nor the drafter's training say one."""
+    """K where neither the settings nor the drafter's training name one."""
     gives_rows: bool = True
-    """Whether sampled drafts come with their distributions; else all are judged as point masses."""
+    """Whether sampled drafts come with their distributions; if not, all are judged as point
+    masses."""
     denoises: bool = False
-    """Whether a block is filled in several passes, so that the settings of denoising
-    (`Denoising`) count and are recorded in its results."""
+    """Whether a block is filled by denoising, so that the settings of `Denoising` matter and are
+    recorded in its results."""
     configs: tuple[type, ...] = ()
     """Classes of configurations, matched exactly; (): this kind is not opened from a folder."""
     network: Callable[[Any, DraftedTarget, str], Any] | None = None
@@ -94,7 +94,7 @@ class DrafterKind:
     target's embedding; "compared": yes; "counted": yes, and without one the embedding has to have
     the target's tokens and a mask."""
     history: Callable[[Any, Mapping[str, Any]], History] = lambda config, run: History()
-    """(configuration, recorded settings of its run, {} if there are none) -> its training."""
+    """(configuration, the recorded settings of its run or {}) -> what is known of its training."""
 
     @property
     def is_trained(self) -> bool:

@@ -23,7 +23,7 @@ from jaxspec.models.transformer import Transformer
 class BidirectionalTransformer(nn.Module):
     """A `Transformer` in which every token sees every other; its parameters are the same tree.
 
-    It is not told the noise: `sigma` is accepted and ignored, since the number of masks says it
+    It is not told the noise: `sigma` is accepted and ignored, since the number of masks shows it
     (MDLM, appendix E.5).
     """
 
@@ -59,5 +59,5 @@ class BidirectionalTransformer(nn.Module):
         return DenoiserOutput(hidden_BSD, logits_BSV, output.keys_LBRSC, output.values_LBRSC)
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
-        """The head alone, for those who hold the logits of a few positions at a time."""
+        """The head alone, for callers that hold the logits of only a few positions at a time."""
         return self.transformer.logits(hidden_BSD)

@@ -70,15 +70,15 @@ def paired_inputs(
     """Arguments of a `Denoiser` for one training pass of block diffusion over [x_t ; x_0].
 
     Args:
-      noisy_BS: corrupted tokens, one noise level a block.
+      noisy_BS: corrupted tokens, with one noise level per block.
       clean_BS: the tokens themselves.
       block_size: tokens of a block.
-      sigma_BS: total noise of each noisy token; the clean half has 0. None: 0 everywhere.
-      segments_BS: document of each token; documents start at block boundaries.
+      sigma_BS: total noise of each noisy token; that of the clean half is 0. None: 0 everywhere.
+      segments_BS: the document of each token; documents start at block boundaries.
 
     Returns:
-      Keyword arguments, `tokens_BS` among them, for `model.apply({"params": params}, **inputs)`.
-      The logits are those of the noisy half, [B, S, V].
+      Keyword arguments, including `tokens_BS`, for `model.apply({"params": params}, **inputs)`. The
+      logits are those of the noisy half, [B, S, V].
 
     Raises:
       ValueError: halves of different shapes, or a block size below 1.
@@ -115,15 +115,15 @@ def store_clean(
     block_size: int,
     lengths_B: jax.Array | None = None,
 ) -> KVCache:
-    """The cache with the keys and values of clean blocks behind what it holds.
+    """The cache with the keys and values of clean blocks appended.
 
     Args:
       model: a `Denoiser`.
       params: its parameters.
-      cache: whole blocks, with room for S more rows.
-      clean_BS: one block that has been decoded, or a prompt of several.
-      block_size: tokens of a block; rows of `clean_BS` start a block.
-      lengths_B: tokens of each row that count, multiples of `block_size`; None: all S.
+      cache: holds whole blocks and has room for S more tokens.
+      clean_BS: a block that has been decoded, or a prompt of several blocks.
+      block_size: tokens of a block; each row of `clean_BS` starts with a new block.
+      lengths_B: how many tokens of each row count, a multiple of `block_size`; None: all S.
 
     Returns:
       The cache, advanced by `lengths_B`. A noisy block is then decoded by

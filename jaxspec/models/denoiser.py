@@ -23,19 +23,19 @@ from jaxspec.models.cache import KVCache
 
 
 class DenoiserOutput(NamedTuple):
-    """What a pass returns. What the caller leaves unused, the compiler leaves out."""
+    """What a pass returns. The compiler drops whatever the caller does not use."""
 
     hidden_BSD: jax.Array
-    """What the head reads (`logits`), at every position, or at those that were asked for."""
+    """The head's input (`logits`), at every position or at those that were asked for."""
     logits_BSV: jax.Array
-    """float32, of the clean token at the same positions."""
+    """float32, for the clean token at the same positions."""
     keys_LBRSC: jax.Array
     """This pass's keys and values, for `KVCache.write`."""
     values_LBRSC: jax.Array
 
 
 class Denoiser(Protocol):
-    """What training and drafting ask of a masked-diffusion model, through `nn.Module.apply`."""
+    """What training and drafting ask of a denoiser, through `nn.Module.apply`."""
 
     def __call__(
         self,
@@ -53,15 +53,15 @@ class Denoiser(Protocol):
 
         Args:
           tokens_BS: int32 ids, masks among them.
-          positions_BS: absolute positions; None: the cache's length (or 0) onwards.
-          segments_BS: document of each token; tokens see only their own document.
+          positions_BS: absolute positions; None: from the cache's length (or 0) on.
+          segments_BS: the document of each token; tokens see only their own document.
           mask_BSS: True where token i of this pass sees token j of it, broadcastable to [B, S, S];
             None: everywhere.
           sigma: total noise, [B] or [B, S]; None: 0. Models without time conditioning ignore it.
           cache: committed keys and values; it is read, not changed.
-          cache_mask_BST: True where a token sees a slot of the cache; None: committed slots.
-          rows_BI: positions within this pass whose logits are wanted (the head is a third of a
-            small model's work); None: all.
+          cache_mask_BST: True where a token sees a slot of the cache; None: all committed slots.
+          rows_BI: the positions within this pass whose logits are needed; None: all. (In a small
+            model the head is a third of the work.)
         """
 
 
@@ -78,7 +78,7 @@ def visible(
 
 
 def take_rows(hidden_BSD: jax.Array, rows_BI: jax.Array | None) -> jax.Array:
-    """Hidden states at the positions wanted, [B, I, D]."""
+    """Hidden states at the positions that were asked for, [B, I, D]."""
     if rows_BI is None:
         return hidden_BSD
     return jnp.take_along_axis(hidden_BSD, rows_BI[..., None], axis=1)

@@ -43,14 +43,14 @@ LONGEST_PERIOD = 10_000.0
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a scale and no bias, computed in float32, returned in x's dtype."""
+    """Layer norm with a scale and no bias, computed in float32 and returned in x's dtype."""
 
     param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-        # float32: a difference of close numbers, squared.
+        # float32: differences of close numbers are squared.
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -59,7 +59,7 @@ class LayerNorm(nn.Module):
 
 
 class ZeroLinear(nn.Module):
-    """A linear layer with bias that starts as zeros: a layer's modulation, and the head."""
+    """A linear layer with a bias that starts at zero: the modulations and the head."""
 
     features: int
     dtype: str
@@ -88,7 +88,7 @@ class NoiseEmbedding(nn.Module):
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
         def linear(name: str) -> Linear:
-            # float32 throughout: one row a sequence, and every layer depends on it.
+            # float32 throughout: it is one row per sequence, and every layer depends on it.
             return Linear(cfg.conditioning_size, "float32", cfg.param_dtype, True, name=name)
 
         return linear("out")(nn.silu(linear("in")(waves)))
@@ -100,7 +100,7 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class DiTLayer(nn.Module):
-    """Attention and GELU MLP, both between a modulated norm and a gate; scanned over layers."""
+    """Attention and a GELU MLP, each between a modulated norm and a gate; scanned over layers."""
 
     config: DiTConfig
 
@@ -146,8 +146,8 @@ class DiTLayer(nn.Module):
 class DiT(nn.Module):
     """MDLM's denoiser. Parameters are stacked over layers (axis 0 under "layers").
 
-    Before training the gates and the head are zero: every token is equally likely, whatever the
-    input. The released model was trained with dropout 0.1, which is not here.
+    Before training the gates and the head are zero: every token is equally likely for any input.
+    The released model was trained with a dropout of 0.1, which this one lacks.
     """
 
     config: DiTConfig
@@ -212,15 +212,15 @@ class DiT(nn.Module):
         return DenoiserOutput(hidden_BSD, self.logits(hidden_BSD), keys_LBRSC, values_LBRSC)
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
-        """The head alone, for those who hold the logits of a few positions at a time."""
+        """The head alone, for callers that hold the logits of only a few positions at a time."""
         return self.head(hidden_BSD)
 
     def _noise_rows(self, sigma: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
-        """The noise by token [B, S], by sequence [B, 1], or one 0 for all [1, 1]."""
+        """The noise per token [B, S] or per sequence [B, 1], or a single 0 [1, 1]."""
         if sigma is not None and sigma.shape not in (shape, shape[:1]):
             raise ValueError(
-                f"sigma must be one a sequence {shape[:1]} or one a token {shape}: got shape "
-                f"{sigma.shape}."
+                f"sigma must hold one value per sequence {shape[:1]} or per token {shape}: got "
+                f"shape {sigma.shape}."
             )
         if sigma is None or not self.config.time_conditioning:
             return jnp.zeros((1, 1), jnp.float32)

@@ -18,8 +18,8 @@ from jaxspec.models.transformer import Transformer
 
 LanguageModel = Transformer | GPT2
 AnyDenoiser = DiT | BidirectionalTransformer
-"""Both are a `Denoiser`, with a head of its own (`logits`) and a configuration that names the mask
-and the context."""
+"""Each is a `Denoiser` with a head of its own (`logits`), and its configuration names the mask and
+the context."""
 
 
 def make_model(config: LanguageModelConfig) -> LanguageModel:

@@ -398,7 +398,7 @@ def test_left_to_right_shares_differ_by_one_slot_at_most():
     plan = left_to_right_plan(masked, num_passes=2)
     assert plan.passes_BG[0].tolist() == [0, 0, 0, 1, 1]
     assert plan.passes_BG[1, jnp.array([1, 3, 4])].tolist() == [0, 0, 1]
-    np.testing.assert_allclose(plan.times_BT[:2], [[1, 0.4], [1, 1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(plan.times_BO[:2], [[1, 0.4], [1, 1 / 3]], rtol=1e-6)
     assert left_to_right_plan(masked).passes_BG[0].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -406,7 +406,7 @@ def test_first_hitting_times_are_those_of_the_continuous_process():
     """With n slots masked the next one is hit at t u^(1/n): the first time has mean n / (n + 1)."""
     masked = jnp.ones((20_000, 3), bool)
     plan = first_hitting_plan(jax.random.split(jax.random.key(0), 20_000), masked)
-    times = np.asarray(plan.times_BT)
+    times = np.asarray(plan.times_BO)
     assert (np.diff(times, axis=1) <= 0).all() and (times > 0).all() and (times <= 1).all()
     # The three times are the order statistics of three uniform numbers.
     np.testing.assert_allclose(times.mean(0), [3 / 4, 2 / 4, 1 / 4], atol=0.01)

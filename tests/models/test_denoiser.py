@@ -135,7 +135,7 @@ def test_noise_counts_only_with_time_conditioning():
     apply = jax.jit(model.apply)
     without = apply({"params": parameters("dit")}, jnp.asarray(TOKENS), sigma=noise)
     np.testing.assert_allclose(without.logits_BSV, base, atol=1e-5)
-    with pytest.raises(ValueError, match="one a sequence"):
+    with pytest.raises(ValueError, match="one value per sequence"):
         model.apply({"params": parameters("dit")}, jnp.asarray(TOKENS), sigma=jnp.zeros((3,)))
 
 

@@ -16,14 +16,14 @@ from jaxspec.evals.opening import DiffusionTarget
 from jaxspec.ops.sampling import Sampling
 
 BLOCK_LENGTH = 32
-"""Of models that were not trained with blocks."""
+"""Tokens of a block, for models that were not trained with blocks."""
 
 
 def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRules:
     """The base decoder's rules.
 
     Raises:
-      ValueError: settings that do not go together.
+      ValueError: settings that contradict each other or the model.
     """
     settings, evaluation = config.diffusion, config.evaluation
     model = target.model.config
@@ -32,7 +32,7 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
     if trained and block_length != trained:
         raise ValueError(
             f"{target.name} was trained with blocks of {trained} tokens: got "
-            f"diffusion.block_length {block_length}. Leave it at 0, or set it to {trained}."
+            f"diffusion.block_length {block_length}. Leave it at 0 or set it to {trained}."
         )
     if evaluation.max_new_tokens % block_length:
         raise ValueError(
@@ -62,22 +62,22 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
 def drafting_decoders(
     settings: DiffusionEvaluationConfig, rules: DiffusionRules, target: DiffusionTarget
 ) -> list[tuple[str, Spiffy]]:
-    """The decoders that are measured against the base decoder, and the names of their drafts.
+    """The decoders that are measured against the base decoder, each with the name of its drafts.
 
     Raises:
       ValueError: a graph's file that cannot be read, was calibrated for something else, or has
-        fewer nodes than are asked for; FreeDave's drafts for steps of unequal shares.
+        fewer nodes than asked for; FreeDave's drafts with steps of unequal shares.
     """
-    # FreeDave's share of a step; where a step has no fixed share, the one token that it always has.
+    # How many tokens a step reveals, for FreeDave's drafts; without a fixed share, at least one.
     share, steps = 1, 1
     if isinstance(rules.unmasking, Scheduled):
         steps = rules.unmasking.steps
         share = rules.block_length // steps
     if "freedave" in settings.drafts and rules.block_length % steps:
         raise ValueError(
-            "diffusion.drafts freedave drafts what equal steps reveal, and "
+            "diffusion.drafts freedave drafts what equal steps reveal, but "
             f"{steps} steps do not divide a block of {rules.block_length} tokens: "
-            "choose diffusion.steps that do, or other drafts."
+            "choose a diffusion.steps that does, or other drafts."
         )
     graphs: list[tuple[str, DraftGraph]] = []
     for name in settings.drafts:
@@ -94,7 +94,7 @@ def drafting_decoders(
         if max(sizes, default=0) > graph.size:
             raise ValueError(
                 f"diffusion.num_drafts is {max(sizes)}, but {settings.graph} has {graph.size} "
-                "nodes: ask for no more, or calibrate with a larger --budget."
+                "nodes: ask for at most that many, or calibrate with a larger --budget."
             )
         graphs += [("spiffy", graph.first(size)) for size in sizes]
     return [

@@ -36,7 +36,7 @@ def target_sampling(settings: EvaluationConfig) -> Sampling:
 
 
 def draft_sampling(settings: EvaluationConfig) -> Sampling:
-    """The distribution of sampled drafts: the target's filters, and a temperature of its own."""
+    """The distribution of sampled drafts: the target's filters with a temperature of their own."""
     sampling = target_sampling(settings)
     if settings.draft_temperature is None:
         return sampling
@@ -44,7 +44,7 @@ def draft_sampling(settings: EvaluationConfig) -> Sampling:
 
 
 def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
-    """The verifier, with "auto" made definite."""
+    """The name of the rejection rule, with "auto" decided."""
     if settings.verifier != "auto":
         return settings.verifier
     if settings.tree_nodes or (settings.chains and not settings.temperature):
@@ -60,7 +60,7 @@ def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
 
 def denoising_of(settings: EvaluationConfig) -> Denoising:
     """How masked-diffusion drafters fill a block."""
-    # Where the configuration lets it pass, every token's own distribution is "in_order".
+    # Where the configuration allows it, "reveal_time" is the same as "in_order".
     rule = "in_order" if settings.draft_rule == "reveal_time" else settings.draft_rule
     return Denoising(
         num_passes=settings.denoising_passes, order=settings.denoising_order, rule=rule
@@ -78,7 +78,7 @@ def build_strategy(
     """The target with a drafter.
 
     Raises:
-      ValueError: settings that do not go together.
+      ValueError: settings that contradict each other.
     """
     if not drafter.entry.drafts:
         return build_autoregressive(settings, target)
@@ -88,7 +88,7 @@ def build_strategy(
     if settings.draft_temperature and not wants_samples:
         raise ValueError(
             f"evaluation.draft_temperature {settings.draft_temperature} is for sampled drafts: "
-            f"verifier {verifier!r} takes the likeliest ones."
+            f"verifier {verifier!r} takes the likeliest tokens."
         )
     proposer = drafter.proposer(
         target,
@@ -116,13 +116,13 @@ def build_strategy(
 
 
 def resized(strategy: Speculative, size: int) -> Speculative:
-    """The strategy with `size` tokens in each of the target's passes; 1 drafts nothing.
+    """The strategy with `size` tokens in each of the target's passes; with 1 nothing is drafted.
 
     Raises:
       ValueError: chains, whose size follows from the block.
     """
     if isinstance(strategy, ChainSpeculative):
-        raise ValueError("Sampled chains have one size: their block times their number.")
+        raise ValueError("Sampled chains have a single size: their block times their number.")
     if isinstance(strategy, TreeSpeculative) and size > 1:
         return dataclasses.replace(strategy, num_nodes=size - 1)
     proposer = dataclasses.replace(strategy.proposer, block_size=size)  # type: ignore[type-var]

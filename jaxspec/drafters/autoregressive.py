@@ -6,7 +6,9 @@ It drafts token by token, so a block takes one pass per token. It reads only the
 Dimension key: B batch rows, S tokens of the prompt or of a pass, K block slots, G = K - 1 drafted
 slots, V vocabulary.
 
->>> proposer = AutoregressiveProposer(small_model, block_size=5, sampling=Sampling(1.0))
+>>> small_model = make_model(TransformerConfig(num_layers=1))
+>>> AutoregressiveProposer(small_model, block_size=5, sampling=Sampling(1.0)).block_size
+5
 """
 
 from __future__ import annotations

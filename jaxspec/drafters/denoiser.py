@@ -15,7 +15,10 @@ see `jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, apar
 Dimension key: B batch rows, S tokens of the prompt or of a pass, T slots of the prefix, K block
 slots, G = K - 1 drafted slots, V the target's vocabulary.
 
->>> proposer = DenoiserProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
+>>> model = make_denoiser(DiTConfig(vocab_size=2049))
+>>> proposer = DenoiserProposer(model, vocabulary=2048, block_size=9, num_passes=2)
+>>> proposer.marginal_passes
+1
 """
 
 from __future__ import annotations

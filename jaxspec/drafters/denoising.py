@@ -31,10 +31,12 @@ revealed to its right, so the token there no longer has the distribution in its 
 
 Dimension key: B batch rows, G drafted slots, O denoising passes, V vocabulary (mask included).
 
->>> slots_BG = jnp.full((2, 4), mask_id, jnp.int32)
->>> plan = first_hitting_plan(keys_B, slots_BG == mask_id, num_passes=2)
->>> draft = fill(denoise, slots_BG, plan, keys_B, mask_id=mask_id, sampling=Sampling(1.0))
->>> verify_token(key, draft.tokens_BG, draft.probs_BGV, target_probs_BHV)
+>>> slots_BG, keys_B = jnp.full((2, 4), 3), jax.random.split(jax.random.key(0), 2)
+>>> plan = first_hitting_plan(keys_B, slots_BG == 3, num_passes=2)
+>>> denoise = lambda tokens_BG, times_B: jnp.log(jnp.tile(jnp.array([0.5, 0.3, 0.2, 0]), (2, 4, 1)))
+>>> draft = fill(denoise, slots_BG, plan, keys_B, mask_id=3, sampling=Sampling(1.0))
+>>> draft.probs_BGV.shape  # for `jaxspec.verify.verify_token`
+(2, 4, 4)
 """
 
 from __future__ import annotations

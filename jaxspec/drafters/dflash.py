@@ -3,7 +3,7 @@
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 D width, E captured features.
 
->>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
+>>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)  # doctest: +SKIP
 """
 
 from __future__ import annotations

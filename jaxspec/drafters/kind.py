@@ -2,10 +2,13 @@
 
 Each proposer's file ends with its `DrafterKind`; `jaxspec.drafters.registry` gives them names.
 
+>>> from jaxspec.drafters.ngram import NGramProposer
 >>> kind = DrafterKind(
 ...     proposer=lambda network, target, settings: NGramProposer(settings.block_size),
 ...     block_size=8,
 ... )
+>>> kind.is_trained
+False
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ empty.
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 E captured features.
 
->>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
->>> state = proposer.begin(params, tokens_BS, features_BSE, lengths_B, capacity=128)
->>> draft, state = proposer.propose(params, state, anchor_B, keys_B)
+>>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)  # doctest: +SKIP
+>>> state = proposer.begin(  # doctest: +SKIP
+...     params, tokens_BS, features_BSE, lengths_B, capacity=128
+... )
+>>> draft, state = proposer.propose(params, state, anchor_B, keys_B)  # doctest: +SKIP
 """
 
 from __future__ import annotations

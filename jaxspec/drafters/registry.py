@@ -2,6 +2,7 @@
 
 >>> KINDS["ngram"].is_trained
 False
+>>> from jaxspec.config import DrafterConfig
 >>> kind_of(DrafterConfig())
 'dflash'
 """

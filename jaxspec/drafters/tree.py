@@ -8,7 +8,9 @@ Dimension key: B batch rows, G drafted slots, H = G + 1 rows of a chain, V vocab
 the tree, of one of its levels, or candidates for one), Y = X + 1 rows (the anchor first),
 J ranked choices of a slot, A sampled chains.
 
->>> tree = best_first_tree(jax.nn.log_softmax(logits_BGV), num_nodes=32)
+>>> log_probs_BGV = jnp.log(jnp.array([[[0.7, 0.3], [0.6, 0.4]]]))
+>>> best_first_tree(log_probs_BGV, num_nodes=3).tokens_BX.tolist()
+[[0, 0, 1]]
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 This is the one place where an evaluation looks into a folder to see what is there.
 
 >>> target = open_target(TargetConfig(path="embedded"))
->>> drafter = open_drafter("runs/full", target=target)
->>> proposer = drafter.proposer(target, block_size=8, sampling=Sampling(0.0))
->>> llada = open_diffusion_target(TargetConfig(path="LLaDA-8B-Instruct")).with_weights()
+>>> proposer = untrained_drafter("ngram").proposer(target, sampling=Sampling(0.0))
+>>> proposer.block_size
+8
+>>> drafter = open_drafter("runs/full", target=target)  # doctest: +SKIP
+>>> llada = TargetConfig(path="LLaDA-8B-Instruct")
+>>> diffusion_target = open_diffusion_target(llada).with_weights()  # doctest: +SKIP
 """
 
 from __future__ import annotations

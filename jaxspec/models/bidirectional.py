@@ -5,8 +5,12 @@ start. LLaDA and SDAR are this network as well.
 
 Dimension key: B batch rows, S tokens of a pass, I rows that are asked for, D width, V vocabulary.
 
->>> model = BidirectionalTransformer(MaskedTransformerConfig(mask_token_id=3))
->>> logits_BSV = model.apply({"params": params}, tokens_BS).logits_BSV
+>>> import jax.numpy as jnp
+>>> model = BidirectionalTransformer(MaskedTransformerConfig(vocab_size=12, num_layers=1))
+>>> tokens_BS = jnp.zeros((1, 8), jnp.int32)
+>>> params = model.init(jax.random.key(0), tokens_BS)["params"]
+>>> model.apply({"params": params}, tokens_BS).logits_BSV.shape
+(1, 8, 12)
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@ block itself is an ordinary one with `cache`.
 
 Dimension key: B batch rows, S tokens of a half or of a pass, V vocabulary.
 
->>> inputs = paired_inputs(noisy_BS, clean_BS, block_size=4)
->>> logits_BSV = model.apply({"params": params}, **inputs).logits_BSV
+>>> noisy_BS, clean_BS = jnp.array([[9, 5, 9, 9]]), jnp.array([[4, 5, 6, 7]])
+>>> inputs = paired_inputs(noisy_BS, clean_BS, block_size=2)
+>>> inputs["tokens_BS"].tolist()
+[[9, 5, 9, 9, 4, 5, 6, 7]]
+>>> model.apply({"params": params}, **inputs).logits_BSV  # doctest: +SKIP
 """
 
 from __future__ import annotations

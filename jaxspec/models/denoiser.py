@@ -7,8 +7,8 @@ every other one unless a mask says otherwise. The networks are in `jaxspec.model
 Dimension key: B batch rows, S tokens of a pass, I rows that are asked for, T cache slots, L layers,
 D width, R key/value heads, C head width, V vocabulary.
 
->>> output = model.apply({"params": params}, tokens_BS)
->>> output.logits_BSV.shape
+>>> output = model.apply({"params": params}, tokens_BS)  # doctest: +SKIP
+>>> output.logits_BSV.shape  # doctest: +SKIP
 (1, 8, 12)
 """
 

@@ -16,8 +16,12 @@ Dimension key: B batch rows, S tokens of a pass, T context positions, N blocks o
 slots, D width, E = M * D captured features, L layers, Q query heads, R key/value heads, U = Q / R
 query heads of one of these, I = K * U queries of a block, C head width.
 
->>> keys, values = drafter.apply(params, features_BSE, positions_BS, method="context")
->>> hidden_BNKD = drafter.apply(params, embeddings_BNKD, positions_BNK, keys, values, mask_BNS)
+>>> keys, values = drafter.apply(  # doctest: +SKIP
+...     params, features_BSE, positions_BS, method="context"
+... )
+>>> hidden_BNKD = drafter.apply(  # doctest: +SKIP
+...     params, embeddings_BNKD, positions_BNK, keys, values, mask_BNT
+... )
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@
 Dimension key: B batch rows, A sampled chains, G drafted slots, H = G + 1 verified rows,
 V vocabulary.
 
->>> verdict = verify_self_selection(key, drafts, target_probs)
+>>> drafts_BAG = jnp.array([[[0], [1]]])
+>>> target_probs_BAHV = jnp.array([[[[0.0, 1.0], [1.0, 0.0]]] * 2])
+>>> verify_self_selection(jax.random.key(0), drafts_BAG, target_probs_BAHV).chain_B.tolist()
+[1]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Masked-diffusion drafters in the engine: outputs are the target's, whatever the drafter says.
 
-Dimension key: R rows (one response each), V vocabulary.
+Dimension key: B rows (one response each), V vocabulary.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Samplers of masked diffusion and what they say they drew from, by enumeration at V = 3.
 
 A hand-made table of conditionals stands for the denoiser: one row for every slot of every state.
-Branches are every plan with every draft. R rows, G slots, T passes.
+Branches are every plan with every draft. B rows (one per branch), G slots, O passes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def shaped(table: np.ndarray, sampling: Sampling) -> np.ndarray:
 def denoiser(table: np.ndarray):
     log_p = jnp.log(jnp.asarray(table))
 
-    def denoise(tokens_RG, times_R):
-        del times_R
-        return log_p[tuple(tokens_RG.T)]
+    def denoise(tokens_BG, times_B):
+        del times_B
+        return log_p[tuple(tokens_BG.T)]
 
     return denoise
 
@@ -101,10 +101,10 @@ def make_plan(name: str, keys, masked, passes: int) -> Plan:
 class Branches:
     """Every plan with every draft."""
 
-    passes_RG: np.ndarray
-    drafts_RG: np.ndarray
-    weights_R: np.ndarray
-    reveal_RGV: np.ndarray
+    passes_BG: np.ndarray
+    drafts_BG: np.ndarray
+    weights_B: np.ndarray
+    reveal_BGV: np.ndarray
     """What each token was drawn from."""
 
     @classmethod
@@ -124,16 +124,16 @@ class Branches:
 
 
 @functools.partial(jax.jit, static_argnames=("num_passes", "rule", "sampling"))
-def followed(log_p, drafts_RG, passes_RG, *, num_passes, rule, sampling):
-    def denoise(tokens_RG, times_R):
-        del times_R
-        return log_p[tuple(tokens_RG.T)]
+def followed(log_p, drafts_BG, passes_BG, *, num_passes, rule, sampling):
+    def denoise(tokens_BG, times_B):
+        del times_B
+        return log_p[tuple(tokens_BG.T)]
 
     return follow(
         denoise,
-        jnp.full(drafts_RG.shape, MASK),
-        Plan(passes_RG, jnp.ones((len(drafts_RG), num_passes))),
-        lambda index, probs: drafts_RG,
+        jnp.full(drafts_BG.shape, MASK),
+        Plan(passes_BG, jnp.ones((len(drafts_BG), num_passes))),
+        lambda index, probs: drafts_BG,
         mask_id=MASK,
         shape=sampling.probabilities,
         rule=rule,
@@ -145,15 +145,15 @@ def shipped_rows(branches: Branches, table, *, num_passes, rule, sampling) -> np
     with jax.enable_x64(True), np.errstate(divide="ignore"):
         filled = followed(
             jnp.asarray(np.log(table)),
-            jnp.asarray(branches.drafts_RG),
-            jnp.asarray(branches.passes_RG, jnp.int32),
+            jnp.asarray(branches.drafts_BG),
+            jnp.asarray(branches.passes_BG, jnp.int32),
             num_passes=num_passes,
             rule=rule,
             sampling=sampling,
         )
-        np.testing.assert_array_equal(filled.tokens_BG, branches.drafts_RG)
+        np.testing.assert_array_equal(filled.tokens_BG, branches.drafts_BG)
         if filled.probs_BGV is None:
-            return np.zeros((*branches.drafts_RG.shape, WORDS))
+            return np.zeros((*branches.drafts_BG.shape, WORDS))
         probs = np.asarray(filled.probs_BGV)
     assert probs.dtype == np.float64 and not probs[..., MASK].any()
     return probs[..., :WORDS]
@@ -163,11 +163,11 @@ def shipped_rows(branches: Branches, table, *, num_passes, rule, sampling) -> np
 class GivenRows:
     """Stands where `laws.output_law` takes a draft: rows that depend on more than the prefix."""
 
-    rows_RGV: np.ndarray
+    rows_BGV: np.ndarray
 
-    def along(self, drafts_RG: np.ndarray, *, count: int) -> np.ndarray:
-        assert drafts_RG.shape[0] == len(self.rows_RGV)
-        return self.rows_RGV[:, :count]
+    def along(self, drafts_BG: np.ndarray, *, count: int) -> np.ndarray:
+        assert drafts_BG.shape[0] == len(self.rows_BGV)
+        return self.rows_BGV[:, :count]
 
 
 def point_mass_without_q(draft, draft_probs, target_probs):
@@ -177,14 +177,14 @@ def point_mass_without_q(draft, draft_probs, target_probs):
 
 def verified(make_law, branches: Branches, rows: np.ndarray, seed: int):
     """TV of the emitted tokens' law from the target's, and the mean accepted length."""
-    slots = branches.drafts_RG.shape[1]
+    slots = branches.drafts_BG.shape[1]
     target = laws.random_tree(np.random.default_rng([seed, 9]), vocabulary=WORDS, depth=slots + 1)
     law, accepted = laws.output_law(
         make_law,
         target=target,
         draft=GivenRows(rows),
-        drafts_BG=branches.drafts_RG,
-        weights_B=branches.weights_R,
+        drafts_BG=branches.drafts_BG,
+        weights_B=branches.weights_B,
     )
     return laws.total_variation(law, target.law(slots + 1)), float(accepted @ np.arange(slots + 1))
 
@@ -203,7 +203,7 @@ def test_every_rule_is_exact(sampler, slots, passes, verifier):
     for seed, sampling in enumerate(SAMPLINGS.values()):
         table = random_table(seed, slots)
         branches = Branches.create(PLAN_LAWS[sampler](slots, passes), shaped(table, sampling))
-        assert branches.weights_R.sum() == pytest.approx(1, abs=1e-12)
+        assert branches.weights_B.sum() == pytest.approx(1, abs=1e-12)
         means = []
         for rule in ("in_order", "last_pass"):
             rows = shipped_rows(branches, table, num_passes=passes, rule=rule, sampling=sampling)
@@ -230,7 +230,7 @@ def test_reveal_time_rows_of_a_random_order_are_refused(sampler, slots, verifier
     for seed in range(3):
         table = random_table(seed, slots)
         branches = Branches.create(PLAN_LAWS[sampler](slots, 2), table)
-        distances.append(verified(VERIFIERS[verifier], branches, branches.reveal_RGV, seed)[0])
+        distances.append(verified(VERIFIERS[verifier], branches, branches.reveal_BGV, seed)[0])
     assert max(distances) > 1e-3
 
 
@@ -241,7 +241,7 @@ def test_reveal_time_rows_from_left_to_right_are_those_in_order(slots, passes):
     rows = shipped_rows(
         branches, table, num_passes=passes, rule="in_order", sampling=SAMPLINGS["plain"]
     )
-    np.testing.assert_allclose(rows, branches.reveal_RGV, atol=1e-14)
+    np.testing.assert_allclose(rows, branches.reveal_BGV, atol=1e-14)
     assert verified(token_law, branches, rows, 5)[0] < 1e-12
 
 
@@ -307,8 +307,8 @@ def any_order_law(table: np.ndarray) -> np.ndarray:
 
 
 def branch_law(branches: Branches) -> np.ndarray:
-    law = np.zeros((WORDS,) * branches.drafts_RG.shape[1])
-    np.add.at(law, tuple(branches.drafts_RG.T), branches.weights_R)
+    law = np.zeros((WORDS,) * branches.drafts_BG.shape[1])
+    np.add.at(law, tuple(branches.drafts_BG.T), branches.weights_B)
     return law
 
 

@@ -1,8 +1,8 @@
 """From the settings of an evaluation to the decoders of a diffusion language model.
 
->>> target = open_diffusion_target(config.target)
->>> rules = diffusion_rules(config, target)
->>> decoders = drafting_decoders(config.diffusion, rules, target)
+>>> target = open_diffusion_target(config.target)  # doctest: +SKIP
+>>> rules = diffusion_rules(config, target)  # doctest: +SKIP
+>>> decoders = drafting_decoders(config.diffusion, rules, target)  # doctest: +SKIP
 """
 
 from __future__ import annotations

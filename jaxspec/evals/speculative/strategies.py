@@ -1,6 +1,6 @@
 """From the settings of an evaluation to the strategy that decodes.
 
->>> strategy = build_strategy(settings, target, drafter)
+>>> strategy = build_strategy(settings, target, drafter)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""Decoding: tokens/s of every strategy, what a round is made of, and transformers beside it.
+"""Speed of decoding: tokens/s of every strategy, the parts of a round, and transformers' speed.
 
     python benchmarks/decode.py --drafter runs/full --assistant runs/autoregressive \
         --output runs/decode.json
     python benchmarks/decode.py --only shares          the parts of a round, on random weights
 
-speed         tokens/s (prefill included) of whole prompts through `generate`, at several batch
-              sizes, greedy: the target alone, DFlash blocks and trees, adaptive blocks, prompt
-              look-up, and ordinary speculative decoding. Strategies take turns; medians of repeats.
+speed         tokens/s (prefill included) of whole prompts through `generate`, greedy, at several
+              batch sizes: the target alone, DFlash blocks and trees, adaptive blocks, prompt
+              look-up, and ordinary speculative decoding. Strategies take turns; the figures are
+              medians over repeats.
 transformers  the same prompts and weights in transformers' own generate() on torch: plain, prompt
               look-up, assisted. Needs torch (extra "test").
-shares        what draft, target pass, verification rule and bookkeeping (finish) take of a round,
-              each timed by itself, at vocabularies of 4,096 and 151,936, greedy and sampled.
+shares        the share of a round that draft, target pass, verification rule and bookkeeping
+              (finish) take, each timed by itself, at vocabularies of 4,096 and 151,936, greedy and
+              sampled.
 """
 
 from __future__ import annotations
@@ -36,14 +38,12 @@ from jaxspec.decoding import (
 from jaxspec.decoding.generate import Strategy
 from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.evals.benchmarks import load_benchmark
-from jaxspec.evals.speculative.bundles import (
-    NGRAM,
-    NONE,
+from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
-    exported_weights,
-    load_drafter_bundle,
-    load_target_bundle,
+    open_drafter,
+    open_target,
+    untrained_drafter,
 )
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.evals.speculative.timing import measure_round_parts, median_seconds
@@ -72,12 +72,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--benchmark", default="embedded/code", help="prompts (embedded/code)")
     parser.add_argument("--prompts", type=int, default=32, help="prompts (32)")
     parser.add_argument("--new-tokens", type=int, default=128, help="longest response (128)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="(1 4 16)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4, 16], help="batch sizes (1 4 16)"
+    )
     parser.add_argument("--tree-nodes", type=int, default=16, help="nodes of the tree (16)")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats (5)")
     shares = parser.add_argument_group("shares")
     shares.add_argument(
-        "--vocabularies", type=int, nargs="+", default=[4096, 151_936], help="(4096 151936)"
+        "--vocabularies",
+        type=int,
+        nargs="+",
+        default=[4096, 151_936],
+        help="vocabulary sizes (4096 151936)",
     )
     shares.add_argument(
         "--rules", choices=ROUND_RULES, nargs="+", default=ROUND_RULES, help="kinds of rounds (all)"
@@ -125,14 +131,14 @@ class Case:
 
     @classmethod
     def load(cls, args: argparse.Namespace, config: RunConfig) -> Case:
-        """Opens the folders; kinds without one are left out and said."""
-        target = load_target_bundle(config.target)
-        drafters = {"ngram": NGRAM, "none": NONE}
+        """Opens the folders; a kind without one is left out, with a note."""
+        target = open_target(config.target)
+        drafters = {kind: untrained_drafter(kind) for kind in ("ngram", "none")}
         for kind, folder in (("dflash", args.drafter), ("autoregressive", args.assistant)):
             if folder:
-                drafters[kind] = load_drafter_bundle(folder, target=target)
+                drafters[kind] = open_drafter(folder, target=target)
             else:
-                print(f"No folder of a drafter of kind {kind}: its rows are left out.")
+                print(f"No folder for the {kind} drafter: its rows are left out.")
         examples = load_benchmark(args.benchmark, prompts=args.prompts, data=config.data, seed=0)
         prompts = [target.tokenizer.encode_prompt(example.prompt_turns) for example in examples]
         return cls(config, target, drafters, prompts, [example.id for example in examples])
@@ -174,13 +180,13 @@ def speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         for name, responses in answers.items():
             tokens = sum(len(response.tokens) for response in responses)
             rounds = sum(len(response.kept) for response in responses)
-            kept = sum(sum(response.kept) for response in responses)
+            emitted = sum(sum(response.kept) for response in responses)
             row = {
                 "strategy": name,
                 "batch": batch,
                 "tokens_per_s": tokens / seconds[name],
                 "speedup": seconds["autoregressive"] / seconds[name],
-                "tau": kept / rounds if rounds else 1.0,
+                "tau": emitted / rounds if rounds else 1.0,
                 "tokens": tokens,
                 "mismatched_prompts": sum(
                     ours.tokens != theirs for ours, theirs in zip(responses, baseline, strict=True)
@@ -201,9 +207,9 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         import torch
         from transformers import AutoModelForCausalLM
     except ImportError:
-        print('transformers  left out: torch is not installed (extra "test").')
+        print('transformers  skipped: torch is not installed (extra "test").')
         return []
-    from jaxspec.checkpoints.folders import target_folder
+    from jaxspec.checkpoints.folders import exported_weights, target_folder
 
     target, rules = case.target, case.config.evaluation
     torch_target = AutoModelForCausalLM.from_pretrained(
@@ -216,7 +222,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         "pad_token_id": target.tokenizer.pad_id,
         "suppress_tokens": list(target.suppressed_ids),
     }
-    block = NGRAM.block_size
+    block = case.drafters["ngram"].block_size
     options: dict[str, dict[str, Any]] = {
         "autoregressive": {},
         "ngram": {"prompt_lookup_num_tokens": block - 1},
@@ -231,7 +237,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
             exported_weights(Path(args.assistant)), dtype=torch.float32
         ).eval()
         chosen[name] = case.strategy("autoregressive")
-        # The same number of drafts in every round, however sure the assistant is.
+        # The same number of drafts in every round, whatever the assistant's confidence.
         assistant.generation_config.num_assistant_tokens = chosen[name][0].round_tokens - 1
         assistant.generation_config.num_assistant_tokens_schedule = "constant"
         assistant.generation_config.assistant_confidence_threshold = 0.0
@@ -284,7 +290,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
 
 
 def shares(args: argparse.Namespace) -> list[Row]:
-    """Rows of the part "shares": random weights, for time does not depend on them."""
+    """Rows of the part "shares", on random weights: the time does not depend on them."""
     rows = []
     for vocabulary in args.vocabularies:
         model, drafter, params = random_pair(args, vocabulary)
@@ -350,7 +356,7 @@ def round_strategy(model: Transformer, drafter: DFlash, rule: str, block: int) -
 
 
 def round_shares(strategy: Speculative, params: Any, batch: int, *, repeats: int) -> Row:
-    """Milliseconds of a round in the real loop, and what its parts would take of it alone."""
+    """Milliseconds of a round in the real loop, and the share of each part timed by itself."""
     length = 128
     prompts = Prompts(
         tokens_BS=jax.random.randint(jax.random.key(2), (batch, length), 0, 1000),

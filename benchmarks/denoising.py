@@ -1,12 +1,12 @@
-"""Masked-diffusion drafters: accepted length, drafter passes and speed by drafts and passes.
+"""Speed of masked-diffusion drafters: accepted length, passes and tokens/s over a grid of settings.
 
     python benchmarks/denoising.py --config configs/tiny_real_mdlm.py --workdir runs/real/mdlm \
         runs/real/autoregressive --drafts 4 8 16 24 --passes 1 2 3 8 --temperatures 0 1 \
         --output runs/real/grid.json
 
-Prompts are decoded one at a time; the target alone answers them anew beside every row, so that a
-row's speed-up compares like with like. Drafters of other kinds take part with every number of
-drafts. A table in Markdown is printed at the end.
+Prompts are decoded one at a time. For every row the target alone answers them again, so that the
+row's speed-up compares like with like. Drafters of other kinds are measured with every number of
+drafts. A Markdown table is printed at the end.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import Response, generate
 from jaxspec.decoding.generate import Strategy
 from jaxspec.evals.benchmarks import Reference, load_benchmark
-from jaxspec.evals.speculative.bundles import (
-    DrafterBundle,
-    TargetBundle,
-    load_drafter_bundle,
-    load_target_bundle,
-)
+from jaxspec.evals.opening import DrafterBundle, TargetBundle, open_drafter, open_target
 from jaxspec.evals.speculative.runner import Evaluation
 from jaxspec.evals.speculative.strategies import build_autoregressive, build_strategy
 from jaxspec.provenance import provenance, write_json
@@ -42,17 +37,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="names the target and the evaluation")
     parser.add_argument("--workdir", nargs="+", required=True, help="folders of drafters")
     parser.add_argument("--output", required=True, help="JSON file to write")
-    parser.add_argument("--drafts", type=int, nargs="+", default=[8], help="drafts a round (8)")
+    parser.add_argument("--drafts", type=int, nargs="+", default=[8], help="drafts per round (8)")
     parser.add_argument("--passes", type=int, nargs="+", default=[1], help="denoising passes (1)")
     parser.add_argument("--chains", type=int, nargs="+", default=[0], help="chains; 0: one block")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="(0)")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[0.0], help="of the target (0)"
+    )
     parser.add_argument(
         "--draft-temperature", type=float, default=None, help="of sampled drafts (the target's)"
     )
-    parser.add_argument("--verifier", default="auto", help="(auto)")
-    parser.add_argument("--order", default="ancestral", help="of denoising (ancestral)")
+    parser.add_argument("--verifier", default="auto", help="rule that judges chains (auto)")
+    parser.add_argument("--order", default="ancestral", help="order of denoising (ancestral)")
     parser.add_argument("--prompts", type=int, default=12, help="prompts of each benchmark (12)")
-    parser.add_argument("--benchmarks", nargs="+", default=[], help="(the config's)")
+    parser.add_argument("--benchmarks", nargs="+", default=[], help="data sets (the config's)")
     return parser.parse_args()
 
 
@@ -60,8 +57,8 @@ def main() -> None:
     """Measures every combination that the command line names."""
     args = parse()
     run = load_config(args.config)
-    target = load_target_bundle(run.target)
-    drafters = [load_drafter_bundle(folder, target=target) for folder in args.workdir]
+    target = open_target(run.target)
+    drafters = [open_drafter(folder, target=target) for folder in args.workdir]
     benchmarks = args.benchmarks or run.evaluation.benchmarks
     base = dataclasses.replace(run.evaluation, prompts=args.prompts)
     rows: list[Row] = []
@@ -89,8 +86,8 @@ def main() -> None:
 def combinations(
     settings: EvaluationConfig, drafter: DrafterBundle, args: argparse.Namespace
 ) -> list[EvaluationConfig]:
-    """What is measured of one drafter; passes are for masked-diffusion drafters alone."""
-    passes = args.passes if drafter.kind == "mdlm" else [1]
+    """What is measured of one drafter; only masked-diffusion drafters have several passes."""
+    passes = args.passes if drafter.entry.denoises else [1]
     return [
         dataclasses.replace(
             settings,
@@ -116,7 +113,7 @@ def measure(
     strategy = build_strategy(settings, target, drafter)
     plain = build_autoregressive(settings, target)
     both = {"target": target.params, "drafter": drafter.params}
-    total, differ = {"tokens": 0, "rounds": 0, "kept": 0, "passes": 0}, 0
+    total, differ = {"tokens": 0, "rounds": 0, "emitted": 0, "passes": 0}, 0
     seconds = {"plain": 0.0, "ours": 0.0}
     plain_tokens = 0
     by_benchmark = []
@@ -126,11 +123,11 @@ def measure(
         seconds["plain"] += timed_plain[1]
         seconds["ours"] += ours_s
         plain_tokens += sum(len(r.tokens) for r in timed_plain[0])
-        kept = sum(sum(r.kept) for r in responses)
+        emitted = sum(sum(r.kept) for r in responses)
         rounds = sum(len(r.kept) for r in responses)
-        by_benchmark.append(kept / max(1, rounds))
+        by_benchmark.append(emitted / max(1, rounds))
         total["tokens"] += sum(len(r.tokens) for r in responses)
-        total["kept"] += kept
+        total["emitted"] += emitted
         total["rounds"] += rounds
         total["passes"] += sum(r.draft_passes for r in responses)
         differ += sum(
@@ -144,10 +141,10 @@ def measure(
         "loss": drafter.loss,
         "temperature": settings.temperature,
         "drafts": settings.block_size - 1,
-        "passes": settings.denoising_passes if drafter.kind == "mdlm" else None,
+        "passes": settings.denoising_passes if drafter.entry.denoises else None,
         "chains": settings.chains,
         "verifier": strategy.verifier,
-        "tau": total["kept"] / total["rounds"],
+        "tau": total["emitted"] / total["rounds"],
         "tau_by_benchmark": by_benchmark,
         "passes_per_round": total["passes"] / total["rounds"],
         "tokens_per_s": rate,
@@ -161,7 +158,7 @@ def measure(
 def timed(
     strategy: Strategy, params: Any, reference: Reference, settings: EvaluationConfig
 ) -> tuple[list[Response], float]:
-    """Answers one at a time, and the seconds they took; compiling comes before."""
+    """Answers decoded one at a time, and the seconds they took without compiling."""
 
     def answer() -> list[Response]:
         return generate(
@@ -193,7 +190,7 @@ def timed(
 def table(rows: list[Row]) -> str:
     """Rows in Markdown."""
     lines = [
-        "| temperature | drafter | drafts | passes | tau | drafter passes a round | tokens/s | "
+        "| temperature | drafter | drafts | passes | tau | drafter passes per round | tokens/s | "
         "speed-up | differ |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]

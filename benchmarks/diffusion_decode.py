@@ -50,9 +50,10 @@ from jaxspec.decoding.diffusion.generate import decode_batches
 from jaxspec.decoding.diffusion.spiffy import Drafts, fill_ranked, logits_of, prune, rank_masks
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.evals.benchmarks import load_benchmark
-from jaxspec.evals.diffusion.target import DiffusionTarget, diffusion_rules, load_diffusion_target
+from jaxspec.evals.diffusion.decoders import diffusion_rules
+from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.speculative.timing import median_seconds
-from jaxspec.models.mdlm import BidirectionalTransformer
+from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.provenance import provenance, write_json
 
 PARTS = ("speed", "shares")
@@ -117,7 +118,7 @@ def main() -> None:
 
 def speeds(config: RunConfig, args: argparse.Namespace) -> list[Row]:
     """Rows of the part "speed"."""
-    target = load_diffusion_target(config.target)
+    target = open_diffusion_target(config.target).with_weights()
     # Responses of one length, whatever the model says: stop tokens would make them shorter.
     rules = dataclasses.replace(
         diffusion_rules(config, target), unmasking=Scheduled(args.block), stop_ids=()

@@ -40,20 +40,10 @@ class EvaluationConfig:
     min_p: float = 0.0
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
     from all."""
-    verifier: Literal[
-        "auto",
-        "greedy",
-        "token",
-        "block",
-        "point_mass",
-        "tree",
-        "recursive",
-        "recursive_without_replacement",
-        "k_seq",
-        "self_selection",
-    ] = "auto"
-    """"auto": greedy at temperature 0 and token verification above it; "point_mass" for drafts
-    that were not sampled, "tree" for trees, "recursive" for chains."""
+    verifier: str = "auto"
+    """A rejection rule (`jaxspec.verify.rules.RULES`), or "auto": "greedy" at temperature 0 and
+    "token" above it; "point_mass" for drafts that were not sampled, "tree" for trees, "recursive"
+    for chains."""
     tree_nodes: int = 0
     """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
     chains: int = 0
@@ -177,9 +167,10 @@ class DiffusionEvaluationConfig:
     block_length: int = 0
     """Tokens of a block; blocks are filled from left to right. 0: what the model was trained with
     (SDAR: 4), or else 32."""
-    unmasking: Literal["scheduled", "threshold", "factor"] = "scheduled"
-    """Which masks a step reveals: an equal share of the block (LLaDA), all of enough confidence, or
-    as many as can be revealed together at a bounded risk (Fast-dLLM)."""
+    unmasking: str = "scheduled"
+    """Which masks a step reveals (`jaxspec.decoding.diffusion.unmasking.UNMASKING`): an equal share
+    of the block ("scheduled", LLaDA), all of enough confidence ("threshold"), or as many as can be
+    revealed together at a bounded risk ("factor", Fast-dLLM)."""
     steps: int = 0
     """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
     threshold: float = 0.9

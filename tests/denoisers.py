@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.models.mdlm import AnyDenoiser, make_denoiser
+from jaxspec.models.registry import AnyDenoiser, make_denoiser
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from jaxspec.checkpoints.huggingface import write_folder
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, TensorFolder
 from jaxspec.config import Context, DiTConfig, Dtype
-from jaxspec.models.mdlm import FREQUENCIES
+from jaxspec.models.dit import FREQUENCIES
 
 MODEL_TYPE, ARCHITECTURE = "mdlm", "MDLM"
 
@@ -160,7 +160,7 @@ def is_mdlm(folder: str | os.PathLike[str]) -> bool:
 def load_mdlm(
     folder: str | os.PathLike[str], *, dtype: Dtype = "float32", shardings: Shardings = None
 ) -> tuple[DiTConfig, dict[str, Any]]:
-    """Configuration and parameters of a `jaxspec.models.mdlm.DiT`.
+    """Configuration and parameters of a `jaxspec.models.dit.DiT`.
 
     Args:
       folder: config.json and safetensors, one file or shards.

@@ -99,8 +99,9 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     from jaxspec.decoding.diffusion.calibration import graph_settings, merge_counts, select_graph
     from jaxspec.decoding.diffusion.draft_graph import save_graph
     from jaxspec.evals.benchmarks import ask, load_benchmark
+    from jaxspec.evals.diffusion.decoders import diffusion_rules
     from jaxspec.evals.diffusion.runner import max_prompt_tokens
-    from jaxspec.evals.diffusion.target import diffusion_rules, open_diffusion_target
+    from jaxspec.evals.opening import open_diffusion_target
     from jaxspec.evals.plots import plot_draft_graph
     from jaxspec.provenance import check_output, jsonable, provenance
 

@@ -55,7 +55,7 @@ class EvalCommand(ConfigCommand):
     )
 
     registries: ClassVar[Mapping[str, Registry]] = {
-        "drafters": Registry("jaxspec.evals.speculative.bundles", "KINDS")
+        "drafters": Registry("jaxspec.drafters.registry", "KINDS")
     }
 
     output: str
@@ -81,7 +81,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
     )
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
-    from jaxspec.evals.diffusion.target import is_diffusion_target
+    from jaxspec.evals.opening import is_diffusion_target
     from jaxspec.evals.speculative.runner import evaluate
 
     path = command.run.target.path

@@ -87,7 +87,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
     """
     from jaxspec.data.sources import load_examples
     from jaxspec.decoding import Autoregressive, DecodeRules
-    from jaxspec.evals.speculative.bundles import load_target_bundle
+    from jaxspec.evals.opening import open_target
     from jaxspec.ops.sampling import Sampling
 
     _check(command)
@@ -100,7 +100,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
     settings = _settings(command)
     done, dropped = _progress_of(output, settings)
 
-    target = load_target_bundle(command.run.target)
+    target = open_target(command.run.target)
     rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)
     answers = Answers(
         Autoregressive(target.model, rules, sampling),

@@ -39,6 +39,8 @@ class Registry:
 
 REGISTRIES: dict[str, Registry] = {
     "loss.objective": Registry("jaxspec.losses.objectives", "OBJECTIVES"),
+    "evaluation.verifier": Registry("jaxspec.verify.rules", "RULES", also=("auto",)),
+    "diffusion.unmasking": Registry("jaxspec.decoding.diffusion.unmasking", "UNMASKING"),
 }
 """Settings whose value is a name in a registry."""
 

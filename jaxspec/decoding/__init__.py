@@ -18,13 +18,12 @@ from jaxspec.decoding.diffusion.generate import DiffusionResponse, generate_diff
 from jaxspec.decoding.diffusion.spiffy import Spiffy
 from jaxspec.decoding.diffusion.unmasking import Factor, Scheduled, Threshold, Unmasker
 from jaxspec.decoding.generate import Response, generate
-from jaxspec.decoding.speculative import SAMPLED_RULES, Speculative
+from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
 from jaxspec.decoding.tree import CHAIN_RULES, ChainSpeculative, TreeSpeculative
 
 __all__ = [
     "CHAIN_RULES",
-    "SAMPLED_RULES",
     "Adaptive",
     "Autoregressive",
     "BlockContext",

@@ -42,17 +42,8 @@ from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
-from jaxspec.verify import (
-    Verdict,
-    verify_block,
-    verify_greedy,
-    verify_point_mass,
-    verify_token,
-)
-
-SAMPLED_RULES = {"token": verify_token, "block": verify_block}
-"""Rules for drafts that were sampled; they are handed the drafts' probabilities."""
-VERIFIERS = ("greedy", "point_mass", *SAMPLED_RULES)
+from jaxspec.verify import Verdict
+from jaxspec.verify.rules import RULES, find_rule, rule_names
 
 
 def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Sampling) -> None:
@@ -61,17 +52,18 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
     Raises:
       ValueError: says what the verifier needs.
     """
-    if verifier not in VERIFIERS:
-        raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}: got {verifier!r}.")
-    if (verifier == "greedy") != sampling.greedy:
+    names = rule_names("block")
+    rule = find_rule(verifier, among=names)
+    if not rule.fits(greedy=sampling.greedy):
         raise ValueError(
             f"Verifier {verifier!r} does not fit temperature {sampling.temperature}: 'greedy' is "
             "for temperature 0, the others for temperatures above it."
         )
-    if (verifier in SAMPLED_RULES) == draft_sampling.greedy:
+    if rule.told_rows == draft_sampling.greedy:
         kind = "deterministic" if draft_sampling.greedy else "sampled"
+        sampled = " and ".join(repr(name) for name in names if RULES[name].told_rows)
         raise ValueError(
-            f"Verifier {verifier!r} does not fit {kind} drafts: 'token' and 'block' are for "
+            f"Verifier {verifier!r} does not fit {kind} drafts: {sampled} are for "
             "sampled ones, the others are for deterministic ones."
         )
 
@@ -233,21 +225,16 @@ class Speculative:
     def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
         """Which of the plan's rows stand, and what follows them."""
         draft: Draft = plan.detail
-        if self.verifier == "greedy":
-            return Choice(verify_greedy(draft.tokens_BG, logits_BRV))
+        rule = RULES[self.verifier]
+        if self.sampling.greedy:
+            return Choice(rule.function(draft.tokens_BG, logits_BRV))
         probs_BRV = self.sampling.probabilities(logits_BRV)
-
+        told_BGV = draft.probs_BGV if rule.told_rows else None
+        assert rule.told_rows == (told_BGV is not None), "sampled drafts come with probabilities"
         # A key for each row: the rules take one for the batch.
-        if self.verifier == "point_mass":
-            verdict = jax.vmap(lambda key, x, p: verify_point_mass(key, x[None], p[None]))(
-                keys_B, draft.tokens_BG, probs_BRV
-            )
-        else:
-            assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
-            rule = SAMPLED_RULES[self.verifier]
-            verdict = jax.vmap(lambda key, x, q, p: rule(key, x[None], q[None], p[None]))(
-                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BRV
-            )
+        verdict = jax.vmap(
+            lambda key, x, q, p: rule.judge(key, x[None], None if q is None else q[None], p[None])
+        )(keys_B, draft.tokens_BG, told_BGV, probs_BRV)
         return Choice(jax.tree.map(lambda leaf: leaf[:, 0], verdict))
 
     def finish(

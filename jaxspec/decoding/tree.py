@@ -26,16 +26,11 @@ from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
 from jaxspec.ops.sampling import largest_index
-from jaxspec.verify import (
-    ChainRule,
-    TreeVerdict,
-    Verdict,
-    verify_chains,
-    verify_point_mass,
-)
-from jaxspec.verify.tree import walk_tree
+from jaxspec.verify import TreeVerdict, Verdict
+from jaxspec.verify.rules import RULES, rule_names
 
-CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq", "self_selection")
+CHAIN_RULES = rule_names("tree", "chains")
+"""Verifiers of several sampled chains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +47,10 @@ class TreeSpeculative(Speculative):
 
     def __post_init__(self) -> None:
         check_marginals(self.proposer)
-        if self.verifier != "tree":
-            raise ValueError(f"A tree is verified by 'tree': got {self.verifier!r}.")
+        names = rule_names("tree")
+        if self.verifier not in names:
+            expected = " or ".join(map(repr, names))
+            raise ValueError(f"A tree is verified by {expected}: got {self.verifier!r}.")
         if self.num_nodes < 1:
             raise ValueError(f"A draft tree has at least 1 node: got {self.num_nodes}.")
 
@@ -74,11 +71,11 @@ class TreeSpeculative(Speculative):
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
         passes = cast(MarginalProposer, self.proposer).marginal_passes
         return Plan(
-            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1),
+            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
             drafter=state.drafter,
             detail=detail,
-            depths_BR=jnp.pad(tree.depths_BN, ((0, 0), (1, 0))),
-            mask_BRR=tree.ancestors_BRR(depth=self.round_tokens - 1),
+            depths_BR=jnp.pad(tree.depths_BX, ((0, 0), (1, 0))),
+            mask_BRR=tree.ancestors_BYY(depth=self.round_tokens - 1),
             passes_B=jnp.full_like(state.anchor_B, passes),
         )
 
@@ -96,9 +93,8 @@ class TreeSpeculative(Speculative):
             return jax.vmap(self.sampling.sample)(step_keys_B, probs_BV)
 
         depth = self.round_tokens - 1
-        return _choice(
-            walk_tree(tree.tokens_BN, tree.parents_BN, logits_BRV, draw=draw, depth=depth)
-        )
+        walk = RULES[self.verifier].function
+        return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BRV, draw=draw, depth=depth))
 
 
 @struct.dataclass
@@ -116,12 +112,8 @@ class Chains:
 class ChainSpeculative(TreeSpeculative):
     """Sample several chains from the marginals and keep the longest accepted one, exactly.
 
-    The verifier is one of `CHAIN_RULES`. Those of `verify_chains` are told what the chains were
-    sampled from. "tree" walks by the target's own draws, as for any tree, and is the only one at
-    temperature 0. "self_selection" is SpecDiff-2's (arXiv 2511.00606): the chain x with the largest
-    ``sum_m prod_{j <= m} P(x_j)`` under the target is judged as a point mass. That is exact because
-    the choice does not look at the draws that judge it; a rule for a sampled chain would not be.
-    "tree" never accepts less of the same chains on average.
+    The verifier is one of `CHAIN_RULES`, which `jaxspec.verify.rules` describes. "tree" walks by
+    the target's own draws, as for any tree, and is the only one at temperature 0.
     `num_nodes` follows from the chains.
 
     Raises:
@@ -138,7 +130,7 @@ class ChainSpeculative(TreeSpeculative):
             raise ValueError(
                 f"Chains are verified by one of {', '.join(CHAIN_RULES)}: got {self.verifier!r}."
             )
-        if self.sampling.greedy and self.verifier != "tree":
+        if not RULES[self.verifier].fits(greedy=self.sampling.greedy):
             raise ValueError(
                 f"Verifier {self.verifier!r} is for temperatures above 0; at temperature 0 chains "
                 "are verified by 'tree'."
@@ -167,7 +159,7 @@ class ChainSpeculative(TreeSpeculative):
     def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
         """By the rule, or by a walk as in any tree."""
         chains: Chains = plan.detail
-        if self.verifier == "tree":
+        if RULES[self.verifier].drafts == "tree":
             return self._walk(keys_B, chains.tree, logits_BRV)
         target_BRV = self.sampling.probabilities(logits_BRV)
         return _choice(
@@ -182,7 +174,7 @@ class ChainSpeculative(TreeSpeculative):
         key_rest, key_first = jax.random.split(key)
         shape = (self.num_chains, slots, vocabulary)
         chains_MG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
-        if self.verifier != "recursive_without_replacement":
+        if not RULES[self.verifier].first_differ:
             return chains_MG
         # The largest of log q + Gumbel noise are draws without replacement, in order. Where q has
         # fewer tokens than there are chains, the rest repeat the first token, which has been
@@ -205,28 +197,11 @@ class ChainSpeculative(TreeSpeculative):
         rows_MH: jax.Array,
     ) -> TreeVerdict:
         """One row's verdict, with the accepted chain's rows as the path."""
-        if self.verifier == "self_selection":
-            return self._judge_best(key, chains_MG, target_RV, rows_MH)
-        verdict = verify_chains(
-            key,
-            chains_MG[None],
-            probs_GV[None],
-            target_RV[rows_MH][None],
-            rule=cast(ChainRule, self.verifier),
+        verdict = RULES[self.verifier].judge(
+            key, chains_MG[None], probs_GV[None], target_RV[rows_MH][None]
         )
         num_accepted, chain = verdict.num_accepted_B[0], jnp.maximum(verdict.chain_B[0], 0)
         path_G = rows_MH[chain, 1:]
-        path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
-        return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
-
-    def _judge_best(
-        self, key: jax.Array, chains_MG: jax.Array, target_RV: jax.Array, rows_MH: jax.Array
-    ) -> TreeVerdict:
-        """The chain that the target expects to go furthest, as a point mass."""
-        probs_MG = target_RV[rows_MH[:, :-1], chains_MG]
-        best = jnp.cumprod(probs_MG, axis=1).sum(axis=1).argmax()
-        verdict = verify_point_mass(key, chains_MG[best][None], target_RV[rows_MH[best]][None])
-        num_accepted, path_G = verdict.num_accepted_B[0], rows_MH[best, 1:]
         path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
         return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
 

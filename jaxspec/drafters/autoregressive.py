@@ -1,37 +1,43 @@
 """A small language model as drafter: ordinary speculative decoding.
 
-It drafts token by token, so a block costs it one pass a token; what it reads is the text alone.
+It drafts token by token, so a block takes one pass per token. It reads only the text.
 (Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318.)
 
-Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary.
+Dimension key: B batch rows, S tokens of the prompt or of a pass, K block slots, G = K - 1 drafted
+slots, V vocabulary.
 
->>> proposer = AutoregressiveProposer(small_model, block_size=5, sampling=Sampling(1.0))
+>>> small_model = make_model(TransformerConfig(num_layers=1))
+>>> AutoregressiveProposer(small_model, block_size=5, sampling=Sampling(1.0)).block_size
+5
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.config import GPT2Config, LanguageModelConfig, TransformerConfig
+from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings, History
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.registry import LanguageModel
+from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
 
 
 @struct.dataclass
 class AutoregressiveState:
-    """What the drafter has read, all but the newest committed token."""
+    """What the drafter has read: everything but the newest committed token."""
 
     cache: KVCache
     newest_B: jax.Array
-    """The last committed token. The next draft reads it together with the anchor: a draft that was
-    kept as a whole has a last token that the drafter never read."""
+    """The last committed token. The next draft reads it together with the anchor, because the
+    drafter has never read the last token of a draft that was accepted as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +45,9 @@ class AutoregressiveProposer:
     """Drafts G tokens in G passes of `model`, whose parameters are under "drafter"."""
 
     model: LanguageModel
-    """Shares the target's tokenizer; nothing else of the target is used."""
+    """It shares the target's tokenizer and uses nothing else of the target."""
     block_size: int
-    """K: the anchor and what is drafted behind it."""
+    """K: the anchor and what is drafted after it."""
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted."""
@@ -73,17 +79,17 @@ class AutoregressiveProposer:
     def propose(
         self, params: Any, state: AutoregressiveState, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, AutoregressiveState]:
-        """One pass over [newest, anchor], then one for each token but the last."""
-        tokens_BR = jnp.stack([state.newest_B, anchor_B], axis=1)
-        cache, logits_B1V = self._read(params, state.cache, tokens_BR)
+        """One pass over [newest, anchor], then one for each drafted token but the last."""
+        tokens_BS = jnp.stack([state.newest_B, anchor_B], axis=1)
+        cache, logits_B1V = self._read(params, state.cache, tokens_BS)
         drafts = []
         for slot in range(self.block_size - 1):
             if slot:
-                cache, logits_B1V = self._read(params, cache, tokens_BR)
+                cache, logits_B1V = self._read(params, cache, tokens_BS)
             slot_keys_B = jax.vmap(lambda key, slot=slot: jax.random.fold_in(key, slot))(keys_B)
             drafts.append(draw(slot_keys_B, logits_B1V, sampling=self.sampling))
             # INVALID must not index the embedding; verification fails such a row.
-            tokens_BR = jnp.maximum(drafts[-1].tokens_BG, 0)
+            tokens_BS = jnp.maximum(drafts[-1].tokens_BG, 0)
         written = dataclasses.replace(cache, lengths_B=state.cache.lengths_B)
         if not drafts:
             none = no_draft(anchor_B.shape[0], self.model.config.vocab_size, sampling=self.sampling)
@@ -92,17 +98,17 @@ class AutoregressiveProposer:
         draft = dataclasses.replace(draft, passes_B=jnp.full_like(anchor_B, len(drafts)))
         return draft, dataclasses.replace(state, cache=written)
 
-    def _read(self, params: Any, cache: KVCache, tokens_BR: jax.Array) -> tuple[KVCache, jax.Array]:
-        """The cache with these tokens in it, and the last one's logits [B, 1, V]."""
+    def _read(self, params: Any, cache: KVCache, tokens_BS: jax.Array) -> tuple[KVCache, jax.Array]:
+        """The cache with these tokens added, and the logits [B, 1, V] of the last one."""
         variables = {"params": params["drafter"]}
-        output = self.model.apply(variables, tokens_BR, cache=cache)
+        output = self.model.apply(variables, tokens_BS, cache=cache)
         logits_B1V = self.model.apply(variables, output.hidden_BSD[:, -1:], method="logits")
         cache = cache.write_after(
             output.keys_LBRSC,
             output.values_LBRSC,
             failed_B=jnp.isnan(logits_B1V).any(axis=(1, 2)),
         )
-        return cache.advance(tokens_BR.shape[1]), suppress(logits_B1V, self.suppressed_ids)
+        return cache.advance(tokens_BS.shape[1]), suppress(logits_B1V, self.suppressed_ids)
 
     def commit(
         self,
@@ -112,10 +118,46 @@ class AutoregressiveProposer:
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> AutoregressiveState:
-        """Keeps the first `count_B` tokens: what `propose` wrote of them stands already."""
+        """Keeps the first `count_B` tokens, which `propose` has already written."""
         del params, features_BKE
         index_B1 = jnp.maximum(count_B - 1, 0)[:, None]
-        kept_B = jnp.take_along_axis(tokens_BK, index_B1, axis=1)[:, 0].astype(jnp.int32)
+        last_B = jnp.take_along_axis(tokens_BK, index_B1, axis=1)[:, 0].astype(jnp.int32)
         return AutoregressiveState(
-            state.cache.advance(count_B), jnp.where(count_B > 0, kept_B, state.newest_B)
+            state.cache.advance(count_B), jnp.where(count_B > 0, last_B, state.newest_B)
         )
+
+
+def _network(config: LanguageModelConfig, target: DraftedTarget, where: str) -> LanguageModel:
+    if config.vocab_size != target.model.config.vocab_size:
+        raise ValueError(
+            f"The drafter in {where} has an embedding of {config.vocab_size} rows, the target "
+            f"{target.name} one of {target.model.config.vocab_size}: verification compares "
+            "distributions over the same ids."
+        )
+    return make_model(config)
+
+
+def _proposer(
+    network: LanguageModel, target: DraftedTarget, settings: DraftSettings
+) -> AutoregressiveProposer:
+    return AutoregressiveProposer(
+        network,
+        settings.block_size,
+        sampling=settings.sampling,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: LanguageModelConfig, run: Mapping[str, Any]) -> History:
+    del config, run  # It was trained to continue text, not to draft.
+    return History(loss="autoregressive")
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=5,
+    configs=(TransformerConfig, GPT2Config),
+    network=_network,
+    tokenizer="compared",
+    history=_history,
+)

@@ -1,43 +1,47 @@
 """Samplers of masked diffusion, and the distributions that make their drafts exact to verify.
 
-A sampler fills G slots in T passes of a denoiser. It is a plan, which says at which pass each slot
-is revealed, and one loop that follows it: a slot is drawn from the denoiser's distribution given
-everything revealed in earlier passes. The plans here never look at tokens:
+A sampler fills G slots in O passes of a denoiser. It consists of a plan, which says in which pass
+each slot is revealed, and a loop that follows the plan: a slot is drawn from the denoiser's
+distribution given everything that earlier passes revealed. The plans here never look at tokens:
 
 - `ancestral_plan`: MDLM's reverse process (Sahoo et al. 2024, arXiv 2406.07524);
 - `first_hitting_plan`: one slot at a time in random order, which is the same process in the limit
   of infinitely many steps (Zheng et al. 2024, arXiv 2409.02908);
 - `left_to_right_plan`: slots in order.
 
-Rejection rules need to know what each drafted token was drawn from. SpecDiff (arXiv 2408.05636)
-leaves open what that is for tokens revealed before the last pass; `RULES` names the exact answers.
+Rejection rules need to know the distribution that each drafted token was drawn from. SpecDiff
+(arXiv 2408.05636) leaves open what that is for tokens revealed before the last pass. `RULES` names
+the exact answers:
 
 "point_mass": no distribution, for `jaxspec.verify.verify_point_mass`. Exact for every sampler.
 
 "last_pass": slots revealed in the row's last pass have the distribution they were drawn from, given
-    the state before it, and the others a one-hot row. Exact: given that state, the last slots are
-    independent of each other and the others are known.
+    the state before that pass; the others have a one-hot row. Exact: given that state, the last
+    slots are independent of each other and the others are known.
 
 "in_order": a slot has the distribution it was drawn from if no slot to its left was revealed in a
     later pass, and a one-hot row otherwise. Exact: given the state before its pass, such a slot is
-    independent of all slots to its left, and these and their rows are all that has been used when
-    it is judged. Every slot of "last_pass" is among them, all slots of a left-to-right plan are,
-    and so is always the leftmost one, on which most hangs.
+    independent of all slots to its left, and verification has used only these and their rows when
+    it judges the slot. This covers every slot of "last_pass", all slots of a left-to-right plan,
+    and always the leftmost slot, which matters most.
 
 Giving every slot the distribution it was drawn from ("reveal-time q") is exact for left-to-right
-plans, where it is "in_order", and biased for all others: the row of a slot tells what was revealed
-before it to its right, so the token there no longer has the distribution in its own row.
+plans, where it equals "in_order", and biased for all others: the row of a slot tells what had been
+revealed to its right, so the token there no longer has the distribution in its own row.
 
-Dimension key: B rows, G slots, T passes, V vocabulary (the mask included).
+Dimension key: B batch rows, G drafted slots, O denoising passes, V vocabulary (mask included).
 
->>> slots_BG = jnp.full((2, 4), mask_id, jnp.int32)
->>> plan = first_hitting_plan(keys_B, slots_BG == mask_id, num_passes=2)
->>> draft = fill(denoise, slots_BG, plan, keys_B, mask_id=mask_id, sampling=Sampling(1.0))
->>> verify_token(key, draft.tokens_BG, draft.probs_BGV, target_probs_BHV)
+>>> slots_BG, keys_B = jnp.full((2, 4), 3), jax.random.split(jax.random.key(0), 2)
+>>> plan = first_hitting_plan(keys_B, slots_BG == 3, num_passes=2)
+>>> denoise = lambda tokens_BG, times_B: jnp.log(jnp.tile(jnp.array([0.5, 0.3, 0.2, 0]), (2, 4, 1)))
+>>> draft = fill(denoise, slots_BG, plan, keys_B, mask_id=3, sampling=Sampling(1.0))
+>>> draft.probs_BGV.shape  # for `jaxspec.verify.verify_token`
+(2, 4, 4)
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -54,21 +58,30 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 """The plans below, by name."""
 
 SMALLEST_TIME = 1e-5
-"""Where the time grid of the ancestral sampler ends, as in the released code of MDLM."""
+"""The end of the ancestral sampler's time grid, as in the released code of MDLM."""
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
-"""(tokens_BG, times_B) -> log p of the clean tokens [B, G, V], the mask's being -inf
-(`jaxspec.losses.subs_log_probs`). A prefix is the callable's own: slots that are to stay as they
-are may also be given unmasked. Times are in (0, 1]; without time conditioning they are ignored."""
+"""(tokens_BG, times_B) -> log p of the clean tokens [B, G, V], -inf for the mask
+(`jaxspec.losses.subs_log_probs`). The callable knows the prefix; slots that must not change may
+also be given unmasked. Times are in (0, 1]; without time conditioning they are ignored."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How a block is filled; see `jaxspec.config.EvaluationConfig`."""
+
+    num_passes: int = 1
+    order: Order = "ancestral"
+    rule: Rule = "in_order"
 
 
 class Plan(NamedTuple):
     """When each slot is revealed."""
 
     passes_BG: jax.Array
-    """int32 in 0..T - 1; no meaning for slots that are not masked."""
-    times_BT: jax.Array
-    """Diffusion time that the denoiser is told in each pass."""
+    """int32 in 0..O - 1; meaningless for slots that are not masked."""
+    times_BO: jax.Array
+    """The diffusion time that the denoiser is told in each pass."""
 
 
 class Filled(NamedTuple):
@@ -79,13 +92,13 @@ class Filled(NamedTuple):
     probs_BGV: jax.Array | None
     """The draft distribution under the rule; None: "point_mass"."""
     num_passes: jax.Array
-    """int32, denoiser passes that were run: those in which no row reveals anything are not."""
+    """int32, passes that were run; a pass in which no row reveals anything is skipped."""
     passes_B: jax.Array
-    """int32, those of them in which the row itself reveals something."""
+    """int32, the passes in which this row reveals something."""
 
 
 _PLAN_STREAM = 2**31 - 1
-"""Folded into a row's key for its plan; passes fold in their index."""
+"""Folded into a row's key to draw its plan; passes fold in their index."""
 
 
 def _plan_keys(keys_B: jax.Array) -> jax.Array:
@@ -98,10 +111,10 @@ def _check_passes(num_passes: int) -> None:
 
 
 def ancestral_times(num_passes: int) -> np.ndarray:
-    """The time before each pass, and 0 behind the last: float64 [T + 1].
+    """The time before each pass, and 0 after the last one: float64 [O + 1].
 
-    Formula: ``linspace(1, 1e-5, T + 1)`` with its end set to 0: the last pass reveals what is left,
-    so that T passes do what the released code does in T and one more to remove the noise.
+    Formula: ``linspace(1, 1e-5, O + 1)`` with its end set to 0. The last pass reveals whatever is
+    left, so O passes do what takes the released code O and one more to remove the noise.
     """
     times = np.linspace(1.0, SMALLEST_TIME, num_passes + 1)
     times[-1] = 0.0
@@ -109,20 +122,20 @@ def ancestral_times(num_passes: int) -> np.ndarray:
 
 
 def ancestral_plan(keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int) -> Plan:
-    """The reverse process of MDLM in T steps t -> s: a masked slot stays masked w.p. s / t.
+    """The reverse process of MDLM in O steps t -> s: a masked slot stays masked w.p. s / t.
 
     A slot's uniform number is the time at which it is revealed: it stays masked down to time s with
-    probability s, whatever its neighbours do. The released sampler keeps its last prediction while
-    no token changes; here a pass that reveals nothing in any row is not run at all, with or without
-    time conditioning, because its prediction would not be used.
+    probability s, whatever its neighbours do. The released sampler reuses its last prediction while
+    no token changes. Here a pass that reveals nothing in any row is skipped, with or without time
+    conditioning, because its prediction would not be used.
 
     Args:
-      keys_B: one typed key a row.
+      keys_B: one typed key per row.
       masked_BG: True in the slots to be filled.
-      num_passes: T.
+      num_passes: O.
 
     Returns:
-      `Plan`. Limiting case: T = 1 reveals everything at once.
+      `Plan`. Limiting case: O = 1 reveals everything at once.
 
     Raises:
       ValueError: no passes.
@@ -131,26 +144,26 @@ def ancestral_plan(keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int) 
     """
     _check_passes(num_passes)
     slots = masked_BG.shape[1]
-    times_T = jnp.asarray(ancestral_times(num_passes), jnp.float32)
+    times_O = jnp.asarray(ancestral_times(num_passes), jnp.float32)
     uniforms_BG = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(_plan_keys(keys_B))
-    passes_BG = (uniforms_BG[..., None] < times_T[1:]).sum(axis=-1, dtype=jnp.int32)
-    times_BT = jnp.broadcast_to(times_T[:-1], (masked_BG.shape[0], num_passes))
-    return Plan(passes_BG, times_BT)
+    passes_BG = (uniforms_BG[..., None] < times_O[1:]).sum(axis=-1, dtype=jnp.int32)
+    times_BO = jnp.broadcast_to(times_O[:-1], (masked_BG.shape[0], num_passes))
+    return Plan(passes_BG, times_BO)
 
 
 def first_hitting_plan(
     keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int | None = None
 ) -> Plan:
-    """Masked slots one by one in random order, at the times the continuous process reveals them.
+    """Masked slots one by one in random order, at the times of the continuous process.
 
-    Formula: with n slots masked, the next is revealed at ``t <- t u^(1 / n)`` and is any of them
-    with equal chance. With T < n passes, each reveals an equal share of that order at once, and the
-    denoiser is told the time of the first of the share.
+    Formula: with n slots masked, the next one is revealed at ``t <- t u^(1 / n)`` and is any of
+    them with equal probability. With O < n passes, each pass reveals an equal share of that order
+    at once, and the denoiser is told the time of the first slot of the share.
 
     Args:
-      keys_B: one typed key a row.
+      keys_B: one typed key per row.
       masked_BG: True in the slots to be filled.
-      num_passes: T; None: one for each slot, which is the exact process.
+      num_passes: O; None: one per slot, which is the exact process.
 
     Returns:
       `Plan`.
@@ -172,18 +185,18 @@ def first_hitting_plan(
         left_G = jnp.maximum(count - jnp.arange(slots), 1)
         steps_G = jnp.log1p(-jax.random.uniform(key_times, (slots,))) / left_G
         times_G = jnp.exp(jnp.cumsum(steps_G))
-        first_T = _share_start(jnp.arange(num_passes), count, num_passes)
-        return _share_of(rank_G, count, num_passes), times_G[jnp.minimum(first_T, slots - 1)]
+        first_O = _share_start(jnp.arange(num_passes), count, num_passes)
+        return _share_of(rank_G, count, num_passes), times_G[jnp.minimum(first_O, slots - 1)]
 
     return Plan(*jax.vmap(row)(_plan_keys(keys_B), masked_BG))
 
 
 def left_to_right_plan(masked_BG: jax.Array, *, num_passes: int | None = None) -> Plan:
-    """Masked slots from left to right, in T shares that differ by one slot at most.
+    """Masked slots from left to right, in O shares whose sizes differ by at most one.
 
     Args:
       masked_BG: True in the slots to be filled.
-      num_passes: T; None: one for each slot, which makes the drafter autoregressive.
+      num_passes: O; None: one per slot, which makes the drafter autoregressive.
 
     Returns:
       `Plan`; the denoiser is told the share of slots that are masked.
@@ -196,12 +209,12 @@ def left_to_right_plan(masked_BG: jax.Array, *, num_passes: int | None = None) -
     masked_BG = masked_BG.astype(jnp.int32)
     rank_BG = jnp.cumsum(masked_BG, axis=1) - masked_BG
     count_B1 = masked_BG.sum(axis=1, keepdims=True)
-    done_BT = _share_start(jnp.arange(num_passes), count_B1, num_passes) / jnp.maximum(count_B1, 1)
-    return Plan(_share_of(rank_BG, count_B1, num_passes), (1 - done_BT).astype(jnp.float32))
+    done_BO = _share_start(jnp.arange(num_passes), count_B1, num_passes) / jnp.maximum(count_B1, 1)
+    return Plan(_share_of(rank_BG, count_B1, num_passes), (1 - done_BO).astype(jnp.float32))
 
 
 def make_plan(order: Order, keys_B: jax.Array, masked_BG: jax.Array, *, num_passes: int) -> Plan:
-    """The plan of that name, in T passes.
+    """The plan of that name, in O passes.
 
     Raises:
       ValueError: no passes, or an unknown order.
@@ -216,18 +229,18 @@ def make_plan(order: Order, keys_B: jax.Array, masked_BG: jax.Array, *, num_pass
 
 
 def _share_start(share: jax.Array, count: jax.Array, num_shares: int) -> jax.Array:
-    """The first of `count` things that falls to a share, rounded up: early shares are larger."""
+    """The first of `count` slots in a share, rounded up, so that early shares are larger."""
     return -((-share * count) // num_shares)
 
 
 def _share_of(rank: jax.Array, count: jax.Array, num_shares: int) -> jax.Array:
-    """The inverse of `_share_start`: which share a thing falls to."""
+    """The inverse of `_share_start`: the share that the slot of this rank is in."""
     found = (rank * num_shares) // jnp.maximum(count, 1)
     return jnp.minimum(found, num_shares - 1).astype(jnp.int32)
 
 
 def has_own_distribution(passes_BG: jax.Array, masked_BG: jax.Array, *, rule: Rule) -> jax.Array:
-    """Slots whose row of q is what they were drawn from; the others' rows are one-hot: bool [B, G].
+    """True for slots whose row of q is what they were drawn from; others get one-hot rows [B, G].
 
     Raises:
       ValueError: an unknown rule.
@@ -236,7 +249,7 @@ def has_own_distribution(passes_BG: jax.Array, masked_BG: jax.Array, *, rule: Ru
         raise ValueError(f"rule must be one of {', '.join(RULES)}: got {rule!r}.")
     if rule == "point_mass":
         return jnp.zeros_like(masked_BG)
-    # Slots that are not masked were there before the first pass.
+    # Slots that are not masked were known before the first pass.
     passes_BG = jnp.where(masked_BG, passes_BG, -1)
     if rule == "last_pass":
         latest_BG = passes_BG.max(axis=1, keepdims=True)
@@ -259,12 +272,12 @@ def fill(
 
     Args:
       denoise: see `Denoise`; traced once.
-      tokens_BG: int32; slots that are not `mask_id` stay as they are.
+      tokens_BG: int32; slots that do not hold `mask_id` stay as they are.
       plan: when each slot is revealed; it must not depend on what the denoiser says.
-      keys_B: one typed key a row; the plan may have been made with the same ones.
+      keys_B: one typed key per row; the plan may have been made with the same keys.
       mask_id: the mask's id.
-      sampling: shapes the denoiser's distributions (temperature and filters); q is shaped with
-        them. Temperature 0 reveals the likeliest token, and all rows of q are then one-hot.
+      sampling: temperature and filters of the denoiser's distributions, and so of q. Temperature 0
+        reveals the likeliest token; all rows of q are then one-hot.
       rule: which exact draft distribution is returned.
 
     Returns:
@@ -273,7 +286,7 @@ def fill(
     Raises:
       ValueError: an unknown rule, or a plan for other slots.
 
-    Limiting case: one pass gives independent slots with their marginals as q.
+    Limiting case: one pass gives independent slots, and q is their marginals.
     """
 
     def draw(index: jax.Array, probs_BGV: jax.Array) -> jax.Array:
@@ -295,7 +308,7 @@ def follow(
     shape: Callable[[jax.Array], jax.Array],
     rule: Rule,
 ) -> Filled:
-    """`fill` with its randomness handed in; tests enumerate it.
+    """`fill` with its randomness passed in, so that tests can enumerate it.
 
     Args:
       denoise: see `Denoise`.
@@ -303,10 +316,10 @@ def follow(
       plan: when each slot is revealed.
       draw: (index of the pass, its distributions [B, G, V]) -> tokens [B, G].
       mask_id: the mask's id.
-      shape: log p -> the distribution that is drawn from.
+      shape: log p -> the distribution that tokens are drawn from.
       rule: as in `fill`.
     """
-    passes_BG, times_BT = plan
+    passes_BG, times_BO = plan
     if passes_BG.shape != tokens_BG.shape:
         raise ValueError(
             f"The plan is for {passes_BG.shape} slots (rows, slots): got tokens {tokens_BG.shape}."
@@ -314,9 +327,9 @@ def follow(
     tokens_BG = tokens_BG.astype(jnp.int32)
     masked_BG = tokens_BG == mask_id
     own_BG = has_own_distribution(passes_BG, masked_BG, rule=rule)
-    log_p = jax.eval_shape(denoise, tokens_BG, times_BT[:, 0])
+    log_p = jax.eval_shape(denoise, tokens_BG, times_BO[:, 0])
     dtype = at_least_float32(log_p.dtype)
-    # Without rows to return, none are carried.
+    # If no rows are returned, none are carried.
     probs_BGV = jnp.zeros(log_p.shape if rule != "point_mass" else (*tokens_BG.shape, 0), dtype)
 
     def one_pass(
@@ -327,7 +340,7 @@ def follow(
         def reveal(
             tokens_BG: jax.Array, probs_BGV: jax.Array, count: jax.Array
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            times_B = jax.lax.dynamic_index_in_dim(times_BT, index, axis=1, keepdims=False)
+            times_B = jax.lax.dynamic_index_in_dim(times_BO, index, axis=1, keepdims=False)
             drawn_from_BGV = shape(denoise(tokens_BG, times_B))
             tokens_BG = jnp.where(now_BG, draw(index, drawn_from_BGV), tokens_BG)
             if rule != "point_mass":
@@ -336,9 +349,9 @@ def follow(
 
         return jax.lax.cond(now_BG.any(), reveal, lambda *same: same, *carry)
 
-    total = times_BT.shape[1]
-    used_BT = (masked_BG[..., None] & (passes_BG[..., None] == jnp.arange(total))).any(axis=1)
-    passes_B = used_BT.sum(axis=1, dtype=jnp.int32)
+    total = times_BO.shape[1]
+    used_BO = (masked_BG[..., None] & (passes_BG[..., None] == jnp.arange(total))).any(axis=1)
+    passes_B = used_BO.sum(axis=1, dtype=jnp.int32)
     tokens_BG, probs_BGV, num_passes = jax.lax.fori_loop(
         0, total, one_pass, (tokens_BG, probs_BGV, jnp.int32(0))
     )

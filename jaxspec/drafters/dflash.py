@@ -3,20 +3,29 @@
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 D width, E captured features.
 
->>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
+>>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config import DrafterConfig
+from jaxspec.drafters.kind import (
+    DraftedTarget,
+    DrafterKind,
+    DraftSettings,
+    History,
+    recorded_loss,
+)
 from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.dflash import DFlash
+from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
@@ -27,7 +36,7 @@ class DFlashProposer:
     """Drafts a block from one pass of a `DFlash` drafter over its cached context.
 
     Parameters are ``{"target": ..., "drafter": ...}``: embedding and head are the target's. The
-    state is a `KVCache` of the context's keys and values, written once a position.
+    state is a `KVCache` of the context's keys and values, each position written once.
     """
 
     target: LanguageModel
@@ -36,7 +45,7 @@ class DFlashProposer:
     """K; may differ from the block that the drafter was trained with."""
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
-    """Never drafted: the mask token and whatever else the target will not emit."""
+    """Never drafted: the mask token and everything else that the target never emits."""
 
     marginal_passes = 1
 
@@ -115,5 +124,35 @@ class DFlashProposer:
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> KVCache:
-        """Writes the whole block's keys and values, and counts the kept ones."""
+        """Writes the whole block's keys and values; only the emitted ones count."""
         return state.write(*self._context(params, features_BKE, state.lengths_B)).advance(count_B)
+
+
+def _network(config: DrafterConfig, target: DraftedTarget, where: str) -> DFlash:
+    del where
+    resolved = resolve_config(config, target=target.model.config, mask_token_id=target.mask_id)
+    return DFlash(resolved, target.model.config.hidden_size)
+
+
+def _proposer(network: DFlash, target: DraftedTarget, settings: DraftSettings) -> DFlashProposer:
+    return DFlashProposer(
+        target=target.model,
+        drafter=network,
+        block_size=settings.block_size,
+        sampling=settings.sampling,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: DrafterConfig, run: Mapping[str, Any]) -> History:
+    return History(loss=recorded_loss(run), block_size=config.block_size)
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=16,
+    configs=(DrafterConfig,),
+    network=_network,
+    history=_history,
+)
+"""Its `block_size` is a fallback: every folder names the block of its training."""

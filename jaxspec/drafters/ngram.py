@@ -1,9 +1,10 @@
 """Prompt look-up: drafts what followed the same few tokens earlier in the text.
 
-No model at all, so every comparison needs it: whatever a trained drafter gains over it is more than
-repetition. (Saxena 2023, "Prompt Lookup Decoding".)
+It has no model, so every comparison needs it: only what a trained drafter gains over it is more
+than repetition. (Saxena 2023, "Prompt Lookup Decoding".)
 
-Dimension key: B batch rows, S prompt tokens, T positions, K block slots, G = K - 1 drafted slots.
+Dimension key: B batch rows, S prompt tokens, T positions of the text, K block slots, G = K - 1
+drafted slots.
 
 >>> proposer = NGramProposer(block_size=8)
 """
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import GREEDY, Draft
 from jaxspec.ops.sampling import Sampling
 
@@ -31,16 +33,16 @@ class NGramState:
 
 @dataclasses.dataclass(frozen=True)
 class NGramProposer:
-    """Looks for the latest earlier place with the longest match of the text's end.
+    """Copies what followed the longest earlier match of the text's end; of equal ones, the latest.
 
-    Deterministic: its drafts go with the greedy and the point-mass rule. Parameters under "drafter"
-    are not looked at.
+    Drafts are deterministic, for the greedy and the point-mass rule. Parameters under "drafter" are
+    ignored.
     """
 
     block_size: int
-    """K: the anchor and what is drafted behind it."""
+    """K: the anchor and what is drafted after it."""
     longest: int = 3
-    """Tokens of the longest match that counts; longer ones are worth no more."""
+    """Most tokens of a match that count; longer matches are no better."""
     capture: tuple[int, ...] = ()
     unroll_layers: bool = False
     sampling: Sampling = GREEDY
@@ -62,7 +64,7 @@ class NGramProposer:
     def propose(
         self, params: Any, state: NGramState, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, NGramState]:
-        """What stood behind the best match; without any, the anchor again and again."""
+        """What followed the best match; without a match, the anchor repeated."""
         del params, keys_B
         capacity = state.tokens_BT.shape[1]
         text_BT = jax.vmap(lambda row, at, token: row.at[at].set(token, mode="drop"))(
@@ -70,7 +72,7 @@ class NGramProposer:
         )
         end_B1 = state.lengths_B[:, None]
         place_T = jnp.arange(capacity)
-        # How many tokens before and with place t equal the text's last ones.
+        # How many tokens up to and including place t equal the last ones of the text.
         matched_BT = jnp.zeros(text_BT.shape, jnp.int32)
         still_BT = place_T < end_B1
         for back in range(self.longest):
@@ -78,11 +80,11 @@ class NGramProposer:
             theirs_BT = jnp.roll(text_BT, back, axis=1)
             still_BT &= (theirs_BT == ours_B1) & (place_T >= back) & (end_B1 >= back)
             matched_BT += still_BT
-        # The longest match, and of equal ones the latest.
+        # The longest match; of equally long ones, the latest.
         best_B = (matched_BT * capacity + place_T).argmax(axis=1)
         found_B1 = jnp.take_along_axis(matched_BT, best_B[:, None], axis=1) > 0
         index_BG = best_B[:, None] + 1 + jnp.arange(self.block_size - 1)
-        # A match near the end runs on into what it drafts: the text repeats from there.
+        # A match near the end runs into its own draft: the text repeats from there.
         period_B1 = jnp.maximum(end_B1 - best_B[:, None], 1)
         over_BG = jnp.maximum(index_BG - end_B1, 0)
         index_BG = jnp.where(over_BG > 0, best_B[:, None] + 1 + (over_BG - 1) % period_B1, index_BG)
@@ -98,9 +100,17 @@ class NGramProposer:
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> NGramState:
-        """Appends the block, of which the first `count_B` tokens count."""
+        """Appends the block, of which only the first `count_B` tokens count."""
         del params, features_BKE
         tokens_BT = jax.vmap(
             lambda row, new, at: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (at,))
         )(state.tokens_BT, tokens_BK, state.lengths_B)
         return NGramState(tokens_BT, state.lengths_B + count_B)
+
+
+def _proposer(network: None, target: DraftedTarget, settings: DraftSettings) -> NGramProposer:
+    del network, target
+    return NGramProposer(settings.block_size)
+
+
+KIND = DrafterKind(proposer=_proposer, block_size=8, gives_rows=False)

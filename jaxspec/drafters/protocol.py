@@ -1,16 +1,19 @@
 """What decoding asks of a drafter: begin, propose, commit.
 
-A proposer is a small frozen dataclass (hashable, so that it is a static argument of a jitted loop);
-whatever changes while it drafts is a pytree of its own making that the loop carries. Arrays in it
-have the batch first, but for those of a `KVCache`, so that a row can be filled anew. Drafters
-that read hidden states name the target's layers in `capture`; others leave it empty.
+A proposer is a small frozen dataclass, hashable, so that it can be a static argument of a jitted
+loop. Whatever changes while it drafts is a pytree that it defines and the loop carries. Arrays in
+that state have the batch as their first axis (except those of a `KVCache`), so that a row can be
+refilled. Drafters that read hidden states name the target's layers in `capture`; others leave it
+empty.
 
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
 E captured features.
 
->>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)
->>> state = proposer.begin(params, tokens_BS, features_BSE, lengths_B, capacity=128)
->>> draft, state = proposer.propose(params, state, anchor_B, keys_B)
+>>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)  # doctest: +SKIP
+>>> state = proposer.begin(  # doctest: +SKIP
+...     params, tokens_BS, features_BSE, lengths_B, capacity=128
+... )
+>>> draft, state = proposer.propose(params, state, anchor_B, keys_B)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -32,17 +35,17 @@ class Draft:
 
     tokens_BG: jax.Array
     probs_BGV: jax.Array | None
-    """The distribution each token was drawn from, exactly as sampled; None: drafts that are judged
-    as a point mass, deterministic ones above all."""
+    """The distribution that each token was drawn from, exactly as sampled; None: the draft is
+    judged as a point mass, as deterministic ones are."""
     passes_B: jax.Array | None = None
-    """int32, forward passes that the drafter takes for this round; None: one."""
+    """int32, forward passes that the drafter took for this round; None: one."""
 
 
 def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Draft:
-    """Drafts each slot from its own logits; a key for each row."""
+    """Drafts each slot from its own logits, with one key per row."""
     if sampling.greedy:
         return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
-    # What is drawn and what the verifier is told are one array: any difference between the two
+    # Tokens are drawn from the very array that the verifier is told: any difference between the two
     # (a dtype, a temperature) would bias the output.
     probs_BGV = sampling.probabilities(logits_BGV)
     return Draft(jax.vmap(sampling.sample)(keys_B, probs_BGV), probs_BGV)
@@ -60,9 +63,9 @@ class Proposer(Protocol):
 
     @property
     def block_size(self) -> int:
-        """K: the anchor and what is drafted behind it.
+        """K: the anchor and what is drafted after it.
 
-        With 1 nothing is drafted, and the drafter only takes in what is kept.
+        With 1 nothing is drafted: the drafter only reads what is emitted.
         """
 
     @property
@@ -71,7 +74,7 @@ class Proposer(Protocol):
 
     @property
     def unroll_layers(self) -> bool:
-        """Whether its parameters under "layers" are used one by one, and not scanned."""
+        """Whether its parameters under "layers" are used one by one instead of scanned."""
 
     @property
     def sampling(self) -> Sampling:
@@ -91,10 +94,10 @@ class Proposer(Protocol):
     def propose(
         self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, Any]:
-        """Tokens for the G positions behind the anchor, which is not in the state yet.
+        """Tokens for the G positions after the anchor, which is not in the state yet.
 
-        `keys_B` is one key a row, so that a row's draft does not depend on its neighbours. The
-        state comes back with what drafting left behind, and with nothing committed.
+        `keys_B` has one key per row, so that a row's draft does not depend on its neighbours. The
+        returned state may hold what drafting wrote, but nothing is committed.
         """
 
     def commit(
@@ -105,7 +108,7 @@ class Proposer(Protocol):
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> Any:
-        """State after the first `count_B` tokens of the block [anchor, draft] were kept."""
+        """State after the first `count_B` tokens of the block [anchor, draft] were emitted."""
 
 
 @runtime_checkable
@@ -114,7 +117,7 @@ class MarginalProposer(Proposer, Protocol):
 
     @property
     def marginal_passes(self) -> int:
-        """Forward passes of a round that is drafted from these distributions."""
+        """Forward passes that a round takes when it is drafted from these distributions."""
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
-        """Logits of the G slots behind the anchor, [B, G, V]."""
+        """Logits of the G slots after the anchor, [B, G, V]."""

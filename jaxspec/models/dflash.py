@@ -1,22 +1,27 @@
 """DFlash, a block-diffusion drafter (arXiv 2602.06036): a whole block from one pass.
 
-The drafter has neither embedding nor head: it is fed the target's embeddings of
-[anchor, MASK, ..., MASK] and the target's head reads its output. What it knows of the text comes
-from the target's hidden states at a few layers, mixed by `fc` and seen by every layer as extra
-keys and values. Output k predicts the token at the position of slot k (no shift); slot 0 is the
-anchor and predicts nothing.
+The drafter has neither an embedding nor a head: it is given the target's embeddings of
+[anchor, MASK, ..., MASK], and the target's head reads its output. What it knows about the text
+comes from the target's hidden states at a few layers, which `fc` mixes and every layer sees as
+extra keys and values. Output k predicts the token at the position of slot k (no shift); slot 0 is
+the anchor and predicts nothing.
 
 Layers may slide (`layer_types`, `sliding_window`), as in z-lab's newer checkpoints: a slot at
 position p then sees the context and its own block at positions above p - window. Unless
 `is_causal` says otherwise, a sliding layer is causal inside the block, as theirs are (z-lab/dflash,
-model.py), and a full one sees the block in both directions; a sliding layer with `is_causal` False
-sees positions below p + window, too.
+model.py), and a full layer sees the block in both directions. A sliding layer with `is_causal`
+False also sees its block ahead, at positions below p + window.
 
-Dimension key: B batch, S context positions, T cache slots, N blocks a row, K block slots, D width,
-E = M * D captured features, L layers, Q query heads, R key/value heads, G = Q / R, C head width.
+Dimension key: B batch rows, S tokens of a pass, T context positions, N blocks of a row, K block
+slots, D width, E = M * D captured features, L layers, Q query heads, R key/value heads, U = Q / R
+query heads of one of these, I = K * U queries of a block, C head width.
 
->>> keys, values = drafter.apply(params, features_BSE, positions_BS, method="context")
->>> hidden_BNKD = drafter.apply(params, embeddings_BNKD, positions_BNK, keys, values, mask_BNS)
+>>> keys, values = drafter.apply(  # doctest: +SKIP
+...     params, features_BSE, positions_BS, method="context"
+... )
+>>> hidden_BNKD = drafter.apply(  # doctest: +SKIP
+...     params, embeddings_BNKD, positions_BNK, keys, values, mask_BNT
+... )
 """
 
 from __future__ import annotations
@@ -34,15 +39,15 @@ from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
 
-# Of drafters whose target has neither (GPT-2).
+# For drafters whose target has neither (GPT-2).
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
 
 
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
-    """DFlash's spread of captured layers, id = output of block id.
+    """The target layers that DFlash captures by default; id = output of block id.
 
-    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one; for targets of
-    fewer layers than that formula needs, an even spread that ends at the last block.
+    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one. Targets with too
+    few layers for that formula get an even spread that ends at the last block.
 
     >>> default_layer_ids(36, 5)
     (1, 9, 17, 25, 33)
@@ -64,7 +69,7 @@ def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
 def resolve_config(
     config: DrafterConfig, *, target: LanguageModelConfig, mask_token_id: int | None = None
 ) -> DrafterConfig:
-    """Fills what a `DrafterConfig` leaves to the target, and checks it against the target.
+    """Fills in what a `DrafterConfig` leaves to the target, and checks it against the target.
 
     Args:
       config: sizes of 0, an empty `target_layer_ids` and a `mask_token_id` of None are filled in.
@@ -79,9 +84,9 @@ def resolve_config(
     if mask is None:
         raise ValueError(
             "No mask token: the tokenizer has none, so set drafter.mask_token_id to an unused id "
-            f"below {target.vocab_size} (a reserved special token, for example). A vocabulary "
-            "without an unused id, such as GPT-2's, has its end-of-text token to offer: of all "
-            "tokens it stands in the fewest places."
+            f"below {target.vocab_size} (a reserved special token, for example). Where every id is "
+            "used, as in GPT-2's vocabulary, take the end-of-text token: it is the one that occurs "
+            "least within a text."
         )
     if not 0 <= mask < target.vocab_size:
         raise ValueError(
@@ -94,8 +99,8 @@ def resolve_config(
     head_dim = config.head_dim or target.head_dim
     if head_dim % 2:
         raise ValueError(
-            f"drafter.head_dim must be even for RoPE: got {head_dim}. Set it, where the target's "
-            "is odd."
+            f"drafter.head_dim must be even for RoPE: got {head_dim}. Set it if the target's is "
+            "odd."
         )
     layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
     check_layer_ids(tuple(layer_ids), target.num_layers)
@@ -114,14 +119,14 @@ def resolve_config(
 
 
 class Places(NamedTuple):
-    """Where queries and keys stand, for layers of limited reach."""
+    """Positions of queries and keys, for layers of limited reach."""
 
     slots_BNK: jax.Array
     context_BT: jax.Array
 
 
 def _within(queries_K: jax.Array, keys_T: jax.Array, reach_2: jax.Array) -> jax.Array:
-    """[..., K] and [..., T] positions -> [..., K, T], True where a query reaches a key."""
+    """Positions [..., K] and [..., T] -> [..., K, T], True where a query reaches a key."""
     ahead_KT = keys_T[..., None, :] - queries_K[..., None]
     return (ahead_KT >= -reach_2[0]) & (ahead_KT <= reach_2[1])
 
@@ -135,9 +140,10 @@ def _attend(
     places: Places | None,
     reach_2: jax.Array | None,
 ) -> jax.Array:
-    """Attention of N blocks, of I = K * G rows each, to the context and to themselves.
+    """Attention of N blocks, with I = K * U queries each, to the context and to themselves.
 
-    The same queries serve one large product with the context and small ones inside the blocks.
+    The queries of all blocks share one large product with the context; the products inside the
+    blocks are small.
     """
     batch, kv_heads, blocks, rows, width = q_BRNIC.shape
     if places is None or reach_2 is None:
@@ -218,7 +224,7 @@ class DFlashLayer(nn.Module):
     def context(
         self, carry: jax.Array, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Keys and values of the context, which passes no input norm: each [B, R, S, C]."""
+        """Keys and values of the context, without an input norm: each [B, R, S, C]."""
         k_BSRC, v_BSRC = self.attention.keys_and_values(carry, *angles)
         return carry, (k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2))
 
@@ -238,17 +244,17 @@ class DFlashLayer(nn.Module):
         q_BNKQC = self.attention.queries(normed, *angles)
         k_BNKRC, v_BNKRC = self.attention.keys_and_values(normed, *angles)
 
-        # Rows of one key/value head lie together, blocks one after the other.
-        q_BNKRGC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
-        q_BRNIC = jnp.moveaxis(q_BNKRGC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
+        # Queries of one key/value head come together, block after block.
+        q_BNKRUC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
+        q_BRNIC = jnp.moveaxis(q_BNKRUC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
         k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
         operands = (q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, places, reach_2)
         if 0 < cfg.chunk_blocks < blocks:
             mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=cfg.chunk_blocks)
         else:
             mixed_BRNIC = _attend(*operands)
-        mixed_BRNKGC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
-        mixed_BNKQC = jnp.moveaxis(mixed_BRNKGC, 1, 3).reshape(batch, blocks, slots, -1, width)
+        mixed_BRNKUC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
+        mixed_BNKQC = jnp.moveaxis(mixed_BRNKUC, 1, 3).reshape(batch, blocks, slots, -1, width)
         x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
         return x_BNKD + self.mlp(self.post_norm(x_BNKD)), None
 
@@ -295,10 +301,10 @@ class DFlash(nn.Module):
     def context(
         self, features_BSE: jax.Array, positions_BS: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values that every layer keeps of the context.
+        """The context's keys and values in every layer.
 
-        They depend on the target's features alone, so decoding computes each once and caches it
-        (`KVCache.write`).
+        They depend only on the target's features, so decoding computes each of them once and caches
+        it (`KVCache.write`).
 
         Args:
           features_BSE: the target's captured features.
@@ -321,20 +327,20 @@ class DFlash(nn.Module):
         *,
         context_positions_BT: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states of N blocks a row, for the target's head.
+        """Hidden states of the N blocks of each row, for the target's head.
 
         Args:
           embeddings_BNKD: the target's embeddings of [anchor, MASK x (K - 1)].
           positions_BNK: absolute positions, anchor + k.
           keys_LBRTC: what `context` returned, or a cache of it.
           values_LBRTC: likewise.
-          mask_BNT: True where block n may see context slot t: positions before its anchor, in its
-            own document. Sliding layers see less: what also lies in each slot's window.
-          context_positions_BT: absolute position of each context slot; default: slot t holds
+          mask_BNT: True where block n may see context position t: those before its anchor, in its
+            own document. Sliding layers see only what is also in each slot's window.
+          context_positions_BT: the absolute position of each context entry; None: entry t holds
             position t, as in a cache. Packed rows need them for sliding layers.
 
         Returns:
-          [B, N, K, D] behind the final norm. Slot 0 stands for nothing.
+          [B, N, K, D] after the final norm. Slot 0 means nothing.
         """
         reach_L2, places = None, None
         if self.config.reach:

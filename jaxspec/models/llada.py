@@ -2,8 +2,9 @@
 
 LLaDA (Nie et al. 2025, arXiv 2502.09992) reads a text with masks in it and says what stands behind
 each mask, every position seeing every other one, without being told the noise. That is
-`jaxspec.models.mdlm.BidirectionalTransformer` without norms on queries and keys; what is LLaDA's
-own is its shape, its special tokens (here) and its tensor names (`jaxspec.checkpoints.llada`).
+`jaxspec.models.bidirectional.BidirectionalTransformer` without norms on queries and keys; what is
+LLaDA's own is its shape, its special tokens (here) and its tensor names
+(`jaxspec.checkpoints.llada`).
 
 Models that denoise block by block with Qwen3's layers (SDAR and others) are the same class under
 ``mask_BSS=block_causal_mask(...)``.

@@ -1,7 +1,8 @@
-"""Which module computes which configuration: the language models that can be targets.
+"""Which module computes which configuration.
 
-All of them have one interface: `__call__` with positions, segments, a cache, captured layers and a
-mask of a tree; `logits`; `embed_tokens`.
+The language models that can be targets have one interface: `__call__` with positions, segments, a
+cache, captured layers and a mask of a tree; `logits`; `embed_tokens`. Denoisers have another:
+`jaxspec.models.denoiser.Denoiser`.
 
 >>> make_model(GPT2Config()).config.num_layers
 12
@@ -9,13 +10,23 @@ mask of a tree; `logits`; `embed_tokens`.
 
 from __future__ import annotations
 
-from jaxspec.config import GPT2Config, LanguageModelConfig
+from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, MaskedTransformerConfig
+from jaxspec.models.bidirectional import BidirectionalTransformer
+from jaxspec.models.dit import DiT
 from jaxspec.models.gpt2 import GPT2
 from jaxspec.models.transformer import Transformer
 
 LanguageModel = Transformer | GPT2
+AnyDenoiser = DiT | BidirectionalTransformer
+"""Each is a `Denoiser` with a head of its own (`logits`), and its configuration names the mask and
+the context."""
 
 
 def make_model(config: LanguageModelConfig) -> LanguageModel:
     """The module of a configuration."""
     return GPT2(config) if isinstance(config, GPT2Config) else Transformer(config)
+
+
+def make_denoiser(config: DiTConfig | MaskedTransformerConfig) -> AnyDenoiser:
+    """The denoiser of a configuration."""
+    return DiT(config) if isinstance(config, DiTConfig) else BidirectionalTransformer(config)

@@ -38,8 +38,10 @@ from jaxspec.losses import (
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
+from jaxspec.models.block_diffusion import paired_inputs
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import AnyDenoiser, DenoiserOutput, paired_inputs
+from jaxspec.models.denoiser import DenoiserOutput
+from jaxspec.models.registry import AnyDenoiser
 from jaxspec.ops.noise import LogLinearSchedule, antithetic_times, corrupt, token_times
 from jaxspec.ops.suppression import suppress
 from jaxspec.training.objectives import (

@@ -26,8 +26,9 @@ from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.checkpoints.llada import llada_from_json, llada_rows, load_llada, save_llada
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import MaskedTransformerConfig, TransformerConfig
+from jaxspec.models.bidirectional import BidirectionalTransformer
+from jaxspec.models.block_diffusion import block_causal_mask
 from jaxspec.models.llada import EOS_ID, LLADA_8B
-from jaxspec.models.mdlm import BidirectionalTransformer, block_causal_mask
 
 TOLERANCE = 1e-4
 CONFIG = MaskedTransformerConfig(

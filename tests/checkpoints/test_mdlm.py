@@ -24,7 +24,7 @@ from jaxspec.checkpoints import key_maps
 from jaxspec.checkpoints.mdlm import MDLM_ROWS, load_mdlm, mdlm_sizes, save_mdlm
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import DiTConfig
-from jaxspec.models.mdlm import DiT
+from jaxspec.models.dit import DiT
 
 TOLERANCE = 1e-4
 CONFIG = DiTConfig(

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxspec.config import MaskedTransformerConfig
 from jaxspec.decoding.diffusion.unmasking import Scheduled, Threshold
-from jaxspec.models.mdlm import BidirectionalTransformer
+from jaxspec.models.bidirectional import BidirectionalTransformer
 
 VOCABULARY, MASK, EOS = 29, 28, 27
 CONFIG = MaskedTransformerConfig(

@@ -1,7 +1,7 @@
 """Samplers of masked diffusion and what they say they drew from, by enumeration at V = 3.
 
 A hand-made table of conditionals stands for the denoiser: one row for every slot of every state.
-Branches are every plan with every draft. R rows, G slots, T passes.
+Branches are every plan with every draft. B rows (one per branch), G slots, O passes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import DiTConfig
 from jaxspec.drafters.denoising import (
-    RULES,
     Plan,
     ancestral_plan,
     ancestral_times,
@@ -27,8 +25,6 @@ from jaxspec.drafters.denoising import (
     has_own_distribution,
     left_to_right_plan,
 )
-from jaxspec.losses import subs_log_probs
-from jaxspec.models.mdlm import DiT
 from jaxspec.ops.sampling import Sampling
 from jaxspec.verify.block import block_law
 from jaxspec.verify.point_mass import point_mass_law
@@ -57,9 +53,9 @@ def shaped(table: np.ndarray, sampling: Sampling) -> np.ndarray:
 def denoiser(table: np.ndarray):
     log_p = jnp.log(jnp.asarray(table))
 
-    def denoise(tokens_RG, times_R):
-        del times_R
-        return log_p[tuple(tokens_RG.T)]
+    def denoise(tokens_BG, times_B):
+        del times_B
+        return log_p[tuple(tokens_BG.T)]
 
     return denoise
 
@@ -101,10 +97,10 @@ def make_plan(name: str, keys, masked, passes: int) -> Plan:
 class Branches:
     """Every plan with every draft."""
 
-    passes_RG: np.ndarray
-    drafts_RG: np.ndarray
-    weights_R: np.ndarray
-    reveal_RGV: np.ndarray
+    passes_BG: np.ndarray
+    drafts_BG: np.ndarray
+    weights_B: np.ndarray
+    reveal_BGV: np.ndarray
     """What each token was drawn from."""
 
     @classmethod
@@ -124,16 +120,16 @@ class Branches:
 
 
 @functools.partial(jax.jit, static_argnames=("num_passes", "rule", "sampling"))
-def followed(log_p, drafts_RG, passes_RG, *, num_passes, rule, sampling):
-    def denoise(tokens_RG, times_R):
-        del times_R
-        return log_p[tuple(tokens_RG.T)]
+def followed(log_p, drafts_BG, passes_BG, *, num_passes, rule, sampling):
+    def denoise(tokens_BG, times_B):
+        del times_B
+        return log_p[tuple(tokens_BG.T)]
 
     return follow(
         denoise,
-        jnp.full(drafts_RG.shape, MASK),
-        Plan(passes_RG, jnp.ones((len(drafts_RG), num_passes))),
-        lambda index, probs: drafts_RG,
+        jnp.full(drafts_BG.shape, MASK),
+        Plan(passes_BG, jnp.ones((len(drafts_BG), num_passes))),
+        lambda index, probs: drafts_BG,
         mask_id=MASK,
         shape=sampling.probabilities,
         rule=rule,
@@ -145,15 +141,15 @@ def shipped_rows(branches: Branches, table, *, num_passes, rule, sampling) -> np
     with jax.enable_x64(True), np.errstate(divide="ignore"):
         filled = followed(
             jnp.asarray(np.log(table)),
-            jnp.asarray(branches.drafts_RG),
-            jnp.asarray(branches.passes_RG, jnp.int32),
+            jnp.asarray(branches.drafts_BG),
+            jnp.asarray(branches.passes_BG, jnp.int32),
             num_passes=num_passes,
             rule=rule,
             sampling=sampling,
         )
-        np.testing.assert_array_equal(filled.tokens_BG, branches.drafts_RG)
+        np.testing.assert_array_equal(filled.tokens_BG, branches.drafts_BG)
         if filled.probs_BGV is None:
-            return np.zeros((*branches.drafts_RG.shape, WORDS))
+            return np.zeros((*branches.drafts_BG.shape, WORDS))
         probs = np.asarray(filled.probs_BGV)
     assert probs.dtype == np.float64 and not probs[..., MASK].any()
     return probs[..., :WORDS]
@@ -163,11 +159,11 @@ def shipped_rows(branches: Branches, table, *, num_passes, rule, sampling) -> np
 class GivenRows:
     """Stands where `laws.output_law` takes a draft: rows that depend on more than the prefix."""
 
-    rows_RGV: np.ndarray
+    rows_BGV: np.ndarray
 
-    def along(self, drafts_RG: np.ndarray, *, count: int) -> np.ndarray:
-        assert drafts_RG.shape[0] == len(self.rows_RGV)
-        return self.rows_RGV[:, :count]
+    def along(self, drafts_BG: np.ndarray, *, count: int) -> np.ndarray:
+        assert drafts_BG.shape[0] == len(self.rows_BGV)
+        return self.rows_BGV[:, :count]
 
 
 def point_mass_without_q(draft, draft_probs, target_probs):
@@ -177,14 +173,14 @@ def point_mass_without_q(draft, draft_probs, target_probs):
 
 def verified(make_law, branches: Branches, rows: np.ndarray, seed: int):
     """TV of the emitted tokens' law from the target's, and the mean accepted length."""
-    slots = branches.drafts_RG.shape[1]
+    slots = branches.drafts_BG.shape[1]
     target = laws.random_tree(np.random.default_rng([seed, 9]), vocabulary=WORDS, depth=slots + 1)
     law, accepted = laws.output_law(
         make_law,
         target=target,
         draft=GivenRows(rows),
-        drafts_BG=branches.drafts_RG,
-        weights_B=branches.weights_R,
+        drafts_BG=branches.drafts_BG,
+        weights_B=branches.weights_B,
     )
     return laws.total_variation(law, target.law(slots + 1)), float(accepted @ np.arange(slots + 1))
 
@@ -203,7 +199,7 @@ def test_every_rule_is_exact(sampler, slots, passes, verifier):
     for seed, sampling in enumerate(SAMPLINGS.values()):
         table = random_table(seed, slots)
         branches = Branches.create(PLAN_LAWS[sampler](slots, passes), shaped(table, sampling))
-        assert branches.weights_R.sum() == pytest.approx(1, abs=1e-12)
+        assert branches.weights_B.sum() == pytest.approx(1, abs=1e-12)
         means = []
         for rule in ("in_order", "last_pass"):
             rows = shipped_rows(branches, table, num_passes=passes, rule=rule, sampling=sampling)
@@ -230,7 +226,7 @@ def test_reveal_time_rows_of_a_random_order_are_refused(sampler, slots, verifier
     for seed in range(3):
         table = random_table(seed, slots)
         branches = Branches.create(PLAN_LAWS[sampler](slots, 2), table)
-        distances.append(verified(VERIFIERS[verifier], branches, branches.reveal_RGV, seed)[0])
+        distances.append(verified(VERIFIERS[verifier], branches, branches.reveal_BGV, seed)[0])
     assert max(distances) > 1e-3
 
 
@@ -241,7 +237,7 @@ def test_reveal_time_rows_from_left_to_right_are_those_in_order(slots, passes):
     rows = shipped_rows(
         branches, table, num_passes=passes, rule="in_order", sampling=SAMPLINGS["plain"]
     )
-    np.testing.assert_allclose(rows, branches.reveal_RGV, atol=1e-14)
+    np.testing.assert_allclose(rows, branches.reveal_BGV, atol=1e-14)
     assert verified(token_law, branches, rows, 5)[0] < 1e-12
 
 
@@ -307,8 +303,8 @@ def any_order_law(table: np.ndarray) -> np.ndarray:
 
 
 def branch_law(branches: Branches) -> np.ndarray:
-    law = np.zeros((WORDS,) * branches.drafts_RG.shape[1])
-    np.add.at(law, tuple(branches.drafts_RG.T), branches.weights_R)
+    law = np.zeros((WORDS,) * branches.drafts_BG.shape[1])
+    np.add.at(law, tuple(branches.drafts_BG.T), branches.weights_B)
     return law
 
 
@@ -375,133 +371,3 @@ def test_jit_and_no_jit_agree_and_rows_do_not_depend_on_neighbours():
     np.testing.assert_allclose(plain.probs_BGV, together.probs_BGV, atol=1e-6)
     _, alone = sampled(table, keys[2:3], sampler="first_hitting", passes=3, slots=3)
     np.testing.assert_array_equal(alone.tokens_BG[0], together.tokens_BG[2])
-
-
-# Plans and limits.
-
-
-def test_clamped_slots_stay_and_are_certain():
-    tokens = jnp.array([[1, MASK, 2, MASK], [MASK, 0, MASK, MASK]])
-    keys = jax.random.split(jax.random.key(0), 2)
-    table = jnp.asarray(random_table(0, 4), jnp.float32)
-    for sampler in PLAN_LAWS:
-        plan = make_plan(sampler, keys, tokens == MASK, 2)
-        filled = fill(denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
-        kept = np.asarray(tokens) != MASK
-        np.testing.assert_array_equal(filled.tokens_BG[kept], tokens[kept])
-        np.testing.assert_array_equal(filled.probs_BGV[kept], np.eye(SYMBOLS)[tokens[kept]])
-        assert (filled.tokens_BG < WORDS).all() and (filled.tokens_BG >= 0).all()
-
-
-def test_left_to_right_shares_differ_by_one_slot_at_most():
-    masked = jnp.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
-    plan = left_to_right_plan(masked, num_passes=2)
-    assert plan.passes_BG[0].tolist() == [0, 0, 0, 1, 1]
-    assert plan.passes_BG[1, jnp.array([1, 3, 4])].tolist() == [0, 0, 1]
-    np.testing.assert_allclose(plan.times_BT[:2], [[1, 0.4], [1, 1 / 3]], rtol=1e-6)
-    assert left_to_right_plan(masked).passes_BG[0].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_first_hitting_times_are_those_of_the_continuous_process():
-    """With n slots masked the next one is hit at t u^(1/n): the first time has mean n / (n + 1)."""
-    masked = jnp.ones((20_000, 3), bool)
-    plan = first_hitting_plan(jax.random.split(jax.random.key(0), 20_000), masked)
-    times = np.asarray(plan.times_BT)
-    assert (np.diff(times, axis=1) <= 0).all() and (times > 0).all() and (times <= 1).all()
-    # The three times are the order statistics of three uniform numbers.
-    np.testing.assert_allclose(times.mean(0), [3 / 4, 2 / 4, 1 / 4], atol=0.01)
-    plan = first_hitting_plan(
-        jax.random.split(jax.random.key(0), 1), jnp.array([[True, False, True]]), num_passes=2
-    )
-    assert sorted(plan.passes_BG[0, jnp.array([0, 2])].tolist()) == [0, 1]
-
-
-def test_times_reach_the_denoiser():
-    seen = []
-
-    def denoise(tokens, times):
-        jax.debug.callback(lambda t: seen.append(float(t[0])), times)
-        return jnp.zeros((*tokens.shape, SYMBOLS)).at[..., MASK].set(-jnp.inf)
-
-    tokens = jnp.full((1, 4), MASK)
-    plan = left_to_right_plan(tokens == MASK)
-    keys = jax.random.split(jax.random.key(0), 1)
-    fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
-    jax.effects_barrier()
-    assert sorted(seen, reverse=True) == [1.0, 0.75, 0.5, 0.25]
-
-
-def test_greedy_drafts_are_one_hot_under_every_rule():
-    tokens = jnp.full((1, 3), MASK)
-    keys = jax.random.split(jax.random.key(0), 1)
-    table = jnp.asarray(random_table(0, 3), jnp.float32)
-    plan = first_hitting_plan(keys, tokens == MASK)
-    for rule in RULES:
-        filled = fill(
-            denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(0.0), rule=rule
-        )
-        if rule == "point_mass":
-            assert filled.probs_BGV is None
-        else:
-            expected = jax.nn.one_hot(filled.tokens_BG, SYMBOLS)
-            np.testing.assert_array_equal(filled.probs_BGV, expected)
-
-
-def test_a_denoiser_without_a_distribution_is_noticed():
-    def denoise(tokens, times):
-        return jnp.full((*tokens.shape, SYMBOLS), jnp.nan)
-
-    tokens = jnp.full((1, 2), MASK)
-    keys = jax.random.split(jax.random.key(0), 1)
-    plan = left_to_right_plan(tokens == MASK, num_passes=1)
-    filled = fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
-    assert filled.tokens_BG.tolist() == [[-1, -1]]
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [
-        lambda keys, masked: ancestral_plan(keys, masked, num_passes=0),
-        lambda keys, masked: first_hitting_plan(keys, masked, num_passes=-1),
-        lambda keys, masked: left_to_right_plan(masked, num_passes=0),
-    ],
-)
-def test_plans_need_a_pass(plan):
-    with pytest.raises(ValueError, match="num_passes"):
-        plan(jax.random.split(jax.random.key(0), 1), jnp.ones((1, 2), bool))
-
-
-def test_a_plan_for_other_slots_is_refused():
-    tokens = jnp.full((1, 3), MASK)
-    keys = jax.random.split(jax.random.key(0), 1)
-    with pytest.raises(ValueError, match="The plan is for"):
-        fill(
-            denoiser(random_table(0, 3)), tokens, left_to_right_plan(jnp.ones((1, 2), bool)), keys,
-            mask_id=MASK, sampling=Sampling(1.0),
-        )  # fmt: skip
-
-
-def test_a_dit_drafts_behind_a_clamped_prefix():
-    model = DiT(DiTConfig(vocab_size=9, hidden_size=16, num_layers=1, num_heads=2))
-    prefix = jnp.array([[1, 2, 3, 4]])
-    tokens = jnp.concatenate([prefix, jnp.full((1, 3), 8)], axis=1)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype("f4"), params)
-
-    @jax.jit
-    def draft(params, keys):
-        def denoise(slots_BG, times_B):
-            row = jnp.concatenate([prefix, slots_BG], axis=1)
-            rows_BI = 4 + jnp.arange(3)[None]
-            output = model.apply({"params": params}, row, rows_BI=rows_BI)
-            return subs_log_probs(output.logits_BSV, slots_BG, mask_id=8)
-
-        slots = tokens[:, 4:]
-        plan = first_hitting_plan(keys, slots == 8, num_passes=2)
-        return fill(denoise, slots, plan, keys, mask_id=8, sampling=Sampling(1.0))
-
-    filled = draft(params, jax.random.split(jax.random.key(0), 1))
-    assert filled.probs_BGV.shape == (1, 3, 9) and int(filled.num_passes) == 2
-    assert not filled.probs_BGV[..., 8].any() and (filled.tokens_BG < 8).all()
-    np.testing.assert_allclose(filled.probs_BGV.sum(-1), 1, atol=1e-5)

@@ -18,7 +18,7 @@ from jaxspec.config import (
     TargetConfig,
 )
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.models.mdlm import BidirectionalTransformer
+from jaxspec.models.bidirectional import BidirectionalTransformer
 
 EVALUATION = EvaluationConfig(
     benchmarks=("embedded/math",),

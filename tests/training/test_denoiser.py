@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxspec.config import DiTConfig, LossConfig, MaskedTransformerConfig
-from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
+from jaxspec.drafters.denoiser import CachedDenoiserProposer, DenoiserProposer
 from jaxspec.losses import LossWeights
-from jaxspec.models.mdlm import DiT, make_denoiser
+from jaxspec.models.dit import DiT
+from jaxspec.models.registry import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
 from tests.denoisers import random_denoiser
@@ -62,7 +63,7 @@ def test_blocks_are_read_as_in_drafting(context):
         return anchors_BN, mask_BNG, output.logits_BSV.reshape(*labels_BNG.shape, -1)
 
     anchors, mask, logits = jax.device_get(packed(params, batch))
-    kind = MDLMProposer if context == "bidirectional" else CachedMDLMProposer
+    kind = DenoiserProposer if context == "bidirectional" else CachedDenoiserProposer
     proposer = kind(trained.model, VOCABULARY, BLOCK, suppressed_ids=(MASK,))
     prefixes, lengths, tokens, expected = [], [], [], []
     for row, block in zip(*np.nonzero(mask[..., 0]), strict=True):

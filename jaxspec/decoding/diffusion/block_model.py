@@ -73,7 +73,7 @@ def check_caching(caching: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BlockModel:
-    """A `jaxspec.models.mdlm.Denoiser`, asked about one block at a time.
+    """A `jaxspec.models.denoiser.Denoiser`, asked about one block at a time.
 
     Raises:
       ValueError: an unknown kind of cache.

@@ -140,7 +140,7 @@ class BlockDiffusion:
     """
 
     model: nn.Module
-    """A `jaxspec.models.mdlm.Denoiser`."""
+    """A `jaxspec.models.denoiser.Denoiser`."""
     rules: DiffusionRules
 
     def __post_init__(self) -> None:

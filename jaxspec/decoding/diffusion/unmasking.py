@@ -26,11 +26,15 @@ Dimension key: B rows, L positions of a block, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.config import DiffusionEvaluationConfig
+from jaxspec.names import did_you_mean
 from jaxspec.ops.sampling import Sampling, at_least_float32, largest_index
 from jaxspec.ops.suppression import suppress
 
@@ -233,3 +237,29 @@ def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BL: jax.Array)
     """One key for each position and step. The block need not be folded in: its positions tell."""
     stepped_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
     return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(stepped_B, positions_BL)
+
+
+UNMASKING: Mapping[str, Callable[[DiffusionEvaluationConfig, int], Unmasking]] = MappingProxyType(
+    {
+        "scheduled": lambda settings, block_length: Scheduled(settings.steps or block_length),
+        "threshold": lambda settings, block_length: Threshold(settings.threshold),
+        "factor": lambda settings, block_length: Factor(settings.factor),
+    }
+)
+"""(settings, tokens of a block) -> the rule, by the names of `diffusion.unmasking`. Result files
+and the files of draft graphs name a rule by its `str()`, so it is a dataclass of plain numbers."""
+
+
+def make_unmasking(settings: DiffusionEvaluationConfig, *, block_length: int) -> Unmasking:
+    """The rule that the settings name.
+
+    Raises:
+      ValueError: no such rule, or a parameter out of its range.
+    """
+    name = settings.unmasking
+    if name not in UNMASKING:
+        raise ValueError(
+            f"diffusion.unmasking must be one of {', '.join(UNMASKING)}: got {name!r}."
+            f"{did_you_mean(name, UNMASKING)}"
+        )
+    return UNMASKING[name](settings, block_length)

@@ -18,14 +18,10 @@ from jaxspec.config import RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.report import diffusion_table, write_diffusion_report
-from jaxspec.evals.diffusion.target import (
-    DiffusionTarget,
-    diffusion_rules,
-    drafting_decoders,
-    open_diffusion_target,
-)
 from jaxspec.evals.diffusion.timing import DiffusionSpeed, time_decoders
+from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.speculative.runner import Echo, progress_of, render
 from jaxspec.provenance import check_output, provenance
 

@@ -23,18 +23,16 @@ from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
+from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
-from jaxspec.evals.report import console_table, seeds_table, write_report
-from jaxspec.evals.speculative.bundles import (
-    KINDS,
-    NGRAM,
-    NONE,
-    TRAINED,
+from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
-    load_drafter_bundle,
-    load_target_bundle,
+    open_drafter,
+    open_target,
+    untrained_drafter,
 )
+from jaxspec.evals.report import console_table, seeds_table, write_report
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
@@ -43,6 +41,7 @@ from jaxspec.evals.speculative.strategies import (
 )
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
 from jaxspec.evals.tau import Rounds, summarise
+from jaxspec.names import did_you_mean
 from jaxspec.provenance import check_output, provenance
 
 Echo = Callable[[str], None]
@@ -86,7 +85,7 @@ def evaluate(
     """
     settings = config.evaluation
     check_output(output)
-    target = load_target_bundle(config.target, default_template=PLAIN)
+    target = open_target(config.target, default_template=PLAIN)
     drafters = open_drafters(workdirs, kinds=kinds, target=target)
     if not target.tokenizer.has_template:
         echo(
@@ -109,7 +108,7 @@ def evaluate(
             if speed is not None:
                 # Drafters of one shape share a program, which the first of them compiles.
                 row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
-            if speed is not None and drafter.kind != "none":
+            if speed is not None and drafter.entry.drafts:
                 speeds.append(speed)
                 notes.append(f"{name}, {drafter.loss}: {speed.formula()}.")
             results.append(row)
@@ -134,7 +133,7 @@ def open_drafters(
 
     Args:
       workdirs: folders of trained drafters.
-      kinds: of `jaxspec.evals.speculative.bundles.KINDS`; (): every folder.
+      kinds: of `jaxspec.drafters.registry.KINDS`; (): every folder.
       target: what they draft for.
 
     Raises:
@@ -143,19 +142,22 @@ def open_drafters(
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise ValueError(f"Unknown kind of drafter {unknown[0]!r}: there are {', '.join(KINDS)}.")
+        raise ValueError(
+            f"Unknown kind of drafter {unknown[0]!r}: there are {', '.join(KINDS)}."
+            f"{did_you_mean(unknown[0], KINDS)}"
+        )
     if not workdirs and not kinds:
         raise ValueError(
             "No drafters to measure: name at least one folder (--workdir DIR), or a kind that "
             "needs none (--drafters ngram). A diffusion language model, which needs none either, "
             "is named by --target.path."
         )
-    trained = [load_drafter_bundle(folder, target=target) for folder in workdirs]
+    trained = [open_drafter(folder, target=target) for folder in workdirs]
     if not kinds:
         return trained
     chosen: list[DrafterBundle] = []
     for kind in dict.fromkeys(kinds):
-        if kind in TRAINED:
+        if KINDS[kind].is_trained:
             of_kind = [drafter for drafter in trained if drafter.kind == kind]
             if not of_kind:
                 raise ValueError(
@@ -164,7 +166,7 @@ def open_drafters(
                 )
             chosen += of_kind
         else:
-            chosen.append(NGRAM if kind == "ngram" else NONE)
+            chosen.append(untrained_drafter(kind))
     return chosen
 
 
@@ -224,7 +226,7 @@ class Evaluation:
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         params = self.params(drafter)
         title = f"{name}: {drafter.loss} ({drafter.name})"
-        if drafter.kind == "none":
+        if not drafter.entry.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
             with progress_of(title, len(reference.prompts), self.echo) as advance:
@@ -267,7 +269,7 @@ class Evaluation:
             "draft_passes_per_round": _draft_passes(responses),
             "tree_nodes": self.settings.tree_nodes,
             "chains": self.settings.chains,
-            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.kind == "mdlm" else {}),
+            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.entry.denoises else {}),
             "adaptive_sizes": list(self.settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
@@ -284,7 +286,7 @@ class Evaluation:
 
     def params(self, drafter: DrafterBundle) -> Any:
         """What the strategy of this drafter takes."""
-        if drafter.kind == "none":
+        if not drafter.entry.drafts:
             return self.target.params
         return {"target": self.target.params, "drafter": drafter.params}
 

@@ -1,6 +1,6 @@
 """From the settings of an evaluation to the strategy that decodes.
 
->>> strategy = build_strategy(settings, target, drafter)
+>>> strategy = build_strategy(settings, target, drafter)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import dataclasses
 
 from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import (
-    CHAIN_RULES,
-    SAMPLED_RULES,
     Adaptive,
     Autoregressive,
     ChainSpeculative,
@@ -18,9 +16,11 @@ from jaxspec.decoding import (
     Speculative,
     TreeSpeculative,
 )
+from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.protocol import GREEDY
-from jaxspec.evals.speculative.bundles import Denoising, DrafterBundle, TargetBundle
+from jaxspec.evals.opening import DrafterBundle, TargetBundle
 from jaxspec.ops.sampling import Sampling
+from jaxspec.verify.rules import find_rule
 
 AnyStrategy = Autoregressive | Speculative | Adaptive
 
@@ -36,7 +36,7 @@ def target_sampling(settings: EvaluationConfig) -> Sampling:
 
 
 def draft_sampling(settings: EvaluationConfig) -> Sampling:
-    """The distribution of sampled drafts: the target's filters, and a temperature of its own."""
+    """The distribution of sampled drafts: the target's filters with a temperature of their own."""
     sampling = target_sampling(settings)
     if settings.draft_temperature is None:
         return sampling
@@ -44,7 +44,7 @@ def draft_sampling(settings: EvaluationConfig) -> Sampling:
 
 
 def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
-    """The verifier, with "auto" made definite."""
+    """The name of the rejection rule, with "auto" decided."""
     if settings.verifier != "auto":
         return settings.verifier
     if settings.tree_nodes or (settings.chains and not settings.temperature):
@@ -53,16 +53,18 @@ def verifier_of(settings: EvaluationConfig, drafter: DrafterBundle) -> str:
         return "recursive"
     if not settings.temperature:
         return "greedy"
-    is_sampled = drafter.kind != "ngram" and not draft_sampling(settings).greedy
-    has_rows = drafter.kind != "mdlm" or settings.draft_rule != "point_mass"
+    is_sampled = drafter.entry.gives_rows and not draft_sampling(settings).greedy
+    has_rows = not drafter.entry.denoises or settings.draft_rule != "point_mass"
     return "token" if is_sampled and has_rows else "point_mass"
 
 
 def denoising_of(settings: EvaluationConfig) -> Denoising:
     """How masked-diffusion drafters fill a block."""
-    # Where the configuration lets it pass, every token's own distribution is "in_order".
+    # Where the configuration allows it, "reveal_time" is the same as "in_order".
     rule = "in_order" if settings.draft_rule == "reveal_time" else settings.draft_rule
-    return Denoising(settings.denoising_passes, settings.denoising_order, rule)
+    return Denoising(
+        num_passes=settings.denoising_passes, order=settings.denoising_order, rule=rule
+    )
 
 
 def build_autoregressive(settings: EvaluationConfig, target: TargetBundle) -> Autoregressive:
@@ -76,16 +78,17 @@ def build_strategy(
     """The target with a drafter.
 
     Raises:
-      ValueError: settings that do not go together.
+      ValueError: settings that contradict each other.
     """
-    if drafter.kind == "none":
+    if not drafter.entry.drafts:
         return build_autoregressive(settings, target)
     verifier = verifier_of(settings, drafter)
-    wants_samples = verifier in SAMPLED_RULES or bool(settings.chains)
+    rule = find_rule(verifier)
+    wants_samples = (rule.drafts == "block" and rule.told_rows) or bool(settings.chains)
     if settings.draft_temperature and not wants_samples:
         raise ValueError(
             f"evaluation.draft_temperature {settings.draft_temperature} is for sampled drafts: "
-            f"verifier {verifier!r} takes the likeliest ones."
+            f"verifier {verifier!r} takes the likeliest tokens."
         )
     proposer = drafter.proposer(
         target,
@@ -100,7 +103,7 @@ def build_strategy(
         strategy = ChainSpeculative(*common, num_chains=settings.chains)
     elif settings.tree_nodes:
         strategy = TreeSpeculative(*common, num_nodes=settings.tree_nodes)
-    elif verifier in CHAIN_RULES:
+    elif rule.drafts != "block":
         raise ValueError(
             f"Verifier {verifier!r} is for several drafts: set evaluation.chains (or "
             "evaluation.tree_nodes, for 'tree')."
@@ -113,13 +116,13 @@ def build_strategy(
 
 
 def resized(strategy: Speculative, size: int) -> Speculative:
-    """The strategy with `size` tokens in each of the target's passes; 1 drafts nothing.
+    """The strategy with `size` tokens in each of the target's passes; with 1 nothing is drafted.
 
     Raises:
       ValueError: chains, whose size follows from the block.
     """
     if isinstance(strategy, ChainSpeculative):
-        raise ValueError("Sampled chains have one size: their block times their number.")
+        raise ValueError("Sampled chains have a single size: their block times their number.")
     if isinstance(strategy, TreeSpeculative) and size > 1:
         return dataclasses.replace(strategy, num_nodes=size - 1)
     proposer = dataclasses.replace(strategy.proposer, block_size=size)  # type: ignore[type-var]

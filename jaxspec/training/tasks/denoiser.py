@@ -27,7 +27,7 @@ from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerCo
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.losses import terms_needing_target_rows
-from jaxspec.models.mdlm import make_denoiser
+from jaxspec.models.registry import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
 from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
+from jaxspec.config import DiffusionEvaluationConfig
 from jaxspec.decoding.diffusion.unmasking import (
+    UNMASKING,
     Factor,
     Scheduled,
     Threshold,
     Unmasker,
+    make_unmasking,
     position_keys,
 )
 from jaxspec.ops.sampling import Sampling
@@ -181,3 +186,20 @@ def test_bad_input():
             Threshold(threshold)
     with pytest.raises(ValueError, match="factor"):
         Factor(0.0)
+
+
+def test_rules_are_made_by_name():
+    settings = DiffusionEvaluationConfig(threshold=0.8, factor=0.5)
+    made = {
+        name: make_unmasking(dataclasses.replace(settings, unmasking=name), block_length=8)
+        for name in UNMASKING
+    }
+    assert made == {
+        "scheduled": Scheduled(8),
+        "threshold": Threshold(0.8),
+        "factor": Factor(0.5),
+    }
+    with pytest.raises(
+        ValueError, match=r"unmasking must be one of scheduled, .* mean 'threshold'"
+    ):
+        make_unmasking(dataclasses.replace(settings, unmasking="treshold"), block_length=8)

@@ -12,15 +12,10 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DiffusionEvaluationConfig, TargetConfig
 from jaxspec.decoding import DiffusionResponse, Factor, Scheduled, Threshold
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, chain, nested, save_graph, star
+from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.report import diffusion_markdown, write_diffusion_report
 from jaxspec.evals.diffusion.runner import evaluate_diffusion, summarise_passes
-from jaxspec.evals.diffusion.target import (
-    diffusion_rules,
-    drafting_decoders,
-    is_diffusion_target,
-    load_diffusion_target,
-    open_diffusion_target,
-)
+from jaxspec.evals.opening import is_diffusion_target, open_diffusion_target
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
 
@@ -31,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def target(folder):
-    return load_diffusion_target(TargetConfig(path=str(folder)))
+    return open_diffusion_target(TargetConfig(path=str(folder))).with_weights()
 
 
 def change(**changes):
@@ -188,7 +183,7 @@ def test_a_graph_of_another_model_is_refused(folder, tmp_path):
 def test_llada_folders_are_targets(tmp_path):
     folder = write_model(tmp_path / "llada", llada=True, num_heads=2, num_kv_heads=2)
     assert is_diffusion_target(TargetConfig(path=str(folder)))
-    target = load_diffusion_target(TargetConfig(path=str(folder)))
+    target = open_diffusion_target(TargetConfig(path=str(folder))).with_weights()
     assert target.model.config.num_kv_heads == 2 and target.name == "llada"
     assert target.tokenizer.eos_id in diffusion_rules(run_config(folder), target).stop_ids
 
@@ -196,16 +191,16 @@ def test_llada_folders_are_targets(tmp_path):
 def test_targets_that_cannot_be_decoded(tmp_path):
     assert not is_diffusion_target(TargetConfig(path="embedded"))
     with pytest.raises(ValueError, match="goes from left to right"):
-        load_diffusion_target(TargetConfig(path="embedded"))
+        open_diffusion_target(TargetConfig(path="embedded")).with_weights()
     causal = write_model(tmp_path / "causal", context="causal")
     with pytest.raises(ValueError, match="context is 'causal'"):
-        load_diffusion_target(TargetConfig(path=str(causal)))
+        open_diffusion_target(TargetConfig(path=str(causal))).with_weights()
     (causal / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"No tokenizer.json"):
-        load_diffusion_target(TargetConfig(path=str(causal)))
+        open_diffusion_target(TargetConfig(path=str(causal))).with_weights()
     small = write_model(tmp_path / "small", vocab_size=64)
     with pytest.raises(ValueError, match="do not belong together"):
-        load_diffusion_target(TargetConfig(path=str(small)))
+        open_diffusion_target(TargetConfig(path=str(small))).with_weights()
 
 
 @pytest.mark.parametrize(

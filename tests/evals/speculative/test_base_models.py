@@ -20,7 +20,7 @@ from jaxspec.config import (
 )
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.evals.speculative.bundles import load_target_bundle
+from jaxspec.evals.opening import open_target
 from jaxspec.evals.speculative.runner import evaluate
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.gpt2 import GPT2
@@ -91,7 +91,7 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dflash(gpt2, tmp_path_factory):
     """A random drafter for it; the end of text stands for the mask."""
-    bundle = load_target_bundle(TargetConfig(path=str(gpt2)))
+    bundle = open_target(TargetConfig(path=str(gpt2)))
     config = resolve_config(
         DrafterConfig(block_size=4, num_features=2, num_layers=1),
         target=bundle.config,
@@ -136,7 +136,7 @@ def test_responses_are_those_of_transformers(gpt2, data):
     from jaxspec.evals.benchmarks import load_benchmark
     from jaxspec.evals.speculative.runner import Evaluation
 
-    target = load_target_bundle(TargetConfig(path=str(gpt2)))
+    target = open_target(TargetConfig(path=str(gpt2)))
     assert isinstance(target.model, GPT2)
     evaluation = Evaluation(SETTINGS, target, echo=lambda line: None)
     examples = load_benchmark("tinystories", prompts=3, data=data, seed=0)
@@ -199,10 +199,10 @@ def test_other_families_without_a_template_are_given_contents(data, tmp_path):
         {"role": "assistant", "content": "I."},
         {"role": "user", "content": "Why?"},
     ]
-    bundle = load_target_bundle(config.target)
+    bundle = open_target(config.target)
     with pytest.raises(ValueError, match="no chat template"):
         bundle.tokenizer.encode_prompt(turns)
-    plain = load_target_bundle(config.target, default_template=PLAIN).tokenizer
+    plain = open_target(config.target, default_template=PLAIN).tokenizer
     assert plain.encode_prompt(turns) == [
         *plain.encode("Who?I."),
         plain.eos_id,

@@ -21,8 +21,8 @@ from jaxspec.config import (
 from jaxspec.data.examples import Example
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Autoregressive
+from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
-from jaxspec.evals.speculative.bundles import NGRAM, NONE, load_drafter_bundle, load_target_bundle
 from jaxspec.evals.speculative.runner import evaluate, open_drafters
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.models.dflash import DFlash, resolve_config
@@ -158,8 +158,8 @@ def test_turns_build_on_the_targets_answers(folders, tmp_path, monkeypatch):
 
 
 def test_the_verifier_follows_from_the_temperature(folders):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
-    drafter = load_drafter_bundle(folders[1][0], target=target)
+    target = open_target(TargetConfig(path=str(folders[0])))
+    drafter = open_drafter(folders[1][0], target=target)
     warm = {"temperature": 0.7}
     for changes, verifier, is_sampled in (
         ({}, "greedy", False),
@@ -178,9 +178,9 @@ def test_the_verifier_follows_from_the_temperature(folders):
 
 
 def test_every_setting_reaches_the_strategy(folders):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
-    dflash = load_drafter_bundle(folders[1][0], target=target)
-    language_model = load_drafter_bundle(folders[0], target=target)
+    target = open_target(TargetConfig(path=str(folders[0])))
+    dflash = open_drafter(folders[1][0], target=target)
+    language_model = open_drafter(folders[0], target=target)
     assert (dflash.kind, language_model.kind) == ("dflash", "autoregressive")
     warm = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01}
 
@@ -195,9 +195,9 @@ def test_every_setting_reaches_the_strategy(folders):
     for drafter in (dflash, language_model):
         strategy = built(drafter, **warm, draft_temperature=0.0)
         assert (strategy.verifier, strategy.proposer.sampling.greedy) == ("point_mass", True)
-    assert built(NGRAM, **warm).verifier == "point_mass"
-    assert built(NGRAM).verifier == "greedy"
-    assert isinstance(built(NONE, **warm), Autoregressive)
+    assert built(untrained_drafter("ngram"), **warm).verifier == "point_mass"
+    assert built(untrained_drafter("ngram")).verifier == "greedy"
+    assert isinstance(built(untrained_drafter("none"), **warm), Autoregressive)
     strategy = built(chains=3, **warm)
     assert (strategy.verifier, strategy.num_chains, strategy.num_nodes) == ("recursive", 3, 6)
     assert built(chains=3, draft_temperature=1.0).verifier == "tree"
@@ -222,7 +222,7 @@ def test_every_setting_reaches_the_strategy(folders):
         with pytest.raises(ValueError, match=message):
             built(**changes)
     with pytest.raises(ValueError, match="only a block drafter has: got NGramProposer"):
-        built(NGRAM, tree_nodes=4)
+        built(untrained_drafter("ngram"), tree_nodes=4)
 
 
 def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):
@@ -249,7 +249,7 @@ def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):
 
 
 def test_kinds_of_drafters_are_checked(folders, tmp_path):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    target = open_target(TargetConfig(path=str(folders[0])))
     dflash = folders[1][0]
     assert [d.name for d in open_drafters([dflash], kinds=["ngram"], target=target)] == ["ngram"]
     for workdirs, kinds, message in (
@@ -262,7 +262,7 @@ def test_kinds_of_drafters_are_checked(folders, tmp_path):
 
 
 def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    target = open_target(TargetConfig(path=str(folders[0])))
     other = tmp_path / "other"
     shutil.copytree(folders[0], other)
     file = other / "tokenizer.json"
@@ -273,7 +273,7 @@ def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
     file.write_text(json.dumps(content), encoding="utf-8")
     ids = f"{min(tokens[first], tokens[second])}, {max(tokens[first], tokens[second])}"
     with pytest.raises(ValueError, match=f"ids {ids} mean different tokens"):
-        load_drafter_bundle(other, target=target)
+        open_drafter(other, target=target)
     architecture = dataclasses.replace(target.config, vocab_size=target.config.vocab_size + 5)
     params = jax.jit(Transformer(architecture).init)(
         jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
@@ -281,11 +281,11 @@ def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
     wide = tmp_path / "wide"
     save_target(wide, architecture, params["params"], tokenizer_folder=target.tokenizer.folder)
     with pytest.raises(ValueError, match=r"embedding of \d+ rows"):
-        load_drafter_bundle(wide, target=target)
+        open_drafter(wide, target=target)
 
 
 def test_suppressed_and_stop_tokens_of_a_target(folders):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    target = open_target(TargetConfig(path=str(folders[0])))
     tokenizer = target.tokenizer
     assert target.stop_ids == tokenizer.stop_ids
     padded_rows = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
@@ -294,10 +294,10 @@ def test_suppressed_and_stop_tokens_of_a_target(folders):
 
 
 def test_a_drafter_is_found_with_and_without_its_run(folders):
-    target = load_target_bundle(TargetConfig(path=str(folders[0])))
+    target = open_target(TargetConfig(path=str(folders[0])))
     run = folders[1][0]
-    whole = load_drafter_bundle(run, target=target)
-    export = load_drafter_bundle(run / "export", target=target)
+    whole = open_drafter(run, target=target)
+    export = open_drafter(run / "export", target=target)
     assert (whole.name, whole.loss, whole.seed) == ("run0", "uniform", 7)
     # Weights alone do not say what they were trained with.
     assert (export.name, export.loss, export.seed) == ("run0", "run0", None)
@@ -307,7 +307,7 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
     def decode(*_, **__):
         raise AssertionError("nothing may be decoded")
 
-    monkeypatch.setattr("jaxspec.evals.runner.generate", decode)
+    monkeypatch.setattr("jaxspec.evals.speculative.runner.generate", decode)
     output = tmp_path / "results.json"
     config = run_config(folders)
     unfinished = tmp_path / "unfinished"

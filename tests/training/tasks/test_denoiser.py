@@ -19,13 +19,14 @@ from jaxspec.config import (
     TargetConfig,
 )
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
-from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
-from jaxspec.evals.diffusion.target import (
-    diffusion_rules,
+from jaxspec.drafters.denoiser import CachedDenoiserProposer, DenoiserProposer
+from jaxspec.evals.diffusion.decoders import diffusion_rules
+from jaxspec.evals.opening import (
     is_diffusion_target,
-    load_diffusion_target,
+    open_diffusion_target,
+    open_drafter,
+    open_target,
 )
-from jaxspec.evals.speculative.bundles import load_drafter_bundle, load_target_bundle
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.loop import train
@@ -77,10 +78,10 @@ def test_an_mdlm_from_scratch_is_exported(from_scratch, run_config):
     assert config.context == "bidirectional"
     assert np.abs(params["head"]["kernel"]).max() > 0, "it has learned something"
     assert json.loads((from_scratch / "metrics.jsonl").read_text().splitlines()[0])["elbo"] > 6
-    target = load_target_bundle(run_config.target)
-    drafter = load_drafter_bundle(from_scratch, target=target)
+    target = open_target(run_config.target)
+    drafter = open_drafter(from_scratch, target=target)
     assert (drafter.kind, drafter.loss, drafter.block_size) == ("mdlm", "elbo", 9)
-    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), MDLMProposer)
+    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), DenoiserProposer)
 
 
 def test_a_target_becomes_a_drafter(adapted, run_config):
@@ -92,10 +93,10 @@ def test_a_target_becomes_a_drafter(adapted, run_config):
     moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), params["layers"], before)
     # Three steps of Adam at a rate of 3e-3 at most: it started from there.
     assert 0 < max(jax.tree.leaves(moved)) < 0.01
-    target = load_target_bundle(run_config.target)
-    drafter = load_drafter_bundle(adapted, target=target)
+    target = open_target(run_config.target)
+    drafter = open_drafter(adapted, target=target)
     assert (drafter.kind, drafter.loss, drafter.block_size) == ("mdlm", "full", 4)
-    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), CachedMDLMProposer)
+    assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), CachedDenoiserProposer)
 
 
 def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, tmp_path):
@@ -163,14 +164,16 @@ def test_a_block_causal_target(run_config, tmp_path):
     train(dataclasses.replace(config, data=data), workdir=tmp_path / "run")
     stored = read_denoiser(tmp_path / "run" / "export")
     assert (stored.context, stored.block_length) == ("block_causal", 8)
-    target = load_diffusion_target(TargetConfig(path=str(tmp_path / "run" / "export")))
+    target = open_diffusion_target(
+        TargetConfig(path=str(tmp_path / "run" / "export"))
+    ).with_weights()
     rules = diffusion_rules(config, target)
     assert rules.block_causal and rules.block_length == 8
     blocks = dataclasses.replace(config.diffusion, block_length=32)
     with pytest.raises(ValueError, match=r"trained with blocks of 8 tokens: got .* 32"):
         diffusion_rules(dataclasses.replace(config, diffusion=blocks), target)
-    other = load_target_bundle(run_config.target)
-    drafter = load_drafter_bundle(tmp_path / "run", target=other)
+    other = open_target(run_config.target)
+    drafter = open_drafter(tmp_path / "run", target=other)
     with pytest.raises(ValueError, match="is block-causal"):
         drafter.proposer(other, sampling=Sampling(0.0))
 
@@ -261,9 +264,9 @@ def test_a_drafter_of_another_tokenizer_is_refused(from_scratch, run_config, tmp
     first, second = (token for token, number in vocabulary.items() if number in (500, 501))
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (folder / "tokenizer.json").write_text(json.dumps(document))
-    other = load_target_bundle(TargetConfig(path=str(folder)))
+    other = open_target(TargetConfig(path=str(folder)))
     with pytest.raises(ValueError, match=r"ids 500, 501 mean different tokens"):
-        load_drafter_bundle(from_scratch, target=other)
+        open_drafter(from_scratch, target=other)
     config = changed(run_config, DenoiserConfig(path=str(from_scratch)))
     config = dataclasses.replace(config, target=TargetConfig(path=str(folder)))
     with pytest.raises(ValueError, match=r"ids 500, 501 mean different tokens"):
@@ -272,7 +275,7 @@ def test_a_drafter_of_another_tokenizer_is_refused(from_scratch, run_config, tmp
 
 def test_a_drafter_with_another_embedding_is_refused(from_scratch, run_config, tmp_path):
     config, params = load_denoiser(from_scratch / "export")
-    target = load_target_bundle(run_config.target)
+    target = open_target(run_config.target)
     tokens = target.tokenizer.vocab_size
     small = dataclasses.replace(config, vocab_size=tokens - 1, mask_token_id=MASK)
     params = {
@@ -282,12 +285,12 @@ def test_a_drafter_with_another_embedding_is_refused(from_scratch, run_config, t
     }
     save_denoiser(tmp_path / "small", small, params, tokenizer_folder=EMBEDDED_FOLDER)
     with pytest.raises(ValueError, match=f"embedding of {tokens - 1} rows, but the tokenizer"):
-        load_drafter_bundle(tmp_path / "small", target=target)
+        open_drafter(tmp_path / "small", target=target)
 
 
 def test_settings_of_denoising_reach_the_strategy(adapted, run_config):
-    target = load_target_bundle(run_config.target)
-    drafter = load_drafter_bundle(adapted, target=target)
+    target = open_target(run_config.target)
+    drafter = open_drafter(adapted, target=target)
 
     def strategy(**settings):
         return build_strategy(EvaluationConfig(**settings), target, drafter)
@@ -345,7 +348,7 @@ def test_a_denoiser_entry_that_makes_no_sense(adapted, tmp_path):
 def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_config, tmp_path):
     """The released MDLM comes without one, and with a row for its mask after GPT-2's tokens."""
     config, params = load_denoiser(from_scratch / "export")
-    target = load_target_bundle(run_config.target)
+    target = open_target(run_config.target)
     tokens = target.tokenizer.vocab_size
     for rows, fits in ((tokens + 1, True), (tokens + 3, False)):
         folder = tmp_path / str(rows)
@@ -356,7 +359,7 @@ def test_a_folder_without_a_tokenizer_is_taken_by_its_size(from_scratch, run_con
         )
         save_denoiser(folder, sized, wide)
         if fits:
-            assert load_drafter_bundle(folder, target=target).model.config.mask_id == tokens
+            assert open_drafter(folder, target=target).model.config.mask_id == tokens
         else:
             with pytest.raises(ValueError, match="no tokenizer to compare with the target's"):
-                load_drafter_bundle(folder, target=target)
+                open_drafter(folder, target=target)

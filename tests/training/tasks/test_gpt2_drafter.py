@@ -17,7 +17,7 @@ from jaxspec.cli import export as command
 from jaxspec.config import GPT2Config, TargetConfig
 from jaxspec.data.embedded import corpus
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
-from jaxspec.evals.speculative.bundles import load_drafter_bundle, load_target_bundle
+from jaxspec.evals.opening import open_drafter, open_target
 from jaxspec.models.gpt2 import GPT2
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.loop import train
@@ -81,10 +81,10 @@ def test_train_export_and_decode(target, run_config, tmp_path):
     assert not workdir.exists()
     train(config, workdir=workdir)
 
-    bundle = load_target_bundle(TargetConfig(path=str(target)))
+    bundle = open_target(TargetConfig(path=str(target)))
     assert isinstance(bundle.model, GPT2)
     assert bundle.stop_ids == (end,)
-    drafter = load_drafter_bundle(workdir, target=bundle)
+    drafter = open_drafter(workdir, target=bundle)
     rules = DecodeRules(16, stop_ids=bundle.stop_ids, suppressed_ids=bundle.suppressed_ids)
     proposer = drafter.proposer(bundle, sampling=Sampling(0.0))
     turns = [{"role": "user", "content": "How many miles is it?"}]

@@ -16,15 +16,15 @@ import pytest
 
 from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.config import DiTConfig, TransformerConfig
-from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import (
-    BidirectionalTransformer,
-    DiT,
+from jaxspec.models.bidirectional import BidirectionalTransformer
+from jaxspec.models.block_diffusion import (
     block_causal_mask,
     block_diffusion_mask,
     paired_inputs,
     store_clean,
 )
+from jaxspec.models.cache import KVCache
+from jaxspec.models.dit import DiT
 from jaxspec.models.transformer import Transformer
 
 VOCABULARY, MASK, BATCH, LENGTH, BLOCK = 11, 10, 2, 12, 4
@@ -135,7 +135,7 @@ def test_noise_counts_only_with_time_conditioning():
     apply = jax.jit(model.apply)
     without = apply({"params": parameters("dit")}, jnp.asarray(TOKENS), sigma=noise)
     np.testing.assert_allclose(without.logits_BSV, base, atol=1e-5)
-    with pytest.raises(ValueError, match="one a sequence"):
+    with pytest.raises(ValueError, match="one value per sequence"):
         model.apply({"params": parameters("dit")}, jnp.asarray(TOKENS), sigma=jnp.zeros((3,)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxspec.config import DiTConfig
-from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
+from jaxspec.drafters.denoiser import CachedDenoiserProposer, DenoiserProposer
 from jaxspec.ops.sampling import Sampling
 from tests.denoisers import random_denoiser
 
@@ -37,7 +37,7 @@ def denoiser(context="bidirectional", **changes):
 
 def proposer(context="bidirectional", **settings):
     model, params = denoiser(context)
-    kind = CachedMDLMProposer if context == "causal" else MDLMProposer
+    kind = CachedDenoiserProposer if context == "causal" else DenoiserProposer
     settings = {"block_size": 4, "sampling": SAMPLING, **settings}
     return kind(model, VOCABULARY, **settings), {"drafter": params}
 
@@ -90,7 +90,7 @@ def test_the_marginals_are_those_of_a_pass_over_the_whole_text(context):
 
 def test_a_model_that_is_too_short_reads_the_newest_tokens():
     model, params = denoiser(max_position_embeddings=8)
-    short = MDLMProposer(model, VOCABULARY, block_size=4)
+    short = DenoiserProposer(model, VOCABULARY, block_size=4)
 
     @jax.jit
     def marginals():
@@ -151,7 +151,7 @@ def test_vocabularies_differ_by_padding_rows_and_the_mask():
     model, params = denoiser()
     for vocabulary in (18, 20, 25):
         banned = (7, MASK) if vocabulary > MASK else (7,)
-        wide = MDLMProposer(model, vocabulary, 4, sampling=SAMPLING, suppressed_ids=banned)
+        wide = DenoiserProposer(model, vocabulary, 4, sampling=SAMPLING, suppressed_ids=banned)
 
         @jax.jit
         def propose(keys_B, wide=wide):
@@ -168,13 +168,13 @@ def test_vocabularies_differ_by_padding_rows_and_the_mask():
 def test_what_cannot_work_is_refused():
     model, _ = denoiser()
     with pytest.raises(ValueError, match="block of 33 slots is longer than the drafter's 32"):
-        MDLMProposer(model, VOCABULARY, 33)
+        DenoiserProposer(model, VOCABULARY, 33)
     with pytest.raises(ValueError, match="at least 1 denoising pass: got 0"):
-        MDLMProposer(model, VOCABULARY, 4, num_passes=0)
+        DenoiserProposer(model, VOCABULARY, 4, num_passes=0)
     with pytest.raises(ValueError, match="mask is id 20, which the target may emit"):
-        MDLMProposer(model, 21, 4)
-    MDLMProposer(model, 21, 4, suppressed_ids=(MASK,))
+        DenoiserProposer(model, 21, 4)
+    DenoiserProposer(model, 21, 4, suppressed_ids=(MASK,))
     with pytest.raises(ValueError, match="order must be one of ancestral"):
-        drafter = MDLMProposer(model, VOCABULARY, 4, order="confidence")
+        drafter = DenoiserProposer(model, VOCABULARY, 4, order="confidence")
         state = drafter.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)
         drafter.propose({}, state, ANCHORS, jax.random.split(jax.random.key(0), 2))

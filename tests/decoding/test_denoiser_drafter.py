@@ -1,6 +1,6 @@
 """Masked-diffusion drafters in the engine: outputs are the target's, whatever the drafter says.
 
-Dimension key: R rows (one response each), V vocabulary.
+Dimension key: B rows (one response each), V vocabulary.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import pytest
 
 from jaxspec.config import DiTConfig
 from jaxspec.decoding import ChainSpeculative, Speculative, TreeSpeculative
-from jaxspec.drafters.mdlm import CachedMDLMProposer, MDLMProposer
-from jaxspec.models.mdlm import DenoiserOutput
+from jaxspec.drafters.denoiser import CachedDenoiserProposer, DenoiserProposer
+from jaxspec.models.denoiser import DenoiserOutput
 from tests.decoding import test_sampled as sampled
 from tests.decoding import tiny
 from tests.decoding.test_sampled import law, target  # noqa: F401  (fixtures)
@@ -38,7 +38,7 @@ def denoiser(vocabulary, context):
 
 def proposer(vocabulary, context="causal", **settings):
     model, params = denoiser(vocabulary, context)
-    kind = CachedMDLMProposer if context == "causal" else MDLMProposer
+    kind = CachedDenoiserProposer if context == "causal" else DenoiserProposer
     return kind(model, vocabulary, **settings), params
 
 
@@ -93,7 +93,7 @@ class Echo:
         return DenoiserOutput(tokens, logits_BGV, tokens, tokens)
 
 
-def strategy_of(target, name, kind=MDLMProposer):  # noqa: F811
+def strategy_of(target, name, kind=DenoiserProposer):  # noqa: F811
     model, params = target
     rule, verifier = name.split(":")
     drafter = kind(
@@ -123,7 +123,7 @@ def test_sampled_outputs_have_the_targets_law(target, law, name):  # noqa: F811
     assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
 
 
-class RevealTime(MDLMProposer):
+class RevealTime(DenoiserProposer):
     """States what each token was drawn from, whatever was filled in before it to its right."""
 
     def propose(self, params, state, anchor_B, keys_B):

@@ -1,36 +1,50 @@
 """A masked-diffusion language model as drafter (SpecDiff, arXiv 2408.05636).
 
-It reads [prefix, anchor, G masks] and fills the masks in T passes. Two ways of holding the prefix:
+It reads [prefix, anchor, G masks] and fills the masks in several passes. There are two ways of
+holding the prefix:
 
-- `MDLMProposer`, bidirectional: a prefix token sees the masks, too, so every pass reads everything
-  anew. This is how released MDLMs were trained, and what SpecDiff does.
-- `CachedMDLMProposer`, causal: a prefix token sees what stands before it, so its keys and values
-  are stored once and a pass reads the K rows of the block (block diffusion, arXiv 2503.09573).
+- `DenoiserProposer`, bidirectional: prefix tokens see the masks too, so every pass reads all of
+  them again. This is how released MDLMs were trained, and what SpecDiff does.
+- `CachedDenoiserProposer`, causal: a prefix token sees only what is before it, so its keys and
+  values are stored once and a pass reads the K tokens of the block (block diffusion, arXiv
+  2503.09573).
 
-What the rejection rule is told of tokens revealed in earlier passes is a named, exact choice: see
-`jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, its mask apart.
+What the rejection rule is told about tokens revealed in earlier passes is a named, exact choice:
+see `jaxspec.drafters.denoising`. The drafter's vocabulary is the target's, apart from its mask.
 
-Dimension key: B batch rows, S prompt tokens, T slots of the prefix, W tokens of a pass, K block
+Dimension key: B batch rows, S tokens of the prompt or of a pass, T slots of the prefix, K block
 slots, G = K - 1 drafted slots, V the target's vocabulary.
 
->>> proposer = MDLMProposer(make_denoiser(config), vocabulary=2048, block_size=9, num_passes=2)
+>>> model = make_denoiser(DiTConfig(vocab_size=2049))
+>>> proposer = DenoiserProposer(model, vocabulary=2048, block_size=9, num_passes=2)
+>>> proposer.marginal_passes
+1
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxspec.config import DiTConfig, MaskedTransformerConfig
 from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
+from jaxspec.drafters.kind import (
+    DraftedTarget,
+    DrafterKind,
+    DraftSettings,
+    History,
+    recorded_group,
+    recorded_loss,
+)
 from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.mdlm import AnyDenoiser
+from jaxspec.models.registry import AnyDenoiser, make_denoiser
 from jaxspec.ops.noise import LogLinearSchedule
 from jaxspec.ops.sampling import Sampling
 from jaxspec.ops.suppression import suppress
@@ -38,25 +52,25 @@ from jaxspec.ops.suppression import suppress
 
 @dataclasses.dataclass(frozen=True)
 class _Denoising(abc.ABC):
-    """What both proposers share: T passes over the masks of a block.
+    """What both proposers share: several passes over the masks of a block.
 
     Raises:
-      ValueError: a block beyond the model's length, no passes, or a vocabulary without the target's
-        tokens.
+      ValueError: a block longer than the model, sampled drafts that are to be judged as a point
+        mass, no passes, or a mask that the target may emit.
     """
 
     model: AnyDenoiser
     vocabulary: int
-    """V, rows of the target's embedding; drafts are distributions over them."""
+    """V, the rows of the target's embedding, over which drafts are distributions."""
     block_size: int
-    """K: the anchor and what is drafted behind it."""
+    """K: the anchor and what is drafted after it."""
     sampling: Sampling = GREEDY
     num_passes: int = 1
-    """T, denoising passes; those that reveal nothing in any row are not run."""
+    """Denoising passes; a pass that reveals nothing in any row is skipped."""
     order: Order = "ancestral"
-    """Which slots each pass reveals."""
+    """Which slots each pass reveals (`jaxspec.drafters.denoising`)."""
     rule: Rule = "in_order"
-    """What the verifier is told of each slot."""
+    """What the verifier is told about each slot."""
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted."""
     capture: tuple[int, ...] = ()
@@ -70,24 +84,24 @@ class _Denoising(abc.ABC):
             )
         if self.rule == "point_mass" and not self.sampling.greedy:
             raise ValueError(
-                "A draft that is judged as a point mass takes the likeliest tokens: give it "
-                f"temperature 0, not {self.sampling.temperature}."
+                "A draft that is judged as a point mass consists of the likeliest tokens: use a "
+                f"draft temperature of 0, not {self.sampling.temperature}."
             )
         if self.num_passes < 1:
             raise ValueError(f"A draft takes at least 1 denoising pass: got {self.num_passes}.")
         if config.mask_id < self.vocabulary and config.mask_id not in self.suppressed_ids:
             raise ValueError(
                 f"The drafter's mask is id {config.mask_id}, which the target may emit: it must be "
-                "a token that is suppressed, or an id behind the target's vocabulary."
+                "a suppressed token, or an id beyond the target's vocabulary."
             )
 
-    passes_beside = 0
-    """Passes of a round besides those that fill the block."""
+    other_passes = 0
+    """Passes of a round that do not fill the block."""
 
     @property
     def marginal_passes(self) -> int:
-        """One fills the block."""
-        return 1 + self.passes_beside
+        """One pass fills the block."""
+        return 1 + self.other_passes
 
     @property
     def unroll_layers(self) -> bool:
@@ -97,7 +111,7 @@ class _Denoising(abc.ABC):
     def propose(
         self, params: Any, state: Any, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, Any]:
-        """Fills the block in T passes; at temperature 0 with the likeliest tokens."""
+        """Fills the block, at temperature 0 with the likeliest tokens."""
         if self.block_size == 1:
             return no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling), state
         mask_id = self.model.config.mask_id
@@ -112,11 +126,11 @@ class _Denoising(abc.ABC):
             sampling=self.sampling,
             rule="point_mass" if self.sampling.greedy else self.rule,
         )
-        passes_B = filled.passes_B + self.passes_beside
+        passes_B = filled.passes_B + self.other_passes
         return Draft(filled.tokens_BG, filled.probs_BGV, passes_B), state
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
-        """Logits of all slots from one pass over nothing but masks, [B, G, V]."""
+        """Logits of all slots, [B, G, V], from one pass over a block of masks."""
         shape = (anchor_B.shape[0], self.block_size - 1)
         slots_BG = jnp.full(shape, self.model.config.mask_id, jnp.int32)
         return self._reader(params, state, anchor_B)(slots_BG, jnp.ones(shape[0]))
@@ -128,7 +142,7 @@ class _Denoising(abc.ABC):
         """(slots [B, G], times [B]) -> logits [B, G, V] over the target's vocabulary."""
 
     def _logits(self, own: jax.Array) -> jax.Array:
-        """The drafter's own logits as [B, G, V] over the target's vocabulary, without the mask."""
+        """The drafter's logits as [B, G, V] over the target's vocabulary, which has no mask."""
         rows = self.model.config.vocab_size
         logits_BGV = suppress(own, (self.model.config.mask_id,))[..., : self.vocabulary]
         if rows < self.vocabulary:
@@ -145,12 +159,12 @@ class Prefix:
     """Everything before the anchor, as tokens."""
 
     tokens_BT: jax.Array
-    """int32; what lies behind `lengths_B` is left from rejected drafts."""
+    """int32; beyond `lengths_B` is what rejected drafts left behind."""
     lengths_B: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MDLMProposer(_Denoising):
+class DenoiserProposer(_Denoising):
     """Drafts with a bidirectional denoiser, whose parameters are under "drafter"."""
 
     def begin(
@@ -162,7 +176,7 @@ class MDLMProposer(_Denoising):
         *,
         capacity: int,
     ) -> Prefix:
-        """The prompt; nothing is computed yet."""
+        """The prompt; no pass is needed."""
         del params, features_BSE
         tokens_BT = jnp.pad(tokens_BS, ((0, 0), (0, capacity - tokens_BS.shape[1])))
         return Prefix(tokens_BT.astype(jnp.int32), lengths_B.astype(jnp.int32))
@@ -175,7 +189,7 @@ class MDLMProposer(_Denoising):
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> Prefix:
-        """The kept tokens behind the prefix."""
+        """The prefix with the emitted tokens appended."""
         del params, features_BKE
         tokens_BT = _put(state.tokens_BT, tokens_BK.astype(jnp.int32), state.lengths_B)
         return Prefix(tokens_BT, state.lengths_B + count_B)
@@ -183,14 +197,14 @@ class MDLMProposer(_Denoising):
     def _reader(
         self, params: Any, state: Prefix, anchor_B: jax.Array
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """Reads the newest tokens that the model's length has room for, anchor and block."""
+        """Reads anchor, block, and as much of the newest prefix as the model has positions for."""
         block = self.block_size
         width = min(state.tokens_BT.shape[1], self.model.config.max_position_embeddings)
-        # Tokens behind the block are not seen, whatever stands there.
+        # Whatever comes after the block is masked out.
         start_B = jnp.maximum(state.lengths_B + block - width, 0)
         prefix_B = state.lengths_B - start_B
-        seen_BW = jnp.arange(width) < (prefix_B + block)[:, None]
-        newest_BW = jax.vmap(lambda row_T, start: jax.lax.dynamic_slice(row_T, (start,), (width,)))(
+        seen_BS = jnp.arange(width) < (prefix_B + block)[:, None]
+        newest_BS = jax.vmap(lambda row_T, start: jax.lax.dynamic_slice(row_T, (start,), (width,)))(
             state.tokens_BT, start_B
         )
         rows_BG = prefix_B[:, None] + jnp.arange(1, block)
@@ -200,8 +214,8 @@ class MDLMProposer(_Denoising):
             output = self.model.apply(
                 {"params": params["drafter"]},
                 # INVALID must not index the embedding; verification fails such a row.
-                jnp.maximum(_put(newest_BW, block_BK, prefix_B), 0),
-                mask_BSS=seen_BW[:, None],
+                jnp.maximum(_put(newest_BS, block_BK, prefix_B), 0),
+                mask_BSS=seen_BS[:, None],
                 sigma=self._sigma(times_B),
                 rows_BI=rows_BG,
             )
@@ -211,14 +225,14 @@ class MDLMProposer(_Denoising):
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedMDLMProposer(_Denoising):
-    """Drafts with a denoiser whose clean tokens see only what stands before them.
+class CachedDenoiserProposer(_Denoising):
+    """Drafts with a denoiser whose clean tokens see only what is before them.
 
-    The state is a `KVCache` of everything before the anchor. A round takes one pass besides
-    filling: that over the kept tokens.
+    The state is a `KVCache` of everything before the anchor. A round takes one more pass than
+    filling does: over the emitted tokens.
     """
 
-    passes_beside = 1
+    other_passes = 1
 
     def begin(
         self,
@@ -246,7 +260,7 @@ class CachedMDLMProposer(_Denoising):
         features_BKE: jax.Array | None,
         count_B: jax.Array,
     ) -> KVCache:
-        """One causal pass over the block, of which the kept tokens count."""
+        """One causal pass over the block, of which the emitted tokens count."""
         del features_BKE
         output = self.model.apply(
             {"params": params["drafter"]},
@@ -284,7 +298,7 @@ class CachedMDLMProposer(_Denoising):
 
 
 def _put(row_BT: jax.Array, new_BK: jax.Array, at_B: jax.Array) -> jax.Array:
-    """Rows with `new_BK` from `at_B` on; the caller sees to it that there is room."""
+    """Rows with `new_BK` written from `at_B` on; the caller ensures that there is room."""
     put = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
     return put(row_BT, new_BK.astype(row_BT.dtype), at_B)
 
@@ -292,3 +306,64 @@ def _put(row_BT: jax.Array, new_BK: jax.Array, at_B: jax.Array) -> jax.Array:
 def _causal(length: int) -> jax.Array:
     order = jnp.arange(length)
     return (order[:, None] >= order)[None]
+
+
+def _network(
+    config: DiTConfig | MaskedTransformerConfig, target: DraftedTarget, where: str
+) -> AnyDenoiser:
+    """Its embedding may differ from the target's in padding rows and have a row for its mask.
+
+    What counts is that the tokenizers' ids mean the same tokens.
+    """
+    if config.vocab_size < target.num_tokens:
+        raise ValueError(
+            f"The drafter in {where} has an embedding of {config.vocab_size} rows, but the "
+            f"tokenizer of {target.name} has {target.num_tokens} ids: it cannot read all of the "
+            "target's tokens."
+        )
+    return make_denoiser(config)
+
+
+def _proposer(
+    network: AnyDenoiser, target: DraftedTarget, settings: DraftSettings
+) -> DenoiserProposer | CachedDenoiserProposer:
+    context = network.config.context
+    if context == "block_causal":
+        raise ValueError(
+            "The drafter is block-causal: such a diffusion language model is decoded by itself "
+            "(--target.path) and does not draft."
+        )
+    kind = CachedDenoiserProposer if context == "causal" else DenoiserProposer
+    return kind(
+        network,
+        target.model.config.vocab_size,
+        settings.block_size,
+        sampling=settings.sampling,
+        num_passes=settings.denoising.num_passes,
+        order=settings.denoising.order,
+        rule=settings.denoising.rule,
+        suppressed_ids=target.suppressed_ids,
+    )
+
+
+def _history(config: DiTConfig | MaskedTransformerConfig, run: Mapping[str, Any]) -> History:
+    """A run of another objective than "draft" has no loss and no block that tables could show."""
+    del config
+    settings = recorded_group(run, "denoiser")
+    goal = settings.get("objective")
+    if goal != "draft":
+        return History(loss=goal)
+    return History(loss=recorded_loss(run), block_size=settings.get("block_size", 0))
+
+
+KIND = DrafterKind(
+    proposer=_proposer,
+    block_size=9,
+    denoises=True,
+    configs=(DiTConfig, MaskedTransformerConfig),
+    network=_network,
+    # The released MDLM has no tokenizer in its folder: it is that of GPT-2.
+    tokenizer="counted",
+    history=_history,
+)
+"""Its public name is "mdlm", after the first of these models to draft."""

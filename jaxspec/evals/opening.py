@@ -1,0 +1,386 @@
+"""Targets and drafters with everything that belongs to them, opened from folders.
+
+This is the one place where an evaluation looks into a folder to see what is there.
+
+>>> target = open_target(TargetConfig(path="embedded"))
+>>> proposer = untrained_drafter("ngram").proposer(target, sampling=Sampling(0.0))
+>>> proposer.block_size
+8
+>>> drafter = open_drafter("runs/full", target=target)  # doctest: +SKIP
+>>> llada = TargetConfig(path="LLaDA-8B-Instruct")
+>>> diffusion_target = open_diffusion_target(llada).with_weights()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
+from jaxspec.checkpoints.folders import exported_weights, fingerprint, target_folder
+from jaxspec.checkpoints.huggingface import (
+    is_target,
+    load_drafter,
+    load_target,
+    read_config,
+    read_drafter_config,
+)
+from jaxspec.config import (
+    DiTConfig,
+    Dtype,
+    LanguageModelConfig,
+    MaskedTransformerConfig,
+    TargetConfig,
+)
+from jaxspec.data.chat_template import PLAIN
+from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
+from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.drafters.denoising import Denoising
+from jaxspec.drafters.kind import DrafterKind, DraftSettings
+from jaxspec.drafters.protocol import Proposer
+from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
+from jaxspec.ops.sampling import Sampling
+
+UNROLLED_LAYERS = 8
+"""Models of at most this many layers are unrolled: a step of a small one then takes half the time
+(see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A folder whose configuration is read, and whose weights are not read yet."""
+
+    folder: Path
+    config: Any
+    """One of the configurations of `jaxspec.config`; its class says what the folder holds."""
+    load: Callable[[Dtype, LanguageModelConfig | None], Any]
+    """(dtype, the target that it drafts for, if there is one) -> parameters."""
+
+
+def stored_model(folder: Path) -> StoredModel:
+    """What a folder holds: a denoiser, a language model, or a DFlash drafter.
+
+    Raises:
+      ValueError: no model that is supported.
+    """
+    if is_denoiser(folder):
+        return StoredModel(
+            folder,
+            read_denoiser(folder),
+            lambda dtype, target: load_denoiser(folder, dtype=dtype)[1],
+        )
+    if is_target(folder):
+        return StoredModel(
+            folder, read_config(folder), lambda dtype, target: load_target(folder, dtype=dtype)[1]
+        )
+    return StoredModel(
+        folder,
+        read_drafter_config(folder),
+        lambda dtype, target: load_drafter(folder, target_config=target, dtype=dtype)[1],
+    )
+
+
+def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
+    """The configuration with what an evaluation chooses."""
+    return dataclasses.replace(
+        config,
+        dtype=dtype,
+        param_dtype=dtype,
+        unroll_layers=config.num_layers <= UNROLLED_LAYERS,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class OpenedTarget:
+    """What targets of both kinds are made of."""
+
+    name: str
+    """What rows of results call it."""
+    model: Any
+    tokenizer: Tokenizer
+    params: Any
+
+    @property
+    def config(self) -> Any:
+        """The model's shape."""
+        return self.model.config
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids of the tokenizer; the embedding may have more rows."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def mask_id(self) -> int | None:
+        """The tokenizer's mask token, if it has one."""
+        return self.tokenizer.mask_id
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
+        return tuple(i for i in self.tokenizer.stop_ids if i < self.config.vocab_size)
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Tokens that no response may hold: special ones that do not end it, and unused rows."""
+        rows = self.config.vocab_size
+        special = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
+        unused = range(self.tokenizer.vocab_size, rows)
+        banned = (special | set(unused)) - set(self.stop_ids)
+        return tuple(sorted(i for i in banned if i < rows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TargetBundle(OpenedTarget):
+    """A target that decodes from left to right."""
+
+    model: LanguageModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DiffusionTarget(OpenedTarget):
+    """A diffusion language model, which drafts for itself."""
+
+    model: AnyDenoiser
+    stored: StoredModel
+    fingerprint: str
+    """Tells its weights from others."""
+
+    @property
+    def mask_id(self) -> int:
+        """The model's own mask, which the tokenizer need not know."""
+        mask_id: int = self.config.mask_id
+        return mask_id
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response; never the mask."""
+        return tuple(i for i in super().stop_ids if i != self.mask_id)
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Tokens that no response may hold, but for the mask, which decoding leaves out itself."""
+        return tuple(i for i in super().suppressed_ids if i != self.mask_id)
+
+    def with_weights(self) -> DiffusionTarget:
+        """The same one, ready to decode.
+
+        Raises:
+          ValueError: tensors that do not fit.
+        """
+        params = self.stored.load(self.config.dtype, None)
+        return dataclasses.replace(self, params=jax.device_put(params))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DrafterBundle:
+    """A drafter for one target, ready to propose."""
+
+    name: str
+    loss: str
+    """`LossConfig.label` of its training run; its name where that is not recorded, and the kind of
+    drafters that were not trained to draft."""
+    seed: int | None
+    """Seed of its training run, where that is recorded."""
+    kind: str
+    """Its name in `jaxspec.drafters.registry.KINDS`."""
+    model: Any = None
+    """The network; None for kinds without one."""
+    params: Any = dataclasses.field(default_factory=dict)
+    trained_block: int = 0
+    """Block of its training run; 0 where that is not known."""
+
+    @property
+    def entry(self) -> DrafterKind:
+        """What is known of its kind."""
+        return KINDS[self.kind]
+
+    @property
+    def block_size(self) -> int:
+        """K unless told otherwise: what it was trained with, or what is usual for its kind."""
+        return self.trained_block or self.entry.block_size
+
+    def proposer(
+        self,
+        target: TargetBundle,
+        *,
+        block_size: int = 0,
+        sampling: Sampling,
+        denoising: Denoising | None = None,
+    ) -> Proposer:
+        """The drafter as decoding wants it; a `block_size` of 0 is its own.
+
+        Raises:
+          ValueError: settings that the drafter cannot follow.
+        """
+        make = self.entry.proposer
+        assert make is not None, "the target alone proposes nothing"
+        settings = DraftSettings(
+            block_size=block_size or self.block_size,
+            sampling=sampling,
+            denoising=denoising or Denoising(),
+        )
+        try:
+            return make(self.model, target, settings)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+
+def untrained_drafter(kind: str) -> DrafterBundle:
+    """A drafter of a kind that needs no folder: "ngram", or "none", the target alone."""
+    assert not KINDS[kind].is_trained, f"a drafter of kind {kind} is opened from a folder"
+    return DrafterBundle(name=kind, loss=kind, seed=None, kind=kind)
+
+
+def open_target(target: TargetConfig, *, default_template: str | None = None) -> TargetBundle:
+    """Opens the target that a run names.
+
+    Args:
+      target: where it is, and in which dtype it computes.
+      default_template: see `Tokenizer.load`.
+
+    Raises:
+      ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
+    """
+    folder = target_folder(target.path)
+    config, params = load_target(folder, dtype=target.dtype)
+    config = _for_decoding(config, dtype=target.dtype)
+    tokenizer = _target_tokenizer(folder, target, config, default_template=default_template)
+    name = target.path if target.path == "embedded" else folder_name(folder)
+    return TargetBundle(name=name, model=make_model(config), tokenizer=tokenizer, params=params)
+
+
+def is_diffusion_target(target: TargetConfig) -> bool:
+    """Whether a run's target is a diffusion language model.
+
+    Raises:
+      ValueError: no such folder.
+    """
+    return is_denoiser(target_folder(target.path))
+
+
+def open_diffusion_target(target: TargetConfig) -> DiffusionTarget:
+    """The diffusion language model that a run names: a LLaDA, an SDAR, or what a run left.
+
+    Its weights are not read (`DiffusionTarget.with_weights`): mistakes are refused before that.
+
+    Raises:
+      ValueError: no such folder, another kind of model, no tokenizer, or one that does not fit.
+    """
+    folder = target_folder(target.path)
+    stored = stored_model(folder)
+    if not isinstance(stored.config, DiTConfig | MaskedTransformerConfig):
+        raise ValueError(
+            f"target.path is {target.path!r}, a language model that goes from left to right; "
+            "expected a diffusion language model: a LLaDA, an SDAR, or the export of a run with "
+            'training.task "denoiser".'
+        )
+    if not has_tokenizer(folder):
+        raise ValueError(f"No tokenizer.json in {folder}: put the model's tokenizer there.")
+    config = _for_decoding(stored.config, dtype=target.dtype)
+    if config.context == "causal":
+        raise ValueError(
+            f"{folder}: context is 'causal': clean tokens of this model see only what is before "
+            "them, which is for drafters. Expected 'bidirectional'."
+        )
+    tokenizer = _target_tokenizer(folder, target, config, default_template=PLAIN)
+    return DiffusionTarget(
+        name=folder_name(folder),
+        model=make_denoiser(config),
+        tokenizer=tokenizer,
+        params=None,
+        stored=stored,
+        fingerprint=fingerprint(folder),
+    )
+
+
+def _target_tokenizer(
+    folder: Path,
+    target: TargetConfig,
+    config: LanguageModelConfig | DiTConfig,
+    *,
+    default_template: str | None,
+) -> Tokenizer:
+    tokenizer = Tokenizer.load(
+        folder, template_options=target.template_options, default_template=default_template
+    )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the model's embedding "
+            f"only {config.vocab_size} rows: they do not belong together."
+        )
+    return tokenizer
+
+
+def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
+    """Opens a drafter: a run's folder (with export/ inside), or a folder of weights.
+
+    The configuration that is read there decides the kind (`jaxspec.drafters.registry.kind_of`).
+
+    Args:
+      folder: where it is.
+      target: what it is to draft for; it computes in the target's dtype.
+
+    Raises:
+      ValueError: no exported weights there, a drafter for another target, or another tokenizer.
+    """
+    folder = Path(folder).expanduser()
+    weights = exported_weights(folder)
+    stored = stored_model(weights)
+    name = kind_of(stored.config)
+    kind = KINDS[name]
+    dtype = target.config.dtype
+    params = stored.load(dtype, target.config)
+    config = _for_decoding(stored.config, dtype=dtype)
+    if kind.tokenizer != "none":
+        _check_tokenizer(folder, weights, kind, config, target=target)
+    assert kind.network is not None, f"kind {name} is opened from folders"
+    record = _provenance(folder) or _provenance(weights)
+    run = record.get("config")
+    history = kind.history(config, run if isinstance(run, Mapping) else {})
+    return DrafterBundle(
+        name=folder_name(folder),
+        loss=history.loss or folder_name(folder),
+        seed=record.get("seed"),
+        kind=name,
+        model=kind.network(config, target, str(folder)),
+        params=jax.device_put(params),
+        trained_block=history.block_size,
+    )
+
+
+def _check_tokenizer(
+    folder: Path, weights: Path, kind: DrafterKind, config: Any, *, target: TargetBundle
+) -> None:
+    """The drafter reads the target's ids through an embedding of its own."""
+    if kind.tokenizer == "compared" or has_tokenizer(weights):
+        check_same_tokens(Tokenizer.load(weights), target.tokenizer, name=str(folder))
+    elif config.vocab_size != target.num_tokens + 1:
+        raise ValueError(
+            f"The drafter in {folder} has no tokenizer to compare with the target's, and an "
+            f"embedding of {config.vocab_size} rows where {target.num_tokens} tokens and a mask "
+            "are expected: put its tokenizer's files there."
+        )
+
+
+def folder_name(folder: Path) -> str:
+    """What to call a folder in tables: its last part, or its run's where that is "export"."""
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == "export" else resolved.name
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    file = folder / "provenance.json"
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,66 @@
+"""What a folder holds, and what an opened drafter says about itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jaxspec.checkpoints.folders import EMBEDDED_TARGET
+from jaxspec.config import MaskedTransformerConfig, TargetConfig, TransformerConfig
+from jaxspec.evals.opening import (
+    is_diffusion_target,
+    open_diffusion_target,
+    open_drafter,
+    open_target,
+    stored_model,
+    untrained_drafter,
+)
+from jaxspec.ops.sampling import Sampling
+from tests.evals.diffusion_folders import write_model
+
+
+@pytest.fixture(scope="module")
+def target():
+    return open_target(TargetConfig())
+
+
+def test_the_class_of_the_configuration_tells_what_a_folder_holds(tmp_path):
+    assert type(stored_model(EMBEDDED_TARGET).config) is TransformerConfig
+    for llada in (False, True):
+        folder = write_model(tmp_path / str(llada), llada=llada, num_heads=2, num_kv_heads=2)
+        assert type(stored_model(folder).config) is MaskedTransformerConfig
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(ValueError, match="BertModel"):
+        stored_model(tmp_path)
+
+
+def test_a_language_model_drafts_token_by_token(target):
+    drafter = open_drafter(EMBEDDED_TARGET, target=target)
+    assert (drafter.kind, drafter.loss, drafter.block_size) == (
+        "autoregressive", "autoregressive", 5,
+    )  # fmt: skip
+    assert drafter.proposer(target, block_size=3, sampling=Sampling(0.0)).block_size == 3
+
+
+def test_kinds_without_a_folder(target):
+    drafter = untrained_drafter("ngram")
+    assert (drafter.name, drafter.loss, drafter.seed) == ("ngram", "ngram", None)
+    assert drafter.proposer(target, sampling=Sampling(0.0)).block_size == 8
+    assert untrained_drafter("none").entry.drafts is False
+
+
+def test_a_drafter_that_cannot_follow_is_named(target, tmp_path):
+    folder = write_model(tmp_path / "short", max_position_embeddings=8)
+    drafter = open_drafter(folder, target=target)
+    with pytest.raises(ValueError, match=r"^short: A block of 9 slots is longer"):
+        drafter.proposer(target, sampling=Sampling(0.0))
+
+
+def test_a_diffusion_target_needs_no_weights_to_be_judged(tmp_path):
+    folder = write_model(tmp_path / "model")
+    asked = TargetConfig(path=str(folder))
+    assert is_diffusion_target(asked) and not is_diffusion_target(TargetConfig())
+    opened = open_diffusion_target(asked)
+    assert opened.params is None and opened.with_weights().params is not None
+    assert opened.mask_id not in {*opened.stop_ids, *opened.suppressed_ids}

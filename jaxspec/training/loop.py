@@ -58,6 +58,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
     # 2. Data, tokenizer, frozen target, model: everything that can be wrong is looked at here.
     workdir = Path(workdir)
     task = prepare(config, workdir=workdir)
+    task.objective.check()
     rows_here = _local_rows(task.pipeline)
 
     # 3. State, made in place: no device ever holds all of a sharded model.

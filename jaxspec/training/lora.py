@@ -90,6 +90,10 @@ class LowRankObjective:
         """As that of the inner objective."""
         return self.inner.total(terms, weights)
 
+    def check(self) -> None:
+        """That of the inner objective."""
+        self.inner.check()
+
 
 def _matrices(params: Any) -> list[tuple[str, Any]]:
     """Matrices that are adapted, by path."""

@@ -27,7 +27,6 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
-from jaxspec.losses import terms_needing_target_rows, terms_of
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.rules import Rules
@@ -116,7 +115,6 @@ def _target_task(config: RunConfig, *, workdir: Path) -> Task:
 
 
 def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
-    terms_of(config.loss)  # Unknown names are refused before anything is written.
     folder = target_folder(config.target.path)
     architecture = dataclasses.replace(
         read_config(folder), dtype=config.target.dtype, param_dtype=config.target.dtype
@@ -206,11 +204,6 @@ def _drafter_task(config: RunConfig, *, workdir: Path) -> Task:
 
 def _denoiser_task(config: RunConfig, *, workdir: Path) -> Task:
     settings = config.denoiser
-    if settings.objective == "draft" and (names := terms_needing_target_rows(config.loss)):
-        raise ValueError(
-            f"The loss term {names[0]!r} compares with the target's distributions, "
-            "which training a denoiser does not compute: choose one that needs only labels."
-        )
     tokenizer = Tokenizer.load(
         config.data.tokenizer or target_folder(config.target.path),
         template_options=config.target.template_options,

@@ -35,6 +35,7 @@ from jaxspec.losses import (
     masked_values,
     ratio,
     score_entropy_values,
+    terms_needing_target_rows,
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
@@ -111,6 +112,14 @@ class DenoiserObjective:
         if self.goal != "draft":
             return ratio(*terms[self.goal])
         return total_from_terms(terms, config=self.loss, weights=weights)
+
+    def check(self) -> None:
+        """See `jaxspec.training.objectives.Objective`."""
+        if self.goal == "draft" and (names := terms_needing_target_rows(self.loss)):
+            raise ValueError(
+                f"The loss term {names[0]!r} compares with the target's distributions, which "
+                "training a denoiser does not compute: choose one that needs only labels."
+            )
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Anchors [B, N], labels and their mask [B, N, G]."""

@@ -59,6 +59,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     run = task_of(config).prepare(config, workdir=workdir)
     task, pipeline = run.task, run.pipeline
+    task.objective.check()
     rows_here = _local_rows(pipeline)
 
     # 3. State and frozen weights, placed as they are made: no device holds all of a sharded model.

@@ -92,6 +92,10 @@ class LowRankObjective:
         """That of the inner objective."""
         return self.inner.total(terms, weights)
 
+    def check(self) -> None:
+        """That of the inner objective."""
+        self.inner.check()
+
 
 def _matrices(params: Any) -> list[tuple[str, Any]]:
     """The matrices that are adapted, with their paths."""

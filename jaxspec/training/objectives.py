@@ -62,6 +62,17 @@ class Objective(Protocol):
         """The loss, from the numerators of these rows and the denominators of all rows."""
         ...
 
+    def check(self) -> None:
+        """Imports the loss terms that the user names, before anything is written.
+
+        Only training calls it: export and plan build objectives from what a run has recorded, and
+        reading a run must not execute the files that it names.
+
+        Raises:
+          ValueError: an unknown objective or term, or one that cannot be computed here.
+        """
+        ...
+
 
 def draw_blocks(
     batch: Batch, key: jax.Array, *, count: int, block_size: int
@@ -138,6 +149,9 @@ class TargetObjective:
         del weights
         return ratio(*terms["cross_entropy"])
 
+    def check(self) -> None:
+        pass
+
 
 @dataclasses.dataclass(frozen=True)
 class DrafterObjective:
@@ -188,6 +202,9 @@ class DrafterObjective:
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         return total_from_terms(terms, config=self.loss, weights=weights)
+
+    def check(self) -> None:
+        terms_of(self.loss)
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Anchors [B, N], labels and their mask [B, N, G]."""

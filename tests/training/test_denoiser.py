@@ -213,3 +213,10 @@ def test_updates_of_low_rank_that_cannot_be_are_refused():
         init_updates(KEY, shapes, rank=9)
     with pytest.raises(ValueError, match="no matrices under 'layers'"):
         init_updates(KEY, {"embed": shapes["embed"]}, rank=1)
+
+
+def test_terms_that_need_the_targets_rows_are_refused():
+    loss = LossConfig(extra=("forward_kl=0.5",))
+    with pytest.raises(ValueError, match="'forward_kl' compares with the target's distributions"):
+        dataclasses.replace(objective(), loss=loss).check()
+    dataclasses.replace(objective(goal="elbo"), loss=loss).check()

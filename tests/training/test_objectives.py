@@ -153,6 +153,13 @@ def test_counts_of_every_objective(name):
     assert set(objective.counts(tiny.batch(), KEY, WEIGHTS)) == expected
 
 
+def test_only_the_check_imports_a_term():
+    objective = tiny.objective(LossConfig(extra=("no_such_module:f=1",)))
+    with pytest.raises(ValueError, match="'no_such_module:f' cannot be imported"):
+        objective.check()
+    tiny.objective(LossConfig(extra=("tv=1",))).check()
+
+
 def test_anchors_follow_the_row_and_not_its_place():
     """A row has the same blocks on whichever device, and in whichever part, it is computed."""
     objective = tiny.objective()

@@ -26,7 +26,6 @@ from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
-from jaxspec.losses import terms_needing_target_rows
 from jaxspec.models.registry import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
@@ -177,14 +176,6 @@ def _resolved(config: RunConfig, architecture: AnyDenoiserConfig) -> RunConfig:
     return dataclasses.replace(config, denoiser=settings)
 
 
-def _check_loss(config: RunConfig) -> None:
-    if config.denoiser.objective == "draft" and (names := terms_needing_target_rows(config.loss)):
-        raise ValueError(
-            f"The loss term {names[0]!r} compares with the target's distributions, which training "
-            "a denoiser does not compute: choose one that needs only labels."
-        )
-
-
 def _check_blocks(config: RunConfig, architecture: AnyDenoiserConfig) -> None:
     """Whether rows can be cut into the blocks of a block-causal model."""
     if architecture.context != "block_causal":
@@ -250,5 +241,4 @@ DENOISER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
-    check=_check_loss,
 )

@@ -20,7 +20,6 @@ from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_conf
 from jaxspec.checkpoints.speculators import speculators_json
 from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.losses import terms_of
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.training.capture_check import capture_check
@@ -197,6 +196,5 @@ DRAFTER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
-    check=lambda config: terms_of(config.loss),
     formats={"speculators": speculators_json},
 )

@@ -60,10 +60,6 @@ def _nothing(shardings: Any) -> Any:
     return {}
 
 
-def _no_problem(config: RunConfig) -> None:
-    del config
-
-
 def _no_check(frozen: Any, tokens_BS: np.ndarray) -> None:
     del frozen, tokens_BS
 
@@ -154,9 +150,6 @@ class TaskKind:
     read_export: Callable[[RunConfig, Path], tuple[Any, Save]]
     """(configuration, WORKDIR/export) -> the parameters there, and how to write them again. It
     must not need what the run started from, which may be gone."""
-    check: Callable[[RunConfig], object] = _no_problem
-    """Raises ValueError for what only training minds: the terms of the loss, whose files are
-    executed here and not where a run is planned or exported."""
     formats: Mapping[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)
     """Forms of config.json besides the one that `Task.save` writes: name -> function(document of
     that form, target_name=...)."""
@@ -167,7 +160,6 @@ class TaskKind:
         Raises:
           ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
         """
-        self.check(config)
         tokenizer = self.open_tokenizer(config, workdir=workdir)
         task = self.build(config, tokenizer=tokenizer)
         pipeline = make_pipeline(

@@ -56,20 +56,20 @@ class AcceptanceByRank:
     """What a round counts after the next one."""
     trust: float = 2.0
     """Rounds that weigh as much as the rank before."""
-    accepted_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
-    tried_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
+    accepted_X: npt.NDArray[np.float64] = dataclasses.field(init=False)
+    tried_X: npt.NDArray[np.float64] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.accepted_N = np.zeros(self.num_ranks)
-        self.tried_N = np.zeros(self.num_ranks)
+        self.accepted_X = np.zeros(self.num_ranks)
+        self.tried_X = np.zeros(self.num_ranks)
 
     def observe(
-        self, accepted_N: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
+        self, accepted_X: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
     ) -> None:
         """Counts of `row_rounds` rounds of single rows, in `rounds` of the batch, of one size."""
         kept = self.fading**rounds
-        self.accepted_N = self.accepted_N * kept + accepted_N
-        self.tried_N = self.tried_N * kept + np.where(
+        self.accepted_X = self.accepted_X * kept + accepted_X
+        self.tried_X = self.tried_X * kept + np.where(
             np.arange(self.num_ranks) < ranks, row_rounds, 0
         )
 
@@ -78,8 +78,8 @@ class AcceptanceByRank:
         found = np.ones(self.num_ranks)
         before = 1.0
         for rank in range(self.num_ranks):
-            total = self.accepted_N[rank] + self.trust * before
-            before = total / (self.tried_N[rank] + self.trust)
+            total = self.accepted_X[rank] + self.trust * before
+            before = total / (self.tried_X[rank] + self.trust)
             found[rank] = before
         return found
 
@@ -176,7 +176,7 @@ class Adaptive:
             if shape not in self._measured:
                 self._measured[shape] = self.measure_costs(params, state)
             self.costs = self._measured[shape]
-        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
         while before.active and not (leave and before.ended):
@@ -187,7 +187,7 @@ class Adaptive:
             after = _Counts.of(state)
             rounds = after.step - before.step
             self.acceptance.observe(
-                after.accepted_N - before.accepted_N,
+                after.accepted_X - before.accepted_X,
                 ranks=self.sizes[choice] - 1,
                 row_rounds=after.row_rounds - before.row_rounds,
                 rounds=rounds,
@@ -233,12 +233,12 @@ class _Counts:
     step: int
     active: int
     row_rounds: int
-    accepted_N: npt.NDArray[np.int64]
+    accepted_X: npt.NDArray[np.int64]
     ended: bool = False
 
     @classmethod
     def of(cls, state: DecodeState) -> _Counts:
-        step, active_B, rounds_B, accepted_N = jax.device_get(
-            (state.step, state.active_B, state.rounds_B, state.accepted_at_N)
+        step, active_B, rounds_B, accepted_X = jax.device_get(
+            (state.step, state.active_B, state.rounds_B, state.accepted_at_X)
         )
-        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_N.astype(np.int64))
+        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_X.astype(np.int64))

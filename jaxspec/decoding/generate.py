@@ -297,10 +297,10 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
     tokens = tuple(result.tokens_T[: result.num_tokens].tolist())
     kept: tuple[int, ...] = ()
     verified: tuple[int, ...] = ()
-    if result.kept_R is not None:
-        took_place = result.kept_R != NO_ROUND
-        kept = tuple(result.kept_R[took_place].tolist())
-        verified = tuple(result.verified_R[took_place].tolist())
+    if result.kept_O is not None:
+        took_place = result.kept_O != NO_ROUND
+        kept = tuple(result.kept_O[took_place].tolist())
+        verified = tuple(result.verified_O[took_place].tolist())
     return Response(
         name,
         tokens,

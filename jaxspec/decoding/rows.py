@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxspec.decoding.state import DecodeState
 from jaxspec.models.cache import KVCache
 
-_SHARED = ("step", "accepted_at_N")
+_SHARED = ("step", "accepted_at_X")
 """Fields that belong to the batch and not to a row."""
 
 
@@ -83,8 +83,8 @@ class RowResult(NamedTuple):
     tokens_T: jax.Array
     num_tokens: jax.Array
     failed: jax.Array
-    verified_R: jax.Array | None
-    kept_R: jax.Array | None
+    verified_O: jax.Array | None
+    kept_O: jax.Array | None
     draft_passes: jax.Array | None
 
 
@@ -95,8 +95,8 @@ def read(state: DecodeState, row: jax.Array | int) -> RowResult:
         state.tokens_BT,
         state.count_B,
         state.failed_B,
-        state.verified_BR,
-        state.kept_BR,
+        state.verified_BO,
+        state.kept_BO,
         state.draft_passes_B,
     )
     return RowResult(*jax.tree.map(lambda leaf: leaf[row], fields))

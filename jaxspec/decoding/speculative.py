@@ -80,15 +80,15 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
 class Plan:
     """What a round drafted, and how the target is to read it."""
 
-    rows_BR: jax.Array
+    rows_BY: jax.Array
     """Tokens, the anchor first; -1 in empty ones."""
     drafter: Any
     """The proposer's state after drafting."""
     detail: Any
     """What verification wants to know of the draft: a `Draft`, unless a strategy says otherwise."""
-    depths_BR: jax.Array | None = None
+    depths_BY: jax.Array | None = None
     """Positions behind the anchor's; None: one after the other."""
-    mask_BRR: jax.Array | None = None
+    mask_BYY: jax.Array | None = None
     """True where row i sees row j; None: all before it."""
     passes_B: jax.Array | None = None
     """Forward passes of the drafter (`Draft.passes_B`); None: one."""
@@ -199,8 +199,8 @@ class Speculative:
             state.keys_B, state.rounds_B + 1, "draft", "verify"
         )
         plan = self.draft(params, state, draft_keys_B)
-        output, logits_BRV = self.target_pass(params, plan, state.cache)
-        choice = self.verify(verify_keys_B, plan, logits_BRV)
+        output, logits_BYV = self.target_pass(params, plan, state.cache)
+        choice = self.verify(verify_keys_B, plan, logits_BYV)
         return self.finish(params, state, plan, output, choice)
 
     def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
@@ -214,39 +214,39 @@ class Speculative:
     ) -> tuple[TransformerOutput, jax.Array]:
         """The target over a plan's rows, behind the cache; its output and its logits [B, R, V]."""
         target_params = {"params": params["target"]}
-        positions_BR = None
-        if plan.depths_BR is not None:
-            positions_BR = cache.lengths_B[:, None] + plan.depths_BR
+        positions_BY = None
+        if plan.depths_BY is not None:
+            positions_BY = cache.lengths_B[:, None] + plan.depths_BY
         # An id that no distribution gave (INVALID) must not index the embedding from its end; the
         # verdict on its row is a failure in any case.
         output = self.model.apply(
             target_params,
-            jnp.maximum(plan.rows_BR, 0),
+            jnp.maximum(plan.rows_BY, 0),
             cache=cache,
             capture=self.proposer.capture,
-            positions_BS=positions_BR,
-            mask_BSS=plan.mask_BRR,
+            positions_BS=positions_BY,
+            mask_BSS=plan.mask_BYY,
         )
-        logits_BRV = self.model.apply(target_params, output.hidden_BSD, method="logits")
-        return output, suppress(logits_BRV, self.rules.suppressed_ids)
+        logits_BYV = self.model.apply(target_params, output.hidden_BSD, method="logits")
+        return output, suppress(logits_BYV, self.rules.suppressed_ids)
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """Which of the plan's rows stand, and what follows them."""
         draft: Draft = plan.detail
         if self.verifier == "greedy":
-            return Choice(verify_greedy(draft.tokens_BG, logits_BRV))
-        probs_BRV = self.sampling.probabilities(logits_BRV)
+            return Choice(verify_greedy(draft.tokens_BG, logits_BYV))
+        probs_BYV = self.sampling.probabilities(logits_BYV)
 
         # A key for each row: the rules take one for the batch.
         if self.verifier == "point_mass":
             verdict = jax.vmap(lambda key, x, p: verify_point_mass(key, x[None], p[None]))(
-                keys_B, draft.tokens_BG, probs_BRV
+                keys_B, draft.tokens_BG, probs_BYV
             )
         else:
             assert draft.probs_BGV is not None, "sampled drafts come with their probabilities"
             rule = SAMPLED_RULES[self.verifier]
             verdict = jax.vmap(lambda key, x, q, p: rule(key, x[None], q[None], p[None]))(
-                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BRV
+                keys_B, draft.tokens_BG, draft.probs_BGV, probs_BYV
             )
         return Choice(jax.tree.map(lambda leaf: leaf[:, 0], verdict))
 
@@ -259,7 +259,7 @@ class Speculative:
         choice: Choice,
     ) -> DecodeState:
         """Appends what was accepted, and keeps its rows of both caches."""
-        before, verdict, block_BK = state, choice.verdict, plan.rows_BR
+        before, verdict, block_BK = state, choice.verdict, plan.rows_BY
         if choice.path_BK is not None:
             block_BK = jnp.take_along_axis(block_BK, choice.path_BK, axis=1)
             output = _rows_of(output, choice.path_BK)
@@ -276,13 +276,13 @@ class Speculative:
         ran_B = before.active_B & ~verdict.failed_B
         rows_B = jnp.arange(ran_B.shape[0])
 
-        def record(rounds_BR: jax.Array | None, values_B: jax.Array) -> jax.Array:
-            assert rounds_BR is not None, "a speculative state records its rounds"
+        def record(rounds_BO: jax.Array | None, values_B: jax.Array) -> jax.Array:
+            assert rounds_BO is not None, "a speculative state records its rounds"
             values_B = jnp.where(ran_B, values_B, NO_ROUND)
             # A row that has ended stands behind its last round, maybe behind the last column.
-            return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
+            return rounds_BO.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
-        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         assert state.draft_passes_B is not None, "a speculative state counts the drafter's passes"
         passes_B = jnp.ones_like(kept_B) if plan.passes_B is None else plan.passes_B
         slot_G = jnp.arange(block_BK.shape[1] - 1)
@@ -296,9 +296,9 @@ class Speculative:
                 params, plan.drafter, block_BK, output.features_BSE, kept_B
             ),
             draft_passes_B=state.draft_passes_B + jnp.where(ran_B, passes_B, 0),
-            accepted_at_N=state.accepted_at_N.at[ranks_BG].add(accepted_BG, mode="drop"),
-            verified_BR=record(state.verified_BR, verdict.num_accepted_B),
-            kept_BR=record(state.kept_BR, kept_B),
+            accepted_at_X=state.accepted_at_X.at[ranks_BG].add(accepted_BG, mode="drop"),
+            verified_BO=record(state.verified_BO, verdict.num_accepted_B),
+            kept_BO=record(state.kept_BO, kept_B),
         )
 
 

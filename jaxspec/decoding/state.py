@@ -90,25 +90,25 @@ class DecodeState:
     draft_passes_B: jax.Array | None
     """int32, forward passes of the drafter in all of a row's rounds. None in autoregressive
     decoding."""
-    accepted_at_N: jax.Array | None
+    accepted_at_X: jax.Array | None
     """How often the draft of each rank was accepted, by all rows together. A draft's rank is its
     slot in a chain and its number in a tree, so a smaller draft would have held those of low rank.
     None in autoregressive decoding."""
-    verified_BR: jax.Array | None
+    verified_BO: jax.Array | None
     """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had
     none. None in autoregressive decoding."""
-    kept_BR: jax.Array | None
+    kept_BO: jax.Array | None
     """Tokens that the round put into the response: accepted drafts and the target's token, less
     what lies behind a stop token or the limit."""
 
 
 def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[jax.Array, ...]:
     """For each named use at a step, one key a row. Step 0 is the prefill, round r is step r + 1."""
-    numbers_U = jnp.array([_STREAMS.index(name) for name in streams])
-    numbers_BU = numbers_U + len(_STREAMS) * step_B[:, None]
+    numbers = jnp.array([_STREAMS.index(name) for name in streams])
+    numbers_of_rows = numbers + len(_STREAMS) * step_B[:, None]
     fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
-    keys_BU = fold(keys_B, numbers_BU)
-    return tuple(keys_BU[:, use] for use in range(len(streams)))
+    stream_keys = fold(keys_B, numbers_of_rows)
+    return tuple(stream_keys[:, use] for use in range(len(streams)))
 
 
 def prefill(
@@ -148,7 +148,7 @@ def first_state(
     first_B = jnp.where(failed_B, 0, first_B)
     failed_B = failed_B & active_B
     tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
-    rounds_BR = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
+    rounds_BO = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
     return DecodeState(
         cache=cache,
         drafter=drafter,
@@ -161,9 +161,9 @@ def first_state(
         rounds_B=jnp.zeros(batch, jnp.int32),
         step=jnp.int32(0),
         draft_passes_B=jnp.zeros(batch, jnp.int32) if drafted_nodes else None,
-        accepted_at_N=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
-        verified_BR=rounds_BR,
-        kept_BR=rounds_BR,
+        accepted_at_X=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
+        verified_BO=rounds_BO,
+        kept_BO=rounds_BO,
     )
 
 

@@ -74,19 +74,19 @@ class TreeSpeculative(Speculative):
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
         passes = cast(MarginalProposer, self.proposer).marginal_passes
         return Plan(
-            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BN], axis=1),
+            rows_BY=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
             drafter=state.drafter,
             detail=detail,
-            depths_BR=jnp.pad(tree.depths_BN, ((0, 0), (1, 0))),
-            mask_BRR=tree.ancestors_BRR(depth=self.round_tokens - 1),
+            depths_BY=jnp.pad(tree.depths_BX, ((0, 0), (1, 0))),
+            mask_BYY=tree.ancestors_BYY(depth=self.round_tokens - 1),
             passes_B=jnp.full_like(state.anchor_B, passes),
         )
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """The path that the target's own tokens take through the tree."""
-        return self._walk(keys_B, plan.detail, logits_BRV)
+        return self._walk(keys_B, plan.detail, logits_BYV)
 
-    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> Choice:
+    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BYV: jax.Array) -> Choice:
         def draw(step: jax.Array, logits_BV: jax.Array) -> jax.Array:
             if self.sampling.greedy:
                 return largest_index(logits_BV)
@@ -97,7 +97,7 @@ class TreeSpeculative(Speculative):
 
         depth = self.round_tokens - 1
         return _choice(
-            walk_tree(tree.tokens_BN, tree.parents_BN, logits_BRV, draw=draw, depth=depth)
+            walk_tree(tree.tokens_BX, tree.parents_BX, logits_BYV, draw=draw, depth=depth)
         )
 
 
@@ -106,9 +106,9 @@ class Chains:
     """What is known of sampled chains."""
 
     tree: DraftTree
-    tokens_BMG: jax.Array
+    tokens_BAG: jax.Array
     probs_BGV: jax.Array
-    rows_BMH: jax.Array
+    rows_BAH: jax.Array
     """The rows of the target's pass that belong to each chain."""
 
 
@@ -160,19 +160,19 @@ class ChainSpeculative(TreeSpeculative):
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         probs_BGV = proposer.sampling.probabilities(logits_BGV)
-        chains_BMG = jax.vmap(self._sample)(keys_B, probs_BGV)
-        tree, rows_BMH = chain_tree(chains_BMG)
-        return self._plan(state, tree, Chains(tree, chains_BMG, probs_BGV, rows_BMH))
+        chains_BAG = jax.vmap(self._sample)(keys_B, probs_BGV)
+        tree, rows_BAH = chain_tree(chains_BAG)
+        return self._plan(state, tree, Chains(tree, chains_BAG, probs_BGV, rows_BAH))
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """By the rule, or by a walk as in any tree."""
         chains: Chains = plan.detail
         if self.verifier == "tree":
-            return self._walk(keys_B, chains.tree, logits_BRV)
-        target_BRV = self.sampling.probabilities(logits_BRV)
+            return self._walk(keys_B, chains.tree, logits_BYV)
+        target_BYV = self.sampling.probabilities(logits_BYV)
         return _choice(
             jax.vmap(self._judge)(
-                keys_B, chains.tokens_BMG, chains.probs_BGV, target_BRV, chains.rows_BMH
+                keys_B, chains.tokens_BAG, chains.probs_BGV, target_BYV, chains.rows_BAH
             )
         )
 
@@ -181,52 +181,52 @@ class ChainSpeculative(TreeSpeculative):
         slots, vocabulary = probs_GV.shape
         key_rest, key_first = jax.random.split(key)
         shape = (self.num_chains, slots, vocabulary)
-        chains_MG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
+        chains_AG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
         if self.verifier != "recursive_without_replacement":
-            return chains_MG
+            return chains_AG
         # The largest of log q + Gumbel noise are draws without replacement, in order. Where q has
         # fewer tokens than there are chains, the rest repeat the first token, which has been
         # rejected by then and cannot be accepted.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
-        score_C, first_C = jax.lax.optimization_barrier(  # See `best_first_tree`.
+        score_J, first_J = jax.lax.optimization_barrier(  # See `best_first_tree`.
             jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
         )
-        first_C = jnp.where(score_C > -jnp.inf, first_C, first_C[0])
-        first_M = jnp.pad(first_C, (0, self.num_chains - count), mode="wrap")
-        return chains_MG.at[:, 0].set(first_M.astype(chains_MG.dtype))
+        first_J = jnp.where(score_J > -jnp.inf, first_J, first_J[0])
+        first_A = jnp.pad(first_J, (0, self.num_chains - count), mode="wrap")
+        return chains_AG.at[:, 0].set(first_A.astype(chains_AG.dtype))
 
     def _judge(
         self,
         key: jax.Array,
-        chains_MG: jax.Array,
+        chains_AG: jax.Array,
         probs_GV: jax.Array,
-        target_RV: jax.Array,
-        rows_MH: jax.Array,
+        target_YV: jax.Array,
+        rows_AH: jax.Array,
     ) -> TreeVerdict:
         """One row's verdict, with the accepted chain's rows as the path."""
         if self.verifier == "self_selection":
-            return self._judge_best(key, chains_MG, target_RV, rows_MH)
+            return self._judge_best(key, chains_AG, target_YV, rows_AH)
         verdict = verify_chains(
             key,
-            chains_MG[None],
+            chains_AG[None],
             probs_GV[None],
-            target_RV[rows_MH][None],
+            target_YV[rows_AH][None],
             rule=cast(ChainRule, self.verifier),
         )
         num_accepted, chain = verdict.num_accepted_B[0], jnp.maximum(verdict.chain_B[0], 0)
-        path_G = rows_MH[chain, 1:]
+        path_G = rows_AH[chain, 1:]
         path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
         return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
 
     def _judge_best(
-        self, key: jax.Array, chains_MG: jax.Array, target_RV: jax.Array, rows_MH: jax.Array
+        self, key: jax.Array, chains_AG: jax.Array, target_YV: jax.Array, rows_AH: jax.Array
     ) -> TreeVerdict:
         """The chain that the target expects to go furthest, as a point mass."""
-        probs_MG = target_RV[rows_MH[:, :-1], chains_MG]
-        best = jnp.cumprod(probs_MG, axis=1).sum(axis=1).argmax()
-        verdict = verify_point_mass(key, chains_MG[best][None], target_RV[rows_MH[best]][None])
-        num_accepted, path_G = verdict.num_accepted_B[0], rows_MH[best, 1:]
+        probs_AG = target_YV[rows_AH[:, :-1], chains_AG]
+        best = jnp.cumprod(probs_AG, axis=1).sum(axis=1).argmax()
+        verdict = verify_point_mass(key, chains_AG[best][None], target_YV[rows_AH[best]][None])
+        num_accepted, path_G = verdict.num_accepted_B[0], rows_AH[best, 1:]
         path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
         return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
 
@@ -242,5 +242,5 @@ def check_marginals(proposer: object) -> None:
 
 def _choice(walk: TreeVerdict) -> Choice:
     """The accepted path as a chain behind the anchor; what follows it is filling."""
-    path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
+    path_BK = jnp.pad(walk.path_BG, ((0, 0), (1, 0)))
     return Choice(Verdict(walk.num_accepted_B, walk.next_token_B), path_BK)

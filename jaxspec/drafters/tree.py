@@ -1,13 +1,16 @@
 """Draft trees from the marginals of one block.
 
-A block drafter gives a distribution for every slot from a single pass. Under their product, the
-prefixes of highest probability make a tree: the best one under a budget of nodes. Several chains
-that were sampled from it make another.
+A block drafter gives a distribution for every slot in a single pass. Under the product of these
+distributions, the likeliest prefixes form a tree: the best one for a given number of nodes. Several
+chains that are sampled from the same distributions form another.
 
-Dimension key: B batch, G drafted slots, V vocabulary, N nodes, R = N + 1 rows (the anchor first),
-W width of a level (the nodes that it may add), C choices of a slot, K chains, H = G + 1.
+Dimension key: B batch rows, G drafted slots, H = G + 1 rows of a chain, V vocabulary, X nodes (of
+the tree, of one of its levels, or candidates for one), Y = X + 1 rows (the anchor first),
+J ranked choices of a slot, A sampled chains.
 
->>> tree = best_first_tree(jax.nn.log_softmax(logits_BGV), num_nodes=32)
+>>> log_probs_BGV = jnp.log(jnp.array([[[0.7, 0.3], [0.6, 0.4]]]))
+>>> best_first_tree(log_probs_BGV, num_nodes=3).tokens_BX.tolist()
+[[0, 0, 1]]
 """
 
 from __future__ import annotations
@@ -22,52 +25,53 @@ from jaxspec.ops.sampling import INVALID
 
 @struct.dataclass
 class DraftTree:
-    """Nodes, of which a parent stands before its children."""
+    """The nodes of a tree; a parent comes before its children."""
 
-    tokens_BN: jax.Array
+    tokens_BX: jax.Array
     """int32 ids; -1 in empty nodes."""
-    parents_BN: jax.Array
-    """int32, the row that the node hangs on: 0 the anchor, n + 1 node n."""
-    depths_BN: jax.Array
+    parents_BX: jax.Array
+    """int32, the row of the parent: 0 for the anchor, n + 1 for node n."""
+    depths_BX: jax.Array
     """int32, 1 for the anchor's children."""
 
-    def ancestors_BRR(self, *, depth: int) -> jax.Array:
-        """True where row i may see row j: itself, and what lies between it and the anchor."""
-        batch, nodes = self.tokens_BN.shape
+    def ancestors_BYY(self, *, depth: int) -> jax.Array:
+        """True where row i may see row j: itself, and every row from the anchor down to it."""
+        batch, nodes = self.tokens_BX.shape
         # The anchor is its own parent.
-        parents_BR = jnp.pad(self.parents_BN, ((0, 0), (1, 0)))
-        at_BR = jnp.broadcast_to(jnp.arange(nodes + 1), (batch, nodes + 1))
-        seen_BRR = jax.nn.one_hot(at_BR, nodes + 1, dtype=bool)
+        parents_BY = jnp.pad(self.parents_BX, ((0, 0), (1, 0)))
+        at_BY = jnp.broadcast_to(jnp.arange(nodes + 1), (batch, nodes + 1))
+        seen_BYY = jax.nn.one_hot(at_BY, nodes + 1, dtype=bool)
         for _ in range(depth):
-            at_BR = jnp.take_along_axis(parents_BR, at_BR, axis=1)
-            seen_BRR |= jax.nn.one_hot(at_BR, nodes + 1, dtype=bool)
-        return seen_BRR
+            at_BY = jnp.take_along_axis(parents_BY, at_BY, axis=1)
+            seen_BYY |= jax.nn.one_hot(at_BY, nodes + 1, dtype=bool)
+        return seen_BYY
 
 
 def _promising(parents: int, choices: int, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a parent and a choice, each numbered by falling probability, that may be kept.
+    """Pairs of a parent and a choice that can be among the best X nodes.
 
-    A pair is not among the best N if N pairs of no larger numbers are at least as likely: only
-    (parent + 1) * (choice + 1) <= N is left, about N log N pairs of N ** 2.
+    Parents and choices are numbered by falling probability. A pair cannot be among the best X if X
+    pairs with no larger numbers are at least as likely. What remains are the pairs with
+    (parent + 1) * (choice + 1) <= X: about X log X of X ** 2.
     """
-    parent_P, choice_P = np.divmod(np.arange(parents * choices), choices)
-    kept = (parent_P + 1) * (choice_P + 1) <= num_nodes
-    return parent_P[kept], choice_P[kept]
+    parent_X, choice_X = np.divmod(np.arange(parents * choices), choices)
+    kept = (parent_X + 1) * (choice_X + 1) <= num_nodes
+    return parent_X[kept], choice_X[kept]
 
 
 def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
-    """The `num_nodes` prefixes that are likeliest under the product of the slots' distributions.
+    """The `num_nodes` likeliest prefixes under the product of the slots' distributions.
 
-    What a best-first search with a heap finds (DDTree), level by level and with static shapes: the
-    best N prefixes of a length continue some of the best N of the length before.
+    This is what a best-first search with a heap finds (DDTree), computed level by level with static
+    shapes: the best X prefixes of one length continue some of the best X that are shorter by one.
 
     Args:
       log_probs_BGV: log-probabilities of each drafted slot, [B, G, V].
-      num_nodes: N, the budget, at least 1.
+      num_nodes: X, the budget, at least 1.
 
     Returns:
-      `DraftTree` of N nodes in order of falling probability, so that the first of them are what a
-      smaller budget gives. Equal probabilities go to the shorter prefix.
+      `DraftTree` of X nodes in order of falling probability, so that its first nodes are the tree
+      of a smaller budget. Of equally likely prefixes the shorter comes first.
 
     Raises:
       ValueError: more nodes than there are prefixes, or none.
@@ -80,19 +84,19 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
             f"{num_nodes}."
         )
     choices = min(num_nodes, vocabulary)
-    # Behind a barrier: where XLA sees what becomes of the result it sorts whole rows for it, which
-    # takes a hundred times as long on a CPU.
-    best_BGC, ids_BGC = jax.lax.optimization_barrier(jax.lax.top_k(log_probs_BGV, choices))
-    scores_BW = jnp.zeros((batch, 1), log_probs_BGV.dtype)
+    # The barrier hides how the result is used: otherwise XLA sorts whole rows, which takes a
+    # hundred times as long on a CPU.
+    best_BGJ, ids_BGJ = jax.lax.optimization_barrier(jax.lax.top_k(log_probs_BGV, choices))
+    scores_BX = jnp.zeros((batch, 1), log_probs_BGV.dtype)
     levels = []
-    first_row = 0  # of the level before, counting the anchor as 0 and then level by level
+    first_row = 0  # of the level above; the anchor is row 0, and levels follow one another
     for slot in range(slots):
-        parents_P, choices_P = _promising(scores_BW.shape[1], choices, num_nodes)
-        grown_BP = scores_BW[:, parents_P] + best_BGC[:, slot, choices_P]
-        scores_BW, pair_BW = jax.lax.top_k(grown_BP, min(num_nodes, len(parents_P)))
-        parent_BW = jnp.asarray(parents_P)[pair_BW]
-        tokens_BW = jnp.take_along_axis(ids_BGC[:, slot], jnp.asarray(choices_P)[pair_BW], axis=1)
-        levels.append((scores_BW, tokens_BW, parent_BW + first_row))
+        parents_X, choices_X = _promising(scores_BX.shape[1], choices, num_nodes)
+        grown_BX = scores_BX[:, parents_X] + best_BGJ[:, slot, choices_X]
+        scores_BX, pair_BX = jax.lax.top_k(grown_BX, min(num_nodes, len(parents_X)))
+        parent_BX = jnp.asarray(parents_X)[pair_BX]
+        tokens_BX = jnp.take_along_axis(ids_BGJ[:, slot], jnp.asarray(choices_X)[pair_BX], axis=1)
+        levels.append((scores_BX, tokens_BX, parent_BX + first_row))
         first_row += 1 if slot == 0 else levels[-2][0].shape[1]
     scores, tokens, parents = (
         jnp.concatenate(parts, axis=1) for parts in zip(*levels, strict=True)
@@ -100,41 +104,41 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
     depths = jnp.concatenate(
         [jnp.full(level[0].shape[1], slot + 1, jnp.int32) for slot, level in enumerate(levels)]
     )
-    # Ties fall to the lower index, hence to the shorter prefix: no node without its parent.
-    _, kept_BN = jax.lax.top_k(scores, num_nodes)
+    # Ties go to the lower index, so to the shorter prefix: no node is kept without its parent.
+    _, kept_BX = jax.lax.top_k(scores, num_nodes)
     # Row of each candidate in the tree; the anchor keeps row 0.
     rows = jnp.zeros((batch, scores.shape[1] + 1), jnp.int32)
     order = jnp.arange(1, num_nodes + 1, dtype=jnp.int32)
-    rows = jax.vmap(lambda row, kept: row.at[kept + 1].set(order))(rows, kept_BN)
-    parents_BN = jnp.take_along_axis(parents, kept_BN, axis=1)
+    rows = jax.vmap(lambda row, kept: row.at[kept + 1].set(order))(rows, kept_BX)
+    parents_BX = jnp.take_along_axis(parents, kept_BX, axis=1)
     return DraftTree(
-        tokens_BN=jnp.take_along_axis(tokens, kept_BN, axis=1).astype(jnp.int32),
-        parents_BN=jnp.take_along_axis(rows, parents_BN, axis=1),
-        depths_BN=depths[kept_BN],
+        tokens_BX=jnp.take_along_axis(tokens, kept_BX, axis=1).astype(jnp.int32),
+        parents_BX=jnp.take_along_axis(rows, parents_BX, axis=1),
+        depths_BX=depths[kept_BX],
     )
 
 
-def chain_tree(chains_BKG: jax.Array) -> tuple[DraftTree, jax.Array]:
-    """Chains that start at one anchor, with what they have in common held once.
+def chain_tree(chains_BAG: jax.Array) -> tuple[DraftTree, jax.Array]:
+    """Chains that start at one anchor, as a tree that holds what they share only once.
 
     Args:
-      chains_BKG: int32 ids of K chains.
+      chains_BAG: int32 ids of A chains.
 
     Returns:
-      `DraftTree` of N = K * G nodes, chain after chain; a node that an earlier chain has as well is
-      empty. And the rows [B, K, H] that stand for a chain: the anchor's and those of its tokens.
+      `DraftTree` of X = A * G nodes, chain after chain; a node that an earlier chain already has is
+      empty. Then the rows [B, A, H] of each chain: the anchor's and those of its tokens.
     """
-    batch, chains, slots = chains_BKG.shape
-    equal_BKKG = (chains_BKG[:, :, None] == chains_BKG[:, None]).astype(jnp.int32)
-    first_BKG = jnp.cumprod(equal_BKKG, axis=3).argmax(axis=2).astype(jnp.int32)
-    rows_BKG = 1 + first_BKG * slots + jnp.arange(slots, dtype=jnp.int32)
-    rows_BKH = jnp.pad(rows_BKG, ((0, 0), (0, 0), (1, 0)))
-    new_BKG = first_BKG == jnp.arange(chains, dtype=jnp.int32)[:, None]
-    depths_BKG = jnp.broadcast_to(1 + jnp.arange(slots, dtype=jnp.int32), chains_BKG.shape)
+    batch, chains, slots = chains_BAG.shape
+    equal_BAAG = (chains_BAG[:, :, None] == chains_BAG[:, None]).astype(jnp.int32)
+    first_BAG = jnp.cumprod(equal_BAAG, axis=3).argmax(axis=2).astype(jnp.int32)
+    rows_BAG = 1 + first_BAG * slots + jnp.arange(slots, dtype=jnp.int32)
+    rows_BAH = jnp.pad(rows_BAG, ((0, 0), (0, 0), (1, 0)))
+    new_BAG = first_BAG == jnp.arange(chains, dtype=jnp.int32)[:, None]
+    depths_BAG = jnp.broadcast_to(1 + jnp.arange(slots, dtype=jnp.int32), chains_BAG.shape)
     flat = (batch, chains * slots)
     tree = DraftTree(
-        tokens_BN=jnp.where(new_BKG, chains_BKG, INVALID).astype(jnp.int32).reshape(flat),
-        parents_BN=rows_BKH[:, :, :-1].reshape(flat),
-        depths_BN=depths_BKG.reshape(flat),
+        tokens_BX=jnp.where(new_BAG, chains_BAG, INVALID).astype(jnp.int32).reshape(flat),
+        parents_BX=rows_BAH[:, :, :-1].reshape(flat),
+        depths_BX=depths_BAG.reshape(flat),
     )
-    return tree, rows_BKH
+    return tree, rows_BAH

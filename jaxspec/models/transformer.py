@@ -128,8 +128,8 @@ def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
 def ungroup_queries(out_BRIC: jax.Array, length: int) -> jax.Array:
     """The inverse of `group_queries`: [B, R, S * G, C] -> [B, S, Q, C]."""
     batch, num_kv_heads, _, width = out_BRIC.shape
-    out_BRSGC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
-    return out_BRSGC.swapaxes(1, 2).reshape(batch, length, -1, width)
+    out_BRSUC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
+    return out_BRSUC.swapaxes(1, 2).reshape(batch, length, -1, width)
 
 
 def repeat_rows(mask_BST: jax.Array, groups: int) -> jax.Array:

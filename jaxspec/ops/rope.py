@@ -51,7 +51,7 @@ def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_SHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x_SQC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept.
 
     Channel c turns with channel c + C / 2: x cos + swap(x) sin, where swap is (-second, first).
@@ -59,12 +59,12 @@ def rotate(x_SHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     elementwise loops around it: with slices and a concatenation instead, norm, rotation and the
     gradient of both take 1.6 times as long on a CPU, with a reversed axis 2.1 times.
     """
-    half = x_SHC.shape[-1] // 2
+    half = x_SQC.shape[-1] // 2
     swap_CC = np.zeros((2 * half, 2 * half), np.float32)
     swap_CC[np.arange(half) + half, np.arange(half)] = -1
     swap_CC[np.arange(half), np.arange(half) + half] = 1
-    x32 = x_SHC.astype(jnp.float32)
+    x32 = x_SQC.astype(jnp.float32)
     # Highest precision: a sum of one term is exact as long as x is not rounded on the way.
     swapped = jnp.dot(x32, swap_CC, precision=jax.lax.Precision.HIGHEST)
     cos, sin = (jnp.concatenate([angle, angle], axis=-1)[..., None, :] for angle in (cos, sin))
-    return (x32 * cos + swapped * sin).astype(x_SHC.dtype)
+    return (x32 * cos + swapped * sin).astype(x_SQC.dtype)

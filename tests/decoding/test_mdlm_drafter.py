@@ -120,7 +120,7 @@ def test_sampled_outputs_have_the_targets_law(target, law, name):  # noqa: F811
     state = sampled.decode(strategy, params, sampled.keys(seed=11))
     tokens = sampled.tokens_of(state)
     laws.assert_same_law(tokens, law)
-    assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
+    assert set(np.array(state.verified_BO[:, 0]).tolist()) == {0, 1, 2}
 
 
 class RevealTime(MDLMProposer):

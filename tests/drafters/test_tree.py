@@ -31,7 +31,7 @@ def by_heap(log_probs: np.ndarray, num_nodes: int) -> dict[tuple[int, ...], floa
 
 
 def prefixes(tree: DraftTree, row: int) -> list[tuple[int, ...]]:
-    tokens, parents = tree.tokens_BN[row].tolist(), tree.parents_BN[row].tolist()
+    tokens, parents = tree.tokens_BX[row].tolist(), tree.parents_BX[row].tolist()
     found: list[tuple[int, ...]] = [()]
     for number, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
         assert parent <= number, "a parent stands before its children"
@@ -56,7 +56,7 @@ def test_tree_is_what_a_heap_finds(slots, vocabulary, num_nodes):
         # In order, so that a smaller budget is the beginning of a larger one.
         falling = np.array([expected[prefix] for prefix in found])
         assert (np.diff(falling) < 1e-5).all()
-        assert tree.depths_BN[row].tolist() == [len(prefix) for prefix in found]
+        assert tree.depths_BX[row].tolist() == [len(prefix) for prefix in found]
 
 
 def test_ties_and_zeros_keep_parents_with_their_children():
@@ -70,11 +70,11 @@ def test_ties_and_zeros_keep_parents_with_their_children():
 
 def test_rows_see_their_ancestors():
     tree = DraftTree(
-        tokens_BN=jnp.array([[4, 7, 5, 6]]),
-        parents_BN=jnp.array([[0, 0, 1, 3]]),
-        depths_BN=jnp.array([[1, 1, 2, 3]]),
+        tokens_BX=jnp.array([[4, 7, 5, 6]]),
+        parents_BX=jnp.array([[0, 0, 1, 3]]),
+        depths_BX=jnp.array([[1, 1, 2, 3]]),
     )
-    assert tree.ancestors_BRR(depth=3)[0].astype(int).tolist() == [
+    assert tree.ancestors_BYY(depth=3)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 0, 1, 0, 0],
@@ -94,13 +94,13 @@ def test_a_tree_of_chains_holds_what_they_share_once():
     tree, rows = jax.jit(chain_tree)(chains)
     kept = [
         prefix
-        for prefix, token in zip(prefixes(tree, 0), tree.tokens_BN[0].tolist(), strict=True)
+        for prefix, token in zip(prefixes(tree, 0), tree.tokens_BX[0].tolist(), strict=True)
         if token >= 0
     ]
     assert sorted(kept) == [(4,), (4, 6), (4, 6, 7), (5,), (5, 6), (5, 6, 7), (5, 6, 8)]
-    assert tree.tokens_BN[0].tolist() == [5, 6, 7, -1, -1, 8, 4, 6, 7, -1, -1, -1]
+    assert tree.tokens_BX[0].tolist() == [5, 6, 7, -1, -1, 8, 4, 6, 7, -1, -1, -1]
     assert rows[0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 6], [0, 7, 8, 9], [0, 1, 2, 3]]
-    assert tree.depths_BN[0].tolist() == [1, 2, 3] * 4
+    assert tree.depths_BX[0].tolist() == [1, 2, 3] * 4
     # Along its rows every chain reads as it was drawn.
     found = [(), *prefixes(tree, 0)]
     assert [found[row] for row in rows[0, :, -1].tolist()] == [tuple(c) for c in chains[0].tolist()]

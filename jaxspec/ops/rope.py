@@ -1,6 +1,6 @@
 """Rotary position embeddings, half-split layout (Su et al. 2021, arXiv 2104.09864).
 
-Dimension key: S sequence, H heads, C head width.
+Dimension key: S tokens of a row, Q query heads (or those of keys), C head width.
 
 >>> cos, sin = rotation_angles(jnp.arange(4), inverse_frequencies(8, theta=1e4))
 """
@@ -19,13 +19,13 @@ from jaxspec.config import Llama3RopeScaling
 def inverse_frequencies(
     head_dim: int, *, theta: float, scaling: Llama3RopeScaling | None = None
 ) -> np.ndarray:
-    """Angular frequency of each pair of channels, radians a position.
+    """Angular frequency of each pair of channels, in radians per position.
 
     Args:
       head_dim: C, even.
       theta: base of the geometric progression.
       scaling: Llama 3.1's rule: wavelengths longer than the original context are stretched by
-        `factor`, short ones are left alone, the ones between are interpolated.
+        `factor`, short ones are left alone, those in between are interpolated.
 
     Returns:
       float32 [C / 2], a constant known at trace time.
@@ -52,7 +52,7 @@ def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.
 
 
 def rotate(x_SQC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [..., S, H, C] by angles [..., S, C / 2]; dtype kept.
+    """Rotates [..., S, H, C] by angles [..., S, C / 2]; the dtype stays.
 
     Channel c turns with channel c + C / 2: x cos + swap(x) sin, where swap is (-second, first).
     The swap is written as a product with a signed permutation, which compilers keep out of the

@@ -52,7 +52,7 @@ def rotation_angles(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.
 
 
 def rotate(x_SQC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates [..., S, H, C] by angles [..., S, C / 2]; the dtype stays.
+    """Rotates [..., S, Q, C] by angles [..., S, C / 2]; the dtype stays.
 
     Channel c turns with channel c + C / 2: x cos + swap(x) sin, where swap is (-second, first).
     The swap is written as a product with a signed permutation, which compilers keep out of the

@@ -1,10 +1,11 @@
 """Verification of several drafted chains at once: recursive rejection and K-SEQ.
 
-The chains start at the same anchor. Depth by depth, those that still agree with what was accepted
-offer their next token, one after the other; one of them may be accepted, and the chains that do not
-hold it drop out. Drafts that were drawn independently stay so among the chains that are left.
+The chains start at the same anchor. Slot by slot, those that still agree with what was accepted
+offer their next token, one after the other. One of these may be accepted, and the chains that do
+not hold it drop out. Drafts that were drawn independently stay so among the chains that are left.
 
-Dimension key: B batch, K chains, G drafted slots, H = G + 1 verified rows, V vocabulary.
+Dimension key: B batch rows, A sampled chains, G drafted slots, H = G + 1 verified rows,
+V vocabulary.
 
 >>> verdict = verify_chains(key, drafts, draft_probs, target_probs, rule="k_seq")
 """
@@ -35,7 +36,7 @@ _BISECTIONS = 60
 
 @struct.dataclass
 class ChainVerdict:
-    """A round emits ``drafts[chain, :num_accepted]`` and then `next_token`; -1 in failed rows."""
+    """A round emits ``drafts[chain, :num_accepted]``, then `next_token`; -1 in failed rows."""
 
     num_accepted_B: jax.Array
     """int32 [B], 0..G."""
@@ -58,30 +59,31 @@ def verify_chains(
     *,
     rule: ChainRule = "recursive",
 ) -> ChainVerdict:
-    """Accepts the longest agreed prefix of K chains, exactly.
+    """Accepts the longest prefix that the rule lets pass in any of A chains, exactly.
 
-    Formula, at each depth, p the target and q the draft behind the accepted prefix:
+    Formula at each slot, with p the target's and q the draft's distribution after the accepted
+    prefix:
 
-    - "recursive" (SpecInfer, Miao et al. 2023, arXiv 2305.09781): ``r = p``; each token x offered
+    - "recursive" (SpecInfer, Miao et al. 2023, arXiv 2305.09781): ``r = p``; each offered token x
       is accepted with probability ``min(1, r(x) / q(x))``, otherwise ``r`` becomes ``(r - q)_+``,
-      renormalised; with all rejected the next token is drawn from ``r``.
+      renormalised; if all are rejected the next token is drawn from ``r``.
     - "recursive_without_replacement": the same for tokens that were drawn without replacement;
-      after a rejection x is also taken out of q, which is renormalised.
+      after a rejection x is also removed from q, which is renormalised.
     - "k_seq" (SpecTr, Sun et al. 2023, arXiv 2310.15141): each is accepted with probability
       ``min(1, p / (rho q))``, where rho in [1, k] solves ``1 - (1 - b)^k = rho b`` with
       ``b = sum_v min(q, p / rho)`` and k the chains left; otherwise the next token is drawn from
       ``p - min(q, p / rho) (1 - (1 - b)^k) / b``.
 
-    Limiting case: K = 1 is `verify_token`, for all three.
+    Limiting case: A = 1 is `verify_token`, for all three.
 
     Args:
       key: a typed key.
-      drafts_BAG: integer ids [B, K, G]. Chains drawn independently from `draft_probs_BGV`; for
-        "recursive_without_replacement" the first tokens of a row's chains differ, drawn one after
-        the other from q without those before, and what follows them is drawn independently.
+      drafts_BAG: integer ids [B, A, G]. Chains drawn independently from `draft_probs_BGV`; for
+        "recursive_without_replacement" the first tokens of a row's chains differ: each is drawn
+        from q without the ones before, and what follows them is drawn independently.
       draft_probs_BGV: q, [B, G, V], the same for all chains (a block drafter's marginals), or
-        [B, K, G, V] where each chain has its own.
-      target_probs_BAHV: p, [B, K, G + 1, V]; row (k, h) follows the first h tokens of chain k. p
+        [B, A, G, V] if each chain has its own.
+      target_probs_BAHV: p, [B, A, G + 1, V]; row (a, h) follows the first h tokens of chain a. p
         and q are floats of any width, computed in float32 at least; rows are scaled to sum to one.
       rule: see above.
 
@@ -107,10 +109,10 @@ def verify_chains(
 
 @dataclasses.dataclass(frozen=True)
 class WalkEnd:
-    """Where a walk along given uniform numbers ends."""
+    """Where a walk with given uniform numbers ends."""
 
     heads_BGA: jax.Array
-    """The chance with which each offered token was accepted; 0 where none was offered."""
+    """The probability with which each offered token was accepted; 0 where none was offered."""
     num_accepted_B: jax.Array
     chain_B: jax.Array
     next_weights_BV: jax.Array
@@ -119,13 +121,13 @@ class WalkEnd:
 
 @dataclasses.dataclass(frozen=True)
 class ChainWalk:
-    """A rule applied to given chains, with the randomness left out (compare `Law`)."""
+    """A rule applied to given chains, without its randomness (compare `Law`)."""
 
     shape: tuple[int, int, int]
-    """[B, G, K]: of the uniform numbers."""
+    """[B, G, A], of the uniform numbers."""
     dtype: jnp.dtype
     follow: Callable[[jax.Array], WalkEnd]
-    """Uniform numbers in [0, 1) -> where they lead. 0 accepts whatever has a chance."""
+    """Uniform numbers in [0, 1) -> where they lead. 0 accepts whatever may be accepted."""
     valid_B: jax.Array
 
 
@@ -147,7 +149,7 @@ def chain_walk(
     valid_B &= known_ids(drafts_BAG, vocabulary=p_BAHV.shape[-1]).all(axis=(1, 2))
 
     def row(rows_BAIV: jax.Array, alive_BA: jax.Array, slot: int) -> jax.Array:
-        """The row of the first chain left: all that are left share their prefix, hence the row."""
+        """The row of the first chain left: all that are left share their prefix, hence this row."""
         if rows_BAIV.shape[1] == 1:
             rows_BV = rows_BAIV[:, 0, slot]
         else:
@@ -195,7 +197,7 @@ def chain_walk(
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
-    """The tokens that the chains offer at one depth."""
+    """The tokens that the chains offer at one slot."""
 
     tokens_BA: jax.Array
     offered_BA: jax.Array
@@ -204,7 +206,7 @@ class Offer:
     uniforms_BA: jax.Array
 
 
-# Heads [B, K], taken [B, K] (at most one), what is left of the target [B, V].
+# Heads [B, A], taken [B, A] (at most one), what is left of the target [B, V].
 Outcome = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -249,10 +251,11 @@ def _k_seq(offer: Offer) -> Outcome:
         return jnp.where(above_B, middle_B, low_B), jnp.where(above_B, high_B, middle_B)
 
     bounds = (jnp.ones_like(count_B), jnp.maximum(count_B, 1))
-    # The upper end: there the chains' chance is at most what the residual can give back.
+    # The upper end: there the chains' chance is at most what the residual can make up for.
     _, rho_B = jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)
     one_B, any_B = chance(rho_B)
-    # The chances do not depend on earlier rejections: all are judged at once, the first is taken.
+    # The chances do not depend on earlier rejections: all are judged at once, the first that
+    # passes is taken.
     ratio_BA = capped_ratio(
         _pick(p_BV, offer.tokens_BA), rho_B[:, None] * _pick(q_BV, offer.tokens_BA)
     )
@@ -276,7 +279,7 @@ def _pick(rows_BV: jax.Array, tokens_BA: jax.Array) -> jax.Array:
 
 
 def _normalised(weights_BV: jax.Array, otherwise_BV: jax.Array) -> jax.Array:
-    """Positive parts scaled to sum to one; `otherwise_BV` where nothing is left but rounding."""
+    """Positive parts scaled to sum to one; `otherwise_BV` where none is left."""
     weights_BV = jnp.maximum(weights_BV, 0)
     total_B1 = weights_BV.sum(axis=1, keepdims=True)
     return jnp.where(total_B1 > 0, weights_BV / jnp.where(total_B1 > 0, total_B1, 1), otherwise_BV)
@@ -294,7 +297,7 @@ def _check(
         or not jnp.issubdtype(drafts_BAG.dtype, jnp.integer)
     ):
         raise ValueError(
-            "drafts_BAG must hold integer token ids [B, K, G] of at least one chain, the anchor "
+            "drafts_BAG must hold integer token ids [B, A, G] of at least one chain, the anchor "
             f"left out: got {drafts_BAG.dtype} {drafts_BAG.shape}."
         )
     batch, chains, slots = drafts_BAG.shape

@@ -1,7 +1,7 @@
 """Verification of a tree of drafted tokens that was chosen, not sampled.
 
-Dimension key: B batch, N nodes, R = N + 1 verified rows (row 0 follows the anchor, row n + 1
-follows node n), D depth of the tree, V vocabulary.
+Dimension key: B batch rows, X nodes, Y = X + 1 verified rows (row 0 follows the anchor, row x + 1
+follows node x), G drafted slots of a path (the depth of the tree), V vocabulary.
 
 >>> verdict = verify_tree(key, tokens, parents, target_probs, depth=7)
 """
@@ -21,12 +21,12 @@ from jaxspec.verify.rows import is_float
 
 @struct.dataclass
 class TreeVerdict:
-    """A round emits the tokens of the accepted nodes and then `next_token`; -1 in failed rows."""
+    """A round emits the tokens of the accepted nodes, then `next_token`; -1 in failed rows."""
 
     num_accepted_B: jax.Array
-    """int32 [B], 0..D nodes kept."""
+    """int32 [B], 0..G nodes accepted."""
     path_BG: jax.Array
-    """int32 [B, D], the kept nodes from the root on, as rows (n + 1 is node n); 0 behind them."""
+    """int32 [B, G], the accepted nodes from the root down, as rows (x + 1: node x); then zeros."""
     next_token_B: jax.Array
     """int32 [B]."""
 
@@ -46,25 +46,25 @@ def verify_tree(
 ) -> TreeVerdict:
     """Walks down the tree by tokens drawn from the target.
 
-    At each node a token is drawn from the target's distribution there; if a child holds it, the
-    walk goes on from that child, otherwise the token is the round's last. All tokens are the
+    At each node a token is drawn from the target's distribution there. If a child holds it, the
+    walk continues from that child, otherwise the token is the round's last. All tokens are the
     target's own draws, so the output has its distribution for every tree, however it was chosen.
-    It accepts what repeated rejection of the children as point masses accepts: the probability
-    that the children of a node have together.
+    The walk accepts as often as rejecting the children one by one as point masses: with the
+    probability that a node's children have together.
 
-    Limiting cases: a chain is `verify_point_mass`; one-hot rows walk along the target's argmax.
+    Limiting cases: a chain gives `verify_point_mass`; one-hot rows follow the target's argmax.
 
     Args:
       key: a typed key.
-      tokens_BX: integer ids [B, N]; nodes that hold -1 are empty.
-      parents_BX: integers [B, N], the row each node hangs on: 0 the anchor, n + 1 node n.
-      target_probs_BYV: p, [B, N + 1, V], floats of any width, computed in float32 at least. Rows
+      tokens_BX: integer ids [B, X]; nodes that hold -1 are empty.
+      parents_BX: integers [B, X], the row of each node's parent: 0 the anchor, x + 1 node x.
+      target_probs_BYV: p, [B, X + 1, V], floats of any width, computed in float32 at least. Rows
         are scaled to sum to one.
-      depth: D, the longest path of any row's tree.
+      depth: G, the longest path of any row's tree.
 
     Returns:
-      `TreeVerdict`. Failed (-1) where a row that the walk came by has a NaN, an infinite or a
-      negative value, or is all zeros.
+      `TreeVerdict`. Failed (-1) where a row on the walk has a NaN, an infinite or a negative value,
+      or is all zeros.
 
     Raises:
       ValueError: shapes or types that do not fit together.
@@ -99,10 +99,11 @@ def walk_tree(
     draw: Callable[[Any, jax.Array], jax.Array],
     depth: int,
 ) -> TreeVerdict:
-    """`verify_tree` with the draws given: draw(step, p_BV) -> token [B], -1 where p is none.
+    """`verify_tree` with its draws passed in: draw(step, p_BV) -> token [B], -1 for an invalid p.
 
-    The walk stops when no row goes on: most rounds end before the tree does. On traced arrays it is
-    a `jax.lax.while_loop`, and `step` is traced; on concrete ones a Python loop, and `step` an int.
+    The walk stops when every row has: most rounds end before the tree does. On traced arrays it is
+    a `jax.lax.while_loop` and `step` is traced; on concrete ones it is a Python loop and `step` an
+    int.
     """
     tokens_BX, parents_BX = jnp.asarray(tokens_BX), jnp.asarray(parents_BX)
     target_probs_BYV = jnp.asarray(target_probs_BYV)
@@ -110,7 +111,7 @@ def walk_tree(
     for name, array in (("tokens_BX", tokens_BX), ("parents_BX", parents_BX)):
         if array.ndim != 2 or array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(
-                f"{name} must hold integers [B, N], the same shape for tokens and parents: got "
+                f"{name} must hold integers [B, X], the same shape for tokens and parents: got "
                 f"{array.dtype} {array.shape}."
             )
     rows_shape = target_probs_BYV.shape
@@ -139,10 +140,10 @@ def walk_tree(
     def advance(walk: _Walk, step: int | jax.Array) -> _Walk:
         p_B1V = jnp.take_along_axis(target_probs_BYV, walk.row_B[:, None, None], axis=1)
         token_B = draw(step, p_B1V[:, 0].astype(dtype)).astype(jnp.int32)
-        # Empty nodes hold INVALID, which no valid draw equals.
+        # Empty nodes hold INVALID, which is never a valid draw.
         child_BX = (parents_BX == walk.row_B[:, None]) & (tokens_BX == token_B[:, None])
         child_BX &= (tokens_BX != INVALID) & walk.going_B[:, None]
-        # The token behind the last level ends the walk, whatever hangs there.
+        # The token after the last level ends the walk, whatever its children.
         going_B = child_BX.any(axis=1) & (step < depth)
         row_B = jnp.where(going_B, child_BX.argmax(axis=1).astype(jnp.int32) + 1, walk.row_B)
         here_G = jnp.arange(depth) == step
@@ -164,7 +165,7 @@ def walk_tree(
     else:
         for step in range(depth + 1):
             walk = advance(walk, step)
-            # Only the draws may be traced here.
+            # Here only the draws can be traced.
             if not isinstance(walk.going_B, jax.core.Tracer) and not walk.going_B.any():
                 break
     return TreeVerdict(

@@ -1,12 +1,13 @@
 """Speculative decoding with a tree of drafts, from the marginals of one block.
 
-The drafter's pass gives a distribution for each slot. A tree is made of it, either of the likeliest
-prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the target reads
-it in one pass with tree attention. Verification decides which path stands, and the kept rows are
-put behind the caches as in a chain.
+The drafter's pass gives a distribution for each slot. From these a tree is made, either of the
+likeliest prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the
+target reads it in one pass with tree attention. Verification accepts one path, whose keys and
+values are then appended to the caches as those of a chain would be.
 
-Dimension key: B batch rows, G drafted slots, K = G + 1 tokens of a path, N nodes, R = N + 1 rows of
-the target's pass, L layers, V vocabulary; M chains, H = G + 1 rows of a chain.
+Dimension key: B batch rows, G drafted slots, K = G + 1 block slots (the tokens of a path), X nodes,
+Y = X + 1 rows of the target's pass (the anchor first), A sampled chains, H = G + 1 verified rows of
+a chain, J candidates for the chains' first tokens, V vocabulary.
 
 >>> strategy = TreeSpeculative(model, proposer, rules, "tree", num_nodes=32)
 >>> strategy = ChainSpeculative(model, proposer, rules, "recursive", sampling, num_chains=4)
@@ -40,7 +41,7 @@ CHAIN_RULES = ("tree", "recursive", "recursive_without_replacement", "k_seq", "s
 
 @dataclasses.dataclass(frozen=True)
 class TreeSpeculative(Speculative):
-    """Draft the best-first tree and verify it, at any temperature.
+    """Drafts the best-first tree and verifies it, at any temperature.
 
     Raises:
       ValueError: a proposer without marginals, or a tree of no nodes.
@@ -103,7 +104,7 @@ class TreeSpeculative(Speculative):
 
 @struct.dataclass
 class Chains:
-    """What is known of sampled chains."""
+    """Sampled chains, and what they were sampled from."""
 
     tree: DraftTree
     tokens_BAG: jax.Array
@@ -114,7 +115,7 @@ class Chains:
 
 @dataclasses.dataclass(frozen=True)
 class ChainSpeculative(TreeSpeculative):
-    """Sample several chains from the marginals and keep the longest accepted one, exactly.
+    """Samples several chains from the marginals and emits the longest accepted one, exactly.
 
     The verifier is one of `CHAIN_RULES`. Those of `verify_chains` are told what the chains were
     sampled from. "tree" walks by the target's own draws, as for any tree, and is the only one at
@@ -156,7 +157,7 @@ class ChainSpeculative(TreeSpeculative):
         object.__setattr__(self, "num_nodes", nodes)
 
     def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
-        """Chains from the marginals, what they share held once."""
+        """Chains from the marginals; a prefix that several share is in the tree once."""
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         probs_BGV = proposer.sampling.probabilities(logits_BGV)
@@ -177,7 +178,7 @@ class ChainSpeculative(TreeSpeculative):
         )
 
     def _sample(self, key: jax.Array, probs_GV: jax.Array) -> jax.Array:
-        """One row's chains [M, G]."""
+        """One row's chains [A, G]."""
         slots, vocabulary = probs_GV.shape
         key_rest, key_first = jax.random.split(key)
         shape = (self.num_chains, slots, vocabulary)
@@ -235,12 +236,12 @@ def check_marginals(proposer: object) -> None:
     """Raises ValueError unless the proposer gives the marginals of a block."""
     if not isinstance(proposer, MarginalProposer):
         raise ValueError(
-            "A draft tree is made of a block's marginals, which only a block drafter has: got "
+            "A draft tree is made from a block's marginals, which only a block drafter has: got "
             f"{type(proposer).__name__}."
         )
 
 
 def _choice(walk: TreeVerdict) -> Choice:
-    """The accepted path as a chain behind the anchor; what follows it is filling."""
+    """The accepted path as a chain after the anchor; what follows it is padding."""
     path_BK = jnp.pad(walk.path_BG, ((0, 0), (1, 0)))
     return Choice(Verdict(walk.num_accepted_B, walk.next_token_B), path_BK)

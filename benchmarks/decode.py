@@ -179,8 +179,8 @@ def speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         baseline = [response.tokens for response in answers["autoregressive"]]
         for name, responses in answers.items():
             tokens = sum(len(response.tokens) for response in responses)
-            rounds = sum(len(response.kept) for response in responses)
-            emitted = sum(sum(response.kept) for response in responses)
+            rounds = sum(len(response.emitted) for response in responses)
+            emitted = sum(sum(response.emitted) for response in responses)
             row = {
                 "strategy": name,
                 "batch": batch,

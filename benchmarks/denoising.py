@@ -123,8 +123,8 @@ def measure(
         seconds["plain"] += timed_plain[1]
         seconds["ours"] += ours_s
         plain_tokens += sum(len(r.tokens) for r in timed_plain[0])
-        emitted = sum(sum(r.kept) for r in responses)
-        rounds = sum(len(r.kept) for r in responses)
+        emitted = sum(sum(r.emitted) for r in responses)
+        rounds = sum(len(r.emitted) for r in responses)
         by_benchmark.append(emitted / max(1, rounds))
         total["tokens"] += sum(len(r.tokens) for r in responses)
         total["emitted"] += emitted

@@ -307,34 +307,34 @@ def step_parts(decoder: Spiffy, params: Any, args: argparse.Namespace, batch: in
     @jax.jit
     def enter(params: Any) -> Entered:
         state = decoder.begin_block(decoder.start(prompts))
-        logits_BLV, context = block_model.open(stack_layers(params), decoder.context(state))
-        state = decoder.reveal(decoder.count_pass(state), logits_BLV)
-        drafts = decoder.draft(state, logits_BLV)
-        logits_BNLV = decoder.read(stack_layers(params), state, drafts, context, reach=1)
-        return state, context, drafts, logits_BLV, logits_BNLV
+        logits_BPV, context = block_model.open(stack_layers(params), decoder.context(state))
+        state = decoder.reveal(decoder.count_pass(state), logits_BPV)
+        drafts = decoder.draft(state, logits_BPV)
+        logits_BYPV = decoder.read(stack_layers(params), state, drafts, context, reach=1)
+        return state, context, drafts, logits_BPV, logits_BYPV
 
-    state, context, drafts, logits_BLV, logits_BNLV = enter(pieces)
+    state, context, drafts, logits_BPV, logits_BYPV = enter(pieces)
     at_B = jnp.zeros(batch, jnp.int32)
-    masked_BL = decoder.masked(state)
+    masked_BP = decoder.masked(state)
 
-    def sort(logits_BLV: jax.Array) -> Any:
-        return rank_masks(graph, decoder.unmasker.clean_logits(logits_BLV), masked_BL)
+    def sort(logits_BPV: jax.Array) -> Any:
+        return rank_masks(graph, decoder.unmasker.clean_logits(logits_BPV), masked_BP)
 
     def fill(ranking: Any) -> Any:
-        filled = fill_ranked(graph, ranking, decoder.block_tokens(state), masked_BL)
+        filled = fill_ranked(graph, ranking, decoder.block_tokens(state), masked_BP)
         if decoder.num_drafts == graph.size:
             return filled
         return prune(graph, filled, kept=decoder.num_drafts)
 
     def lay_out(drafts: Drafts, context: BlockContext) -> Any:
-        real_B1L = decoder.block_tokens(state)[:, None]
-        states_BNL = jnp.concatenate([real_B1L, drafts.states_BDL], axis=1)
+        real_B1P = decoder.block_tokens(state)[:, None]
+        states_BYP = jnp.concatenate([real_B1P, drafts.states_BXP], axis=1)
         if decoder.layout == "batch":
             # What `state_logits` does; the cache's copies are in the pass.
-            return jnp.repeat(context.tokens_BT, states_BNL.shape[1], axis=0)
-        return block_model.lay_out(states_BNL, context, reach=1)
+            return jnp.repeat(context.tokens_BT, states_BYP.shape[1], axis=0)
+        return block_model.lay_out(states_BYP, context, reach=1)
 
-    ranking = jax.jit(sort)(logits_BLV)
+    ranking = jax.jit(sort)(logits_BPV)
     calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "step": (
             lambda p, s, d, c: decoder.one_pass(stack_layers(p), s, d, c, reach=1),
@@ -348,13 +348,13 @@ def step_parts(decoder: Spiffy, params: Any, args: argparse.Namespace, batch: in
             lambda p, s, d, c: decoder.read(stack_layers(p), s, d, c, reach=1),
             (pieces, state, drafts, context),
         ),
-        "sort": (sort, (logits_BLV,)),
+        "sort": (sort, (logits_BPV,)),
         "draft": (fill, (ranking,)),
         "mask": (lay_out, (drafts, context)),
-        "unmask": (decoder.reveal, (state, logits_BLV)),
+        "unmask": (decoder.reveal, (state, logits_BPV)),
         "bookkeeping": (
             lambda s, d, x: (decoder.drafted(s, d), logits_of(x, at_B)),
-            (state, drafts, logits_BNLV),
+            (state, drafts, logits_BYPV),
         ),
     }
     runs = {name: looped(call, values) for name, (call, values) in calls.items()}

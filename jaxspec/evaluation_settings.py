@@ -41,9 +41,9 @@ class EvaluationConfig:
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
     from all."""
     verifier: str = "auto"
-    """A rejection rule (`jaxspec.verify.rules.RULES`), or "auto": "greedy" at temperature 0 and
-    "token" above it; "point_mass" for drafts that were not sampled, "tree" for trees, "recursive"
-    for chains."""
+    """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
+    "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
+    "auto" chooses these as well."""
     tree_nodes: int = 0
     """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
     chains: int = 0
@@ -168,9 +168,9 @@ class DiffusionEvaluationConfig:
     """Tokens of a block; blocks are filled from left to right. 0: what the model was trained with
     (SDAR: 4), or else 32."""
     unmasking: str = "scheduled"
-    """Which masks a step reveals (`jaxspec.decoding.diffusion.unmasking.UNMASKING`): an equal share
-    of the block ("scheduled", LLaDA), all of enough confidence ("threshold"), or as many as can be
-    revealed together at a bounded risk ("factor", Fast-dLLM)."""
+    """Which masks a step reveals: an equal share of the block ("scheduled", LLaDA), all of enough
+    confidence ("threshold"), or as many as can be revealed together at a bounded risk ("factor",
+    Fast-dLLM)."""
     steps: int = 0
     """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
     threshold: float = 0.9

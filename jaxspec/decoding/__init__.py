@@ -1,12 +1,12 @@
-"""Jitted decoding loops: one token a pass, or blocks that a drafter proposes and the target checks.
+"""Jitted decoding loops: one token per pass, or drafted blocks that the target checks.
 
 A strategy (`Autoregressive`, `Speculative`, `TreeSpeculative`, `ChainSpeculative`) is a frozen
 dataclass with two jitted methods: `start` prefills, `run` is the whole loop. `Adaptive` chooses
 among strategies of several sizes while it runs. `generate` drives any of them over a list of
 prompts.
 
-`BlockDiffusion` decodes with a diffusion language model, blocks of masks at a time;
-`generate_diffusion` drives it. `Spiffy` gives its output in fewer passes.
+`BlockDiffusion` decodes with a diffusion language model, one block of masks at a time;
+`generate_diffusion` drives it. `Spiffy` gives the same output in fewer passes.
 """
 
 from jaxspec.decoding.adaptive import Adaptive

@@ -1,21 +1,21 @@
 """Drafts whose size follows what is accepted and what a round costs.
 
-A draft pays as long as the tokens it adds are worth more than the time it takes, which depends on
-the text, the drafter, the batch and the machine. `Adaptive` holds the same strategy at several
-sizes (blocks of 1, 4, 8, 16; trees of 16, 32, 64 nodes), all compiled once and all working on one
-state. The loop returns every few rounds, and the size with the highest expected tokens per second
-goes on. A block of 1 among the sizes means that drafting can be turned off.
+A longer draft pays as long as the tokens it adds are worth more than the time it takes, which
+depends on the text, the drafter, the batch and the machine. `Adaptive` has the same strategy in
+several sizes (blocks of 1, 4, 8, 16; trees of 16, 32, 64 nodes), each compiled once and all working
+on one state. The loop returns every few rounds and continues with the size that promises the most
+tokens per second. If a block of 1 is among the sizes, drafting can be turned off.
 
-With P(n) the share of rounds in which the draft of rank n was accepted (its slot in a chain, its
-number in a best-first tree, of which smaller trees are the beginning) and c(s) the measured time of
-a round:
+Let P(x) be the share of rounds in which the draft of rank x was accepted (its slot in a chain, its
+number in a best-first tree, of which the first nodes are the smaller trees), and c(s) the measured
+time of a round:
 
-  tokens per second of size s = (1 + sum_{n < s} P(n)) / c(s)
+  tokens per second of size s = (1 + sum_{x < s} P(x)) / c(s)
 
-so a cost model as in CaDDTree, with the acceptance that was seen in place of the drafter's own
+This is a cost model as in CaDDTree, with observed acceptance in place of the drafter's own
 probabilities. The output stays exact: a size is chosen by what earlier rounds accepted.
 
-Dimension key: B batch rows, N drafted nodes (the largest size).
+Dimension key: B batch rows, X drafted nodes (of the largest size).
 
 >>> sizes = [Speculative(model, dataclasses.replace(proposer, block_size=k), rules)
 ...          for k in (1, 4, 8, 16)]
@@ -43,43 +43,43 @@ _COST_REPEATS = 3
 
 @dataclasses.dataclass
 class AcceptanceByRank:
-    """P(n), how often the draft of each rank is accepted, with old rounds fading.
+    """P(x), how often the draft of each rank is accepted; old rounds fade.
 
-    P(n) is the share among recent rounds that held rank n. Ranks that few of them held lean on the
-    rank before: nothing can be more likely than what it builds on, in a chain, and that makes an
-    untried size look as good as it can be. It is tried as soon as that would pay, and so is
-    drafting that was turned off, once its bad record has faded.
+    P(x) is a share of the recent rounds that drafted rank x. A rank that few of them drafted leans
+    on the rank before it: in a chain nothing can be likelier than what it builds on, so an untried
+    size looks as good as it can be. It is tried as soon as that would pay. So is drafting that was
+    turned off, once its bad record has faded.
     """
 
     num_ranks: int
     fading: float = 0.98
-    """What a round counts after the next one."""
+    """The weight that a round keeps after each later round."""
     trust: float = 2.0
-    """Rounds that weigh as much as the rank before."""
-    accepted_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
-    tried_N: npt.NDArray[np.float64] = dataclasses.field(init=False)
+    """How many rounds the rank before counts for."""
+    accepted_X: npt.NDArray[np.float64] = dataclasses.field(init=False)
+    tried_X: npt.NDArray[np.float64] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.accepted_N = np.zeros(self.num_ranks)
-        self.tried_N = np.zeros(self.num_ranks)
+        self.accepted_X = np.zeros(self.num_ranks)
+        self.tried_X = np.zeros(self.num_ranks)
 
     def observe(
-        self, accepted_N: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
+        self, accepted_X: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
     ) -> None:
-        """Counts of `row_rounds` rounds of single rows, in `rounds` of the batch, of one size."""
+        """Adds what one size accepted in `rounds` rounds: `row_rounds`, counted row by row."""
         kept = self.fading**rounds
-        self.accepted_N = self.accepted_N * kept + accepted_N
-        self.tried_N = self.tried_N * kept + np.where(
+        self.accepted_X = self.accepted_X * kept + accepted_X
+        self.tried_X = self.tried_X * kept + np.where(
             np.arange(self.num_ranks) < ranks, row_rounds, 0
         )
 
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """P(n) for every rank."""
+        """P(x) for every rank."""
         found = np.ones(self.num_ranks)
         before = 1.0
         for rank in range(self.num_ranks):
-            total = self.accepted_N[rank] + self.trust * before
-            before = total / (self.tried_N[rank] + self.trust)
+            total = self.accepted_X[rank] + self.trust * before
+            before = total / (self.tried_X[rank] + self.trust)
             found[rank] = before
         return found
 
@@ -87,7 +87,7 @@ class AcceptanceByRank:
 class Adaptive:
     """Strategies of several sizes, of which the best one runs.
 
-    Not frozen: it remembers what was accepted. It is used like any other strategy.
+    Not frozen, because it remembers what was accepted. It is used like any other strategy.
 
     Attributes:
       history: (size, rounds) of every stretch so far; a size is the tokens that its target pass
@@ -105,15 +105,16 @@ class Adaptive:
         """Orders the sizes.
 
         Args:
-          strategies: equal but for their size.
-          costs: time of a round of each, in any unit; None: measured whenever rows or capacity of
-            the batch are new, which makes the choice, and with it samples above temperature 0,
-            differ from run to run.
+          strategies: the same except for their size.
+          costs: time of a round of each, in any unit. None: they are measured whenever a batch has
+            another number of rows or another capacity; then the choice, and with it samples above
+            temperature 0, differs from run to run.
           stretch: rounds between two choices.
           fading: see `AcceptanceByRank`.
 
         Raises:
-          ValueError: no strategies, two of one size, different models, or costs that do not fit.
+          ValueError: no strategies, two of one size, different models, or costs that are not one
+            positive number for each.
         """
         if not strategies:
             raise ValueError("Adaptive needs strategies to choose from: got none.")
@@ -160,7 +161,7 @@ class Adaptive:
         return max(strategy.round_tokens for strategy in self.strategies)
 
     def prepare(self, params: Any) -> Any:
-        """Parameters as the loops want them."""
+        """Parameters in the layout that the loops want."""
         return self.strategies[-1].prepare(params)
 
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
@@ -176,7 +177,7 @@ class Adaptive:
             if shape not in self._measured:
                 self._measured[shape] = self.measure_costs(params, state)
             self.costs = self._measured[shape]
-        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
         while before.active and not (leave and before.ended):
@@ -187,7 +188,7 @@ class Adaptive:
             after = _Counts.of(state)
             rounds = after.step - before.step
             self.acceptance.observe(
-                after.accepted_N - before.accepted_N,
+                after.accepted_X - before.accepted_X,
                 ranks=self.sizes[choice] - 1,
                 row_rounds=after.row_rounds - before.row_rounds,
                 rounds=rounds,
@@ -197,20 +198,20 @@ class Adaptive:
         return state
 
     def choose(self) -> int:
-        """Index of the size with the highest expected tokens per second; of equal ones the first.
+        """Index of the size with the most expected tokens per second; the first of equal ones.
 
         Raises:
           ValueError: costs are neither given nor measured yet.
         """
         if self.costs is None:
-            raise ValueError("The costs of a round are not known yet: measure_costs gives them.")
+            raise ValueError("The costs of a round are not known yet: call measure_costs first.")
         tokens = 1 + np.concatenate([[0.0], np.cumsum(self.acceptance.probabilities())])
         return int(
             np.argmax([tokens[s - 1] / c for s, c in zip(self.sizes, self.costs, strict=True)])
         )
 
     def measure_costs(self, params: Any, state: DecodeState) -> list[float]:
-        """Seconds of a round of each size on copies of a running batch: medians of a few runs."""
+        """Seconds per round of each size, on copies of a running batch: medians of a few runs."""
         return [self._cost(strategy, params, state) for strategy in self.strategies]
 
     def _cost(self, strategy: Speculative, params: Any, state: DecodeState) -> float:
@@ -233,12 +234,12 @@ class _Counts:
     step: int
     active: int
     row_rounds: int
-    accepted_N: npt.NDArray[np.int64]
+    accepted_X: npt.NDArray[np.int64]
     ended: bool = False
 
     @classmethod
     def of(cls, state: DecodeState) -> _Counts:
-        step, active_B, rounds_B, accepted_N = jax.device_get(
-            (state.step, state.active_B, state.rounds_B, state.accepted_at_N)
+        step, active_B, rounds_B, accepted_X = jax.device_get(
+            (state.step, state.active_B, state.rounds_B, state.accepted_at_X)
         )
-        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_N.astype(np.int64))
+        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_X.astype(np.int64))

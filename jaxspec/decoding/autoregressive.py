@@ -1,6 +1,6 @@
-"""One token a pass: the baseline of every speed-up, and the oracle of exactness.
+"""One token per pass: the baseline of every speed-up, and the reference for exactness.
 
-Dimension key: B batch rows, S prompt tokens, V vocabulary.
+Dimension key: B batch rows, S tokens of a prompt, V vocabulary.
 
 >>> strategy = Autoregressive(model, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
 >>> state = strategy.run(params, strategy.start(params, prompts, capacity=192))
@@ -36,7 +36,7 @@ from jaxspec.ops.suppression import suppress
 def choose(
     logits_BV: jax.Array, keys_B: jax.Array, *, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
-    """A token of each row, and whether the row failed (nothing to sample from: NaN)."""
+    """A token for each row, and whether the row failed (nothing to sample from: NaN)."""
     probs_BV = sampling.probabilities(logits_BV)
     tokens_B = jax.vmap(sampling.sample)(keys_B, probs_BV)
     return tokens_B, tokens_B == INVALID
@@ -44,7 +44,7 @@ def choose(
 
 @dataclasses.dataclass(frozen=True)
 class Autoregressive:
-    """Plain decoding of the target. Parameters: the target's own tree."""
+    """Plain decoding with the target. Parameters: the target's own tree."""
 
     model: LanguageModel
     rules: DecodeRules
@@ -52,11 +52,11 @@ class Autoregressive:
 
     @property
     def round_tokens(self) -> int:
-        """Most tokens of a round."""
+        """The most tokens that a round emits."""
         return 1
 
     def prepare(self, params: Any) -> Any:
-        """Parameters as the loop wants them, for those who call `run` more than once."""
+        """Parameters in the layout that the loop wants, for callers that `run` more than once."""
         return cut_layers(params, unrolled=self.model.config.unroll_layers, now=True)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -85,7 +85,7 @@ class Autoregressive:
         leave_on_end: jax.Array | bool = False,
         max_rounds: jax.Array | int = NO_LIMIT,
     ) -> DecodeState:
-        """Decodes until the end (see `jaxspec.decoding.state.loop`), without the host."""
+        """Decodes to the end (see `jaxspec.decoding.state.loop`) without the host."""
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
 
         def step(state: DecodeState) -> DecodeState:
@@ -98,9 +98,9 @@ class Autoregressive:
             cache = state.cache.write_after(
                 output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B
             )
-            state, kept_B = emit(
+            state, emitted_B = emit(
                 state, next_B[:, None], jnp.ones_like(next_B), failed_B, rules=self.rules
             )
-            return dataclasses.replace(state, cache=cache.advance(kept_B))
+            return dataclasses.replace(state, cache=cache.advance(emitted_B))
 
         return loop(step, state, leave_on_end=leave_on_end, max_rounds=max_rounds)

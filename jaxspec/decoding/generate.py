@@ -1,13 +1,13 @@
-"""Decoding a list of prompts: buckets, rows that are refilled, errors that name the prompt.
+"""Decoding a list of prompts: buckets, refilled rows, errors that name the prompt.
 
-Prompts are right-padded to a few lengths, so that few programs are compiled. Those of one length
+Prompts are right-padded to a few lengths, so that few programs are compiled. Prompts of one length
 share a batch: when a row ends, the next prompt takes its place (continuous batching, as in Orca,
 Yu et al. 2022), so the device does not wait for the longest response.
 
-Dimension key: B batch rows, S prompt tokens.
+Dimension key: B batch rows, S tokens of a prompt, T positions of a response, O rounds.
 
 >>> responses = generate(strategy, params, prompts, ids=names, batch_size=8, seed=0)
->>> responses[0].tokens, responses[0].kept
+>>> responses[0].tokens, responses[0].emitted
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CAPACITY_STEP = 64
 
 
 class Strategy(Protocol):
-    """`Autoregressive` and `Speculative`, as far as the host is concerned."""
+    """What the host needs of `Autoregressive`, `Speculative` and the like."""
 
     @property
     def model(self) -> LanguageModel:
@@ -44,10 +44,10 @@ class Strategy(Protocol):
 
     @property
     def round_tokens(self) -> int:
-        """Most tokens of a round."""
+        """The most tokens that a round emits."""
 
     def prepare(self, params: Any) -> Any:
-        """Parameters as the loop wants them."""
+        """Parameters in the layout that the loop wants."""
 
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills."""
@@ -55,30 +55,31 @@ class Strategy(Protocol):
     def run(
         self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
     ) -> DecodeState:
-        """The loop, to its end or until a row has ended; the state is donated."""
+        """The loop, to its end or until some row has ended; the state is donated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """What one prompt was answered."""
+    """The answer to one prompt."""
 
     prompt_id: str
     tokens: tuple[int, ...]
     """Emitted ids, with the stop token if there was one."""
     stopped: bool
     """Whether a stop token ended it; otherwise the limit did."""
-    kept: tuple[int, ...] = ()
-    """Tokens that each round put into the response. The first token comes from the prefill and is
-    in no round: ``len(tokens) == 1 + sum(kept)``. Empty in autoregressive decoding."""
+    emitted: tuple[int, ...] = ()
+    """Tokens that each round added to the response. The first token comes from the prefill and
+    belongs to no round: ``len(tokens) == 1 + sum(emitted)``. Empty in autoregressive decoding."""
     verified: tuple[int, ...] = ()
-    """Drafts that each round's verification accepted, before a stop token or the limit cut it."""
+    """Drafts that each round's verification accepted, before a stop token or the limit cut it
+    short."""
     draft_passes: int = 0
     """Forward passes of the drafter in all rounds."""
 
     @property
     def accepted(self) -> tuple[int, ...]:
-        """Drafts of each round that stand in the response."""
-        return tuple(min(pair) for pair in zip(self.verified, self.kept, strict=True))
+        """Drafts of each round that are in the response."""
+        return tuple(min(pair) for pair in zip(self.verified, self.emitted, strict=True))
 
 
 def bucket_length(length: int) -> int:
@@ -91,7 +92,7 @@ def bucket_length(length: int) -> int:
 
 
 def needed_capacity(prompt_tokens: int, *, rules: DecodeRules, round_tokens: int) -> int:
-    """Cache slots for a prompt: the last round may overshoot, and rejected drafts lie behind it."""
+    """Cache slots for a prompt: the last round may overshoot, and rejected drafts come after it."""
     needed = prompt_tokens + rules.max_new_tokens + 2 * round_tokens
     return -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
 
@@ -99,11 +100,10 @@ def needed_capacity(prompt_tokens: int, *, rules: DecodeRules, round_tokens: int
 def check_prompt_ids(
     prompts: Sequence[Sequence[int]], *, ids: Sequence[str], vocab_size: int
 ) -> None:
-    """Refuses what no decoder can read.
+    """Refuses prompts that no decoder can read.
 
     Raises:
-      ValueError: no prompts, an empty one, names that do not go with them, or ids outside the
-        embedding.
+      ValueError: no prompts, an empty one, another number of names, or ids outside the embedding.
     """
     if not prompts:
         raise ValueError("The list of prompts is empty: there is nothing to decode.")
@@ -111,7 +111,7 @@ def check_prompt_ids(
         raise ValueError(f"Expected a name for each of {len(prompts)} prompts: got {len(ids)}.")
     for name, prompt in zip(ids, prompts, strict=True):
         if len(prompt) == 0:
-            raise ValueError(f"Prompt {name!r} holds no token: at least one is needed.")
+            raise ValueError(f"Prompt {name!r} has no tokens: at least one is needed.")
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= vocab_size:
             raise ValueError(
@@ -127,11 +127,11 @@ def check_prompts(
     strategy: Strategy,
     capacity: int | None = None,
 ) -> None:
-    """Refuses what the loops would silently get wrong.
+    """Refuses prompts that the loops would silently get wrong.
 
     Raises:
-      ValueError: no prompts, an empty one, ids outside the embedding, or a prompt for which cache
-        or positions do not suffice.
+      ValueError: no prompts, an empty one, ids outside the embedding, or a prompt that is too long
+        for the cache or the positions.
     """
     config, rules = strategy.model.config, strategy.rules
     check_prompt_ids(prompts, ids=ids, vocab_size=config.vocab_size)
@@ -161,7 +161,7 @@ def _row_keys(numbers_B: jax.Array, *, seed: int) -> jax.Array:
 def pad_prompts(
     prompts: Sequence[Sequence[int]], *, ids: Sequence[str], length: int, rows: int, seed: int
 ) -> Prompts:
-    """A device batch of `rows` rows of `length` tokens; rows without a prompt are not active."""
+    """A batch on the device, `rows` by `length` tokens; rows without a prompt are not active."""
     # A prompt's key depends on its name and the seed, not on its place in a batch.
     tokens_BS = np.zeros((rows, length), np.int32)
     lengths_B = np.ones(rows, np.int32)
@@ -192,13 +192,13 @@ def generate(
     """Decodes every prompt.
 
     Args:
-      strategy: `Autoregressive`, `Speculative` and so on.
+      strategy: `Autoregressive`, `Speculative` or another one.
       params: its parameters.
       prompts: token ids.
       ids: a name for each prompt; errors use it, and so does its random stream.
       batch_size: rows, that is, prompts decoded together. A prompt's answer does not depend on it.
       seed: of the random streams.
-      capacity: slots of the caches; None: as many as each batch needs.
+      capacity: slots of the caches; None: as many as a batch needs.
       progress: called with the number of prompts done since the last call.
 
     Returns:
@@ -235,9 +235,9 @@ def generate(
 
 
 def _groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Prompts of one bucket together, longest first: the longest decides how large caches are.
+    """Groups prompts of one bucket, longest first: the longest decides the size of the caches.
 
-    A group that would not fill the batch takes in the next shorter prompts.
+    A group that would not fill the batch is joined by the next shorter prompts.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     while order:
@@ -257,7 +257,7 @@ def _serve(
     rows: int,
     ids: Sequence[str],
 ) -> Iterator[tuple[int, Response]]:
-    """Decodes a queue of prompts in a batch whose rows are refilled; answers as they come."""
+    """Decodes a queue of prompts in a batch whose rows are refilled; yields answers as they end."""
     waiting = collections.deque(queue)
     place: dict[int, int] = {}  # row -> prompt
     state: DecodeState | None = None
@@ -267,8 +267,8 @@ def _serve(
                 place[row] = waiting.popleft()
                 single = prefilled(place[row])
                 state = spread(single, rows=rows) if state is None else insert(state, single, row)
-        assert state is not None, "a queue that is not empty has filled a row"
-        # A response of one token has ended with its prefill: its row is free before the loop.
+        assert state is not None, "a queue that is not empty fills a row"
+        # A response of one token ends with its prefill: its row is free before the loop starts.
         if not (ended := _ended(state, place)):
             state = strategy.run(params, state, leave_on_end=bool(waiting))
             ended = _ended(state, place)
@@ -295,17 +295,17 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
             "target and drafter."
         )
     tokens = tuple(result.tokens_T[: result.num_tokens].tolist())
-    kept: tuple[int, ...] = ()
+    emitted: tuple[int, ...] = ()
     verified: tuple[int, ...] = ()
-    if result.kept_R is not None:
-        took_place = result.kept_R != NO_ROUND
-        kept = tuple(result.kept_R[took_place].tolist())
-        verified = tuple(result.verified_R[took_place].tolist())
+    if result.emitted_O is not None:
+        took_place = result.emitted_O != NO_ROUND
+        emitted = tuple(result.emitted_O[took_place].tolist())
+        verified = tuple(result.verified_O[took_place].tolist())
     return Response(
         name,
         tokens,
         stopped=tokens[-1] in rules.stop_ids,
-        kept=kept,
+        emitted=emitted,
         verified=verified,
         draft_passes=0 if result.draft_passes is None else int(result.draft_passes),
     )

@@ -1,9 +1,9 @@
-"""How parameters lie while a loop runs.
+"""The layout of parameters while a loop runs.
 
-Parameters are stacked over layers, which one compiled body can scan. An unrolled model takes every
-layer's slice of the stack instead, and inside a loop XLA makes those slices anew, by copying, in
-every iteration: a one-token pass then moves all its weights twice. Cut apart before the loop and
-put together again inside it, the stack never exists: a slice of a concatenation is its operand.
+Parameters are stacked over layers, so that one compiled body can scan them. An unrolled model takes
+each layer's slice of the stack instead, and inside a loop XLA copies those slices anew in every
+iteration: a one-token pass then moves all its weights twice. If the stack is cut before the loop
+and put together again inside it, it never exists: a slice of a concatenation is its operand.
 
 >>> pieces = cut_layers(params)
 >>> params = stack_layers(pieces)
@@ -32,8 +32,9 @@ class _Cut:
 def cut_layers(tree: Any, *, unrolled: bool = True, now: bool = False) -> Any:
     """The tree with every subtree called "layers" cut along its first axis.
 
-    With `unrolled` false the tree is left as it is: a scanned model wants the stack. So is what has
-    been cut already. `now`: outside of a compiled function; all else stays the very same arrays.
+    With `unrolled` false the tree is returned unchanged: a scanned model wants the stack. Subtrees
+    that are already cut stay so. `now`: for use outside a compiled function; arrays that are not
+    cut are returned as they are, not copied.
     """
     if not isinstance(tree, Mapping) or not unrolled:
         return tree

@@ -1,7 +1,10 @@
-"""Rows of a running batch: filled anew, and read when they have ended.
+"""Rows of a running batch: refilled, and read when they have ended.
 
-A row's prompt is prefilled by itself and then put in the place of one that has ended, while its
-neighbours stand where they are: shapes do not change, so nothing is compiled again.
+A prompt is prefilled by itself and then takes the place of a row that has ended, while the other
+rows stay where they are: shapes do not change, so nothing is compiled again.
+
+Dimension key: B batch rows, T positions of a response, O rounds, L layers, R key/value heads, C
+head width.
 
 >>> state = spread(first, rows=8)
 >>> state = insert(state, second, 1)
@@ -19,8 +22,8 @@ import jax.numpy as jnp
 from jaxspec.decoding.state import DecodeState
 from jaxspec.models.cache import KVCache
 
-_SHARED = ("step", "accepted_at_N")
-"""Fields that belong to the batch and not to a row."""
+_SHARED = ("step", "accepted_at_X")
+"""Fields that belong to the batch, not to a row."""
 
 
 def _is_cache(node: Any) -> bool:
@@ -28,14 +31,14 @@ def _is_cache(node: Any) -> bool:
 
 
 def _row_parts(state: DecodeState) -> dict[str, Any]:
-    """What rows are made of."""
+    """The fields that have rows."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if name not in _SHARED}
 
 
 @functools.partial(jax.jit, static_argnames="rows")
 def spread(single: DecodeState, *, rows: int) -> DecodeState:
-    """A batch of `rows` rows: the given one first, the others not active.
+    """A batch of `rows` rows, of which the first is the given one and the others are not active.
 
     Args:
       single: a state of one row.
@@ -59,7 +62,7 @@ def spread(single: DecodeState, *, rows: int) -> DecodeState:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def insert(state: DecodeState, single: DecodeState, row: jax.Array | int) -> DecodeState:
-    """Puts a state of one row in the place of row `row`; the batch's state is donated."""
+    """Puts a state of one row in place of row `row`; the batch's state is donated."""
 
     def placed(node: Any, new: Any) -> Any:
         def at(axis: int, old: jax.Array, added: jax.Array) -> jax.Array:
@@ -78,13 +81,13 @@ def insert(state: DecodeState, single: DecodeState, row: jax.Array | int) -> Dec
 
 
 class RowResult(NamedTuple):
-    """What the host wants of a row that has ended."""
+    """What the host needs of a row that has ended."""
 
     tokens_T: jax.Array
     num_tokens: jax.Array
     failed: jax.Array
-    verified_R: jax.Array | None
-    kept_R: jax.Array | None
+    verified_O: jax.Array | None
+    emitted_O: jax.Array | None
     draft_passes: jax.Array | None
 
 
@@ -95,8 +98,8 @@ def read(state: DecodeState, row: jax.Array | int) -> RowResult:
         state.tokens_BT,
         state.count_B,
         state.failed_B,
-        state.verified_BR,
-        state.kept_BR,
+        state.verified_BO,
+        state.emitted_BO,
         state.draft_passes_B,
     )
     return RowResult(*jax.tree.map(lambda leaf: leaf[row], fields))

@@ -1,11 +1,12 @@
 """Speculative decoding: a drafter proposes a block, one target pass checks it, exactly.
 
-A round drafts G = K - 1 tokens behind the anchor, runs the target over [anchor, draft], and lets a
-rule of `jaxspec.verify` decide how many drafts stand and which token of the target's follows. Both
-caches are then cut back to what was kept, by length: nothing is copied.
+A round drafts G = K - 1 tokens after the anchor, runs the target over [anchor, draft], and lets a
+rule of `jaxspec.verify` decide how many drafts are accepted and which token of the target follows.
+Both caches are then cut back to what was emitted, by length: nothing is copied.
 
-Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, R rows of the
-target's pass (= K in a chain) or rounds, V vocabulary.
+Dimension key: B batch rows, S tokens of a pass, K block slots, G = K - 1 drafted slots, Y rows of
+the target's pass (the anchor first; Y = K in a chain), O rounds, D model width, E captured
+features, V vocabulary.
 
 >>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
 >>> state = strategy.start(params, prompts, capacity=192)
@@ -70,37 +71,37 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
 
 @struct.dataclass
 class Plan:
-    """What a round drafted, and how the target is to read it."""
+    """What a round drafted, and how the target has to read it."""
 
-    rows_BR: jax.Array
-    """Tokens, the anchor first; -1 in empty ones."""
+    rows_BY: jax.Array
+    """Tokens, the anchor first; -1 in empty rows."""
     drafter: Any
     """The proposer's state after drafting."""
     detail: Any
-    """What verification wants to know of the draft: a `Draft`, unless a strategy says otherwise."""
-    depths_BR: jax.Array | None = None
-    """Positions behind the anchor's; None: one after the other."""
-    mask_BRR: jax.Array | None = None
-    """True where row i sees row j; None: all before it."""
+    """What verification needs to know of the draft: a `Draft`, unless a strategy says otherwise."""
+    depths_BY: jax.Array | None = None
+    """How far each row's position is after the anchor's; None: 0, 1, 2, ..."""
+    mask_BYY: jax.Array | None = None
+    """True where row i sees row j; None: all rows up to itself."""
     passes_B: jax.Array | None = None
-    """Forward passes of the drafter (`Draft.passes_B`); None: one."""
+    """Forward passes of the drafter (`Draft.passes_B`); None: one per row."""
 
 
 @struct.dataclass
 class Choice:
-    """What verification kept of a plan."""
+    """What verification accepted of a plan."""
 
     verdict: Verdict
     path_BK: jax.Array | None = None
-    """The rows that stand, the anchor's first and filling behind them; None: the first ones."""
+    """The anchor's row, the accepted ones, then padding; None: the first rows are accepted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Speculative:
     """Draft and verify. Parameters: ``{"target": ..., "drafter": ...}``.
 
-    Parameters are arguments of the compiled loop: drafters of one shape share one program. With
-    blocks of 1 nothing is drafted; the drafter only takes in what the target says.
+    Parameters are arguments of the compiled loop, so drafters of one shape share one program. With
+    blocks of 1 nothing is drafted; the drafter only follows what the target emits.
 
     Raises:
       ValueError: a verifier that does not fit the temperature or the drafts.
@@ -111,14 +112,15 @@ class Speculative:
     rules: DecodeRules
     verifier: str = "greedy"
     sampling: Sampling = GREEDY
-    """The target's distribution; the drafter may use its own, the output does not depend on it."""
+    """Shapes the target's distribution. The drafter may use another: the output does not depend on
+    it."""
 
     def __post_init__(self) -> None:
         check_verifier(self.verifier, sampling=self.sampling, draft_sampling=self.proposer.sampling)
 
     @property
     def round_tokens(self) -> int:
-        """Most tokens of a round."""
+        """The most tokens that a round emits."""
         return self.proposer.block_size
 
     @property
@@ -127,7 +129,7 @@ class Speculative:
         return self.proposer.block_size
 
     def prepare(self, params: Any) -> Any:
-        """Parameters as the loop wants them, for those who call `run` more than once."""
+        """Parameters in the layout that the loop wants, for callers that `run` more than once."""
         return self.cut(params, now=True)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
@@ -166,7 +168,7 @@ class Speculative:
         leave_on_end: jax.Array | bool = False,
         max_rounds: jax.Array | int = NO_LIMIT,
     ) -> DecodeState:
-        """Decodes until the end (see `jaxspec.decoding.state.loop`), without the host."""
+        """Decodes to the end (see `jaxspec.decoding.state.loop`) without the host."""
         pieces = self.cut(params)
         return loop(
             lambda state: self._round(stack_layers(pieces), state),
@@ -176,7 +178,7 @@ class Speculative:
         )
 
     def cut(self, params: Any, *, now: bool = False) -> Any:
-        """Parameters as loops want them; `stack_layers` undoes it inside."""
+        """Parameters in the layout that loops want; `stack_layers` undoes it inside."""
         unrolled = {
             "target": self.model.config.unroll_layers,
             "drafter": self.proposer.unroll_layers,
@@ -191,12 +193,12 @@ class Speculative:
             state.keys_B, state.rounds_B + 1, "draft", "verify"
         )
         plan = self.draft(params, state, draft_keys_B)
-        output, logits_BRV = self.target_pass(params, plan, state.cache)
-        choice = self.verify(verify_keys_B, plan, logits_BRV)
+        output, logits_BYV = self.target_pass(params, plan, state.cache)
+        choice = self.verify(verify_keys_B, plan, logits_BYV)
         return self.finish(params, state, plan, output, choice)
 
     def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
-        """What the target is to read in this round."""
+        """What the target has to read in this round."""
         draft, drafter = self.proposer.propose(params, state.drafter, state.anchor_B, keys_B)
         rows_BK = jnp.concatenate([state.anchor_B[:, None], draft.tokens_BG], axis=1)
         return Plan(rows_BK, drafter, draft, passes_B=draft.passes_B)
@@ -204,37 +206,37 @@ class Speculative:
     def target_pass(
         self, params: Any, plan: Plan, cache: KVCache
     ) -> tuple[TransformerOutput, jax.Array]:
-        """The target over a plan's rows, behind the cache; its output and its logits [B, R, V]."""
+        """The target's pass over a plan's rows, after the cache: its output and logits [B, Y, V]."""
         target_params = {"params": params["target"]}
-        positions_BR = None
-        if plan.depths_BR is not None:
-            positions_BR = cache.lengths_B[:, None] + plan.depths_BR
-        # An id that no distribution gave (INVALID) must not index the embedding from its end; the
-        # verdict on its row is a failure in any case.
+        positions_BY = None
+        if plan.depths_BY is not None:
+            positions_BY = cache.lengths_B[:, None] + plan.depths_BY
+        # INVALID (-1), where there was nothing to draw from, must not index the embedding from its
+        # end; the verdict on such a row is a failure in any case.
         output = self.model.apply(
             target_params,
-            jnp.maximum(plan.rows_BR, 0),
+            jnp.maximum(plan.rows_BY, 0),
             cache=cache,
             capture=self.proposer.capture,
-            positions_BS=positions_BR,
-            mask_BSS=plan.mask_BRR,
+            positions_BS=positions_BY,
+            mask_BSS=plan.mask_BYY,
         )
-        logits_BRV = self.model.apply(target_params, output.hidden_BSD, method="logits")
-        return output, suppress(logits_BRV, self.rules.suppressed_ids)
+        logits_BYV = self.model.apply(target_params, output.hidden_BSD, method="logits")
+        return output, suppress(logits_BYV, self.rules.suppressed_ids)
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
-        """Which of the plan's rows stand, and what follows them."""
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
+        """Which of the plan's rows are accepted, and what follows them."""
         draft: Draft = plan.detail
         rule = RULES[self.verifier]
         if self.sampling.greedy:
-            return Choice(rule.function(draft.tokens_BG, logits_BRV))
-        probs_BRV = self.sampling.probabilities(logits_BRV)
+            return Choice(rule.function(draft.tokens_BG, logits_BYV))
+        probs_BYV = self.sampling.probabilities(logits_BYV)
         told_BGV = draft.probs_BGV if rule.told_rows else None
         assert rule.told_rows == (told_BGV is not None), "sampled drafts come with probabilities"
         # A key for each row: the rules take one for the batch.
         verdict = jax.vmap(
             lambda key, x, q, p: rule.judge(key, x[None], None if q is None else q[None], p[None])
-        )(keys_B, draft.tokens_BG, told_BGV, probs_BRV)
+        )(keys_B, draft.tokens_BG, told_BGV, probs_BYV)
         return Choice(jax.tree.map(lambda leaf: leaf[:, 0], verdict))
 
     def finish(
@@ -245,15 +247,15 @@ class Speculative:
         output: TransformerOutput,
         choice: Choice,
     ) -> DecodeState:
-        """Appends what was accepted, and keeps its rows of both caches."""
-        before, verdict, block_BK = state, choice.verdict, plan.rows_BR
+        """Appends the emitted tokens and keeps their slots in both caches."""
+        before, verdict, block_BK = state, choice.verdict, plan.rows_BY
         if choice.path_BK is not None:
             block_BK = jnp.take_along_axis(block_BK, choice.path_BK, axis=1)
             output = _rows_of(output, choice.path_BK)
         cache = state.cache.write_after(
             output.keys_LBRSC, output.values_LBRSC, failed_B=verdict.failed_B
         )
-        state, kept_B = emit(
+        state, emitted_B = emit(
             state,
             verdict.emitted_BH(block_BK[:, 1:]),
             verdict.num_accepted_B + 1,
@@ -263,34 +265,34 @@ class Speculative:
         ran_B = before.active_B & ~verdict.failed_B
         rows_B = jnp.arange(ran_B.shape[0])
 
-        def record(rounds_BR: jax.Array | None, values_B: jax.Array) -> jax.Array:
-            assert rounds_BR is not None, "a speculative state records its rounds"
+        def record(rounds_BO: jax.Array | None, values_B: jax.Array) -> jax.Array:
+            assert rounds_BO is not None, "a speculative state records its rounds"
             values_B = jnp.where(ran_B, values_B, NO_ROUND)
-            # A row that has ended stands behind its last round, maybe behind the last column.
-            return rounds_BR.at[rows_B, before.rounds_B].set(values_B, mode="drop")
+            # A row that has ended is past its last round, maybe past the last column.
+            return rounds_BO.at[rows_B, before.rounds_B].set(values_B, mode="drop")
 
-        assert state.accepted_at_N is not None, "a speculative state counts accepted drafts"
+        assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         assert state.draft_passes_B is not None, "a speculative state counts the drafter's passes"
-        passes_B = jnp.ones_like(kept_B) if plan.passes_B is None else plan.passes_B
+        passes_B = jnp.ones_like(emitted_B) if plan.passes_B is None else plan.passes_B
         slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
         ranks_BG = slot_G if choice.path_BK is None else choice.path_BK[:, 1:] - 1
         ranks_BG = jnp.broadcast_to(ranks_BG, accepted_BG.shape)
         return dataclasses.replace(
             state,
-            cache=cache.advance(kept_B),
+            cache=cache.advance(emitted_B),
             drafter=self.proposer.commit(
-                params, plan.drafter, block_BK, output.features_BSE, kept_B
+                params, plan.drafter, block_BK, output.features_BSE, emitted_B
             ),
             draft_passes_B=state.draft_passes_B + jnp.where(ran_B, passes_B, 0),
-            accepted_at_N=state.accepted_at_N.at[ranks_BG].add(accepted_BG, mode="drop"),
-            verified_BR=record(state.verified_BR, verdict.num_accepted_B),
-            kept_BR=record(state.kept_BR, kept_B),
+            accepted_at_X=state.accepted_at_X.at[ranks_BG].add(accepted_BG, mode="drop"),
+            verified_BO=record(state.verified_BO, verdict.num_accepted_B),
+            emitted_BO=record(state.emitted_BO, emitted_B),
         )
 
 
 def _rows_of(output: TransformerOutput, path_BK: jax.Array) -> TransformerOutput:
-    """The rows of a pass that lie on a path, in its order."""
+    """The rows of a pass that are on a path, in its order."""
 
     def of_tokens(array_BSD: jax.Array) -> jax.Array:
         return jnp.take_along_axis(array_BSD, path_BK[..., None], axis=1)

@@ -1,12 +1,12 @@
 """What the jitted loops carry, and the rules by which a response ends.
 
-Dimension key: B batch rows, S prompt tokens, K tokens of a round, T slots for emitted tokens,
-R rounds, N drafted nodes.
+Dimension key: B batch rows, S tokens of a prompt, K tokens of a round, T positions of a response,
+O rounds, X drafted nodes, D model width, E captured features.
 
-The newest token of a row (`anchor_B`) has been emitted but not read by the target yet, so a row's
+The newest token of a row (`anchor_B`) has been emitted but not yet read by the target, so a row's
 cache always holds ``prompt + count - 1`` positions. Random streams are folded by row and by the
-row's own rounds, never by batch: what a prompt gets depends neither on who is decoded beside it nor
-on when its row was filled.
+row's own rounds, never by batch: the answer to a prompt depends neither on its neighbours in the
+batch nor on when its row was filled.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 
 NO_ROUND = -1
-"""Fills the entries of rounds that did not take place."""
+"""Marks the entries of rounds that did not take place."""
 
 _STREAMS = ("token", "draft", "verify")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeRules:
-    """When a response ends, and what it may hold.
+    """When a response ends, and what it may contain.
 
     Raises:
       ValueError: a limit below 1, or a stop token that is suppressed.
@@ -39,7 +39,7 @@ class DecodeRules:
 
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
-    """A response ends with the first of these, which stands in it."""
+    """A response ends with the first of these, which is part of it."""
     suppressed_ids: tuple[int, ...] = ()
     """Never emitted (mask, padding, unused rows of the embedding)."""
 
@@ -61,21 +61,21 @@ class Prompts:
     active_B: jax.Array
     """False in rows that only fill the batch."""
     keys_B: jax.Array
-    """One random key a row, made of the run's seed and the prompt's number."""
+    """One random key per row, made from the run's seed and the prompt's name."""
 
 
 @struct.dataclass
 class DecodeState:
-    """Carried by the loops. Every array keeps its shape."""
+    """What the loops carry. Every array keeps its shape."""
 
     cache: KVCache
-    """The target's, of every position before the anchor."""
+    """The target's cache, of every position before the anchor."""
     drafter: Any
     """The proposer's own state; None in autoregressive decoding."""
     tokens_BT: jax.Array
-    """Emitted tokens; T = max_new_tokens + K, because the last round may overshoot."""
+    """Emitted tokens. T = max_new_tokens + K, because the last round may overshoot."""
     count_B: jax.Array
-    """Emitted tokens of each row that count."""
+    """How many emitted tokens each row has."""
     anchor_B: jax.Array
     """The newest emitted token."""
     active_B: jax.Array
@@ -90,25 +90,25 @@ class DecodeState:
     draft_passes_B: jax.Array | None
     """int32, forward passes of the drafter in all of a row's rounds. None in autoregressive
     decoding."""
-    accepted_at_N: jax.Array | None
-    """How often the draft of each rank was accepted, by all rows together. A draft's rank is its
-    slot in a chain and its number in a tree, so a smaller draft would have held those of low rank.
-    None in autoregressive decoding."""
-    verified_BR: jax.Array | None
-    """Drafts that verification accepted in each round, before any cut; `NO_ROUND` where a row had
-    none. None in autoregressive decoding."""
-    kept_BR: jax.Array | None
-    """Tokens that the round put into the response: accepted drafts and the target's token, less
-    what lies behind a stop token or the limit."""
+    accepted_at_X: jax.Array | None
+    """How often the draft of each rank was accepted, over all rows. A draft's rank is its slot in a
+    chain and its number in a tree, so a smaller draft has exactly the lower ranks. None in
+    autoregressive decoding."""
+    verified_BO: jax.Array | None
+    """Drafts that verification accepted in each round, before any cut; `NO_ROUND` after the row's
+    last round. None in autoregressive decoding."""
+    emitted_BO: jax.Array | None
+    """Tokens that each round added to the response: accepted drafts and the target's token, less
+    what comes after a stop token or the limit."""
 
 
 def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[jax.Array, ...]:
-    """For each named use at a step, one key a row. Step 0 is the prefill, round r is step r + 1."""
-    numbers_U = jnp.array([_STREAMS.index(name) for name in streams])
-    numbers_BU = numbers_U + len(_STREAMS) * step_B[:, None]
+    """One key per row for each named stream. Step 0 is the prefill, step r + 1 is round r."""
+    numbers = jnp.array([_STREAMS.index(name) for name in streams])
+    numbers_of_rows = numbers + len(_STREAMS) * step_B[:, None]
     fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
-    keys_BU = fold(keys_B, numbers_BU)
-    return tuple(keys_BU[:, use] for use in range(len(streams)))
+    stream_keys = fold(keys_B, numbers_of_rows)
+    return tuple(stream_keys[:, use] for use in range(len(streams)))
 
 
 def prefill(
@@ -116,8 +116,8 @@ def prefill(
 ) -> tuple[KVCache, jax.Array, jax.Array | None]:
     """One pass over the prompts: the cache, hidden_BD of each row's last token, features_BSE.
 
-    Padding stands behind the real tokens, so causal attention keeps it out of them, and the cache's
-    lengths keep it out of what follows.
+    Padding comes after the real tokens, so causal attention hides it from them, and the cache's
+    lengths hide it from what follows.
     """
     output = model.apply({"params": params}, prompts.tokens_BS, capture=capture)
     cache = KVCache.prefilled(
@@ -141,14 +141,14 @@ def first_state(
 ) -> DecodeState:
     """The state before the first round: one token emitted, from the prefill.
 
-    Rounds are recorded where they draft (`drafted_nodes` > 0).
+    Rounds are recorded if they draft (`drafted_nodes` > 0).
     """
     batch, limit = first_B.shape[0], rules.max_new_tokens
     active_B = prompts.active_B
     first_B = jnp.where(failed_B, 0, first_B)
     failed_B = failed_B & active_B
     tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
-    rounds_BR = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
+    rounds_BO = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
     return DecodeState(
         cache=cache,
         drafter=drafter,
@@ -161,9 +161,9 @@ def first_state(
         rounds_B=jnp.zeros(batch, jnp.int32),
         step=jnp.int32(0),
         draft_passes_B=jnp.zeros(batch, jnp.int32) if drafted_nodes else None,
-        accepted_at_N=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
-        verified_BR=rounds_BR,
-        kept_BR=rounds_BR,
+        accepted_at_X=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
+        verified_BO=rounds_BO,
+        emitted_BO=rounds_BO,
     )
 
 
@@ -187,13 +187,13 @@ def emit(
     Args:
       state: before the round; rows that are not active stay as they are.
       tokens_BK: the round's tokens.
-      offered_B: how many of them the round offers (>= 1); the others are filling.
-      failed_B: rows that could not be judged: they end here, with nothing appended.
+      offered_B: how many of them the round offers (>= 1); the rest is padding.
+      failed_B: rows that could not be judged; they end here with nothing appended.
       rules: when a response ends.
 
     Returns:
-      The state with tokens, counts, anchors and flags of the next round, and kept_B: how many
-      tokens were appended. Caches and records are the caller's.
+      The state with the tokens, counts, anchors and flags of the next round, and emitted_B: how
+      many tokens were appended. Caches and records are up to the caller.
     """
     order_K = jnp.arange(tokens_BK.shape[1])
     running_B = state.active_B & ~failed_B
@@ -202,21 +202,21 @@ def emit(
     through_stop_B = jnp.where(
         stops_BK.any(axis=1), jnp.argmax(stops_BK, axis=1).astype(jnp.int32) + 1, offered_B
     )
-    kept_B = jnp.where(running_B, jnp.minimum(through_stop_B, room_B), 0)
-    stopped_B = (stops_BK & (order_K < kept_B[:, None])).any(axis=1)
+    emitted_B = jnp.where(running_B, jnp.minimum(through_stop_B, room_B), 0)
+    stopped_B = (stops_BK & (order_K < emitted_B[:, None])).any(axis=1)
     append = jax.vmap(lambda row_T, new_K, at: jax.lax.dynamic_update_slice(row_T, new_K, (at,)))
-    newest_B = jnp.take_along_axis(tokens_BK, jnp.maximum(kept_B - 1, 0)[:, None], axis=1)[:, 0]
+    newest_B = jnp.take_along_axis(tokens_BK, jnp.maximum(emitted_B - 1, 0)[:, None], axis=1)[:, 0]
     state = dataclasses.replace(
         state,
         tokens_BT=append(state.tokens_BT, tokens_BK.astype(jnp.int32), state.count_B),
-        count_B=state.count_B + kept_B,
-        anchor_B=jnp.where(kept_B > 0, newest_B, state.anchor_B),
-        active_B=running_B & ~stopped_B & (kept_B < room_B),
+        count_B=state.count_B + emitted_B,
+        anchor_B=jnp.where(emitted_B > 0, newest_B, state.anchor_B),
+        active_B=running_B & ~stopped_B & (emitted_B < room_B),
         failed_B=state.failed_B | (state.active_B & failed_B),
         rounds_B=state.rounds_B + state.active_B,
         step=state.step + 1,
     )
-    return state, kept_B
+    return state, emitted_B
 
 
 NO_LIMIT = np.iinfo(np.int32).max
@@ -229,9 +229,9 @@ def loop(
     leave_on_end: jax.Array | bool,
     max_rounds: jax.Array | int,
 ) -> DecodeState:
-    """Rounds until all rows have ended, or one has (`leave_on_end`), or `max_rounds` are over.
+    """Runs rounds until all rows have ended, or one has (`leave_on_end`), or after `max_rounds`.
 
-    Both may be traced: the loop is compiled once.
+    Both may be traced, so the loop is compiled once.
     """
     enough = jnp.where(leave_on_end, state.active_B.sum(), 1)
     last_step = jnp.minimum(state.step, NO_LIMIT - max_rounds) + max_rounds

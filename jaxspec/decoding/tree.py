@@ -1,12 +1,13 @@
 """Speculative decoding with a tree of drafts, from the marginals of one block.
 
-The drafter's pass gives a distribution for each slot. A tree is made of it, either of the likeliest
-prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the target reads
-it in one pass with tree attention. Verification decides which path stands, and the kept rows are
-put behind the caches as in a chain.
+The drafter's pass gives a distribution for each slot. From these a tree is made, either of the
+likeliest prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the
+target reads it in one pass with tree attention. Verification accepts one path, whose keys and
+values are then appended to the caches as those of a chain would be.
 
-Dimension key: B batch rows, G drafted slots, K = G + 1 tokens of a path, N nodes, R = N + 1 rows of
-the target's pass, L layers, V vocabulary; M chains, H = G + 1 rows of a chain.
+Dimension key: B batch rows, G drafted slots, K = G + 1 block slots (the tokens of a path), X nodes,
+Y = X + 1 rows of the target's pass (the anchor first), A sampled chains, H = G + 1 verified rows of
+a chain, J candidates for the chains' first tokens, V vocabulary.
 
 >>> strategy = TreeSpeculative(model, proposer, rules, "tree", num_nodes=32)
 >>> strategy = ChainSpeculative(model, proposer, rules, "recursive", sampling, num_chains=4)
@@ -35,7 +36,7 @@ CHAIN_RULES = rule_names("tree", "chains")
 
 @dataclasses.dataclass(frozen=True)
 class TreeSpeculative(Speculative):
-    """Draft the best-first tree and verify it, at any temperature.
+    """Drafts the best-first tree and verifies it, at any temperature.
 
     Raises:
       ValueError: a proposer without marginals, or a tree of no nodes.
@@ -71,19 +72,19 @@ class TreeSpeculative(Speculative):
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
         passes = cast(MarginalProposer, self.proposer).marginal_passes
         return Plan(
-            rows_BR=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
+            rows_BY=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
             drafter=state.drafter,
             detail=detail,
-            depths_BR=jnp.pad(tree.depths_BX, ((0, 0), (1, 0))),
-            mask_BRR=tree.ancestors_BYY(depth=self.round_tokens - 1),
+            depths_BY=jnp.pad(tree.depths_BX, ((0, 0), (1, 0))),
+            mask_BYY=tree.ancestors_BYY(depth=self.round_tokens - 1),
             passes_B=jnp.full_like(state.anchor_B, passes),
         )
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """The path that the target's own tokens take through the tree."""
-        return self._walk(keys_B, plan.detail, logits_BRV)
+        return self._walk(keys_B, plan.detail, logits_BYV)
 
-    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BRV: jax.Array) -> Choice:
+    def _walk(self, keys_B: jax.Array, tree: DraftTree, logits_BYV: jax.Array) -> Choice:
         def draw(step: jax.Array, logits_BV: jax.Array) -> jax.Array:
             if self.sampling.greedy:
                 return largest_index(logits_BV)
@@ -94,23 +95,23 @@ class TreeSpeculative(Speculative):
 
         depth = self.round_tokens - 1
         walk = RULES[self.verifier].function
-        return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BRV, draw=draw, depth=depth))
+        return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BYV, draw=draw, depth=depth))
 
 
 @struct.dataclass
 class Chains:
-    """What is known of sampled chains."""
+    """Sampled chains, and what they were sampled from."""
 
     tree: DraftTree
-    tokens_BMG: jax.Array
+    tokens_BAG: jax.Array
     probs_BGV: jax.Array
-    rows_BMH: jax.Array
+    rows_BAH: jax.Array
     """The rows of the target's pass that belong to each chain."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainSpeculative(TreeSpeculative):
-    """Sample several chains from the marginals and keep the longest accepted one, exactly.
+    """Samples several chains from the marginals and emits the longest accepted one, exactly.
 
     The verifier is one of `CHAIN_RULES`, which `jaxspec.verify.rules` describes. "tree" walks by
     the target's own draws, as for any tree, and is the only one at temperature 0.
@@ -148,60 +149,60 @@ class ChainSpeculative(TreeSpeculative):
         object.__setattr__(self, "num_nodes", nodes)
 
     def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
-        """Chains from the marginals, what they share held once."""
+        """Chains from the marginals; a prefix that several share is in the tree once."""
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         probs_BGV = proposer.sampling.probabilities(logits_BGV)
-        chains_BMG = jax.vmap(self._sample)(keys_B, probs_BGV)
-        tree, rows_BMH = chain_tree(chains_BMG)
-        return self._plan(state, tree, Chains(tree, chains_BMG, probs_BGV, rows_BMH))
+        chains_BAG = jax.vmap(self._sample)(keys_B, probs_BGV)
+        tree, rows_BAH = chain_tree(chains_BAG)
+        return self._plan(state, tree, Chains(tree, chains_BAG, probs_BGV, rows_BAH))
 
-    def verify(self, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array) -> Choice:
+    def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """By the rule, or by a walk as in any tree."""
         chains: Chains = plan.detail
         if RULES[self.verifier].drafts == "tree":
-            return self._walk(keys_B, chains.tree, logits_BRV)
-        target_BRV = self.sampling.probabilities(logits_BRV)
+            return self._walk(keys_B, chains.tree, logits_BYV)
+        target_BYV = self.sampling.probabilities(logits_BYV)
         return _choice(
             jax.vmap(self._judge)(
-                keys_B, chains.tokens_BMG, chains.probs_BGV, target_BRV, chains.rows_BMH
+                keys_B, chains.tokens_BAG, chains.probs_BGV, target_BYV, chains.rows_BAH
             )
         )
 
     def _sample(self, key: jax.Array, probs_GV: jax.Array) -> jax.Array:
-        """One row's chains [M, G]."""
+        """One row's chains [A, G]."""
         slots, vocabulary = probs_GV.shape
         key_rest, key_first = jax.random.split(key)
         shape = (self.num_chains, slots, vocabulary)
-        chains_MG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
+        chains_AG = self.proposer.sampling.sample(key_rest, jnp.broadcast_to(probs_GV, shape))
         if not RULES[self.verifier].first_differ:
-            return chains_MG
+            return chains_AG
         # The largest of log q + Gumbel noise are draws without replacement, in order. Where q has
         # fewer tokens than there are chains, the rest repeat the first token, which has been
         # rejected by then and cannot be accepted.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
-        score_C, first_C = jax.lax.optimization_barrier(  # See `best_first_tree`.
+        score_J, first_J = jax.lax.optimization_barrier(  # See `best_first_tree`.
             jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
         )
-        first_C = jnp.where(score_C > -jnp.inf, first_C, first_C[0])
-        first_M = jnp.pad(first_C, (0, self.num_chains - count), mode="wrap")
-        return chains_MG.at[:, 0].set(first_M.astype(chains_MG.dtype))
+        first_J = jnp.where(score_J > -jnp.inf, first_J, first_J[0])
+        first_A = jnp.pad(first_J, (0, self.num_chains - count), mode="wrap")
+        return chains_AG.at[:, 0].set(first_A.astype(chains_AG.dtype))
 
     def _judge(
         self,
         key: jax.Array,
-        chains_MG: jax.Array,
+        chains_AG: jax.Array,
         probs_GV: jax.Array,
-        target_RV: jax.Array,
-        rows_MH: jax.Array,
+        target_YV: jax.Array,
+        rows_AH: jax.Array,
     ) -> TreeVerdict:
         """One row's verdict, with the accepted chain's rows as the path."""
         verdict = RULES[self.verifier].judge(
-            key, chains_MG[None], probs_GV[None], target_RV[rows_MH][None]
+            key, chains_AG[None], probs_GV[None], target_YV[rows_AH][None]
         )
         num_accepted, chain = verdict.num_accepted_B[0], jnp.maximum(verdict.chain_B[0], 0)
-        path_G = rows_MH[chain, 1:]
+        path_G = rows_AH[chain, 1:]
         path_G = jnp.where(jnp.arange(path_G.shape[0]) < num_accepted, path_G, 0)
         return TreeVerdict(num_accepted, path_G, verdict.next_token_B[0])
 
@@ -210,12 +211,12 @@ def check_marginals(proposer: object) -> None:
     """Raises ValueError unless the proposer gives the marginals of a block."""
     if not isinstance(proposer, MarginalProposer):
         raise ValueError(
-            "A draft tree is made of a block's marginals, which only a block drafter has: got "
+            "A draft tree is made from a block's marginals, which only a block drafter has: got "
             f"{type(proposer).__name__}."
         )
 
 
 def _choice(walk: TreeVerdict) -> Choice:
-    """The accepted path as a chain behind the anchor; what follows it is filling."""
-    path_BK = jnp.pad(walk.path_BD, ((0, 0), (1, 0)))
+    """The accepted path as a chain after the anchor; what follows it is padding."""
+    path_BK = jnp.pad(walk.path_BG, ((0, 0), (1, 0)))
     return Choice(Verdict(walk.num_accepted_B, walk.next_token_B), path_BK)

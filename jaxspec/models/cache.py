@@ -1,10 +1,11 @@
 """Key/value cache: an argument and a return value of the models, never a hidden collection.
 
-Dimension key: L layers, B batch, R key/value heads, T slots, S new rows, C head width.
+Dimension key: L layers, B batch rows, R key/value heads, T cache slots, S tokens of a pass, C head
+width.
 
-Slot t of a row holds the keys and values of absolute position t. Rows are committed up to
-`lengths_B`; whatever lies behind is left from rejected drafts and gets overwritten, because the
-next pass starts at `lengths_B`. Cutting back is therefore a smaller length, and nothing is copied.
+Slot t of a row holds the keys and values of absolute position t. Slots below `lengths_B` are
+committed; later ones are left over from rejected drafts and get overwritten, because the next pass
+starts at `lengths_B`. Cutting back therefore means a smaller length, and nothing is copied.
 
 >>> cache = KVCache.create(num_layers=2, num_kv_heads=2, head_dim=8, batch=1, capacity=64)
 """
@@ -25,7 +26,7 @@ class KVCache:
     keys_LBRTC: jax.Array
     values_LBRTC: jax.Array
     lengths_B: jax.Array
-    """int32 [B], committed rows."""
+    """int32 [B], committed slots."""
 
     @classmethod
     def create(
@@ -38,7 +39,7 @@ class KVCache:
         capacity: int,
         dtype: jnp.dtype | str = jnp.float32,
     ) -> KVCache:
-        """An empty cache of `capacity` slots a row."""
+        """An empty cache of `capacity` slots per row."""
         shape = (num_layers, batch, num_kv_heads, capacity, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
 
@@ -51,7 +52,7 @@ class KVCache:
         capacity: int,
         lengths_B: jax.Array,
     ) -> KVCache:
-        """A cache of `capacity` slots with a prompt's rows, of which `lengths_B` are committed."""
+        """A cache of `capacity` slots with a prompt's keys, of which `lengths_B` are committed."""
         layers, batch, kv_heads, _, width = keys_LBRSC.shape
         cache = cls.create(
             num_layers=layers,
@@ -65,18 +66,18 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Slots a row."""
+        """Slots per row."""
         return self.keys_LBRTC.shape[3]
 
     def write(self, keys_LBRSC: jax.Array, values_LBRSC: jax.Array) -> KVCache:
-        """Puts S new rows behind each row's length, which stays as it is.
+        """Puts S new slots after each row's length, which stays as it is.
 
-        The caller sees to it that lengths + S <= capacity: XLA would clamp the start silently and
-        overwrite committed rows.
+        The caller makes sure that lengths + S <= capacity: XLA would silently clamp the start and
+        overwrite committed slots.
         """
 
         # Row by row and in place. One write for all rows (a batched dynamic_update_slice) becomes a
-        # scatter, for which XLA turns the whole cache over and back, in every step of a loop.
+        # scatter, for which XLA transposes the whole cache and back, in every step of a loop.
         def put(row: jax.Array, cached: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             start = (0, row, 0, self.lengths_B[row], 0)
 
@@ -96,19 +97,19 @@ class KVCache:
     def write_after(
         self, keys_LBRSC: jax.Array, values_LBRSC: jax.Array, *, failed_B: jax.Array
     ) -> KVCache:
-        """`write`, once the pass that gave these keys and values, and read this cache, is over.
+        """`write`, once the pass that read this cache and gave these keys and values is over.
 
-        The place depends on `failed_B` (which rows' logits were NaN), which is known only when the
-        pass has come to its logits. Without a dependency of this kind XLA cannot tell that the pass
-        has finished reading when the write begins, and copies the whole cache in every iteration of
-        a loop. Rows that failed have ended: one slot further does no harm.
+        Where it writes depends on `failed_B` (which rows' logits were NaN), known only when the
+        pass has computed its logits. Without such a dependency XLA cannot tell that the pass has
+        finished reading when the write begins, and copies the whole cache in every iteration of a
+        loop. Rows that failed have ended, so writing one slot further does no harm.
         """
         shifted = self.advance(failed_B.astype(jnp.int32))
         written = shifted.write(keys_LBRSC, values_LBRSC)
         return dataclasses.replace(written, lengths_B=self.lengths_B)
 
     def advance(self, count_B: jax.Array | int) -> KVCache:
-        """Commits `count_B` of the rows written last."""
+        """Commits the first `count_B` of the slots written last."""
         return dataclasses.replace(self, lengths_B=self.lengths_B + count_B)
 
     def committed_BT(self) -> jax.Array:

@@ -85,7 +85,7 @@ def resolve_config(
         raise ValueError(
             "No mask token: the tokenizer has none, so set drafter.mask_token_id to an unused id "
             f"below {target.vocab_size} (a reserved special token, for example). Where every id is "
-            "used, as in GPT-2's vocabulary, take the end-of-text token: it is the one that occurs "
+            "used, as in GPT-2's vocabulary, use its end-of-text token: it is the one that occurs "
             "least within a text."
         )
     if not 0 <= mask < target.vocab_size:

@@ -1,12 +1,12 @@
 """Causal transformer of the GPT-2 and GPT-Neo families, chosen by `GPT2Config`.
 
 Layer norms with biases, a learned table of positions, a GELU MLP (Radford et al. 2019). GPT-Neo
-(Black et al. 2021) has layers that see a window only, and does not scale its scores. The interface
+(Black et al. 2021) has layers that see only a window, and does not scale its scores. The interface
 is that of `jaxspec.models.transformer.Transformer`.
 
-Dimension key: B batch, S tokens of a pass, T cache slots, L layers, D width, F mlp width, Q heads
-(each with keys and values of its own, so that R = Q), C head width, M captured layers, V
-vocabulary.
+Dimension key: B batch rows, S tokens of a pass, T cache slots, L layers, D model width, F MLP
+width, Q query heads (each with keys and values of its own, so that R = Q), C head width, M captured
+layers, E = M * D captured features, V vocabulary.
 
 >>> model = GPT2(GPT2Config(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4))
 >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
@@ -37,7 +37,7 @@ from jaxspec.models.transformer import (
 
 
 class AttentionProjections(nn.Module):
-    """GPT-2: queries, keys and values from one product, with biases. GPT-Neo: three, without."""
+    """GPT-2: queries, keys and values from one product, with biases. GPT-Neo: three without."""
 
     config: GPT2Config
 
@@ -56,7 +56,7 @@ class AttentionProjections(nn.Module):
         self.o = linear(cfg.hidden_size, use_bias=True)
 
     def queries_keys_and_values(self, x_D: jax.Array) -> tuple[jax.Array, ...]:
-        """[..., D] -> three times [..., Q, C]."""
+        """[..., D] -> three arrays [..., Q, C]."""
         cfg = self.config
         if cfg.family == "gpt2":
             parts = jnp.split(self.qkv(x_D), 3, axis=-1)
@@ -155,8 +155,8 @@ class GPT2(nn.Module):
     ) -> TransformerOutput:
         """One pass; arguments and result are those of `Transformer`.
 
-        Positions behind the table get its last row: padding and drafts beyond the longest text have
-        such positions, and nobody reads what comes of them. Longer texts are refused at the door
+        Positions past the end of the table get its last row: padding and drafts beyond the longest
+        text have such positions, and their results are not read. Longer texts are refused earlier
         (`jaxspec.decoding.generate.check_prompts`, `jaxspec.training.tasks.drafter`).
 
         Raises:

@@ -1,7 +1,7 @@
 """Layers that targets and drafters share: norms, linear, SwiGLU, projections of attention heads.
 
-Dimension key: D width, F mlp width, Q query heads, R key/value heads, C head width; leading axes
-are tokens.
+Dimension key: D model width, F MLP width, Q query heads, R key/value heads, C head width; leading
+axes are tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxspec.ops import rope
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32, returned in x's dtype."""
+    """x / rms(x) * scale over the last axis, computed in float32, returned in the dtype of x."""
 
     eps: float
     param_dtype: str = "float32"
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / deviation * scale + bias over the last axis, in float32, in x's dtype.
+    """(x - mean) / deviation * scale + bias over the last axis, as in `RMSNorm`.
 
     Ba et al. 2016, arXiv 1607.06450.
     """
@@ -52,7 +52,7 @@ class LayerNorm(nn.Module):
 class Linear(nn.Module):
     """x @ kernel (+ bias), over tokens flattened to one axis.
 
-    Flattened, because one large matrix product is what compilers are best at: a product over
+    Flattened because compilers are best at one large matrix product: a product over
     [blocks, slots, D] runs at half the speed on a CPU.
     """
 
@@ -94,7 +94,7 @@ class Mlp(nn.Module):
 
 
 class HeadProjections(nn.Module):
-    """The four projections of grouped-query attention, with optional per-head norms and RoPE."""
+    """The four projections of grouped-query attention, with RoPE and optional norms per head."""
 
     width: int
     num_heads: int

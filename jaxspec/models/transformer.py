@@ -1,7 +1,8 @@
 """Causal transformer of the Qwen3 and Llama families, chosen by `TransformerConfig`.
 
-Dimension key: B batch, S tokens of a pass, T cache slots, L layers, D width, Q query heads,
-R key/value heads, G = Q / R, C head width, M captured layers, V vocabulary.
+Dimension key: B batch rows, S tokens of a pass, T cache slots, I rows of queries (S * U), L layers,
+D model width, Q query heads, R key/value heads, U = Q / R query heads per key/value head, C head
+width, M captured layers, E = M * D captured features, V vocabulary.
 
 >>> model = Transformer(TransformerConfig())
 >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
@@ -25,12 +26,12 @@ from jaxspec.ops import attention, rope
 
 
 class TransformerOutput(NamedTuple):
-    """What a pass returns. What the caller leaves unused, the compiler leaves out."""
+    """What a pass returns. The compiler leaves out what the caller does not use."""
 
     hidden_BSD: jax.Array
-    """Behind the final norm: what `logits` takes."""
+    """After the final norm: what `logits` takes."""
     features_BSE: jax.Array | None
-    """E = M * D: outputs of the captured layers side by side (before the final norm), or None."""
+    """Outputs of the captured layers (before the final norm), concatenated, or None."""
     keys_LBRSC: jax.Array
     """This pass's keys and values, for `KVCache.write`."""
     values_LBRSC: jax.Array
@@ -88,7 +89,7 @@ def limit_to_window(
     *,
     groups: int,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The masks of a layer: those of the pass, and of the keys they allow the last `window`."""
+    """The masks of a layer: those of the pass, limited to the last `window` positions."""
     own_mask, cache_mask = masks
     if window is None or positions_BS is None:
         return masks
@@ -109,7 +110,7 @@ def attend(
     *,
     scaled: bool = True,
 ) -> jax.Array:
-    """Attention to the pass's own keys and values, each [B, R, S, C], and to those of the cache."""
+    """Attention to the pass's own keys and values, each [B, R, S, C], and to the cache's."""
     own_mask, cache_mask = masks
     q_BRIC = group_queries(q_BSQC, own[0].shape[1])
     parts = [attention.part(q_BRIC, *own, own_mask, scaled=scaled)]
@@ -119,21 +120,21 @@ def attend(
 
 
 def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
-    """[B, S, Q, C] -> [B, R, S * G, C]: rows of one key/value head together, one large product."""
+    """[B, S, Q, C] -> [B, R, S * U, C]: one large product for all rows of a key/value head."""
     batch, length, num_heads, width = q_BSQC.shape
     q_BSRGC = q_BSQC.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
     return q_BSRGC.swapaxes(1, 2).reshape(batch, num_kv_heads, -1, width)
 
 
 def ungroup_queries(out_BRIC: jax.Array, length: int) -> jax.Array:
-    """The inverse of `group_queries`: [B, R, S * G, C] -> [B, S, Q, C]."""
+    """The inverse of `group_queries`: [B, R, S * U, C] -> [B, S, Q, C]."""
     batch, num_kv_heads, _, width = out_BRIC.shape
-    out_BRSGC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
-    return out_BRSGC.swapaxes(1, 2).reshape(batch, length, -1, width)
+    out_BRSUC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
+    return out_BRSUC.swapaxes(1, 2).reshape(batch, length, -1, width)
 
 
 def repeat_rows(mask_BST: jax.Array, groups: int) -> jax.Array:
-    """A mask by position [B, S, T] as one by attention row [B, 1, S * G, T]."""
+    """A mask by position [B, S, T] as one by attention row [B, 1, S * U, T]."""
     return jnp.repeat(mask_BST, groups, axis=1)[:, None]
 
 
@@ -150,7 +151,7 @@ def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
 
 
 def next_positions(tokens_BS: jax.Array, cache: KVCache | None) -> jax.Array:
-    """Absolute positions [B, S] of tokens that follow the cache, or begin a text."""
+    """Absolute positions [B, S] of tokens that follow the cache, or that begin a text."""
     start_B1 = 0 if cache is None else cache.lengths_B[:, None]
     return jnp.broadcast_to(start_B1 + jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
 
@@ -164,7 +165,7 @@ def visible(
     cache_mask_BST: jax.Array | None,
     groups: int,
 ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array] | None]:
-    """What a pass may see: masks of its own tokens and of the cache, and the cache's arrays."""
+    """What a pass may see: the masks of its own tokens and of the cache, and the cache's arrays."""
     if mask_BSS is None:
         order = jnp.arange(length)
         mask_BSS = (order[:, None] >= order)[None]
@@ -193,19 +194,19 @@ def through_layers(
     Args:
       layers: scanned layers ((x, features), slot, window, cached, *shared) -> (carry, (k, v)).
       x_BSD: what the first layer reads.
-      windows: of each layer; () when no layer slides.
+      windows: one per layer; () if no layer slides.
       cached: the cache's keys and values.
-      *shared: what is the same for every layer.
+      *shared: inputs that are the same for every layer.
       num_layers: L.
       capture: layers whose outputs are returned.
     """
-    # Layers that are not captured write to one spare slot: the buffer is [M + 1, ...] instead of
-    # [L, ...], and the scan needs no branch.
+    # Layers that are not captured all write to one spare slot: the buffer is [M + 1, ...] instead
+    # of [L, ...], and the scan needs no branch.
     slots_L = np.full(num_layers, len(capture), np.int32)
     slots_L[list(capture)] = np.arange(len(capture))
     features_MBSD = None
     if capture:
-        # Copies, not zeros: under shard_map they differ between devices as the layers' do.
+        # Copies, not zeros: under shard_map they vary between devices, as the layers' outputs do.
         features_MBSD = jnp.repeat(x_BSD[None], len(capture) + 1, axis=0)
     (x_BSD, features_MBSD), (keys_LBRSC, values_LBRSC) = layers(
         (x_BSD, features_MBSD),
@@ -243,7 +244,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """A head of its own."""
+    """An output head that is not tied to the embedding."""
 
     rows: int
     dtype: str
@@ -303,16 +304,16 @@ class Transformer(nn.Module):
         """One pass.
 
         Args:
-          tokens_BS: int32 ids. JAX clamps ids outside the embedding: validate them at the door.
-          positions_BS: absolute positions; default: the cache's length (or 0) onwards.
+          tokens_BS: int32 ids. JAX clamps ids outside the embedding, so check them beforehand.
+          positions_BS: absolute positions; default: from the cache's length (or 0) on.
           segments_BS: document of each token; tokens see only their own document.
           cache: committed keys and values, which every token sees (in a sliding layer, within its
-            window); it is read, not changed.
+            window). It is read, not changed.
           capture: layers whose outputs are returned (id = output of block id, rising).
           mask_BSS: True where token i of this pass sees token j of it; default: causal. A tree of
-            drafts sets it together with `positions_BS`. Sliding layers see less: of the keys it
-            allows, those at positions above the query's less the window, as in transformers.
-          cache_mask_BST: True where token i sees slot t of the cache; default: committed slots.
+            drafts sets it together with `positions_BS`. Sliding layers see less: of the keys that
+            it allows, those at positions above (the query's - window), as in transformers.
+          cache_mask_BST: True where token i sees slot t of the cache; default: all committed slots.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -353,5 +354,5 @@ class Transformer(nn.Module):
         return self.embed(tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits of hidden states behind the final norm: [..., D] -> [..., V]."""
+        """float32 logits of hidden states after the final norm: [..., D] -> [..., V]."""
         return self.embed.attend(hidden) if self.config.tie_embeddings else self.head(hidden)

@@ -5,8 +5,8 @@ the maximum of its scores and the sum of its exponentials, and the parts are the
 block drafter attends to the context and to its own block this way, and a target to its cache and
 to the rows being verified, without a mask over (context + all blocks).
 
-Dimension key: I rows (query positions x query heads of one key/value head), T keys, C head width.
-Leading axes are batch axes; keys and values have the same ones.
+Dimension key: I rows of queries (positions x query heads of one key/value head), T cache slots or
+other keys, C head width. Leading axes are batch axes, the same for keys and values.
 
 >>> out = merge(part(q, k_context, v_context, mask), part(q, k_block, v_block))
 """
@@ -23,7 +23,7 @@ MASKED = -1e30
 
 
 class Part(NamedTuple):
-    """Attention over one set of keys, before normalisation; float32 but for the output."""
+    """Attention over one set of keys, before normalisation; all float32."""
 
     output_IC: jax.Array
     maximum_I1: jax.Array
@@ -46,7 +46,7 @@ def _scores_backward(
     inputs: tuple[jax.Array, jax.Array], gradient_IT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     q_IC, k_TC = inputs
-    # The keys' gradient is made as [C, T]: made as [T, C] it takes three times as long on a CPU.
+    # The keys' gradient is computed as [C, T]: as [T, C] it takes three times as long on a CPU.
     dq_IC = jnp.einsum("...it,...tc->...ic", gradient_IT.astype(k_TC.dtype), k_TC)
     dk_CT = jnp.einsum("...ic,...it->...ct", q_IC, gradient_IT.astype(q_IC.dtype))
     return dq_IC, dk_CT.swapaxes(-1, -2)
@@ -63,7 +63,7 @@ def part(
     *,
     scaled: bool = True,
 ) -> Part:
-    """Scores of one set of keys.
+    """Attention over one set of keys, not yet normalised.
 
     Args:
       q_IC: queries [..., I, C].
@@ -73,7 +73,7 @@ def part(
       scaled: whether scores are scaled by C ** -0.5.
 
     Returns:
-      `Part`; rows that see no key carry no weight once merged with a part that does.
+      `Part`. A row that sees no key has no weight once it is merged with a part in which it does.
     """
     if scaled:
         q_IC = q_IC * jnp.asarray(q_IC.shape[-1] ** -0.5, q_IC.dtype)

@@ -20,13 +20,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# In place of a token where there is no distribution to draw from.
+# Stands for the token where there is no distribution to draw from.
 INVALID = -1
 
-# Rows up to this long are drawn from at once: about as dear as two draws.
+# A row up to this length is drawn from in one step, which costs about as much as two small draws.
 _SHORT = 64
 
-# Below this, a float32 division of the logits overflows for ordinary logits; 0 says what is meant.
+# Dividing ordinary float32 logits by less than this overflows; 0 is what such a setting means.
 _SMALLEST_TEMPERATURE = 1e-6
 
 
@@ -34,7 +34,7 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """float64 stays, everything narrower becomes float32.
 
     A bfloat16 probability has 8 bits: sampled in it and scored in float32, a ratio p / q would be
-    off by up to 0.4%, which is a bias of the output and not noise.
+    off by up to 0.4%, and that is a bias of the output, not noise.
     """
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -49,8 +49,8 @@ def has_finite_maximum(logits_V: jax.Array) -> jax.Array:
 
 
 def _has_nan(logits_V: jax.Array) -> jax.Array:
-    # Asked apart: compiled for the CPU by jax 0.10, a maximum can pass over a NaN. A sum never
-    # does, and is several times as fast as looking at each element.
+    # A test of its own: a maximum that jax 0.10 compiles for the CPU can miss a NaN. A sum never
+    # does, and it is several times faster than testing each element.
     return jnp.isnan(logits_V.sum(axis=-1))
 
 
@@ -58,7 +58,7 @@ def largest_index(logits_V: jax.Array) -> jax.Array:
     """The argmax of each row of logits [..., V], the first of equal ones: int32 [...].
 
     `INVALID` for a row that `has_finite_maximum` refuses. Found in two steps: the first stretch of
-    the vocabulary (see `_stretches`) whose largest logit is the row's, then its place there. A
+    the vocabulary (see `_stretches`) whose largest logit is the row's, then the place within it. A
     reduction that carries the index along is not vectorised for the CPU and takes ten times as long
     as a maximum.
     """
@@ -73,7 +73,7 @@ def largest_index(logits_V: jax.Array) -> jax.Array:
 def is_distribution(weights_V: jax.Array, *, total: jax.Array | None = None) -> jax.Array:
     """Whether each row [..., V] can be sampled: finite, nothing negative, not all zero.
 
-    NaN anywhere in a row makes it False. `total`: the rows' sums, where they are known already.
+    NaN anywhere in a row makes it False. `total`: the rows' sums, if they are already known.
     """
     total = weights_V.sum(axis=-1) if total is None else total
     return jnp.isfinite(total) & (total > 0) & (weights_V.min(axis=-1) >= 0)
@@ -84,7 +84,7 @@ def fine_uniform(
 ) -> jax.Array:
     """Uniform numbers in [0, 1) with twice the usual resolution near 0.
 
-    `jax.random.uniform` gives multiples of 2^-23 in float32, so ``u < a`` would come true with
+    `jax.random.uniform` gives multiples of 2^-23 in float32, so ``u < a`` would be true with
     probability 1.2e-7 for every smaller positive a: a target token of probability 1e-10 would be
     accepted a thousand times too often. A second draw fills the bits below (what
     ``mode="high"`` does for `jax.random.categorical`); from 1/2 up it could only round to 1 and
@@ -96,18 +96,18 @@ def fine_uniform(
 
 
 def sample_index(key: jax.Array, weights_V: jax.Array) -> jax.Array:
-    """Draws an index of each row with probability proportional to its weight.
+    """Draws an index from each row with probability proportional to its weight.
 
     In two draws: a stretch of the vocabulary, with probability proportional to the sum of its
     weights (see `_stretches`), then an index of the stretch. The two probabilities multiply to
-    ``w_v / sum(w)``: the stretch's sum cancels, but for its rounding by a few 1e-7 of itself (the
-    logarithms below round as much). With stretches of about sqrt(V) it takes 2 sqrt(V) random
-    numbers and not V, and these would be nearly all of the time.
+    ``w_v / sum(w)``: the stretch's sum cancels, except for a rounding error of a few 1e-7 of itself
+    (the logarithms below round as much). With stretches of about sqrt(V) this takes 2 sqrt(V)
+    random numbers instead of V, and drawing V would be nearly all of the time.
 
     Each draw is ``argmax_v log w_v + Gumbel_v`` (the Gumbel-max trick) and not an inverted
     cumulative sum: a prefix sum computed in parallel is not monotone in floating point, so it can
-    return an index of weight zero, and it resolves 1e-7 of the total at best. Here weight zero is
-    -inf and never wins: neither an index, nor a stretch without weight; a stretch that is drawn has
+    return an index of weight zero, and it resolves 1e-7 of the total at best. Here a weight of zero
+    is -inf and never wins, be it of an index or of a whole stretch, so a stretch that is drawn has
     a positive weight to draw. ``mode="high"`` keeps stretches down to 1e-14 of the total, and
     weights down to 1e-14 of their stretch, in proportion.
 
@@ -137,10 +137,10 @@ def _gumbel_max(key: jax.Array, weights_V: jax.Array) -> jax.Array:
 
 
 def _stretches(values_V: jax.Array, *, fill: float) -> jax.Array:
-    """Rows [..., V] cut into stretches of about sqrt(V): [..., C, W], the last one filled up."""
+    """Rows cut into stretches of about sqrt(V), the last one padded: [..., count, width]."""
     size = values_V.shape[-1]
-    # A power of two: whole vectors and tiles of any hardware, once the vocabulary is large. Smaller
-    # if that leaves nothing to fill up, which can take a copy of all rows.
+    # A power of two fills whole vectors and tiles of any hardware, once the vocabulary is large.
+    # Smaller if no padding is needed then: padding can copy all rows.
     wanted = 1 << ((size - 1).bit_length() + 1) // 2
     width = next((w for w in (wanted, wanted // 2, wanted // 4) if size % w == 0), wanted)
     count = -(-size // width)
@@ -150,12 +150,12 @@ def _stretches(values_V: jax.Array, *, fill: float) -> jax.Array:
 
 
 def _indices_of(stretch: jax.Array, *, width: int) -> jax.Array:
-    """The indices [..., W] of a stretch [...]; those of the filling lie behind the row."""
+    """The indices [..., width] of a stretch [...]; those of the padding are past the row's end."""
     return stretch[..., None] * width + jnp.arange(width)
 
 
 def _take(values_V: jax.Array, indices: jax.Array, *, fill: float) -> jax.Array:
-    # From the row itself: reading the cut rows again could take a copy of them.
+    # From the row itself: reading the stretches again could copy all of them.
     return jnp.take_along_axis(values_V, indices, axis=-1, mode="fill", fill_value=fill)
 
 
@@ -167,13 +167,13 @@ def _at(indices: jax.Array, place: jax.Array) -> jax.Array:
 class Sampling:
     """How logits become a distribution: temperature, then top-k, top-p and min-p, in this order.
 
-    Each filter works on what the one before left, renormalised. Tokens that tie with the last one
+    Each filter works on what the previous one left, renormalised. Tokens that tie with the last one
     kept are kept too, so equal logits are always treated alike (`top_k` may keep more than k).
-    Limiting cases: ``Sampling(1.0)`` is the softmax; temperature 0 is the argmax, the first of
-    equal ones, whatever the filters.
+    Limiting cases: ``Sampling(1.0)`` is the softmax; temperature 0 is the argmax (the first of
+    equal ones), whatever the filters are.
 
     Args:
-      temperature: logits are divided by it; 0: greedy.
+      temperature: what logits are divided by; 0: greedy.
       top_k: keep the k largest logits; 0, or k >= V: all.
       top_p: keep the smallest set of largest probabilities that sums to at least this (nucleus
         sampling, Holtzman et al. 2019, arXiv 1904.09751); 1: all.
@@ -218,21 +218,22 @@ class Sampling:
         Returns:
           [..., V], float32 (float64 for float64 logits). Rows whose largest logit is not finite
           (NaN or inf somewhere, or -inf everywhere) are all NaN, at temperature 0 too, so that the
-          mistake is seen where they are used.
+          mistake shows where they are used.
         """
-        # Exponentials and their sum lose a token's tail in bfloat16.
+        # In bfloat16 exponentials and their sum lose the tail of the distribution.
         logits_V = logits_V.astype(at_least_float32(logits_V.dtype))
         if self.greedy:
             best = largest_index(logits_V)[..., None]
             one_hot = jax.nn.one_hot(best[..., 0], logits_V.shape[-1], dtype=logits_V.dtype)
             return jnp.where(best != INVALID, one_hot, jnp.nan)
-        # Subtracted first: a small temperature then overflows to -inf only, which is a zero.
+        # Subtracted first: a small temperature can then only overflow to -inf, a probability of 0.
         logits_V = (logits_V - logits_V.max(axis=-1, keepdims=True)) / self.temperature
         if 0 < self.top_k < logits_V.shape[-1]:
-            # Written as "drop", here and below: comparisons with NaN are False and NaN stays.
+            # What to drop, not what to keep, here and below: comparisons with NaN are False, so NaN
+            # stays.
             dropped_V = -logits_V > _top_k_edge(-logits_V, self.top_k)
             logits_V = jnp.where(dropped_V, -jnp.inf, logits_V)
-        # A softmax whose maximum is subtracted already.
+        # A softmax; its maximum is already subtracted.
         weights_V = jnp.exp(logits_V)
         probs_V = weights_V / weights_V.sum(axis=-1, keepdims=True)
         if self.top_p < 1:
@@ -253,13 +254,13 @@ def _drop(probs_V: jax.Array, *, below: jax.Array) -> jax.Array:
     return kept_V / kept_V.sum(axis=-1, keepdims=True)
 
 
-# Numbers >= 0 are ordered as their bit patterns are. The edge of a filter is a number of the row,
-# so its pattern can be settled bit by bit, from above, with one pass over the row for each bit:
-# exact, and on a CPU 10 to 30 times faster than to sort it (`jax.lax.top_k` sorts, too).
+# Numbers >= 0 have the same order as their bit patterns. The edge of a filter is a number of the
+# row, so its pattern can be found bit by bit from the top, with one pass over the row per bit. This
+# is exact, and on a CPU 10 to 30 times faster than sorting the row (`jax.lax.top_k` sorts too).
 
 
 def _top_k_edge(distance_V: jax.Array, top_k: int) -> jax.Array:
-    """The k-th smallest of rows of numbers >= 0, [..., 1]: less than k are below it."""
+    """The k-th smallest of rows of numbers >= 0, [..., 1]: fewer than k are below it."""
 
     def low_enough(patterns_V: jax.Array, raised: jax.Array) -> jax.Array:
         return (patterns_V < raised).sum(axis=-1, keepdims=True, dtype=jnp.int32) < top_k
@@ -271,10 +272,10 @@ def _nucleus_edge(probs_V: jax.Array, top_p: float) -> jax.Array:
     """The smallest probability of the nucleus, [..., 1]: the token that reaches top_p is in it.
 
     That is the largest t for which the probabilities of at least t sum to top_p. The sum is taken
-    over the row in its own order, which can round otherwise than adding up from the largest: what
-    has reached top_p is defined by it. Zeroing terms of a sum of numbers >= 0 never makes it
-    larger, in floating point either, so there is one such t. It is 0, which keeps all, where the
-    whole row stays below top_p by rounding, or is NaN.
+    over the row in its own order, which can round differently from adding up from the largest; this
+    sum defines what has reached top_p. Setting terms of a sum of numbers >= 0 to zero never makes
+    it larger, not even in floating point, so there is one such t. It is 0, which keeps everything,
+    where rounding leaves the whole row below top_p, or the row is NaN.
     """
 
     def low_enough(patterns_V: jax.Array, raised: jax.Array) -> jax.Array:

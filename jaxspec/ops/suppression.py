@@ -1,8 +1,8 @@
 """Tokens that must never be drafted or emitted: their logits become -inf.
 
-Mask and padding tokens stand in the vocabulary, and so do rows that only pad the embedding. Drafter
-and target are suppressed alike, which keeps verification exact: both distributions live on the
-same tokens.
+Mask and padding tokens are in the vocabulary, and so are rows that only pad the embedding. The same
+ids are suppressed for drafter and target, which keeps verification exact: both distributions are
+over the same tokens.
 
 Dimension key: V vocabulary; leading axes ("...") are batch axes.
 
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def suppress(logits_V: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-    """Logits [..., V] with -inf at `ids`; NaN at other ids stays, so that it is noticed.
+    """Logits [..., V] with -inf at `ids`; NaN at other ids stays, so that it gets noticed.
 
     Raises:
       ValueError: ids outside the vocabulary, or ids that leave no token.

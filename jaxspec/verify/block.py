@@ -1,6 +1,6 @@
 """Block verification: the slots of a block are accepted or rejected jointly.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows, V vocabulary.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
 >>> verdict = verify_block(key, draft, draft_probs, target_probs)
 """
@@ -31,11 +31,12 @@ def verify_block(
         Z_i = sum_v (p_i p(v | x_<=i) - q(v | x_<=i))_+
         h_i = Z_i / (Z_i + 1 - p_i) for i < G (1 if that is 0 / 0),   h_G = p_G
 
-    One coin a slot, heads with probability h_i; all are thrown, and the last heads gives
-    the accepted length n, 0 without any. The next token is drawn from ``(p_n p - q)_+``,
-    renormalised, of the slot behind, or from p when all were accepted. The emitted tokens have the
-    target's distribution, as with `verify_token`, and no rule that keeps it so accepts more of the
-    block on average: a token likelier under p than under q makes up for a later one that is not.
+    Each slot has a coin that shows heads with probability h_i. All coins are thrown, and the last
+    heads gives the accepted length n, which is 0 if there is none. The next token is drawn from the
+    following slot's ``(p_n p - q)_+``, renormalised, or from p when all were accepted. The emitted
+    tokens have the target's distribution, as with `verify_token`, and no other rule of which that
+    is true accepts more of the block on average: a token that is likelier under p than under q
+    makes up for a later one that is not.
 
     Limiting cases: G = 1 is `verify_token`; q == p accepts everything; a one-hot q accepts as much
     as `verify_point_mass` on average.
@@ -46,8 +47,8 @@ def verify_block(
       draft_probs_BGV: q, [B, G, V].
       target_probs_BHV: p, [B, G + 1, V]; row h follows the first h drafted tokens. Both may be
         float32 or float64; narrower types are computed in float32. Rows are scaled to sum to one.
-      num_drafted_B: integers [B]; only so many leading slots hold a drafted token (G above is then
-        their number), the others and the rows behind them are not looked at. None: all of them.
+      num_drafted_B: integers [B], how many leading slots hold a drafted token (G in the formula).
+        The other slots, and the rows after them, are not read. None: all slots hold one.
 
     Returns:
       `Verdict`. Failed (-1) where a row in use has a NaN, an infinite or a negative value, a target
@@ -73,18 +74,18 @@ def block_law(
     joint_BH = _joint_ratio(
         block.target.of_tokens(block.tokens_BG), block.draft.of_tokens(block.tokens_BG)
     )
-    # excess_BG[:, i] is Z_i; behind the last drafted token there is no q to compare with. The rows
-    # are scaled by one factor each, and the draft's are not cut: less to copy.
+    # excess_BG[:, i] is Z_i; after the last drafted token there is no q to compare with. Each row
+    # is scaled by one factor, and the draft's rows are not sliced: there is less to copy.
     slots = block.tokens_BG.shape[1]
     target_factor_BG = (joint_BH * block.target.factors_BI())[:, :slots]
     scaled_BGV = target_factor_BG[..., None] * block.target.weights_BIV[:, :slots]
     scaled_draft_BGV = block.draft.factors_BI()[..., None] * block.draft.weights_BIV
     excess_BG = jnp.maximum(scaled_BGV - scaled_draft_BGV, 0).sum(axis=2)
-    # Rows behind the last drafted token may hold anything.
+    # Rows after the last drafted token may hold anything.
     excess_BG = jnp.where(block.drafted_BG, excess_BG, 0)
     excess_after_BG = jnp.pad(excess_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
     joint_BG = joint_BH[:, 1:]
-    # In this order: an excess that is small beside 1 counts where joint is near 1.
+    # In this order an excess that is small compared with 1 still counts where joint is near 1.
     total_BG = excess_after_BG + (1 - joint_BG)
     middle_BG = jnp.where(total_BG > 0, excess_after_BG / jnp.where(total_BG > 0, total_BG, 1), 1)
     has_next_BG = jnp.pad(block.drafted_BG[:, 1:], ((0, 0), (0, min(slots, 1))))
@@ -93,7 +94,7 @@ def block_law(
     def next_weights(num_accepted_B: jax.Array) -> jax.Array:
         target_BV = block.target.at(num_accepted_B)
         joint_B1 = jnp.take_along_axis(joint_BH, num_accepted_B[:, None], axis=1)
-        # Behind the last drafted token q reads as zeros, which leaves p: the bonus token.
+        # After the last drafted token q reads as zeros, which leaves p: the bonus token.
         return with_floor(
             jnp.maximum(joint_B1 * target_BV - block.draft.at(num_accepted_B), 0), target_BV
         )

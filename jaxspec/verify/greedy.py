@@ -1,6 +1,6 @@
 """Greedy verification: the output is the target's own greedy output.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows, V vocabulary.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
 >>> verdict = verify_greedy(draft, target_logits)
 """
@@ -22,7 +22,7 @@ def verify_greedy(
     *,
     num_drafted_B: jax.Array | None = None,
 ) -> Verdict:
-    """Accepts the longest drafted prefix that the target's argmax would have written.
+    """Accepts the longest drafted prefix that the target's argmax would have produced.
 
     ``a_h = argmax_v logits[h, v]``, the first of equal ones; ``num_accepted`` is the largest n with
     x_1 = a_0, ..., x_n = a_{n-1} (tokens counted from 1), and the next token is ``a_n``.
@@ -30,11 +30,11 @@ def verify_greedy(
     2018, arXiv 1811.03115) verifies this way.
 
     Args:
-      draft_BG: integer ids [B, G]; G may be 0, which leaves plain greedy decoding.
+      draft_BG: integer ids [B, G]; G may be 0, which is plain greedy decoding.
       target_logits_BHV: floats of any width [B, G + 1, V]; row h follows the first h drafted
-        tokens. -inf excludes a token. Probabilities do as well.
-      num_drafted_B: integers [B]; only so many leading slots hold a drafted token, the others and
-        the rows behind them are not looked at. None: all of them.
+        tokens. -inf excludes a token. Probabilities will do too.
+      num_drafted_B: integers [B], how many leading slots hold a drafted token. The other slots, and
+        the rows after them, are not read. None: all slots hold one.
 
     Returns:
       `Verdict`. Failed (-1) where a row in use has a NaN, +inf or nothing but -inf, or a drafted id

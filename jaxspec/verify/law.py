@@ -1,11 +1,11 @@
-"""What the sampled rules share: everything they decide before a random number is drawn.
+"""What the sampled rules share: everything that is settled before a random number is drawn.
 
 A rule turns a drafted block into a `Law`: the chance that the coin of each slot shows heads, how
-the coins make the accepted length, and the distribution of the next token for each length.
-`Law.draw` then throws the coins. Tests enumerate a law's coins and next tokens instead, and so
-compute the exact distribution of what is shipped.
+the accepted length follows from the coins, and the distribution of the next token for each length.
+`Law.draw` then throws the coins. Tests enumerate a law's coins and next tokens instead, which gives
+the exact distribution of the code that users run.
 
-Dimension key: B batch, G drafted slots, V vocabulary.
+Dimension key: B batch rows, G drafted slots, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Law:
     """coins_BG (bool) -> accepted length, int32 [B]: `count_leading` or `count_last`."""
     next_weights: Callable[[jax.Array], jax.Array]
     """Accepted length [B] -> weights of the next token [B, V], of any scale. A function, so that
-    only the row in use is made: all of them would be as large as the logits."""
+    only the row in use is computed: all of them would be as large as the logits."""
     valid_B: jax.Array
     """False where the row's input cannot be judged."""
 
     def num_accepted_B(self, uniforms_BG: jax.Array) -> jax.Array:
         """The accepted length, int32 [B], for given uniform numbers in [0, 1).
 
-        Strictly smaller, so that 0 never accepts what has probability 0, and numbers below 1
-        always accept what has probability 1.
+        Heads is a strictly smaller number, so that 0 never accepts what has probability 0, and
+        numbers below 1 always accept what has probability 1.
         """
         return self.count(uniforms_BG < self.heads_BG)
 
@@ -63,7 +63,7 @@ def count_leading(coins_BG: jax.Array) -> jax.Array:
 
 
 def count_last(coins_BG: jax.Array) -> jax.Array:
-    """Slots up to and with the last heads, int32 [B]; 0 where there is none."""
+    """Slots up to and including the last heads, int32 [B]; 0 where there is none."""
     length_G = jnp.arange(1, coins_BG.shape[1] + 1, dtype=jnp.int32)
     return jnp.where(coins_BG, length_G, 0).max(axis=1, initial=0)
 
@@ -80,11 +80,11 @@ def capped_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def with_floor(weights_BV: jax.Array, target_BV: jax.Array) -> jax.Array:
-    """Weights [B, V] of the next token, never all 0: the target's row lies far below them.
+    """Weights [B, V] of the next token plus a tiny multiple of the target's row: never all 0.
 
-    What the draft leaves of the target is 0 everywhere only where the rule accepts for sure, so a
-    row of zeros is reached through rounding errors alone, and then the target's row stands in. It
-    is added, and not chosen where the weights sum to 0: the compiler may compute the sum and the
-    weights apart, with other roundings, and the two then disagree about what is 0.
+    What the draft leaves of the target is 0 everywhere only where the rule is sure to accept, so
+    only rounding errors lead to a row of zeros, and then the target's row replaces it. It is added,
+    not selected where the weights sum to 0: the compiler may compute the sum separately from the
+    weights, with different rounding, and the two would then disagree about what is 0.
     """
     return weights_BV + _FLOOR * target_BV

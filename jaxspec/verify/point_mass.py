@@ -1,6 +1,6 @@
 """Verification of drafts that were not sampled, or whose distribution is not known.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows, V vocabulary.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
 >>> verdict = verify_point_mass(key, draft, target_probs)
 """
@@ -25,12 +25,12 @@ def verify_point_mass(
 ) -> Verdict:
     """Accepts each drafted token x with probability p(x), up to the first rejection.
 
-    The next token is drawn from p without x, renormalised, of the rejected slot, or from p behind
-    the last slot when all were accepted: `verify_token` with q a point mass at x (Leviathan et al.
+    The next token is drawn from the rejected slot's p without x, renormalised, or from p after the
+    last slot when all were accepted: `verify_token` with q a point mass at x (Leviathan et al.
     2023, arXiv 2211.17192). The emitted tokens have the target's distribution for every
-    fixed draft, hence also for one that was sampled or chosen in any way, by the target's
-    own scores too, as long as the choice does not know `key`. The price is that a sampled draft is
-    accepted with probability ``sum_v p q`` and not ``sum_v min(p, q)``.
+    fixed draft, hence also for one that was sampled or chosen in any way, even by the target's
+    own scores, as long as the choice does not know `key`. The price is that a sampled draft is
+    accepted with probability ``sum_v p q`` instead of ``sum_v min(p, q)``.
 
     Limiting case: one-hot target rows give `verify_greedy`.
 
@@ -39,8 +39,8 @@ def verify_point_mass(
       draft_BG: integer ids [B, G].
       target_probs_BHV: p, [B, G + 1, V], float32 or float64 (narrower types are computed in
         float32); row h follows the first h drafted tokens. Rows are scaled to sum to one.
-      num_drafted_B: integers [B]; only so many leading slots hold a drafted token, the others and
-        the rows behind them are not looked at. None: all of them.
+      num_drafted_B: integers [B], how many leading slots hold a drafted token. The other slots, and
+        the rows after them, are not read. None: all slots hold one.
 
     Returns:
       `Verdict`. Failed (-1) where a row in use has a NaN, an infinite or a negative value or is all
@@ -60,7 +60,7 @@ def point_mass_law(
 ) -> Law:
     """`verify_point_mass` without its randomness."""
     block = check_block(draft_BG, None, target_probs_BHV, num_drafted_B=num_drafted_B)
-    # Behind the last drafted token no id is excluded, which leaves p: the bonus token.
+    # After the last drafted token no id is excluded, which leaves p: the bonus token.
     excluded_BH = jnp.pad(
         jnp.where(block.drafted_BG, block.tokens_BG, INVALID),
         ((0, 0), (0, 1)),

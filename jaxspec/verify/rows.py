@@ -1,7 +1,7 @@
 """The arrays handed to a rejection rule, checked, and read one row at a time.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows (row h follows the first h drafted
-tokens), I rows of either kind, V vocabulary.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows (row h follows the first h
+drafted tokens), I rows asked for (the draft's G or the target's H), V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxspec.ops.sampling import at_least_float32, is_distribution
 class Rows:
     """Distributions that are scaled to sum to one when they are read.
 
-    Dividing inside the gather or reduction that reads them avoids a scaled copy, which would be as
-    large as the logits. Rows that are not needed, or that sum to 0, read as zeros.
+    The division is part of the gather or reduction that reads them: a scaled copy would be as large
+    as the logits. Rows that are not needed, or that sum to 0, read as zeros.
     """
 
     weights_BIV: jax.Array
@@ -28,7 +28,7 @@ class Rows:
 
     @classmethod
     def create(cls, weights_BIV: jax.Array, *, needed_BI: jax.Array, dtype: jnp.dtype) -> Rows:
-        """Puts weights of any float type into `dtype`."""
+        """Converts weights of any float type to `dtype`."""
         weights_BIV = weights_BIV.astype(dtype)
         return cls(weights_BIV, weights_BIV.sum(axis=2), needed_BI)
 
@@ -46,7 +46,7 @@ class Rows:
         return _scaled(weights_BG, self.totals_BI[:, :slots], self.needed_BI[:, :slots])
 
     def factors_BI(self) -> jax.Array:
-        """What scales each row, for a reduction over all of them; 0 for rows that sum to 0.
+        """What to scale each row by, for a reduction over all of them; 0 for rows that sum to 0.
 
         Rows that are not needed are scaled too, and may hold anything.
         """
@@ -60,20 +60,20 @@ def _scaled(weights: jax.Array, total: jax.Array, needed: jax.Array) -> jax.Arra
 
 
 def _take(values: jax.Array, index: jax.Array, *, axis: int = 1) -> jax.Array:
-    # By default jax fills with NaN. `at` counts on zeros behind the last row.
+    # By default jax fills with NaN. `at` needs zeros after the last row.
     return jnp.take_along_axis(values, index, axis=axis, mode="fill", fill_value=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A drafted block with its distributions, and what is wrong with it."""
+    """A drafted block with its distributions, and which rows of it can be judged."""
 
     tokens_BG: jax.Array
     drafted_BG: jax.Array
     """True in slots that hold a drafted token."""
     target: Rows
     draft: Rows
-    """The draft's rows; of no vocabulary (V = 0) for a point mass."""
+    """The draft's rows; with an empty vocabulary (V = 0) for a point mass."""
     valid_B: jax.Array
 
 
@@ -84,7 +84,7 @@ def check_block(
     *,
     num_drafted_B: jax.Array | None,
 ) -> Block:
-    """Checks what a sampled rule is given: shapes and types now, values in `Block.valid_B`."""
+    """Checks what a sampled rule is given: shapes and types here, values in `Block.valid_B`."""
     draft_BG, target_probs_BHV = jnp.asarray(draft_BG), jnp.asarray(target_probs_BHV)
     drafted_BG = check_draft(
         draft_BG, target_probs_BHV, name="target_probs_BHV", num_drafted_B=num_drafted_B
@@ -126,7 +126,7 @@ def check_draft(
     if len(shape) != 3 or shape[:2] != (batch, slots + 1) or shape[2] < 1 or not is_float(rows_BHV):
         raise ValueError(
             f"{name} must hold floats [{batch}, {slots + 1}, V], a row for each of the {slots} "
-            f"drafted tokens and one behind the last: got {rows_BHV.dtype} {shape}."
+            f"drafted tokens and one after the last: got {rows_BHV.dtype} {shape}."
         )
     if num_drafted_B is None:
         return jnp.ones(draft_BG.shape, bool)
@@ -140,12 +140,12 @@ def check_draft(
 
 
 def needed_rows(drafted_BG: jax.Array) -> jax.Array:
-    """True at the target's rows in use [B, H]: the one behind the last drafted token included."""
+    """True at the target's rows in use [B, H]: the one after the last drafted token included."""
     return jnp.pad(drafted_BG, ((0, 0), (1, 0)), constant_values=True)
 
 
 def known_ids(draft_BG: jax.Array, *, vocabulary: int) -> jax.Array:
-    """True where the id [B, G] is in 0..vocabulary - 1: a gather would not tell."""
+    """True where the id [B, G] is in 0..vocabulary - 1: a gather would not complain."""
     return (draft_BG >= 0) & (draft_BG < vocabulary)
 
 

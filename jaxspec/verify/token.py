@@ -1,6 +1,6 @@
 """Token verification: the rejection rule of speculative sampling.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows, V vocabulary.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
 >>> verdict = verify_token(key, draft, draft_probs, target_probs)
 """
@@ -25,13 +25,13 @@ def verify_token(
 ) -> Verdict:
     """Accepts each drafted token x with probability min(1, p(x) / q(x)), up to the first rejection.
 
-    The next token is drawn from ``(p - q)_+``, renormalised, of the rejected slot, or from p behind
+    The next token is drawn from the rejected slot's ``(p - q)_+``, renormalised, or from p after
     the last slot when all were accepted. The emitted tokens then have the target's own
     distribution, if x was drawn from q: whatever shaped the samples (temperature, top-k, number
     format) must have shaped q too. Leviathan et al. 2023 (arXiv 2211.17192), Chen et al. 2023
     (arXiv 2302.01318).
 
-    Limiting cases: q == p accepts everything; with independent slots a token is accepted with
+    Limiting cases: q == p accepts everything; where slots are independent a token is accepted with
     probability ``sum_v min(p, q)``; a one-hot q gives `verify_point_mass`; G = 0 samples p.
 
     Args:
@@ -40,13 +40,13 @@ def verify_token(
       draft_probs_BGV: q, [B, G, V].
       target_probs_BHV: p, [B, G + 1, V]; row h follows the first h drafted tokens. Both may be
         float32 or float64; narrower types are computed in float32. Rows are scaled to sum to one.
-      num_drafted_B: integers [B]; only so many leading slots hold a drafted token, the others and
-        the rows behind them are not looked at. None: all of them.
+      num_drafted_B: integers [B], how many leading slots hold a drafted token. The other slots, and
+        the rows after them, are not read. None: all slots hold one.
 
     Returns:
       `Verdict`. Failed (-1) where a row in use has a NaN, an infinite or a negative value, a target
       row is all zeros, or a drafted id is outside the vocabulary. A drafted token with q(x) = 0,
-      which q cannot have drawn but for underflow, is accepted if p(x) > 0.
+      which q can have drawn only if it underflowed, is accepted if p(x) > 0.
 
     Raises:
       ValueError: shapes or types that do not fit together.
@@ -69,7 +69,7 @@ def token_law(
     )
 
     def next_weights(num_accepted_B: jax.Array) -> jax.Array:
-        # Behind the last drafted token q reads as zeros, which leaves p: the bonus token.
+        # After the last drafted token q reads as zeros, which leaves p: the bonus token.
         target_BV = block.target.at(num_accepted_B)
         return with_floor(jnp.maximum(target_BV - block.draft.at(num_accepted_B), 0), target_BV)
 

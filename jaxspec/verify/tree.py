@@ -1,7 +1,7 @@
 """Verification of a tree of drafted tokens that was chosen, not sampled.
 
-Dimension key: B batch, N nodes, R = N + 1 verified rows (row 0 follows the anchor, row n + 1
-follows node n), D depth of the tree, V vocabulary.
+Dimension key: B batch rows, X nodes, Y = X + 1 verified rows (row 0 follows the anchor, row x + 1
+follows node x), G drafted slots of a path (the depth of the tree), V vocabulary.
 
 >>> verdict = verify_tree(key, tokens, parents, target_probs, depth=7)
 """
@@ -21,12 +21,12 @@ from jaxspec.verify.rows import is_float
 
 @struct.dataclass
 class TreeVerdict:
-    """A round emits the tokens of the accepted nodes and then `next_token`; -1 in failed rows."""
+    """A round emits the tokens of the accepted nodes, then `next_token`; -1 in failed rows."""
 
     num_accepted_B: jax.Array
-    """int32 [B], 0..D nodes kept."""
-    path_BD: jax.Array
-    """int32 [B, D], the kept nodes from the root on, as rows (n + 1 is node n); 0 behind them."""
+    """int32 [B], 0..G nodes accepted."""
+    path_BG: jax.Array
+    """int32 [B, G], the accepted nodes from the root down, as rows (x + 1: node x); then zeros."""
     next_token_B: jax.Array
     """int32 [B]."""
 
@@ -38,41 +38,41 @@ class TreeVerdict:
 
 def verify_tree(
     key: jax.Array,
-    tokens_BN: jax.Array,
-    parents_BN: jax.Array,
-    target_probs_BRV: jax.Array,
+    tokens_BX: jax.Array,
+    parents_BX: jax.Array,
+    target_probs_BYV: jax.Array,
     *,
     depth: int,
 ) -> TreeVerdict:
     """Walks down the tree by tokens drawn from the target.
 
-    At each node a token is drawn from the target's distribution there; if a child holds it, the
-    walk goes on from that child, otherwise the token is the round's last. All tokens are the
+    At each node a token is drawn from the target's distribution there. If a child holds it, the
+    walk continues from that child, otherwise the token is the round's last. All tokens are the
     target's own draws, so the output has its distribution for every tree, however it was chosen.
-    It accepts what repeated rejection of the children as point masses accepts: the probability
-    that the children of a node have together.
+    The walk accepts as often as rejecting the children one by one as point masses: with the
+    probability that a node's children have together.
 
-    Limiting cases: a chain is `verify_point_mass`; one-hot rows walk along the target's argmax.
+    Limiting cases: a chain gives `verify_point_mass`; one-hot rows follow the target's argmax.
 
     Args:
       key: a typed key.
-      tokens_BN: integer ids [B, N]; nodes that hold -1 are empty.
-      parents_BN: integers [B, N], the row each node hangs on: 0 the anchor, n + 1 node n.
-      target_probs_BRV: p, [B, N + 1, V], floats of any width, computed in float32 at least. Rows
+      tokens_BX: integer ids [B, X]; nodes that hold -1 are empty.
+      parents_BX: integers [B, X], the row of each node's parent: 0 the anchor, x + 1 node x.
+      target_probs_BYV: p, [B, X + 1, V], floats of any width, computed in float32 at least. Rows
         are scaled to sum to one.
-      depth: D, the longest path of any row's tree.
+      depth: G, the longest path of any row's tree.
 
     Returns:
-      `TreeVerdict`. Failed (-1) where a row that the walk came by has a NaN, an infinite or a
-      negative value, or is all zeros.
+      `TreeVerdict`. Failed (-1) where a row on the walk has a NaN, an infinite or a negative value,
+      or is all zeros.
 
     Raises:
       ValueError: shapes or types that do not fit together.
     """
     return walk_tree(
-        tokens_BN,
-        parents_BN,
-        target_probs_BRV,
+        tokens_BX,
+        parents_BX,
+        target_probs_BYV,
         draw=lambda step, p_BV: sample_index(jax.random.fold_in(key, step), p_BV),
         depth=depth,
     )
@@ -87,43 +87,44 @@ class _Walk:
     going_B: jax.Array
     valid_B: jax.Array
     num_accepted_B: jax.Array
-    path_BD: jax.Array
+    path_BG: jax.Array
     next_token_B: jax.Array
 
 
 def walk_tree(
-    tokens_BN: jax.Array,
-    parents_BN: jax.Array,
-    target_probs_BRV: jax.Array,
+    tokens_BX: jax.Array,
+    parents_BX: jax.Array,
+    target_probs_BYV: jax.Array,
     *,
     draw: Callable[[Any, jax.Array], jax.Array],
     depth: int,
 ) -> TreeVerdict:
-    """`verify_tree` with the draws given: draw(step, p_BV) -> token [B], -1 where p is none.
+    """`verify_tree` with its draws passed in: draw(step, p_BV) -> token [B], -1 for an invalid p.
 
-    The walk stops when no row goes on: most rounds end before the tree does. On traced arrays it is
-    a `jax.lax.while_loop`, and `step` is traced; on concrete ones a Python loop, and `step` an int.
+    The walk stops when every row has: most rounds end before the tree does. On traced arrays it is
+    a `jax.lax.while_loop` and `step` is traced; on concrete ones it is a Python loop and `step` an
+    int.
     """
-    tokens_BN, parents_BN = jnp.asarray(tokens_BN), jnp.asarray(parents_BN)
-    target_probs_BRV = jnp.asarray(target_probs_BRV)
-    shape = tokens_BN.shape
-    for name, array in (("tokens_BN", tokens_BN), ("parents_BN", parents_BN)):
+    tokens_BX, parents_BX = jnp.asarray(tokens_BX), jnp.asarray(parents_BX)
+    target_probs_BYV = jnp.asarray(target_probs_BYV)
+    shape = tokens_BX.shape
+    for name, array in (("tokens_BX", tokens_BX), ("parents_BX", parents_BX)):
         if array.ndim != 2 or array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(
-                f"{name} must hold integers [B, N], the same shape for tokens and parents: got "
+                f"{name} must hold integers [B, X], the same shape for tokens and parents: got "
                 f"{array.dtype} {array.shape}."
             )
-    rows_shape = target_probs_BRV.shape
+    rows_shape = target_probs_BYV.shape
     if (
         len(rows_shape) != 3
         or rows_shape[:2] != (shape[0], shape[1] + 1)
-        or not is_float(target_probs_BRV)
+        or not is_float(target_probs_BYV)
     ):
         raise ValueError(
-            f"target_probs_BRV must hold floats [{shape[0]}, {shape[1] + 1}, V], a row for the "
-            f"anchor and one for each node: got {target_probs_BRV.dtype} {rows_shape}."
+            f"target_probs_BYV must hold floats [{shape[0]}, {shape[1] + 1}, V], a row for the "
+            f"anchor and one for each node: got {target_probs_BYV.dtype} {rows_shape}."
         )
-    dtype = at_least_float32(target_probs_BRV.dtype)
+    dtype = at_least_float32(target_probs_BYV.dtype)
     batch = shape[0]
     at_rest_B = jnp.zeros(batch, jnp.int32)
     walk = _Walk(
@@ -132,31 +133,31 @@ def walk_tree(
         going_B=jnp.ones(batch, bool),
         valid_B=jnp.ones(batch, bool),
         num_accepted_B=at_rest_B,
-        path_BD=jnp.zeros((batch, depth), jnp.int32),
+        path_BG=jnp.zeros((batch, depth), jnp.int32),
         next_token_B=at_rest_B,
     )
 
     def advance(walk: _Walk, step: int | jax.Array) -> _Walk:
-        p_B1V = jnp.take_along_axis(target_probs_BRV, walk.row_B[:, None, None], axis=1)
+        p_B1V = jnp.take_along_axis(target_probs_BYV, walk.row_B[:, None, None], axis=1)
         token_B = draw(step, p_B1V[:, 0].astype(dtype)).astype(jnp.int32)
-        # Empty nodes hold INVALID, which no valid draw equals.
-        child_BN = (parents_BN == walk.row_B[:, None]) & (tokens_BN == token_B[:, None])
-        child_BN &= (tokens_BN != INVALID) & walk.going_B[:, None]
-        # The token behind the last level ends the walk, whatever hangs there.
-        going_B = child_BN.any(axis=1) & (step < depth)
-        row_B = jnp.where(going_B, child_BN.argmax(axis=1).astype(jnp.int32) + 1, walk.row_B)
-        here_D = jnp.arange(depth) == step
+        # Empty nodes hold INVALID, which is never a valid draw.
+        child_BX = (parents_BX == walk.row_B[:, None]) & (tokens_BX == token_B[:, None])
+        child_BX &= (tokens_BX != INVALID) & walk.going_B[:, None]
+        # The token after the last level ends the walk, whatever its children.
+        going_B = child_BX.any(axis=1) & (step < depth)
+        row_B = jnp.where(going_B, child_BX.argmax(axis=1).astype(jnp.int32) + 1, walk.row_B)
+        here_G = jnp.arange(depth) == step
         return _Walk(
             step=walk.step + 1,
             row_B=row_B,
             going_B=going_B,
             valid_B=walk.valid_B & ((token_B != INVALID) | ~walk.going_B),
             num_accepted_B=walk.num_accepted_B + going_B,
-            path_BD=jnp.where(here_D & going_B[:, None], row_B[:, None], walk.path_BD),
+            path_BG=jnp.where(here_G & going_B[:, None], row_B[:, None], walk.path_BG),
             next_token_B=jnp.where(walk.going_B, token_B, walk.next_token_B),
         )
 
-    inputs = (tokens_BN, parents_BN, target_probs_BRV)
+    inputs = (tokens_BX, parents_BX, target_probs_BYV)
     if any(isinstance(array, jax.core.Tracer) for array in inputs):
         walk = jax.lax.while_loop(
             lambda walk: walk.going_B.any(), lambda walk: advance(walk, walk.step), walk
@@ -164,11 +165,11 @@ def walk_tree(
     else:
         for step in range(depth + 1):
             walk = advance(walk, step)
-            # Only the draws may be traced here.
+            # Here only the draws can be traced.
             if not isinstance(walk.going_B, jax.core.Tracer) and not walk.going_B.any():
                 break
     return TreeVerdict(
         jnp.where(walk.valid_B, walk.num_accepted_B, INVALID).astype(jnp.int32),
-        walk.path_BD,
+        walk.path_BG,
         jnp.where(walk.valid_B, walk.next_token_B, INVALID),
     )

@@ -1,6 +1,6 @@
-"""What verification says of a drafted block.
+"""What verification says about a drafted block.
 
-Dimension key: B batch, G drafted slots, H = G + 1 verified rows.
+Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from jaxspec.ops.sampling import INVALID
 
 @struct.dataclass
 class Verdict:
-    """A round emits ``draft[:num_accepted]`` and then `next_token`.
+    """A round emits ``draft[:num_accepted]``, then `next_token`.
 
-    A row that could not be judged holds `INVALID` (-1) in both fields: its real slots had NaN,
-    infinite or negative probabilities, a target row without any mass, or a drafted id outside the
-    vocabulary. Traced code cannot raise, so whoever reads the result must look at `failed_B` and
-    raise with the prompt's name; no token is made up for the row.
+    A row that could not be judged holds `INVALID` (-1) in both fields: its drafted slots had NaN,
+    infinite or negative probabilities, a target row that is all zeros, or a drafted id outside the
+    vocabulary. Traced code cannot raise, so whoever reads the result must check `failed_B` and
+    raise with the prompt's name; no token is invented for the row.
     """
 
     num_accepted_B: jax.Array
-    """int32 [B], 0..G drafted tokens kept; -1 where the row failed."""
+    """int32 [B], 0..G drafted tokens accepted; -1 where the row failed."""
     next_token_B: jax.Array
-    """int32 [B], the correction after a rejection, the bonus token when all were kept; -1 where the
-    row failed."""
+    """int32 [B], the correction after a rejection, or the bonus token when all were accepted; -1
+    where the row failed."""
 
     @classmethod
     def create(
@@ -44,7 +44,7 @@ class Verdict:
         return self.num_accepted_B < 0
 
     def emitted_BH(self, draft_BG: jax.Array, *, fill: int = INVALID) -> jax.Array:
-        """The round's tokens, int32 [B, H]; `fill` behind the ``num_accepted + 1`` real ones.
+        """The round's tokens, int32 [B, H]; `fill` after the ``num_accepted + 1`` real ones.
 
         >>> Verdict(jnp.array([1]), jnp.array([9])).emitted_BH(jnp.array([[4, 5, 6]]))
         Array([[ 4,  9, -1, -1]], dtype=int32)

@@ -72,7 +72,7 @@ def test_output_is_the_targets(costs):
     responses = tiny.decode(adaptive, params, batch_size=2)
     assert [response.tokens for response in responses] == expected_tokens()
     for response in responses:
-        assert len(response.tokens) == 1 + sum(response.kept)
+        assert len(response.tokens) == 1 + sum(response.emitted)
     assert sum(rounds for _, rounds in adaptive.history) >= 24
     assert adaptive.costs is not None
     assert min(adaptive.costs) > 0
@@ -106,7 +106,7 @@ def test_drafts_grow_where_everything_is_accepted():
     responses = tiny.decode(adaptive, right)
     assert [response.tokens for response in responses] == expected_tokens()
     assert {size for size, _ in adaptive.history} == {5}
-    assert responses[1].kept == (5, 5, 5, 5, 3)
+    assert responses[1].emitted == (5, 5, 5, 5, 3)
 
 
 def test_arguments_are_checked():

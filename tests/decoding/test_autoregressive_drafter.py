@@ -33,7 +33,7 @@ def test_the_target_drafting_for_itself_is_always_right():
     responses = tiny.decode(strategy, {"target": params, "drafter": params})
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
     # Its cache never falls behind: all drafts are accepted, round after round.
-    assert [r.kept for r in responses] == [
+    assert [r.emitted for r in responses] == [
         (5, 5, 2),
         (5, 5, 5, 5, 3),
         (),

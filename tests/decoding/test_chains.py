@@ -34,12 +34,12 @@ def test_first_tokens_without_replacement_differ():
     strategy, _ = chains("recursive_without_replacement", WARM, num_chains=5)
     probs_GV = jnp.zeros((4, tiny.VOCABULARY)).at[:, :5].set(jnp.array([0.4, 0.3, 0.1, 0.1, 0.1]))
     sample = jax.jit(jax.vmap(strategy._sample, in_axes=(0, None)))
-    chains_BMG = np.array(sample(jax.random.split(jax.random.key(0), 4000), probs_GV))
-    assert (np.sort(chains_BMG[:, :, 0], axis=1) == np.arange(5)).all()
+    chains_BAG = np.array(sample(jax.random.split(jax.random.key(0), 4000), probs_GV))
+    assert (np.sort(chains_BAG[:, :, 0], axis=1) == np.arange(5)).all()
     # The first is drawn from q, the second from q without it.
-    first = np.bincount(chains_BMG[:, 0, 0], minlength=5) / 4000
+    first = np.bincount(chains_BAG[:, 0, 0], minlength=5) / 4000
     np.testing.assert_allclose(first, probs_GV[0, :5], atol=0.04)
-    behind = chains_BMG[chains_BMG[:, 0, 0] == 0, 1, 0]
+    behind = chains_BAG[chains_BAG[:, 0, 0] == 0, 1, 0]
     assert abs((behind == 1).mean() - 0.5) < 0.06
     # Fewer tokens than chains: the rest repeat the first.
     two_GV = jnp.zeros((4, tiny.VOCABULARY)).at[:, 7:9].set(0.5)

@@ -61,7 +61,7 @@ def test_greedy_outputs_are_the_targets(context, passes, order):
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
     own = context == "causal"
     for response in responses:
-        rounds = len(response.kept)
+        rounds = len(response.emitted)
         assert rounds * (1 + own) <= response.draft_passes <= rounds * (passes + own)
     assert sum(r.draft_passes for r in responses) > 0
 
@@ -73,7 +73,7 @@ def test_a_greedy_tree_of_its_marginals_is_exact():
     responses = tiny.decode(strategy, {"target": params, "drafter": weights})
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
     # One pass drafts, one takes in what was kept.
-    assert all(r.draft_passes == 2 * len(r.kept) for r in responses)
+    assert all(r.draft_passes == 2 * len(r.emitted) for r in responses)
 
 
 ECHO_CONFIG = DiTConfig(vocab_size=sampled.VOCABULARY + 1, max_position_embeddings=16)
@@ -120,7 +120,7 @@ def test_sampled_outputs_have_the_targets_law(target, law, name):  # noqa: F811
     state = sampled.decode(strategy, params, sampled.keys(seed=11))
     tokens = sampled.tokens_of(state)
     laws.assert_same_law(tokens, law)
-    assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
+    assert set(np.array(state.verified_BO[:, 0]).tolist()) == {0, 1, 2}
 
 
 class RevealTime(DenoiserProposer):

@@ -114,7 +114,7 @@ def test_accepted_drafts_and_rejected_ones_change_no_output(target, plain):
     state = strategy.start(both, prompts, capacity=capacity)
     responses = tiny.responses_of(strategy.run(both, state), rules=RULES)
     assert [r.tokens for r in responses] == [r.tokens for r in plain]
-    assert len({count for r in responses for count in r.kept[:-1]}) > 1
+    assert len({count for r in responses for count in r.emitted[:-1]}) > 1
 
 
 def test_a_text_longer_than_the_table_of_positions_is_refused(target):

@@ -41,9 +41,9 @@ def test_outputs_equal_the_loop_in_python(references, number):
     for response in responses:
         assert response.stopped == (response.tokens[-1] in tiny.RULES.stop_ids)
         if number:
-            assert len(response.tokens) == 1 + sum(response.kept)
+            assert len(response.tokens) == 1 + sum(response.emitted)
         else:
-            assert response.kept == response.verified == ()
+            assert response.emitted == response.verified == ()
 
 
 def test_a_row_does_not_depend_on_its_neighbours(references):
@@ -74,7 +74,7 @@ def test_a_perfect_draft_fills_every_block(references):
     state, responses = scripted(padded(references))
     assert [response.tokens for response in responses] == references
     # Behind the first token 5 a round, until the stop token or the limit cuts the last round.
-    assert [response.kept for response in responses] == [
+    assert [response.emitted for response in responses] == [
         (5, 5, 2),
         (5, 5, 5, 5, 3),
         (),
@@ -83,7 +83,7 @@ def test_a_perfect_draft_fills_every_block(references):
     ]
     for response in responses:
         assert all(count == 4 for count in response.verified[:-1])
-        assert response.accepted == tuple(min(count, 4) for count in response.kept)
+        assert response.accepted == tuple(min(count, 4) for count in response.emitted)
     assert int(state.step) == 5
 
 
@@ -110,7 +110,7 @@ def test_a_tree_finds_the_right_one_of_two_choices(references):
         state = strategy.run(both, strategy.start(both, prompts, capacity=capacity))
         responses = tiny.responses_of(state)
         assert [response.tokens for response in responses] == references
-        found[num_nodes] = [response.kept for response in responses]
+        found[num_nodes] = [response.emitted for response in responses]
     assert found[30] == [(5, 5, 2), (5, 5, 5, 5, 3), (), (5, 2), (5, 5, 5, 5, 3)]
     # Fewer nodes hold fewer of the paths.
     assert sum(map(len, found[4])) > sum(map(len, found[30]))
@@ -132,11 +132,11 @@ def test_rounds_with_errors_are_counted_as_by_hand(references):
             accepted.append(good)
             kept.append(min(good + 1, left))
             count += kept[-1]
-        assert response.kept == tuple(kept)
+        assert response.emitted == tuple(kept)
         assert response.accepted == tuple(accepted)
     prompts = np.array([len(prompt) for prompt in tiny.PROMPTS])
     assert (np.array(state.cache.lengths_B) == prompts + np.array(state.count_B) - 1).all()
-    assert len({len(response.kept) for response in responses}) > 2
+    assert len({len(response.emitted) for response in responses}) > 2
 
 
 def test_drafts_hold_no_suppressed_token():

@@ -152,7 +152,7 @@ def test_speculative_has_the_targets_law(target, law, verifier):
     tokens = tokens_of(state)
     laws.assert_same_law(tokens, law)
     # Rejections, partial and full acceptance all happened.
-    assert set(np.array(state.verified_BR[:, 0]).tolist()) == {0, 1, 2}
+    assert set(np.array(state.verified_BO[:, 0]).tolist()) == {0, 1, 2}
     # The test has the power to tell: the same counts under a law that is a little flatter.
     laws.assert_different_law(tokens, law**0.9 / (law**0.9).sum())
 
@@ -165,10 +165,10 @@ def test_control_misstated_draft_probabilities_are_noticed(target, law):
 class Selecting(ChainSpeculative):
     """Keeps the chain that the target likes best, and judges it as if it had been sampled alone."""
 
-    def _judge(self, key, chains_MG, probs_GV, target_RV, rows_MH):
-        scores_M = jnp.log(target_RV[rows_MH[:, :-1], chains_MG]).sum(axis=1)
+    def _judge(self, key, chains_AG, probs_GV, target_YV, rows_AH):
+        scores_M = jnp.log(target_YV[rows_AH[:, :-1], chains_AG]).sum(axis=1)
         best = scores_M.argmax()
-        return super()._judge(key, chains_MG[best][None], probs_GV, target_RV, rows_MH[best][None])
+        return super()._judge(key, chains_AG[best][None], probs_GV, target_YV, rows_AH[best][None])
 
 
 def test_control_the_best_of_several_chains_is_noticed(target, law):

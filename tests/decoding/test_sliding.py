@@ -86,5 +86,5 @@ def test_accepted_drafts_and_rejected_ones_change_no_output(plain, errors):
     state = strategy.start(both, prompts, capacity=capacity)
     responses = tiny.responses_of(strategy.run(both, state))
     assert [r.tokens for r in responses] == [r.tokens for r in plain]
-    kept = {count for r in responses for count in r.kept[:-1]}
+    kept = {count for r in responses for count in r.emitted[:-1]}
     assert kept == {tiny.BLOCK_SIZE} if not errors else len(kept) > 1

@@ -24,22 +24,22 @@ LAST_BELOW_ONE = 1 - 2**-53
 def follow(drafts, q, p, uniforms, *, rule):
     walk = chain_walk(drafts, q, p, rule=rule)
     end = walk.follow(uniforms)
-    return end.heads_BGK, end.num_accepted_B, end.chain_B, end.next_weights_BV, walk.valid_B
+    return end.heads_BGA, end.num_accepted_B, end.chain_B, end.next_weights_BV, walk.valid_B
 
 
-def chain_weights(draft, drafts_BKG, *, rule):
+def chain_weights(draft, drafts_BAG, *, rule):
     """How likely each row of chains is."""
     law = draft.law(SLOTS)
-    chances = law[tuple(np.moveaxis(drafts_BKG, 2, 0))]
+    chances = law[tuple(np.moveaxis(drafts_BAG, 2, 0))]
     if rule != "recursive_without_replacement":
         return chances.prod(axis=1)
-    first = draft.rows[0][drafts_BKG[..., 0]]
+    first = draft.rows[0][drafts_BAG[..., 0]]
     rest = np.where(first > 0, chances / np.where(first > 0, first, 1), 0).prod(axis=1)
-    weights = np.ones(len(drafts_BKG))
-    for k in range(drafts_BKG.shape[1]):
+    weights = np.ones(len(drafts_BAG))
+    for k in range(drafts_BAG.shape[1]):
         before = first[:, :k].sum(axis=1)
         left = 1 - before
-        fresh = (drafts_BKG[:, :k, 0] != drafts_BKG[:, k : k + 1, 0]).all(axis=1)
+        fresh = (drafts_BAG[:, :k, 0] != drafts_BAG[:, k : k + 1, 0]).all(axis=1)
         weights *= np.where(fresh & (left > 1e-12), first[:, k] / np.where(fresh, left, 1), 0)
     return weights * rest
 
@@ -48,20 +48,20 @@ def chain_law(rule, chains, *, target, draft, q=None, weights=None):
     """The exact law of the first G + 1 tokens, and P(num_accepted)."""
     sequences = laws.all_sequences(VOCABULARY, SLOTS)
     picks = np.array(list(itertools.product(range(len(sequences)), repeat=chains)))
-    drafts_BKG = sequences[picks]
-    weights_B = chain_weights(draft, drafts_BKG, rule=rule) if weights is None else weights
+    drafts_BAG = sequences[picks]
+    weights_B = chain_weights(draft, drafts_BAG, rule=rule) if weights is None else weights
     patterns = np.array(list(itertools.product([0.0, LAST_BELOW_ONE], repeat=SLOTS * chains)))
     q = draft if q is None else q
-    flat = drafts_BKG.reshape(-1, SLOTS)
-    q_BKGV = q.along(flat, count=SLOTS).reshape(-1, chains, SLOTS, VOCABULARY)
-    p_BKHV = target.along(flat, count=LENGTH).reshape(-1, chains, LENGTH, VOCABULARY)
+    flat = drafts_BAG.reshape(-1, SLOTS)
+    q_BAGV = q.along(flat, count=SLOTS).reshape(-1, chains, SLOTS, VOCABULARY)
+    p_BAHV = target.along(flat, count=LENGTH).reshape(-1, chains, LENGTH, VOCABULARY)
     law, accepted_H = np.zeros((VOCABULARY,) * LENGTH), np.zeros(LENGTH)
     for pattern in patterns.reshape(-1, SLOTS, chains):
         uniforms = np.broadcast_to(pattern, (len(flat) // chains, SLOTS, chains))
         with jax.enable_x64(True):
             heads, count, chain, rest, valid = jax.tree.map(
                 np.asarray,
-                follow(drafts_BKG, q_BKGV, p_BKHV, uniforms, rule=rule),
+                follow(drafts_BAG, q_BAGV, p_BAHV, uniforms, rule=rule),
             )
         assert heads.dtype == np.float64
         assert valid.all()
@@ -71,7 +71,7 @@ def chain_law(rule, chains, *, target, draft, q=None, weights=None):
             rows = np.flatnonzero((count == n) & (chance > 0))
             accepted_H[n] += chance[rows].sum()
             # Prefixes as numbers in base V.
-            prefix = drafts_BKG[rows, chain[rows], :n] @ VOCABULARY ** np.arange(n)[::-1]
+            prefix = drafts_BAG[rows, chain[rows], :n] @ VOCABULARY ** np.arange(n)[::-1]
             first = np.zeros((VOCABULARY**n, VOCABULARY))
             np.add.at(first, prefix, chance[rows, None] * rest[rows])
             first = first.reshape((VOCABULARY,) * (n + 1))
@@ -238,9 +238,9 @@ def test_mistakes_are_refused():
     drafts = jnp.zeros((1, 2, 2), jnp.int32)
     with pytest.raises(ValueError, match="unknown rule 'best'"):
         verify_chains(key, drafts, q, p, rule="best")
-    with pytest.raises(ValueError, match="drafts_BKG must hold integer token ids"):
+    with pytest.raises(ValueError, match="drafts_BAG must hold integer token ids"):
         verify_chains(key, drafts[:, 0], q, p)
-    with pytest.raises(ValueError, match="target_probs_BKHV must hold floats"):
+    with pytest.raises(ValueError, match="target_probs_BAHV must hold floats"):
         verify_chains(key, drafts, q, p[:, :, :2])
     with pytest.raises(ValueError, match="draft_probs_BGV must hold floats"):
         verify_chains(key, drafts, q[:, :1], p)

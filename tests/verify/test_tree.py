@@ -49,7 +49,7 @@ def tree_law(target, chains):
     law = np.zeros((VOCABULARY,) * LENGTH)
     seen = set()
     for number, count in enumerate(end.num_accepted_B.tolist()):
-        path = end.path_BD[number, :count].tolist()
+        path = end.path_BG[number, :count].tolist()
         emitted = (*(tokens[row - 1] for row in path), int(end.next_token_B[number]))
         if emitted in seen:  # draws behind the end of the walk were not used
             continue
@@ -85,7 +85,7 @@ def greedy_walk(argmaxes, *, depth=3):
     verdict = verified(jnp.array([TOKENS]), jnp.array([PARENTS]), probs[None], depth=depth)
     return (
         verdict.num_accepted_B.tolist(),
-        verdict.path_BD.tolist(),
+        verdict.path_BG.tolist(),
         verdict.next_token_B.tolist(),
     )
 
@@ -113,7 +113,7 @@ def test_law_of_the_jitted_walk_and_its_early_end():
 
     keys = jax.random.split(jax.random.key(3), laws.ROUNDS)
     end = walks(keys, jnp.asarray(p, jnp.float32)[None])
-    paths, last = np.asarray(end.path_BD[:, 0]), np.asarray(end.next_token_B[:, 0])
+    paths, last = np.asarray(end.path_BG[:, 0]), np.asarray(end.next_token_B[:, 0])
     # Row 1 follows token 0, row 2 token 2, row 3 tokens 0, 1.
     law = np.zeros((4, VOCABULARY))
     law[0] = p[0] * [0, 1, 0]
@@ -127,7 +127,7 @@ def test_law_of_the_jitted_walk_and_its_early_end():
     # Outside jit, with a Python loop: the same draws.
     plain = verify_tree(keys[0], tokens, parents, jnp.asarray(p, jnp.float32)[None], depth=DEPTH)
     assert plain.next_token_B.tolist() == end.next_token_B[0].tolist()
-    assert plain.path_BD.tolist() == end.path_BD[0].tolist()
+    assert plain.path_BG.tolist() == end.path_BG[0].tolist()
 
 
 def test_draws_behind_the_end_are_not_made():
@@ -146,7 +146,7 @@ def test_draws_behind_the_end_are_not_made():
 def test_empty_nodes_are_no_children():
     probs = jax.nn.one_hot(jnp.array([[2, 1, 1]]), 3)
     verdict = verified(jnp.array([[-1, 2]]), jnp.array([[0, 0]]), probs, depth=2)
-    assert verdict.path_BD.tolist() == [[2, 0]]
+    assert verdict.path_BG.tolist() == [[2, 0]]
 
 
 def test_acceptance_of_a_chain_is_that_of_point_mass_verification():
@@ -177,7 +177,7 @@ def test_rows_on_the_way_that_cannot_be_judged_fail_alone():
 def test_mistakes_are_refused():
     tokens, parents, probs = jnp.array([TOKENS]), jnp.array([PARENTS]), jnp.ones((1, 6, 10))
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="parents_BN must hold integers"):
+    with pytest.raises(ValueError, match="parents_BX must hold integers"):
         verify_tree(key, tokens, parents[:, 1:], probs, depth=3)
-    with pytest.raises(ValueError, match="target_probs_BRV must hold floats"):
+    with pytest.raises(ValueError, match="target_probs_BYV must hold floats"):
         verify_tree(key, tokens, parents, probs[:, 1:], depth=3)

@@ -29,8 +29,8 @@ W columns of a pass, S tokens of a pass, V vocabulary.
 
 >>> blocks = BlockModel(BidirectionalTransformer(config), block_length=32, mask_id=126336,
 ...                     caching="dual")
->>> logits_BLV, context = blocks.open(params, context)
->>> logits_BLV = blocks.block_logits(params, block_BL, context)
+>>> logits_BPV, context = blocks.open(params, context)
+>>> logits_BPV = blocks.block_logits(params, block_BP, context)
 """
 
 from __future__ import annotations
@@ -105,20 +105,20 @@ class BlockModel:
         if context.cache is not None:
             return self._go_on(params, context, context.cache)
         columns_BT = _canvas_columns(context)
-        rows_BL = _block_columns(context, self.block_length)
-        logits_BLV, keys_LBRTC, values_LBRTC = self._pass(
+        rows_BP = _block_columns(context, self.block_length)
+        logits_BPV, keys_LBRTC, values_LBRTC = self._pass(
             params,
             context.tokens_BT,
             columns_BT,
             self._window_mask(columns_BT, context),
             dataclasses.replace(context, cache=None),
-            rows_BL,
+            rows_BP,
         )
         if self.caching == "none":
-            return logits_BLV, context
+            return logits_BPV, context
         start_B = _twice(context.start_B) if self.guidance else context.start_B
         cache = KVCache(keys_LBRTC, values_LBRTC, start_B)
-        return logits_BLV, dataclasses.replace(context, cache=cache)
+        return logits_BPV, dataclasses.replace(context, cache=cache)
 
     def prefill(self, params: Any, context: BlockContext) -> KVCache:
         """Keys and values of all that is before the first block, for a block-causal model."""
@@ -132,19 +132,19 @@ class BlockModel:
         """A pass over the block before, which stands by now, and over the block."""
         length = self.block_length
         before_B = context.start_B - length
-        columns_BW = before_B[:, None] + jnp.arange(2 * length)
-        mask_BWW = self._window_mask(columns_BW, context)
+        columns_BS = before_B[:, None] + jnp.arange(2 * length)
+        mask_BSS = self._window_mask(columns_BS, context)
         # In front of the first column is nothing; what is computed there is seen by itself alone.
-        nothing_BW = columns_BW < 0
-        mask_BWW = mask_BWW & (nothing_BW[:, :, None] | ~nothing_BW[:, None])
-        rows_BL = jnp.broadcast_to(length + jnp.arange(length), (before_B.shape[0], length))
-        logits_BLV, keys_LBRSC, values_LBRSC = self._pass(
+        nothing_BS = columns_BS < 0
+        mask_BSS = mask_BSS & (nothing_BS[:, :, None] | ~nothing_BS[:, None])
+        rows_BP = jnp.broadcast_to(length + jnp.arange(length), (before_B.shape[0], length))
+        logits_BPV, keys_LBRSC, values_LBRSC = self._pass(
             params,
-            _take(context.tokens_BT, columns_BW),
-            columns_BW,
-            mask_BWW,
+            _take(context.tokens_BT, columns_BS),
+            columns_BS,
+            mask_BSS,
             dataclasses.replace(context, start_B=before_B),
-            rows_BL,
+            rows_BP,
         )
         # Nobody looks at a slot behind the block's start: the slots of "nothing" are such.
         first_B, start_B = jnp.maximum(before_B, 0), context.start_B
@@ -154,18 +154,18 @@ class BlockModel:
             keys_LBRSC[:, :, :, :length], values_LBRSC[:, :, :, :length]
         )
         cache = dataclasses.replace(cache, lengths_B=start_B)
-        return logits_BLV, dataclasses.replace(context, cache=cache)
+        return logits_BPV, dataclasses.replace(context, cache=cache)
 
     def block_logits(
-        self, params: Any, block_BL: jax.Array, context: BlockContext, *, reach: int = 1
+        self, params: Any, block_BP: jax.Array, context: BlockContext, *, reach: int = 1
     ) -> jax.Array:
         """The logits of one state of the block, [B, L, V]; see `state_logits`."""
-        return self.state_logits(params, block_BL[:, None], context, reach=reach)[:, 0]
+        return self.state_logits(params, block_BP[:, None], context, reach=reach)[:, 0]
 
     def state_logits(
         self,
         params: Any,
-        states_BNL: jax.Array,
+        states_BYP: jax.Array,
         context: BlockContext,
         *,
         reach: int = 1,
@@ -175,7 +175,7 @@ class BlockModel:
 
         Args:
           params: the model's parameters.
-          states_BNL: tokens of the block; the first state is the real one.
+          states_BYP: tokens of the block; the first state is the real one.
           context: with the cache that `open` made, unless `caching` is "none".
           reach: blocks from this one to the end of the response, at least; only a prefix cache
             without block-causal attention reads as far.
@@ -191,16 +191,16 @@ class BlockModel:
             raise ValueError(
                 f"caching {self.caching!r} needs the context that `open` returns for the block."
             )
-        batch, number, length = states_BNL.shape
+        batch, number, length = states_BYP.shape
         if layout == "batch":
             context = _repeated(context, number)
-            states_BNL = states_BNL.reshape(batch * number, 1, length)
-        tokens_BS, columns_BS, own_mask, rows_BI = self.lay_out(states_BNL, context, reach=reach)
+            states_BYP = states_BYP.reshape(batch * number, 1, length)
+        tokens_BS, columns_BS, own_mask, rows_BI = self.lay_out(states_BYP, context, reach=reach)
         logits_BIV, _, _ = self._pass(params, tokens_BS, columns_BS, own_mask, context, rows_BI)
         return logits_BIV.reshape(batch, number, length, -1)
 
     def lay_out(
-        self, states_BNL: jax.Array, context: BlockContext, *, reach: int
+        self, states_BYP: jax.Array, context: BlockContext, *, reach: int
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Several states of a block as one sequence: its tokens, columns, mask, and rows to keep.
 
@@ -208,27 +208,27 @@ class BlockModel:
           Tokens and columns [B, S], who sees whom [B, S, S] or [B, 1, S], and where the states lie
           in the sequence [B, N * L].
         """
-        length = states_BNL.shape[-1]
-        columns_BW = self._columns(context, reach)
-        offset_BW = columns_BW - context.start_B[:, None]
-        inside_BW = (offset_BW >= 0) & (offset_BW < length)
-        window_BW = jnp.where(
-            inside_BW,
-            _take(states_BNL[:, 0], offset_BW),
-            _take(context.tokens_BT, columns_BW),
+        length = states_BYP.shape[-1]
+        columns_BS = self._columns(context, reach)
+        offset_BS = columns_BS - context.start_B[:, None]
+        inside_BS = (offset_BS >= 0) & (offset_BS < length)
+        window_BS = jnp.where(
+            inside_BS,
+            _take(states_BYP[:, 0], offset_BS),
+            _take(context.tokens_BT, columns_BS),
         )
-        own_mask = self._window_mask(columns_BW, context)
+        own_mask = self._window_mask(columns_BS, context)
         # Where the window starts at the block, these are its first columns; else columns are slots.
-        rows_BL = _block_columns(context, length)
+        rows_BP = _block_columns(context, length)
         if self.caching != "none":
-            rows_BL = jnp.broadcast_to(jnp.arange(length), rows_BL.shape)
-        drafts = states_BNL.shape[1] - 1
+            rows_BP = jnp.broadcast_to(jnp.arange(length), rows_BP.shape)
+        drafts = states_BYP.shape[1] - 1
         if not drafts:
-            return window_BW, columns_BW, own_mask, rows_BL
-        rows_BI = columns_BW.shape[1] + jnp.arange(drafts * length)
-        rows_BI = jnp.broadcast_to(rows_BI, (rows_BL.shape[0], drafts * length))
-        rows_BI = jnp.concatenate([rows_BL, rows_BI], axis=1)
-        return *self._append(window_BW, columns_BW, own_mask, states_BNL[:, 1:], context), rows_BI
+            return window_BS, columns_BS, own_mask, rows_BP
+        rows_BI = columns_BS.shape[1] + jnp.arange(drafts * length)
+        rows_BI = jnp.broadcast_to(rows_BI, (rows_BP.shape[0], drafts * length))
+        rows_BI = jnp.concatenate([rows_BP, rows_BI], axis=1)
+        return *self._append(window_BS, columns_BS, own_mask, states_BYP[:, 1:], context), rows_BI
 
     def _columns(self, context: BlockContext, reach: int) -> jax.Array:
         """Columns that a pass reads, [B, W]; some may lie behind the end."""
@@ -246,34 +246,34 @@ class BlockModel:
         behind_BT = columns_BT >= context.start_B[:, None] + self.block_length
         return before_BT | (behind_BT & (columns_BT < context.end_B[:, None]))
 
-    def _window_mask(self, columns_BW: jax.Array, context: BlockContext) -> jax.Array:
+    def _window_mask(self, columns_BS: jax.Array, context: BlockContext) -> jax.Array:
         """Who sees whom of a window, [B, W, W] or [B, 1, W]."""
-        mask_BWW = (columns_BW < context.end_B[:, None])[:, None]
+        mask_BSS = (columns_BS < context.end_B[:, None])[:, None]
         if self.block_causal:
-            number_BW = (columns_BW - context.start_B[:, None]) // self.block_length
-            mask_BWW = mask_BWW & (number_BW[:, :, None] >= number_BW[:, None])
-        return mask_BWW
+            number_BS = (columns_BS - context.start_B[:, None]) // self.block_length
+            mask_BSS = mask_BSS & (number_BS[:, :, None] >= number_BS[:, None])
+        return mask_BSS
 
     def _append(
         self,
-        window_BW: jax.Array,
-        columns_BW: jax.Array,
+        window_BS: jax.Array,
+        columns_BS: jax.Array,
         own_mask: jax.Array,
-        drafts_BML: jax.Array,
+        drafts_BAP: jax.Array,
         context: BlockContext,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A window and M drafts of its block behind it: tokens, columns and the mask of a pass."""
-        batch, drafts, length = drafts_BML.shape
-        width, rows = columns_BW.shape[1], drafts * length
-        offset_BW = columns_BW - context.start_B[:, None]
-        around_BW = (offset_BW < 0) | (offset_BW >= length)
+        batch, drafts, length = drafts_BAP.shape
+        width, rows = columns_BS.shape[1], drafts * length
+        offset_BS = columns_BS - context.start_B[:, None]
+        around_BS = (offset_BS < 0) | (offset_BS >= length)
         if self.block_causal:
-            around_BW = offset_BW < 0
-        around_BW = around_BW & (columns_BW < context.end_B[:, None])
-        block_BL = _block_columns(context, length)
-        draft_R = jnp.arange(rows) // length
-        own_BRR = (draft_R[:, None] == draft_R) & jnp.tile(
-            block_BL < context.end_B[:, None], (1, drafts)
+            around_BS = offset_BS < 0
+        around_BS = around_BS & (columns_BS < context.end_B[:, None])
+        block_BP = _block_columns(context, length)
+        draft_I = jnp.arange(rows) // length
+        own_BII = (draft_I[:, None] == draft_I) & jnp.tile(
+            block_BP < context.end_B[:, None], (1, drafts)
         )[:, None]
         of_window = jnp.concatenate(
             [
@@ -283,11 +283,11 @@ class BlockModel:
             axis=2,
         )
         of_drafts = jnp.concatenate(
-            [jnp.broadcast_to(around_BW[:, None], (batch, rows, width)), own_BRR], axis=2
+            [jnp.broadcast_to(around_BS[:, None], (batch, rows, width)), own_BII], axis=2
         )
         return (
-            jnp.concatenate([window_BW, drafts_BML.reshape(batch, rows)], axis=1),
-            jnp.concatenate([columns_BW, jnp.tile(block_BL, (1, drafts))], axis=1),
+            jnp.concatenate([window_BS, drafts_BAP.reshape(batch, rows)], axis=1),
+            jnp.concatenate([columns_BS, jnp.tile(block_BP, (1, drafts))], axis=1),
             jnp.concatenate([of_window, of_drafts], axis=1),
         )
 
@@ -337,9 +337,9 @@ def _block_columns(context: BlockContext, length: int) -> jax.Array:
     return context.start_B[:, None] + jnp.arange(length)
 
 
-def _take(values_BT: jax.Array, index_BW: jax.Array) -> jax.Array:
+def _take(values_BT: jax.Array, index_BS: jax.Array) -> jax.Array:
     """Values by row; an index outside gives that of the nearest end."""
-    return jnp.take_along_axis(values_BT, index_BW, axis=1, mode="clip")
+    return jnp.take_along_axis(values_BT, index_BS, axis=1, mode="clip")
 
 
 def _twice(values: jax.Array) -> jax.Array:

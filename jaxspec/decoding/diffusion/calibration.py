@@ -44,11 +44,11 @@ Weight = Literal["followed", "accumulated"]
 class StepRanks:
     """What each step's distribution said of what came later."""
 
-    revealed_BNL: jax.Array
+    revealed_BNP: jax.Array
     """int32, the step at which a position was revealed; `NOT_REVEALED` where none was."""
-    positions_BNSL: jax.Array
+    positions_BNOP: jax.Array
     """int32, rank of a position among the masks left after the step."""
-    tokens_BNSL: jax.Array
+    tokens_BNOP: jax.Array
     """int32, rank there of the token that came to stand there later. Both have no meaning for
     positions that are not masked any more."""
 
@@ -64,27 +64,27 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
     """
     rules, block_model = decoder.rules, decoder.block_model
     columns_T = jnp.arange(finished.tokens_BT.shape[1])
-    steps_S = jnp.arange(rules.block_length)
+    steps_O = jnp.arange(rules.block_length)
 
     def one_block(block: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         then = dataclasses.replace(finished, block=block)
-        columns_BL = decoder.columns(then)
-        revealed_BL = jnp.take_along_axis(finished.revealed_BT, columns_BL, axis=1, mode="clip")
-        nothing_SBL = jnp.zeros((rules.block_length, *revealed_BL.shape), jnp.int32)
+        columns_BP = decoder.columns(then)
+        revealed_BP = jnp.take_along_axis(finished.revealed_BT, columns_BP, axis=1, mode="clip")
+        nothing_OBP = jnp.zeros((rules.block_length, *revealed_BP.shape), jnp.int32)
         # No pass for a block that no row came to, or filled in one step.
         ranks = jax.lax.cond(
-            (revealed_BL > 0).any(),
-            lambda: ranks_of(then, columns_BL, revealed_BL),
-            lambda: (nothing_SBL, nothing_SBL),
+            (revealed_BP > 0).any(),
+            lambda: ranks_of(then, columns_BP, revealed_BP),
+            lambda: (nothing_OBP, nothing_OBP),
         )
-        return revealed_BL, *ranks
+        return revealed_BP, *ranks
 
     def ranks_of(
-        then: DiffusionState, columns_BL: jax.Array, revealed_BL: jax.Array
+        then: DiffusionState, columns_BP: jax.Array, revealed_BP: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        final_BL = decoder.block_tokens(then)
+        final_BP = decoder.block_tokens(then)
         # The canvas before the block: it and all behind it are masks, but for the prompt.
-        hidden_BT = (columns_T >= columns_BL[:, :1]) & (columns_T >= finished.prompt_B[:, None])
+        hidden_BT = (columns_T >= columns_BP[:, :1]) & (columns_T >= finished.prompt_B[:, None])
         hidden_BT &= columns_T < finished.prompt_B[:, None] + rules.response_length
         canvas_BT = jnp.where(hidden_BT, rules.mask_id, finished.tokens_BT)
         context = decoder.context(dataclasses.replace(then, tokens_BT=canvas_BT))
@@ -92,37 +92,37 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
             _, context = block_model.open(params, context)
 
         def one_step(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            nothing_BL = jnp.zeros(revealed_BL.shape, jnp.int32)
+            nothing_BP = jnp.zeros(revealed_BP.shape, jnp.int32)
             return jax.lax.cond(
-                (revealed_BL > step).any(), look, lambda _: (nothing_BL, nothing_BL), step
+                (revealed_BP > step).any(), look, lambda _: (nothing_BP, nothing_BP), step
             )
 
         def look(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            waiting_BL = revealed_BL >= step
-            logits_BLV = block_model.block_logits(
+            waiting_BP = revealed_BP >= step
+            logits_BPV = block_model.block_logits(
                 params,
-                jnp.where(waiting_BL, rules.mask_id, final_BL),
+                jnp.where(waiting_BP, rules.mask_id, final_BP),
                 context,
                 reach=rules.num_blocks,
             )
-            logits_BLV = decoder.unmasker.clean_logits(logits_BLV)
-            confidence_BL = jnp.exp(logits_BLV.max(axis=-1) - jax.nn.logsumexp(logits_BLV, axis=-1))
-            left_BL = revealed_BL > step
-            positions_BL, _ = ranked(jnp.where(left_BL, confidence_BL, -jnp.inf))
-            chosen_BL1 = jnp.take_along_axis(logits_BLV, final_BL[..., None], axis=-1)
-            smaller_V = jnp.arange(logits_BLV.shape[-1])
-            before_BLV = (logits_BLV > chosen_BL1) | (
-                (logits_BLV == chosen_BL1) & (smaller_V < final_BL[..., None])
+            logits_BPV = decoder.unmasker.clean_logits(logits_BPV)
+            confidence_BP = jnp.exp(logits_BPV.max(axis=-1) - jax.nn.logsumexp(logits_BPV, axis=-1))
+            left_BP = revealed_BP > step
+            positions_BP, _ = ranked(jnp.where(left_BP, confidence_BP, -jnp.inf))
+            chosen_BP1 = jnp.take_along_axis(logits_BPV, final_BP[..., None], axis=-1)
+            smaller_V = jnp.arange(logits_BPV.shape[-1])
+            before_BPV = (logits_BPV > chosen_BP1) | (
+                (logits_BPV == chosen_BP1) & (smaller_V < final_BP[..., None])
             )
-            return positions_BL, before_BLV.sum(axis=-1, dtype=jnp.int32)
+            return positions_BP, before_BPV.sum(axis=-1, dtype=jnp.int32)
 
-        return jax.lax.map(one_step, steps_S)
+        return jax.lax.map(one_step, steps_O)
 
-    revealed_NBL, positions_NSBL, tokens_NSBL = jax.lax.map(one_block, jnp.arange(rules.num_blocks))
+    revealed_NBP, positions_NOBP, tokens_NOBP = jax.lax.map(one_block, jnp.arange(rules.num_blocks))
     return StepRanks(
-        jnp.moveaxis(revealed_NBL, 1, 0),
-        jnp.moveaxis(positions_NSBL, 2, 0),
-        jnp.moveaxis(tokens_NSBL, 2, 0),
+        jnp.moveaxis(revealed_NBP, 1, 0),
+        jnp.moveaxis(positions_NOBP, 2, 0),
+        jnp.moveaxis(tokens_NOBP, 2, 0),
     )
 
 
@@ -158,21 +158,21 @@ def count_formulas(
         raise ValueError(f"depth counts steps ahead and must be at least 1: got {depth}.")
     host: StepRanks = jax.device_get(ranks)
     ways: dict[Formula, collections.Counter[Formula]] = collections.defaultdict(collections.Counter)
-    for row, block in np.ndindex(host.revealed_BNL.shape[:2]):
-        revealed_L = host.revealed_BNL[row, block]
-        last = int(revealed_L.max())
+    for row, block in np.ndindex(host.revealed_BNP.shape[:2]):
+        revealed_P = host.revealed_BNP[row, block]
+        last = int(revealed_P.max())
         if last == NOT_REVEALED:
             continue
         for step in range(last):
             before: Formula = ()
             # The filled block is no draft: nothing is read of it, so no pass is saved.
             for ahead in range(1, min(depth, last - 1 - step) + 1):
-                places = np.flatnonzero((revealed_L > step) & (revealed_L <= step + ahead))
+                places = np.flatnonzero((revealed_P > step) & (revealed_P <= step + ahead))
                 formula = tuple(
                     sorted(
                         (
-                            int(host.positions_BNSL[row, block, step, place]),
-                            int(host.tokens_BNSL[row, block, step, place]),
+                            int(host.positions_BNOP[row, block, step, place]),
+                            int(host.tokens_BNOP[row, block, step, place]),
                         )
                         for place in places
                     )

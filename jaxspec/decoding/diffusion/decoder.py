@@ -254,14 +254,14 @@ class BlockDiffusion:
         state, block_model = self.begin_block(state), self.block_model
         context = self.context(state)
         if self.rules.caching != "none":
-            logits_BLV, context, state = self.open_block(params, state)
-            state = self.reveal(state, logits_BLV)
+            logits_BPV, context, state = self.open_block(params, state)
+            state = self.reveal(state, logits_BPV)
 
         def one_step(state: DiffusionState) -> DiffusionState:
-            logits_BLV = block_model.block_logits(
+            logits_BPV = block_model.block_logits(
                 params, self.block_tokens(state), context, reach=reach
             )
-            return self.reveal(self.count_pass(state), logits_BLV)
+            return self.reveal(self.count_pass(state), logits_BPV)
 
         state = jax.lax.while_loop(lambda state: self.masked(state).any(), one_step, state)
         return self.end_block(state)
@@ -270,10 +270,10 @@ class BlockDiffusion:
         self, params: Any, state: DiffusionState
     ) -> tuple[jax.Array, BlockContext, DiffusionState]:
         """The block's first pass, counted: its logits, and what later passes read."""
-        logits_BLV, context = self.block_model.open(params, self.context(state))
+        logits_BPV, context = self.block_model.open(params, self.context(state))
         if state.cache is not None:
             state = dataclasses.replace(state, cache=context.cache)
-        return logits_BLV, context, self.count_pass(state)
+        return logits_BPV, context, self.count_pass(state)
 
     def begin_block(self, state: DiffusionState) -> DiffusionState:
         """Counts the block's masks."""
@@ -307,10 +307,10 @@ class BlockDiffusion:
 
     def masked(self, state: DiffusionState) -> jax.Array:
         """The block's positions that wait to be revealed, in rows that go on: bool [B, L]."""
-        columns_BL = self.columns(state)
-        masked_BL = self.block_tokens(state) == self.rules.mask_id
-        of_response_BL = _of_response(columns_BL, state.prompt_B, self.rules)
-        return masked_BL & of_response_BL & state.active_B[:, None]
+        columns_BP = self.columns(state)
+        masked_BP = self.block_tokens(state) == self.rules.mask_id
+        of_response_BP = _of_response(columns_BP, state.prompt_B, self.rules)
+        return masked_BP & of_response_BP & state.active_B[:, None]
 
     def count_pass(self, state: DiffusionState) -> DiffusionState:
         """Counts a pass for the rows that it is made for."""
@@ -320,36 +320,36 @@ class BlockDiffusion:
         )
 
     def reveal(
-        self, state: DiffusionState, logits_BLV: jax.Array, *, rows_B: jax.Array | None = None
+        self, state: DiffusionState, logits_BPV: jax.Array, *, rows_B: jax.Array | None = None
     ) -> DiffusionState:
         """One step of the block, with the logits of its present state.
 
         Args:
           state: before the step.
-          logits_BLV: of the model.
+          logits_BPV: of the model.
           rows_B: rows that take the step; None: all.
         """
-        masked_BL, columns_BL = self.masked(state), self.columns(state)
+        masked_BP, columns_BP = self.masked(state), self.columns(state)
         if rows_B is not None:
-            masked_BL = masked_BL & rows_B[:, None]
+            masked_BP = masked_BP & rows_B[:, None]
         unmasked = self.unmasker.unmask(
-            logits_BLV,
+            logits_BPV,
             self.block_tokens(state),
-            masked_BL=masked_BL,
-            positions_BL=columns_BL,
+            masked_BP=masked_BP,
+            positions_BP=columns_BP,
             step_B=state.step_B,
             initial_B=state.initial_B,
             keys_B=state.keys_B,
         )
-        rows_B1 = jnp.arange(columns_BL.shape[0])[:, None]
+        rows_B1 = jnp.arange(columns_BP.shape[0])[:, None]
         # Elsewhere nothing is written: a block may reach behind the canvas of another row's.
-        where_BL = jnp.where(unmasked.revealed_BL, columns_BL, state.tokens_BT.shape[1])
-        steps_BL = jnp.broadcast_to(state.step_B[:, None], where_BL.shape)
-        took_B = masked_BL.any(axis=1) & ~unmasked.failed_B
+        where_BP = jnp.where(unmasked.revealed_BP, columns_BP, state.tokens_BT.shape[1])
+        steps_BP = jnp.broadcast_to(state.step_B[:, None], where_BP.shape)
+        took_B = masked_BP.any(axis=1) & ~unmasked.failed_B
         return dataclasses.replace(
             state,
-            tokens_BT=state.tokens_BT.at[rows_B1, where_BL].set(unmasked.tokens_BL, mode="drop"),
-            revealed_BT=state.revealed_BT.at[rows_B1, where_BL].set(steps_BL, mode="drop"),
+            tokens_BT=state.tokens_BT.at[rows_B1, where_BP].set(unmasked.tokens_BP, mode="drop"),
+            revealed_BT=state.revealed_BT.at[rows_B1, where_BP].set(steps_BP, mode="drop"),
             active_B=state.active_B & ~unmasked.failed_B,
             failed_B=state.failed_B | unmasked.failed_B,
             step_B=state.step_B + took_B,
@@ -360,9 +360,9 @@ class BlockDiffusion:
         """Goes on to the next block, except where this one holds a stop token."""
         active_B = state.active_B
         if self.rules.stop_ids:
-            stops_BL = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))
-            stops_BL &= _of_response(self.columns(state), state.prompt_B, self.rules)
-            active_B = active_B & ~stops_BL.any(axis=1)
+            stops_BP = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))
+            stops_BP &= _of_response(self.columns(state), state.prompt_B, self.rules)
+            active_B = active_B & ~stops_BP.any(axis=1)
         return dataclasses.replace(state, active_B=active_B, block=state.block + 1)
 
     def _anything_masked(self, state: DiffusionState) -> jax.Array:

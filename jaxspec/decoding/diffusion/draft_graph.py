@@ -105,11 +105,11 @@ class DraftGraph:
 
     def token_ranks(self) -> np.ndarray:
         """The formulas as an array: the token's rank by [node, position's rank], -1 elsewhere."""
-        table_DI = np.full((self.size, self.num_positions), -1, np.int32)
+        table_XI = np.full((self.size, self.num_positions), -1, np.int32)
         for number, node in enumerate(self.nodes):
             for i, j in node.pairs:
-                table_DI[number, i] = j
-        return table_DI
+                table_XI[number, i] = j
+        return table_XI
 
 
 def _problems(nodes: Sequence[Node]) -> list[str]:

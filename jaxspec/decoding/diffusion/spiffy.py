@@ -43,82 +43,82 @@ from jaxspec.ops.sampling import largest_index
 class Drafts(NamedTuple):
     """Filled formulas."""
 
-    states_BDL: jax.Array
+    states_BXP: jax.Array
     """Tokens of the block, masks among them."""
-    valid_BD: jax.Array
+    valid_BX: jax.Array
     """False where a formula names a position that is no mask, and where it fills the block: nothing
     would be read of it."""
-    score_BD: jax.Array
+    score_BX: jax.Array
     """log of the geometric mean of the probabilities of the tokens that a formula names."""
 
 
 def fill_formulas(
-    graph: DraftGraph, logits_BLV: jax.Array, block_BL: jax.Array, masked_BL: jax.Array
+    graph: DraftGraph, logits_BPV: jax.Array, block_BP: jax.Array, masked_BP: jax.Array
 ) -> Drafts:
     """Drafted states of a block, from the distribution that led to it.
 
     Args:
       graph: the formulas.
-      logits_BLV: of the pass before; tokens that are never revealed have -inf
+      logits_BPV: of the pass before; tokens that are never revealed have -inf
         (`Unmasker.clean_logits`).
-      block_BL: the block as it is now.
-      masked_BL: positions that are still to be revealed.
+      block_BP: the block as it is now.
+      masked_BP: positions that are still to be revealed.
 
     Returns:
       `Drafts`. Equal probabilities are ranked from the left, and by the smaller id.
     """
-    ranking = rank_masks(graph, logits_BLV, masked_BL)
-    return fill_ranked(graph, ranking, block_BL, masked_BL)
+    ranking = rank_masks(graph, logits_BPV, masked_BP)
+    return fill_ranked(graph, ranking, block_BP, masked_BP)
 
 
 class Ranking(NamedTuple):
     """The likeliest tokens of the surest masks."""
 
-    at_BIL: jax.Array
+    at_BIP: jax.Array
     """Whether a position is the mask of that rank."""
     tokens_BIJ: jax.Array
     log_p_BIJ: jax.Array
 
 
-def rank_masks(graph: DraftGraph, logits_BLV: jax.Array, masked_BL: jax.Array) -> Ranking:
+def rank_masks(graph: DraftGraph, logits_BPV: jax.Array, masked_BP: jax.Array) -> Ranking:
     """Sorts what a graph's formulas may name; see `fill_formulas`."""
     # float32 all through: as in the confidences of `Unmasker`.
-    total_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
-    confidence_BL = jnp.exp(logits_BLV.max(axis=-1) - total_BL)
-    rank_BL, _ = ranked(jnp.where(masked_BL, confidence_BL, -jnp.inf))
-    wanted = min(graph.num_positions, masked_BL.shape[1])
-    at_BIL = rank_BL[:, None] == jnp.arange(wanted)[:, None]
-    rows_BI = jnp.argmax(at_BIL, axis=-1)
-    rows_BIV = jnp.take_along_axis(logits_BLV, rows_BI[..., None], axis=1)
+    total_BP = jax.nn.logsumexp(logits_BPV, axis=-1)
+    confidence_BP = jnp.exp(logits_BPV.max(axis=-1) - total_BP)
+    rank_BP, _ = ranked(jnp.where(masked_BP, confidence_BP, -jnp.inf))
+    wanted = min(graph.num_positions, masked_BP.shape[1])
+    at_BIP = rank_BP[:, None] == jnp.arange(wanted)[:, None]
+    rows_BI = jnp.argmax(at_BIP, axis=-1)
+    rows_BIV = jnp.take_along_axis(logits_BPV, rows_BI[..., None], axis=1)
     tokens_BIJ, largest_BIJ = _largest(rows_BIV, graph.num_tokens)
-    log_p_BIJ = largest_BIJ - jnp.take_along_axis(total_BL, rows_BI, axis=1)[..., None]
-    return Ranking(at_BIL, tokens_BIJ, log_p_BIJ)
+    log_p_BIJ = largest_BIJ - jnp.take_along_axis(total_BP, rows_BI, axis=1)[..., None]
+    return Ranking(at_BIP, tokens_BIJ, log_p_BIJ)
 
 
 def fill_ranked(
-    graph: DraftGraph, ranking: Ranking, block_BL: jax.Array, masked_BL: jax.Array
+    graph: DraftGraph, ranking: Ranking, block_BP: jax.Array, masked_BP: jax.Array
 ) -> Drafts:
     """`fill_formulas`, what is behind the sorting."""
-    at_BIL, tokens_BIJ, log_p_BIJ = ranking
-    wanted = at_BIL.shape[1]
-    table_DI = graph.token_ranks()
-    count_B = masked_BL.sum(axis=1)
+    at_BIP, tokens_BIJ, log_p_BIJ = ranking
+    wanted = at_BIP.shape[1]
+    table_XI = graph.token_ranks()
+    count_B = masked_BP.sum(axis=1)
     # One mask has to be left, and there has to be one of the last rank.
-    needed_D = np.array(
+    needed_X = np.array(
         [1 + max(len(node.pairs), *(i for i, _ in node.pairs)) for node in graph.nodes]
     )
-    valid_BD = jnp.asarray(needed_D) <= count_B[:, None]
-    used_DI = table_DI[:, :wanted] >= 0
-    ranks_1DI1 = jnp.asarray(np.maximum(table_DI[:, :wanted], 0))[None, ..., None]
-    filled_BDI = jnp.take_along_axis(tokens_BIJ[:, None], ranks_1DI1, -1)[..., 0]
-    log_p_BDI = jnp.take_along_axis(log_p_BIJ[:, None], ranks_1DI1, -1)[..., 0]
-    named_D = jnp.asarray(np.maximum(used_DI.sum(axis=1), 1))
-    score_BD = jnp.where(used_DI, log_p_BDI, 0).sum(axis=2) / named_D
+    valid_BX = jnp.asarray(needed_X) <= count_B[:, None]
+    used_XI = table_XI[:, :wanted] >= 0
+    ranks_1XI1 = jnp.asarray(np.maximum(table_XI[:, :wanted], 0))[None, ..., None]
+    filled_BXI = jnp.take_along_axis(tokens_BIJ[:, None], ranks_1XI1, -1)[..., 0]
+    log_p_BXI = jnp.take_along_axis(log_p_BIJ[:, None], ranks_1XI1, -1)[..., 0]
+    named_X = jnp.asarray(np.maximum(used_XI.sum(axis=1), 1))
+    score_BX = jnp.where(used_XI, log_p_BXI, 0).sum(axis=2) / named_X
     # By position: each is named by one rank at most.
-    here_BDIL = at_BIL[:, None] & used_DI[:, :, None]
-    token_BDL = jnp.where(here_BDIL, filled_BDI[..., None], 0).sum(axis=2)
-    states_BDL = jnp.where(here_BDIL.any(axis=2), token_BDL, block_BL[:, None])
-    return Drafts(states_BDL.astype(block_BL.dtype), valid_BD, score_BD)
+    here_BXIP = at_BIP[:, None] & used_XI[:, :, None]
+    token_BXP = jnp.where(here_BXIP, filled_BXI[..., None], 0).sum(axis=2)
+    states_BXP = jnp.where(here_BXIP.any(axis=2), token_BXP, block_BP[:, None])
+    return Drafts(states_BXP.astype(block_BP.dtype), valid_BX, score_BX)
 
 
 def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
@@ -137,30 +137,30 @@ def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
       `Drafts` of M nodes; those that a row has not got are not valid.
     """
     numbers = range(graph.size)
-    leads_DD = np.array([[n in node.parents for n in numbers] for node in graph.nodes])
-    first_D = np.array([PRESENT in node.parents for node in graph.nodes])
-    family_DD = leads_DD.T | np.eye(graph.size, dtype=bool)
+    leads_XX = np.array([[n in node.parents for n in numbers] for node in graph.nodes])
+    first_X = np.array([PRESENT in node.parents for node in graph.nodes])
+    family_XX = leads_XX.T | np.eye(graph.size, dtype=bool)
     # A child that cannot be filled in says nothing of its parent.
-    family_BDD = family_DD & drafts.valid_BD[:, None]
-    total_BD = jnp.where(family_BDD, drafts.score_BD[:, None], 0).sum(axis=2)
-    worth_BD = total_BD / jnp.maximum(family_BDD.sum(axis=2), 1)
+    family_BXX = family_XX & drafts.valid_BX[:, None]
+    total_BX = jnp.where(family_BXX, drafts.score_BX[:, None], 0).sum(axis=2)
+    worth_BX = total_BX / jnp.maximum(family_BXX.sum(axis=2), 1)
     # -inf is for what cannot be taken.
-    worth_BD = jnp.maximum(worth_BD, jnp.finfo(worth_BD.dtype).min)
-    taken_BD = jnp.zeros(drafts.valid_BD.shape, bool)
+    worth_BX = jnp.maximum(worth_BX, jnp.finfo(worth_BX.dtype).min)
+    taken_BX = jnp.zeros(drafts.valid_BX.shape, bool)
     chosen, found = [], []
     for _ in range(kept):
-        reached_BD = jnp.any(taken_BD[:, None] & leads_DD, axis=2) | first_D
-        open_BD = drafts.valid_BD & ~taken_BD & reached_BD
-        best_B = jnp.argmax(jnp.where(open_BD, worth_BD, -jnp.inf), axis=1)
-        any_B = open_BD.any(axis=1)
-        taken_BD |= (jnp.arange(graph.size) == best_B[:, None]) & any_B[:, None]
+        reached_BX = jnp.any(taken_BX[:, None] & leads_XX, axis=2) | first_X
+        open_BX = drafts.valid_BX & ~taken_BX & reached_BX
+        best_B = jnp.argmax(jnp.where(open_BX, worth_BX, -jnp.inf), axis=1)
+        any_B = open_BX.any(axis=1)
+        taken_BX |= (jnp.arange(graph.size) == best_B[:, None]) & any_B[:, None]
         chosen.append(best_B)
         found.append(any_B)
-    chosen_BM = jnp.stack(chosen, axis=1)
+    chosen_BA = jnp.stack(chosen, axis=1)
     return Drafts(
-        jnp.take_along_axis(drafts.states_BDL, chosen_BM[..., None], axis=1),
+        jnp.take_along_axis(drafts.states_BXP, chosen_BA[..., None], axis=1),
         jnp.stack(found, axis=1),
-        jnp.take_along_axis(drafts.score_BD, chosen_BM, axis=1),
+        jnp.take_along_axis(drafts.score_BX, chosen_BA, axis=1),
     )
 
 
@@ -217,13 +217,13 @@ class Spiffy(BlockDiffusion):
             return super().fill_block(params, state, reach=reach)
         state = self.begin_block(state)
         # The block's first pass has no distribution before it to draft from.
-        logits_BLV, context, state = self.open_block(params, state)
-        state = self.reveal(state, logits_BLV)
+        logits_BPV, context, state = self.open_block(params, state)
+        state = self.reveal(state, logits_BPV)
 
         def one_pass(carry: tuple[DiffusionState, Drafts]) -> tuple[DiffusionState, Drafts]:
             return self.one_pass(params, *carry, context, reach=reach)
 
-        carry = (state, self.draft(state, logits_BLV))
+        carry = (state, self.draft(state, logits_BPV))
         state, _ = jax.lax.while_loop(lambda carry: self.masked(carry[0]).any(), one_pass, carry)
         return self.end_block(state)
 
@@ -237,9 +237,9 @@ class Spiffy(BlockDiffusion):
         reach: int,
     ) -> tuple[DiffusionState, Drafts]:
         """Reads, takes steps, and drafts anew."""
-        logits_BNLV = self.read(params, state, drafts, context, reach=reach)
-        state, logits_BLV = self.follow(self.count_pass(state), drafts, logits_BNLV)
-        return state, self.draft(state, logits_BLV)
+        logits_BYPV = self.read(params, state, drafts, context, reach=reach)
+        state, logits_BPV = self.follow(self.count_pass(state), drafts, logits_BYPV)
+        return state, self.draft(state, logits_BPV)
 
     def read(
         self,
@@ -251,25 +251,25 @@ class Spiffy(BlockDiffusion):
         reach: int,
     ) -> jax.Array:
         """The pass: logits of the present state and of the drafts, [B, N, L, V]."""
-        real_B1L = self.block_tokens(state)[:, None]
+        real_B1P = self.block_tokens(state)[:, None]
         return self.block_model.state_logits(
             params,
-            jnp.concatenate([real_B1L, drafts.states_BDL], axis=1),
+            jnp.concatenate([real_B1P, drafts.states_BXP], axis=1),
             context,
             reach=reach,
             layout=self.layout,
         )
 
-    def draft(self, state: DiffusionState, logits_BLV: jax.Array) -> Drafts:
+    def draft(self, state: DiffusionState, logits_BPV: jax.Array) -> Drafts:
         """The formulas filled with the logits that led to `state`."""
-        logits_BLV = self.unmasker.clean_logits(logits_BLV)
-        drafts = fill_formulas(self.graph, logits_BLV, self.block_tokens(state), self.masked(state))
+        logits_BPV = self.unmasker.clean_logits(logits_BPV)
+        drafts = fill_formulas(self.graph, logits_BPV, self.block_tokens(state), self.masked(state))
         if self.num_drafts == self.graph.size:
             return drafts
         return prune(self.graph, drafts, kept=self.num_drafts)
 
     def follow(
-        self, state: DiffusionState, drafts: Drafts, logits_BNLV: jax.Array
+        self, state: DiffusionState, drafts: Drafts, logits_BYPV: jax.Array
     ) -> tuple[DiffusionState, jax.Array]:
         """Steps for as long as each leads to a state whose logits are there.
 
@@ -281,24 +281,24 @@ class Spiffy(BlockDiffusion):
             carry: tuple[DiffusionState, jax.Array, jax.Array],
         ) -> tuple[DiffusionState, jax.Array, jax.Array]:
             state, at_B, going_B = carry
-            state = self.reveal(state, logits_of(logits_BNLV, at_B), rows_B=going_B)
-            same_BD = self.drafted(state, drafts)
-            going_B = going_B & same_BD.any(axis=1) & self.masked(state).any(axis=1)
-            return state, jnp.where(going_B, 1 + jnp.argmax(same_BD, axis=1), at_B), going_B
+            state = self.reveal(state, logits_of(logits_BYPV, at_B), rows_B=going_B)
+            same_BX = self.drafted(state, drafts)
+            going_B = going_B & same_BX.any(axis=1) & self.masked(state).any(axis=1)
+            return state, jnp.where(going_B, 1 + jnp.argmax(same_BX, axis=1), at_B), going_B
 
         start_B = jnp.zeros(state.active_B.shape, jnp.int32)
         going_B = self.masked(state).any(axis=1)
         state, at_B, _ = jax.lax.while_loop(
             lambda carry: carry[2].any(), step, (state, start_B, going_B)
         )
-        return state, logits_of(logits_BNLV, at_B)
+        return state, logits_of(logits_BYPV, at_B)
 
     def drafted(self, state: DiffusionState, drafts: Drafts) -> jax.Array:
         """Which drafts are the block as it is now, [B, D]."""
-        same_BD = (drafts.states_BDL == self.block_tokens(state)[:, None]).all(axis=-1)
-        return same_BD & drafts.valid_BD
+        same_BX = (drafts.states_BXP == self.block_tokens(state)[:, None]).all(axis=-1)
+        return same_BX & drafts.valid_BX
 
 
-def logits_of(logits_BNLV: jax.Array, at_B: jax.Array) -> jax.Array:
+def logits_of(logits_BYPV: jax.Array, at_B: jax.Array) -> jax.Array:
     """The logits of one state of each row, [B, L, V]."""
-    return jnp.take_along_axis(logits_BNLV, at_B[:, None, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(logits_BYPV, at_B[:, None, None, None], axis=1)[:, 0]

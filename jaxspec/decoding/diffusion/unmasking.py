@@ -18,8 +18,8 @@ drafted state be replayed.
 Dimension key: B rows, L positions of a block, V vocabulary.
 
 >>> unmasker = Unmasker(Threshold(0.9), mask_id=126336)
->>> unmasked = unmasker.unmask(logits_BLV, block_BL, masked_BL=block_BL == 126336,
-...                            positions_BL=positions_BL, step_B=step_B, initial_B=masks_B,
+>>> unmasked = unmasker.unmask(logits_BPV, block_BP, masked_BP=block_BP == 126336,
+...                            positions_BP=positions_BP, step_B=step_B, initial_B=masks_B,
 ...                            keys_B=keys_B)
 """
 
@@ -45,14 +45,14 @@ class Unmasking(Protocol):
     """How many candidates a step reveals."""
 
     def count(
-        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+        self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
     ) -> jax.Array:
         """The number for each row, int32 [B].
 
         What it says is brought between 1 and the number of masks left, by the caller.
 
         Args:
-          confidence_BL: of the candidates, falling; -inf behind the last one.
+          confidence_BP: of the candidates, falling; -inf behind the last one.
           initial_B: masks that the block began with.
           step_B: steps that the row has taken in this block.
         """
@@ -76,7 +76,7 @@ class Scheduled:
             raise ValueError(f"steps must be at least 1 a block: got {self.steps}.")
 
     def count(
-        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+        self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
     ) -> jax.Array:
         """See `Unmasking`."""
         return initial_B // self.steps + (step_B < initial_B % self.steps)
@@ -102,10 +102,10 @@ class Threshold:
         object.__setattr__(self, "threshold", float(self.threshold))
 
     def count(
-        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+        self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
     ) -> jax.Array:
         """See `Unmasking`."""
-        return (confidence_BL >= self.threshold).sum(axis=-1, dtype=jnp.int32)
+        return (confidence_BP >= self.threshold).sum(axis=-1, dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +129,19 @@ class Factor:
         object.__setattr__(self, "factor", float(self.factor))
 
     def count(
-        self, confidence_BL: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
+        self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
     ) -> jax.Array:
         """See `Unmasking`."""
-        number_L = jnp.arange(1, confidence_BL.shape[-1] + 1)
-        passes_BL = confidence_BL >= 1 - self.factor / (number_L + 1)
-        return jnp.where(passes_BL, number_L, 0).max(axis=-1).astype(jnp.int32)
+        number_P = jnp.arange(1, confidence_BP.shape[-1] + 1)
+        passes_BP = confidence_BP >= 1 - self.factor / (number_P + 1)
+        return jnp.where(passes_BP, number_P, 0).max(axis=-1).astype(jnp.int32)
 
 
 class Unmasked(NamedTuple):
     """A block after a step."""
 
-    tokens_BL: jax.Array
-    revealed_BL: jax.Array
+    tokens_BP: jax.Array
+    revealed_BP: jax.Array
     """Positions that were revealed in this step."""
     failed_B: jax.Array
     """Rows in which a mask had no distribution (NaN or infinite logits): nothing was revealed."""
@@ -162,19 +162,19 @@ class Unmasker:
     suppressed_ids: tuple[int, ...] = ()
     """Never revealed."""
 
-    def clean_logits(self, logits_BLV: jax.Array) -> jax.Array:
+    def clean_logits(self, logits_BPV: jax.Array) -> jax.Array:
         """Logits of the tokens that may be revealed, the others' being -inf; at least float32."""
         # Confidences near 1 are compared with each other: bfloat16 has none between 0.996 and 1.
-        wide_BLV = logits_BLV.astype(at_least_float32(logits_BLV.dtype))
-        return suppress(wide_BLV, (self.mask_id, *self.suppressed_ids))
+        wide_BPV = logits_BPV.astype(at_least_float32(logits_BPV.dtype))
+        return suppress(wide_BPV, (self.mask_id, *self.suppressed_ids))
 
     def unmask(
         self,
-        logits_BLV: jax.Array,
-        tokens_BL: jax.Array,
+        logits_BPV: jax.Array,
+        tokens_BP: jax.Array,
         *,
-        masked_BL: jax.Array,
-        positions_BL: jax.Array,
+        masked_BP: jax.Array,
+        positions_BP: jax.Array,
         step_B: jax.Array,
         initial_B: jax.Array,
         keys_B: jax.Array,
@@ -182,10 +182,10 @@ class Unmasker:
         """One step of a block.
 
         Args:
-          logits_BLV: of the model, for this very state of the block.
-          tokens_BL: the block.
-          masked_BL: positions that may be revealed, all of them masks.
-          positions_BL: absolute positions.
+          logits_BPV: of the model, for this very state of the block.
+          tokens_BP: the block.
+          masked_BP: positions that may be revealed, all of them masks.
+          positions_BP: absolute positions.
           step_B: steps that the row has taken in this block.
           initial_B: masks that the block began with.
           keys_B: one typed key a row; not used at temperature 0.
@@ -194,49 +194,49 @@ class Unmasker:
           `Unmasked`; rows without a mask stay as they are. Of equal confidences the leftmost counts
           as the largest.
         """
-        logits_BLV = self.clean_logits(logits_BLV)
-        candidates_BL = self._candidates(logits_BLV, positions_BL, step_B, keys_B)
-        chosen_BL = jnp.take_along_axis(
-            logits_BLV, jnp.maximum(candidates_BL, 0)[..., None], axis=-1
+        logits_BPV = self.clean_logits(logits_BPV)
+        candidates_BP = self._candidates(logits_BPV, positions_BP, step_B, keys_B)
+        chosen_BP = jnp.take_along_axis(
+            logits_BPV, jnp.maximum(candidates_BP, 0)[..., None], axis=-1
         )[..., 0]
-        confidence_BL = jnp.exp(chosen_BL - jax.nn.logsumexp(logits_BLV, axis=-1))
-        sound_BL = (candidates_BL >= 0) & jnp.isfinite(confidence_BL)
-        failed_B = (masked_BL & ~sound_BL).any(axis=-1)
-        confidence_BL = jnp.where(masked_BL, confidence_BL, -jnp.inf)
-        rank_BL, falling_BL = ranked(confidence_BL)
-        number_B = self.rule.count(falling_BL, initial_B=initial_B, step_B=step_B)
+        confidence_BP = jnp.exp(chosen_BP - jax.nn.logsumexp(logits_BPV, axis=-1))
+        sound_BP = (candidates_BP >= 0) & jnp.isfinite(confidence_BP)
+        failed_B = (masked_BP & ~sound_BP).any(axis=-1)
+        confidence_BP = jnp.where(masked_BP, confidence_BP, -jnp.inf)
+        rank_BP, falling_BP = ranked(confidence_BP)
+        number_B = self.rule.count(falling_BP, initial_B=initial_B, step_B=step_B)
         number_B = jnp.where(failed_B, 0, jnp.maximum(number_B, 1))
-        revealed_BL = masked_BL & (rank_BL < number_B[:, None])
-        tokens_BL = jnp.where(revealed_BL, candidates_BL, tokens_BL)
-        return Unmasked(tokens_BL, revealed_BL, failed_B)
+        revealed_BP = masked_BP & (rank_BP < number_B[:, None])
+        tokens_BP = jnp.where(revealed_BP, candidates_BP, tokens_BP)
+        return Unmasked(tokens_BP, revealed_BP, failed_B)
 
     def _candidates(
-        self, logits_BLV: jax.Array, positions_BL: jax.Array, step_B: jax.Array, keys_B: jax.Array
+        self, logits_BPV: jax.Array, positions_BP: jax.Array, step_B: jax.Array, keys_B: jax.Array
     ) -> jax.Array:
         if self.sampling.greedy:
-            return largest_index(logits_BLV)
-        probs_BLV = self.sampling.probabilities(logits_BLV)
-        keys_BL = position_keys(keys_B, step_B, positions_BL)
-        return jax.vmap(jax.vmap(self.sampling.sample))(keys_BL, probs_BLV)
+            return largest_index(logits_BPV)
+        probs_BPV = self.sampling.probabilities(logits_BPV)
+        keys_BP = position_keys(keys_B, step_B, positions_BP)
+        return jax.vmap(jax.vmap(self.sampling.sample))(keys_BP, probs_BPV)
 
 
-def ranked(values_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+def ranked(values_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rank of each value, the largest being 0 and the leftmost of equal ones first; and sorted.
 
     By comparing each with each: for blocks it is quicker to run than a sort, and to compile.
     """
-    place_L = jnp.arange(values_BL.shape[-1])
-    mine_BL1, other_B1L = values_BL[..., :, None], values_BL[..., None, :]
-    before_BLL = (other_B1L > mine_BL1) | ((other_B1L == mine_BL1) & (place_L < place_L[:, None]))
-    rank_BL = before_BLL.sum(axis=-1, dtype=jnp.int32)
-    at_rank_BLL = rank_BL[..., None, :] == place_L[:, None]
-    return rank_BL, jnp.where(at_rank_BLL, other_B1L, -jnp.inf).max(axis=-1)
+    place_P = jnp.arange(values_BP.shape[-1])
+    mine_BP1, other_B1P = values_BP[..., :, None], values_BP[..., None, :]
+    before_BPP = (other_B1P > mine_BP1) | ((other_B1P == mine_BP1) & (place_P < place_P[:, None]))
+    rank_BP = before_BPP.sum(axis=-1, dtype=jnp.int32)
+    at_rank_BPP = rank_BP[..., None, :] == place_P[:, None]
+    return rank_BP, jnp.where(at_rank_BPP, other_B1P, -jnp.inf).max(axis=-1)
 
 
-def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BL: jax.Array) -> jax.Array:
+def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BP: jax.Array) -> jax.Array:
     """One key for each position and step. The block need not be folded in: its positions tell."""
     stepped_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
-    return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(stepped_B, positions_BL)
+    return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(stepped_B, positions_BP)
 
 
 UNMASKING: Mapping[str, Callable[[DiffusionEvaluationConfig, int], Unmasking]] = MappingProxyType(

@@ -158,7 +158,7 @@ def _state_pass(
 ) -> jax.Array:
     """A pass over so many states of the first block."""
     reach, _ = next(decoder.stages())
-    states_BNL = jnp.repeat(decoder.block_tokens(state)[:, None], number, axis=1)
+    states_BYP = jnp.repeat(decoder.block_tokens(state)[:, None], number, axis=1)
     return decoder.block_model.state_logits(
-        stack_layers(pieces), states_BNL, context, reach=reach, layout=layout
+        stack_layers(pieces), states_BYP, context, reach=reach, layout=layout
     )

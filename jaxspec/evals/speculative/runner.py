@@ -242,7 +242,7 @@ class Evaluation:
         # The target alone drafts nothing; a slot that never held a draft keeps the figures defined.
         slots = max(1, strategy.round_tokens - 1)
         summary = summarise(
-            [Rounds(r.kept, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
+            [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
             num_slots=slots,
             seed=self.settings.seed,
         ).as_dict()
@@ -309,14 +309,14 @@ class Evaluation:
 
 def _draft_passes(responses: Sequence[Response]) -> float:
     """Forward passes of the drafter in a round, on average."""
-    rounds = sum(len(response.kept) for response in responses)
+    rounds = sum(len(response.emitted) for response in responses)
     return sum(response.draft_passes for response in responses) / max(1, rounds)
 
 
 def _without_drafts(response: Response) -> Response:
     """The target's own answer as rounds of one token, so that its row reads like the others."""
     rounds = len(response.tokens) - 1
-    return dataclasses.replace(response, kept=(1,) * rounds, verified=(0,) * rounds)
+    return dataclasses.replace(response, emitted=(1,) * rounds, verified=(0,) * rounds)
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:

@@ -267,7 +267,7 @@ def measure_round_parts(
     """
     params = strategy.prepare(params)
     state = strategy.start(params, prompts, capacity=capacity)
-    plan, output, logits_BRV, choice = _read_once(strategy, params, state)
+    plan, output, logits_BYV, choice = _read_once(strategy, params, state)
     # A rule looks at no cache; carried along in its loop it would be copied.
     bare = dataclasses.replace(plan, drafter=None)
 
@@ -279,7 +279,7 @@ def measure_round_parts(
         whole,
         lambda: lambda: _draft_loop(strategy, params, state, turns),
         lambda: lambda: _target_loop(strategy, params, state, plan, turns),
-        lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BRV, turns),
+        lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BYV, turns),
         lambda: lambda: _finish_loop(strategy, params, state, bare, output, choice, turns),
     )
     seconds: list[list[float]] = [[] for _ in runs]
@@ -310,14 +310,14 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: i
         params = stack_layers(pieces)
         turn = dataclasses.replace(state, drafter=drafter, anchor_B=anchor_B)
         plan = strategy.draft(params, turn, state.keys_B)
-        rows_BR, _ = jax.lax.optimization_barrier((plan.rows_BR, plan.detail))
-        block_BK = jnp.broadcast_to(rows_BR[:, -1:], block_shape)
+        rows_BY, _ = jax.lax.optimization_barrier((plan.rows_BY, plan.detail))
+        block_BK = jnp.broadcast_to(rows_BY[:, -1:], block_shape)
         features_BKE = jnp.broadcast_to(
             block_BK[..., None].astype(config.dtype) / config.vocab_size, (*block_shape, width)
         )
         none_B = jnp.zeros_like(anchor_B)
         drafter = proposer.commit(params, plan.drafter, block_BK, features_BKE, none_B)
-        return drafter, jnp.maximum(rows_BR[:, -1], 0)
+        return drafter, jnp.maximum(rows_BY[:, -1], 0)
 
     return jax.lax.fori_loop(0, turns, body, (state.drafter, state.anchor_B))
 
@@ -328,8 +328,8 @@ def _read_once(
 ) -> tuple[Plan, TransformerOutput, jax.Array, Choice]:
     params = stack_layers(params)
     plan = strategy.draft(params, state, state.keys_B)
-    output, logits_BRV = strategy.target_pass(params, plan, state.cache)
-    return plan, output, logits_BRV, strategy.verify(state.keys_B, plan, logits_BRV)
+    output, logits_BYV = strategy.target_pass(params, plan, state.cache)
+    return plan, output, logits_BYV, strategy.verify(state.keys_B, plan, logits_BYV)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -340,10 +340,10 @@ def _target_loop(
 
     def body(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, anchor_B = carry
-        turn = dataclasses.replace(plan, rows_BR=plan.rows_BR.at[:, 0].set(anchor_B))
-        output, logits_BRV = strategy.target_pass(stack_layers(pieces), turn, cache)
-        output, logits_BRV = jax.lax.optimization_barrier((output, logits_BRV))
-        failed_B = jnp.isnan(logits_BRV[:, 0, 0])
+        turn = dataclasses.replace(plan, rows_BY=plan.rows_BY.at[:, 0].set(anchor_B))
+        output, logits_BYV = strategy.target_pass(stack_layers(pieces), turn, cache)
+        output, logits_BYV = jax.lax.optimization_barrier((output, logits_BYV))
+        failed_B = jnp.isnan(logits_BYV[:, 0, 0])
         cache = cache.write_after(output.keys_LBRSC, output.values_LBRSC, failed_B=failed_B)
         return cache, (anchor_B + 1 + failed_B) % strategy.model.config.vocab_size
 
@@ -352,15 +352,15 @@ def _target_loop(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rule_loop(
-    strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BRV: jax.Array, turns: int
+    strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array, turns: int
 ) -> Any:
     def body(turn: jax.Array, choice: Choice) -> Choice:
         # Tied to the turn before, or all of it could be done once in front of the loop.
-        plan_, logits_, _ = jax.lax.optimization_barrier((plan, logits_BRV, choice))
+        plan_, logits_, _ = jax.lax.optimization_barrier((plan, logits_BYV, choice))
         turn_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys_B)
         return strategy.verify(turn_keys_B, plan_, logits_)
 
-    shapes = jax.eval_shape(strategy.verify, keys_B, plan, logits_BRV)
+    shapes = jax.eval_shape(strategy.verify, keys_B, plan, logits_BYV)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.fori_loop(0, turns, body, none)
 

@@ -45,7 +45,7 @@ def test_ranks_equal_those_of_the_slow_reference():
         steps = iter(slow.states)
         for block in range(RESPONSE // BLOCK):
             revealed = slow.revealed[block * BLOCK : (block + 1) * BLOCK]
-            assert ranks.revealed_BNL[row, block].tolist() == revealed
+            assert ranks.revealed_BNP[row, block].tolist() == revealed
             for step in range(BLOCK):
                 _, logits = next(steps)
                 logits = logits.copy()
@@ -56,8 +56,8 @@ def test_ranks_equal_those_of_the_slow_reference():
                 for place in left:
                     token = final[block * BLOCK + place]
                     at = row, block, step, place
-                    assert ranks.positions_BNSL[at] == order.index(place)
-                    assert ranks.tokens_BNSL[at] == (logits[place] > logits[place, token]).sum()
+                    assert ranks.positions_BNOP[at] == order.index(place)
+                    assert ranks.tokens_BNOP[at] == (logits[place] > logits[place, token]).sum()
 
 
 def by_hand():
@@ -165,16 +165,16 @@ def test_every_node_of_a_selected_graph_is_reached():
 def brute_force(ranks, *, depth):
     """Each formula's count by looking at every state, and every number of steps ahead, anew."""
     found = {}
-    for row, block in np.ndindex(ranks.revealed_BNL.shape[:2]):
-        when = ranks.revealed_BNL[row, block].tolist()
+    for row, block in np.ndindex(ranks.revealed_BNP.shape[:2]):
+        when = ranks.revealed_BNP[row, block].tolist()
         for step in range(len(when)):
             for ahead in range(1, depth + 1):
                 if step + ahead >= max(when):
                     continue
                 formula = sorted(
                     (
-                        int(ranks.positions_BNSL[row, block, step, place]),
-                        int(ranks.tokens_BNSL[row, block, step, place]),
+                        int(ranks.positions_BNOP[row, block, step, place]),
+                        int(ranks.tokens_BNOP[row, block, step, place]),
                     )
                     for place, at in enumerate(when)
                     if step < at <= step + ahead

@@ -60,9 +60,9 @@ def test_formulas_filled_by_hand():
     assert expected.keys() == numbers.keys()
     for formula, rows in expected.items():
         for row, wanted in enumerate(rows):
-            assert drafts.valid_BD[row, numbers[formula]] == (wanted is not None)
+            assert drafts.valid_BX[row, numbers[formula]] == (wanted is not None)
             if wanted is not None:
-                assert drafts.states_BDL[row, numbers[formula]].tolist() == wanted
+                assert drafts.states_BXP[row, numbers[formula]].tolist() == wanted
 
 
 def slow_fill(graph, logits_LV, block_L):
@@ -90,9 +90,9 @@ def test_filling_equals_the_definition():
         drafts = fill_formulas(graph, jnp.asarray(logits), jnp.asarray(block), block == MASK)
         for row in range(8):
             for number, wanted in enumerate(slow_fill(graph, logits[row], block[row].tolist())):
-                assert drafts.valid_BD[row, number] == (wanted is not None)
+                assert drafts.valid_BX[row, number] == (wanted is not None)
                 if wanted is not None:
-                    assert drafts.states_BDL[row, number].tolist() == wanted
+                    assert drafts.states_BXP[row, number].tolist() == wanted
 
 
 def test_scores_are_geometric_means_of_probabilities():
@@ -101,7 +101,7 @@ def test_scores_are_geometric_means_of_probabilities():
     block = jnp.full((1, 2), 9)
     drafts = fill_formulas(graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9)
     expected = [np.log(0.7), np.log(0.1), np.log(0.7 * 0.3) / 2]
-    np.testing.assert_allclose(drafts.score_BD[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(drafts.score_BX[0], expected, rtol=1e-5)
 
 
 def slow_prune(graph, scores, valid, kept):
@@ -130,17 +130,17 @@ def test_pruning_equals_the_definition():
     states = np.broadcast_to(np.arange(GRAPH.size)[:, None], (16, GRAPH.size, 3))
     for kept in (1, 3, 6):
         drafts = prune(GRAPH, Drafts(*map(jnp.asarray, (states, valid, scores))), kept=kept)
-        assert drafts.states_BDL.shape == (16, kept, 3)
+        assert drafts.states_BXP.shape == (16, kept, 3)
         for row in range(16):
-            got = drafts.states_BDL[row, drafts.valid_BD[row], 0].tolist()
+            got = drafts.states_BXP[row, drafts.valid_BX[row], 0].tolist()
             assert got == slow_prune(GRAPH, scores[row], valid[row], kept)
-            assert drafts.score_BD[row, : len(got)].tolist() == scores[row, got].tolist()
+            assert drafts.score_BX[row, : len(got)].tolist() == scores[row, got].tolist()
 
 
 def test_a_draft_that_the_present_state_leads_to_needs_no_other_parent():
     graph = DraftGraph((Node(((0, 0),)), Node(((0, 0), (1, 0)), (PRESENT, 0))))
     drafts = Drafts(jnp.arange(2)[None, :, None], jnp.ones((1, 2), bool), jnp.array([[-9.0, -1.0]]))
-    assert prune(graph, drafts, kept=1).states_BDL[0, 0, 0] == 1
+    assert prune(graph, drafts, kept=1).states_BXP[0, 0, 0] == 1
 
 
 def test_pruning_by_hand():
@@ -150,7 +150,7 @@ def test_pruning_by_hand():
     drafts = Drafts(states, jnp.ones((1, 3), bool), jnp.array([[-2.0, -1.5, -0.2]]))
     names = [node.pairs for node in graph.nodes]
     for kept, wanted in ((1, [((0, 0),)]), (2, [((0, 0),), ((0, 0), (2, 0))])):
-        got = prune(graph, drafts, kept=kept).states_BDL[0, :, 0].tolist()
+        got = prune(graph, drafts, kept=kept).states_BXP[0, :, 0].tolist()
         assert [names[number] for number in got] == wanted
 
 

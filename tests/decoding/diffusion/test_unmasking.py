@@ -36,16 +36,16 @@ def logits(*confidences, first=0):
     return jnp.asarray(np.array(rows, "f4"))[None]
 
 
-def step(rule, logits_BLV, block, *, initial=None, at=0, sampling=None, keys=None, positions=None):
-    tokens_BL = jnp.asarray(block)[None]
-    masked_BL = tokens_BL == MASK
-    initial = masked_BL.sum() if initial is None else initial
+def step(rule, logits_BPV, block, *, initial=None, at=0, sampling=None, keys=None, positions=None):
+    tokens_BP = jnp.asarray(block)[None]
+    masked_BP = tokens_BP == MASK
+    initial = masked_BP.sum() if initial is None else initial
     unmasker = Unmasker(rule, MASK, sampling or Sampling(0.0))
     return unmasker.unmask(
-        logits_BLV,
-        tokens_BL,
-        masked_BL=masked_BL,
-        positions_BL=jnp.arange(len(block))[None] if positions is None else positions,
+        logits_BPV,
+        tokens_BP,
+        masked_BP=masked_BP,
+        positions_BP=jnp.arange(len(block))[None] if positions is None else positions,
         step_B=jnp.full(1, at),
         initial_B=jnp.full(1, initial),
         keys_B=jax.random.split(jax.random.key(0), 1) if keys is None else keys,
@@ -53,7 +53,7 @@ def step(rule, logits_BLV, block, *, initial=None, at=0, sampling=None, keys=Non
 
 
 def block_after(*args, **options):
-    return step(*args, **options).tokens_BL[0].tolist()
+    return step(*args, **options).tokens_BP[0].tolist()
 
 
 LOGITS = logits(0.5, 0.9, 0.7, 0.99)
@@ -128,15 +128,15 @@ def test_a_mask_without_a_distribution_fails_the_row(bad):
         return unmasker.unmask(
             broken,
             tokens,
-            masked_BL=tokens == MASK,
-            positions_BL=jnp.tile(jnp.arange(4), (2, 1)),
+            masked_BP=tokens == MASK,
+            positions_BP=jnp.tile(jnp.arange(4), (2, 1)),
             initial_B=jnp.full(2, 4),
             **rows,
         )
 
     failing = unmask([4, 4, 4, 4])
     assert failing.failed_B.tolist() == [False, True]
-    assert failing.tokens_BL.tolist() == [[4, 1, 2, 3], [4, 4, 4, 4]]
+    assert failing.tokens_BP.tolist() == [[4, 1, 2, 3], [4, 4, 4, 4]]
     # Where a token stands, the logits do not matter.
     assert not unmask([4, 1, 4, 4]).failed_B.any()
 
@@ -157,12 +157,12 @@ def test_draws_follow_the_tempered_distribution():
     drawn = unmasker.unmask(
         jnp.tile(LOGITS[:, :1], (rows, 1, 1)),
         tokens,
-        masked_BL=tokens == MASK,
-        positions_BL=jnp.full((rows, 1), 9),
+        masked_BP=tokens == MASK,
+        positions_BP=jnp.full((rows, 1), 9),
         step_B=jnp.zeros(rows, int),
         initial_B=jnp.ones(rows, int),
         keys_B=jax.random.split(jax.random.key(3), rows),
-    ).tokens_BL[:, 0]
+    ).tokens_BP[:, 0]
     law = np.array([0.5, *[0.5 / 3] * 3]) ** (1 / 0.7)
     counts = np.bincount(drawn, minlength=4)
     assert scipy.stats.chisquare(counts, rows * law / law.sum()).pvalue > 1e-3

@@ -214,7 +214,7 @@ class Speculative:
     def target_pass(
         self, params: Any, plan: Plan, cache: KVCache
     ) -> tuple[TransformerOutput, jax.Array]:
-        """The target's pass over a plan's rows, after the cache: its output, its logits [B, Y, V]."""
+        """The target's pass over a plan's rows, after the cache: output and logits [B, Y, V]."""
         target_params = {"params": params["target"]}
         positions_BY = None
         if plan.depths_BY is not None:

@@ -84,7 +84,7 @@ def test_files_are_read_back(tmp_path):
         ([Node((A,), (1,)), Node((A, B), (0,))], "a cycle: "),
         ([Node((A,), (0,))], "a cycle: 0 -> 0"),
         ([Node(())], "present state"),
-        ([Node((A,)), Node((A,))], "is node 0 again"),
+        ([Node((A,)), Node((A,))], "the same as node 0"),
         ([Node((A, (0, 1)))], "each of them once"),
         ([Node((B, A))], "positions must rise"),
         ([Node(((0, -1),))], "count from 0"),

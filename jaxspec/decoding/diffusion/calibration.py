@@ -197,19 +197,25 @@ def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
 def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
     """What a calibrated graph is good for; see `draft_graph.check_graph`.
 
-    Temperature, cache and length are not among them: they change how often a draft is right, but
-    not what the ranks mean.
+    Temperature, cache and length are not among the settings: they change how often a draft is
+    right, but not what the ranks mean.
 
     Args:
       rules: of the base decoder.
-      model: tells the model's weights from others.
+      model: identifies the model's weights.
+
+    Returns:
+      Settings by name, as text; the unmasking rule is its name and a setting for each parameter.
     """
+    rule: Any = rules.unmasking
+    parameters = {field.name: str(getattr(rule, field.name)) for field in dataclasses.fields(rule)}
     return {
         "model": model,
         "mask_id": str(rules.mask_id),
         "block_length": str(rules.block_length),
         "block_causal": str(rules.block_causal),
-        "unmasking": str(rules.unmasking),
+        "unmasking": rule.name,
+        **parameters,
         "guidance": str(float(rules.guidance)),
     }
 

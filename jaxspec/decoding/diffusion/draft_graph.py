@@ -24,6 +24,7 @@ import dataclasses
 import graphlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from typing import Any
 import numpy as np
 
 Pair = tuple[int, int]
-FORMAT = "jaxspec-draft-graph-1"
+FORMAT = "jaxspec-draft-graph-2"
+OLD_FORMAT = "jaxspec-draft-graph-1"
+"""Here the setting "unmasking" was the rule as Python prints it: ``Threshold(threshold=0.9)``."""
 PRESENT = -1
 """The present state's number among parents."""
 
@@ -57,7 +60,7 @@ class DraftGraph:
     nodes: tuple[Node, ...] = ()
     # Not compared: equal nodes are one graph to the compiler.
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    """The model and the rules that it was calibrated for, in words; {}: it is nobody's own."""
+    """The model and the rules that it was calibrated for, by name and as text; {}: it fits any."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     """Where it comes from, as in JSON."""
 
@@ -236,9 +239,11 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
     Raises:
       ValueError: another format, fields of the wrong kind, or nodes that are not a graph.
     """
-    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+    if not isinstance(raw, Mapping) or raw.get("format") not in (FORMAT, OLD_FORMAT):
         got = raw.get("format") if isinstance(raw, Mapping) else raw
-        raise ValueError(f"{where}: no draft graph; format is {got!r}, expected {FORMAT!r}.")
+        raise ValueError(
+            f"{where}: not a draft graph; format is {got!r}, expected {FORMAT!r} or {OLD_FORMAT!r}."
+        )
 
     def integers(value: Any) -> bool:
         return isinstance(value, list) and all(type(each) is int for each in value)
@@ -262,10 +267,24 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
         raise ValueError(f"{where}: provenance is {provenance!r}, expected an object.")
     if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
         raise ValueError(f"{where}: settings is {settings!r}, expected an object of strings.")
+    if raw["format"] == OLD_FORMAT:
+        settings = _with_fields(settings)
     try:
         return DraftGraph(tuple(nodes), settings, provenance)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _with_fields(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings of the old format with the fields of today's unmasking rules."""
+    printed = re.fullmatch(
+        r"(Scheduled|Threshold|Factor)\((steps|threshold|factor)=(.+)\)",
+        settings.get("unmasking", ""),
+    )
+    if printed is None:
+        return dict(settings)
+    rule, parameter, value = printed.groups()
+    return {**settings, "unmasking": rule.lower(), parameter: value}
 
 
 def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
@@ -300,8 +319,8 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     """Refuses a graph that was calibrated for something else.
 
     Args:
-      graph: one without settings goes with anything.
-      settings: of the decoder that is to use it (`calibration.graph_settings`).
+      graph: one without settings goes with any decoder.
+      settings: those of the decoder that is going to use it (`calibration.graph_settings`).
       where: what to call the graph in messages.
 
     Raises:
@@ -315,5 +334,5 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     if wrong:
         raise ValueError(
             f"{where} was calibrated for another model or other rules. Use those, or calibrate "
-            "anew:\n  " + "\n  ".join(wrong)
+            "again:\n  " + "\n  ".join(wrong)
         )

@@ -26,7 +26,7 @@ Dimension key: B batch rows, P positions of a block, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,10 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Unmasking(Protocol):
-    """How many candidates a step reveals."""
+    """How many candidates a step reveals. A rule is a frozen dataclass of plain numbers."""
+
+    name: ClassVar[str]
+    """What users and draft graphs call the rule."""
 
     def count(
         self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
@@ -65,6 +68,7 @@ class Scheduled:
     Limiting case: as many steps as masks reveal one token a step.
     """
 
+    name: ClassVar[str] = "scheduled"
     steps: int
 
     def __post_init__(self) -> None:
@@ -89,6 +93,7 @@ class Threshold:
     Limiting case: 1 reveals one token per step, unless candidates are certain.
     """
 
+    name: ClassVar[str] = "threshold"
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
@@ -117,6 +122,7 @@ class Factor:
     Limiting case: a factor near 0 reveals one token per step.
     """
 
+    name: ClassVar[str] = "factor"
     factor: float = 1.0
 
     def __post_init__(self) -> None:

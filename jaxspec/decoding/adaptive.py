@@ -66,10 +66,10 @@ class AcceptanceByRank:
     def observe(
         self, accepted_X: npt.NDArray[np.int64], *, ranks: int, row_rounds: int, rounds: int
     ) -> None:
-        """Adds what one size accepted in `rounds` rounds: `row_rounds`, counted row by row."""
-        kept = self.fading**rounds
-        self.accepted_X = self.accepted_X * kept + accepted_X
-        self.tried_X = self.tried_X * kept + np.where(
+        """Adds what one size accepted in `rounds` of the batch, `row_rounds` of single rows."""
+        left = self.fading**rounds
+        self.accepted_X = self.accepted_X * left + accepted_X
+        self.tried_X = self.tried_X * left + np.where(
             np.arange(self.num_ranks) < ranks, row_rounds, 0
         )
 

@@ -111,7 +111,7 @@ def check_prompt_ids(
         raise ValueError(f"Expected a name for each of {len(prompts)} prompts: got {len(ids)}.")
     for name, prompt in zip(ids, prompts, strict=True):
         if len(prompt) == 0:
-            raise ValueError(f"Prompt {name!r} has no tokens: at least one is needed.")
+            raise ValueError(f"Prompt {name!r} holds no token: at least one is needed.")
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= vocab_size:
             raise ValueError(

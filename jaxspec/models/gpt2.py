@@ -195,5 +195,5 @@ class GPT2(nn.Module):
         return self.embed(tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits of hidden states behind the final norm: [..., D] -> [..., V]."""
+        """float32 logits of hidden states after the final norm: [..., D] -> [..., V]."""
         return self.embed.attend(hidden) if self.config.tie_embeddings else self.head(hidden)

@@ -50,7 +50,7 @@ def test_the_graph_says_where_it_is_from_and_decodes(call, folder, tmp_path):
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     graph = load_graph(file)
     assert graph.size == BUDGET
-    assert graph.settings["unmasking"] == "Scheduled(steps=4)"
+    assert (graph.settings["unmasking"], graph.settings["steps"]) == ("scheduled", "4")
     assert graph.settings["block_length"] == "4" and len(graph.settings["model"]) == 16
     record = graph.provenance["calibration"]
     assert (record["source"], record["split"], record["responses"]) == ("embedded/math", "train", 3)
@@ -64,7 +64,7 @@ def test_the_graph_says_where_it_is_from_and_decodes(call, folder, tmp_path):
     out = evaluate_diffusion(config, output=tmp_path / "out.json", echo=lambda line: None)
     assert [row["identical_share"] for row in out["results"]] == [1.0, 1.0]
     other = dataclasses.replace(settings, steps=2)
-    with pytest.raises(ValueError, match=r"unmasking: got 'Scheduled\(steps=2\)'"):
+    with pytest.raises(ValueError, match=r"steps: got '2', expected '4'"):
         evaluate_diffusion(
             run_config(folder, diffusion=other, evaluation=untimed), output=tmp_path / "x.json"
         )

@@ -1,31 +1,32 @@
 """Logits of a diffusion model's current block: one pass, against one of Fast-dLLM's caches.
 
-A row's canvas is [prompt ; response ; filling], a column for each absolute position, so that the
-keys and values of column t stand in slot t of a cache. `BlockModel.open` is a block's first pass,
-over the whole canvas; what the passes after it read depends on the cache (Fast-dLLM, Wu et al.
-2025, arXiv 2505.22618):
+A row's canvas is [prompt ; response ; padding], one column per absolute position, so the keys and
+values of column t are in slot t of a cache. `BlockModel.open` is a block's first pass, over the
+whole canvas. What later passes read depends on the cache (Fast-dLLM, Wu et al. 2025, arXiv
+2505.22618):
 
 - "none": the whole canvas again;
-- "prefix": the block and what is behind it; keys and values of what is before it are those of the
-  first pass;
-- "dual": the block alone; all others' keys and values are those of the first pass.
+- "prefix": the block and everything after it; the keys and values of what is before it are those of
+  the first pass;
+- "dual": only the block; all other keys and values are those of the first pass.
 
-A block-causal model (SDAR, BD3LM) does not see what is behind the block. Its context does not
-depend on the block, so "prefix" and "dual" are the same to it, and change nothing. Its cache goes
-on from block to block: after `prefill`, a block's first pass reads the block and the one before it.
+A block-causal model (SDAR, BD3LM) does not see what comes after the block. Its context does not
+depend on the block, so "prefix" and "dual" are the same for it and exact. It keeps one cache from
+block to block: after `prefill`, a block's first pass reads the block and the one before it.
 
-A pass takes several states of the block at once, which speculation uses: [B, N, L] tokens. The
-first is the real one. In "mask" layout the others are appended as rows of the same sequence: each
-sees itself and everything but the block it stands in for, and nobody sees it. In "batch" layout
+A pass takes several states of the block at once, which speculation uses: [B, Y, P] tokens. The
+first is the real one. In "mask" layout the others are appended to the same sequence: each sees
+itself and everything except the block that it replaces, and nothing sees it. In "batch" layout
 every state is a row of the batch. With a cached context (dual, or block-causal) both give the
-logits that a pass over each state alone would give; in "mask" layout without a cache, or with the
-prefix cache, what is around a draft has seen the real block instead.
+logits that a pass over each state alone would give. In "mask" layout without a cache, or with the
+prefix cache, the surroundings of a draft have seen the real block instead.
 
 Classifier-free guidance (LLaDA, arXiv 2502.09992, appendix): each pass also reads the canvas with
 its prompt masked, and its logits are ``u + (1 + guidance) (c - u)``.
 
-Dimension key: B rows, N states of a block, L positions of a block, T columns of the canvas,
-W columns of a pass, S tokens of a pass, V vocabulary.
+Dimension key: B batch rows, Y states of a block (rows read for its drafts, the present state
+first), X of them drafted, P positions of a block, T columns of the canvas, S tokens of a pass,
+I rows asked for, V vocabulary.
 
 >>> blocks = BlockModel(BidirectionalTransformer(config), block_length=32, mask_id=126336,
 ...                     caching="dual")
@@ -51,18 +52,18 @@ Layout = Literal["mask", "batch"]
 
 @struct.dataclass
 class BlockContext:
-    """What the logits of a block depend on, but for the block."""
+    """What the logits of a block depend on, apart from the block."""
 
     tokens_BT: jax.Array
-    """The canvas. What stands in the block's columns does not matter."""
+    """The canvas. The content of the block's columns does not matter."""
     prompt_B: jax.Array
-    """Tokens of the prompt: columns that guidance masks."""
+    """Length of the prompt: the columns that guidance masks."""
     end_B: jax.Array
-    """Columns of prompt and response; those behind are filling, which nobody sees."""
+    """Length of prompt and response; later columns are padding, which nothing sees."""
     start_B: jax.Array
     """The block's first column."""
     cache: KVCache | None = None
-    """None before the block's first pass, and without a cache. With guidance it has 2 B rows."""
+    """None before the block's first pass and with caching "none". With guidance it has 2 B rows."""
 
 
 def check_caching(caching: str) -> None:
@@ -86,21 +87,21 @@ class BlockModel:
     block_causal: bool = False
     """Whether a token sees only its own block and those before it."""
     guidance: float = 0.0
-    """Strength of classifier-free guidance; 0: none, and half the work."""
+    """Strength of classifier-free guidance. 0: none, and half the work."""
 
     def __post_init__(self) -> None:
         check_caching(self.caching)
 
     def open(self, params: Any, context: BlockContext) -> tuple[jax.Array, BlockContext]:
-        """The block's first pass: over the whole canvas, or behind what a cache holds already.
+        """The block's first pass: over the whole canvas, or after what a cache already holds.
 
         Args:
           params: the model's parameters.
-          context: without a cache, or, of a block-causal model, with that of the block before (of
-            `prefill`, for the first block).
+          context: without a cache; for a block-causal model, with the cache of the previous block
+            (of `prefill`, for the first one).
 
         Returns:
-          Its logits [B, L, V], and the context with the cache for the passes that follow.
+          Its logits [B, P, V], and the context with the cache for the passes that follow.
         """
         if context.cache is not None:
             return self._go_on(params, context, context.cache)
@@ -121,20 +122,20 @@ class BlockModel:
         return logits_BPV, dataclasses.replace(context, cache=cache)
 
     def prefill(self, params: Any, context: BlockContext) -> KVCache:
-        """Keys and values of all that is before the first block, for a block-causal model."""
+        """Keys and values of everything before the first block, for a block-causal model."""
         _, opened = self.open(params, dataclasses.replace(context, cache=None))
-        assert opened.cache is not None, "there is nothing to keep without a cache"
+        assert opened.cache is not None, "caching is not 'none' where there is a prefill"
         return opened.cache
 
     def _go_on(
         self, params: Any, context: BlockContext, cache: KVCache
     ) -> tuple[jax.Array, BlockContext]:
-        """A pass over the block before, which stands by now, and over the block."""
+        """A pass over the previous block, which is final by now, and the block."""
         length = self.block_length
         before_B = context.start_B - length
         columns_BS = before_B[:, None] + jnp.arange(2 * length)
         mask_BSS = self._window_mask(columns_BS, context)
-        # In front of the first column is nothing; what is computed there is seen by itself alone.
+        # There is nothing before column 0; what is computed there is seen only by itself.
         nothing_BS = columns_BS < 0
         mask_BSS = mask_BSS & (nothing_BS[:, :, None] | ~nothing_BS[:, None])
         rows_BP = jnp.broadcast_to(length + jnp.arange(length), (before_B.shape[0], length))
@@ -146,7 +147,7 @@ class BlockModel:
             dataclasses.replace(context, start_B=before_B),
             rows_BP,
         )
-        # Nobody looks at a slot behind the block's start: the slots of "nothing" are such.
+        # Slots from the block's start on are not read, and those of "nothing" are among them.
         first_B, start_B = jnp.maximum(before_B, 0), context.start_B
         if self.guidance:
             first_B, start_B = _twice(first_B), _twice(start_B)
@@ -159,7 +160,7 @@ class BlockModel:
     def block_logits(
         self, params: Any, block_BP: jax.Array, context: BlockContext, *, reach: int = 1
     ) -> jax.Array:
-        """The logits of one state of the block, [B, L, V]; see `state_logits`."""
+        """The logits of one state of the block, [B, P, V]; see `state_logits`."""
         return self.state_logits(params, block_BP[:, None], context, reach=reach)[:, 0]
 
     def state_logits(
@@ -177,15 +178,15 @@ class BlockModel:
           params: the model's parameters.
           states_BYP: tokens of the block; the first state is the real one.
           context: with the cache that `open` made, unless `caching` is "none".
-          reach: blocks from this one to the end of the response, at least; only a prefix cache
-            without block-causal attention reads as far.
+          reach: at least the number of blocks from this one to the end of the response. Only a
+            prefix cache without block-causal attention reads that far.
           layout: see the module.
 
         Returns:
-          float32 [B, N, L, V].
+          float32 [B, Y, P, V].
 
         Raises:
-          ValueError: no cache where there has to be one.
+          ValueError: a cache where `caching` is "none", or none where it is not.
         """
         if (context.cache is None) != (self.caching == "none"):
             raise ValueError(
@@ -202,11 +203,11 @@ class BlockModel:
     def lay_out(
         self, states_BYP: jax.Array, context: BlockContext, *, reach: int
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Several states of a block as one sequence: its tokens, columns, mask, and rows to keep.
+        """Several states of a block as one sequence: its tokens, columns, mask, and rows asked for.
 
         Returns:
           Tokens and columns [B, S], who sees whom [B, S, S] or [B, 1, S], and where the states lie
-          in the sequence [B, N * L].
+          in the sequence [B, Y * P].
         """
         length = states_BYP.shape[-1]
         columns_BS = self._columns(context, reach)
@@ -218,7 +219,7 @@ class BlockModel:
             _take(context.tokens_BT, columns_BS),
         )
         own_mask = self._window_mask(columns_BS, context)
-        # Where the window starts at the block, these are its first columns; else columns are slots.
+        # A window that starts at the block has it in front; else the window is the whole canvas.
         rows_BP = _block_columns(context, length)
         if self.caching != "none":
             rows_BP = jnp.broadcast_to(jnp.arange(length), rows_BP.shape)
@@ -231,23 +232,23 @@ class BlockModel:
         return *self._append(window_BS, columns_BS, own_mask, states_BYP[:, 1:], context), rows_BI
 
     def _columns(self, context: BlockContext, reach: int) -> jax.Array:
-        """Columns that a pass reads, [B, W]; some may lie behind the end."""
+        """Columns that a pass reads, [B, S]; some may be past the end."""
         if self.caching == "none":
             return _canvas_columns(context)
-        behind = self.caching == "prefix" and not self.block_causal
-        return _block_columns(context, self.block_length * (reach if behind else 1))
+        reads_on = self.caching == "prefix" and not self.block_causal
+        return _block_columns(context, self.block_length * (reach if reads_on else 1))
 
     def _kept(self, context: BlockContext) -> jax.Array:
-        """Columns whose cached keys and values the block's later passes see, [B, T]."""
+        """Columns whose cached keys and values the block's later passes see: bool [B, T]."""
         columns_BT = _canvas_columns(context)
         before_BT = columns_BT < context.start_B[:, None]
         if self.caching == "prefix" or self.block_causal:
             return before_BT
-        behind_BT = columns_BT >= context.start_B[:, None] + self.block_length
-        return before_BT | (behind_BT & (columns_BT < context.end_B[:, None]))
+        after_BT = columns_BT >= context.start_B[:, None] + self.block_length
+        return before_BT | (after_BT & (columns_BT < context.end_B[:, None]))
 
     def _window_mask(self, columns_BS: jax.Array, context: BlockContext) -> jax.Array:
-        """Who sees whom of a window, [B, W, W] or [B, 1, W]."""
+        """Who sees whom in a window, [B, S, S] or [B, 1, S]."""
         mask_BSS = (columns_BS < context.end_B[:, None])[:, None]
         if self.block_causal:
             number_BS = (columns_BS - context.start_B[:, None]) // self.block_length
@@ -262,7 +263,7 @@ class BlockModel:
         drafts_BAP: jax.Array,
         context: BlockContext,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A window and M drafts of its block behind it: tokens, columns and the mask of a pass."""
+        """A window followed by X drafts of its block: tokens, columns and mask of the pass."""
         batch, drafts, length = drafts_BAP.shape
         width, rows = columns_BS.shape[1], drafts * length
         offset_BS = columns_BS - context.start_B[:, None]
@@ -338,7 +339,7 @@ def _block_columns(context: BlockContext, length: int) -> jax.Array:
 
 
 def _take(values_BT: jax.Array, index_BS: jax.Array) -> jax.Array:
-    """Values by row; an index outside gives that of the nearest end."""
+    """Values of each row; an index outside gives the value at the nearest end."""
     return jnp.take_along_axis(values_BT, index_BS, axis=1, mode="clip")
 
 
@@ -347,13 +348,13 @@ def _twice(values: jax.Array) -> jax.Array:
 
 
 def _repeated(context: BlockContext, number: int) -> BlockContext:
-    """The context of each row `number` times: the states of a row follow each other."""
+    """The context of each row, `number` times in a row: one for each of its states."""
     cache = context.cache
 
     def rows(values: jax.Array, axis: int = 0) -> jax.Array:
         return jnp.repeat(values, number, axis=axis)
 
-    # With guidance the rows without a prompt stand behind all others, before this and after.
+    # With guidance the rows without a prompt come after all others, before this and after it.
     if cache is not None:
         cache = KVCache(
             rows(cache.keys_LBRTC, 1), rows(cache.values_LBRTC, 1), rows(cache.lengths_B)

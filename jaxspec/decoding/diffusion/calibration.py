@@ -1,13 +1,13 @@
-"""Calibration of draft graphs: what the next steps did, in ranks, counted over finished responses.
+"""Calibration of draft graphs: what later steps revealed, in ranks, over finished responses.
 
-Spiffy (arXiv 2509.18085) chooses its draft graph offline, for a model and a decode setting. A
-response is rewound: `rank_steps` goes through its states again and says, for the distribution of
-each step, which rank every mask that was left had, and which rank the token had that came to stand
-there. From these, `count_formulas` counts the formulas that drafts ought to have had after each
-step, one, two and more steps ahead. `select_graph` takes the most useful ones.
+Spiffy (arXiv 2509.18085) chooses its draft graph offline, for a model and its decode settings. A
+response is replayed: `rank_steps` goes through its states again and finds, under the distribution
+of each step, the rank of every mask that was left and the rank of the token that was revealed there
+later. From these, `count_formulas` counts the formulas that drafts should have had after each step,
+one, two and more steps ahead. `select_graph` takes the most useful ones.
 
-Dimension key: B rows, N blocks, S steps of a block (as many as it has positions), L positions of a
-block.
+Dimension key: B batch rows, N blocks of a row, O steps of a block (as many as it has positions),
+P positions of a block, V vocabulary.
 
 >>> state = decoder.run(params, decoder.start(prompts))
 >>> counts = count_formulas(rank_steps(decoder, params, state), depth=4)
@@ -42,23 +42,23 @@ Weight = Literal["followed", "accumulated"]
 
 @struct.dataclass
 class StepRanks:
-    """What each step's distribution said of what came later."""
+    """What came later, in ranks under each step's distribution."""
 
     revealed_BNP: jax.Array
-    """int32, the step at which a position was revealed; `NOT_REVEALED` where none was."""
+    """int32, the step that revealed each position; `NOT_REVEALED` where there was none."""
     positions_BNOP: jax.Array
-    """int32, rank of a position among the masks left after the step."""
+    """int32, the position's rank among the masks left after the step."""
     tokens_BNOP: jax.Array
-    """int32, rank there of the token that came to stand there later. Both have no meaning for
-    positions that are not masked any more."""
+    """int32, the rank at that position of the token that was revealed there later. Both ranks mean
+    nothing at positions that are no longer masked."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -> StepRanks:
-    """Goes through the states of finished responses again, all steps of a block in one pass each.
+    """Goes through the states of finished responses again, with one pass per step.
 
     Args:
-      decoder: whose responses they are.
+      decoder: the one that gave the responses.
       params: the model's parameters.
       finished: what `decoder.run` returned.
     """
@@ -71,7 +71,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
         columns_BP = decoder.columns(then)
         revealed_BP = jnp.take_along_axis(finished.revealed_BT, columns_BP, axis=1, mode="clip")
         nothing_OBP = jnp.zeros((rules.block_length, *revealed_BP.shape), jnp.int32)
-        # No pass for a block that no row came to, or filled in one step.
+        # No pass for a block that no row reached, or that every row filled in one step.
         ranks = jax.lax.cond(
             (revealed_BP > 0).any(),
             lambda: ranks_of(then, columns_BP, revealed_BP),
@@ -83,7 +83,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
         then: DiffusionState, columns_BP: jax.Array, revealed_BP: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         final_BP = decoder.block_tokens(then)
-        # The canvas before the block: it and all behind it are masks, but for the prompt.
+        # The canvas before the block: it and all that follows are masks, except for the prompt.
         hidden_BT = (columns_T >= columns_BP[:, :1]) & (columns_T >= finished.prompt_B[:, None])
         hidden_BT &= columns_T < finished.prompt_B[:, None] + rules.response_length
         canvas_BT = jnp.where(hidden_BT, rules.mask_id, finished.tokens_BT)
@@ -128,15 +128,15 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
 
 @dataclasses.dataclass(frozen=True)
 class FormulaCounts:
-    """How often each formula was what a draft ought to have been."""
+    """How often each formula was what a draft should have been."""
 
     ways: Mapping[Formula, Mapping[Formula, int]]
-    """By formula: the formulas that were one step before it, and how often each was; () is the
-    state itself."""
+    """For each formula, the formulas that were one step before it, and how often each of them was;
+    () is the state itself."""
 
     @property
     def counts(self) -> dict[Formula, int]:
-        """How often each formula was right, whatever was before it."""
+        """How often each formula was right, whatever came before it."""
         return {formula: sum(before.values()) for formula, before in self.ways.items()}
 
 
@@ -148,8 +148,9 @@ def count_formulas(
     Args:
       ranks: of finished responses, on the host or not.
       depth: steps ahead that are looked at.
-      max_position: formulas with positions of this rank or above are left out, with what follows.
-      max_token: so with the ranks of tokens.
+      max_position: formulas with a position of this rank or higher are left out, and so are those
+        further ahead.
+      max_token: the same for ranks of tokens.
 
     Raises:
       ValueError: a depth below 1.
@@ -165,7 +166,7 @@ def count_formulas(
             continue
         for step in range(last):
             before: Formula = ()
-            # The filled block is no draft: nothing is read of it, so no pass is saved.
+            # The filled block is not a draft: nothing is read from it, so no pass is saved.
             for ahead in range(1, min(depth, last - 1 - step) + 1):
                 places = np.flatnonzero((revealed_P > step) & (revealed_P <= step + ahead))
                 formula = tuple(
@@ -185,7 +186,7 @@ def count_formulas(
 
 
 def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
-    """What was counted in several batches, together."""
+    """The counts of several batches, added up."""
     ways: dict[Formula, collections.Counter[Formula]] = collections.defaultdict(collections.Counter)
     for counted in several:
         for formula, before in counted.ways.items():
@@ -196,37 +197,43 @@ def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
 def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
     """What a calibrated graph is good for; see `draft_graph.check_graph`.
 
-    Temperature, cache and length are not among them: they change how often a draft is right, but
-    not what the ranks mean.
+    Temperature, cache and length are not among the settings: they change how often a draft is
+    right, but not what the ranks mean.
 
     Args:
       rules: of the base decoder.
-      model: tells the model's weights from others.
+      model: identifies the model's weights.
+
+    Returns:
+      Settings by name, as text; the unmasking rule is its name and a setting for each parameter.
     """
+    rule: Any = rules.unmasking
+    parameters = {field.name: str(getattr(rule, field.name)) for field in dataclasses.fields(rule)}
     return {
         "model": model,
         "mask_id": str(rules.mask_id),
         "block_length": str(rules.block_length),
         "block_causal": str(rules.block_causal),
-        "unmasking": str(rules.unmasking),
+        "unmasking": rule.name,
+        **parameters,
         "guidance": str(float(rules.guidance)),
     }
 
 
 def select_graph(counted: FormulaCounts, *, size: int, weight: Weight = "followed") -> DraftGraph:
-    """The graph of at most `size` nodes that is taken greedily, the weightiest formula first.
+    """A graph of at most `size` nodes, chosen greedily by weight.
 
-    Taken is, again and again, the weightiest one among those that the present state or a node in
-    the graph leads to; of equal ones the shorter, then the one that sorts first. So the graph is
-    connected, and the same for the same counts. Nodes stand in the order in which they were taken:
-    the first so many are the smaller graph.
+    Formulas are taken one by one: always the one of largest weight among those that the present
+    state or a node in the graph leads to; of equal ones the shorter, then the one that sorts first.
+    So the graph is connected, and the same counts give the same graph. Nodes are in the order in
+    which they were taken, so the first nodes are the smaller graph.
 
     Args:
-      counted: `count_formulas`.
-      size: D.
-      weight: what a formula weighs. "followed": how often a step led there from what is in the
-        graph already, which is how many more steps drafts would have saved. "accumulated": its
-        count and its parents' (`accumulated`), which favours whatever a frequent formula leads to.
+      counted: what `count_formulas` returned.
+      size: the most nodes.
+      weight: a formula's weight. "followed": how often a step led there from what is already in the
+        graph, which is how many more steps drafts would have saved. "accumulated": its count and
+        its parents' (`accumulated`), which favours whatever a frequent formula leads to.
 
     Raises:
       ValueError: a negative size, or an unknown weight.
@@ -261,7 +268,7 @@ def select_graph(counted: FormulaCounts, *, size: int, weight: Weight = "followe
 
 
 def accumulated(counted: FormulaCounts) -> dict[Formula, int]:
-    """Each formula's count and those of its parents; the present state counts nothing."""
+    """Each formula's count plus those of its parents; the present state's is 0."""
     counts = counted.counts
     return {
         formula: count + sum(counts.get(parent, 0) for parent in counted.ways[formula])

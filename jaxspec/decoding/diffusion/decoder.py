@@ -1,18 +1,17 @@
 """Decoding with a diffusion language model: blocks from left to right, masks by confidence.
 
 The response starts as masks and is filled block by block (semi-autoregressive; LLaDA, Nie et al.
-2025, arXiv 2502.09992): passes over the block (`block_model`) and steps that
-reveal its most confident masks (`unmasking`) alternate until none is left. A
-block's denoising is one `lax.while_loop` and the blocks are another around it, all in one compiled
-program. Rows of a batch begin a block together; one that has filled its block waits, and no pass
-is counted for it.
+2025, arXiv 2502.09992): passes over the block (`block_model`) alternate with steps that reveal its
+most confident masks (`unmasking`) until none is left. Denoising a block is one `lax.while_loop`,
+the loop over blocks is another around it, and all of it is one compiled program. Rows of a batch
+begin a block together; a row that has filled its block waits, and no pass is counted for it.
 
-Where a model is block-causal, blocks lie on multiples of `block_length` from the beginning of the
-prompt, as in its training; the first one may begin with the prompt's last tokens. Otherwise they
-are counted from the response's first token.
+The blocks of a block-causal model start at multiples of `block_length` from the beginning of the
+prompt, as in its training, so the first one may begin with the prompt's last tokens. Otherwise
+blocks are counted from the response's first token.
 
-Dimension key: B rows, S prompt tokens (padded), T columns of the canvas, N blocks, L positions of a
-block, V vocabulary.
+Dimension key: B batch rows, S tokens of a prompt (padded), T columns of the canvas, N blocks of a
+row, P positions of a block, V vocabulary.
 
 >>> rules = DiffusionRules(mask_id=126336, response_length=256, block_length=32,
 ...                        unmasking=Threshold(0.9), caching="dual", stop_ids=(126081, 126348))
@@ -41,7 +40,7 @@ from jaxspec.models.cache import KVCache
 from jaxspec.ops.sampling import Sampling
 
 NOT_REVEALED = -1
-"""In `DiffusionState.revealed_BT`: what stands in the prompt, and masks."""
+"""In `DiffusionState.revealed_BT`: positions of the prompt, and masks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +48,13 @@ class DiffusionRules:
     """What a response is and how it is filled.
 
     Raises:
-      ValueError: a length that is no multiple of the block, more steps than a block has masks, or
-        settings outside their range.
+      ValueError: a length that is not a multiple of the block, more steps than a block has masks,
+        or settings outside their range.
     """
 
     mask_id: int
     response_length: int = 128
-    """Tokens of the response, whatever ends it."""
+    """Tokens of the response, stop token or not."""
     block_length: int = 32
     unmasking: Unmasking = dataclasses.field(default_factory=lambda: Scheduled(32))
     """How many masks a step reveals."""
@@ -84,59 +83,59 @@ class DiffusionRules:
         if steps > self.block_length:
             raise ValueError(
                 f"A block of {self.block_length} masks cannot be filled in {steps} steps: each "
-                "step reveals at least one. Lower the steps (they are counted a block)."
+                "step reveals at least one. Lower the steps (they are counted per block)."
             )
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance must be 0 (off) or positive: got {self.guidance}.")
         both = sorted(set(self.stop_ids) & {*self.suppressed_ids, self.mask_id})
         if both:
-            raise ValueError(f"Stop tokens cannot be suppressed, nor be the mask: got {both}.")
+            raise ValueError(f"Stop tokens cannot be suppressed or be the mask: got {both}.")
 
     @property
     def num_blocks(self) -> int:
-        """Most blocks of a response; on a grid of its own it may lie in one more."""
+        """The most blocks that a response touches: on a grid of its own, one more."""
         return self.response_length // self.block_length + self.block_causal
 
 
 @struct.dataclass
 class DiffusionState:
-    """Carried by the loops. Every array keeps its shape."""
+    """What the loops carry. Every array keeps its shape."""
 
     tokens_BT: jax.Array
-    """The canvas: prompt, response with its masks, filling."""
+    """The canvas: prompt, response with its masks, padding."""
     revealed_BT: jax.Array
     """int32, the step of its block at which a position was revealed, or `NOT_REVEALED`."""
     prompt_B: jax.Array
-    """int32, tokens of each prompt: the response's first column."""
+    """int32, length of each prompt: the response's first column."""
     active_B: jax.Array
-    """Rows that go on."""
+    """Rows that are not finished."""
     failed_B: jax.Array
     """Rows that met NaN (or another distribution that nothing can be chosen from)."""
     keys_B: jax.Array
     """Each row's random key (`Prompts.keys_B`)."""
     block: jax.Array
-    """int32 scalar, blocks that are over."""
+    """int32 scalar, blocks that are done."""
     step_B: jax.Array
     """int32, steps that the row has taken in this block."""
     initial_B: jax.Array
     """int32, masks that the row's block began with."""
     passes_BN: jax.Array
-    """int32, forward passes of the model that the row took part in, by block: its NFE. A guided
-    pass, which reads the row with and without its prompt, is one."""
+    """int32, forward passes of the model that the row took part in, per block: its NFE. A guided
+    pass, which reads the row with and without its prompt, counts as one."""
     steps_BN: jax.Array
-    """int32, steps that revealed something, by block. One a pass, unless drafted states save passes
-    (`spiffy`)."""
+    """int32, steps that revealed something, per block: one per pass, unless drafted states save
+    passes (`spiffy`)."""
     cache: KVCache | None = None
-    """Of a block-causal model, inside `run`; others make a cache for each block."""
+    """A block-causal model's, inside `run`; other models make a cache for each block."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockDiffusion:
-    """The decoder: a model and the rules. `start` lays the canvas out, `run` is the whole loop.
+    """The decoder: a model and the rules. `start` lays out the canvas, `run` is the whole loop.
 
     Raises:
       ValueError: ids outside the vocabulary, a response longer than the model's positions, or a
-        model that wants to be told the noise.
+        model that has to be told the noise.
     """
 
     model: nn.Module
@@ -159,8 +158,8 @@ class BlockDiffusion:
                 )
         if getattr(config, "time_conditioning", False):
             raise ValueError(
-                "This model wants to be told how much of a text is masked (time_conditioning), and "
-                "decoding by blocks does not: expected one that does not, such as a LLaDA."
+                "This model has to be told how much of a text is masked (time_conditioning), which "
+                "decoding by blocks does not do: expected a model without it, such as a LLaDA."
             )
         if rules.response_length >= config.max_position_embeddings:
             raise ValueError(
@@ -170,7 +169,7 @@ class BlockDiffusion:
 
     @property
     def block_model(self) -> BlockModel:
-        """The model as the loop asks it."""
+        """The model in the form that the loop calls."""
         rules = self.rules
         return BlockModel(
             self.model,
@@ -183,16 +182,16 @@ class BlockDiffusion:
 
     @property
     def unmasker(self) -> Unmasker:
-        """The rule as the loop applies it."""
+        """The unmasking rule in the form that the loop calls."""
         rules = self.rules
         return Unmasker(rules.unmasking, rules.mask_id, rules.sampling, rules.suppressed_ids)
 
     @functools.partial(jax.jit, static_argnums=0)
     def start(self, prompts: Prompts) -> DiffusionState:
-        """The canvas, all masks; no pass is made."""
+        """The canvas, with a response of masks; no pass is made."""
         rules = self.rules
         batch, padded = prompts.tokens_BS.shape
-        # A block on a grid of its own may end behind the response.
+        # A block on a grid of its own may end after the response.
         slack = rules.block_length if rules.block_causal else 0
         columns_T = jnp.arange(padded + rules.response_length + slack)
         prompt_B1 = prompts.lengths_B[:, None]
@@ -219,26 +218,26 @@ class BlockDiffusion:
         """Fills all blocks; the state is donated."""
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
         if self.rules.block_causal and self.rules.caching != "none":
-            # No denoising pass: it is not counted, as a language model's prefill is not.
+            # Not a denoising pass, so it is not counted, just as a language model's prefill is not.
             cache = self.block_model.prefill(stack_layers(pieces), self.context(state))
             state = dataclasses.replace(state, cache=cache)
         for reach, until in self.stages():
 
-            def goes_on(state: DiffusionState, until: int = until) -> jax.Array:
+            def unfinished(state: DiffusionState, until: int = until) -> jax.Array:
                 return (state.block < until) & self._anything_masked(state)
 
             def one_block(state: DiffusionState, reach: int = reach) -> DiffusionState:
                 return self.fill_block(stack_layers(pieces), state, reach=reach)
 
-            state = jax.lax.while_loop(goes_on, one_block, state)
+            state = jax.lax.while_loop(unfinished, one_block, state)
         return dataclasses.replace(state, cache=None)
 
     def stages(self) -> Iterator[tuple[int, int]]:
-        """(reach, until): how far passes read, in blocks, before block number `until`.
+        """(reach, until): how far passes read, in blocks, for the blocks before number `until`.
 
-        Shapes are static, but what is behind a block gets shorter with every block. One program for
-        each length would be many: with a prefix cache the loop over blocks is cut where what is
-        left has halved, so that a pass never reads more than twice the masks that are left.
+        Shapes are static, but what follows a block gets shorter with every block. A program for
+        each length would be too many, so with a prefix cache the loop over blocks is split whenever
+        the rest has halved: a pass never reads more than twice the masks that are left.
         """
         rules, total = self.rules, self.rules.num_blocks
         if rules.caching != "prefix" or rules.block_causal:
@@ -269,7 +268,7 @@ class BlockDiffusion:
     def open_block(
         self, params: Any, state: DiffusionState
     ) -> tuple[jax.Array, BlockContext, DiffusionState]:
-        """The block's first pass, counted: its logits, and what later passes read."""
+        """The block's first pass, which is counted: its logits, and what later passes read."""
         logits_BPV, context = self.block_model.open(params, self.context(state))
         if state.cache is not None:
             state = dataclasses.replace(state, cache=context.cache)
@@ -284,7 +283,7 @@ class BlockDiffusion:
         )
 
     def context(self, state: DiffusionState) -> BlockContext:
-        """What the block's passes depend on, before the first one."""
+        """What the block's passes depend on, as it is before the first one."""
         return BlockContext(
             state.tokens_BT,
             state.prompt_B,
@@ -294,7 +293,7 @@ class BlockDiffusion:
         )
 
     def columns(self, state: DiffusionState) -> jax.Array:
-        """The block's columns, which are its absolute positions, [B, L]."""
+        """The block's columns, which are its absolute positions: [B, P]."""
         length = self.rules.block_length
         first_B = state.prompt_B
         if self.rules.block_causal:
@@ -302,18 +301,18 @@ class BlockDiffusion:
         return (first_B + state.block * length)[:, None] + jnp.arange(length)
 
     def block_tokens(self, state: DiffusionState) -> jax.Array:
-        """The block, masks among its tokens, [B, L]."""
+        """The block's tokens, masks included: [B, P]."""
         return jnp.take_along_axis(state.tokens_BT, self.columns(state), axis=1, mode="clip")
 
     def masked(self, state: DiffusionState) -> jax.Array:
-        """The block's positions that wait to be revealed, in rows that go on: bool [B, L]."""
+        """The block's positions that are still to be revealed, in active rows: bool [B, P]."""
         columns_BP = self.columns(state)
         masked_BP = self.block_tokens(state) == self.rules.mask_id
         of_response_BP = _of_response(columns_BP, state.prompt_B, self.rules)
         return masked_BP & of_response_BP & state.active_B[:, None]
 
     def count_pass(self, state: DiffusionState) -> DiffusionState:
-        """Counts a pass for the rows that it is made for."""
+        """Counts a pass for the rows that need it."""
         needed_B = self.masked(state).any(axis=1)
         return dataclasses.replace(
             state, passes_BN=state.passes_BN.at[:, state.block].add(needed_B)
@@ -322,7 +321,7 @@ class BlockDiffusion:
     def reveal(
         self, state: DiffusionState, logits_BPV: jax.Array, *, rows_B: jax.Array | None = None
     ) -> DiffusionState:
-        """One step of the block, with the logits of its present state.
+        """One step of the block, from the logits of its present state.
 
         Args:
           state: before the step.
@@ -342,7 +341,7 @@ class BlockDiffusion:
             keys_B=state.keys_B,
         )
         rows_B1 = jnp.arange(columns_BP.shape[0])[:, None]
-        # Elsewhere nothing is written: a block may reach behind the canvas of another row's.
+        # Elsewhere nothing is written: a row's block may reach past the end of the canvas.
         where_BP = jnp.where(unmasked.revealed_BP, columns_BP, state.tokens_BT.shape[1])
         steps_BP = jnp.broadcast_to(state.step_B[:, None], where_BP.shape)
         took_B = masked_BP.any(axis=1) & ~unmasked.failed_B
@@ -357,7 +356,7 @@ class BlockDiffusion:
         )
 
     def end_block(self, state: DiffusionState) -> DiffusionState:
-        """Goes on to the next block, except where this one holds a stop token."""
+        """Moves on to the next block, except in rows whose block has a stop token."""
         active_B = state.active_B
         if self.rules.stop_ids:
             stops_BP = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))
@@ -373,6 +372,6 @@ class BlockDiffusion:
 
 
 def _of_response(columns_BT: jax.Array, prompt_B: jax.Array, rules: DiffusionRules) -> jax.Array:
-    """Columns that lie in the response."""
-    behind_BT = columns_BT - prompt_B[:, None]
-    return (behind_BT >= 0) & (behind_BT < rules.response_length)
+    """Columns that are in the response."""
+    offset_BT = columns_BT - prompt_B[:, None]
+    return (offset_BT >= 0) & (offset_BT < rules.response_length)

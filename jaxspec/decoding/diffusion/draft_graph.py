@@ -1,14 +1,16 @@
 """Draft graphs: which future states of a block are worth drafting, as formulas.
 
-Spiffy (arXiv 2509.18085) drafts whole states of the current block: the present one and a set of
+Spiffy (arXiv 2509.18085) drafts whole states of the current block: the present state plus a set of
 tokens that the next steps may reveal. What to draft is fixed offline and without tokens: a
 *formula* is a set of pairs (i, j), where i is the rank of a masked position by its largest
-probability and j the rank of a token there, both from 0 and both under the distribution that led to
-the present state. The pairs are filled at run time (`spiffy`).
+probability and j the rank of a token there, both counted from 0 and both under the distribution
+that led to the present state. Tokens are filled in at run time (`spiffy`).
 
-A is a parent of B if B reveals what A does and one step's worth more. A formula can be reached from
-several parents and is a node once: the graph is directed and has no cycle. The present state is
-nobody's formula, but a parent like others: its number is `PRESENT`.
+One formula is a parent of another if the other reveals the same and one step more. A formula with
+several parents is one node: the graph is directed and has no cycle. The present state has no
+formula but is a parent like others; its number is `PRESENT`.
+
+Dimension key: X nodes, I rows asked for (the ranked positions).
 
 >>> graph = chain(3)
 >>> graph.nodes[1].pairs
@@ -22,6 +24,7 @@ import dataclasses
 import graphlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,11 @@ from typing import Any
 import numpy as np
 
 Pair = tuple[int, int]
-FORMAT = "jaxspec-draft-graph-1"
+FORMAT = "jaxspec-draft-graph-2"
+OLD_FORMAT = "jaxspec-draft-graph-1"
+"""Here the setting "unmasking" was the rule as Python prints it: ``Threshold(threshold=0.9)``."""
 PRESENT = -1
-"""Stands for the present state among parents."""
+"""The present state's number among parents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,48 +46,48 @@ class Node:
     pairs: tuple[Pair, ...]
     """(rank of the position, rank of its token), by position."""
     parents: tuple[int, ...] = (PRESENT,)
-    """Numbers of the nodes that are one step before, `PRESENT` among them."""
+    """Numbers of the nodes one step before, or `PRESENT`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DraftGraph:
-    """Drafted states. No node is no drafting: plain decoding.
+    """Drafted states. Without nodes nothing is drafted: plain decoding.
 
     Raises:
-      ValueError: nodes that are no graph of this kind; all problems at once.
+      ValueError: nodes that are not such a graph; all problems at once.
     """
 
     nodes: tuple[Node, ...] = ()
     # Not compared: equal nodes are one graph to the compiler.
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
-    """The model and the rules that it was calibrated for, in words; {}: it is nobody's own."""
+    """The model and the rules that it was calibrated for, by name and as text; {}: it fits any."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-    """Where it comes from, as JSON has it."""
+    """Where it comes from, as in JSON."""
 
     def __post_init__(self) -> None:
         problems = _problems(self.nodes)
         if problems:
             lines = "".join(f"\n  {problem}" for problem in problems)
-            raise ValueError(f"These nodes are no draft graph:{lines}")
+            raise ValueError(f"These nodes are not a draft graph:{lines}")
 
     @property
     def size(self) -> int:
-        """D, drafted states."""
+        """The number of drafted states."""
         return len(self.nodes)
 
     @property
     def num_positions(self) -> int:
-        """Ranks of positions that occur, from 0."""
+        """How many ranks of positions occur, from 0."""
         return 1 + max((i for node in self.nodes for i, _ in node.pairs), default=-1)
 
     @property
     def num_tokens(self) -> int:
-        """Ranks of tokens that occur, from 0."""
+        """How many ranks of tokens occur, from 0."""
         return 1 + max((j for node in self.nodes for _, j in node.pairs), default=-1)
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Steps from the present state to each node, by the shortest way."""
+        """Steps from the present state to each node, on the shortest way."""
         depths: dict[int, int] = {}
         for number in _order(self.nodes):
             parents = self.nodes[number].parents
@@ -90,7 +95,7 @@ class DraftGraph:
         return tuple(depths[number] for number in range(self.size))
 
     def first(self, size: int) -> DraftGraph:
-        """The first nodes by themselves; of a calibrated graph, the best one of that size.
+        """The graph of the first nodes; from a calibrated graph, the best one of that size.
 
         Raises:
           ValueError: a negative size.
@@ -104,7 +109,7 @@ class DraftGraph:
         return dataclasses.replace(self, nodes=nodes)
 
     def token_ranks(self) -> np.ndarray:
-        """The formulas as an array: the token's rank by [node, position's rank], -1 elsewhere."""
+        """The formulas as an array: the token's rank at [node, rank of the position], else -1."""
         table_XI = np.full((self.size, self.num_positions), -1, np.int32)
         for number, node in enumerate(self.nodes):
             for i, j in node.pairs:
@@ -118,13 +123,13 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
     for number, node in enumerate(nodes):
         name, places = f"node {number} {list(node.pairs)}", [i for i, _ in node.pairs]
         if not node.pairs:
-            problems.append(f"{name}: no pairs; that is the present state, which is no draft")
+            problems.append(f"{name}: no pairs; that is the present state, which is not a draft")
         if any(min(pair) < 0 for pair in node.pairs):
             problems.append(f"{name}: ranks count from 0")
         if places != sorted(set(places)):
             problems.append(f"{name}: positions must rise, each of them once")
         if (same := first.setdefault(frozenset(node.pairs), number)) != number:
-            problems.append(f"{name}: is node {same} again")
+            problems.append(f"{name}: the same as node {same}")
         missing = [parent for parent in node.parents if not PRESENT <= parent < len(nodes)]
         if not node.parents:
             problems.append(f"{name}: not connected: no parents, and not the present state (-1)")
@@ -155,15 +160,15 @@ def _order(nodes: Sequence[Node]) -> tuple[int, ...]:
 def from_formulas(
     formulas: Sequence[Sequence[Pair]], *, provenance: Mapping[str, Any] | None = None
 ) -> DraftGraph:
-    """A graph in which one token is revealed a step: parents are found from the sets.
+    """A graph in which every step reveals one token; parents are found from the sets.
 
     Args:
       formulas: sets of pairs, in any order.
       provenance: see `DraftGraph`.
 
     Raises:
-      ValueError: sets that cannot be reached from the present state, one pair at a time, over the
-        others; or no graph.
+      ValueError: sets that cannot be reached from the present state through the others, one pair
+        at a time; or nodes that are not a graph.
     """
     ordered = sorted({tuple(sorted(formula)) for formula in formulas}, key=lambda f: (len(f), f))
     number_of = {formula: number for number, formula in enumerate(ordered)}
@@ -176,8 +181,8 @@ def from_formulas(
         nodes.append(Node(formula, parents or (PRESENT,)))
     if lost:
         raise ValueError(
-            f"Not connected: no formula in the graph is one pair short of {lost}. Add the ones "
-            "that lead there."
+            f"Not connected: no formula in the graph is one pair short of {lost}. Add those that "
+            "lead there."
         )
     return DraftGraph(tuple(nodes), provenance=dict(provenance or {}))
 
@@ -188,14 +193,14 @@ def chain(size: int) -> DraftGraph:
 
 
 def nested(size: int, *, tokens_per_step: int) -> DraftGraph:
-    """The states after the next steps, if none of them changed the model's mind (FreeDave).
+    """The states after the next steps, if the model's mind does not change (FreeDave).
 
-    Every draft reveals the likeliest tokens at so many more of the likeliest positions.
+    Every draft reveals the likeliest token at `tokens_per_step` more of the likeliest positions.
 
     Raises:
       ValueError: a step that reveals nothing.
 
-    Limiting case: one token a step is `chain`.
+    Limiting case: one token per step is `chain`.
     """
     if tokens_per_step < 1:
         raise ValueError(f"tokens_per_step must be at least 1: got {tokens_per_step}.")
@@ -229,14 +234,16 @@ def graph_to_json(graph: DraftGraph) -> dict[str, Any]:
 
 
 def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
-    """The graph of a file's content.
+    """The graph in a file's content.
 
     Raises:
-      ValueError: another format, fields of another kind, or nodes that are no graph.
+      ValueError: another format, fields of the wrong kind, or nodes that are not a graph.
     """
-    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+    if not isinstance(raw, Mapping) or raw.get("format") not in (FORMAT, OLD_FORMAT):
         got = raw.get("format") if isinstance(raw, Mapping) else raw
-        raise ValueError(f"{where}: no draft graph; format is {got!r}, expected {FORMAT!r}.")
+        raise ValueError(
+            f"{where}: not a draft graph; format is {got!r}, expected {FORMAT!r} or {OLD_FORMAT!r}."
+        )
 
     def integers(value: Any) -> bool:
         return isinstance(value, list) and all(type(each) is int for each in value)
@@ -260,14 +267,28 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
         raise ValueError(f"{where}: provenance is {provenance!r}, expected an object.")
     if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
         raise ValueError(f"{where}: settings is {settings!r}, expected an object of strings.")
+    if raw["format"] == OLD_FORMAT:
+        settings = _with_fields(settings)
     try:
         return DraftGraph(tuple(nodes), settings, provenance)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _with_fields(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings of the old format with the fields of today's unmasking rules."""
+    printed = re.fullmatch(
+        r"(Scheduled|Threshold|Factor)\((steps|threshold|factor)=(.+)\)",
+        settings.get("unmasking", ""),
+    )
+    if printed is None:
+        return dict(settings)
+    rule, parameter, value = printed.groups()
+    return {**settings, "unmasking": rule.lower(), parameter: value}
+
+
 def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
-    """Writes a graph as JSON, a node a line."""
+    """Writes a graph as JSON, one node per line."""
     content = graph_to_json(graph)
     nodes = ",\n    ".join(json.dumps(node) for node in content["nodes"])
     settings, provenance = (
@@ -285,7 +306,7 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
     """Reads a graph.
 
     Raises:
-      ValueError: no file, no JSON, or no graph.
+      ValueError: no such file, not JSON, or not a graph.
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -298,8 +319,8 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     """Refuses a graph that was calibrated for something else.
 
     Args:
-      graph: one without settings goes with anything.
-      settings: of the decoder that is to use it (`calibration.graph_settings`).
+      graph: one without settings goes with any decoder.
+      settings: those of the decoder that is going to use it (`calibration.graph_settings`).
       where: what to call the graph in messages.
 
     Raises:
@@ -313,5 +334,5 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     if wrong:
         raise ValueError(
             f"{where} was calibrated for another model or other rules. Use those, or calibrate "
-            "anew:\n  " + "\n  ".join(wrong)
+            "again:\n  " + "\n  ".join(wrong)
         )

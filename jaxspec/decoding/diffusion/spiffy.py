@@ -1,23 +1,24 @@
 """Spiffy: drafted states of the current block, verified in the pass that is made anyway.
 
 Spiffy (arXiv 2509.18085) speculates with the diffusion model itself. After each pass the formulas
-of a draft graph (`draft_graph`) are filled from the distribution that the pass
-gave; the next pass reads the present state and all drafted ones (`BlockModel.state_logits`). A step
-is then taken from the present state's logits. If one of the drafts is exactly the state that it led
-to, that draft's logits are what the next pass would have given: another step is taken from them,
-and so on. Every step beyond the first saves a pass.
+of a draft graph (`draft_graph`) are filled from the distribution that the pass gave, and the next
+pass reads the present state and all drafted ones (`BlockModel.state_logits`). A step is then taken
+from the present state's logits. If one of the drafts is exactly the state that the step leads to,
+its logits are those that the next pass would have given: another step is taken from them, and so
+on. Every step after the first saves a pass.
 
 No probabilities are compared. With a cached context (dual, or a block-causal model) a draft's
-logits are those of the base decoder, so at any temperature the output is the base decoder's: the
-unmasking rule is replayed with the same random numbers. Without a cache or with the prefix cache
-that holds in "batch" layout alone; in "mask" layout the surroundings have seen the real block, and
+logits are those of the base decoder, so the output is the base decoder's at any temperature: the
+unmasking rule is replayed with the same random numbers. Without a cache, or with the prefix cache,
+this is true only in "batch" layout. In "mask" layout the surroundings have seen the real block, and
 the output is close to the base decoder's but not the same.
 
-Of a large graph the most promising nodes can be chosen anew in every pass (`prune`), so that a
-pass reads fewer states than the graph has.
+From a large graph, every pass can choose the most promising nodes anew (`prune`), so that it reads
+fewer states than the graph has.
 
-Dimension key: B rows, D drafts (of which M are kept), N states (the drafts and the present one),
-L positions of a block, I ranked positions, J ranked tokens, V vocabulary.
+Dimension key: B batch rows, X nodes (drafted states), Y = X + 1 states that are read (the present
+one first), P positions of a block, I rows asked for (the ranked positions), J candidates (the
+ranked tokens), V vocabulary.
 
 >>> decoder = Spiffy(BidirectionalTransformer(config), rules, graph=chain(5))
 >>> state = decoder.run(params, decoder.start(prompts))
@@ -41,15 +42,15 @@ from jaxspec.ops.sampling import largest_index
 
 
 class Drafts(NamedTuple):
-    """Filled formulas."""
+    """Formulas with their tokens filled in."""
 
     states_BXP: jax.Array
-    """Tokens of the block, masks among them."""
+    """Tokens of the block, masks included."""
     valid_BX: jax.Array
-    """False where a formula names a position that is no mask, and where it fills the block: nothing
-    would be read of it."""
+    """False where a formula names a position that is not a mask, and where it fills the block:
+    nothing would be read from it."""
     score_BX: jax.Array
-    """log of the geometric mean of the probabilities of the tokens that a formula names."""
+    """log of the geometric mean of the probabilities of the tokens that the formula names."""
 
 
 def fill_formulas(
@@ -59,7 +60,7 @@ def fill_formulas(
 
     Args:
       graph: the formulas.
-      logits_BPV: of the pass before; tokens that are never revealed have -inf
+      logits_BPV: of the previous pass; tokens that are never revealed have -inf
         (`Unmasker.clean_logits`).
       block_BP: the block as it is now.
       masked_BP: positions that are still to be revealed.
@@ -81,8 +82,8 @@ class Ranking(NamedTuple):
 
 
 def rank_masks(graph: DraftGraph, logits_BPV: jax.Array, masked_BP: jax.Array) -> Ranking:
-    """Sorts what a graph's formulas may name; see `fill_formulas`."""
-    # float32 all through: as in the confidences of `Unmasker`.
+    """Ranks what a graph's formulas may name; see `fill_formulas`."""
+    # float32 throughout, as in the confidences of `Unmasker`.
     total_BP = jax.nn.logsumexp(logits_BPV, axis=-1)
     confidence_BP = jnp.exp(logits_BPV.max(axis=-1) - total_BP)
     rank_BP, _ = ranked(jnp.where(masked_BP, confidence_BP, -jnp.inf))
@@ -98,12 +99,12 @@ def rank_masks(graph: DraftGraph, logits_BPV: jax.Array, masked_BP: jax.Array) -
 def fill_ranked(
     graph: DraftGraph, ranking: Ranking, block_BP: jax.Array, masked_BP: jax.Array
 ) -> Drafts:
-    """`fill_formulas`, what is behind the sorting."""
+    """The second half of `fill_formulas`, after the ranking."""
     at_BIP, tokens_BIJ, log_p_BIJ = ranking
     wanted = at_BIP.shape[1]
     table_XI = graph.token_ranks()
     count_B = masked_BP.sum(axis=1)
-    # One mask has to be left, and there has to be one of the last rank.
+    # One mask has to be left over, and there has to be one of the last rank.
     needed_X = np.array(
         [1 + max(len(node.pairs), *(i for i, _ in node.pairs)) for node in graph.nodes]
     )
@@ -114,7 +115,7 @@ def fill_ranked(
     log_p_BXI = jnp.take_along_axis(log_p_BIJ[:, None], ranks_1XI1, -1)[..., 0]
     named_X = jnp.asarray(np.maximum(used_XI.sum(axis=1), 1))
     score_BX = jnp.where(used_XI, log_p_BXI, 0).sum(axis=2) / named_X
-    # By position: each is named by one rank at most.
+    # By position: each is named by at most one rank.
     here_BXIP = at_BIP[:, None] & used_XI[:, :, None]
     token_BXP = jnp.where(here_BXIP, filled_BXI[..., None], 0).sum(axis=2)
     states_BXP = jnp.where(here_BXIP.any(axis=2), token_BXP, block_BP[:, None])
@@ -124,27 +125,27 @@ def fill_ranked(
 def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
     """The `kept` most promising drafts of each row.
 
-    A node is worth the geometric mean of its own score and its children's. Taken is, again and
-    again, the best one among those that the present state or a node taken before leads to, so that
-    no draft is read that could not be reached; of equal ones the first.
+    A node is worth the geometric mean of its own score and its children's. Nodes are taken one by
+    one: always the best of those that the present state or a node already taken leads to, so that
+    no draft is read that could not be reached. Of equal ones the first is taken.
 
     Args:
       graph: whose nodes the drafts are.
-      drafts: filled in.
-      kept: M, at most the graph's size.
+      drafts: of all nodes.
+      kept: how many to take, at most the graph's size.
 
     Returns:
-      `Drafts` of M nodes; those that a row has not got are not valid.
+      `Drafts` of `kept` nodes; not valid where a row has fewer.
     """
     numbers = range(graph.size)
     leads_XX = np.array([[n in node.parents for n in numbers] for node in graph.nodes])
     first_X = np.array([PRESENT in node.parents for node in graph.nodes])
     family_XX = leads_XX.T | np.eye(graph.size, dtype=bool)
-    # A child that cannot be filled in says nothing of its parent.
+    # A child that cannot be filled in says nothing about its parent.
     family_BXX = family_XX & drafts.valid_BX[:, None]
     total_BX = jnp.where(family_BXX, drafts.score_BX[:, None], 0).sum(axis=2)
     worth_BX = total_BX / jnp.maximum(family_BXX.sum(axis=2), 1)
-    # -inf is for what cannot be taken.
+    # -inf marks what cannot be taken.
     worth_BX = jnp.maximum(worth_BX, jnp.finfo(worth_BX.dtype).min)
     taken_BX = jnp.zeros(drafts.valid_BX.shape, bool)
     chosen, found = [], []
@@ -165,10 +166,10 @@ def prune(graph: DraftGraph, drafts: Drafts, *, kept: int) -> Drafts:
 
 
 def _largest(logits_BIV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Ids and values of the largest logits, falling, [B, I, count]; `count` passes, no sort."""
+    """Ids and values of the largest logits, falling: [B, I, count]. `count` passes, no sort."""
     found, values = [], []
     for _ in range(count):
-        # A row with NaN has none; it fails as soon as its step is taken.
+        # A row with NaN has no largest logit; it fails as soon as its step is taken.
         best_BI = jnp.maximum(largest_index(logits_BIV), 0)
         found.append(best_BI)
         values.append(logits_BIV.max(axis=-1))
@@ -182,23 +183,23 @@ class Spiffy(BlockDiffusion):
     """`BlockDiffusion` with drafted states; its rules are those of the base decoder.
 
     Raises:
-      ValueError: a graph with more ranks of tokens than the vocabulary has, or a negative number of
-        drafts.
+      ValueError: a graph with more ranks of tokens than the vocabulary has tokens, or a negative
+        number of drafts.
     """
 
     graph: DraftGraph = dataclasses.field(default_factory=DraftGraph)
-    """Empty: plain decoding."""
+    """Empty graph: plain decoding."""
     layout: Layout = "mask"
     """How several states go through the model; see `block_model`."""
     kept: int = 0
-    """D*: so many nodes of the graph are drafted in a pass, the most promising ones; 0: all."""
+    """D* of the paper: how many nodes are drafted per pass, the most promising ones; 0: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layout not in ("mask", "batch"):
             raise ValueError(f"layout must be 'mask' or 'batch': got {self.layout!r}.")
         if self.kept < 0:
-            raise ValueError(f"kept must be 0 (all drafts) or more: got {self.kept}.")
+            raise ValueError(f"kept must be 0 (all drafts) or positive: got {self.kept}.")
         banned = len({self.rules.mask_id, *self.rules.suppressed_ids})
         if self.graph.num_tokens > self.model.config.vocab_size - banned:
             raise ValueError(
@@ -208,7 +209,7 @@ class Spiffy(BlockDiffusion):
 
     @property
     def num_drafts(self) -> int:
-        """Drafted states of a pass."""
+        """Drafted states per pass."""
         return min(self.kept or self.graph.size, self.graph.size)
 
     def fill_block(self, params: Any, state: DiffusionState, *, reach: int) -> DiffusionState:
@@ -216,7 +217,7 @@ class Spiffy(BlockDiffusion):
         if not self.graph.size:
             return super().fill_block(params, state, reach=reach)
         state = self.begin_block(state)
-        # The block's first pass has no distribution before it to draft from.
+        # Before the block's first pass there is no distribution to draft from.
         logits_BPV, context, state = self.open_block(params, state)
         state = self.reveal(state, logits_BPV)
 
@@ -236,7 +237,7 @@ class Spiffy(BlockDiffusion):
         *,
         reach: int,
     ) -> tuple[DiffusionState, Drafts]:
-        """Reads, takes steps, and drafts anew."""
+        """Reads the states, takes steps, and drafts anew."""
         logits_BYPV = self.read(params, state, drafts, context, reach=reach)
         state, logits_BPV = self.follow(self.count_pass(state), drafts, logits_BYPV)
         return state, self.draft(state, logits_BPV)
@@ -250,7 +251,7 @@ class Spiffy(BlockDiffusion):
         *,
         reach: int,
     ) -> jax.Array:
-        """The pass: logits of the present state and of the drafts, [B, N, L, V]."""
+        """The pass: logits of the present state and the drafts, [B, Y, P, V]."""
         real_B1P = self.block_tokens(state)[:, None]
         return self.block_model.state_logits(
             params,
@@ -271,10 +272,10 @@ class Spiffy(BlockDiffusion):
     def follow(
         self, state: DiffusionState, drafts: Drafts, logits_BYPV: jax.Array
     ) -> tuple[DiffusionState, jax.Array]:
-        """Steps for as long as each leads to a state whose logits are there.
+        """Takes steps for as long as each leads to a state whose logits are known.
 
         Returns:
-          The state behind the last step, and the logits that step was taken from.
+          The state after the last step, and the logits from which that step was taken.
         """
 
         def step(
@@ -294,11 +295,11 @@ class Spiffy(BlockDiffusion):
         return state, logits_of(logits_BYPV, at_B)
 
     def drafted(self, state: DiffusionState, drafts: Drafts) -> jax.Array:
-        """Which drafts are the block as it is now, [B, D]."""
+        """Which drafts equal the block as it is now: bool [B, X]."""
         same_BX = (drafts.states_BXP == self.block_tokens(state)[:, None]).all(axis=-1)
         return same_BX & drafts.valid_BX
 
 
 def logits_of(logits_BYPV: jax.Array, at_B: jax.Array) -> jax.Array:
-    """The logits of one state of each row, [B, L, V]."""
+    """The logits of one state of each row, [B, P, V]."""
     return jnp.take_along_axis(logits_BYPV, at_B[:, None, None, None], axis=1)[:, 0]

@@ -1,21 +1,21 @@
-"""Unmasking: which masks of a block are revealed after a pass, and as what.
+"""Unmasking: which masks of a block are revealed after a pass, and as which tokens.
 
 A pass gives logits for every position of a block. Each masked position gets a candidate (the
 argmax, or a draw) and a confidence, which is the candidate's probability before temperature. The
-most confident candidates stand; how many is the rule's:
+most confident candidates are revealed. A rule decides how many:
 
-- `Scheduled`: a fixed share a step (LLaDA, Nie et al. 2025, arXiv 2502.09992, "low confidence
-  remasking"; nothing that stands is masked again);
-- `Threshold`: all that are confident enough, and the best one in any case (Fast-dLLM, Wu et al.
-  2025, arXiv 2505.22618);
+- `Scheduled`: a fixed share per step (LLaDA, Nie et al. 2025, arXiv 2502.09992, "low confidence
+  remasking"; a revealed token is never masked again);
+- `Threshold`: all that are confident enough, and always the best one (Fast-dLLM, Wu et al. 2025,
+  arXiv 2505.22618);
 - `Factor`: as many as can be revealed together at a bounded risk (Fast-dLLM, theorem 1).
 
-`Unmasker.unmask` is a function of logits, tokens, step and keys alone. A draw depends on its row's
+`Unmasker.unmask` depends on nothing but logits, tokens, step and keys. A draw depends on its row's
 key, on the step within the block and on its absolute position, never on how the pass was batched:
-two decoders that reach the same state at the same step draw the same tokens. That is what lets a
-drafted state be replayed.
+two decoders that reach the same state at the same step draw the same tokens. This is why a drafted
+state can be replayed.
 
-Dimension key: B rows, L positions of a block, V vocabulary.
+Dimension key: B batch rows, P positions of a block, V vocabulary.
 
 >>> unmasker = Unmasker(Threshold(0.9), mask_id=126336)
 >>> unmasked = unmasker.unmask(logits_BPV, block_BP, masked_BP=block_BP == 126336,
@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,17 +42,20 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Unmasking(Protocol):
-    """How many candidates a step reveals."""
+    """How many candidates a step reveals. A rule is a frozen dataclass of plain numbers."""
+
+    name: ClassVar[str]
+    """What users and draft graphs call the rule."""
 
     def count(
         self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
     ) -> jax.Array:
         """The number for each row, int32 [B].
 
-        What it says is brought between 1 and the number of masks left, by the caller.
+        The caller limits it to between 1 and the number of masks left.
 
         Args:
-          confidence_BP: of the candidates, falling; -inf behind the last one.
+          confidence_BP: of the candidates, in falling order; -inf after the last one.
           initial_B: masks that the block began with.
           step_B: steps that the row has taken in this block.
         """
@@ -60,7 +63,7 @@ class Unmasking(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
-    """The masks of a block in `steps` equal shares; the first ones are larger by one if need be.
+    """The masks of a block in `steps` equal shares; the first shares are larger by one if need be.
 
     Raises:
       ValueError: no steps.
@@ -69,11 +72,12 @@ class Scheduled:
     Limiting case: as many steps as masks reveal one token a step.
     """
 
+    name: ClassVar[str] = "scheduled"
     steps: int
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1 a block: got {self.steps}.")
+            raise ValueError(f"steps must be at least 1 per block: got {self.steps}.")
 
     def count(
         self, confidence_BP: jax.Array, *, initial_B: jax.Array, step_B: jax.Array
@@ -90,15 +94,16 @@ class Threshold:
       ValueError: a threshold outside (0, 1].
 
     Source: Fast-dLLM, arXiv 2505.22618, section 3.3.
-    Limiting case: 1 reveals one token a step, as soon as no candidate is certain.
+    Limiting case: 1 reveals one token per step, unless candidates are certain.
     """
 
+    name: ClassVar[str] = "threshold"
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1]: got {self.threshold}.")
-        # 1 and 1.0 are one rule, in files as well.
+        # 1 and 1.0 are the same rule, in files too.
         object.__setattr__(self, "threshold", float(self.threshold))
 
     def count(
@@ -112,15 +117,16 @@ class Threshold:
 class Factor:
     """The largest n whose n-th confidence is at least ``1 - factor / (n + 1)``.
 
-    The bar rises with n and the confidences fall, so all before the n-th pass theirs as well.
+    The bar rises with n and the confidences fall, so all candidates before the n-th pass too.
 
     Raises:
       ValueError: a factor that is not positive.
 
     Source: Fast-dLLM, arXiv 2505.22618, section 3.3 ("factor-based parallel decoding").
-    Limiting case: a factor near 0 reveals one token a step.
+    Limiting case: a factor near 0 reveals one token per step.
     """
 
+    name: ClassVar[str] = "factor"
     factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -142,7 +148,7 @@ class Unmasked(NamedTuple):
 
     tokens_BP: jax.Array
     revealed_BP: jax.Array
-    """Positions that were revealed in this step."""
+    """Positions that this step revealed."""
     failed_B: jax.Array
     """Rows in which a mask had no distribution (NaN or infinite logits): nothing was revealed."""
 
@@ -151,8 +157,8 @@ class Unmasked(NamedTuple):
 class Unmasker:
     """Candidates, their confidence, and the rule.
 
-    The mask itself is never revealed: its logit is -inf, in the confidences too. (The released
-    code of LLaDA leaves it to the model; a mask that "reveals" a mask would never end a block.)
+    The mask itself is never revealed: its logit is -inf, also for confidences. (LLaDA's released
+    code leaves this to the model; a block in which a mask "reveals" a mask might never end.)
     """
 
     rule: Unmasking
@@ -163,8 +169,8 @@ class Unmasker:
     """Never revealed."""
 
     def clean_logits(self, logits_BPV: jax.Array) -> jax.Array:
-        """Logits of the tokens that may be revealed, the others' being -inf; at least float32."""
-        # Confidences near 1 are compared with each other: bfloat16 has none between 0.996 and 1.
+        """The logits, with -inf at tokens that may not be revealed; at least float32."""
+        # Confidences near 1 are compared with each other; bfloat16 has no number from 0.996 to 1.
         wide_BPV = logits_BPV.astype(at_least_float32(logits_BPV.dtype))
         return suppress(wide_BPV, (self.mask_id, *self.suppressed_ids))
 
@@ -182,17 +188,17 @@ class Unmasker:
         """One step of a block.
 
         Args:
-          logits_BPV: of the model, for this very state of the block.
+          logits_BPV: the model's, for exactly this state of the block.
           tokens_BP: the block.
           masked_BP: positions that may be revealed, all of them masks.
           positions_BP: absolute positions.
           step_B: steps that the row has taken in this block.
           initial_B: masks that the block began with.
-          keys_B: one typed key a row; not used at temperature 0.
+          keys_B: one typed key per row; not used at temperature 0.
 
         Returns:
-          `Unmasked`; rows without a mask stay as they are. Of equal confidences the leftmost counts
-          as the largest.
+          `Unmasked`; rows without a mask stay as they are. Of equal confidences the leftmost is the
+          largest.
         """
         logits_BPV = self.clean_logits(logits_BPV)
         candidates_BP = self._candidates(logits_BPV, positions_BP, step_B, keys_B)
@@ -221,9 +227,9 @@ class Unmasker:
 
 
 def ranked(values_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rank of each value, the largest being 0 and the leftmost of equal ones first; and sorted.
+    """The rank of each value (0: the largest; of equal ones the leftmost), and the values sorted.
 
-    By comparing each with each: for blocks it is quicker to run than a sort, and to compile.
+    All pairs are compared: for blocks that runs and compiles faster than a sort.
     """
     place_P = jnp.arange(values_BP.shape[-1])
     mine_BP1, other_B1P = values_BP[..., :, None], values_BP[..., None, :]
@@ -234,7 +240,7 @@ def ranked(values_BP: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def position_keys(keys_B: jax.Array, step_B: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """One key for each position and step. The block need not be folded in: its positions tell."""
+    """One key for each position and step. Positions are absolute, so the block is not folded in."""
     stepped_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
     return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(stepped_B, positions_BP)
 
@@ -246,8 +252,8 @@ UNMASKING: Mapping[str, Callable[[DiffusionEvaluationConfig, int], Unmasking]] =
         "factor": lambda settings, block_length: Factor(settings.factor),
     }
 )
-"""(settings, tokens of a block) -> the rule, by the names of `diffusion.unmasking`. Result files
-and the files of draft graphs name a rule by its `str()`, so it is a dataclass of plain numbers."""
+"""(settings, tokens of a block) -> the rule, by the names of `diffusion.unmasking`. Result files name
+a rule by its `str()` and draft graphs by its fields, so it is a dataclass of plain numbers."""
 
 
 def make_unmasking(settings: DiffusionEvaluationConfig, *, block_length: int) -> Unmasking:

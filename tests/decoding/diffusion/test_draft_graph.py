@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
+from jaxspec.decoding.diffusion.calibration import graph_settings
+from jaxspec.decoding.diffusion.decoder import DiffusionRules
 from jaxspec.decoding.diffusion.draft_graph import (
     DraftGraph,
     Node,
@@ -19,6 +22,7 @@ from jaxspec.decoding.diffusion.draft_graph import (
     save_graph,
     star,
 )
+from jaxspec.decoding.diffusion.unmasking import Factor, Scheduled, Threshold
 
 A, B = (0, 0), (1, 0)
 DIAMOND = from_formulas([[A], [B], [B, A], [(0, 1)]], provenance={"model": "tiny"})
@@ -65,6 +69,53 @@ def test_a_graph_for_something_else_is_refused(tmp_path):
     assert "block_length: got '8', expected '32'" in message and "mask_id" not in message
 
 
+OLD_FILE = """{
+  "format": "jaxspec-draft-graph-1",
+  "settings": {
+    "model": "a1",
+    "mask_id": "28",
+    "block_length": "8",
+    "block_causal": "False",
+    "unmasking": "Threshold(threshold=0.9)",
+    "guidance": "0.0"
+  },
+  "nodes": [
+    {"pairs": [[0, 0]], "parents": [-1]}
+  ],
+  "provenance": {}
+}
+"""
+
+
+def test_files_of_the_old_format_open_and_match(tmp_path):
+    (tmp_path / "old.json").write_text(OLD_FILE)
+    old = load_graph(tmp_path / "old.json")
+    assert old == chain(1)
+    rules = DiffusionRules(mask_id=28, response_length=16, block_length=8, unmasking=Threshold(0.9))
+    assert old.settings == graph_settings(rules, model="a1")
+    check_graph(old, graph_settings(rules, model="a1"), where="old.json")
+    for unmasking, message in (
+        (Threshold(0.8), "threshold: got '0.8', expected '0.9'"),
+        (Scheduled(8), "unmasking: got 'scheduled', expected 'threshold'"),
+    ):
+        other = dataclasses.replace(rules, unmasking=unmasking)
+        with pytest.raises(ValueError, match=message):
+            check_graph(old, graph_settings(other, model="a1"), where="old.json")
+    save_graph(tmp_path / "new.json", old)
+    assert load_graph(tmp_path / "new.json").settings == old.settings
+    assert '"jaxspec-draft-graph-2"' in (tmp_path / "new.json").read_text()
+
+
+@pytest.mark.parametrize("rule", [Scheduled(4), Threshold(1), Factor(0.5), Factor(1e-7)])
+def test_settings_of_the_old_format_name_the_rule_as_python_prints_it(rule):
+    rules = DiffusionRules(mask_id=28, response_length=16, block_length=8, unmasking=rule)
+    new = graph_settings(rules, model="a1")
+    old = {name: value for name, value in new.items() if name not in vars(rule)}
+    raw = {**graph_to_json(chain(1)), "format": "jaxspec-draft-graph-1"}
+    raw["settings"] = {**old, "unmasking": str(rule)}
+    assert graph_from_json(raw, where="old.json").settings == new
+
+
 def test_steps_of_several_tokens():
     graph = DraftGraph((Node((A, B)), Node((A, B, (2, 0), (3, 1)), (0,))))
     assert graph.depths == (1, 2)
@@ -84,7 +135,7 @@ def test_files_are_read_back(tmp_path):
         ([Node((A,), (1,)), Node((A, B), (0,))], "a cycle: "),
         ([Node((A,), (0,))], "a cycle: 0 -> 0"),
         ([Node(())], "present state"),
-        ([Node((A,)), Node((A,))], "is node 0 again"),
+        ([Node((A,)), Node((A,))], "the same as node 0"),
         ([Node((A, (0, 1)))], "each of them once"),
         ([Node((B, A))], "positions must rise"),
         ([Node(((0, -1),))], "count from 0"),

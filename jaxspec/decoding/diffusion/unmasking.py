@@ -252,8 +252,8 @@ UNMASKING: Mapping[str, Callable[[DiffusionEvaluationConfig, int], Unmasking]] =
         "factor": lambda settings, block_length: Factor(settings.factor),
     }
 )
-"""(settings, tokens of a block) -> the rule, by the names of `diffusion.unmasking`. Result files name
-a rule by its `str()` and draft graphs by its fields, so it is a dataclass of plain numbers."""
+"""(settings, tokens of a block) -> the rule, by the names of `diffusion.unmasking`. Result files
+name a rule by its `str()` and draft graphs by its fields: it is a dataclass of plain numbers."""
 
 
 def make_unmasking(settings: DiffusionEvaluationConfig, *, block_length: int) -> Unmasking:

@@ -1,4 +1,4 @@
-"""Greedy decoding: one token per pass equals a loop in Python, and blocks equal one token per pass."""
+"""Greedy decoding: one token per pass equals a loop in Python, and blocks equal that."""
 
 import dataclasses
 

@@ -192,7 +192,7 @@ def shape_letters() -> dict[str, set[str]]:
 def dimension_key(source: str) -> dict[str, str]:
     """The noun that a module's dimension key gives each letter: "K block slots of a row": slots."""
     docstring = ast.get_docstring(ast.parse(source)) or ""
-    key = re.search(r"^Dimension key[^:]*: (.*?)(?:\n\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    key = re.search(r"^Dimension key: (.*?)(?:\n\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
     if key is None:
         return {}
     plain = re.sub(r"\([^()]*\)", "", " ".join(key[1].split()))

@@ -180,3 +180,40 @@ def test_shell_scripts_stop_at_the_first_error():
         assert "set -euo pipefail" in script.read_text(encoding="utf-8"), script.name
         done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def shape_letters() -> dict[str, set[str]]:
+    """The words of each letter's meaning, from the table in CONTRIBUTING."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Shape letters")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Z]) \| (.+) \|$", table, re.MULTILINE)
+    return {letter: set(re.findall(r"[\w/]+", meaning)) for letter, meaning in rows}
+
+
+def dimension_key(source: str) -> dict[str, str]:
+    """The noun that a module's dimension key gives each letter: "K block slots of a row": slots."""
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    key = re.search(r"^Dimension key: (.*?)(?:\n\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    if key is None:
+        return {}
+    plain = re.sub(r"\([^()]*\)", "", " ".join(key[1].split()))
+    parts = re.split(r"[,;.]| and (?=[A-Z] )", plain)
+    entries = [re.fullmatch(r"\s*([A-Z])(?: = [^a-z]*)? (\D.*)", part) for part in parts]
+    end = r" (?:of|per|that|in|for) |$"
+    return {found[1]: re.split(end, found[2])[0].split()[-1] for found in entries if found}
+
+
+def test_a_shape_letter_means_one_thing():
+    letters = shape_letters()
+    wrong = [
+        f"{file.relative_to(ROOT)}: {letter} {noun}"
+        for file in python_files("jaxspec")
+        for letter, noun in dimension_key(file.read_text()).items()
+        if noun not in letters.get(letter, set())
+    ]
+    assert len(letters) == 26 and not wrong
+
+
+def test_dimension_keys_are_read():
+    key = "B batch rows, G = K - 1 drafted slots of a block, Y rows (or\nstates), C head\nwidth."
+    source = f'"""A file.\n\nDimension key: {key}\n\nMore, D and so on.\n"""'
+    assert dimension_key(source) == {"B": "rows", "G": "slots", "Y": "rows", "C": "width"}

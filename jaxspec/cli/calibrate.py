@@ -4,9 +4,9 @@
     jaxspec calibrate $L --source gsm8k --output runs/graph.json
     python eval.py ... $L --diffusion.graph runs/graph.json
 
-The base decoder answers a few training prompts; what its steps did is counted in ranks, and the
+The base decoder answers a few training prompts, its steps are counted in ranks, and the
 most useful formulas become the draft graph (Spiffy; `decoding.diffusion.calibration`). The same
-command gives the same graph. Beside the file stands its picture.
+command gives the same graph. A picture is written next to the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateCommand(ConfigCommand):
-    """What ``jaxspec calibrate`` takes; how is decoded say --diffusion and --evaluation.
+    """What ``jaxspec calibrate`` takes; --diffusion and --evaluation say how to decode.
 
     The base decoder answers, so settings of drafts are not read.
     """
@@ -55,23 +55,23 @@ class CalibrateCommand(ConfigCommand):
     """Python file whose get_config() names the target and how it is decoded; "": the defaults, with
     --target.path."""
     source: str
-    """Data set whose training prompts are answered: not what is measured later."""
+    """Data set whose training prompts are answered. Do not measure on the same prompts later."""
     output: str
-    """JSON file for the graph; a picture (.png) is put beside it."""
+    """JSON file for the graph; a picture (.png) is written next to it."""
     prompts: int = 25
-    """Prompts that are answered."""
+    """How many prompts are answered."""
     budget: int = 10
-    """Nodes of the graph (D): drafted states that a pass can read."""
+    """The most nodes of the graph (D): drafted states that a pass can read."""
     weight: Literal["followed", "accumulated"] = "followed"
-    """What a formula weighs in the choice: how often a step led there from the graph as it is, or
-    its count and its parents' (Spiffy's degree-1 accumulation). A formula is a set of pairs (i, j):
+    """A formula's weight in the choice: how often a step led there from the graph so far, or its
+    count plus its parents' (Spiffy's degree-1 accumulation). A formula is a set of pairs (i, j):
     the token of rank j at the mask of rank i, by the last pass's probabilities, from 0."""
     depth: int = 8
-    """Steps ahead that are looked at."""
+    """How many steps ahead formulas reach."""
     positions: int = 16
-    """Ranks of positions (i) that formulas may name: so many masks, the surest ones."""
+    """How many of the surest masks (ranks i) formulas may name."""
     tokens: int = 4
-    """Ranks of tokens (j) that formulas may name: so many, the likeliest ones."""
+    """How many of the likeliest tokens (ranks j) formulas may name."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,11 +89,11 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     """Answers prompts, counts formulas, writes the graph.
 
     Returns:
-      The file.
+      The graph's file.
 
     Raises:
-      ValueError: no diffusion language model, no such data set, settings out of range, or responses
-        in which nothing could have been drafted.
+      ValueError: not a diffusion language model, no such data set, settings out of range, or
+        responses in which nothing could have been drafted.
     """
     from jaxspec.decoding import BlockDiffusion
     from jaxspec.decoding.diffusion.calibration import graph_settings, merge_counts, select_graph
@@ -129,8 +129,8 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     if not graph.size:
         raise ValueError(
             f"Nothing to draft: in {len(reference.responses)} responses no step followed another "
-            "within a block, or ranks were beyond --positions and --tokens. Reveal fewer tokens a "
-            "step, or raise the limits."
+            "within a block, or ranks were beyond --positions and --tokens. Reveal fewer tokens "
+            "per step, or raise these limits."
         )
     record: dict[str, Any] = provenance(config=run, seed=settings.seed)
     record["calibration"] = {
@@ -163,7 +163,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
 
 
 class _Tracer:
-    """Answers prompts and counts what the answers' steps did."""
+    """Answers prompts and counts what the steps of the answers revealed."""
 
     def __init__(
         self, decoder: Any, params: Any, command: CalibrateCommand, echo: Callable[[str], None]

@@ -39,15 +39,6 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def has_finite_maximum(logits_V: jax.Array) -> jax.Array:
-    """Whether each row of logits [..., V] can be chosen from: bool [...].
-
-    False where there is a NaN, a +inf, or nothing but -inf. (Also where finite logits are so large,
-    about 1e38 / V, that their sum overflows in both directions.)
-    """
-    return jnp.isfinite(logits_V.max(axis=-1)) & ~_has_nan(logits_V)
-
-
 def _has_nan(logits_V: jax.Array) -> jax.Array:
     # A test of its own: a maximum that jax 0.10 compiles for the CPU can miss a NaN. A sum never
     # does, and it is several times faster than testing each element.
@@ -57,10 +48,11 @@ def _has_nan(logits_V: jax.Array) -> jax.Array:
 def largest_index(logits_V: jax.Array) -> jax.Array:
     """The argmax of each row of logits [..., V], the first of equal ones: int32 [...].
 
-    `INVALID` for a row that `has_finite_maximum` refuses. Found in two steps: the first stretch of
-    the vocabulary (see `_stretches`) whose largest logit is the row's, then the place within it. A
-    reduction that carries the index along is not vectorised for the CPU and takes ten times as long
-    as a maximum.
+    `INVALID` for a row with a NaN, a +inf, or nothing but -inf. (Also where finite logits are so
+    large, about 1e38 / V, that their sum overflows in both directions.) Found in two steps: the
+    first stretch of the vocabulary (see `_stretches`) whose largest logit is the row's, then the
+    place within it. A reduction that carries the index along is not vectorised for the CPU and
+    takes ten times as long as a maximum.
     """
     logits_VV = _stretches(logits_V, fill=-jnp.inf)
     largest_V = logits_VV.max(axis=-1)

@@ -117,7 +117,7 @@ def _count_compilations(found):
 
 
 def test_prompts_of_very_different_length():
-    """1 : 1000; the short one has a row beside the long one, and one of its own later."""
+    """1 : 1000; the short one is decoded next to the long one, and later alone."""
     model, params = _long_target()
     rules = DecodeRules(12, suppressed_ids=(tiny.MASK_ID,))
     rng = np.random.default_rng(3)

@@ -39,13 +39,13 @@ def test_first_tokens_without_replacement_differ():
     # The first is drawn from q, the second from q without it.
     first = np.bincount(chains_BAG[:, 0, 0], minlength=5) / 4000
     np.testing.assert_allclose(first, probs_GV[0, :5], atol=0.04)
-    behind = chains_BAG[chains_BAG[:, 0, 0] == 0, 1, 0]
-    assert abs((behind == 1).mean() - 0.5) < 0.06
+    second = chains_BAG[chains_BAG[:, 0, 0] == 0, 1, 0]
+    assert abs((second == 1).mean() - 0.5) < 0.06
     # Fewer tokens than chains: the rest repeat the first.
     two_GV = jnp.zeros((4, tiny.VOCABULARY)).at[:, 7:9].set(0.5)
-    few_BM = np.array(sample(jax.random.split(jax.random.key(1), 100), two_GV))[:, :, 0]
-    assert (few_BM[:, :2].sum(axis=1) == 15).all()
-    assert (few_BM[:, 2:] == few_BM[:, :1]).all()
+    few_BA = np.array(sample(jax.random.split(jax.random.key(1), 100), two_GV))[:, :, 0]
+    assert (few_BA[:, :2].sum(axis=1) == 15).all()
+    assert (few_BA[:, 2:] == few_BA[:, :1]).all()
 
 
 def test_arguments_are_checked():

@@ -1,4 +1,4 @@
-"""Greedy decoding: one token a pass equals a loop in Python, and blocks equal one token a pass."""
+"""Greedy decoding: one token per pass equals a loop in Python, and blocks equal that."""
 
 import dataclasses
 

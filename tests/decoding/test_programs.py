@@ -110,7 +110,7 @@ def test_nan_names_the_prompt(where):
                 assert "NaN" in str(error)
                 assert repr(name) in str(error)
                 named.add(name)
-        # A NaN that is only drafted, behind what is kept, may end a row as well.
+        # A NaN that is only drafted, after what is emitted, may end a row as well.
         assert failing <= named if strategy is fast else failing == named
         with pytest.raises(ValueError, match="NaN") as error:
             tiny.decode(strategy, params)

@@ -1,6 +1,6 @@
 """Above temperature 0 the jitted loops have the target's law, and wrong ones are noticed.
 
-Dimension key: R rows (one response each), V vocabulary.
+Dimension key: B rows (one response each), V vocabulary.
 """
 
 import dataclasses
@@ -166,8 +166,8 @@ class Selecting(ChainSpeculative):
     """Keeps the chain that the target likes best, and judges it as if it had been sampled alone."""
 
     def _judge(self, key, chains_AG, probs_GV, target_YV, rows_AH):
-        scores_M = jnp.log(target_YV[rows_AH[:, :-1], chains_AG]).sum(axis=1)
-        best = scores_M.argmax()
+        scores_A = jnp.log(target_YV[rows_AH[:, :-1], chains_AG]).sum(axis=1)
+        best = scores_A.argmax()
         return super()._judge(key, chains_AG[best][None], probs_GV, target_YV, rows_AH[best][None])
 
 

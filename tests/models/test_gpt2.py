@@ -304,7 +304,7 @@ def test_packed_documents_do_not_see_each_other(tiny: tuple[GPT2Config, Any]) ->
         np.testing.assert_allclose(packed_BSD[:, part], alone_BSD, atol=1e-4)
 
 
-def test_padding_behind_the_table_of_positions_changes_nothing(
+def test_padding_past_the_table_of_positions_changes_nothing(
     tiny: tuple[GPT2Config, Any],
 ) -> None:
     config, params = tiny

@@ -106,7 +106,7 @@ def test_paths_of_a_tree_see_what_sequences_see(params: Any) -> None:
         mask_BSS=jnp.broadcast_to(mask_SS, (2, *mask_SS.shape)),
     )
     for row, length in enumerate(lengths):
-        # What stands behind a text is not seen by it.
+        # A text does not see what comes after it.
         texts_NS = np.zeros((len(paths), length + max(map(len, paths))), np.int32)
         for node, path in enumerate(paths):
             text = np.concatenate([TOKENS_BS[row, :length], rows_BS[row, path]])

@@ -1,10 +1,11 @@
 """Distributions over short token sequences: trees, exact laws of shipped rules, chi-square.
 
-A tree holds a distribution over the next token for every prefix. The law of L tokens is an array of
-L axes of size V. Everything is numpy float64; the rules' laws are computed by the shipped functions
+A tree holds a distribution over the next token for every prefix. The law of n tokens is an array of
+n axes of size V. Everything is numpy float64; the rules' laws are computed by the shipped functions
 in float64.
 
-Dimension key: R rounds, B drafts, G drafted slots, H = G + 1, V vocabulary, P coin patterns.
+Dimension key: O rounds, B batch rows (one draft each), G drafted slots, H = G + 1 verified rows,
+V vocabulary, J candidates (patterns of coins).
 """
 
 from __future__ import annotations
@@ -62,15 +63,15 @@ class Tree:
         """What sampling token by token gives: `length` axes."""
         return self.continuation(0, length)
 
-    def sample(self, rng: np.random.Generator, prefix_RG: np.ndarray, *, length: int) -> np.ndarray:
-        """Continues each prefix token by token, [R, length]; -1 ends a prefix early."""
-        tokens = np.full((len(prefix_RG), length), -1)
-        tokens[:, : prefix_RG.shape[1]] = prefix_RG
+    def sample(self, rng: np.random.Generator, prefix_OG: np.ndarray, *, length: int) -> np.ndarray:
+        """Continues each prefix token by token, [O, length]; -1 ends a prefix early."""
+        tokens = np.full((len(prefix_OG), length), -1)
+        tokens[:, : prefix_OG.shape[1]] = prefix_OG
         for g in range(length):
-            probs_RV = self.along(tokens[:, :g], count=g + 1)[:, g]
-            uniform_R1 = rng.random((len(tokens), 1))
-            drawn_R = (uniform_R1 >= probs_RV.cumsum(axis=1)[:, :-1]).sum(axis=1)
-            tokens[:, g] = np.where(tokens[:, g] < 0, drawn_R, tokens[:, g])
+            probs_OV = self.along(tokens[:, :g], count=g + 1)[:, g]
+            uniform_O1 = rng.random((len(tokens), 1))
+            drawn_O = (uniform_O1 >= probs_OV.cumsum(axis=1)[:, :-1]).sum(axis=1)
+            tokens[:, g] = np.where(tokens[:, g] < 0, drawn_O, tokens[:, g])
         return tokens
 
 
@@ -82,7 +83,7 @@ def random_tree(
     factorised: bool = False,
     concentration: float = 0.7,
 ) -> Tree:
-    """Dirichlet rows; `factorised`: one row a slot, whatever the prefix (a block drafter's)."""
+    """Dirichlet rows; `factorised`: one row per slot, whatever the prefix (a block drafter's)."""
     rows = []
     for g in range(depth):
         prefixes = () if factorised else (vocabulary,) * g
@@ -102,7 +103,7 @@ def _enumerated(
     draft_BG: jax.Array,
     draft_probs_BGV: jax.Array,
     target_probs_BHV: jax.Array,
-    coins_PG: jax.Array,
+    coins_JG: jax.Array,
     *,
     make_law: MakeLaw,
 ) -> tuple[jax.Array, ...]:
@@ -111,7 +112,7 @@ def _enumerated(
     weights_HBV = jnp.stack(
         [law.next_weights(jnp.full((batch,), n, jnp.int32)) for n in range(slots + 1)]
     )
-    return law.heads_BG, law.count(coins_PG), weights_HBV, law.valid_B
+    return law.heads_BG, law.count(coins_JG), weights_HBV, law.valid_B
 
 
 def output_law(
@@ -137,25 +138,25 @@ def output_law(
     """
     slots = drafts_BG.shape[1]
     length, vocabulary = slots + 1, target.vocabulary
-    coins_PG = np.array(list(itertools.product([False, True], repeat=slots))).reshape(-1, slots)
+    coins_JG = np.array(list(itertools.product([False, True], repeat=slots))).reshape(-1, slots)
     with jax.enable_x64(True):
-        heads_BG, count_P, weights_HBV, valid_B = jax.tree.map(
+        heads_BG, count_J, weights_HBV, valid_B = jax.tree.map(
             np.asarray,
             _enumerated(
                 jnp.asarray(drafts_BG),
                 jnp.asarray(draft.along(drafts_BG, count=slots)),
                 jnp.asarray(target.along(drafts_BG, count=length)),
-                jnp.asarray(coins_PG),
+                jnp.asarray(coins_JG),
                 make_law=make_law,
             ),
         )
     assert heads_BG.dtype == np.float64
     assert valid_B.all()
-    pattern_BP = np.where(coins_PG, heads_BG[:, None], 1 - heads_BG[:, None]).prod(axis=2)
+    pattern_BJ = np.where(coins_JG, heads_BG[:, None], 1 - heads_BG[:, None]).prod(axis=2)
     law = np.zeros((vocabulary,) * length)
     accepted_H = np.zeros(length)
     for n in range(length):
-        reached_B = weights_B * pattern_BP[:, count_P == n].sum(axis=1)
+        reached_B = weights_B * pattern_BJ[:, count_J == n].sum(axis=1)
         accepted_H[n] = reached_B.sum()
         total_B1 = weights_HBV[n].sum(axis=1, keepdims=True)
         assert (total_B1[:, 0] > 0)[reached_B > 0].all()
@@ -194,34 +195,34 @@ def chi_square(counts: np.ndarray, law: np.ndarray) -> float:
     return float(scipy.stats.chisquare(counts, expected).pvalue)
 
 
-def histogram(tokens_RL: np.ndarray, *, vocabulary: int) -> np.ndarray:
-    """How often each sequence came, with as many axes as columns."""
-    counts = np.zeros((vocabulary,) * tokens_RL.shape[1], int)
-    np.add.at(counts, tuple(tokens_RL.T), 1)
+def histogram(tokens_OG: np.ndarray, *, vocabulary: int) -> np.ndarray:
+    """How often each sequence occurred, with as many axes as columns."""
+    counts = np.zeros((vocabulary,) * tokens_OG.shape[1], int)
+    np.add.at(counts, tuple(tokens_OG.T), 1)
     return counts
 
 
-def p_values(tokens_RH: np.ndarray, law: np.ndarray) -> dict[str, float]:
+def p_values(tokens_OH: np.ndarray, law: np.ndarray) -> dict[str, float]:
     """Chi-square of each position's marginal, of the first two tokens and of all of them."""
-    counts = histogram(tokens_RH, vocabulary=law.shape[0])
+    counts = histogram(tokens_OH, vocabulary=law.shape[0])
     axes = range(law.ndim)
     found = {}
     for axis in axes:
         others = tuple(other for other in axes if other != axis)
         found[f"position {axis}"] = chi_square(counts.sum(others), law.sum(others))
-    behind = tuple(axis for axis in axes if axis > 1)
-    found["first two"] = chi_square(counts.sum(behind), law.sum(behind))
+    others = tuple(axis for axis in axes if axis > 1)
+    found["first two"] = chi_square(counts.sum(others), law.sum(others))
     found["all"] = chi_square(counts, law)
     return found
 
 
-def assert_same_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
-    """Fails if any of the tests says so; a true law fails one time in 1e9 a test."""
-    found = p_values(tokens_RH, law)
+def assert_same_law(tokens_OH: np.ndarray, law: np.ndarray) -> None:
+    """Fails if any of the tests says so; a true law fails each test once in 1e9."""
+    found = p_values(tokens_OH, law)
     assert min(found.values()) > FALSE_ALARM, found
 
 
-def assert_different_law(tokens_RH: np.ndarray, law: np.ndarray) -> None:
+def assert_different_law(tokens_OH: np.ndarray, law: np.ndarray) -> None:
     """The negative control: the same tests must refuse these tokens."""
-    found = p_values(tokens_RH, law)
+    found = p_values(tokens_OH, law)
     assert min(found.values()) < FALSE_ALARM, found

@@ -71,7 +71,7 @@ def _normalised(weights: list[float], otherwise: np.ndarray) -> np.ndarray:
 def chains(
     uniforms: np.ndarray, drafts: np.ndarray, q: np.ndarray, p: np.ndarray, *, rule: str
 ) -> tuple[int, np.ndarray]:
-    """uniforms [G, K], drafts [K, G], q [K, G, V], p [K, G + 1, V]."""
+    """uniforms [G, A], drafts [A, G], q [A, G, V], p [A, G + 1, V]."""
     count, slots = drafts.shape
     left = list(range(count))
     for g in range(slots):

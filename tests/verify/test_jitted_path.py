@@ -27,21 +27,21 @@ def one_round(key, draft_BG, draft_probs_BGV, target_probs_BHV, *, rule):
     return verdict.emitted_BH(draft_BG)
 
 
-def judge(rule, *, target, draft, drafts_RG, seed):
-    """What each row's round emits, [R, G + 1], -1 behind."""
+def judge(rule, *, target, draft, drafts_OG, seed):
+    """What each row's round emits, [O, G + 1], then -1."""
     rows = one_round(
         jax.random.key(seed),
-        jnp.asarray(drafts_RG, jnp.int32),
-        jnp.asarray(draft.along(drafts_RG, count=SLOTS), jnp.float32),
-        jnp.asarray(target.along(drafts_RG, count=LENGTH), jnp.float32),
+        jnp.asarray(drafts_OG, jnp.int32),
+        jnp.asarray(draft.along(drafts_OG, count=SLOTS), jnp.float32),
+        jnp.asarray(target.along(drafts_OG, count=LENGTH), jnp.float32),
         rule=rule,
     )
     return np.asarray(rows)
 
 
-def decode(rule, *, target, draft, drafts_RG, seed):
+def decode(rule, *, target, draft, drafts_OG, seed):
     """One round a row, and sampled from the target as far as the round left open."""
-    rows = judge(rule, target=target, draft=draft, drafts_RG=drafts_RG, seed=seed)
+    rows = judge(rule, target=target, draft=draft, drafts_OG=drafts_OG, seed=seed)
     return target.sample(np.random.default_rng([seed, 1]), rows, length=LENGTH)
 
 
@@ -64,7 +64,7 @@ def test_jitted_rounds_have_the_targets_law(rule, factorised):
     for seed in range(2):
         target, draft = trees(seed, factorised=factorised)
         drafts = sampled(draft, seed=seed)
-        tokens = decode(rule, target=target, draft=draft, drafts_RG=drafts, seed=seed)
+        tokens = decode(rule, target=target, draft=draft, drafts_OG=drafts, seed=seed)
         laws.assert_same_law(tokens, target.law(LENGTH))
 
 
@@ -75,7 +75,7 @@ def test_acceptance_rate_of_the_oracle(rule):
     target = laws.Tree(tuple(np.broadcast_to(p, (3,) * (g + 1)) for g in range(LENGTH)))
     draft = laws.Tree(tuple(np.broadcast_to(q, (3,) * (g + 1)) for g in range(SLOTS)))
     drafts = sampled(draft, seed=0)
-    rows = judge(rule, target=target, draft=draft, drafts_RG=drafts, seed=0)
+    rows = judge(rule, target=target, draft=draft, drafts_OG=drafts, seed=0)
     assert rows.max() == 1
     mean = float((rows >= 0).sum(axis=1).mean()) - 1
     # 7 standard errors of a variable in 0..2.
@@ -86,15 +86,15 @@ def test_acceptance_rate_of_the_oracle(rule):
 def test_control_wrong_temperature_of_q_is_refused(rule):
     target, draft = trees(0)
     colder = draft.map(lambda rows: rows**2)
-    tokens = decode(rule, target=target, draft=colder, drafts_RG=sampled(draft, seed=0), seed=0)
+    tokens = decode(rule, target=target, draft=colder, drafts_OG=sampled(draft, seed=0), seed=0)
     laws.assert_different_law(tokens, target.law(LENGTH))
 
 
 def best_of(count, *, target, draft):
     """The sampled draft that the target likes best of `count`."""
-    pool_KRG = np.stack([sampled(draft, seed=10 + k) for k in range(count)])
-    score_KR = target.law(SLOTS)[tuple(np.moveaxis(pool_KRG, -1, 0))]
-    return np.take_along_axis(pool_KRG, score_KR.argmax(0)[None, :, None], axis=0)[0]
+    pool_AOG = np.stack([sampled(draft, seed=10 + k) for k in range(count)])
+    score_AO = target.law(SLOTS)[tuple(np.moveaxis(pool_AOG, -1, 0))]
+    return np.take_along_axis(pool_AOG, score_AO.argmax(0)[None, :, None], axis=0)[0]
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
@@ -102,14 +102,14 @@ def best_of(count, *, target, draft):
 def test_control_selection_by_the_verifier_is_refused(rule, count):
     target, draft = trees(1)
     drafts = best_of(count, target=target, draft=draft)
-    tokens = decode(rule, target=target, draft=draft, drafts_RG=drafts, seed=0)
+    tokens = decode(rule, target=target, draft=draft, drafts_OG=drafts, seed=0)
     laws.assert_different_law(tokens, target.law(LENGTH))
 
 
 def test_point_mass_stays_exact_under_selection_by_the_verifier():
     target, draft = trees(1)
     drafts = best_of(4, target=target, draft=draft)
-    tokens = decode("point_mass", target=target, draft=draft, drafts_RG=drafts, seed=0)
+    tokens = decode("point_mass", target=target, draft=draft, drafts_OG=drafts, seed=0)
     laws.assert_same_law(tokens, target.law(LENGTH))
 
 
@@ -119,8 +119,8 @@ def shaped_drafts(sampling, draft):
     shaped = laws.Tree(tuple(rows))
     # Factorised: the row of a slot is the same after every prefix.
     probs_GV = jnp.stack([row.reshape(-1, VOCABULARY)[0] for row in rows])
-    probs_RGV = jnp.broadcast_to(probs_GV, (laws.ROUNDS, SLOTS, VOCABULARY))
-    return shaped, np.asarray(sampling.sample(jax.random.key(5), probs_RGV))
+    probs_OGV = jnp.broadcast_to(probs_GV, (laws.ROUNDS, SLOTS, VOCABULARY))
+    return shaped, np.asarray(sampling.sample(jax.random.key(5), probs_OGV))
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
@@ -129,9 +129,9 @@ def test_control_raw_q_of_shaped_drafts_is_refused(rule, sampling):
     # A flat draft, from which the filters take something that matters.
     target, draft = trees(2, flatness=10.0)
     shaped, drafts = shaped_drafts(sampling, draft)
-    honest = decode(rule, target=target, draft=shaped, drafts_RG=drafts, seed=0)
+    honest = decode(rule, target=target, draft=shaped, drafts_OG=drafts, seed=0)
     laws.assert_same_law(honest, target.law(LENGTH))
-    raw = decode(rule, target=target, draft=draft, drafts_RG=drafts, seed=0)
+    raw = decode(rule, target=target, draft=draft, drafts_OG=drafts, seed=0)
     laws.assert_different_law(raw, target.law(LENGTH))
 
 

@@ -51,7 +51,7 @@ def tree_law(target, chains):
     for number, count in enumerate(end.num_accepted_B.tolist()):
         path = end.path_BG[number, :count].tolist()
         emitted = (*(tokens[row - 1] for row in path), int(end.next_token_B[number]))
-        if emitted in seen:  # draws behind the end of the walk were not used
+        if emitted in seen:  # draws after the end of the walk were not used
             continue
         seen.add(emitted)
         chance = np.prod([met[step][number] for step in range(count + 1)])
@@ -91,12 +91,12 @@ def greedy_walk(argmaxes, *, depth=3):
 
 
 def test_greedy_walk_by_hand():
-    # Rows: anchor, then behind 4, 7, 5, 6, 8.
+    # Rows: after the anchor, then after 4, 7, 5, 6, 8.
     assert greedy_walk([4, 6, 0, 0, 8, 9]) == ([3], [[1, 4, 5]], [9])
     assert greedy_walk([4, 6, 0, 0, 3, 9]) == ([2], [[1, 4, 0]], [3])
     assert greedy_walk([7, 5, 5, 0, 0, 0]) == ([1], [[2, 0, 0]], [5])
     assert greedy_walk([1, 0, 0, 0, 0, 0]) == ([0], [[0, 0, 0]], [1])
-    # A token that stands elsewhere in the tree is no child of the anchor.
+    # A token elsewhere in the tree is not a child of the anchor.
     assert greedy_walk([5, 0, 0, 0, 0, 0]) == ([0], [[0, 0, 0]], [5])
 
 
@@ -130,7 +130,7 @@ def test_law_of_the_jitted_walk_and_its_early_end():
     assert plain.path_BG.tolist() == end.path_BG[0].tolist()
 
 
-def test_draws_behind_the_end_are_not_made():
+def test_draws_after_the_end_are_not_made():
     steps = []
 
     def draw(step, p_BV):
@@ -166,7 +166,7 @@ def test_acceptance_of_a_chain_is_that_of_point_mass_verification():
 def test_rows_on_the_way_that_cannot_be_judged_fail_alone():
     probs = np.tile(np.eye(10)[[4, 6, 0, 0, 8, 9]], (4, 1, 1))
     probs[1, 4] = np.nan  # met
-    probs[2, 2] = np.nan  # behind token 7, which is not met
+    probs[2, 2] = np.nan  # after token 7, which the walk does not reach
     probs[3, 0] = 0
     tokens, parents = (jnp.tile(jnp.array(values), (4, 1)) for values in (TOKENS, PARENTS))
     verdict = verified(tokens, parents, probs, depth=3)

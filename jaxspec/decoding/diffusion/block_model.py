@@ -24,8 +24,8 @@ prefix cache, the surroundings of a draft have seen the real block instead.
 Classifier-free guidance (LLaDA, arXiv 2502.09992, appendix): each pass also reads the canvas with
 its prompt masked, and its logits are ``u + (1 + guidance) (c - u)``.
 
-Dimension key: B batch rows, Y states of a block (rows read for its drafts, the present state
-first), X of them drafted, P positions of a block, T columns of the canvas, S tokens of a pass,
+Dimension key: B batch rows, Y states of a block that are read (the present one first), X nodes
+(the drafted ones), P positions of a block, T columns of the canvas, S tokens of a pass,
 I rows asked for, V vocabulary.
 
 >>> blocks = BlockModel(BidirectionalTransformer(config), block_length=32, mask_id=126336,

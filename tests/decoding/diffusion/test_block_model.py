@@ -56,7 +56,7 @@ def test_layouts(caching, causal):
     np.testing.assert_allclose(batched[:, 0], first, atol=1e-4)
     difference = np.abs(together[:, 1:] - batched[:, 1:]).max()
     if causal or caching == "dual":
-        assert difference < 1e-4, "what is around a block does not depend on it"
+        assert difference < 1e-4, "the surroundings of a block do not depend on it"
     else:
         assert difference > 1e-2, "a draft's surroundings have seen the real block"
 
@@ -122,7 +122,7 @@ def test_guided_states(layout):
 
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_a_block_causal_cache_goes_on_from_block_to_block(guidance):
-    """Against the whole canvas anew; one row's first block has nothing before it."""
+    """Against a new pass over the whole canvas; one row's first block has nothing before it."""
     block_model = blocks("dual", True, guidance)
     canvas = CANVAS.copy()
     canvas[canvas == MASK] = 5

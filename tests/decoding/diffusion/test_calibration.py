@@ -116,7 +116,7 @@ def orders(weight):
 
 
 def test_selection_by_hand():
-    # AB adds 1 step behind A, and 3 once B is there too; BC waits for C.
+    # AB adds 1 step after A, and 3 once B is there too; BC waits for C.
     assert orders("followed") == [[], [A], [A, B], [A, B, AB], [A, B, AB, C]] + 2 * [
         [A, B, AB, C, BC]
     ]

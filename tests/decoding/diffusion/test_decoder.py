@@ -129,7 +129,7 @@ def test_caches_of_a_bidirectional_model_are_an_approximation():
     assert texts["none"] != texts["prefix"] and texts["none"] != texts["dual"]
 
 
-def test_prefix_and_dual_are_one_where_nothing_is_behind_the_block():
+def test_prefix_and_dual_are_the_same_where_nothing_follows_the_block():
     single = change(block_length=RESPONSE, caching="prefix")
     assert decode(single) == decode(dataclasses.replace(single, caching="dual"))
 

@@ -65,13 +65,13 @@ def test_formulas_filled_by_hand():
                 assert drafts.states_BXP[row, numbers[formula]].tolist() == wanted
 
 
-def slow_fill(graph, logits_LV, block_L):
+def slow_fill(graph, logits_PV, block_P):
     """The definition, a formula at a time."""
-    masks = [place for place, token in enumerate(block_L) if token == MASK]
-    probs = np.exp(logits_LV) / np.exp(logits_LV).sum(-1, keepdims=True)
+    masks = [place for place, token in enumerate(block_P) if token == MASK]
+    probs = np.exp(logits_PV) / np.exp(logits_PV).sum(-1, keepdims=True)
     order = sorted(masks, key=lambda place: (-probs[place].max(), place))
     for node in graph.nodes:
-        state = list(block_L)
+        state = list(block_P)
         if max(len(node.pairs), *(i for i, _ in node.pairs)) >= len(order):
             yield None
             continue
@@ -105,7 +105,7 @@ def test_scores_are_geometric_means_of_probabilities():
 
 
 def slow_prune(graph, scores, valid, kept):
-    """The definition, a node at a time."""
+    """The definition, one node at a time."""
     worth = {}
     for number in range(graph.size):
         family = [number, *(n for n, node in enumerate(graph.nodes) if number in node.parents)]
@@ -218,7 +218,7 @@ def test_every_right_draft_saves_one_pass():
     rules = change(caching="dual", unmasking=ONE, response_length=4)
     base = decode(BlockDiffusion(MODEL, rules))
     assert base.passes_BN[0].tolist() == [4]
-    # Of 3 masks behind the first pass, all formulas with tokens of rank below 4.
+    # Of 3 masks after the first pass, all formulas with tokens of rank below 4.
     ranks = range(4)
     singles = [[(i, j)] for i in range(3) for j in ranks]
     pairs = [

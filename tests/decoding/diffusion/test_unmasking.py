@@ -67,7 +67,7 @@ LOGITS = logits(0.5, 0.9, 0.7, 0.99)
         (Scheduled(1), [4, 4, 4, 4], [0, 1, 2, 3]),
         # 4 masks in 3 steps: the first reveals two.
         (Scheduled(3), [4, 4, 4, 4], [4, 1, 4, 3]),
-        # What stands is not looked at, however sure the model is of something else.
+        # Revealed tokens are not read, however sure the model is of something else.
         (Scheduled(3), [4, 4, 4, 0], [4, 1, 4, 0]),
         (Threshold(0.8), [4, 4, 4, 4], [4, 1, 4, 3]),
         (Threshold(0.6), [4, 4, 4, 4], [4, 1, 2, 3]),
@@ -137,7 +137,7 @@ def test_a_mask_without_a_distribution_fails_the_row(bad):
     failing = unmask([4, 4, 4, 4])
     assert failing.failed_B.tolist() == [False, True]
     assert failing.tokens_BP.tolist() == [[4, 1, 2, 3], [4, 4, 4, 4]]
-    # Where a token stands, the logits do not matter.
+    # Where a token is revealed already, the logits do not matter.
     assert not unmask([4, 1, 4, 4]).failed_B.any()
 
 

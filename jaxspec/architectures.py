@@ -80,6 +80,9 @@ class TransformerConfig:
         key/value heads).
     """
 
+    family: Literal["", "qwen3", "llama"] = dataclasses.field(default="", compare=False)
+    """Model type that it is exported as; "": a Qwen3 with `qk_norm`, a Llama without. It changes
+    nothing that is computed, so it does not count where shapes are compared."""
     vocab_size: int = 1024
     """Rows of the embedding, padded rows included."""
     hidden_size: int = 128

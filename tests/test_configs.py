@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import pytest
 
 from jaxspec.checkpoints import key_maps
+from jaxspec.checkpoints.families import dflash, qwen_llama
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import RunConfig, TransformerConfig
 from jaxspec.data.sources import SOURCES
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.training.tasks import task_of
+
+DFLASH_ROWS = dflash.FEATURES + dflash.BLOCK + dflash.QK_NORM + dflash.FINAL_NORM
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Parameters of the published weights.
@@ -63,9 +66,7 @@ def test_target_has_the_published_number_of_parameters(name: str) -> None:
     tokens_BS = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_BS)["params"]
     assert count(shapes) == FULL_SIZE[name]
-    table = key_maps.parameter_shapes(
-        key_maps.target_rows(target), key_maps.target_sizes(target), num_layers=target.num_layers
-    )
+    table = qwen_llama.layout(target).parameter_shapes
     assert compare_shapes(nest_paths(table), shapes) == []
 
 
@@ -109,9 +110,9 @@ def test_drafter_fits_its_target(name: str) -> None:
         "C": drafter.head_dim,
         "QC": heads,
         "RC": kv_heads,
-        "MD": features * width,
+        "E": features * width,
     }
-    table = key_maps.parameter_shapes(key_maps.DFLASH, sizes, num_layers=4)
+    table = key_maps.parameter_shapes(DFLASH_ROWS, sizes, num_layers=4)
     assert compare_shapes(nest_paths(table), shapes) == []
 
 
@@ -126,8 +127,7 @@ def test_every_option_of_a_target_has_its_rows() -> None:
         )
         tokens_BS = jax.ShapeDtypeStruct((1, 4), jnp.int32)
         shapes = jax.eval_shape(Transformer(target).init, jax.random.key(0), tokens_BS)["params"]
-        rows = key_maps.target_rows(target)
-        table = key_maps.parameter_shapes(rows, key_maps.target_sizes(target), num_layers=4)
+        table = qwen_llama.layout(target).parameter_shapes
         assert compare_shapes(nest_paths(table), shapes) == []
 
 

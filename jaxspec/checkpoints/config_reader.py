@@ -26,12 +26,13 @@ class ConfigReader:
         self.raw = raw
         self.problems: list[str] = []
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+    def integer(self, key: str, default: Any = None, *, smallest: int = 1) -> int:
+        """An integer of at least `smallest`."""
         value = self.raw.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.problems.append(f"{key}: got {value!r}, expected a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            expected = "a positive integer" if smallest == 1 else f"an integer from {smallest}"
+            self.problems.append(f"{key}: got {value!r}, expected {expected}")
             return 1
         return value
 
@@ -50,6 +51,15 @@ class ConfigReader:
         if value not in (None, True, False):
             self.problems.append(f"{key}: got {value!r}, expected true or false")
         return value is True
+
+    def one_of(self, key: str, allowed: Sequence[Any]) -> Any:
+        """One of the values that can be computed here, of which the first is the default."""
+        value = self.raw.get(key, allowed[0])
+        if value in allowed:
+            return value
+        stated = [repr(each) for each in allowed if each is not None]
+        self.problems.append(f"{key}: got {value!r}, expected {' or '.join(stated)}")
+        return allowed[0]
 
     def section(self, key: str) -> Mapping[str, Any]:
         """An object; absent: {}."""
@@ -184,10 +194,28 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: no such file, no JSON, or JSON that is not an object.
     """
+    return parse_json(read_bytes(path), path=path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that a model's folder must have.
+
+    Raises:
+      ValueError: no such file.
+    """
     if not path.is_file():
         raise ValueError(f"No {path.name} in {path.parent}: expected a Hugging Face model folder.")
+    return path.read_bytes()
+
+
+def parse_json(content: bytes, *, path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      ValueError: no JSON, or JSON that is not an object.
+    """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(raw, dict):

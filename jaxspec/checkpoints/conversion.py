@@ -71,14 +71,19 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
 
 
 def check_redundant(
-    tensors: TensorFolder, optional: Mapping[str, tuple[int, ...]], *, embedding: str
+    tensors: TensorFolder,
+    optional: Mapping[str, tuple[int, ...]],
+    *,
+    tied_head: str,
+    embedding: str,
 ) -> None:
     """Tensors that our parameters have no place for may be there if they change nothing.
 
     Args:
       tensors: the open folder.
       optional: shapes of these tensors.
-      embedding: the tensor that a tied head must equal.
+      tied_head: which of them is a second copy of the embedding; "": none.
+      embedding: the tensor that it must equal.
 
     Raises:
       ValueError: a head that differs from the embedding, or a bias that is not zero.
@@ -86,7 +91,7 @@ def check_redundant(
     for name in optional:
         if name not in tensors.shapes:
             continue
-        if name == key_maps.TIED_HEAD:
+        if name == tied_head:
             if not _equal(tensors, name, embedding):
                 raise ValueError(
                     f"{tensors.folder}: tie_word_embeddings is true, but {name} differs from "
@@ -110,7 +115,7 @@ def _equal(tensors: TensorFolder, first: str, second: str, *, rows: int = 4096) 
 def read_params(
     tensors: TensorFolder,
     rows: tuple[Row, ...],
-    sizes: dict[str, int],
+    sizes: Mapping[str, int],
     *,
     num_layers: int,
     dtype: Dtype,

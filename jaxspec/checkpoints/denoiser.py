@@ -1,13 +1,11 @@
-"""Masked-diffusion language models of either kind, from and for folders.
+"""Masked-diffusion language models from and for folders, of whichever family.
 
-MDLM and LLaDA lie in their released layouts (`jaxspec.checkpoints.mdlm` and `.llada`). Another
-transformer that sees both ways lies as a target does, with one more entry in config.json that tells
-it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``. Any target can
-be made one: its weights are then what training starts from. SDAR (arXiv 2510.06303) is a Qwen3 in
-shape and names of tensors, and block-causal.
+MDLM, LLaDA and SDAR are opened in their released layouts. Another transformer that sees both ways
+is stored as a target is, with one more entry in config.json (`families.qwen_llama`). Any target
+with such layers can be made a denoiser: its weights are then what training starts from.
 
->>> config, params = load_denoiser("runs/mdlm/export")
->>> save_denoiser("export", config, params)
+>>> config, params = load_denoiser("runs/mdlm/export")  # doctest: +SKIP
+>>> save_denoiser("export", config, params)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -15,85 +13,44 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 
-from jaxspec.checkpoints import config_reader
-from jaxspec.checkpoints.config_json import SDAR_TYPE
 from jaxspec.checkpoints.conversion import Shardings
-from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
-from jaxspec.checkpoints.llada import is_llada, load_llada, read_llada
-from jaxspec.checkpoints.mdlm import is_mdlm, load_mdlm, read_mdlm, save_mdlm
-from jaxspec.config import Context, DiTConfig, Dtype, GPT2Config, MaskedTransformerConfig
-
-KEY = "denoiser"
-"""Entry of config.json."""
-SDAR_MASK_ID, SDAR_BLOCK_LENGTH = 151_669, 4
-"""Of the released SDAR models (arXiv 2510.06303), whose files need not say so."""
-
-AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
-
-
-def is_denoiser(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds a masked-diffusion language model, and no other kind."""
-    if is_mdlm(folder) or is_llada(folder):
-        return True
-    raw = config_reader.read_json(Path(folder) / "config.json")
-    return KEY in raw or raw.get("model_type") == SDAR_TYPE
+from jaxspec.checkpoints.families import llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families.registry import (
+    AnyDenoiserConfig,
+    Folder,
+    family_of,
+    open_folder,
+)
+from jaxspec.checkpoints.huggingface import read_weights, save_transformer, write_folder
+from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES
+from jaxspec.config import DiTConfig, Dtype, MaskedTransformerConfig
 
 
-def read_denoiser(folder: str | os.PathLike[str]) -> AnyDenoiserConfig:
+def is_denoiser(folder: Folder) -> bool:
+    """Whether the folder holds a masked-diffusion language model, and no other kind.
+
+    Raises:
+      ValueError: no config.json.
+    """
+    family = family_of(open_folder(folder).raw)
+    return family is not None and family.role == "denoiser"
+
+
+def read_denoiser(folder: Folder) -> AnyDenoiserConfig:
     """The configuration of a denoiser, or of a target that is to become one.
 
     Raises:
       ValueError: no such model, or entries that make none.
     """
-    if is_mdlm(folder):
-        return read_mdlm(folder)
-    if is_llada(folder):
-        return read_llada(folder)[0]
-    path = Path(folder) / "config.json"
-    raw = config_reader.read_json(path)
-    entry = _sdar_entry(raw) if raw.get("model_type") == SDAR_TYPE else raw.get(KEY, {})
-    if not isinstance(entry, Mapping) or not (
-        isinstance(entry.get("mask_token_id", 0), int)
-        and isinstance(entry.get("block_length", 0), int)
-        and entry.get("context", "bidirectional") in get_args(Context)
-    ):
-        raise ValueError(
-            f"{path}: {KEY!r} is {entry!r}, expected an integer mask_token_id, a context, one of "
-            f"{get_args(Context)}, and an integer block_length."
-        )
-    target = read_config(folder)
-    if isinstance(target, GPT2Config):
-        raise ValueError(
-            f"{path}: a GPT-2 or GPT-Neo cannot be made a denoiser: expected a Qwen3 or Llama."
-        )
-    fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
-    try:
-        return MaskedTransformerConfig(
-            **fields,
-            mask_token_id=entry.get("mask_token_id"),
-            context=entry.get("context", "bidirectional"),
-            block_length=entry.get("block_length", 0),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _sdar_entry(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What SDAR's config.json says of blocks, or what its released models were trained with."""
-    return {
-        "mask_token_id": raw.get("mask_token_id", SDAR_MASK_ID),
-        "context": "block_causal",
-        "block_length": raw.get("block_size", SDAR_BLOCK_LENGTH),
-    }
+    return open_folder(folder).as_denoiser()
 
 
 def load_denoiser(
-    folder: str | os.PathLike[str],
+    folder: Folder,
     *,
     dtype: Dtype = "float32",
     num_layers: int = 0,
@@ -104,28 +61,24 @@ def load_denoiser(
     Args:
       folder: of a denoiser, or of a target that is to become one.
       dtype: of the parameters and of the computation.
-      num_layers: keep the first so many layers; 0: all.
+      num_layers: keep only the first layers, this many of them; 0: all.
       shardings: see `jaxspec.checkpoints.huggingface.load_target`.
 
     Raises:
       ValueError: no such model, tensors that do not fit, or more layers than there are.
     """
-    config = dataclasses.replace(read_denoiser(folder), dtype=dtype, param_dtype=dtype)
+    stored = open_folder(folder)
+    config = dataclasses.replace(stored.as_denoiser(), dtype=dtype, param_dtype=dtype)
     kept = keep_layers(config, num_layers)
-    params: dict[str, Any]
-    if isinstance(config, DiTConfig):
-        _, params = load_mdlm(folder, dtype=dtype, shardings=shardings)
-    elif is_llada(folder):
-        params = load_llada(folder, dtype=dtype, shardings=shardings).params
-    else:
-        _, params = load_target(folder, dtype=dtype, shardings=shardings)
+    family = stored.family if is_denoiser(stored) else qwen_llama.DENOISER
+    params = read_weights(stored, family, config, dtype=dtype, shardings=shardings)
     if kept.num_layers < config.num_layers:
         params["layers"] = jax.tree.map(lambda leaf: leaf[: kept.num_layers], params["layers"])
     return kept, params
 
 
 def keep_layers(config: AnyDenoiserConfig, num_layers: int) -> AnyDenoiserConfig:
-    """The shape with its first layers alone; 0 keeps all.
+    """The shape with only its first layers; 0 keeps all.
 
     Raises:
       ValueError: more layers than there are.
@@ -134,7 +87,7 @@ def keep_layers(config: AnyDenoiserConfig, num_layers: int) -> AnyDenoiserConfig
         return config
     if num_layers > config.num_layers:
         raise ValueError(
-            f"denoiser.num_layers is {num_layers}, but the model that training goes on from has "
+            f"denoiser.num_layers is {num_layers}, but the model that training starts from has "
             f"{config.num_layers} layers."
         )
     changes: dict[str, Any] = {"num_layers": num_layers}
@@ -150,6 +103,7 @@ def save_denoiser(
     *,
     dtype: Dtype | None = None,
     tokenizer_folder: str | os.PathLike[str] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that `load_denoiser` reads, complete or not at all.
@@ -158,27 +112,65 @@ def save_denoiser(
       ValueError: parameters that do not fit `config`, or a folder that holds other files.
     """
     if isinstance(config, DiTConfig):
-        save_mdlm(
+        dtype = dtype or config.param_dtype
+        write_folder(
             folder,
-            config,
             params,
+            mdlm.layout(config),
             dtype=dtype,
+            documents={"config.json": mdlm.to_json(config, dtype=dtype)},
             tokenizer_folder=tokenizer_folder,
+            max_shard_bytes=max_shard_bytes,
             provenance=provenance,
         )
         return
-    save_target(
+    save_transformer(
         folder,
         config,
         params,
+        family=qwen_llama.DENOISER,
         dtype=dtype,
         tokenizer_folder=tokenizer_folder,
+        max_shard_bytes=max_shard_bytes,
         provenance=provenance,
-        more={
-            KEY: {
-                "mask_token_id": config.mask_id,
-                "context": config.context,
-                "block_length": config.block_length,
-            }
-        },
+    )
+
+
+def save_llada(
+    folder: str | os.PathLike[str],
+    config: MaskedTransformerConfig,
+    params: Mapping[str, Any],
+    *,
+    eos_id: int,
+    dtype: Dtype | None = None,
+    tokenizer_folder: str | os.PathLike[str] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a denoiser in LLaDA's released layout, complete or not at all.
+
+    Args:
+      folder: new, or an earlier export.
+      config: shape of the model.
+      params: its parameters; sharded arrays are gathered one at a time.
+      eos_id: the id that ends a text.
+      dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
+      tokenizer_folder: tokenizer files to put next to the weights.
+      max_shard_bytes: weights beyond this are split into several files with an index.
+      provenance: written as provenance.json.
+
+    Raises:
+      ValueError: layers that LLaDA does not have, parameters that do not fit `config`, or a folder
+        that holds other files.
+    """
+    dtype = dtype or config.param_dtype
+    write_folder(
+        folder,
+        params,
+        llada.llada_layout(config),
+        dtype=dtype,
+        documents={"config.json": llada.llada_to_json(config, eos_id=eos_id, dtype=dtype)},
+        tokenizer_folder=tokenizer_folder,
+        max_shard_bytes=max_shard_bytes,
+        provenance=provenance,
     )

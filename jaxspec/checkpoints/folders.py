@@ -35,9 +35,16 @@ def target_folder(path: str) -> Path:
     return folder
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells models apart without reading all of their weights."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
+    """Tells models apart without reading all of their weights.
+
+    Args:
+      folder: the model's.
+      config_json: the content of its config.json, where it has been read already.
+    """
+    if config_json is None:
+        config_json = (folder / "config.json").read_bytes()
+    digest = hashlib.sha256(config_json)
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as weights:

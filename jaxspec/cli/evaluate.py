@@ -81,18 +81,19 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
     )
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
-    from jaxspec.evals.opening import is_diffusion_target
+    from jaxspec.evals.opening import is_diffusion_target, stored_target
     from jaxspec.evals.speculative.runner import evaluate
 
     path = command.run.target.path
-    if is_diffusion_target(command.run.target):
+    stored = stored_target(command.run.target)
+    if is_diffusion_target(command.run.target, stored=stored):
         if command.workdir or command.drafters:
             raise ValueError(
                 f"{path} is a diffusion language model and drafts for itself: leave --workdir and "
                 "--drafters out, and set --diffusion.drafts or --diffusion.graph."
             )
         refuse_other_kind(argv, path, program=program, is_diffusion=True)
-        evaluate_diffusion(command.run, output=command.output)
+        evaluate_diffusion(command.run, output=command.output, stored=stored)
         return
     refuse_other_kind(argv, path, program=program, is_diffusion=False)
     evaluate(

@@ -26,7 +26,6 @@ import tokenizers
 from jaxspec.data.chat_template import CHATML, PLAIN, ChatTemplate, check_turns
 from jaxspec.data.examples import Conversation
 from jaxspec.data.tokenizer_files import (
-    FILES,
     GPT2_NAMES,
     byte_level,
     is_gpt2,
@@ -34,6 +33,7 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer,
     read_tokenizer_config,
 )
+from jaxspec.tokenizer_files import TOKENIZER_FILES
 
 EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded" / "tokenizer"
 
@@ -68,10 +68,11 @@ class Tokenizer:
         *,
         template_options: Mapping[str, Any] | None = None,
         default_template: str | None = None,
+        model_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
-        config = read_tokenizer_config(self.folder)
+        config = read_tokenizer_config(self.folder, model_config=model_config)
         self._tokenizer = read_tokenizer(self.folder, config)
         self._names = _special_names(self.folder, config)
         added = {
@@ -110,6 +111,7 @@ class Tokenizer:
         *,
         template_options: Mapping[str, Any] | None = None,
         default_template: str | None = None,
+        model_config: Mapping[str, Any] | None = None,
     ) -> Tokenizer:
         """Read a tokenizer folder; "embedded" is the one shipped in the package.
 
@@ -121,6 +123,7 @@ class Tokenizer:
           default_template: for conversations where the folder has no chat template, which is an
             error otherwise. (It may be a chat model's that was lost in copying.) A GPT-2's is
             `jaxspec.data.chat_template.PLAIN`.
+          model_config: the content of the folder's config.json, where it has been read already.
 
         Returns:
           The tokenizer.
@@ -129,7 +132,12 @@ class Tokenizer:
           ValueError: no such folder, no tokenizer in it, or one that is not byte-level.
         """
         folder = EMBEDDED_FOLDER if str(path) == "embedded" else path
-        return cls(folder, template_options=template_options, default_template=default_template)
+        return cls(
+            folder,
+            template_options=template_options,
+            default_template=default_template,
+            model_config=model_config,
+        )
 
     @classmethod
     def train(
@@ -186,7 +194,7 @@ class Tokenizer:
         """Copy the tokenizer's files to a folder, which is made when missing."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in TOKENIZER_FILES:
             source = self.folder / name
             if source.is_file() and source.resolve() != (path / name).resolve():
                 shutil.copyfile(source, path / name)

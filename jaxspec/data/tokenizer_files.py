@@ -9,18 +9,6 @@ from typing import Any
 
 import tokenizers
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What makes up a tokenizer; a folder has some of them."""
-
 # The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt leave unsaid: part of the
 # tokenizer's definition, so it must be this expression to the letter.
 _QWEN_PIECES = (
@@ -55,13 +43,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def read_tokenizer_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_tokenizer_config(
+    folder: pathlib.Path, *, model_config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """tokenizer_config.json; the tokenizer's class, where it says none, by the model's config.json.
 
     The Hub's gpt2 leaves it to config.json, and transformers looks there, too.
+
+    Args:
+      folder: a model's folder.
+      model_config: the content of its config.json, where it has been read already.
     """
     config = read_json(folder / "tokenizer_config.json")
-    model_type = read_json(folder / "config.json").get("model_type")
+    if model_config is None:
+        model_config = read_json(folder / "config.json")
+    model_type = model_config.get("model_type")
     if not config.get("tokenizer_class") and model_type in _GPT2_MODEL_TYPES:
         config["tokenizer_class"] = "GPT2Tokenizer"
     return config

@@ -15,21 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
+from jaxspec.checkpoints.families.registry import StoredModel, open_folder
 from jaxspec.checkpoints.folders import exported_weights, fingerprint, target_folder
-from jaxspec.checkpoints.huggingface import (
-    is_target,
-    load_drafter,
-    load_target,
-    read_config,
-    read_drafter_config,
-)
+from jaxspec.checkpoints.huggingface import load_drafter, load_target
 from jaxspec.config import (
     DiTConfig,
     Dtype,
@@ -52,38 +47,24 @@ UNROLLED_LAYERS = 8
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoredModel:
-    """A folder whose configuration is read, and whose weights are not read yet."""
+def load_weights(
+    stored: StoredModel, *, dtype: Dtype, target: LanguageModelConfig | None = None
+) -> Any:
+    """The parameters of a model of any family.
 
-    folder: Path
-    config: Any
-    """One of the configurations of `jaxspec.config`; its class says what the folder holds."""
-    load: Callable[[Dtype, LanguageModelConfig | None], Any]
-    """(dtype, the target that it drafts for, if there is one) -> parameters."""
-
-
-def stored_model(folder: Path) -> StoredModel:
-    """What a folder holds: a denoiser, a language model, or a DFlash drafter.
+    Args:
+      stored: its folder.
+      dtype: of the parameters.
+      target: what it drafts for, if it is a drafter.
 
     Raises:
-      ValueError: no model that is supported.
+      ValueError: tensors that do not fit, or a drafter for another target.
     """
-    if is_denoiser(folder):
-        return StoredModel(
-            folder,
-            read_denoiser(folder),
-            lambda dtype, target: load_denoiser(folder, dtype=dtype)[1],
-        )
-    if is_target(folder):
-        return StoredModel(
-            folder, read_config(folder), lambda dtype, target: load_target(folder, dtype=dtype)[1]
-        )
-    return StoredModel(
-        folder,
-        read_drafter_config(folder),
-        lambda dtype, target: load_drafter(folder, target_config=target, dtype=dtype)[1],
-    )
+    if stored.family.role == "denoiser":
+        return load_denoiser(stored, dtype=dtype)[1]
+    if stored.family.role == "target":
+        return load_target(stored, dtype=dtype)[1]
+    return load_drafter(stored, target_config=target, dtype=dtype)[1]
 
 
 def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
@@ -174,7 +155,7 @@ class DiffusionTarget(OpenedTarget):
         Raises:
           ValueError: tensors that do not fit.
         """
-        params = self.stored.load(self.config.dtype, None)
+        params = load_weights(self.stored, dtype=self.config.dtype)
         return dataclasses.replace(self, params=jax.device_put(params))
 
 
@@ -249,32 +230,52 @@ def open_target(target: TargetConfig, *, default_template: str | None = None) ->
       ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
     """
     folder = target_folder(target.path)
-    config, params = load_target(folder, dtype=target.dtype)
+    stored = open_folder(folder)
+    config, params = load_target(stored, dtype=target.dtype)
     config = _for_decoding(config, dtype=target.dtype)
-    tokenizer = _target_tokenizer(folder, target, config, default_template=default_template)
+    tokenizer = _target_tokenizer(stored, target, config, default_template=default_template)
     name = target.path if target.path == "embedded" else folder_name(folder)
     return TargetBundle(name=name, model=make_model(config), tokenizer=tokenizer, params=params)
 
 
-def is_diffusion_target(target: TargetConfig) -> bool:
-    """Whether a run's target is a diffusion language model.
+def stored_target(target: TargetConfig) -> StoredModel:
+    """The folder of a run's target, with config.json read and nothing else.
 
     Raises:
       ValueError: no such folder.
     """
-    return is_denoiser(target_folder(target.path))
+    return open_folder(target_folder(target.path))
 
 
-def open_diffusion_target(target: TargetConfig) -> DiffusionTarget:
+def is_diffusion_target(target: TargetConfig, *, stored: StoredModel | None = None) -> bool:
+    """Whether a run's target is a diffusion language model.
+
+    Args:
+      target: where it is.
+      stored: the same, opened already.
+
+    Raises:
+      ValueError: no such folder.
+    """
+    return is_denoiser(stored or stored_target(target))
+
+
+def open_diffusion_target(
+    target: TargetConfig, *, stored: StoredModel | None = None
+) -> DiffusionTarget:
     """The diffusion language model that a run names: a LLaDA, an SDAR, or what a run left.
 
     Its weights are not read (`DiffusionTarget.with_weights`): mistakes are refused before that.
 
+    Args:
+      target: where it is, and in which dtype it computes.
+      stored: its folder, opened already.
+
     Raises:
       ValueError: no such folder, another kind of model, no tokenizer, or one that does not fit.
     """
-    folder = target_folder(target.path)
-    stored = stored_model(folder)
+    stored = stored or stored_target(target)
+    folder = stored.folder
     if not isinstance(stored.config, DiTConfig | MaskedTransformerConfig):
         raise ValueError(
             f"target.path is {target.path!r}, a language model that goes from left to right; "
@@ -289,31 +290,34 @@ def open_diffusion_target(target: TargetConfig) -> DiffusionTarget:
             f"{folder}: context is 'causal': clean tokens of this model see only what is before "
             "them, which is for drafters. Expected 'bidirectional'."
         )
-    tokenizer = _target_tokenizer(folder, target, config, default_template=PLAIN)
+    tokenizer = _target_tokenizer(stored, target, config, default_template=PLAIN)
     return DiffusionTarget(
         name=folder_name(folder),
         model=make_denoiser(config),
         tokenizer=tokenizer,
         params=None,
         stored=stored,
-        fingerprint=fingerprint(folder),
+        fingerprint=fingerprint(folder, config_json=stored.content),
     )
 
 
 def _target_tokenizer(
-    folder: Path,
+    stored: StoredModel,
     target: TargetConfig,
     config: LanguageModelConfig | DiTConfig,
     *,
     default_template: str | None,
 ) -> Tokenizer:
     tokenizer = Tokenizer.load(
-        folder, template_options=target.template_options, default_template=default_template
+        stored.folder,
+        template_options=target.template_options,
+        default_template=default_template,
+        model_config=stored.raw,
     )
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids, but the model's embedding "
-            f"only {config.vocab_size} rows: they do not belong together."
+            f"The tokenizer in {stored.folder} has {tokenizer.vocab_size} ids, but the model's "
+            f"embedding only {config.vocab_size} rows: they do not belong together."
         )
     return tokenizer
 
@@ -332,11 +336,11 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     """
     folder = Path(folder).expanduser()
     weights = exported_weights(folder)
-    stored = stored_model(weights)
+    stored = open_folder(weights)
     name = kind_of(stored.config)
     kind = KINDS[name]
     dtype = target.config.dtype
-    params = stored.load(dtype, target.config)
+    params = load_weights(stored, dtype=dtype, target=target.config)
     config = _for_decoding(stored.config, dtype=dtype)
     if kind.tokenizer != "none":
         _check_tokenizer(folder, weights, kind, config, target=target)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from jaxspec.config import MaskedTransformerConfig
 
 LLADA_8B = MaskedTransformerConfig(
+    family="llama",
     vocab_size=126_464,
     hidden_size=4096,
     num_layers=32,

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints import key_maps
+from jaxspec.checkpoints.families import dflash
+from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.huggingface import (
     load_drafter,
     load_target,
@@ -55,7 +56,6 @@ RESOLVED = dataclasses.replace(
     rms_norm_eps=1e-6,
     rope_theta=10_000.0,
 )
-DRAFTER_SIZES = {"D": 16, "F": 24, "C": 8, "QC": 32, "RC": 16, "MD": 32}
 
 
 def random_params(shapes: dict[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def random_params(shapes: dict[str, tuple[int, ...]], *, seed: int = 0) -> dict[
 
 
 def target_params(config: TransformerConfig) -> dict[str, Any]:
-    rows, sizes = key_maps.target_rows(config), key_maps.target_sizes(config)
-    return random_params(key_maps.parameter_shapes(rows, sizes, num_layers=config.num_layers))
+    return random_params(target_family(config).layout(config, ()).parameter_shapes)
 
 
 def drafter_params() -> dict[str, Any]:
-    return random_params(key_maps.parameter_shapes(key_maps.DFLASH, DRAFTER_SIZES, num_layers=2))
+    stored = dflash.StoredDrafter.of(RESOLVED, target=QWEN3)
+    return random_params(dflash.layout(stored).parameter_shapes)
 
 
 def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -177,8 +177,8 @@ def test_drafter_round_trip_is_exact_and_fills_in_widths(drafter: Path) -> None:
 
 
 def test_drafter_without_head_norms_round_trips(tmp_path: Path) -> None:
-    rows = key_maps.drafter_rows(qk_norm=False)
-    params = random_params(key_maps.parameter_shapes(rows, DRAFTER_SIZES, num_layers=2))
+    stored = dflash.StoredDrafter.of(dataclasses.replace(RESOLVED, qk_norm=False), target=QWEN3)
+    params = random_params(dflash.layout(stored).parameter_shapes)
     config = dataclasses.replace(DRAFTER, qk_norm=False)
     save_drafter(tmp_path / "out", config, params, target_config=QWEN3)
     got_config, got = load_drafter(tmp_path / "out", target_config=QWEN3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxspec.checkpoints.families.dflash import speculators_json
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
-from jaxspec.checkpoints.speculators import speculators_json
 from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli import export as command
 from jaxspec.cli import main as console

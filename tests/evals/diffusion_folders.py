@@ -7,8 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxspec.checkpoints.denoiser import save_denoiser
-from jaxspec.checkpoints.llada import save_llada
+from jaxspec.checkpoints.denoiser import save_denoiser, save_llada
 from jaxspec.config import (
     DataConfig,
     DiffusionEvaluationConfig,

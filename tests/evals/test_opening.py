@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from jaxspec.checkpoints.families.registry import open_folder
 from jaxspec.checkpoints.folders import EMBEDDED_TARGET
 from jaxspec.config import MaskedTransformerConfig, TargetConfig, TransformerConfig
 from jaxspec.evals.opening import (
@@ -13,7 +14,6 @@ from jaxspec.evals.opening import (
     open_diffusion_target,
     open_drafter,
     open_target,
-    stored_model,
     untrained_drafter,
 )
 from jaxspec.ops.sampling import Sampling
@@ -26,13 +26,13 @@ def target():
 
 
 def test_the_class_of_the_configuration_tells_what_a_folder_holds(tmp_path):
-    assert type(stored_model(EMBEDDED_TARGET).config) is TransformerConfig
+    assert type(open_folder(EMBEDDED_TARGET).config) is TransformerConfig
     for llada in (False, True):
         folder = write_model(tmp_path / str(llada), llada=llada, num_heads=2, num_kv_heads=2)
-        assert type(stored_model(folder).config) is MaskedTransformerConfig
+        assert type(open_folder(folder).config) is MaskedTransformerConfig
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match="BertModel"):
-        stored_model(tmp_path)
+        assert open_folder(tmp_path).family
 
 
 def test_a_language_model_drafts_token_by_token(target):

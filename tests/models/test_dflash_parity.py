@@ -23,11 +23,14 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoints import key_maps
+from jaxspec.checkpoints.families import dflash
 from jaxspec.checkpoints.huggingface import load_drafter, save_drafter
 from jaxspec.checkpoints.shapes import nest_paths
 from jaxspec.config import DrafterConfig, TransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.dflash import DFlash
+
+DFLASH_ROWS = dflash.FEATURES + dflash.BLOCK + dflash.QK_NORM + dflash.FINAL_NORM
 
 TOLERANCE = 1e-4
 TARGET = TransformerConfig(
@@ -70,8 +73,8 @@ def torch() -> types.ModuleType:
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drafter with random weights, exported."""
     generator = np.random.default_rng(0)
-    sizes = {"D": 32, "F": 48, "C": 16, "QC": 64, "RC": 32, "MD": 96}
-    shapes = key_maps.parameter_shapes(key_maps.DFLASH, sizes, num_layers=3)
+    sizes = {"D": 32, "F": 48, "C": 16, "QC": 64, "RC": 32, "E": 96}
+    shapes = key_maps.parameter_shapes(DFLASH_ROWS, sizes, num_layers=3)
     leaves = {
         path: (1.0 if path.endswith("scale") else 0.0) + 0.3 * generator.standard_normal(shape)
         for path, shape in shapes.items()

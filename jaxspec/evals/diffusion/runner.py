@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxspec.checkpoints.families.registry import StoredModel
 from jaxspec.config import RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
@@ -30,7 +31,7 @@ PLAIN_DECODER = "plain"
 
 
 def evaluate_diffusion(
-    config: RunConfig, *, output: str | Path, echo: Echo = print
+    config: RunConfig, *, output: str | Path, stored: StoredModel | None = None, echo: Echo = print
 ) -> dict[str, Any]:
     """Measures decoders of a diffusion language model; writes the result file and its table.
 
@@ -38,6 +39,7 @@ def evaluate_diffusion(
       config: the target, how it is decoded (`config.diffusion`), what it is asked
         (`config.evaluation`).
       output: the JSON file.
+      stored: the target's folder, opened already.
       echo: where lines of text go.
 
     Returns:
@@ -49,7 +51,7 @@ def evaluate_diffusion(
     """
     settings = config.evaluation
     check_output(output)
-    target = open_diffusion_target(config.target)
+    target = open_diffusion_target(config.target, stored=stored)
     # Mistakes are told before the weights are read.
     rules = diffusion_rules(config, target)
     base = BlockDiffusion(target.model, rules)

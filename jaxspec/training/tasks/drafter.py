@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.checkpoints.families.dflash import speculators_json
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_config, save_drafter
-from jaxspec.checkpoints.speculators import speculators_json
 from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.dflash import DFlash, resolve_config
@@ -158,10 +158,12 @@ def _check_architecture(
             f"{type(got).__name__}, expected a {type(expected).__name__}. Leave "
             "target.architecture out."
         )
+    # An architecture that does not name its family has said the rest.
+    ignored = (*_RUNTIME, *(() if expected.family else ("family",)))
     wrong = [
         f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"
         for field in dataclasses.fields(got)
-        if field.name not in _RUNTIME and getattr(got, field.name) != getattr(expected, field.name)
+        if field.name not in ignored and getattr(got, field.name) != getattr(expected, field.name)
     ]
     if wrong:
         raise ValueError(

@@ -219,7 +219,7 @@ MISTAKES = {
     "a folder without weights": (DenoiserConfig(path="nowhere"), "No folder nowhere"),
     "more layers than there are": (
         DenoiserConfig(path="TARGET", num_layers=3),
-        "num_layers is 3, but the model that training goes on from has 2",
+        "num_layers is 3, but the model that training starts from has 2",
     ),
     "another architecture": (
         DenoiserConfig(path="SCRATCH", architecture=dataclasses.replace(DIT, hidden_size=32)),

@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from jaxspec.checkpoints.config_json import (
-    StoredDrafter,
-    drafter_from_json,
-    drafter_to_json,
-    target_from_json,
-    target_to_json,
-)
-from jaxspec.checkpoints.speculators import speculators_json
+from jaxspec.checkpoints.families import dflash
+from jaxspec.checkpoints.families.dflash import StoredDrafter, speculators_json
+from jaxspec.checkpoints.families.registry import target_family, target_from_json
 from jaxspec.config import DrafterConfig, LayerType, Llama3RopeScaling, TransformerConfig
 
 QWEN3 = TransformerConfig(
@@ -41,9 +36,9 @@ DRAFTER = DrafterConfig(
     rms_norm_eps=1e-6,
     rope_theta=10_000.0,
 )
-QWEN3_JSON = target_to_json(QWEN3, dtype="float32", special_ids={})
-LLAMA_JSON = target_to_json(LLAMA, dtype="float32", special_ids={})
-DRAFTER_JSON = drafter_to_json(DRAFTER, target_config=QWEN3, dtype="float32")
+QWEN3_JSON = target_family(QWEN3).to_json(QWEN3, dtype="float32", special_ids={})
+LLAMA_JSON = target_family(LLAMA).to_json(LLAMA, dtype="float32", special_ids={})
+DRAFTER_JSON = dflash.to_json(DRAFTER, target_config=QWEN3, dtype="float32")
 
 
 def target(raw: dict[str, Any], **changes: Any) -> TransformerConfig:
@@ -51,7 +46,7 @@ def target(raw: dict[str, Any], **changes: Any) -> TransformerConfig:
 
 
 def drafter(raw: dict[str, Any] = DRAFTER_JSON, **changes: Any) -> StoredDrafter:
-    return drafter_from_json({**raw, **changes}, where="FILE")
+    return dflash.from_json({**raw, **changes}, where="FILE")
 
 
 def test_round_trips() -> None:
@@ -127,12 +122,12 @@ MIXED = ("sliding_attention", "full_attention", "sliding_attention")
 
 def test_sliding_targets_make_the_round_trip() -> None:
     config = dataclasses.replace(QWEN3, layer_types=MIXED, sliding_window=8)
-    raw = target_to_json(config, dtype="float32", special_ids={})
+    raw = target_family(config).to_json(config, dtype="float32", special_ids={})
     assert (raw["use_sliding_window"], raw["sliding_window"]) == (True, 8)
     assert target(raw) == config
     llama = dataclasses.replace(LLAMA, layer_types=MIXED, sliding_window=8)
     with pytest.raises(ValueError, match="expected qk_norm true"):
-        target_to_json(llama, dtype="float32", special_ids={})
+        target_family(llama).to_json(llama, dtype="float32", special_ids={})
     window = {"layer_types": list(MIXED), "sliding_window": 8, "use_sliding_window": True}
     with pytest.raises(ValueError, match="sliding_window: got 8 in a llama, expected full"):
         target(LLAMA_JSON, **window)
@@ -146,12 +141,12 @@ def test_sliding_drafters_make_the_round_trip(
     config = dataclasses.replace(
         DRAFTER, layer_types=kinds, sliding_window=8 if kinds else 0, is_causal=is_causal
     )
-    raw = drafter_to_json(config, target_config=QWEN3, dtype="float32")
+    raw = dflash.to_json(config, target_config=QWEN3, dtype="float32")
     assert drafter(raw).config == config
     if is_causal is not None:
         del raw["is_causal"]
         assert drafter(raw).config == config, "vLLM's spelling"
-    raw = drafter_to_json(config, target_config=QWEN3, dtype="float32")
+    raw = dflash.to_json(config, target_config=QWEN3, dtype="float32")
     if is_causal and kinds != MIXED[::2]:
         with pytest.raises(ValueError, match="use the zlab format"):
             speculators_json(raw, target_name="x")

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints import key_maps
-from jaxspec.checkpoints.config_json import target_from_json, target_to_json
 from jaxspec.checkpoints.denoiser import read_denoiser
+from jaxspec.checkpoints.families import dflash
+from jaxspec.checkpoints.families.registry import open_folder, target_family, target_from_json
 from jaxspec.checkpoints.huggingface import (
-    is_target,
     load_drafter,
     load_target,
     save_drafter,
@@ -45,9 +44,8 @@ CONFIGS = {"gpt2": GPT_2, "gpt_neo": GPT_NEO}
 
 
 def random_params(config: GPT2Config) -> dict[str, Any]:
-    rows, sizes = key_maps.target_rows(config), key_maps.target_sizes(config)
     generator = np.random.default_rng(0)
-    shapes = key_maps.parameter_shapes(rows, sizes, num_layers=config.num_layers)
+    shapes = target_family(config).layout(config, ()).parameter_shapes
     return nest_paths({p: generator.standard_normal(s).astype("f4") for p, s in shapes.items()})
 
 
@@ -67,7 +65,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[GPT2Config, P
 
 def test_round_trip_is_exact(saved: tuple[GPT2Config, Path]) -> None:
     config, folder = saved
-    assert is_target(folder)
+    assert open_folder(folder).family.role == "target"
     got_config, got = load_target(folder)
     assert got_config == config
     assert_same(got, random_params(config))
@@ -181,13 +179,13 @@ def test_defaults_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("config", [GPT_2, GPT_NEO], ids=["gpt2", "gpt_neo"])
 def test_config_round_trip(config: GPT2Config) -> None:
-    raw = target_to_json(config, dtype="float32", special_ids={"eos_token_id": 3})
+    raw = target_family(config).to_json(config, dtype="float32", special_ids={"eos_token_id": 3})
     assert json.loads(json.dumps(raw)) == raw and raw["eos_token_id"] == 3
     assert target_from_json(raw, where="FILE") == config
 
 
 def test_all_problems_of_a_config_are_said_at_once() -> None:
-    raw = target_to_json(GPT_2, dtype="float32", special_ids={})
+    raw = target_family(GPT_2).to_json(GPT_2, dtype="float32", special_ids={})
     wrong = {
         "activation_function": "relu",
         "scale_attn_weights": False,
@@ -221,7 +219,7 @@ def test_all_problems_of_a_config_are_said_at_once() -> None:
     ],
 )
 def test_kinds_of_layers_that_cannot_be_read_are_refused(kinds: Any, message: str) -> None:
-    raw = target_to_json(GPT_NEO, dtype="float32", special_ids={})
+    raw = target_family(GPT_NEO).to_json(GPT_NEO, dtype="float32", special_ids={})
     with pytest.raises(ValueError, match=message):
         target_from_json({**raw, "attention_types": kinds}, where="FILE")
 
@@ -237,8 +235,7 @@ def test_drafters_of_these_targets_have_norms_and_wavelengths_of_their_own(tmp_p
     with pytest.raises(ValueError, match="head_dim must be even for RoPE: got 3"):
         resolve_config(asked, target=odd, mask_token_id=39)
 
-    sizes = {"D": 16, "F": 24, "C": 4, "QC": 16, "RC": 16, "MD": 32}
-    shapes = key_maps.parameter_shapes(key_maps.DFLASH, sizes, num_layers=2)
+    shapes = dflash.layout(dflash.StoredDrafter.of(config, target=GPT_2)).parameter_shapes
     params = nest_paths({path: np.ones(shape, "f4") for path, shape in shapes.items()})
     save_drafter(tmp_path / "drafter", config, params, target_config=GPT_2)
     assert load_drafter(tmp_path / "drafter", target_config=GPT_2)[0] == config

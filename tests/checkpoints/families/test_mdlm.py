@@ -20,8 +20,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints import key_maps
-from jaxspec.checkpoints.mdlm import MDLM_ROWS, load_mdlm, mdlm_sizes, save_mdlm
+from jaxspec.checkpoints.denoiser import load_denoiser, save_denoiser
+from jaxspec.checkpoints.families import mdlm
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import DiTConfig
 from jaxspec.models.dit import DiT
@@ -42,7 +42,7 @@ SIGMA = np.array([0.3, 4.0], np.float32)
 
 def random_params(config: DiTConfig, *, scale: float = 0.3) -> dict[str, Any]:
     """Nothing at its initial value, at which gates and head are zero."""
-    shapes = key_maps.parameter_shapes(MDLM_ROWS, mdlm_sizes(config), num_layers=config.num_layers)
+    shapes = mdlm.layout(config).parameter_shapes
     rng = np.random.default_rng(0)
     leaves = {}
     for path, shape in shapes.items():
@@ -53,7 +53,7 @@ def random_params(config: DiTConfig, *, scale: float = 0.3) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_mdlm(tmp_path / "mdlm", CONFIG, random_params(CONFIG))
+    save_denoiser(tmp_path / "mdlm", CONFIG, random_params(CONFIG))
     return tmp_path / "mdlm"
 
 
@@ -116,8 +116,8 @@ def torch_logits(torch: Any, folder: Path, sigma: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_logits_equal_those_of_a_torch_pass(torch, tmp_path, conditioned):
     config = dataclasses.replace(CONFIG, time_conditioning=conditioned)
-    save_mdlm(tmp_path / "mdlm", config, random_params(config))
-    loaded, params = load_mdlm(tmp_path / "mdlm")
+    save_denoiser(tmp_path / "mdlm", config, random_params(config))
+    loaded, params = load_denoiser(tmp_path / "mdlm")
     assert loaded == config
     expected = torch_logits(torch, tmp_path / "mdlm", SIGMA)
     assert expected.std() > 0.5, "the reference is too flat to tell anything"
@@ -131,20 +131,18 @@ def test_table_lists_the_parameters_of_the_model():
         tokens = jnp.zeros((1, 4), jnp.int32)
         params = jax.eval_shape(DiT(config).init, jax.random.key(0), tokens)["params"]
         got = {path: leaf.shape for path, leaf in flatten_paths(params).items()}
-        expected = key_maps.parameter_shapes(
-            MDLM_ROWS, mdlm_sizes(config), num_layers=config.num_layers
-        )
+        expected = mdlm.layout(config).parameter_shapes
         assert got == expected
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 4000])
 def test_round_trip_is_exact(tmp_path, max_shard_bytes):
     params = random_params(CONFIG)
-    save_mdlm(
+    save_denoiser(
         tmp_path / "out", CONFIG, params, max_shard_bytes=max_shard_bytes, provenance={"seed": 3}
     )
     assert json.loads((tmp_path / "out" / "provenance.json").read_text()) == {"seed": 3}
-    config, got = load_mdlm(tmp_path / "out", shardings=SingleDeviceSharding(jax.devices()[1]))
+    config, got = load_denoiser(tmp_path / "out", shardings=SingleDeviceSharding(jax.devices()[1]))
     assert config == CONFIG
     expected = flatten_paths(params)
     for path, leaf in flatten_paths(got).items():
@@ -166,8 +164,8 @@ def test_stored_tensors_have_the_released_names_and_layout(folder):
 
 
 def test_bfloat16_is_what_was_asked_for(tmp_path):
-    save_mdlm(tmp_path / "out", CONFIG, random_params(CONFIG), dtype="bfloat16")
-    config, params = load_mdlm(tmp_path / "out", dtype="bfloat16")
+    save_denoiser(tmp_path / "out", CONFIG, random_params(CONFIG), dtype="bfloat16")
+    config, params = load_denoiser(tmp_path / "out", dtype="bfloat16")
     assert config.dtype == config.param_dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     logits = jax.jit(DiT(config).apply)({"params": params}, jnp.asarray(TOKENS)).logits_BSV
@@ -178,7 +176,7 @@ def test_stored_constants_are_passed_over(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["backbone.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     save_file(tensors, folder / "model.safetensors")
-    load_mdlm(folder)
+    load_denoiser(folder)
 
 
 def test_every_mismatch_is_named_at_once(folder):
@@ -190,7 +188,7 @@ def test_every_mismatch_is_named_at_once(folder):
     tensors["backbone.label_map.weight"] = np.zeros(2, np.float32)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError) as caught:
-        load_mdlm(folder)
+        load_denoiser(folder)
     message = str(caught.value)
     assert "backbone.sigma_map.mlp.2.bias: missing, expected [10]" in message
     assert "blocks.{i}.attn_out.weight: got [5, 24], expected [24, 24] (i = 0, 1, 2)" in message
@@ -202,18 +200,17 @@ def test_every_wrong_field_is_named_at_once(folder):
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "n_heads": 0, "cond_dim": None, "time_conditioning": 1.5}))
     with pytest.raises(ValueError) as caught:
-        load_mdlm(folder)
+        load_denoiser(folder)
     assert all(key in str(caught.value) for key in ("n_heads", "cond_dim", "time_conditioning"))
     path.write_text(json.dumps({**raw, "n_heads": 5}))
     with pytest.raises(ValueError, match="even width"):
-        load_mdlm(folder)
-    path.write_text(json.dumps({**raw, "model_type": "qwen3"}))
+        load_denoiser(folder)
     with pytest.raises(ValueError, match="expected 'mdlm'"):
-        load_mdlm(folder)
+        mdlm.from_json({**raw, "model_type": "qwen3"}, where="config.json")
 
 
 def test_parameters_of_another_shape_are_not_written(tmp_path):
     params = random_params(dataclasses.replace(CONFIG, vocab_size=24))
     with pytest.raises(ValueError, match=r"head/bias: got \[24\], expected \[23\]"):
-        save_mdlm(tmp_path / "out", CONFIG, params)
+        save_denoiser(tmp_path / "out", CONFIG, params)
     assert not (tmp_path / "out").exists()

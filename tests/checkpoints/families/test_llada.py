@@ -20,12 +20,13 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints import key_maps
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser, save_llada
+from jaxspec.checkpoints.families.family import Layout
+from jaxspec.checkpoints.families.llada import llada_from_json, llada_layout
+from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.huggingface import save_target
-from jaxspec.checkpoints.llada import llada_from_json, llada_rows, load_llada, save_llada
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
-from jaxspec.config import MaskedTransformerConfig, TransformerConfig
+from jaxspec.config import MaskedTransformerConfig
 from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.models.block_diffusion import block_causal_mask
 from jaxspec.models.llada import EOS_ID, LLADA_8B
@@ -62,10 +63,9 @@ BLOCK_NAMES = {
 """LLaDA's names in a block, and Qwen3's."""
 
 
-def random_params(config: TransformerConfig, rows: Any, *, scale: float = 0.3) -> dict[str, Any]:
+def random_params(layout: Layout, *, scale: float = 0.3) -> dict[str, Any]:
     """Nothing at its initial value."""
-    sizes = key_maps.target_sizes(config)
-    shapes = key_maps.parameter_shapes(rows, sizes, num_layers=config.num_layers)
+    shapes = layout.parameter_shapes
     rng = np.random.default_rng(0)
     leaves = {}
     for path, shape in shapes.items():
@@ -75,7 +75,7 @@ def random_params(config: TransformerConfig, rows: Any, *, scale: float = 0.3) -
 
 
 def saved(folder: Path, config: MaskedTransformerConfig = CONFIG, **options: Any) -> Path:
-    save_llada(folder, config, random_params(config, llada_rows(config)), eos_id=EOS, **options)
+    save_llada(folder, config, random_params(llada_layout(config)), eos_id=EOS, **options)
     return folder
 
 
@@ -144,22 +144,23 @@ def torch_logits(torch: Any, tensors: dict[str, Any], config: Any, mask: np.ndar
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_equal_those_of_a_torch_pass(torch, tmp_path, tied):
     config = dataclasses.replace(CONFIG, tie_embeddings=tied)
-    loaded = load_llada(saved(tmp_path / "llada", config))
-    assert loaded.config == config and loaded.eos_id == EOS
+    loaded_config, loaded_params = load_denoiser(saved(tmp_path / "llada", config))
+    stated = json.loads((tmp_path / "llada" / "config.json").read_text())
+    assert loaded_config == config and stated["eos_token_id"] == EOS
     tensors = {
         name.removeprefix("model.transformer."): array
         for name, array in load_file(tmp_path / "llada" / "model.safetensors").items()
     }
     expected = torch_logits(torch, tensors, config, np.ones((17, 17), bool))
     assert expected.std() > 0.5, "the reference is too flat to tell anything"
-    model = BidirectionalTransformer(loaded.config)
-    got = jax.jit(model.apply)({"params": loaded.params}, jnp.asarray(TOKENS)).logits_BSV
+    model = BidirectionalTransformer(loaded_config)
+    got = jax.jit(model.apply)({"params": loaded_params}, jnp.asarray(TOKENS)).logits_BSV
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_block_causal_model_with_qwen3_names_equals_a_torch_pass(torch, tmp_path):
     config = dataclasses.replace(CONFIG, num_kv_heads=1, qk_norm=True)
-    save_target(tmp_path / "sdar", config, random_params(config, key_maps.target_rows(config)))
+    save_target(tmp_path / "sdar", config, random_params(target_family(config).layout(config, ())))
     config, params = load_denoiser(tmp_path / "sdar")
     stored = load_file(tmp_path / "sdar" / "model.safetensors")
     tensors = {
@@ -188,9 +189,7 @@ def test_table_lists_the_parameters_of_the_model():
         init = BidirectionalTransformer(config).init
         params = jax.eval_shape(init, jax.random.key(0), tokens)["params"]
         got = {path: leaf.shape for path, leaf in flatten_paths(params).items()}
-        sizes = key_maps.target_sizes(config)
-        rows = llada_rows(config)
-        assert got == key_maps.parameter_shapes(rows, sizes, num_layers=config.num_layers)
+        assert got == llada_layout(config).parameter_shapes
     assert sum(math.prod(shape) for shape in got.values()) == pytest.approx(8.02e9, rel=1e-3)
 
 
@@ -198,10 +197,12 @@ def test_table_lists_the_parameters_of_the_model():
 def test_round_trip_is_exact(tmp_path, max_shard_bytes):
     saved(tmp_path / "out", max_shard_bytes=max_shard_bytes, provenance={"seed": 3})
     assert json.loads((tmp_path / "out" / "provenance.json").read_text()) == {"seed": 3}
-    got = load_llada(tmp_path / "out", shardings=SingleDeviceSharding(jax.devices()[1]))
-    assert got.config == CONFIG
-    expected = flatten_paths(random_params(CONFIG, llada_rows(CONFIG)))
-    for path, leaf in flatten_paths(got.params).items():
+    config, params = load_denoiser(
+        tmp_path / "out", shardings=SingleDeviceSharding(jax.devices()[1])
+    )
+    assert config == CONFIG
+    expected = flatten_paths(random_params(llada_layout(CONFIG)))
+    for path, leaf in flatten_paths(params).items():
         np.testing.assert_array_equal(leaf, expected.pop(path), err_msg=path)
     assert not expected
 
@@ -211,7 +212,7 @@ def test_head_and_down_projection_keep_apart(folder):
     assert len(tensors) == 3 + 9 * CONFIG.num_layers
     assert tensors["model.transformer.ff_out.weight"].shape == (23, 24)
     assert tensors["model.transformer.blocks.2.ff_out.weight"].shape == (24, 20)
-    params = load_llada(folder).params
+    params = load_denoiser(folder)[1]
     down = params["layers"]["mlp"]["down"]["kernel"]
     np.testing.assert_array_equal(tensors["model.transformer.blocks.2.ff_out.weight"], down[2].T)
 
@@ -248,9 +249,9 @@ RELEASED = {
 
 
 def test_released_configuration():
-    config, eos_id = llada_from_json(RELEASED, where="config.json")
+    config = llada_from_json(RELEASED, where="config.json")
     assert config == dataclasses.replace(LLADA_8B, dtype="float32", param_dtype="float32")
-    assert eos_id == EOS_ID
+    assert RELEASED["eos_token_id"] == EOS_ID
 
 
 def test_every_mismatch_is_named_at_once(folder):
@@ -261,7 +262,7 @@ def test_every_mismatch_is_named_at_once(folder):
     tensors["model.transformer.wpe.weight"] = np.zeros(2, "f4")
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError) as caught:
-        load_llada(folder)
+        load_denoiser(folder)
     message = str(caught.value)
     assert "model.transformer.ln_f.weight: missing, expected [24]" in message
     assert "blocks.{i}.attn_out.weight: got [5, 24], expected [24, 24] (i = 0, 1, 2)" in message
@@ -293,7 +294,7 @@ def test_layers_that_llada_does_not_have_are_not_written(tmp_path):
     config = dataclasses.replace(CONFIG, qk_norm=True, head_dim=16)
     with pytest.raises(ValueError, match="qk_norm, head_dim"):
         saved(tmp_path / "out", config)
-    params = random_params(dataclasses.replace(CONFIG, vocab_size=24), llada_rows(CONFIG))
+    params = random_params(llada_layout(dataclasses.replace(CONFIG, vocab_size=24)))
     with pytest.raises(ValueError, match=r"embed/embedding: got \[24, 24\], expected \[23, 24\]"):
         save_llada(tmp_path / "out", CONFIG, params, eos_id=EOS)
     assert not (tmp_path / "out").exists()
@@ -305,7 +306,7 @@ def test_the_folder_is_a_denoiser_like_any_other(folder):
     assert is_denoiser(folder) and read_denoiser(folder) == CONFIG
     config, params = load_denoiser(folder, num_layers=2)
     assert config == dataclasses.replace(CONFIG, num_layers=2)
-    whole = flatten_paths(load_llada(folder).params)
+    whole = flatten_paths(load_denoiser(folder)[1])
     for path, leaf in flatten_paths(params).items():
         expected = whole[path][:2] if path.startswith("layers") else whole[path]
         np.testing.assert_array_equal(leaf, expected)

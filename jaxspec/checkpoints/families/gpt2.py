@@ -1,14 +1,19 @@
-"""config.json of the GPT-2 and GPT-Neo families, both ways.
+"""GPT-2 and GPT-Neo: targets with learned positions.
 
->>> target_from_json({"model_type": "gpt2", ...}, where="gpt2/config.json")
+Letters of the shapes: V vocabulary, P positions, D width, 3D queries, keys and values side by side,
+F MLP width.
+
+>>> from_json({"model_type": "gpt2", ...}, where="gpt2/config.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.checkpoints.families.family import Family, Layout
+from jaxspec.checkpoints.key_maps import Row, under
 from jaxspec.config import Dtype, GPT2Config, LayerType
 
 MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
@@ -20,6 +25,53 @@ LAYER_NAMES: dict[str, LayerType] = {"global": "full_attention", "local": "slidi
 WINDOW = 256
 """What transformers assumes for a GPT-Neo without window_size."""
 
+# fmt: off
+# GPT-2 keeps its products as we do, (in, out); GPT-Neo as all others.
+EMBED = (
+    Row("wte.weight", "embed/embedding", ("V", "D")),
+    Row("wpe.weight", "positions/embedding", ("P", "D")),
+)
+NORMS = (
+    Row("h.{i}.ln_1.weight", "layers/input_norm/scale", ("D",)),
+    Row("h.{i}.ln_1.bias", "layers/input_norm/bias", ("D",)),
+    Row("h.{i}.ln_2.weight", "layers/post_norm/scale", ("D",)),
+    Row("h.{i}.ln_2.bias", "layers/post_norm/bias", ("D",)),
+    Row("ln_f.weight", "final_norm/scale", ("D",)),
+    Row("ln_f.bias", "final_norm/bias", ("D",)),
+)
+BIASES = (
+    Row("h.{i}.mlp.c_fc.bias", "layers/mlp/up/bias", ("F",)),
+    Row("h.{i}.mlp.c_proj.bias", "layers/mlp/down/bias", ("D",)),
+)
+PRODUCTS = (
+    Row("h.{i}.attn.c_attn.weight", "layers/attention/qkv/kernel", ("D", "3D")),
+    Row("h.{i}.attn.c_attn.bias", "layers/attention/qkv/bias", ("3D",)),
+    Row("h.{i}.attn.c_proj.weight", "layers/attention/o/kernel", ("D", "D")),
+    Row("h.{i}.attn.c_proj.bias", "layers/attention/o/bias", ("D",)),
+    Row("h.{i}.mlp.c_fc.weight", "layers/mlp/up/kernel", ("D", "F")),
+    Row("h.{i}.mlp.c_proj.weight", "layers/mlp/down/kernel", ("F", "D")),
+)
+NEO_PRODUCTS = (
+    Row("h.{i}.attn.attention.q_proj.weight", "layers/attention/q/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.k_proj.weight", "layers/attention/k/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.v_proj.weight", "layers/attention/v/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.out_proj.weight", "layers/attention/o/kernel", ("D", "D"), True),
+    Row("h.{i}.attn.attention.out_proj.bias", "layers/attention/o/bias", ("D",)),
+    Row("h.{i}.mlp.c_fc.weight", "layers/mlp/up/kernel", ("D", "F"), True),
+    Row("h.{i}.mlp.c_proj.weight", "layers/mlp/down/kernel", ("F", "D"), True),
+)
+HEAD = (Row("lm_head.weight", "head/kernel", ("D", "V"), True),)
+# fmt: on
+TIED_HEAD = HEAD[0].name
+PREFIX = "transformer."
+"""What the names of a language model's tensors begin with; the Hub's gpt2 was saved without."""
+IGNORED = tuple(
+    f"{prefix}h.{{i}}.attn.{name}"
+    for prefix in (PREFIX, "")
+    for name in ("bias", "masked_bias", "attention.bias", "attention.masked_bias")
+)
+"""Constants that old checkpoints carry along: causal masks."""
+
 # Features that the models here do not have, with the only value taken for each.
 _PLAIN = {
     "add_cross_attention": False,
@@ -28,7 +80,7 @@ _PLAIN = {
 }
 
 
-def target_from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
+def from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
     """The configuration of a target whose model_type is one of `MODEL_TYPES`.
 
     Args:
@@ -128,9 +180,7 @@ def _layer_kinds(reader: ConfigReader, num_layers: int) -> tuple[LayerType, ...]
     return tuple(LAYER_NAMES[name] for name in names)
 
 
-def target_to_json(
-    config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any]
-) -> dict[str, Any]:
+def to_json(config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a target, which transformers reads as one of `MODEL_TYPES`.
 
     Args:
@@ -181,3 +231,40 @@ def target_to_json(
         "resid_dropout": 0.0,
         "window_size": config.sliding_window or WINDOW,
     }
+
+
+def layout(config: GPT2Config, names: Collection[str] = ()) -> Layout:
+    """The tensors of a target; their prefix is that of the folder, where one is read."""
+    products = PRODUCTS if config.family == "gpt2" else NEO_PRODUCTS
+    prefix = "" if EMBED[0].name in names else PREFIX
+    rows = under(prefix, EMBED + products + BIASES + NORMS)
+    width = config.hidden_size
+    return Layout(
+        rows=rows if config.tie_embeddings else rows + HEAD,
+        sizes={
+            "V": config.vocab_size,
+            "P": config.max_position_embeddings,
+            "D": width,
+            "3D": 3 * width,
+            "F": config.intermediate_size,
+        },
+        num_layers=config.num_layers,
+        tied_head=TIED_HEAD if config.tie_embeddings else "",
+        ignored=IGNORED,
+    )
+
+
+def _target(family: str, architecture: str) -> Family:
+    return Family(
+        name=family,
+        role="target",
+        recognises=lambda raw: raw.get("model_type") == family,
+        from_json=from_json,
+        to_json=to_json,
+        layout=layout,
+        architectures=(architecture,),
+        tokenizer_class="GPT2Tokenizer",
+    )
+
+
+TARGETS = tuple(_target(family, architecture) for family, architecture in MODEL_TYPES.items())

@@ -1,0 +1,211 @@
+"""LLaDA, and SDAR, whose layers are Qwen3's: diffusion language models in their released layouts.
+
+LLaDA's layout is that of GSAI-ML/LLaDA-8B-Base and -Instruct on the Hub: config.json of model type
+"llada", which names its fields as OLMo does, and the tensors that `ROWS` lists. SDAR (arXiv
+2510.06303) is a Qwen3 in shape and in the names of its tensors, and block-causal. Every difference
+is reported at once; nothing is executed, and the models' own Python files are not looked at.
+
+Letters of the shapes: those of `qwen_llama`.
+
+>>> llada_from_json({"model_type": "llada", ...}, where="config.json")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxspec.checkpoints.config_reader import ConfigReader
+from jaxspec.checkpoints.families import qwen_llama
+from jaxspec.checkpoints.families.family import Family, Layout
+from jaxspec.checkpoints.key_maps import Row
+from jaxspec.config import Dtype, MaskedTransformerConfig, TransformerConfig
+
+MODEL_TYPE, ARCHITECTURE = "llada", "LLaDAModelLM"
+SDAR_TYPE = "sdar"
+SDAR_MASK_ID, SDAR_BLOCK_LENGTH = 151_669, 4
+"""Of the released SDAR models, whose files need not say so."""
+
+# fmt: off
+ROWS = (
+    Row("model.transformer.wte.weight", "embed/embedding", ("V", "D")),
+    Row("model.transformer.blocks.{i}.attn_norm.weight", "layers/input_norm/scale", ("D",)),
+    Row("model.transformer.blocks.{i}.q_proj.weight", "layers/attention/q/kernel",
+        ("D", "QC"), True),
+    Row("model.transformer.blocks.{i}.k_proj.weight", "layers/attention/k/kernel",
+        ("D", "RC"), True),
+    Row("model.transformer.blocks.{i}.v_proj.weight", "layers/attention/v/kernel",
+        ("D", "RC"), True),
+    Row("model.transformer.blocks.{i}.attn_out.weight", "layers/attention/o/kernel",
+        ("QC", "D"), True),
+    Row("model.transformer.blocks.{i}.ff_norm.weight", "layers/post_norm/scale", ("D",)),
+    Row("model.transformer.blocks.{i}.ff_proj.weight", "layers/mlp/gate/kernel", ("D", "F"), True),
+    Row("model.transformer.blocks.{i}.up_proj.weight", "layers/mlp/up/kernel", ("D", "F"), True),
+    Row("model.transformer.blocks.{i}.ff_out.weight", "layers/mlp/down/kernel", ("F", "D"), True),
+    Row("model.transformer.ln_f.weight", "final_norm/scale", ("D",)),
+)
+HEAD = (Row("model.transformer.ff_out.weight", "head/kernel", ("D", "V"), True),)
+# fmt: on
+"""`ff_out` is two things: the head, and within a block the MLP's last projection."""
+
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False, None),
+    "attention_layer_norm": (False, None),
+    "block_type": ("llama",),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "scale_logits": (False, None),
+}
+"""Fields that may hold only what the models here compute; the first value is what is written."""
+
+FIELDS = {
+    "d_model": "hidden_size",
+    "n_layers": "num_layers",
+    "n_heads": "num_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+}
+"""config.json -> `TransformerConfig`, integers."""
+NUMBERS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0}
+"""Both names are the same on both sides; the values are LLaDA's own defaults."""
+
+
+def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
+    """The configuration of a LLaDA.
+
+    Args:
+      raw: the content of config.json; dropout rates and settings of training are not looked at.
+      where: what to call it in messages.
+
+    Raises:
+      ValueError: another model type, or fields that are missing or make no model that can be
+        computed here; all at once.
+    """
+    if raw.get("model_type") != MODEL_TYPE:
+        raise ValueError(
+            f"{where}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+        )
+    reader = ConfigReader(raw)
+    for key, allowed in PLAIN.items():
+        reader.one_of(key, allowed)
+    fields: dict[str, Any] = {ours: reader.integer(key) for key, ours in FIELDS.items()}
+    fields |= {key: reader.number(key, default) for key, default in NUMBERS.items()}
+    width, heads = fields["hidden_size"], fields["num_heads"]
+    if width % heads:
+        reader.problems.append(f"d_model: got {width}, expected a multiple of n_heads ({heads})")
+    fields["num_kv_heads"] = reader.integer("n_kv_heads", heads)
+    # The embedding may have more rows than the vocabulary, for round sizes.
+    fields["vocab_size"] = reader.integer("embedding_size", raw.get("vocab_size"))
+    ids = {key: reader.integer(key, smallest=0) for key in ("mask_token_id", "eos_token_id")}
+    for key, value in ids.items():
+        if value >= fields["vocab_size"]:
+            reader.problems.append(
+                f"{key}: got {value}, expected an id below {fields['vocab_size']}, the rows of the "
+                "embedding"
+            )
+    if not reader.problems and ids["mask_token_id"] == ids["eos_token_id"]:
+        reader.problems.append(
+            f"mask_token_id: got {ids['mask_token_id']}, which is eos_token_id as well"
+        )
+    tied = reader.flag("weight_tying")
+    reader.raise_problems(where)
+    try:
+        return MaskedTransformerConfig(
+            **fields,
+            family="llama",
+            head_dim=width // heads,
+            qk_norm=False,
+            tie_embeddings=tied,
+            mask_token_id=ids["mask_token_id"],
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype) -> dict[str, Any]:
+    """config.json of a LLaDA.
+
+    Raises:
+      ValueError: layers that LLaDA does not have, or an end of text that is no id of its own.
+    """
+    if not 0 <= eos_id < config.vocab_size or eos_id == config.mask_id:
+        raise ValueError(
+            f"eos_id must be an id below {config.vocab_size} that is not the mask's "
+            f"({config.mask_id}): got {eos_id}."
+        )
+    wrong = [
+        name
+        for name, used in {
+            "qk_norm": config.qk_norm,
+            "attention_bias": config.attention_bias,
+            "rope_scaling": config.rope_scaling is not None,
+            "layer_types": bool(config.windows),
+            "head_dim": config.head_dim * config.num_heads != config.hidden_size,
+        }.items()
+        if used
+    ]
+    if wrong:
+        raise ValueError(
+            f"LLaDA's config.json has no place for {', '.join(wrong)} of {config}. A model with "
+            "Qwen3's or Llama's layers is written by save_target."
+        )
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        **{key: allowed[0] for key, allowed in PLAIN.items()},
+        **{key: getattr(config, ours) for key, ours in FIELDS.items()},
+        **{key: getattr(config, key) for key in NUMBERS},
+        "n_kv_heads": config.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "embedding_size": config.vocab_size,
+        "weight_tying": config.tie_embeddings,
+        "mask_token_id": config.mask_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "torch_dtype": dtype,
+    }
+
+
+def llada_layout(config: TransformerConfig, names: Collection[str] = ()) -> Layout:
+    """The tensors of a LLaDA: without a head of its own where embeddings are tied."""
+    del names
+    return Layout(
+        rows=ROWS if config.tie_embeddings else ROWS + HEAD,
+        sizes=qwen_llama.sizes(config),
+        num_layers=config.num_layers,
+    )
+
+
+def sdar_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
+    """The configuration of an SDAR: a Qwen3, and what its file says of blocks."""
+    entry = {
+        "mask_token_id": raw.get("mask_token_id", SDAR_MASK_ID),
+        "context": "block_causal",
+        "block_length": raw.get("block_size", SDAR_BLOCK_LENGTH),
+    }
+    target = qwen_llama.from_json(raw, where=where, family="qwen3")
+    return qwen_llama.masked(target, entry, where=where)
+
+
+LLADA = Family(
+    name=MODEL_TYPE,
+    role="denoiser",
+    recognises=lambda raw: raw.get("model_type") == MODEL_TYPE,
+    from_json=llada_from_json,
+    to_json=llada_to_json,
+    layout=llada_layout,
+    architectures=(ARCHITECTURE,),
+)
+SDAR = Family(
+    name=SDAR_TYPE,
+    role="denoiser",
+    recognises=lambda raw: raw.get("model_type") == SDAR_TYPE,
+    from_json=sdar_from_json,
+    # jaxspec writes a block-causal transformer with its own entry.
+    to_json=qwen_llama.denoiser_to_json,
+    layout=qwen_llama.layout,
+)

@@ -1,0 +1,343 @@
+"""Qwen3 and Llama: targets, and denoisers that have their layers.
+
+What the models here cannot compute is refused, never passed over: a rotary rule or a window that
+is silently dropped gives a model that looks fine and is wrong. Sliding windows are read as
+transformers' Qwen3 reads them: they count only with use_sliding_window, and where layer_types is
+absent the layers from max_window_layers on slide.
+
+A transformer that fills in masks is stored as a target is, with one more entry in config.json that
+tells it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``.
+
+Letters of the shapes, for one layer: V vocabulary, D width, F MLP width, C head width, QC query
+heads x head width, RC key/value heads x head width.
+
+>>> from_json({"model_type": "qwen3", ...}, where="Qwen3-4B/config.json")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
+
+from jaxspec.checkpoints import key_maps
+from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.checkpoints.families.family import Family, Layout
+from jaxspec.checkpoints.key_maps import Row, under
+from jaxspec.config import (
+    Context,
+    DrafterConfig,
+    Dtype,
+    Llama3RopeScaling,
+    MaskedTransformerConfig,
+    TransformerConfig,
+)
+
+DENOISER_ENTRY = "denoiser"
+"""Entry of config.json that makes a transformer a denoiser."""
+
+# fmt: off
+BLOCK = (
+    Row("layers.{i}.input_layernorm.weight", "layers/input_norm/scale", ("D",)),
+    Row("layers.{i}.self_attn.q_proj.weight", "layers/attention/q/kernel", ("D", "QC"), True),
+    Row("layers.{i}.self_attn.k_proj.weight", "layers/attention/k/kernel", ("D", "RC"), True),
+    Row("layers.{i}.self_attn.v_proj.weight", "layers/attention/v/kernel", ("D", "RC"), True),
+    Row("layers.{i}.self_attn.o_proj.weight", "layers/attention/o/kernel", ("QC", "D"), True),
+    Row("layers.{i}.post_attention_layernorm.weight", "layers/post_norm/scale", ("D",)),
+    Row("layers.{i}.mlp.gate_proj.weight", "layers/mlp/gate/kernel", ("D", "F"), True),
+    Row("layers.{i}.mlp.up_proj.weight", "layers/mlp/up/kernel", ("D", "F"), True),
+    Row("layers.{i}.mlp.down_proj.weight", "layers/mlp/down/kernel", ("F", "D"), True),
+)
+QK_NORM = (
+    Row("layers.{i}.self_attn.q_norm.weight", "layers/attention/q_norm/scale", ("C",)),
+    Row("layers.{i}.self_attn.k_norm.weight", "layers/attention/k_norm/scale", ("C",)),
+)
+ATTENTION_BIAS = (
+    Row("layers.{i}.self_attn.q_proj.bias", "layers/attention/q/bias", ("QC",)),
+    Row("layers.{i}.self_attn.k_proj.bias", "layers/attention/k/bias", ("RC",)),
+    Row("layers.{i}.self_attn.v_proj.bias", "layers/attention/v/bias", ("RC",)),
+)
+EMBED = (Row("embed_tokens.weight", "embed/embedding", ("V", "D")),)
+FINAL_NORM = (Row("norm.weight", "final_norm/scale", ("D",)),)
+HEAD = (Row("lm_head.weight", "head/kernel", ("D", "V"), True),)
+# fmt: on
+
+OUTPUT_BIAS = "model.layers.{i}.self_attn.o_proj.bias"
+"""Transformers gives this bias to every model with `attention_bias`; our layers have none. It is
+written as zeros, and a folder in which it is not zero is refused."""
+TIED_HEAD = "lm_head.weight"
+"""Some folders with tied embeddings store the head a second time; it must equal the embedding."""
+IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
+"""A constant that old checkpoints carry along: wavelengths."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What tells one model type of the family from another."""
+
+    architecture: str
+    """The class in transformers."""
+    positions: int
+    """What transformers assumes for a config.json without max_position_embeddings."""
+    head_dim: int = 0
+    """The same for head_dim; 0: width / heads."""
+    qk_norm: bool
+    """Whether queries and keys have norms."""
+    slides: bool
+    """Whether layers may slide."""
+
+
+KINDS = {
+    "qwen3": Kind(
+        architecture="Qwen3ForCausalLM", positions=32_768, head_dim=128, qk_norm=True, slides=True
+    ),
+    "llama": Kind(architecture="LlamaForCausalLM", positions=2_048, qk_norm=False, slides=False),
+}
+"""The model types, as `TransformerConfig.family` names them."""
+
+
+def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> TransformerConfig:
+    """The configuration of a target.
+
+    Args:
+      raw: the content of config.json.
+      where: what to call it in messages.
+      family: one of `KINDS`; "": the one that the file names.
+
+    Raises:
+      ValueError: features that the models here do not have; all at once.
+    """
+    family = family or raw["model_type"]
+    kind = KINDS[family]
+    reader = ConfigReader(raw)
+    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    num_layers = reader.integer("num_hidden_layers")
+    theta, scaling = reader.rope()
+    reader.plain_layers()
+    sliding = reader.sliding_layers(num_layers)
+    if sliding and not kind.slides:
+        reader.problems.append(
+            f"sliding_window: got {sliding['sliding_window']} in a {family}, expected full "
+            "attention in every layer, as transformers computes it"
+        )
+    dtype = stored_dtype(raw)
+    fields: dict[str, Any] = {
+        "family": family,
+        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": reader.integer("num_key_value_heads", num_heads),
+        "head_dim": reader.integer("head_dim", kind.head_dim or max(1, hidden_size // num_heads)),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "qk_norm": kind.qk_norm,
+        "attention_bias": reader.flag("attention_bias"),
+        **sliding,
+        "tie_embeddings": reader.flag("tie_word_embeddings"),
+        "max_position_embeddings": reader.integer("max_position_embeddings", kind.positions),
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    reader.raise_problems(where)
+    try:
+        return TransformerConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def family_name(config: TransformerConfig) -> str:
+    """The model type that a configuration is written as.
+
+    Raises:
+      ValueError: layers that the type does not have in transformers.
+    """
+    # Configurations of older runs do not name their family.
+    family = config.family or ("qwen3" if config.qk_norm else "llama")
+    kind = KINDS[family]
+    if config.qk_norm != kind.qk_norm:
+        raise ValueError(
+            f"A {family} in transformers has {'' if kind.qk_norm else 'no '}query/key norms: got "
+            f"family {family!r} with qk_norm {str(config.qk_norm).lower()}, expected qk_norm "
+            f"{str(kind.qk_norm).lower()} or another family."
+        )
+    if config.windows and not kind.slides:
+        raise ValueError(
+            "A target with sliding layers and no query/key norms has no place in transformers: got "
+            f"layer_types {list(config.layer_types)} with qk_norm false, expected qk_norm true (a "
+            "Qwen3) or full attention in every layer."
+        )
+    return family
+
+
+def to_json(
+    config: TransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json of a target, which transformers reads as one of `KINDS`.
+
+    Args:
+      config: its shape. (transformers refuses a Llama whose width is no multiple of its heads.)
+      dtype: of the stored weights.
+      special_ids: bos_token_id, eos_token_id, pad_token_id where known.
+
+    Raises:
+      ValueError: see `family_name`.
+    """
+    family = family_name(config)
+    return {
+        "architectures": [KINDS[family].architecture],
+        "attention_bias": config.attention_bias,
+        "attention_dropout": 0.0,
+        # Written even when unknown: transformers would fall back on ids 1 and 2 for a Llama.
+        "bos_token_id": special_ids.get("bos_token_id"),
+        "dtype": dtype,
+        "eos_token_id": special_ids.get("eos_token_id"),
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": family,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": special_ids.get("pad_token_id"),
+        "rms_norm_eps": config.rms_norm_eps,
+        **rope_to_json(config.rope_theta, config.rope_scaling),
+        **(sliding_to_json(config) if config.windows else {}),
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def rope_to_json(theta: float, scaling: Llama3RopeScaling | None) -> dict[str, Any]:
+    """Both spellings: most servers read the first two keys, transformers 5 the last one."""
+    rule = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
+    return {
+        "rope_theta": theta,
+        "rope_scaling": rule,
+        "rope_parameters": {**(rule or {"rope_type": "default"}), "rope_theta": theta},
+    }
+
+
+def sliding_to_json(config: TransformerConfig | DrafterConfig) -> dict[str, Any]:
+    """Kinds of layers. max_window_layers counts only for readers that know no layer_types."""
+    return {
+        "layer_types": list(config.layer_types) or ["full_attention"] * config.num_layers,
+        "max_window_layers": config.num_layers,
+        "sliding_window": config.sliding_window or None,
+        "use_sliding_window": config.sliding_window > 0,
+    }
+
+
+def layout(config: TransformerConfig, names: Collection[str] = ()) -> Layout:
+    """The tensors of a target, or of a denoiser with the same layers."""
+    del names
+    rows = EMBED + BLOCK + (QK_NORM if config.qk_norm else ()) + FINAL_NORM
+    rows = under("model.", rows + (ATTENTION_BIAS if config.attention_bias else ()))
+    zeros: dict[str, tuple[int, ...]] = {}
+    if config.attention_bias:
+        biases = key_maps.tensor_names(OUTPUT_BIAS, num_layers=config.num_layers)
+        zeros = dict.fromkeys(biases, (config.hidden_size,))
+    return Layout(
+        rows=rows if config.tie_embeddings else rows[:1] + HEAD + rows[1:],
+        sizes=sizes(config),
+        num_layers=config.num_layers,
+        zeros=zeros,
+        tied_head=TIED_HEAD if config.tie_embeddings else "",
+        ignored=IGNORED,
+    )
+
+
+def sizes(config: TransformerConfig) -> dict[str, int]:
+    """What the letters of the shapes stand for."""
+    return {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": config.intermediate_size,
+        "C": config.head_dim,
+        "QC": config.num_heads * config.head_dim,
+        "RC": config.num_kv_heads * config.head_dim,
+    }
+
+
+def denoiser_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
+    """The configuration of a denoiser, or of a target that is to become one.
+
+    Raises:
+      ValueError: an entry that makes no denoiser, or a target that cannot be computed here.
+    """
+    return masked(from_json(raw, where=where), raw.get(DENOISER_ENTRY, {}), where=where)
+
+
+def masked(target: TransformerConfig, entry: Any, *, where: str) -> MaskedTransformerConfig:
+    """A target's shape as that of a denoiser.
+
+    Args:
+      target: its layers.
+      entry: what config.json says of masks and blocks.
+      where: what to call the file in messages.
+
+    Raises:
+      ValueError: an entry that makes no denoiser.
+    """
+    if not isinstance(entry, Mapping) or not (
+        isinstance(entry.get("mask_token_id", 0), int)
+        and isinstance(entry.get("block_length", 0), int)
+        and entry.get("context", "bidirectional") in get_args(Context)
+    ):
+        raise ValueError(
+            f"{where}: {DENOISER_ENTRY!r} is {entry!r}, expected an integer mask_token_id, a "
+            f"context, one of {get_args(Context)}, and an integer block_length."
+        )
+    fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
+    try:
+        return MaskedTransformerConfig(
+            **fields,
+            mask_token_id=entry.get("mask_token_id"),
+            context=entry.get("context", "bidirectional"),
+            block_length=entry.get("block_length", 0),
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def denoiser_to_json(
+    config: MaskedTransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json of a denoiser: that of a target, and its entry."""
+    entry = {
+        "mask_token_id": config.mask_id,
+        "context": config.context,
+        "block_length": config.block_length,
+    }
+    document = to_json(config, dtype=dtype, special_ids=special_ids)
+    return {**document, DENOISER_ENTRY: entry}
+
+
+def _target(family: str, kind: Kind) -> Family:
+    return Family(
+        name=family,
+        role="target",
+        recognises=lambda raw: raw.get("model_type") == family,
+        from_json=from_json,
+        to_json=to_json,
+        layout=layout,
+        architectures=(kind.architecture,),
+    )
+
+
+DENOISER = Family(
+    name="denoiser",
+    role="denoiser",
+    recognises=lambda raw: DENOISER_ENTRY in raw,
+    from_json=denoiser_from_json,
+    to_json=denoiser_to_json,
+    layout=layout,
+)
+TARGETS = tuple(_target(family, kind) for family, kind in KINDS.items())

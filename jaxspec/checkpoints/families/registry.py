@@ -1,0 +1,190 @@
+"""Which family a folder is of, from one look at its config.json.
+
+>>> sorted(FAMILIES)
+['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
+>>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
+'target'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from jaxspec.checkpoints.config_reader import parse_json, read_bytes
+from jaxspec.checkpoints.families import dflash, gpt2, llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families.family import Family
+from jaxspec.config import (
+    DiTConfig,
+    DrafterConfig,
+    GPT2Config,
+    LanguageModelConfig,
+    MaskedTransformerConfig,
+)
+
+AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.name: family
+        for family in (
+            mdlm.MDLM,
+            llada.LLADA,
+            llada.SDAR,
+            # Their layers are those of a target: what else config.json says comes first.
+            qwen_llama.DENOISER,
+            dflash.DFLASH,
+            *qwen_llama.TARGETS,
+            *gpt2.TARGETS,
+        )
+    }
+)
+"""The families by name, in the order in which they are looked for."""
+
+
+def family_of(raw: Mapping[str, Any]) -> Family | None:
+    """The family that a config.json is of; None: none that jaxspec knows."""
+    return next((family for family in FAMILIES.values() if family.recognises(raw)), None)
+
+
+def target_family(config: LanguageModelConfig) -> Family:
+    """The family that a target is written as.
+
+    Raises:
+      ValueError: layers that its family does not have.
+    """
+    if isinstance(config, GPT2Config):
+        return FAMILIES[config.family]
+    return FAMILIES[qwen_llama.family_name(config)]
+
+
+def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConfig:
+    """The configuration of a target, or of a denoiser's layers as those of a target.
+
+    Args:
+      raw: the content of config.json.
+      where: what to call it in messages.
+
+    Raises:
+      ValueError: another family, or features that the models here do not have; all at once.
+    """
+    name = raw.get("model_type")
+    if name == llada.SDAR_TYPE:
+        return qwen_llama.from_json(raw, where=where, family="qwen3")
+    family = FAMILIES.get(str(name))
+    if family is None or family.role != "target":
+        targets = [name for name, family in FAMILIES.items() if family.role == "target"]
+        raise ValueError(_unknown(raw, targets, where=where))
+    config: LanguageModelConfig = family.from_json(raw, where=where)
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A folder whose config.json has been read, once, and whose weights have not."""
+
+    folder: Path
+    content: bytes
+    """Of config.json."""
+
+    @functools.cached_property
+    def raw(self) -> Mapping[str, Any]:
+        """What config.json says.
+
+        Raises:
+          ValueError: no JSON object.
+        """
+        return parse_json(self.content, path=self.folder / "config.json")
+
+    @property
+    def where(self) -> str:
+        """What to call config.json in messages."""
+        return str(self.folder / "config.json")
+
+    @functools.cached_property
+    def family(self) -> Family:
+        """The family that it is of.
+
+        Raises:
+          ValueError: none that jaxspec knows.
+        """
+        family = family_of(self.raw)
+        if family is None:
+            raise ValueError(_unknown(self.raw, list(FAMILIES), where=self.where))
+        return family
+
+    @functools.cached_property
+    def description(self) -> Any:
+        """The configuration as the family reads it: a drafter's also says what its target is."""
+        return self.family.from_json(self.raw, where=self.where)
+
+    @property
+    def config(self) -> LanguageModelConfig | AnyDenoiserConfig | DrafterConfig:
+        """The configuration; its dtypes are those of the stored weights."""
+        found = self.description
+        return found.config if isinstance(found, dflash.StoredDrafter) else found
+
+    def as_target(self) -> LanguageModelConfig:
+        """Its layers as those of a language model, which a denoiser's may be as well.
+
+        Raises:
+          ValueError: a family without such layers, or features that are not supported.
+        """
+        return target_from_json(self.raw, where=self.where)
+
+    def as_denoiser(self) -> AnyDenoiserConfig:
+        """A denoiser, or a target that is to become one.
+
+        Raises:
+          ValueError: no such model, or entries that make none.
+        """
+        family = family_of(self.raw)
+        if family is not None and family.role == "denoiser":
+            config: AnyDenoiserConfig = self.description
+            return config
+        target = self.as_target()
+        if isinstance(target, GPT2Config):
+            raise ValueError(
+                f"{self.where}: a GPT-2 or GPT-Neo cannot be made a denoiser: expected a Qwen3 or "
+                "Llama."
+            )
+        return qwen_llama.masked(target, {}, where=self.where)
+
+    def as_drafter(self) -> dflash.StoredDrafter:
+        """A DFlash drafter.
+
+        Raises:
+          ValueError: no DFlash drafter, or features that are not supported.
+        """
+        return dflash.from_json(self.raw, where=self.where)
+
+
+Folder = str | os.PathLike[str] | StoredModel
+
+
+def open_folder(folder: Folder) -> StoredModel:
+    """Reads config.json of a folder.
+
+    Args:
+      folder: a model's folder, or one that has been opened already.
+
+    Raises:
+      ValueError: no config.json.
+    """
+    if isinstance(folder, StoredModel):
+        return folder
+    path = Path(folder)
+    return StoredModel(path, read_bytes(path / "config.json"))
+
+
+def _unknown(raw: Mapping[str, Any], expected: list[str], *, where: str) -> str:
+    named = raw.get("architectures")
+    return (
+        f"{where}: model_type is {raw.get('model_type')!r}, expected "
+        f"{' or '.join(map(repr, expected))}{f' (architectures: {named})' if named else ''}."
+    )

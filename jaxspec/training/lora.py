@@ -3,7 +3,7 @@
 LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / r) A B, with W frozen, A random and B zero.
 SpecDiff-2 (arXiv 2511.00606) trains its large drafters this way, with r = 32.
 
-Dimension key: L layers, D inputs and F outputs of a matrix, Z rank of its update.
+Dimension key: L layers, D inputs and F outputs of a matrix, W rank of its update.
 
 >>> base = {"layers": {"up": {"kernel": jnp.ones((2, 8, 16))}}}
 >>> updates = init_updates(jax.random.key(0), base, rank=4)
@@ -49,8 +49,8 @@ def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
                 f"denoiser.lora_rank must be from 1 to {min(inputs, outputs)} for {path} "
                 f"({inputs} x {outputs}): got {rank}."
             )
-        a_LDZ = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
-        updates[path] = {"a": a_LDZ * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
+        a_LDW = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
+        updates[path] = {"a": a_LDW * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
     if not updates:
         raise ValueError("LoRA found no matrices under 'layers' to adapt.")
     return updates
@@ -65,7 +65,7 @@ def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
         update = updates.get(_name(path))
         if update is None:
             return leaf
-        product = jnp.einsum("ldz,lzf->ldf", update["a"], update["b"])
+        product = jnp.einsum("ldw,lwf->ldf", update["a"], update["b"])
         return (leaf + scale * product).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(updated, base)

@@ -5,7 +5,7 @@ tensors that `ROWS` lists. Every difference is reported at once; nothing is exec
 model's own Python files are not looked at.
 
 Letters of the shapes: V vocabulary, D width, 2D, 3D, 6D multiples of it, F MLP width, Z width of
-the noise conditioning, W waves of the noise embedding.
+the noise conditioning; "waves" are those in which the noise is embedded.
 
 >>> config = from_json({"model_type": "mdlm", "vocab_size": 6, "hidden_dim": 8, "n_blocks": 1,
 ...                     "n_heads": 2, "cond_dim": 4, "model_length": 16}, where="config.json")
@@ -29,7 +29,7 @@ MODEL_TYPE, ARCHITECTURE = "mdlm", "MDLM"
 # fmt: off
 ROWS = (
     Row("backbone.vocab_embed.embedding", "embed/embedding", ("V", "D")),
-    Row("backbone.sigma_map.mlp.0.weight", "noise/in/kernel", ("W", "Z"), True),
+    Row("backbone.sigma_map.mlp.0.weight", "noise/in/kernel", ("waves", "Z"), True),
     Row("backbone.sigma_map.mlp.0.bias", "noise/in/bias", ("Z",)),
     Row("backbone.sigma_map.mlp.2.weight", "noise/out/kernel", ("Z", "Z"), True),
     Row("backbone.sigma_map.mlp.2.bias", "noise/out/bias", ("Z",)),
@@ -123,7 +123,7 @@ def sizes(config: DiTConfig) -> dict[str, int]:
         "6D": 6 * width,
         "F": config.intermediate_size,
         "Z": config.conditioning_size,
-        "W": FREQUENCIES,
+        "waves": FREQUENCIES,
     }
 
 

@@ -36,6 +36,7 @@ from jaxspec.decoding import (
 from jaxspec.decoding.generate import Strategy
 from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.evals.benchmarks import load_benchmark
+from jaxspec.evals.clock import median_seconds
 from jaxspec.evals.speculative.bundles import (
     NGRAM,
     NONE,
@@ -46,7 +47,7 @@ from jaxspec.evals.speculative.bundles import (
     load_target_bundle,
 )
 from jaxspec.evals.speculative.strategies import build_strategy
-from jaxspec.evals.speculative.timing import measure_round_parts, median_seconds
+from jaxspec.evals.speculative.timing import measure_round_parts
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling

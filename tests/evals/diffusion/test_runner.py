@@ -12,7 +12,6 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DiffusionEvaluationConfig, TargetConfig
 from jaxspec.decoding import DiffusionResponse, Factor, Scheduled, Threshold
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, chain, nested, save_graph, star
-from jaxspec.evals.diffusion.report import diffusion_markdown, write_diffusion_report
 from jaxspec.evals.diffusion.runner import evaluate_diffusion, summarise_passes
 from jaxspec.evals.diffusion.target import (
     diffusion_rules,
@@ -21,6 +20,7 @@ from jaxspec.evals.diffusion.target import (
     load_diffusion_target,
     open_diffusion_target,
 )
+from jaxspec.evals.report import report_text, write_report
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
 
@@ -121,10 +121,10 @@ def test_figures_by_hand():
 
 def test_table_of_rows_without_timing():
     with pytest.raises(ValueError, match="nothing to write"):
-        write_diffusion_report("nowhere.json", provenance={}, results=[])
+        write_report("nowhere.json", provenance={}, results=[])
     figures = summarise_passes([response((4,), (4,))], [response((4,), (4,))])
     row = {"benchmark": "gsm8k", "decoder": "plain", "turns": 1, "drafts_per_pass": 0, **figures}
-    table = diffusion_markdown([row])
+    table = report_text([row])
     assert "| gsm8k | plain | 0 | 1 | 4.0 | 1.00 | 1.00 | 0.00 | – | – | – | 100% |" in table
     assert "Accepted depth by block:" not in table, "nothing was drafted"
 

@@ -307,7 +307,7 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
     def decode(*_, **__):
         raise AssertionError("nothing may be decoded")
 
-    monkeypatch.setattr("jaxspec.evals.runner.generate", decode)
+    monkeypatch.setattr("jaxspec.evals.speculative.runner.generate", decode)
     output = tmp_path / "results.json"
     config = run_config(folders)
     unfinished = tmp_path / "unfinished"

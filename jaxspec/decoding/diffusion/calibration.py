@@ -67,7 +67,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
     steps_S = jnp.arange(rules.block_length)
 
     def one_block(block: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        then = dataclasses.replace(finished, block=block)
+        then = dataclasses.replace(finished, block_B=jnp.full_like(finished.block_B, block))
         columns_BL = decoder.columns(then)
         revealed_BL = jnp.take_along_axis(finished.revealed_BT, columns_BL, axis=1, mode="clip")
         nothing_SBL = jnp.zeros((rules.block_length, *revealed_BL.shape), jnp.int32)

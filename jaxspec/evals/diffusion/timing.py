@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Spiffy
+from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Prompts, Spiffy
 from jaxspec.decoding.diffusion.generate import read_diffusion
 from jaxspec.decoding.generate import bucket_length, pad_prompts
 from jaxspec.decoding.layout import cut_layers, stack_layers
@@ -143,15 +143,22 @@ def time_decoders(
 
 
 def _clock(decoder: BlockDiffusion, params: Any) -> Clock:
-    """A decoder; laying out the canvas is part of its time."""
+    """A decoder; laying out the canvas and the prefill are part of its time (`whole_s`)."""
 
     def count(state: DiffusionState, name: str) -> tuple[int, int]:
         response = read_diffusion(jax.device_get(state), 0, name=name, decoder=decoder)
         return response.num_passes, response.filled
 
+    pieces = decoder.prepare(params)
+
+    def start(prompts: Prompts) -> DiffusionState:
+        state = decoder.start(prompts)
+        return decoder.prefill(pieces, state) if decoder.has_prefill else state
+
+    # As `generate_diffusion` calls them, so that the two share their programs.
     return Clock(
-        start=decoder.start,
-        run=lambda state: decoder.run(params, state),
+        start=start,
+        run=lambda state: decoder.run(pieces, state, leave_on_end=False),
         count=count,
     )
 

@@ -377,7 +377,7 @@ class BlockDiffusion:
         )
 
     def end_block(self, state: DiffusionState) -> DiffusionState:
-        """Moves on to the next block, except in rows whose block was the last or has a stop token."""
+        """Moves on to the next block, except in rows that end with this one."""
         active_B = state.active_B & self._anything_masked(state)
         if self.rules.stop_ids:
             stops_BL = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))

@@ -20,7 +20,7 @@ from jaxspec.evals.diffusion.target import (
     load_diffusion_target,
     open_diffusion_target,
 )
-from jaxspec.evals.report import report_text, write_report
+from jaxspec.evals.report import read_json, report_text, write_report
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
 
@@ -86,6 +86,20 @@ def test_what_is_said_and_the_table(measured):
     table = output.with_suffix(".md").read_text()
     assert "| embedded/math | spiffy | 2 |" in table
     assert "100%" in table and "Accepted depth by block:" in table
+    for text in (said, table):
+        assert "Speed-up = reduction of forward passes / cost of a pass with drafts" in text
+    assert "- embedded/math, ssd, D 2: " in table and ": drafting " in table
+
+
+def test_the_file_is_checked_and_read_like_any_other(measured):
+    result, output, _ = measured
+    record, rows = read_json(output)
+    assert record["seed"] == 0
+    assert rows == json.loads(json.dumps(result["results"]))
+    for row in rows:
+        for figure in ("nfe_reduction", "tokens_per_pass"):
+            low, high = row[f"{figure}_ci95"]
+            assert low <= row[figure] <= high
 
 
 def test_shared_random_numbers_above_temperature_0(folder, tmp_path):

@@ -38,6 +38,7 @@ from jaxspec.decoding import (
 from jaxspec.decoding.generate import Strategy
 from jaxspec.drafters.dflash import DFlashProposer
 from jaxspec.evals.benchmarks import load_benchmark
+from jaxspec.evals.clock import median_seconds
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -46,7 +47,7 @@ from jaxspec.evals.opening import (
     untrained_drafter,
 )
 from jaxspec.evals.speculative.strategies import build_strategy
-from jaxspec.evals.speculative.timing import measure_round_parts, median_seconds
+from jaxspec.evals.speculative.timing import measure_round_parts
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling

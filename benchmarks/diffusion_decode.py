@@ -50,9 +50,9 @@ from jaxspec.decoding.diffusion.generate import decode_batches
 from jaxspec.decoding.diffusion.spiffy import Drafts, fill_ranked, logits_of, prune, rank_masks
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.evals.benchmarks import load_benchmark
+from jaxspec.evals.clock import median_seconds
 from jaxspec.evals.diffusion.decoders import diffusion_rules
 from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
-from jaxspec.evals.speculative.timing import median_seconds
 from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.provenance import provenance, write_json
 

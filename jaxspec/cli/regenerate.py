@@ -5,21 +5,23 @@
 
 A drafter drafts what its target would say, so it should learn from that and not from the answers a
 data set came with. The output is a folder of array_record shards (`jaxspec.data.example_files`)
-that grows shard by shard: a run that was killed goes on behind the last whole shard.
+that grows shard by shard: a run that was killed continues after the last whole shard.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.config import RunConfig
-from jaxspec.data.examples import Conversation, Example
+from jaxspec.data.examples import Example
+
+if TYPE_CHECKING:
+    from jaxspec.evals.progress import Pace
 
 _PROGRESS_SECONDS = 5.0
 
@@ -41,27 +43,26 @@ class RegenerateCommand(ConfigCommand):
     source: str
     """Data set whose questions are asked, or a folder of examples."""
     split: str = "train"
-    """Split of it. Only training splits are answered: answers to a test split are no data to train
-    on."""
+    """Its split. Only training splits are answered: nobody may train on answers to a test split."""
     output: str
-    """Folder for the answers. A run that stands there goes on."""
+    """Folder for the answers. A run that is already there is continued."""
     temperature: float = 0.7
     """0: greedy; above: sampling."""
     top_p: float = 0.95
-    """Sample from the smallest set of tokens that has this much probability; 1: from all."""
+    """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
     max_new_tokens: int = 256
     """Longest answer."""
     batch_size: int = 32
     """Prompts decoded together."""
     shard_prompts: int = 512
-    """Prompts of a shard: what a kill can cost."""
+    """Prompts per shard: what a kill can cost."""
     limit: int = 0
-    """Ask only the first so many questions; 0: all. A larger limit later goes on from there."""
+    """Ask only this many questions; 0: all. A larger limit continues after them."""
     unfinished: Literal["drop", "keep"] = "drop"
     """Answers that reach `max_new_tokens` before they end: kept, they would teach the drafter to
     end a turn where the target does not."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -76,18 +77,19 @@ def main(argv: Sequence[str]) -> None:
 
 
 def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = print) -> Path:
-    """Answers every question that the output folder does not hold yet.
+    """Answers every question that the output folder does not have answers for yet.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: a split to be measured on, a missing target or data set, a folder that holds
+      ValueError: a split that is for measuring, a missing target or data set, a folder that holds
         something else or answers made with other settings, nothing to ask.
     """
     from jaxspec.data.sources import load_examples
     from jaxspec.decoding import Autoregressive, DecodeRules
     from jaxspec.evals.opening import open_target
+    from jaxspec.evals.progress import Pace
     from jaxspec.ops.sampling import Sampling
 
     _check(command)
@@ -107,12 +109,12 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
         target.params,
         target.tokenizer,
         command,
-        _Progress(total=len(examples), first=done, echo=echo),
+        Pace(len(examples), first=done, unit="questions", echo=echo, every=_PROGRESS_SECONDS),
     )
     if done >= len(examples):
         echo(f"All {len(examples)} questions are answered in {output}.")
     elif done:
-        echo(f"Going on behind {done} questions in {output}.")
+        echo(f"Continuing after {done} questions in {output}.")
     while done < len(examples):
         shard = examples[done : done + command.shard_prompts]
         answered, lost = answers.of(shard)
@@ -133,7 +135,7 @@ class Answers:
         params: Any,
         tokenizer: Any,
         command: RegenerateCommand,
-        progress: _Progress,
+        progress: Pace,
     ) -> None:
         self._strategy = strategy
         self._params = params
@@ -151,53 +153,43 @@ class Answers:
     def of(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
         """Examples with the target's answers, and how many were dropped for which reason.
 
-        Later turns of a conversation are asked behind the target's own answers.
+        Later turns of a conversation are asked after the target's own answers.
         """
-        conversations: list[Conversation] = [_before_questions(example) for example in examples]
-        # Running text asks nothing.
-        lost = {place: "no_question" for place, e in enumerate(examples) if not e.user_turns}
-        turn = 0
-        while True:
-            prompts, names, places = [], [], []
-            for place, example in enumerate(examples):
-                if place in lost or turn >= len(example.user_turns):
-                    continue
-                question = {"role": "user", "content": example.user_turns[turn]}
-                prompt = self._tokenizer.encode_prompt([*conversations[place], question])
-                if len(prompt) > self._longest:
-                    self._end(place, turn, "too_long", lost)
-                    continue
-                conversations[place].append(question)
-                prompts.append(prompt)
-                names.append(f"{example.id}#{turn}")
-                places.append(place)
-            if not prompts:
-                break
-            for place, response in zip(places, self._ask(prompts, names), strict=True):
-                text = self._tokenizer.decode(response.tokens)
-                unfinished = not response.stopped and self._command.unfinished == "drop"
-                if unfinished or not text.strip():
-                    conversations[place].pop()
-                    self._end(place, turn, "unfinished" if unfinished else "empty", lost)
-                else:
-                    conversations[place].append({"role": "assistant", "content": text})
-            turn += 1
+        from jaxspec.evals.conversations import play
+
+        played = play(
+            examples,
+            answer=self._ask,
+            tokenizer=self._tokenizer,
+            max_prompt_tokens=self._longest,
+            questions=lambda example: example.user_turns,
+            name=lambda example, turn: f"{example.id}#{turn}",
+            refuse=self._refuse,
+        )
+        # What was answered before a conversation ended early stays.
         kept = [
             dataclasses.replace(
                 example, turns=tuple((t["role"], t["content"]) for t in conversation)
             )
-            for example, conversation in zip(examples, conversations, strict=True)
+            for example, conversation in zip(examples, played.conversations, strict=True)
             if any(t["role"] == "assistant" for t in conversation)
         ]
+        # Running text asks nothing.
+        reasons = ["no_question" for example in examples if not example.user_turns]
+        reasons += [
+            end.reason if end.turn == 0 else f"later_{end.reason}" for end in played.ended.values()
+        ]
         counts: dict[str, int] = {}
-        for reason in lost.values():
+        for reason in reasons:
             counts[reason] = counts.get(reason, 0) + 1
-        self._progress.examples(len(examples))
+        self._progress.finished(len(examples))
         return kept, counts
 
-    def _end(self, place: int, turn: int, reason: str, lost: dict[int, str]) -> None:
-        """Ends a conversation; what was answered before stays."""
-        lost[place] = reason if turn == 0 else f"later_{reason}"
+    def _refuse(self, response: Any, text: str) -> str:
+        """Why an answer is no training data."""
+        if not response.stopped and self._command.unfinished == "drop":
+            return "unfinished"
+        return "" if text.strip() else "empty"
 
     def _ask(self, prompts: list[list[int]], names: list[str]) -> list[Any]:
         from jaxspec.decoding import generate
@@ -215,47 +207,6 @@ class Answers:
         return responses
 
 
-def _before_questions(example: Example) -> Conversation:
-    """The system's turns before the first question."""
-    return [turn for turn in example.prompt_turns if turn["role"] == "system"]
-
-
-class _Progress:
-    """A line now and then: how far, how fast, how long still."""
-
-    def __init__(self, *, total: int, first: int, echo: Callable[[str], None]) -> None:
-        self._total, self._first, self._echo = total, first, echo
-        self._done, self._asked, self._tokens = first, 0, 0
-        self._started = self._last = time.monotonic()
-
-    def prompts(self, count: int) -> None:
-        """Counts prompts inside a shard."""
-        self._asked += count
-        if time.monotonic() - self._last >= _PROGRESS_SECONDS:
-            self._line(f"{self._done}/{self._total} questions (+{self._asked} asked)")
-
-    def tokens(self, count: int) -> None:
-        """Counts tokens of finished batches."""
-        self._tokens += count
-
-    def examples(self, count: int) -> None:
-        """Counts the questions of a finished shard."""
-        self._done += count
-        self._asked = 0
-        self._line(f"{self._done}/{self._total} questions")
-
-    def _line(self, text: str) -> None:
-        now = time.monotonic()
-        seconds, parts = max(now - self._started, 1e-9), [text]
-        if self._tokens:  # none before the first shard is done
-            parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
-        left = seconds / max(1, self._done + self._asked - self._first)
-        left *= max(0, self._total - self._done - self._asked)
-        parts.append(f"{left / 60:.0f} min left" if left >= 120 else f"{left:.0f} s left")
-        self._echo("  ".join(parts))
-        self._last = now
-
-
 def _check(command: RegenerateCommand) -> None:
     if command.split != "train":
         raise ValueError(
@@ -271,7 +222,7 @@ def _check(command: RegenerateCommand) -> None:
 
 
 def _settings(command: RegenerateCommand) -> dict[str, Any]:
-    """What decides the answers: a folder goes on only with the same."""
+    """What decides the answers: a folder is continued only with the same."""
     names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
@@ -287,7 +238,7 @@ def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str,
     if not is_example_folder(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(
-                f"{output} holds something else than answers of `jaxspec regenerate`: name a new "
+                f"{output} holds something else, not answers of `jaxspec regenerate`: name a new "
                 "folder (--output)."
             )
         return 0, {}

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +212,7 @@ def generate(
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
     params = strategy.prepare(params)
     responses: dict[int, Response] = {}
-    for group in _groups(prompts, batch_size):
+    for group in groups(prompts, batch_size):
         slots = capacity or needed_capacity(
             bucket_length(max(len(prompts[index]) for index in group)),
             rules=strategy.rules,
@@ -226,15 +226,20 @@ def generate(
             )
             return strategy.start(params, single, capacity=slots)
 
-        served = _serve(strategy, params, group, prefilled, rows=batch_size, ids=ids)
-        for index, response in served:
+        def run(state: DecodeState, *, leave_on_end: bool) -> DecodeState:
+            return strategy.run(params, state, leave_on_end=leave_on_end)
+
+        def answer(state: DecodeState, row: int, index: int) -> Response:
+            return read_response(state, row, name=ids[index], rules=strategy.rules)
+
+        for index, response in serve(group, prefilled, run, answer, rows=batch_size):
             responses[index] = response
             if progress is not None:
                 progress(1)
     return [responses[index] for index in range(len(prompts))]
 
 
-def _groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+def groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Groups prompts of one bucket, longest first: the longest decides the size of the caches.
 
     A group that would not fill the batch is joined by the next shorter prompts.
@@ -248,19 +253,42 @@ def _groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[
         order = order[size:]
 
 
-def _serve(
-    strategy: Strategy,
-    params: Any,
+class _Rows(Protocol):
+    """The state of a running batch, `DecodeState` or `DiffusionState`."""
+
+    @property
+    def active_B(self) -> jax.Array:
+        """Rows that have not ended."""
+
+
+StateT = TypeVar("StateT", bound=_Rows)
+AnswerT = TypeVar("AnswerT")
+
+
+class _Run(Protocol[StateT]):
+    def __call__(self, state: StateT, *, leave_on_end: bool) -> StateT: ...
+
+
+def serve(
     queue: Sequence[int],
-    prefilled: Callable[[int], DecodeState],
+    prefilled: Callable[[int], StateT],
+    run: _Run[StateT],
+    answer: Callable[[StateT, int, int], AnswerT],
     *,
     rows: int,
-    ids: Sequence[str],
-) -> Iterator[tuple[int, Response]]:
-    """Decodes a queue of prompts in a batch whose rows are refilled; yields answers as they end."""
+) -> Iterator[tuple[int, AnswerT]]:
+    """Decodes a queue of prompts in a batch whose rows are refilled; yields answers as they end.
+
+    Args:
+      queue: numbers of the prompts.
+      prefilled: a state of one row for a prompt. All have the same shapes.
+      run: the loop, to its end or until some row has ended.
+      answer: (state, row, prompt) -> what a row that has ended holds.
+      rows: of the batch.
+    """
     waiting = collections.deque(queue)
     place: dict[int, int] = {}  # row -> prompt
-    state: DecodeState | None = None
+    state: StateT | None = None
     while waiting or place:
         for row in range(rows):
             if row not in place and waiting:
@@ -270,14 +298,14 @@ def _serve(
         assert state is not None, "a queue that is not empty fills a row"
         # A response of one token ends with its prefill: its row is free before the loop starts.
         if not (ended := _ended(state, place)):
-            state = strategy.run(params, state, leave_on_end=bool(waiting))
+            state = run(state, leave_on_end=bool(waiting))
             ended = _ended(state, place)
         for row in ended:
             index = place.pop(row)
-            yield index, read_response(state, row, name=ids[index], rules=strategy.rules)
+            yield index, answer(state, row, index)
 
 
-def _ended(state: DecodeState, rows: Iterable[int]) -> list[int]:
+def _ended(state: _Rows, rows: Iterable[int]) -> list[int]:
     active_B = jax.device_get(state.active_B)
     return [row for row in rows if not active_B[row]]
 

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.decoding.state import DecodeState
 from jaxspec.models.cache import KVCache
+
+StateT = TypeVar("StateT")
+"""`DecodeState`, or another dataclass of arrays whose fields have rows."""
 
 _SHARED = ("step", "accepted_at_X")
 """Fields that belong to the batch, not to a row."""
@@ -30,14 +33,14 @@ def _is_cache(node: Any) -> bool:
     return isinstance(node, KVCache)
 
 
-def _row_parts(state: DecodeState) -> dict[str, Any]:
+def _row_parts(state: Any) -> dict[str, Any]:
     """The fields that have rows."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if name not in _SHARED}
 
 
 @functools.partial(jax.jit, static_argnames="rows")
-def spread(single: DecodeState, *, rows: int) -> DecodeState:
+def spread(single: StateT, *, rows: int) -> StateT:
     """A batch of `rows` rows, of which the first is the given one and the others are not active.
 
     Args:
@@ -54,19 +57,26 @@ def spread(single: DecodeState, *, rows: int) -> DecodeState:
             )
         return jnp.repeat(node, rows, axis=0)
 
-    state = dataclasses.replace(
-        single, **jax.tree.map(repeated, _row_parts(single), is_leaf=_is_cache)
+    state: Any = dataclasses.replace(
+        single,  # type: ignore[type-var]
+        **jax.tree.map(repeated, _row_parts(single), is_leaf=_is_cache),
     )
     return dataclasses.replace(state, active_B=state.active_B & (jnp.arange(rows) == 0))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def insert(state: DecodeState, single: DecodeState, row: jax.Array | int) -> DecodeState:
+def insert(state: StateT, single: StateT, row: jax.Array | int) -> StateT:
     """Puts a state of one row in place of row `row`; the batch's state is donated."""
 
     def placed(node: Any, new: Any) -> Any:
         def at(axis: int, old: jax.Array, added: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, added, row, axis=axis)
+            # With guidance a cache has two rows for each of the batch: those without a prompt come
+            # after all others.
+            copies = added.shape[axis]
+            for copy, part in enumerate(jnp.split(added, copies, axis=axis)):
+                place = row + copy * (old.shape[axis] // copies)
+                old = jax.lax.dynamic_update_slice_in_dim(old, part, place, axis=axis)
+            return old
 
         if _is_cache(node):
             return KVCache(
@@ -77,7 +87,7 @@ def insert(state: DecodeState, single: DecodeState, row: jax.Array | int) -> Dec
         return at(0, node, new)
 
     parts = jax.tree.map(placed, _row_parts(state), _row_parts(single), is_leaf=_is_cache)
-    return dataclasses.replace(state, **parts)
+    return dataclasses.replace(state, **parts)  # type: ignore[type-var]
 
 
 class RowResult(NamedTuple):

@@ -1,4 +1,4 @@
-"""Benchmarks by name: which prompts are decoded, and how a conversation of several turns goes on.
+"""Benchmarks by name: which prompts are decoded, and what the target alone answers to them.
 
 A benchmark is the test split of a data set of that name (`jaxspec.data.sources`). Where examples
 hold questions only, as in MT-Bench, all of them are asked, one after the other, and the
@@ -17,28 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Generic
 
 import numpy as np
 
 from jaxspec.config import DataConfig
-from jaxspec.data.examples import Conversation, Example
+from jaxspec.data.examples import Example
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
-
-
-class Answered(Protocol):
-    """What is asked of a response."""
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """What was answered."""
-
-
-AnsweredT = TypeVar("AnsweredT", bound=Answered)
-Answer = Callable[[list[list[int]], list[str]], list[AnsweredT]]
-"""(prompts, names) -> the target's responses."""
+from jaxspec.evals.conversations import TOO_LONG, Answer, AnsweredT, play
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +35,7 @@ class Reference(Generic[AnsweredT]):
 
     prompts: tuple[tuple[int, ...], ...]
     ids: tuple[str, ...]
-    """Name of each prompt; "#2" behind the example's name for its second turn."""
+    """Name of each prompt; "#2" after the example's name for its second turn."""
     responses: tuple[AnsweredT, ...]
     conversations: int
     """Examples of which at least one turn was decoded."""
@@ -96,54 +84,32 @@ def ask(
       answer: decodes a batch of prompts.
       tokenizer: the target's.
       max_prompt_tokens: a conversation ends early where its next prompt is longer.
-      passage_tokens: of running text, so many tokens are the prompt; a text that has no more is
+      passage_tokens: this many first tokens of running text are its prompt; a shorter text is
         given whole.
 
     Raises:
       ValueError: no prompt is short enough.
     """
-    conversations: dict[str, Conversation] = {
-        example.id: [turn for turn in example.prompt_turns if turn["role"] == "system"]
-        for example in examples
-    }
-    prompts: list[tuple[int, ...]] = []
-    ids: list[str] = []
-    responses: list[AnsweredT] = []
-    answered: set[str] = set()
-    skipped = 0
-    open_examples, turn = list(examples), 0
-    while open_examples:
-        batch_prompts: list[list[int]] = []
-        batch_examples: list[Example] = []
-        for example in open_examples:
-            if example.is_running_text:
-                prompt = tokenizer.encode(example.running_text)[:passage_tokens]
-            else:
-                conversation = conversations[example.id]
-                conversation.append({"role": "user", "content": questions(example)[turn]})
-                prompt = tokenizer.encode_prompt(conversation)
-            if len(prompt) > max_prompt_tokens:
-                skipped += 1
-            else:
-                batch_prompts.append(prompt)
-                batch_examples.append(example)
-        if not batch_prompts:
-            break
-        names = [e.id if turn == 0 else f"{e.id}#{turn + 1}" for e in batch_examples]
-        answers = answer(batch_prompts, names)
-        prompts += [tuple(prompt) for prompt in batch_prompts]
-        ids += names
-        responses += answers
-        answered |= {example.id for example in batch_examples}
-        for example, response in zip(batch_examples, answers, strict=True):
-            text = tokenizer.decode(response.tokens)
-            conversations[example.id].append({"role": "assistant", "content": text})
-        turn += 1
-        open_examples = [e for e in batch_examples if len(questions(e)) > turn]
-    if not prompts:
+    played = play(
+        examples,
+        answer=answer,
+        tokenizer=tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        questions=questions,
+        passage_tokens=passage_tokens,
+    )
+    skipped = sum(end.reason == TOO_LONG for end in played.ended.values())
+    asked = played.asked
+    if not asked:
         raise ValueError(
             f"No prompts to decode: all {skipped} are longer than {max_prompt_tokens} tokens. "
             "Raise evaluation.max_prompt_tokens (at most the target's positions less "
             "evaluation.max_new_tokens)."
         )
-    return Reference(tuple(prompts), tuple(ids), tuple(responses), len(answered), skipped)
+    return Reference(
+        prompts=tuple(each.prompt for each in asked),
+        ids=tuple(each.name for each in asked),
+        responses=tuple(each.response for each in asked),
+        conversations=len({each.place for each in asked}),
+        skipped=skipped,
+    )

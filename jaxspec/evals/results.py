@@ -1,7 +1,8 @@
 """Rows of a result file: their fields, their order, their names, and the gain of one over another.
 
-A row is a dict with the fields of `FIELDS`: one drafter, measured on one benchmark. More fields
-may be added freely. Nothing here knows about models.
+A row is a dict. It has the fields of `FIELDS` (one drafter, measured on one benchmark) or those of
+`DIFFUSION_FIELDS` (one decoder of a diffusion language model). More fields may be added freely.
+Nothing here knows about models.
 
 >>> gains([{**row, "loss": "uniform"}, row])                                   # doctest: +SKIP
 [None, 27.3]
@@ -32,6 +33,7 @@ LADDER = (
 
 _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
+_LIST = (list, tuple)
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "target": (str,),
@@ -44,9 +46,9 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "verifier": (str,),
     "tau_micro": _NUMBER,
     "tau_macro": _NUMBER,
-    "tau_ci95": (list, tuple),
+    "tau_ci95": _LIST,
     "accepted_per_round": _NUMBER,
-    "accept_at": (list, tuple),
+    "accept_at": _LIST,
     "rounds": (int,),
     "tokens": (int,),
     "tokens_per_s": _NUMBER_OR_NONE,
@@ -55,46 +57,111 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "compile_s": _NUMBER_OR_NONE,
     "mismatched_prompts": (int, type(None)),
 }
-"""Fields of a row. None stands for what was not measured: speed when timing is off, mismatches
-where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached."""
+"""Fields of a drafter's row. None stands for what was not measured: speed when timing is off,
+mismatches where sampling makes the comparison meaningless, a slot of `accept_at` that no round
+reached."""
 
-OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {"tau_definitions": (dict,)}
-"""Fields that older files lack: accepted length by name, see `jaxspec.evals.tau.DEFINITIONS`."""
+DIFFUSION_FIELDS: dict[str, tuple[type, ...]] = {
+    "target": (str,),
+    "decoder": (str,),
+    "benchmark": (str,),
+    "prompts": (int,),
+    "turns": (int,),
+    "skipped_prompts": (int,),
+    "temperature": _NUMBER,
+    "response_length": (int,),
+    "block_length": (int,),
+    "unmasking": (str,),
+    "caching": (str,),
+    "block_causal": (bool,),
+    "guidance": _NUMBER,
+    "layout": (str, type(None)),
+    "graph_size": (int,),
+    "drafts_per_pass": (int,),
+    "nfe": (int,),
+    "nfe_per_response": _NUMBER,
+    "tokens": (int,),
+    "filled_tokens": (int,),
+    "tokens_per_pass": _NUMBER,
+    "base_nfe": (int,),
+    "nfe_reduction": _NUMBER,
+    "nfe_by_block": _LIST,
+    "steps_by_block": _LIST,
+    "accepted_depth": _NUMBER_OR_NONE,
+    "accepted_depth_by_block": _LIST,
+    "identical": (int,),
+    "identical_share": _NUMBER,
+    "tokens_per_s": _NUMBER_OR_NONE,
+    "baseline_tokens_per_s": _NUMBER_OR_NONE,
+    "speedup": _NUMBER_OR_NONE,
+    "compile_s": _NUMBER_OR_NONE,
+    "block_pass_ms": _NUMBER_OR_NONE,
+    "drafted_pass_ms": _NUMBER_OR_NONE,
+    "pass_ratio": _NUMBER_OR_NONE,
+    "below_break_even": (bool, type(None)),
+}
+"""Fields of a row of a diffusion language model's decoder. None stands for what was not measured:
+speed when timing is off, the ratio of passes where nothing is drafted, a depth where no pass had
+drafts."""
+
+OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
+    "tau_definitions": (dict,),
+    "nfe_reduction_ci95": _LIST,
+    "tokens_per_pass_ci95": _LIST,
+}
+"""Fields that older files lack. `tau_definitions`: accepted length by name, see
+`jaxspec.evals.tau.DEFINITIONS`."""
+
+
+def is_diffusion(row: Row) -> bool:
+    """Whether a row is of a diffusion language model's decoder; otherwise it is of a drafter."""
+    return "decoder" in row
 
 
 def check_results(results: Sequence[Row]) -> None:
     """Refuses rows that would make a wrong or unreadable file.
 
     Raises:
-      ValueError: lists every missing field, wrong type and non-finite number at once.
+      ValueError: lists every missing field, wrong type and non-finite number at once; also rows of
+        both kinds of evaluation in one file.
     """
-    problems: list[str] = []
-    for index, row in enumerate(results):
-        name = f"results[{index}] ({row.get('loss', '?')}, {row.get('benchmark', '?')})"
-        for field, types in {**FIELDS, **OPTIONAL_FIELDS}.items():
-            if field not in row and field in OPTIONAL_FIELDS:
-                continue
-            if field not in row:
-                problems.append(f"{name}: {field} is missing")
-            elif not isinstance(row[field], types) or isinstance(row[field], bool):
-                expected = " or ".join(kind.__name__ for kind in types)
-                got = type(row[field]).__name__
-                problems.append(f"{name}: {field} must be {expected}: got {got}")
-        interval = row.get("tau_ci95")
-        if isinstance(interval, list | tuple) and len(interval) != 2:
-            problems.append(f"{name}: tau_ci95 must be [low, high]: got {list(interval)}")
-        taus = row.get("tau_definitions")
-        for key, value in taus.items() if isinstance(taus, dict) else ():
-            if not isinstance(value, _NUMBER) or isinstance(value, bool):
-                got = type(value).__name__
-                problems.append(f"{name}: tau_definitions.{key} must be a number: got {got}")
-        problems += [f"{name}: {place} is {value}" for place, value in non_finite_numbers(row)]
+    problems = [problem for index, row in enumerate(results) for problem in _problems(index, row)]
+    if len({is_diffusion(row) for row in results}) > 1:
+        problems.append("rows of drafters and of diffusion decoders: expected one kind in a file")
     if problems:
         raise ValueError("These results cannot be written:\n- " + "\n- ".join(problems))
 
 
+def _problems(index: int, row: Row) -> list[str]:
+    """What is wrong with one row."""
+    who = row.get("decoder", row.get("loss", "?"))
+    name = f"results[{index}] ({who}, {row.get('benchmark', '?')})"
+    problems: list[str] = []
+    fields = DIFFUSION_FIELDS if is_diffusion(row) else FIELDS
+    known_optional = {key: types for key, types in OPTIONAL_FIELDS.items() if key in row}
+    for field, types in {**fields, **known_optional}.items():
+        if field not in row:
+            problems.append(f"{name}: {field} is missing")
+            continue
+        # bool is a kind of int for Python, and not here.
+        is_stray_bool = isinstance(row[field], bool) and bool not in types
+        if is_stray_bool or not isinstance(row[field], types):
+            expected = " or ".join(kind.__name__ for kind in types)
+            got = type(row[field]).__name__
+            problems.append(f"{name}: {field} must be {expected}: got {got}")
+    for field, interval in row.items():
+        if field.endswith("_ci95") and isinstance(interval, list | tuple) and len(interval) != 2:
+            problems.append(f"{name}: {field} must be [low, high]: got {list(interval)}")
+    taus = row.get("tau_definitions")
+    for key, value in taus.items() if isinstance(taus, dict) else ():
+        if not isinstance(value, _NUMBER) or isinstance(value, bool):
+            got = type(value).__name__
+            problems.append(f"{name}: tau_definitions.{key} must be a number: got {got}")
+    return problems + [f"{name}: {place} is {value}" for place, value in non_finite_numbers(row)]
+
+
 def non_finite_numbers(value: Any, *, place: str = "") -> list[tuple[str, float]]:
-    """Every nan and infinity in a nested value, with the place it stands at."""
+    """Every nan and infinity in a nested value, and where it is."""
     if isinstance(value, float):
         return [] if math.isfinite(value) else [(place, value)]
     if isinstance(value, Mapping):

@@ -255,12 +255,38 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of tau_micro when the prompts are drawn again with replacement."""
     totals, rounds = _totals(responses)
-    totals, rounds = totals[rounds > 0], rounds[rounds > 0]
+    return bootstrap_ratio(
+        totals[rounds > 0],
+        rounds[rounds > 0],
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+
+
+def bootstrap_ratio(
+    numerators: npt.ArrayLike,
+    denominators: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of sum(numerators) / sum(denominators) when the pairs are drawn again.
+
+    Args:
+      numerators: one number per response.
+      denominators: positive, one per response.
+      seed: of the draws.
+      resamples: how often as many pairs are drawn, with replacement.
+      confidence: share of the ratios that lie inside.
+    """
+    parts, wholes = np.asarray(numerators), np.asarray(denominators)
     generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(rounds), size=(resamples, len(rounds)))
-    taus = totals[picks].sum(axis=1) / rounds[picks].sum(axis=1)
+    picks = generator.integers(0, len(wholes), size=(resamples, len(wholes)))
+    ratios = parts[picks].sum(axis=1) / wholes[picks].sum(axis=1)
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(taus, [tail, 1.0 - tail])
+    low, high = np.quantile(ratios, [tail, 1.0 - tail])
     return float(low), float(high)
 
 

@@ -16,6 +16,7 @@ from jaxspec.data.pipeline import make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Response
+from jaxspec.evals.progress import Pace
 from tests.training import runs
 
 QUESTIONS = 5
@@ -83,7 +84,7 @@ def test_a_killed_run_goes_on(ask):
     with pytest.raises(KeyboardInterrupt):
         ask("killed", stop_after=1)
     killed, said = ask("killed")
-    assert said[0].startswith("Going on behind 2 questions in ")
+    assert said[0].startswith("Continuing after 2 questions in ")
     assert list(read_examples(killed)) == list(read_examples(whole))
     assert read_manifest(killed)["shards"] == read_manifest(whole)["shards"]
 
@@ -143,7 +144,7 @@ class Scripted(command.Answers):
     def __init__(self, tokenizer: Tokenizer, *, unfinished: str) -> None:
         config = SimpleNamespace(max_position_embeddings=120)
         settings = SimpleNamespace(max_new_tokens=20, unfinished=unfinished)
-        progress = command._Progress(total=9, first=0, echo=lambda line: None)
+        progress = Pace(9, unit="questions", echo=lambda line: None)
         strategy = SimpleNamespace(model=SimpleNamespace(config=config))
         super().__init__(strategy, None, tokenizer, settings, progress)
         self.prompts: list[str] = []

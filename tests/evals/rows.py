@@ -30,3 +30,47 @@ def result_row(loss: str = "uniform", benchmark: str = "gsm8k", **changes: Any) 
         "mismatched_prompts": 0,
     }
     return {**row, **changes}
+
+
+def diffusion_row(decoder: str = "plain", **changes: Any) -> dict[str, Any]:
+    """A complete row of a diffusion language model's decoder; `changes` replaces fields."""
+    row: dict[str, Any] = {
+        "target": "llada",
+        "decoder": decoder,
+        "benchmark": "gsm8k",
+        "prompts": 3,
+        "turns": 3,
+        "skipped_prompts": 0,
+        "temperature": 0.0,
+        "response_length": 8,
+        "block_length": 4,
+        "unmasking": "Scheduled(steps=4)",
+        "caching": "dual",
+        "block_causal": False,
+        "guidance": 0.0,
+        "layout": None,
+        "graph_size": 0,
+        "drafts_per_pass": 0,
+        "nfe": 18,
+        "nfe_per_response": 6.0,
+        "tokens": 20,
+        "filled_tokens": 24,
+        "tokens_per_pass": 4 / 3,
+        "base_nfe": 24,
+        "nfe_reduction": 4 / 3,
+        "nfe_by_block": [9, 9],
+        "steps_by_block": [12, 12],
+        "accepted_depth": 0.5,
+        "accepted_depth_by_block": [0.5, None],
+        "identical": 3,
+        "identical_share": 1.0,
+        "tokens_per_s": 1234.5,
+        "baseline_tokens_per_s": 1000.0,
+        "speedup": 1.2345,
+        "compile_s": 1.5,
+        "block_pass_ms": 1.0,
+        "drafted_pass_ms": 1.25,
+        "pass_ratio": 1.25,
+        "below_break_even": True,
+    }
+    return {**row, **changes}

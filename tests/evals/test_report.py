@@ -7,14 +7,13 @@ import pytest
 from rich.console import Console
 
 from jaxspec.evals.report import (
-    console_table,
     definitions_table,
-    markdown_table,
     read_json,
     seeds_table,
     write_json,
     write_report,
 )
+from jaxspec.evals.tables import console_table, markdown_table
 from tests.evals.rows import result_row
 
 ROWS = [

@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from jaxspec.evals.results import FIELDS, check_results, gains, labels, ordered
-from tests.evals.rows import result_row
+from jaxspec.evals.results import (
+    DIFFUSION_FIELDS,
+    FIELDS,
+    check_results,
+    gains,
+    labels,
+    ordered,
+)
+from tests.evals.rows import diffusion_row, result_row
 
 
 def test_complete_rows_pass():
@@ -24,6 +31,34 @@ def test_every_field_is_needed(field):
     del row[field]
     with pytest.raises(ValueError, match=rf"results\[0\].*{field} is missing"):
         check_results([row])
+
+
+@pytest.mark.parametrize("field", sorted(DIFFUSION_FIELDS))
+def test_every_field_of_a_diffusion_row_is_needed(field):
+    row = diffusion_row()
+    check_results([row])
+    del row[field]
+    # Without its decoder a row is taken for a drafter's.
+    missing = "loss" if field == "decoder" else field
+    with pytest.raises(ValueError, match=rf"results\[0\].*{missing} is missing"):
+        check_results([row])
+
+
+def test_diffusion_rows_are_checked_alike():
+    unmeasured = ("tokens_per_s", "speedup", "pass_ratio", "below_break_even", "layout")
+    check_results([diffusion_row(**dict.fromkeys(unmeasured), nfe_reduction_ci95=[1.0, 2.0])])
+    bad = diffusion_row(
+        "spiffy", nfe=True, block_causal=1, tokens_per_pass=float("nan"), nfe_reduction_ci95=[1.0]
+    )
+    with pytest.raises(ValueError) as caught:
+        check_results([bad])
+    message = str(caught.value)
+    assert "results[0] (spiffy, gsm8k): nfe must be int: got bool" in message
+    assert "block_causal must be bool: got int" in message
+    assert "tokens_per_pass is nan" in message
+    assert "nfe_reduction_ci95 must be [low, high]: got [1.0]" in message
+    with pytest.raises(ValueError, match="expected one kind in a file"):
+        check_results([result_row(), diffusion_row()])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

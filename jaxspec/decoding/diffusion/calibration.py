@@ -67,7 +67,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
     steps_O = jnp.arange(rules.block_length)
 
     def one_block(block: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        then = dataclasses.replace(finished, block=block)
+        then = dataclasses.replace(finished, block_B=jnp.full_like(finished.block_B, block))
         columns_BP = decoder.columns(then)
         revealed_BP = jnp.take_along_axis(finished.revealed_BT, columns_BP, axis=1, mode="clip")
         nothing_OBP = jnp.zeros((rules.block_length, *revealed_BP.shape), jnp.int32)

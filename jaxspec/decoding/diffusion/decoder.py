@@ -4,7 +4,8 @@ The response starts as masks and is filled block by block (semi-autoregressive; 
 2025, arXiv 2502.09992): passes over the block (`block_model`) alternate with steps that reveal its
 most confident masks (`unmasking`) until none is left. Denoising a block is one `lax.while_loop`,
 the loop over blocks is another around it, and all of it is one compiled program. Rows of a batch
-begin a block together; a row that has filled its block waits, and no pass is counted for it.
+begin a block together, each its own one; a row that has filled its block waits, and no pass is
+counted for it.
 
 The blocks of a block-causal model start at multiples of `block_length` from the beginning of the
 prompt, as in its training, so the first one may begin with the prompt's last tokens. Otherwise
@@ -113,8 +114,8 @@ class DiffusionState:
     """Rows that met NaN (or another distribution that nothing can be chosen from)."""
     keys_B: jax.Array
     """Each row's random key (`Prompts.keys_B`)."""
-    block: jax.Array
-    """int32 scalar, blocks that are done."""
+    block_B: jax.Array
+    """int32, blocks of the row that are done."""
     step_B: jax.Array
     """int32, steps that the row has taken in this block."""
     initial_B: jax.Array
@@ -126,7 +127,8 @@ class DiffusionState:
     """int32, steps that revealed something, per block: one per pass, unless drafted states save
     passes (`spiffy`)."""
     cache: KVCache | None = None
-    """A block-causal model's, inside `run`; other models make a cache for each block."""
+    """A block-causal model's, inside `run` or from `prefill`; other models make a cache for each
+    block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,31 +208,52 @@ class BlockDiffusion:
             active_B=prompts.active_B,
             failed_B=jnp.zeros(batch, bool),
             keys_B=prompts.keys_B,
-            block=jnp.int32(0),
+            block_B=zeros_B,
             step_B=zeros_B,
             initial_B=zeros_B,
             passes_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
             steps_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
         )
 
+    def prepare(self, params: Any) -> Any:
+        """Parameters in the layout that the loop wants, for those who call `run` more than once."""
+        return cut_layers(params, unrolled=self.model.config.unroll_layers, now=True)
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether a cache goes along from block to block, so that `prefill` has something to do."""
+        return self.rules.block_causal and self.rules.caching != "none"
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def prefill(self, params: Any, state: DiffusionState) -> DiffusionState:
+        """The state with the cache of its prompts, which `run` then takes on and gives back."""
+        # Not a denoising pass, so it is not counted, just as a language model's prefill is not.
+        cache = self.block_model.prefill(stack_layers(params), self.context(state))
+        return dataclasses.replace(state, cache=cache)
+
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-    def run(self, params: Any, state: DiffusionState) -> DiffusionState:
-        """Fills all blocks; the state is donated."""
+    def run(
+        self, params: Any, state: DiffusionState, *, leave_on_end: jax.Array | bool = False
+    ) -> DiffusionState:
+        """Fills all blocks, or leaves with the block in which a row ends; the state is donated."""
         pieces = cut_layers(params, unrolled=self.model.config.unroll_layers)
-        if self.rules.block_causal and self.rules.caching != "none":
-            # Not a denoising pass, so it is not counted, just as a language model's prefill is not.
-            cache = self.block_model.prefill(stack_layers(pieces), self.context(state))
-            state = dataclasses.replace(state, cache=cache)
+        keeps_cache = state.cache is not None
+        if self.has_prefill and not keeps_cache:
+            state = self.prefill(pieces, state)
+        enough = jnp.where(leave_on_end, state.active_B.sum(), 1)
         for reach, until in self.stages():
 
             def unfinished(state: DiffusionState, until: int = until) -> jax.Array:
-                return (state.block < until) & self._anything_masked(state)
+                # Rows may be in different blocks: the earliest one decides how far a pass reads.
+                active_B = state.active_B
+                earliest = jnp.where(active_B, state.block_B, self.rules.num_blocks).min()
+                return (earliest < until) & (active_B.sum() >= enough)
 
             def one_block(state: DiffusionState, reach: int = reach) -> DiffusionState:
                 return self.fill_block(stack_layers(pieces), state, reach=reach)
 
             state = jax.lax.while_loop(unfinished, one_block, state)
-        return dataclasses.replace(state, cache=None)
+        return state if keeps_cache else dataclasses.replace(state, cache=None)
 
     def stages(self) -> Iterator[tuple[int, int]]:
         """(reach, until): how far passes read, in blocks, for the blocks before number `until`.
@@ -298,7 +321,7 @@ class BlockDiffusion:
         first_B = state.prompt_B
         if self.rules.block_causal:
             first_B = first_B // length * length
-        return (first_B + state.block * length)[:, None] + jnp.arange(length)
+        return (first_B + state.block_B * length)[:, None] + jnp.arange(length)
 
     def block_tokens(self, state: DiffusionState) -> jax.Array:
         """The block's tokens, masks included: [B, P]."""
@@ -314,9 +337,7 @@ class BlockDiffusion:
     def count_pass(self, state: DiffusionState) -> DiffusionState:
         """Counts a pass for the rows that need it."""
         needed_B = self.masked(state).any(axis=1)
-        return dataclasses.replace(
-            state, passes_BN=state.passes_BN.at[:, state.block].add(needed_B)
-        )
+        return dataclasses.replace(state, passes_BN=_add(state.passes_BN, state.block_B, needed_B))
 
     def reveal(
         self, state: DiffusionState, logits_BPV: jax.Array, *, rows_B: jax.Array | None = None
@@ -352,23 +373,29 @@ class BlockDiffusion:
             active_B=state.active_B & ~unmasked.failed_B,
             failed_B=state.failed_B | unmasked.failed_B,
             step_B=state.step_B + took_B,
-            steps_BN=state.steps_BN.at[:, state.block].add(took_B),
+            steps_BN=_add(state.steps_BN, state.block_B, took_B),
         )
 
     def end_block(self, state: DiffusionState) -> DiffusionState:
-        """Moves on to the next block, except in rows whose block has a stop token."""
-        active_B = state.active_B
+        """Moves on to the next block, except in rows that end with this one."""
+        active_B = state.active_B & self._anything_masked(state)
         if self.rules.stop_ids:
             stops_BP = jnp.isin(self.block_tokens(state), jnp.asarray(self.rules.stop_ids))
             stops_BP &= _of_response(self.columns(state), state.prompt_B, self.rules)
             active_B = active_B & ~stops_BP.any(axis=1)
-        return dataclasses.replace(state, active_B=active_B, block=state.block + 1)
+        return dataclasses.replace(state, active_B=active_B, block_B=state.block_B + state.active_B)
 
     def _anything_masked(self, state: DiffusionState) -> jax.Array:
+        """Whether a row has masks left, [B]."""
         columns_1T = jnp.arange(state.tokens_BT.shape[1])[None]
         masked_BT = state.tokens_BT == self.rules.mask_id
         masked_BT &= _of_response(columns_1T, state.prompt_B, self.rules)
-        return (masked_BT & state.active_B[:, None]).any()
+        return masked_BT.any(axis=1)
+
+
+def _add(counts_BN: jax.Array, block_B: jax.Array, more_B: jax.Array) -> jax.Array:
+    """Counts of each row's block, increased."""
+    return counts_BN.at[jnp.arange(block_B.shape[0]), block_B].add(more_B)
 
 
 def _of_response(columns_BT: jax.Array, prompt_B: jax.Array, rules: DiffusionRules) -> jax.Array:

@@ -1,7 +1,9 @@
 """Decoding a list of prompts with a diffusion language model.
 
-Prompts of similar length share a batch; shapes are few (`bucket_length`), so few programs are
-compiled. What a prompt is answered depends neither on its neighbours nor on the batch's size.
+Prompts of similar length share a batch: when a row ends, the next prompt takes its place, as in
+`jaxspec.decoding.generate`. All rows begin a block together, each its own one, so a row is refilled
+between two blocks. Shapes are few (`bucket_length`), so few programs are compiled. The answer to a
+prompt depends neither on its neighbours nor on the batch's size, and nor do its counted passes.
 
 >>> responses = generate_diffusion(decoder, params, prompts, ids=names, batch_size=8, seed=0)
 >>> responses[0].tokens, responses[0].num_passes
@@ -17,16 +19,16 @@ import jax
 import numpy as np
 
 from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionState
-from jaxspec.decoding.generate import bucket_length, check_prompt_ids, pad_prompts
+from jaxspec.decoding.generate import bucket_length, check_prompt_ids, groups, pad_prompts, serve
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionResponse:
-    """What one prompt was answered."""
+    """The answer to one prompt."""
 
     prompt_id: str
     tokens: tuple[int, ...]
-    """Up to the first stop token, which stands in it, or the whole length."""
+    """Up to the first stop token, which is included, or the whole length."""
     stopped: bool
     """Whether a stop token ended it."""
     passes: tuple[int, ...]
@@ -34,7 +36,7 @@ class DiffusionResponse:
     steps: tuple[int, ...]
     """Steps that each block took: as many as passes, unless drafted states saved some."""
     filled: int
-    """Tokens that were revealed, those behind the stop token included: what the passes made."""
+    """Tokens that were revealed, those after the stop token included: what the passes made."""
 
     @property
     def num_passes(self) -> int:
@@ -45,7 +47,7 @@ class DiffusionResponse:
 def check_diffusion_prompts(
     prompts: Sequence[Sequence[int]], *, ids: Sequence[str], decoder: BlockDiffusion
 ) -> None:
-    """Refuses what the loops would silently get wrong.
+    """Refuses prompts that the loops would silently get wrong.
 
     Raises:
       ValueError: no prompts, an empty one, ids outside the embedding, the mask in a prompt, or a
@@ -94,14 +96,34 @@ def generate_diffusion(
     Raises:
       ValueError: see `check_diffusion_prompts`; also a prompt on which the model gave NaN.
     """
+    check_diffusion_prompts(prompts, ids=ids, decoder=decoder)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
+    pieces = decoder.prepare(params)
     responses: dict[int, DiffusionResponse] = {}
-    batches = decode_batches(decoder, params, prompts, ids=ids, batch_size=batch_size, seed=seed)
-    for group, device_state in batches:
-        state = jax.device_get(device_state)
-        for row, index in enumerate(group):
-            responses[index] = read_diffusion(state, row, name=ids[index], decoder=decoder)
-        if progress is not None:
-            progress(len(group))
+
+    def run(state: DiffusionState, *, leave_on_end: bool) -> DiffusionState:
+        return decoder.run(pieces, state, leave_on_end=leave_on_end)
+
+    def answer(state: DiffusionState, row: int, index: int) -> DiffusionResponse:
+        host = jax.device_get(dataclasses.replace(state, cache=None))
+        return read_diffusion(host, row, name=ids[index], decoder=decoder)
+
+    for group in groups(prompts, batch_size):
+        # Canvases of a batch are of one width.
+        length = bucket_length(max(len(prompts[index]) for index in group))
+
+        def started(index: int, length: int = length) -> DiffusionState:
+            single = pad_prompts(
+                [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+            )
+            state = decoder.start(single)
+            return decoder.prefill(pieces, state) if decoder.has_prefill else state
+
+        for index, response in serve(group, started, run, answer, rows=batch_size):
+            responses[index] = response
+            if progress is not None:
+                progress(1)
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -114,10 +136,12 @@ def decode_batches(
     batch_size: int,
     seed: int,
 ) -> Iterator[tuple[list[int], DiffusionState]]:
-    """Decodes prompts of similar length together; see `generate_diffusion`.
+    """Decodes prompts batch by batch, for those who need the whole state (`calibration`).
+
+    A batch waits for its longest response; `generate_diffusion` refills rows instead.
 
     Yields:
-      (which prompts a batch has, its final state on the device), longest prompts first.
+      (the prompts of a batch, its final state on the device), longest prompts first.
     """
     check_diffusion_prompts(prompts, ids=ids, decoder=decoder)
     if batch_size < 1:
@@ -138,7 +162,7 @@ def decode_batches(
 def read_diffusion(
     state: DiffusionState, row: int, *, name: str, decoder: BlockDiffusion
 ) -> DiffusionResponse:
-    """The response of a row of a state that has been brought to the host.
+    """The response in one row of a state that is on the host.
 
     Raises:
       ValueError: names the prompt, if the model gave NaN on it.

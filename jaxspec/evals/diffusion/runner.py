@@ -19,11 +19,13 @@ from jaxspec.config import RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.columns import DIFFUSION, MeasuredDecoder, computed
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
-from jaxspec.evals.diffusion.report import diffusion_table, write_diffusion_report
-from jaxspec.evals.diffusion.timing import DiffusionSpeed, time_decoders
+from jaxspec.evals.diffusion.timing import DiffusionSpeed, explain, time_decoders
 from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
-from jaxspec.evals.speculative.runner import Echo, progress_of, render
+from jaxspec.evals.progress import Echo, progress_of, render
+from jaxspec.evals.report import write_report
+from jaxspec.evals.tables import console_table
 from jaxspec.provenance import check_output, provenance
 
 PLAIN_DECODER = "plain"
@@ -52,7 +54,7 @@ def evaluate_diffusion(
     settings = config.evaluation
     check_output(output)
     target = open_diffusion_target(config.target, stored=stored)
-    # Mistakes are told before the weights are read.
+    # Mistakes are reported before the weights are read.
     rules = diffusion_rules(config, target)
     base = BlockDiffusion(target.model, rules)
     decoders = drafting_decoders(config.diffusion, rules, target)
@@ -61,20 +63,29 @@ def evaluate_diffusion(
         for name in settings.benchmarks
     }
     evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
-    results = []
+    results: list[dict[str, Any]] = []
+    speeds: list[tuple[DiffusionSpeed, float]] = []
+    notes: list[str] = []
     compile_s: dict[int, float | None] = {}
     for name, examples in benchmarks.items():
         reference = evaluation.reference(name, examples)
         for number, (decoder_name, decoder) in enumerate([(PLAIN_DECODER, base), *decoders]):
-            row = evaluation.measure(name, reference, decoder_name, decoder)
+            row, speed = evaluation.measure(name, reference, decoder_name, decoder)
             # Programs are compiled for the first benchmark, and used for all.
             row["compile_s"] = compile_s.setdefault(number, row["compile_s"])
+            if speed is not None and row["pass_ratio"] is not None:
+                speeds.append((speed, row["nfe_reduction"]))
+                formula = speed.formula(reduction=row["nfe_reduction"])
+                notes.append(f"{name}, {decoder_name}, D {row['drafts_per_pass']}: {formula}.")
             results.append(row)
             echo(_summary(row))
     record = provenance(config=config, seed=settings.seed)
-    files = write_diffusion_report(output, provenance=record, results=results)
+    paragraphs = [explain(speeds), "\n".join(f"- {note}" for note in notes)] if speeds else []
+    files = write_report(output, provenance=record, results=results, notes=paragraphs)
     echo("")
-    echo(render(diffusion_table(results)))
+    echo(render(console_table(results)))
+    if speeds:
+        echo(explain(speeds))
     echo(f"Written: {', '.join(map(str, files))}")
     return {"provenance": record, "results": results}
 
@@ -136,8 +147,8 @@ class DiffusionEvaluation:
         reference: Reference[DiffusionResponse],
         decoder_name: str,
         decoder: BlockDiffusion,
-    ) -> dict[str, Any]:
-        """A row of the result file."""
+    ) -> tuple[dict[str, Any], DiffusionSpeed | None]:
+        """A row of the result file, and its timing."""
         settings, rules = self.config.evaluation, self.base.rules
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(decoder, reference) if settings.timing_prompts else None
@@ -150,7 +161,7 @@ class DiffusionEvaluation:
         figures = summarise_passes(responses, reference.responses)
         reduction = figures["nfe_reduction"]
         is_drafting = isinstance(decoder, Spiffy) and decoder.num_drafts > 0
-        return {
+        row: dict[str, Any] = {
             "target": self.target.name,
             "decoder": decoder_name,
             "benchmark": name,
@@ -172,6 +183,10 @@ class DiffusionEvaluation:
             "pass_ratio": speed.pass_ratio if speed and is_drafting else None,
             "below_break_even": speed.pass_ratio < reduction if speed and is_drafting else None,
         }
+        measured = MeasuredDecoder(
+            responses, base=reference.responses, speed=speed, seed=settings.seed
+        )
+        return row | computed(DIFFUSION, measured), speed
 
     def time(
         self, decoder: BlockDiffusion, reference: Reference[DiffusionResponse]

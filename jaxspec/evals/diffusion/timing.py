@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,21 +23,22 @@ from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Promp
 from jaxspec.decoding.diffusion.generate import read_diffusion
 from jaxspec.decoding.generate import bucket_length, pad_prompts
 from jaxspec.decoding.layout import cut_layers, stack_layers
-from jaxspec.evals.speculative.timing import median_seconds
+from jaxspec.evals.clock import Clock, median_seconds, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionSpeed:
-    """At batch 1, by the wall clock; compiling is by itself."""
+    """Speed at batch 1 by the wall clock; compiling is measured by itself."""
 
     tokens_per_s: float
     baseline_tokens_per_s: float
-    """Of the base decoder, which took turns with the other one."""
+    """Of the base decoder, timed in turns with the other one."""
     compile_s: float
     block_pass_ms: float
     """A pass over the block alone."""
     drafted_pass_ms: float
     """A pass over the block and its drafts."""
+    platform: str = "cpu"
 
     @property
     def speedup(self) -> float:
@@ -49,6 +49,47 @@ class DiffusionSpeed:
     def pass_ratio(self) -> float:
         """What a pass with drafts costs, in passes without."""
         return self.drafted_pass_ms / self.block_pass_ms
+
+    def formula(self, *, reduction: float) -> str:
+        """Whether drafting pays: what a pass with drafts costs against the passes that it saves."""
+        pays = "drafting pays" if self.pass_ratio < reduction else "drafting does not pay"
+        return (
+            f"{self.speedup:.2f}x measured; {reduction:.2f} times fewer passes / a pass with "
+            f"drafts costs {self.pass_ratio:.2f} = {reduction / self.pass_ratio:.2f}x "
+            f"(block alone {self.block_pass_ms:.2f} ms, with drafts {self.drafted_pass_ms:.2f} "
+            f"ms): {pays}"
+        )
+
+
+def explain(speeds: Sequence[tuple[DiffusionSpeed, float]]) -> str:
+    """Why speed-ups are what they are on this machine, in two sentences.
+
+    Args:
+      speeds: of decoders with drafts, each with its reduction of forward passes.
+
+    Raises:
+      ValueError: no speeds.
+    """
+    if not speeds:
+        raise ValueError("There are no speeds to explain: no decoder with drafts was timed.")
+    ratio = statistics.median(speed.pass_ratio for speed, _ in speeds)
+    fewer = statistics.median(reduction for _, reduction in speeds)
+    paying = sum(speed.pass_ratio < reduction for speed, reduction in speeds)
+    measured = (
+        "Speed-up = reduction of forward passes / cost of a pass with drafts, in passes over the "
+        f"block alone. Here the medians are {fewer:.2f} and {ratio:.2f}, and drafting pays in "
+        f"{paying} of {len(speeds)} rows"
+    )
+    if speeds[0][0].platform == "cpu":
+        return (
+            f"{measured}: on a CPU a pass is bound by arithmetic, which grows with the drafted "
+            "states. On an accelerator a large model is bound by reading its weights, which all "
+            "states share, and a pass with drafts costs little more than one without."
+        )
+    return (
+        f"{measured}: on an accelerator a large model is bound by reading its weights from memory, "
+        "which all states of a pass share, until the states fill its arithmetic."
+    )
 
 
 def time_decoders(
@@ -61,7 +102,7 @@ def time_decoders(
     repeats: int,
     seed: int,
 ) -> DiffusionSpeed:
-    """Both decoders on every prompt, in turns; medians over repeats.
+    """Times both decoders on every prompt, in turns; medians over repeats.
 
     Args:
       base: the base decoder.
@@ -72,24 +113,18 @@ def time_decoders(
       repeats: how often each is timed.
       seed: of the random streams.
     """
-    first = _Clock(base, params)
-    second = first if decoder is base else _Clock(decoder, params)
-    clocks = (first,) if decoder is base else (first, second)
-    for prompt, name in zip(prompts, ids, strict=True):
-        length = bucket_length(len(prompt))
-        batch = pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
-        for clock in clocks:
-            clock.warm_up(batch, length)
-        for _ in range(repeats):
-            for clock in clocks:
-                clock.run(batch)
-        for clock in clocks:
-            clock.close(name)
+    first = _clock(base, params)
+    second = first if decoder is base else _clock(decoder, params)
+    batches = [
+        pad_prompts([prompt], ids=[name], length=bucket_length(len(prompt)), rows=1, seed=seed)
+        for name, prompt in zip(ids, prompts, strict=True)
+    ]
+    clocks = [first] if decoder is base else [first, second]
+    take_turns(clocks, batches, ids=ids, repeats=repeats)
     drafts = decoder.num_drafts if isinstance(decoder, Spiffy) else 0
-    length = bucket_length(len(prompts[0]))
-    state = base.start(pad_prompts([prompts[0]], ids=[ids[0]], length=length, rows=1, seed=seed))
+    state = base.start(batches[0])
     layout = decoder.layout if isinstance(decoder, Spiffy) else "mask"
-    # Cut once, as in front of the loops: otherwise each pass would copy the weights.
+    # Cut once, as before the loops: otherwise each pass would copy the weights.
     pieces = cut_layers(params, unrolled=base.model.config.unroll_layers, now=True)
     context = _open(base, pieces, state)
     passes = {
@@ -98,47 +133,34 @@ def time_decoders(
     }
     seconds = median_seconds(passes, repeats=max(repeats, 5))
     return DiffusionSpeed(
-        tokens_per_s=second.tokens / second.seconds,
-        baseline_tokens_per_s=first.tokens / first.seconds,
+        tokens_per_s=sum(second.tokens) / sum(second.whole_s),
+        baseline_tokens_per_s=sum(first.tokens) / sum(first.whole_s),
         compile_s=second.compile_s,
         block_pass_ms=1e3 * seconds["block"],
         drafted_pass_ms=1e3 * seconds["drafted"],
+        platform=jax.default_backend(),
     )
 
 
-class _Clock:
-    """Times of one decoder, prompt by prompt."""
+def _clock(decoder: BlockDiffusion, params: Any) -> Clock:
+    """A decoder; laying out the canvas and the prefill are part of its time (`whole_s`)."""
 
-    def __init__(self, decoder: BlockDiffusion, params: Any) -> None:
-        self._decoder, self._params = decoder, params
-        self._warm: set[int] = set()
-        self._times: list[float] = []
-        self._state: DiffusionState | None = None
-        self.seconds = self.compile_s = 0.0
-        self.tokens = 0
+    def count(state: DiffusionState, name: str) -> tuple[int, int]:
+        response = read_diffusion(jax.device_get(state), 0, name=name, decoder=decoder)
+        return response.num_passes, response.filled
 
-    def warm_up(self, prompts: Prompts, length: int) -> None:
-        """Compiles for prompts of this length: the excess of the first run over the second one."""
-        if length not in self._warm:
-            self._warm.add(length)
-            first, second = self.run(prompts), self.run(prompts)
-            self.compile_s += max(0.0, first - second)
-        self._times.clear()
+    pieces = decoder.prepare(params)
 
-    def run(self, prompts: Prompts) -> float:
-        """Seconds of one response."""
-        started = time.perf_counter()
-        state = self._decoder.run(self._params, self._decoder.start(prompts))
-        self._state = jax.block_until_ready(state)
-        self._times.append(time.perf_counter() - started)
-        return self._times[-1]
+    def start(prompts: Prompts) -> DiffusionState:
+        state = decoder.start(prompts)
+        return decoder.prefill(pieces, state) if decoder.has_prefill else state
 
-    def close(self, name: str) -> None:
-        """Takes the prompt's median, and the tokens that were revealed for it."""
-        response = read_diffusion(jax.device_get(self._state), 0, name=name, decoder=self._decoder)
-        self.seconds += statistics.median(self._times)
-        self.tokens += response.filled
-        self._times.clear()
+    # As `generate_diffusion` calls them, so that the two share their programs.
+    return Clock(
+        start=start,
+        run=lambda state: decoder.run(pieces, state, leave_on_end=False),
+        count=count,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -156,7 +178,7 @@ def _state_pass(
     state: DiffusionState,
     context: BlockContext,
 ) -> jax.Array:
-    """A pass over so many states of the first block."""
+    """A pass over this many states of the first block."""
     reach, _ = next(decoder.stages())
     states_BYP = jnp.repeat(decoder.block_tokens(state)[:, None], number, axis=1)
     return decoder.block_model.state_logits(

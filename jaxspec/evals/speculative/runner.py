@@ -11,13 +11,9 @@ few one at a time, for speed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.chat_template import PLAIN
@@ -25,6 +21,7 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -32,7 +29,8 @@ from jaxspec.evals.opening import (
     open_target,
     untrained_drafter,
 )
-from jaxspec.evals.report import console_table, seeds_table, write_report
+from jaxspec.evals.progress import Echo, progress_of, render
+from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
@@ -40,11 +38,10 @@ from jaxspec.evals.speculative.strategies import (
     denoising_of,
 )
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
+from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.names import did_you_mean
 from jaxspec.provenance import check_output, provenance
-
-Echo = Callable[[str], None]
 
 _NAMED_MISMATCHES = 5
 _SPEED_FIELDS = ("tokens_per_s", "baseline_tokens_per_s", "speedup", "compile_s")
@@ -241,11 +238,9 @@ class Evaluation:
                 )
         # The target alone drafts nothing; a slot that never held a draft keeps the figures defined.
         slots = max(1, strategy.round_tokens - 1)
-        summary = summarise(
-            [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses],
-            num_slots=slots,
-            seed=self.settings.seed,
-        ).as_dict()
+        rounds = [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses]
+        seed = self.settings.seed
+        summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
         without_repetitive = summary.pop("tau_micro_without_repetitive")
         mismatched = [
             ours.prompt_id
@@ -277,6 +272,9 @@ class Evaluation:
             "mismatched_prompts": len(mismatched) if is_greedy else None,
             "seed": drafter.seed,
         }
+        row |= computed(
+            SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
+        )
         if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
@@ -328,30 +326,3 @@ def _summary(row: dict[str, Any], speed: Speed | None) -> str:
         f"{row['benchmark']}: {row['loss']} ({row['drafter']}): tau {row['tau_micro']:.2f} "
         f"[{low:.2f}, {high:.2f}] on {row['turns']} responses{exact}{timed}"
     )
-
-
-def render(table: Any) -> str:
-    """A table as lines of text."""
-    console = Console()
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-@contextmanager
-def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere one line when the work starts."""
-    console = Console()
-    if not console.is_terminal:
-        echo(f"{title}: {total} prompts")
-        yield lambda done: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, advance=done)

@@ -1,8 +1,7 @@
 """Wall-clock speed at batch 1, and what it is made of.
 
-Both ways of decoding run in the same process and take turns prompt by prompt, so that whatever else
-the machine does hits them alike; figures are medians over repeats. Compilation and prefill are
-measured by themselves and are in neither speed.
+The target alone and the strategy take turns prompt by prompt (`jaxspec.evals.clock`). Compilation
+and prefill are measured by themselves and are in neither speed.
 
 >>> speed = measure_speed(baseline, speculative, prompts, ids=names, repeats=3, seed=0)
 >>> print(speed.formula())
@@ -13,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +28,7 @@ from jaxspec.decoding.generate import (
 )
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
+from jaxspec.evals.clock import Clock, median_seconds_of_made, take_turns
 from jaxspec.models.transformer import TransformerOutput
 
 
@@ -51,12 +50,14 @@ class Speed:
     verify_ms: float
     """The target's pass over the drafted rows, its head, and the cache."""
     rule_ms: float
-    """From logits to the tokens that stand."""
+    """From logits to the tokens that are emitted."""
     autoregressive_step_ms: float
     tau: float
-    """Tokens a round emitted on the timed prompts."""
+    """Tokens emitted per round on the timed prompts."""
     verified_rows: int
     platform: str
+    round_ms_by_prompt: tuple[float, ...] = ()
+    """`round_ms` of each timed prompt that had a round."""
 
     @property
     def rest_ms(self) -> float:
@@ -107,36 +108,6 @@ def explain(speeds: Sequence[Speed]) -> str:
     )
 
 
-@dataclasses.dataclass
-class _Clock:
-    """Times of one strategy, prompt by prompt."""
-
-    strategy: Strategy
-    params: Any
-    prefill_s: list[float] = dataclasses.field(default_factory=list)
-    loop_s: list[float] = dataclasses.field(default_factory=list)
-    """Median over repeats, one entry a prompt."""
-    steps: int = 0
-    tokens: int = 0
-    compile_s: float = 0.0
-
-    def warm_up(self, prompts: Prompts, capacity: int) -> None:
-        """Compiles, and runs once: the excess of the first run over the second one."""
-        first = sum(self.run(prompts, capacity)[:2])
-        self.compile_s += max(0.0, first - sum(self.run(prompts, capacity)[:2]))
-
-    def run(self, prompts: Prompts, capacity: int) -> tuple[float, float, DecodeState]:
-        """Seconds of the prefill and of the loop, and the final state."""
-        started = time.perf_counter()
-        state = self.strategy.start(self.params, prompts, capacity=capacity)
-        jax.block_until_ready(state)
-        prefilled = time.perf_counter()
-        # As `generate` calls it, so that the two share one program.
-        state = self.strategy.run(self.params, state, leave_on_end=False)
-        jax.block_until_ready(state)
-        return prefilled - started, time.perf_counter() - prefilled, state
-
-
 def measure_speed(
     baseline: Autoregressive,
     speculative: Strategy,
@@ -163,76 +134,57 @@ def measure_speed(
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
     check_prompts(prompts, ids=ids, strategy=speculative)
-    if repeats < 1:
-        raise ValueError(f"evaluation.timing_repeats must be at least 1: got {repeats}.")
     length = bucket_length(max(map(len, prompts)))
     capacity = needed_capacity(
         length, rules=speculative.rules, round_tokens=speculative.round_tokens
     )
     params = speculative.prepare(params)
-    plain = _Clock(baseline, baseline.prepare(target_params))
-    fast = _Clock(speculative, params)
     batches = [
         pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
         for name, prompt in zip(ids, prompts, strict=True)
     ]
-    for clock in (plain, fast):
-        clock.warm_up(batches[0], capacity)
-    for batch in batches:
-        loops: dict[int, list[float]] = {id(plain): [], id(fast): []}
-        for repeat in range(repeats):
-            for clock in (plain, fast) if repeat % 2 == 0 else (fast, plain):
-                prefill_s, loop_s, state = clock.run(batch, capacity)
-                clock.prefill_s.append(prefill_s)
-                loops[id(clock)].append(loop_s)
-                if repeat == 0:
-                    clock.steps += int(state.step)
-                    # The first token is the prefill's.
-                    clock.tokens += int(state.count_B[0]) - 1
-        for clock in (plain, fast):
-            clock.loop_s.append(statistics.median(loops[id(clock)]))
-    if not plain.steps or not fast.steps:
+    plain = _clock(baseline, baseline.prepare(target_params), capacity)
+    fast = _clock(speculative, params, capacity)
+    take_turns([plain, fast], batches, ids=ids, repeats=repeats)
+    steps, plain_steps = sum(fast.steps), sum(plain.steps)
+    if not plain_steps or not steps:
         return None
     largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
-    step_ms = 1e3 * sum(plain.loop_s) / plain.steps
+    step_ms = 1e3 * sum(plain.run_s) / plain_steps
     parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
         parts = measure_round_parts(largest, params, batches[0], capacity=capacity)
-    rate, baseline_rate = (clock.tokens / sum(clock.loop_s) for clock in (fast, plain))
+    rate, baseline_rate = (sum(clock.tokens) / sum(clock.run_s) for clock in (fast, plain))
+    by_prompt = zip(fast.run_s, fast.steps, strict=True)
     return Speed(
         tokens_per_s=rate,
         baseline_tokens_per_s=baseline_rate,
         speedup=rate / baseline_rate,
         compile_s=fast.compile_s,
-        prefill_ms=1e3 * statistics.median(fast.prefill_s),
-        baseline_prefill_ms=1e3 * statistics.median(plain.prefill_s),
-        round_ms=1e3 * sum(fast.loop_s) / fast.steps,
+        prefill_ms=1e3 * statistics.median(fast.start_s),
+        baseline_prefill_ms=1e3 * statistics.median(plain.start_s),
+        round_ms=1e3 * sum(fast.run_s) / steps,
         draft_ms=parts.draft_ms,
         verify_ms=parts.target_ms,
         rule_ms=parts.rule_ms,
         autoregressive_step_ms=step_ms,
-        tau=fast.tokens / fast.steps,
+        tau=sum(fast.tokens) / steps,
         verified_rows=rows,
         platform=jax.default_backend(),
+        round_ms_by_prompt=tuple(1e3 * seconds / rounds for seconds, rounds in by_prompt if rounds),
     )
 
 
-def median_seconds(runs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
-    """Median seconds of each call, all of them taking turns; the first turn compiles.
-
-    Args:
-      runs: by name; what a call returns is waited for.
-      repeats: timed turns.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(run())
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
+    """A strategy, its prefill and its loop."""
+    return Clock(
+        start=lambda prompts: strategy.start(params, prompts, capacity=capacity),
+        # As `generate` calls it, so that the two share one program.
+        run=lambda state: strategy.run(params, state, leave_on_end=False),
+        # The first token is the prefill's.
+        count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
+    )
 
 
 class RoundParts(NamedTuple):
@@ -245,7 +197,7 @@ class RoundParts(NamedTuple):
     target_ms: float
     """The target's pass over the drafted rows, its head, and the cache."""
     rule_ms: float
-    """From the target's logits to the tokens that stand."""
+    """From the target's logits to the tokens that are emitted."""
     finish_ms: float
     """Bookkeeping: what is appended, recorded and kept of both caches. The writes are in the parts
     before as well, and so is the drafter's taking in of context."""
@@ -275,22 +227,19 @@ def measure_round_parts(
         copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # `run` takes it over.
         return lambda: strategy.run(params, copy, leave_on_end=False, max_rounds=turns)
 
-    runs: tuple[Callable[[], Callable[[], Any]], ...] = (
-        whole,
-        lambda: lambda: _draft_loop(strategy, params, state, turns),
-        lambda: lambda: _target_loop(strategy, params, state, plan, turns),
-        lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BYV, turns),
-        lambda: lambda: _finish_loop(strategy, params, state, bare, output, choice, turns),
+    seconds = median_seconds_of_made(
+        {
+            "round": whole,
+            "draft": lambda: lambda: _draft_loop(strategy, params, state, turns),
+            "target": lambda: lambda: _target_loop(strategy, params, state, plan, turns),
+            "rule": lambda: lambda: _rule_loop(strategy, state.keys_B, bare, logits_BYV, turns),
+            "finish": lambda: (
+                lambda: _finish_loop(strategy, params, state, bare, output, choice, turns)
+            ),
+        },
+        repeats,
     )
-    seconds: list[list[float]] = [[] for _ in runs]
-    for repeat in range(repeats + 1):  # The first one compiles.
-        for made, found in zip(runs, seconds, strict=True):
-            run = made()
-            started = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat:
-                found.append(time.perf_counter() - started)
-    return RoundParts(*(1e3 * statistics.median(found) / turns for found in seconds))
+    return RoundParts(**{f"{name}_ms": 1e3 * found / turns for name, found in seconds.items()})
 
 
 # Every turn of the loops depends on the one before (through the anchor and the written cache), and

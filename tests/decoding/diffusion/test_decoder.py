@@ -180,7 +180,7 @@ def test_responses_end_with_the_stop_token():
     responses = generate_diffusion(
         decoder, params(), PROMPTS, ids=names, batch_size=2, progress=seen.append
     )
-    assert seen == [2, 1] and [response.prompt_id for response in responses] == names
+    assert seen == [1, 1, 1] and [response.prompt_id for response in responses] == names
     for (tokens, passes, _), response in zip(decode(decoder.rules), responses, strict=True):
         ended = stop in tokens
         assert response.stopped == ended

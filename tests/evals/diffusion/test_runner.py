@@ -13,9 +13,9 @@ from jaxspec.config import DiffusionEvaluationConfig, TargetConfig
 from jaxspec.decoding import DiffusionResponse, Factor, Scheduled, Threshold
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, chain, nested, save_graph, star
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
-from jaxspec.evals.diffusion.report import diffusion_markdown, write_diffusion_report
 from jaxspec.evals.diffusion.runner import evaluate_diffusion, summarise_passes
 from jaxspec.evals.opening import is_diffusion_target, open_diffusion_target
+from jaxspec.evals.report import read_json, report_text, write_report
 from tests.evals.diffusion_folders import DIFFUSION, EVALUATION, run_config, write_model
 
 
@@ -81,6 +81,20 @@ def test_what_is_said_and_the_table(measured):
     table = output.with_suffix(".md").read_text()
     assert "| embedded/math | spiffy | 2 |" in table
     assert "100%" in table and "Accepted depth by block:" in table
+    for text in (said, table):
+        assert "Speed-up = reduction of forward passes / cost of a pass with drafts" in text
+    assert "- embedded/math, ssd, D 2: " in table and ": drafting " in table
+
+
+def test_the_file_is_checked_and_read_like_any_other(measured):
+    result, output, _ = measured
+    record, rows = read_json(output)
+    assert record["seed"] == 0
+    assert rows == json.loads(json.dumps(result["results"]))
+    for row in rows:
+        for figure in ("nfe_reduction", "tokens_per_pass"):
+            low, high = row[f"{figure}_ci95"]
+            assert low <= row[figure] <= high
 
 
 def test_shared_random_numbers_above_temperature_0(folder, tmp_path):
@@ -116,10 +130,10 @@ def test_figures_by_hand():
 
 def test_table_of_rows_without_timing():
     with pytest.raises(ValueError, match="nothing to write"):
-        write_diffusion_report("nowhere.json", provenance={}, results=[])
+        write_report("nowhere.json", provenance={}, results=[])
     figures = summarise_passes([response((4,), (4,))], [response((4,), (4,))])
     row = {"benchmark": "gsm8k", "decoder": "plain", "turns": 1, "drafts_per_pass": 0, **figures}
-    table = diffusion_markdown([row])
+    table = report_text([row])
     assert "| gsm8k | plain | 0 | 1 | 4.0 | 1.00 | 1.00 | 0.00 | – | – | – | 100% |" in table
     assert "Accepted depth by block:" not in table, "nothing was drafted"
 

@@ -1,0 +1,131 @@
+"""The clock: how anything here is timed.
+
+What is compared runs in one process and takes turns, so that whatever else the machine does hits
+all of it alike. Figures are medians over repeats. Compiling is measured by itself, as the excess of
+a first run over a second one, and is in no other figure.
+
+>>> seconds = median_seconds({"ours": ours, "theirs": theirs}, repeats=5)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from jaxspec.decoding import Prompts
+
+ResultT = TypeVar("ResultT")
+Call = Callable[[], Any]
+"""Starts work on the device; what it returns is waited for."""
+
+
+def timed(call: Callable[[], ResultT]) -> tuple[float, ResultT]:
+    """Seconds of a call, until its result is there."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - started, result
+
+
+def median_seconds(calls: Mapping[str, Call], *, repeats: int) -> dict[str, float]:
+    """Median seconds of each call, all of them taking turns; the first turn compiles.
+
+    Args:
+      calls: by name.
+      repeats: timed turns.
+    """
+    return median_seconds_of_made({name: _always(call) for name, call in calls.items()}, repeats)
+
+
+def median_seconds_of_made(
+    makers: Mapping[str, Callable[[], Call]], repeats: int
+) -> dict[str, float]:
+    """`median_seconds` of calls that are made anew for every turn; making them is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for turn in range(repeats + 1):
+        for name, make in makers.items():
+            found, _ = timed(make())
+            if turn:
+                seconds[name].append(found)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _always(call: Call) -> Callable[[], Call]:
+    return lambda: call
+
+
+@dataclasses.dataclass(eq=False)
+class Clock:
+    """Times of one way of decoding, prompt by prompt. `take_turns` runs it."""
+
+    start: Callable[[Prompts], Any]
+    """From a batch to the state that `run` takes."""
+    run: Callable[[Any], Any]
+    """The loop, to its end."""
+    count: Callable[[Any, str], tuple[int, int]]
+    """(final state, the prompt's name) -> its steps and tokens."""
+    start_s: list[float] = dataclasses.field(default_factory=list)
+    """Of every repeat of every prompt."""
+    run_s: list[float] = dataclasses.field(default_factory=list)
+    """Median over the repeats, one entry per prompt."""
+    whole_s: list[float] = dataclasses.field(default_factory=list)
+    """The same of `start` and `run` together."""
+    steps: list[int] = dataclasses.field(default_factory=list)
+    """One entry per prompt."""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    """One entry per prompt."""
+    compile_s: float = 0.0
+    """Tracing and compiling, for every shape of a batch."""
+    _warm: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+
+    def lap(self, batch: Prompts) -> tuple[float, float, Any]:
+        """Seconds of `start` and of `run`, and the final state."""
+        start_s, state = timed(lambda: self.start(batch))
+        run_s, state = timed(lambda: self.run(state))
+        return start_s, run_s, state
+
+    def warm_up(self, batch: Prompts) -> None:
+        """Compiles for batches of this shape, unless that is done."""
+        if batch.tokens_BS.shape not in self._warm:
+            self._warm.add(batch.tokens_BS.shape)
+            first, second = (sum(self.lap(batch)[:2]) for _ in range(2))
+            self.compile_s += max(0.0, first - second)
+
+
+def take_turns(
+    clocks: Sequence[Clock], batches: Sequence[Prompts], *, ids: Sequence[str], repeats: int
+) -> None:
+    """Runs all clocks on every batch, in turns; who begins changes with every repeat.
+
+    Args:
+      clocks: what is compared.
+      batches: of one prompt each.
+      ids: the prompts' names.
+      repeats: how often each is timed.
+
+    Raises:
+      ValueError: fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"evaluation.timing_repeats must be at least 1: got {repeats}.")
+    for name, batch in zip(ids, batches, strict=True):
+        laps: list[list[tuple[float, float]]] = [[] for _ in clocks]
+        for clock in clocks:
+            clock.warm_up(batch)
+        for repeat in range(repeats):
+            turns = list(zip(clocks, laps, strict=True))
+            for clock, found in turns if repeat % 2 == 0 else turns[::-1]:
+                start_s, run_s, state = clock.lap(batch)
+                found.append((start_s, run_s))
+                if repeat == 0:
+                    steps, tokens = clock.count(state, name)
+                    clock.steps.append(steps)
+                    clock.tokens.append(tokens)
+        for clock, found in zip(clocks, laps, strict=True):
+            clock.start_s += [start_s for start_s, _ in found]
+            clock.run_s.append(statistics.median(run_s for _, run_s in found))
+            clock.whole_s.append(statistics.median(map(sum, found)))

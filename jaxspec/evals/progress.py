@@ -1,0 +1,96 @@
+"""Progress of long work: how far, how fast, how long still.
+
+>>> with progress_of("gsm8k: target alone", 40, print) as advance:             # doctest: +SKIP
+...     advance(1)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Echo = Callable[[str], None]
+"""Where lines of text go."""
+
+
+def render(table: Any) -> str:
+    """A table as lines of text."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+@contextmanager
+def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; elsewhere one line when the work starts.
+
+    Yields:
+      What to call with the number of prompts done since the last call.
+    """
+    console = Console()
+    if not console.is_terminal:
+        echo(f"{title}: {total} prompts")
+        yield lambda done: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, advance=done)
+
+
+class Pace:
+    """Work in parts, over minutes or hours: a line now and then, and one after every part.
+
+    Args:
+      total: how much there is.
+      first: how much an earlier run has done.
+      unit: what is counted.
+      echo: where the lines go.
+      every: seconds between lines within a part.
+    """
+
+    def __init__(
+        self, total: int, *, first: int = 0, unit: str, echo: Echo, every: float = 5.0
+    ) -> None:
+        self._total, self._first, self._unit = total, first, unit
+        self._echo, self._every = echo, every
+        self._done, self._asked, self._tokens = first, 0, 0
+        self._started = self._last = time.monotonic()
+
+    def prompts(self, count: int) -> None:
+        """Counts prompts within a part."""
+        self._asked += count
+        if time.monotonic() - self._last >= self._every:
+            self._line(f"{self._done}/{self._total} {self._unit} (+{self._asked} asked)")
+
+    def tokens(self, count: int) -> None:
+        """Counts tokens of finished batches."""
+        self._tokens += count
+
+    def finished(self, count: int) -> None:
+        """Counts what a finished part held."""
+        self._done += count
+        self._asked = 0
+        self._line(f"{self._done}/{self._total} {self._unit}")
+
+    def _line(self, text: str) -> None:
+        now = time.monotonic()
+        seconds, parts = max(now - self._started, 1e-9), [text]
+        if self._tokens:  # None before the first part is done.
+            parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
+        left = seconds / max(1, self._done + self._asked - self._first)
+        left *= max(0, self._total - self._done - self._asked)
+        parts.append(f"{left / 60:.0f} min left" if left >= 120 else f"{left:.0f} s left")
+        self._echo("  ".join(parts))
+        self._last = now

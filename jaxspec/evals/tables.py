@@ -1,0 +1,157 @@
+"""Result rows as tables: in Markdown, and on a terminal. What columns there are says `columns`.
+
+>>> print(markdown_table(rows))                                                # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from jaxspec.evals.columns import DIFFUSION, SPECULATIVE, Column
+from jaxspec.evals.results import FULL, Row, gains, is_diffusion, labels, ordered, varies
+
+ABSENT = "–"
+_LEGEND_WIDTH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabulated:
+    """Cells of a table, and the columns that they belong to."""
+
+    columns: tuple[Column[Any], ...]
+    lines: list[list[str]]
+
+
+def tabulate(results: Sequence[Row]) -> Tabulated:
+    """One line per row; of drafters also the mean over benchmarks of each loss.
+
+    Settings that all rows share are left out, and so are figures that no row has.
+    """
+    diffusion = any(map(is_diffusion, results))
+    rows = list(results) if diffusion else _compared(results)
+    columns = _shown(DIFFUSION if diffusion else SPECULATIVE, rows)
+    lines = [[_cell(column, [row]) for column in columns] for row in rows]
+    return Tabulated(columns, lines if diffusion else lines + _means(columns, rows))
+
+
+def settings_columns(results: Sequence[Row]) -> list[Column[Any]]:
+    """Settings in which rows of drafters differ."""
+    return [
+        column for column in SPECULATIVE if column.shown == "varies" and _differ(column, results)
+    ]
+
+
+def markdown_table(results: Sequence[Row]) -> str:
+    """The table as Markdown, with the meaning of its columns under it."""
+    found = tabulate(results)
+    header = [column.title for column in found.columns]
+    # Diffusion rows have always been aligned to the left.
+    names = len(header) if any(map(is_diffusion, results)) else 2
+    legend = " ".join(column.legend for column in found.columns if column.legend)
+    wrapped = textwrap.fill(legend, _LEGEND_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return f"{markdown(header, found.lines, names=names)}\n\n{wrapped}\n"
+
+
+def console_table(results: Sequence[Row]) -> Table:
+    """The same table for a terminal; a benchmark is named once."""
+    found = tabulate(results)
+    places = [place for place, column in enumerate(found.columns) if column.on_terminal]
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for place in places:
+        column = found.columns[place]
+        table.add_column(
+            column.short or column.title,
+            justify="left" if column.is_name else "right",
+            no_wrap=not column.is_name,
+        )
+    previous = ""
+    for line in found.lines:
+        benchmark, name, *_ = line
+        if previous and benchmark != previous:
+            table.add_row()
+        shown = ["" if place == 0 and benchmark == previous else line[place] for place in places]
+        is_full = name == FULL or name.startswith(f"{FULL} (")
+        table.add_row(*map(escape, shown), style="bold" if is_full else None)
+        previous = benchmark
+    return table
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], *, names: int = 2) -> str:
+    """A table of Markdown, of which the first `names` columns are aligned to the left."""
+    rule = ["---"] * names + ["---:"] * (len(header) - names)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (header, rule, *lines)
+    )
+
+
+def formatted(value: Any, spec: str = "", *, unit: str = "") -> str:
+    """A value as the text of a cell: a number by its format, [low, high] as an interval."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, list | tuple):
+        return "–".join(f"{bound:{spec}}" for bound in value) + unit
+    if not spec:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:{spec}}{unit}"
+
+
+def _compared(results: Sequence[Row]) -> list[Row]:
+    """Rows of drafters in order, with what depends on the other rows."""
+    rows = ordered(results)
+    compared = zip(rows, labels(rows), gains(rows), strict=True)
+    return [{**row, "label": label, "gain": gain} for row, label, gain in compared]
+
+
+def _shown(columns: Sequence[Column[Any]], rows: Sequence[Row]) -> tuple[Column[Any], ...]:
+    return tuple(
+        column
+        for column in columns
+        if column.shown == "always"
+        or (column.shown == "varies" and _differ(column, rows))
+        or (column.shown == "known" and any(row.get(column.field) is not None for row in rows))
+    )
+
+
+def _differ(column: Column[Any], rows: Sequence[Row]) -> bool:
+    return varies(rows, column.field)
+
+
+def _means(columns: Sequence[Column[Any]], rows: Sequence[Row]) -> list[list[str]]:
+    """The mean over benchmarks of what is called the same and was measured alike."""
+    alike = [column for column in columns if column.is_name or column.shown == "varies"][1:]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_cell(column, [row]) for column in alike), []).append(row)
+    benchmarks = {row["benchmark"] for row in rows}
+    # A mean over other benchmarks than its neighbours' would mislead.
+    if len(benchmarks) < 2:
+        return []
+    return [
+        ["mean", *(_cell(column, group) for column in columns[1:])]
+        for group in groups.values()
+        if {row["benchmark"] for row in group} == benchmarks
+    ]
+
+
+def _cell(column: Column[Any], rows: Sequence[Row]) -> str:
+    """The figure of one row, or of several: counts added up, the rest averaged."""
+    known = [row[column.field] for row in rows if row.get(column.field) is not None]
+    if not known:
+        return ABSENT
+    value = known[0]
+    if len(rows) > 1 and column.spec:  # Text and settings are the same in all of them.
+        if isinstance(value, list | tuple):
+            return ABSENT  # An interval cannot be averaged.
+        value = sum(known) if column.over == "sum" else math.fsum(known) / len(known)
+    text = formatted(value, column.spec, unit=column.unit)
+    if column.interval and len(rows) == 1 and rows[0].get(column.interval) is not None:
+        text += f" ({formatted(rows[0][column.interval], column.spec)})"
+    return text

@@ -1,0 +1,83 @@
+"""Timing: who runs when, and what counts."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.decoding import Prompts
+from jaxspec.evals import clock
+from jaxspec.evals.clock import Clock, median_seconds, take_turns
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """A clock that only moves when told."""
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    def spend(amount):
+        now[0] += amount
+
+    return spend
+
+
+def batch(width=3):
+    return Prompts(
+        tokens_BS=jnp.zeros((1, width), jnp.int32),
+        lengths_B=jnp.ones(1, jnp.int32),
+        active_B=jnp.ones(1, bool),
+        keys_B=jnp.zeros(1),
+    )
+
+
+def ticking(name, durations, *, spend, log):
+    """A clock whose loops take the given seconds, and whose start takes one."""
+    left = iter(durations)
+
+    def start(prompts):
+        spend(1.0)
+        return prompts.tokens_BS.shape[1]
+
+    def run(width):
+        log.append(name)
+        spend(next(left))
+        return width
+
+    return Clock(start, run, lambda width, prompt: (width, 10 * width))
+
+
+def test_medians_of_turns_without_what_is_compiled(seconds):
+    log = []
+    ours = ticking("ours", [9.0, 4.0, 4.0, 2.0, 3.0], spend=seconds, log=log)
+    theirs = ticking("theirs", [5.0, 5.0, 5.0, 5.0, 6.0], spend=seconds, log=log)
+    take_turns([ours, theirs], [batch()], ids=["a"], repeats=3)
+    assert log[4:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert (ours.compile_s, theirs.compile_s) == (5.0, 0.0)
+    assert (ours.run_s, theirs.run_s) == ([3.0], [5.0])
+    assert ours.whole_s == [4.0] and ours.start_s == [1.0] * 3
+    assert (ours.steps, ours.tokens) == ([3], [30])
+
+
+def test_each_shape_is_compiled_once(seconds):
+    log = []
+    ours = ticking("ours", [2.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0], spend=seconds, log=log)
+    take_turns([ours], [batch(3), batch(3), batch(4)], ids=["a", "b", "c"], repeats=1)
+    assert len(log) == 2 + 2 + 3
+    assert ours.compile_s == 1.0 + 4.0 and ours.steps == [3, 3, 4]
+    with pytest.raises(ValueError, match="timing_repeats must be at least 1: got 0"):
+        take_turns([ours], [batch()], ids=["a"], repeats=0)
+
+
+def test_calls_take_turns_and_the_first_compiles(seconds):
+    log = []
+
+    def call(name, *durations):
+        left = iter(durations)
+        return lambda: (log.append(name), seconds(next(left)))[1]
+
+    found = median_seconds(
+        {"a": call("a", 9.0, 1.0, 3.0), "b": call("b", 9.0, 2.0, 2.0)}, repeats=2
+    )
+    assert log == ["a", "b"] * 3
+    assert found == {"a": 2.0, "b": 2.0}

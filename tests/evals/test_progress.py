@@ -1,0 +1,31 @@
+"""How far, how fast, how long still."""
+
+from __future__ import annotations
+
+from jaxspec.evals import progress
+from jaxspec.evals.progress import Pace, progress_of
+
+
+def test_without_a_terminal_one_line_says_what_begins():
+    lines = []
+    with progress_of("gsm8k: plain", 3, lines.append) as advance:
+        advance(2)
+    assert lines == ["gsm8k: plain: 3 prompts"]
+
+
+def test_the_pace_of_long_work(monkeypatch):
+    now, lines = [100.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    pace = Pace(10, first=2, unit="questions", echo=lines.append, every=5.0)
+    now[0] += 4
+    pace.prompts(1)
+    assert lines == [], "not yet"
+    now[0] += 4
+    pace.prompts(1)
+    assert lines == ["2/10 questions (+2 asked)  24 s left"]
+    pace.tokens(1600)
+    pace.finished(2)
+    assert lines[1] == "4/10 questions  200 tokens/s  24 s left"
+    now[0] += 800
+    pace.finished(1)
+    assert lines[2] == "5/10 questions  2 tokens/s  22 min left"

@@ -9,8 +9,8 @@ speed   tokens/s of whole responses at several batch sizes: without a cache, wit
         draft graph of 10 nodes, all of which or the 3 most promising ones are read in a pass,
         appended under a mask or as rows of the batch. Graphs are calibrated first, on training
         prompts. Decoders of a batch size take turns; medians of repeats.
-shares  what sorting, drafting, the mask, the pass, unmasking and bookkeeping take of a step with
-        the dual cache, each timed by itself, at vocabularies of 4,096 and 126,464 (LLaDA's).
+shares  the shares of sorting, drafting, the mask, the pass, unmasking and bookkeeping in a step
+        with the dual cache, each timed by itself, at vocabularies of 4,096 and 126,464 (LLaDA's).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the parts and prints a line for each figure."""
+    """Runs the parts and prints a line per figure."""
     args = parse()
     config = load_config(args.config) if args.config else RunConfig()
     config = dataclasses.replace(
@@ -292,7 +292,7 @@ def step_parts(decoder: Spiffy, params: Any, args: argparse.Namespace, batch: in
     sort: ranks of the masks and their likeliest tokens. draft: filling and choosing formulas. mask:
     laying the states out. pass: the model (with its mask). unmask: what plain decoding does after a
     pass as well. bookkeeping: comparing drafts, and handing logits on. overhead: all that drafting
-    adds beside the pass, over the step.
+    adds besides the pass, as a share of the step.
     """
     prompts = Prompts(
         tokens_BS=jax.random.randint(jax.random.key(1), (batch, args.context), 0, 1000),

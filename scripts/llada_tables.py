@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Measured:
-    """The rows of one file of eval.py; none where it has not been made."""
+    """The rows of one file of eval.py; none if it does not exist yet."""
 
     def __init__(self, file: Path) -> None:
         self.rows: list[Row] = json.loads(file.read_text())["results"] if file.exists() else []
@@ -70,7 +70,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def lossless(folder: Path) -> None:
-    """What drafts leave as it was, and the passes they save."""
+    """Responses that drafts leave unchanged, and the passes that drafts save."""
     groups = (
         ("dual cache, temperature 0, 256 tokens", "256"),
         ("dual cache, temperature 1, 128 tokens", "warm"),
@@ -90,7 +90,7 @@ def lossless(folder: Path) -> None:
 
 
 def caches(folder: Path) -> None:
-    """The share that stays the same without a dual cache."""
+    """The share of responses that stays unchanged without a dual cache."""
     lines = []
     for caching in ("none", "prefix"):
         for layout in ("mask", "batch"):
@@ -107,7 +107,7 @@ def caches(folder: Path) -> None:
 
 
 def graphs(folder: Path) -> None:
-    """Calibrated graphs beside those that need no calibration."""
+    """Calibrated graphs next to those that need no calibration."""
     lines = []
     for length in (128, 256):
         measured = Measured(folder / f"scheduled-{length}.json")

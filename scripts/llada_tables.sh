@@ -6,7 +6,7 @@
 #   python scripts/llada_tables.py runs/real/llada     prints the tables of what has been measured
 #
 # Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm, runs/real/llada and,
-# for "blocks", runs/real/sdar if they are not there. Files that are there are not made again.
+# for "blocks", runs/real/sdar if they do not exist. Existing files are not made again.
 # PARTS="cold weights thresholds warm others blocks" leaves parts out. Three hours on one core,
 # training aside.
 set -euo pipefail
@@ -24,7 +24,7 @@ source scripts/host_memory.env
 out="$runs/llada"
 config=(--config configs/tiny_real_llada.py --target.path "$out/export")
 
-train() { # folder, the denoiser it goes on from, then settings
+train() { # folder, the denoiser it starts from, then settings
   local folder="$runs/$1" from="$runs/$2/export"
   shift 2
   if [ -f "$folder/export/config.json" ]; then return; fi

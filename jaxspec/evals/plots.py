@@ -28,7 +28,7 @@ _PANELS_ACROSS = 3
 
 
 def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
-    """Bars of tau_micro with their 95% intervals, grouped by benchmark, a colour a loss.
+    """Bars of tau_micro with their 95% intervals, grouped by benchmark, one colour per loss.
 
     Args:
       results: rows measured with one target, temperature and block size.
@@ -99,7 +99,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
 
 
 def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
-    """P(slot accepted | slots before it accepted): a panel a benchmark, a line a loss.
+    """P(slot accepted | slots before it accepted): a panel per benchmark, a line per loss.
 
     Args:
       results: rows measured with one target, temperature and block size.
@@ -137,7 +137,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         _frame(panel)
     for panel in panels[len(benchmarks) :]:
         panel.set_visible(False)
-    figure.supxlabel("drafted slot (1 stands behind the anchor)", fontsize=10, color=_TEXT)
+    figure.supxlabel("drafted slot (1 follows the anchor)", fontsize=10, color=_TEXT)
     figure.supylabel("accepted, given all before", fontsize=10, color=_TEXT)
     handles = {
         label: handle
@@ -202,7 +202,7 @@ def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:
 
 
 def _formula(node: Node) -> str:
-    """The pairs of a node, three a line."""
+    """The pairs of a node, three per line."""
     pairs = [f"{i},{j}" for i, j in node.pairs]
     return "\n".join("  ".join(pairs[first : first + 3]) for first in range(0, len(pairs), 3))
 

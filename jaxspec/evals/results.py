@@ -57,9 +57,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "compile_s": _NUMBER_OR_NONE,
     "mismatched_prompts": (int, type(None)),
 }
-"""Fields of a drafter's row. None stands for what was not measured: speed when timing is off,
-mismatches where sampling makes the comparison meaningless, a slot of `accept_at` that no round
-reached."""
+"""Fields of a drafter's row. None means not measured: speed when timing is off, mismatches
+where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached."""
 
 DIFFUSION_FIELDS: dict[str, tuple[type, ...]] = {
     "target": (str,),
@@ -100,7 +99,7 @@ DIFFUSION_FIELDS: dict[str, tuple[type, ...]] = {
     "pass_ratio": _NUMBER_OR_NONE,
     "below_break_even": (bool, type(None)),
 }
-"""Fields of a row of a diffusion language model's decoder. None stands for what was not measured:
+"""Fields of a row of a diffusion language model's decoder. None means not measured:
 speed when timing is off, the ratio of passes where nothing is drafted, a depth where no pass had
 drafts."""
 

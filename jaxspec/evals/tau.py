@@ -39,7 +39,7 @@ DEFINITIONS = {
     "deepspec": "DeepSpec's accept_len: sum of c / rounds; c = e if a stop token cut it, or v + 1",
     "vllm_draft_acceptance_rate": "vLLM's draft acceptance rate: sum of v / drafted tokens",
 }
-"""Whose each of `definitions` is, and its formula. Of a round: e tokens and a drafts that stand in
+"""Who uses each of `definitions`, and its formula. Of a round: e tokens and a drafts that are in
 the response, v drafts that verification accepted before a stop token or the limit cut it."""
 
 
@@ -52,7 +52,7 @@ class Rounds:
     """
 
     emitted: tuple[int, ...]
-    """Tokens of each round that stand in the response, bonus or correction included."""
+    """Tokens that each round added to the response, bonus or correction included."""
     accepted: tuple[int, ...] | None = None
     """Draft tokens among them; None: one less than emitted in every round. Give it when a round can
     end early (a stop token among the drafts leaves emitted == accepted)."""
@@ -175,7 +175,7 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
 
     All average over draft-verify rounds and count no token of the prefill. They differ in the mean
     (over all rounds, or of each response's mean), in the bonus token, and in what the last round
-    of a response counts for when it was cut: its tokens behind a stop token or the limit.
+    of a response counts for when it was cut: its tokens after a stop token or the limit.
 
     | | mean over | bonus | stop token inside the drafts | limit inside the round |
     | --- | --- | --- | --- | --- |
@@ -195,11 +195,11 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
         which counts before it looks for stop tokens and the limit. A draft is a request's step that
         had draft tokens. Issue 56101 of that project asks to count cut steps as cut.
       DeepSpec: deepseek-ai/DeepSpec, `deepspec/eval/base_evaluator.py` (`acceptance_length`: the
-        sum over all rounds over their number). Drafts behind a stop token are not counted, and the
-        round has no bonus then; tokens behind the limit are counted.
+        sum over all rounds over their number). Drafts after a stop token are not counted, and the
+        round has no bonus then; tokens after the limit are counted.
 
     Not in a trace, and so not reproduced: DeepSpec and that z-lab version run one more round when a
-    response fills the limit exactly, DeepSpec would still see a stop token behind the limit, and
+    response fills the limit exactly, DeepSpec would still see a stop token after the limit, and
     that z-lab version runs a round even when the first token is a stop token.
 
     Args:
@@ -296,7 +296,7 @@ def conditional_acceptance(
     """Acceptance of slot g among the rounds in which slot g was looked at.
 
     A round looks at slot g when it accepted the g slots before it and did not end there: a response
-    that stopped inside an accepted draft says nothing about the slot behind.
+    that stopped inside an accepted draft says nothing about the slot after it.
     """
     _check_slots(responses, num_slots=num_slots)
     looked_at = np.zeros(num_slots, dtype=np.int64)
@@ -314,13 +314,13 @@ def conditional_acceptance(
 
 
 def repeated_share(tokens: Sequence[int], *, ngram: int = REPETITION_NGRAM) -> float:
-    """Share of a response's n-grams that stood in it before; 0 for one shorter than an n-gram."""
+    """Share of a response's n-grams that it had before; 0 for one shorter than an n-gram."""
     ngrams = [tuple(tokens[start : start + ngram]) for start in range(len(tokens) - ngram + 1)]
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def is_repetitive(tokens: Sequence[int]) -> bool:
-    """Whether at least half of the 4-grams stood in the response before.
+    """Whether the response had at least half of its 4-grams before.
 
     Loops of a weak target are easily drafted and inflate tau, so it is reported with and without.
     """

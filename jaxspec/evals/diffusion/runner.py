@@ -2,7 +2,7 @@
 
 For each benchmark the base decoder (`jaxspec.decoding.BlockDiffusion`) answers first. The decoders
 with drafts answer the same prompts with the same random numbers, so that outputs can be compared at
-any temperature. Passes are those that the loops counted, block by block.
+any temperature. Passes are counted by the loops, block by block.
 
 >>> evaluate_diffusion(get_config(), output="runs/llada.json")
 """
@@ -128,7 +128,7 @@ class DiffusionEvaluation:
         prompts: Sequence[Sequence[int]],
         ids: Sequence[str],
     ) -> list[DiffusionResponse]:
-        """What a decoder answers; whichever it is, with the same random numbers."""
+        """A decoder's responses; every decoder gets the same random numbers."""
         settings = self.config.evaluation
         with progress_of(title, len(prompts), self.echo) as advance:
             return generate_diffusion(
@@ -213,17 +213,17 @@ def max_prompt_tokens(config: RunConfig, target: DiffusionTarget) -> int:
 def summarise_passes(
     responses: Sequence[DiffusionResponse], base: Sequence[DiffusionResponse]
 ) -> dict[str, Any]:
-    """Passes, what they gave, and how they compare with the base decoder's.
+    """Passes, the tokens they gave, and how they compare with the base decoder's.
 
     Args:
       responses: of a decoder.
       base: of the base decoder, to the same prompts.
 
     Returns:
-      nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that came to a
-      block. accepted_depth: steps that were taken from a draft, by pass that had drafts; a block's
-      first pass has none, so None where there was no other. identical_share: of responses that are
-      the base decoder's, token by token.
+      nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that reached a
+      block. accepted_depth: steps that were taken from a draft, per pass that had drafts; a block's
+      first pass has none, so None where there was no other. identical_share: of responses equal
+      to the base decoder's, token by token.
     """
     passes, steps = (
         _by_block([getattr(response, name) for response in responses])
@@ -280,7 +280,7 @@ def _summary(row: dict[str, Any]) -> str:
     drafts = f", {row['drafts_per_pass']} drafts" if row["drafts_per_pass"] else ""
     timed = "" if row["speedup"] is None else f", {row['speedup']:.2f}x the base decoder's speed"
     return (
-        f"{row['benchmark']}: {row['decoder']}{drafts}: {row['nfe_per_response']:.1f} passes a "
+        f"{row['benchmark']}: {row['decoder']}{drafts}: {row['nfe_per_response']:.1f} passes per "
         f"response, {row['nfe_reduction']:.2f}x fewer, {row['identical']} of {row['turns']} "
         f"outputs identical{timed}"
     )

@@ -177,7 +177,7 @@ class Evaluation:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt that is taken."""
+        """The longest prompt that is decoded."""
         positions = self.target.config.max_position_embeddings - self.settings.max_new_tokens
         return min(self.settings.max_prompt_tokens, positions)
 
@@ -236,7 +236,7 @@ class Evaluation:
                     seed=self.settings.seed,
                     progress=advance,
                 )
-        # The target alone drafts nothing; a slot that never held a draft keeps the figures defined.
+        # The target alone drafts nothing; one slot without a draft keeps its figures defined.
         slots = max(1, strategy.round_tokens - 1)
         rounds = [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses]
         seed = self.settings.seed
@@ -283,7 +283,7 @@ class Evaluation:
         return row, speed
 
     def params(self, drafter: DrafterBundle) -> Any:
-        """What the strategy of this drafter takes."""
+        """The parameters that this drafter's strategy takes."""
         if not drafter.entry.drafts:
             return self.target.params
         return {"target": self.target.params, "drafter": drafter.params}
@@ -306,13 +306,13 @@ class Evaluation:
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:
-    """Forward passes of the drafter in a round, on average."""
+    """Forward passes of the drafter per round, on average."""
     rounds = sum(len(response.emitted) for response in responses)
     return sum(response.draft_passes for response in responses) / max(1, rounds)
 
 
 def _without_drafts(response: Response) -> Response:
-    """The target's own answer as rounds of one token, so that its row reads like the others."""
+    """The target's own answer as rounds of one token, so that its row is like the others."""
     rounds = len(response.tokens) - 1
     return dataclasses.replace(response, emitted=(1,) * rounds, verified=(0,) * rounds)
 

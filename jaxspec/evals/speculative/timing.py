@@ -66,7 +66,7 @@ class Speed:
 
     @property
     def row_ratio(self) -> float:
-        """What verifying a block costs, in autoregressive steps."""
+        """Cost of verifying a block, in autoregressive steps."""
         return self.verify_ms / self.autoregressive_step_ms
 
     def formula(self) -> str:

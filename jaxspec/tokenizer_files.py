@@ -1,16 +1,22 @@
-"""The files that make up a tokenizer in a Hugging Face folder."""
+"""The files that make up a tokenizer in a Hugging Face folder.
+
+>>> set(TOKENIZER_FILES) - set(READ_FILES)
+{'tokenizer.model'}
+"""
 
 from __future__ import annotations
 
-TOKENIZER_FILES = (
+READ_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
 )
-"""A folder has some of them. Exports and runs copy those that are there."""
+"""What jaxspec reads; a folder has some of them. Tokenized data is named by their contents, in this
+order."""
+TOKENIZER_FILES = (*READ_FILES, "tokenizer.model")
+"""What exports and runs copy: other programs read tokenizer.model."""

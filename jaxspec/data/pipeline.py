@@ -34,7 +34,7 @@ from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, 
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.tokenizer_files import TOKENIZER_FILES
+from jaxspec.tokenizer_files import READ_FILES
 
 Batch = dict[str, NDArray]
 """tokens, segments and positions int32 [B, S]; loss_mask bool [B, S]."""
@@ -270,7 +270,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
     digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.loss_on}".encode())
     if any(example.is_running_text for example in examples):
         digest.update(str(data.sequence_length).encode())  # running text is split by it
-    for file in TOKENIZER_FILES:
+    for file in READ_FILES:
         path = Path(tokenizer.folder) / file
         if path.is_file():
             digest.update(path.read_bytes())

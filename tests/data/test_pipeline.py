@@ -145,6 +145,18 @@ def test_rows_are_filled_with_the_end_of_text(tokenizer):
         dataclasses.replace(filled, packing=True)
 
 
+def test_data_are_named_by_the_files_that_are_read(tokenizer, tmp_path):
+    """A run continues although its tokenizer's folder has a file for other programs."""
+    data = DataConfig(packing=False, sequence_length=128, embedded_examples=8)
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
+    copy = Tokenizer.load(tmp_path)
+    name = make_pipeline(data, tokenizer).fingerprint
+    assert make_pipeline(data, copy).fingerprint == name
+    (tmp_path / "special_tokens_map.json").write_text("{}")
+    assert make_pipeline(data, copy).fingerprint != name
+
+
 def test_names_of_a_batch(tokenizer):
     pipeline = make_pipeline(DATA, tokenizer)
     names = pipeline.example_ids(2)

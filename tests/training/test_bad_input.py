@@ -86,6 +86,18 @@ MISTAKES = {
         {"training": {"task": "target"}},
         "Training a target needs target.architecture",
     ),
+    "an architecture that no family has": (
+        {
+            "training": {"task": "target"},
+            "target": {
+                "path": "",
+                "architecture": dataclasses.replace(
+                    runs.ARCHITECTURE, family="llama", qk_norm=True
+                ),
+            },
+        },
+        "'llama' with qk_norm true, expected qk_norm false",
+    ),
     "devices that are not there": ({"mesh": {"data": 3}}, "needs 3 devices, but there are 8"),
     "a path that replicates": (
         {"mesh": {"path": "pmap", "fsdp": 2}},

@@ -105,9 +105,14 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
       family: one of `KINDS`; "": the one that the file names.
 
     Raises:
-      ValueError: features that the models here do not have; all at once.
+      ValueError: another model type, or features that the models here do not have; all at once.
     """
-    family = family or raw["model_type"]
+    family = family or str(raw.get("model_type"))
+    if family not in KINDS:
+        raise ValueError(
+            f"{where}: model_type is {raw.get('model_type')!r}, expected "
+            f"{' or '.join(map(repr, KINDS))}."
+        )
     kind = KINDS[family]
     reader = ConfigReader(raw)
     hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
@@ -152,10 +157,15 @@ def family_name(config: TransformerConfig) -> str:
     """The model type that a configuration is written as.
 
     Raises:
-      ValueError: layers that the type does not have in transformers.
+      ValueError: no such type, or layers that it does not have in transformers.
     """
     # Configurations of older runs do not name their family.
     family = config.family or ("qwen3" if config.qk_norm else "llama")
+    if family not in KINDS:
+        raise ValueError(
+            f"The family of a TransformerConfig is {family!r}, expected "
+            f"{' or '.join(map(repr, KINDS))}, or '' for the one that its norms tell."
+        )
     kind = KINDS[family]
     if config.qk_norm != kind.qk_norm:
         raise ValueError(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
@@ -34,7 +35,8 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     """The task of a run.
 
     Raises:
-      ValueError: no architecture, or one whose vocabulary is smaller than the tokenizer's.
+      ValueError: no architecture, one whose vocabulary is smaller than the tokenizer's, or one that
+        could not be exported at the end.
     """
     architecture: LanguageModelConfig
     if tokenizer is None:
@@ -43,6 +45,8 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     else:
         architecture = _architecture(config)
         check_vocabulary(tokenizer, architecture)
+        if config.training.export:
+            target_family(architecture)
     model = make_model(architecture)
     return Task(
         title="target",

@@ -112,6 +112,18 @@ def test_a_family_that_does_not_go_with_the_layers_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_family_that_transformers_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="is 'gpt2', expected 'qwen3' or 'llama', or ''"):
+        target_family(dataclasses.replace(TINY, family="gpt2"))
+
+
+@pytest.mark.parametrize("raw", [{"model_type": "gpt2"}, {"model_type": "gemma"}, {}])
+def test_a_denoiser_of_another_family_is_refused(tmp_path, raw):
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "denoiser": {}}))
+    with pytest.raises(ValueError, match=r"model_type is .*, expected 'qwen3' or 'llama'"):
+        read_denoiser(tmp_path)
+
+
 def test_a_template_in_a_file_of_its_own_survives_an_export(tmp_path):
     """Some folders keep the only chat template in chat_template.json."""
     source = tmp_path / "source"

@@ -3,7 +3,7 @@
 Reading goes by slice: one layer of one tensor, and of that only what a device keeps. Writing
 gathers one parameter at a time.
 
->>> with TensorFolder("Qwen3-4B") as tensors:
+>>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
 ...     params = read_params(tensors, rows, sizes, num_layers=36, dtype="bfloat16")
 """
 

@@ -5,8 +5,8 @@ position, the run's seed and the shapes of all leaves. It is restored onto whate
 now. Once a step is on disk the size of each of its files is noted beside them, so that a truncated
 one is told from a whole one before anything is read.
 
->>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
->>> restored = checkpoints.restore_latest(shapes_with_shardings)
+>>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)  # doctest: +SKIP
+>>> restored = checkpoints.restore_latest(shapes_with_shardings)  # doctest: +SKIP
 """
 
 from __future__ import annotations

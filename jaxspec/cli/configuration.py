@@ -48,6 +48,7 @@ from jaxspec.cli.values import (
     value_of,
 )
 from jaxspec.config import RunConfig
+from jaxspec.names import did_you_mean
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""

@@ -44,7 +44,7 @@ def median_seconds(calls: Mapping[str, Call], *, repeats: int) -> dict[str, floa
 def median_seconds_of_made(
     makers: Mapping[str, Callable[[], Call]], repeats: int
 ) -> dict[str, float]:
-    """`median_seconds` of calls that are made anew for every turn; making them is not timed."""
+    """`median_seconds` of calls that are prepared for every turn; preparing them is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     for turn in range(repeats + 1):
         for name, make in makers.items():

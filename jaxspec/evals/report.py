@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: the result file (JSON), tables in Markdown, plots.
+"""What an evaluation writes: the result file (JSON), tables in Markdown, plots.
 
 The rows say what they are of: drafters, or decoders of a diffusion language model.
 

@@ -38,6 +38,6 @@ LLADA_8B = MaskedTransformerConfig(
 """The shape of the released 8B models (Base, Instruct and 1.5)."""
 
 EOS_ID = 126_081
-"""Ends a text of the released models, and fills what is behind the end: the padding as well."""
+"""Ends a text of the released models, and fills what comes after it: it is also the padding."""
 END_OF_TURN_ID = 126_348
 """Ends an answer of the released Instruct models, before the padding."""

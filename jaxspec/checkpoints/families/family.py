@@ -67,7 +67,7 @@ class Family:
     from_json: Callable[..., Any]
     """(content of config.json, where=what to call it in messages) -> the configuration."""
     to_json: Callable[..., dict[str, Any]]
-    """(configuration, dtype=..., and what else the family needs) -> the content of config.json."""
+    """(configuration, dtype=..., and whatever else the family needs) -> the content of config.json."""
     layout: Callable[[Any, Collection[str]], Layout]
     """(configuration, names of the tensors in the folder; none when writing) -> its tensors."""
     architectures: Collection[str] = ()

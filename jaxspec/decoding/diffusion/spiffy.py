@@ -13,7 +13,7 @@ unmasking rule is replayed with the same random numbers. Without a cache, or wit
 this is true only in "batch" layout. In "mask" layout the surroundings have seen the real block, and
 the output is close to the base decoder's but not the same.
 
-From a large graph, every pass can choose the most promising nodes anew (`prune`), so that it reads
+From a large graph, every pass can choose its most promising nodes (`prune`), so that it reads
 fewer states than the graph has.
 
 Dimension key: B batch rows, X nodes (drafted states), Y = X + 1 states that are read (the present
@@ -237,7 +237,7 @@ class Spiffy(BlockDiffusion):
         *,
         reach: int,
     ) -> tuple[DiffusionState, Drafts]:
-        """Reads the states, takes steps, and drafts anew."""
+        """Reads the states, takes steps, and drafts again."""
         logits_BYPV = self.read(params, state, drafts, context, reach=reach)
         state, logits_BPV = self.follow(self.count_pass(state), drafts, logits_BYPV)
         return state, self.draft(state, logits_BPV)

@@ -116,6 +116,26 @@ def read_weights(
         )
 
 
+def load_params(
+    folder: Folder, *, dtype: Dtype = "float32", target_config: LanguageModelConfig | None = None
+) -> Params:
+    """The parameters of a model of any family.
+
+    Args:
+      folder: config.json and safetensors.
+      dtype: of the parameters.
+      target_config: the target it is to draft for, if it is a drafter.
+
+    Raises:
+      ValueError: an unknown family, tensors that do not fit, or a drafter for another target.
+    """
+    stored = open_folder(folder)
+    description = stored.family.fitted(
+        stored.description, dtype, target=target_config, where=str(stored.folder)
+    )
+    return read_weights(stored, stored.family, description, dtype=dtype, shardings=None)
+
+
 def load_drafter(
     folder: Folder,
     *,
@@ -135,9 +155,9 @@ def load_drafter(
       ValueError: not a DFlash drafter, one for another target, or tensors that do not fit.
     """
     stored = open_folder(folder)
-    drafter = dflash.in_dtype(stored.as_drafter(), dtype)
-    if target_config is not None:
-        drafter = dflash.fit(drafter, target_config, where=str(stored.folder))
+    drafter = dflash.fitted(
+        stored.as_drafter(), dtype, target=target_config, where=str(stored.folder)
+    )
     params = read_weights(stored, dflash.DFLASH, drafter, dtype=dtype, shardings=shardings)
     return drafter.config, params
 

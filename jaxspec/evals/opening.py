@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser
+from jaxspec.checkpoints.denoiser import is_denoiser
 from jaxspec.checkpoints.families.registry import StoredModel, open_folder
 from jaxspec.checkpoints.folders import exported_weights, fingerprint, target_folder
-from jaxspec.checkpoints.huggingface import load_drafter, load_target
+from jaxspec.checkpoints.huggingface import load_params, load_target
 from jaxspec.config import (
     DiTConfig,
     Dtype,
@@ -45,26 +45,6 @@ from jaxspec.ops.sampling import Sampling
 UNROLLED_LAYERS = 8
 """Models of at most this many layers are unrolled: a step of a small one then takes half the time
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
-
-
-def load_weights(
-    stored: StoredModel, *, dtype: Dtype, target: LanguageModelConfig | None = None
-) -> Any:
-    """The parameters of a model of any family.
-
-    Args:
-      stored: its folder.
-      dtype: of the parameters.
-      target: what it drafts for, if it is a drafter.
-
-    Raises:
-      ValueError: tensors that do not fit, or a drafter for another target.
-    """
-    if stored.family.role == "denoiser":
-        return load_denoiser(stored, dtype=dtype)[1]
-    if stored.family.role == "target":
-        return load_target(stored, dtype=dtype)[1]
-    return load_drafter(stored, target_config=target, dtype=dtype)[1]
 
 
 def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
@@ -155,7 +135,7 @@ class DiffusionTarget(OpenedTarget):
         Raises:
           ValueError: tensors that do not fit.
         """
-        params = load_weights(self.stored, dtype=self.config.dtype)
+        params = load_params(self.stored, dtype=self.config.dtype)
         return dataclasses.replace(self, params=jax.device_put(params))
 
 
@@ -340,7 +320,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     name = kind_of(stored.config)
     kind = KINDS[name]
     dtype = target.config.dtype
-    params = load_weights(stored, dtype=dtype, target=target.config)
+    params = load_params(stored, dtype=dtype, target_config=target.config)
     config = _for_decoding(stored.config, dtype=dtype)
     if kind.tokenizer != "none":
         _check_tokenizer(folder, weights, kind, config, target=target)

@@ -290,12 +290,17 @@ def layout(stored: StoredDrafter, names: Collection[str] = ()) -> Layout:
     )
 
 
-def fit(stored: StoredDrafter, target: LanguageModelConfig, *, where: str) -> StoredDrafter:
-    """The drafter with what it leaves to the target filled in.
+def fitted(
+    stored: StoredDrafter, dtype: Dtype, *, target: LanguageModelConfig | None, where: str
+) -> StoredDrafter:
+    """The drafter in a dtype, with what it leaves to its target filled in.
 
     Raises:
       ValueError: it was trained for another target.
     """
+    config = dataclasses.replace(stored.config, dtype=dtype, param_dtype=dtype)
+    if target is None:
+        return dataclasses.replace(stored, config=config)
     pairs: list[tuple[str, int, int]] = [
         ("hidden_size", stored.hidden_size, target.hidden_size),
         ("vocab_size", stored.vocab_size, target.vocab_size),
@@ -305,15 +310,9 @@ def fit(stored: StoredDrafter, target: LanguageModelConfig, *, where: str) -> St
     wrong = [f"{key}: got {got}, expected {want}" for key, got, want in pairs if got != want]
     if wrong:
         raise ValueError(f"The drafter in {where} is for another target: {'; '.join(wrong)}.")
-    mask = stored.config.mask_token_id
-    resolved = resolve_config(stored.config, target=target, mask_token_id=0)
-    return dataclasses.replace(stored, config=dataclasses.replace(resolved, mask_token_id=mask))
-
-
-def in_dtype(stored: StoredDrafter, dtype: Dtype) -> StoredDrafter:
-    """The same drafter, held and computed in another dtype."""
-    config = dataclasses.replace(stored.config, dtype=dtype, param_dtype=dtype)
-    return dataclasses.replace(stored, config=config)
+    resolved = resolve_config(config, target=target, mask_token_id=0)
+    resolved = dataclasses.replace(resolved, mask_token_id=config.mask_token_id)
+    return dataclasses.replace(stored, config=resolved)
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
@@ -332,5 +331,6 @@ DFLASH = Family(
     from_json=from_json,
     to_json=to_json,
     layout=layout,
+    fitted=fitted,
     architectures=(ARCHITECTURE,),
 )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from jaxspec.checkpoints import key_maps
 from jaxspec.checkpoints.key_maps import Row
+from jaxspec.config import Dtype, LanguageModelConfig
 
 Role = Literal["target", "denoiser", "drafter"]
 
@@ -55,6 +56,14 @@ class Layout:
         return found
 
 
+def in_dtype(
+    description: Any, dtype: Dtype, *, target: LanguageModelConfig | None, where: str
+) -> Any:
+    """A configuration whose weights are held and computed in `dtype`."""
+    del target, where
+    return dataclasses.replace(description, dtype=dtype, param_dtype=dtype)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
     """One family: an entry of `jaxspec.checkpoints.families.registry.FAMILIES`."""
@@ -67,9 +76,12 @@ class Family:
     from_json: Callable[..., Any]
     """(content of config.json, where=what to call it in messages) -> the configuration."""
     to_json: Callable[..., dict[str, Any]]
-    """(configuration, dtype=..., and whatever else the family needs) -> the content of config.json."""
+    """(configuration, dtype=..., and what the family needs besides) -> the content of config.json."""
     layout: Callable[[Any, Collection[str]], Layout]
     """(configuration, names of the tensors in the folder; none when writing) -> its tensors."""
+    fitted: Callable[..., Any] = in_dtype
+    """(configuration, dtype, target=what it drafts for or None, where=...) -> the configuration
+    that is loaded; raises ValueError where a drafter was trained for another target."""
     architectures: Collection[str] = ()
     """Class names in config.json by which other programs know the family."""
     tokenizer_class: str = ""

@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             mdlm.MDLM,
             llada.LLADA,
             llada.SDAR,
-            # Their layers are those of a target, so the entries that set them apart are looked for first.
+            # Their layers are those of a target: what sets them apart is looked for first.
             qwen_llama.DENOISER,
             dflash.DFLASH,
             *qwen_llama.TARGETS,

@@ -221,8 +221,8 @@ def test_targets_that_cannot_be_decoded(tmp_path):
     ("wrong", "message"),
     [
         ({"block_length": -1}, "block_length must be 0 .* or more: got -1"),
-        ({"block_length": 32, "steps": 33}, "steps counts the steps of a block"),
-        ({"unmasking": "threshold", "steps": 4}, "goes with diffusion.unmasking scheduled"),
+        ({"block_length": 32, "steps": 33}, "steps must be 0 or a number of steps per block"),
+        ({"unmasking": "threshold", "steps": 4}, "is only for diffusion.unmasking scheduled"),
         ({"threshold": 1.5}, r"diffusion.threshold must lie in \(0, 1\]"),
         ({"factor": 0.0}, "diffusion.factor must be positive"),
         ({"guidance": -1.0}, "diffusion.guidance must be 0"),

@@ -366,7 +366,7 @@ def test_white_space_that_a_special_token_swallows(folder):
         ("{{ messages | length }} turns", "before turn 1 differently"),
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-            "ends an assistant turn with none of the stop tokens",
+            "does not end an assistant turn with one of the stop tokens",
         ),
     ],
 )

@@ -226,7 +226,7 @@ def test_targets_that_cannot_be_decoded(tmp_path):
         ({"threshold": 1.5}, r"diffusion.threshold must lie in \(0, 1\]"),
         ({"factor": 0.0}, "diffusion.factor must be positive"),
         ({"guidance": -1.0}, "diffusion.guidance must be 0"),
-        ({"kept_drafts": 3}, "name one with diffusion.graph"),
+        ({"kept_drafts": 3}, "give its file as diffusion.graph"),
         ({"num_drafts": (3, -1)}, "num_drafts must be 0 or more"),
         ({"kept_drafts": -1}, "kept_drafts must be 0 or more"),
     ],

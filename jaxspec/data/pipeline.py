@@ -304,6 +304,6 @@ def _save(documents: Documents, path: Path) -> None:
             )
         os.replace(temporary, path)
     except OSError as error:
-        _log.warning("Tokenized examples could not be cached in %s: %s.", path.parent, error)
+        _log.warning("Tokenized examples are not kept in %s: %s.", path.parent, error)
         if temporary:
             Path(temporary).unlink(missing_ok=True)

@@ -169,7 +169,7 @@ def load_examples(name: str, *, split: str, data: DataConfig) -> Sequence[Exampl
         builder = builder_for(name, split=split, data=data)
         if builder.excluded(split):
             _log.info(
-                "%s: %d records of %s were left out because their prompt is in a test set.",
+                "%s: %d records of %s are left out because their prompt is in a test set.",
                 name,
                 builder.excluded(split),
                 split,

@@ -112,7 +112,7 @@ def find(names: Sequence[str], *, folder: Path) -> list[Path]:
 
 
 def download(names: Sequence[str], *, folder: Path) -> list[Path]:
-    """As `find`, fetching what is not there yet.
+    """Like `find`, but downloads the files that are missing.
 
     Raises:
       ValueError: an address cannot be reached.

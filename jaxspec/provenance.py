@@ -2,7 +2,9 @@
 
 Every file of results contains it, so that each number can be traced and measured again.
 
->>> write_json("results.json", {"provenance": provenance(config=config, seed=0), "results": []})
+>>> from jaxspec.config import RunConfig
+>>> record = provenance(config=RunConfig(), seed=0)
+>>> write_json("results.json", {"provenance": record, "results": []})
 """
 
 from __future__ import annotations

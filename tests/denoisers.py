@@ -1,13 +1,18 @@
-"""Random masked-diffusion models that are far from uniform."""
+"""Masked-diffusion models for tests: random ones that are far from uniform, and LLaDA's folders."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.checkpoints.families.llada import LLADA
+from jaxspec.checkpoints.huggingface import write_folder
+from jaxspec.config import Dtype, MaskedTransformerConfig
 from jaxspec.models.registry import AnyDenoiser, make_denoiser
 
 
@@ -23,3 +28,28 @@ def random_denoiser(config: Any, *, spread: float) -> tuple[AnyDenoiser, Any]:
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     return model, jax.tree.unflatten(tree, noisy)
+
+
+def save_llada(
+    folder: Path,
+    config: MaskedTransformerConfig,
+    params: Mapping[str, Any],
+    *,
+    eos_id: int,
+    dtype: Dtype | None = None,
+    tokenizer_folder: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Writes a folder of LLaDA's released layout."""
+    dtype = dtype or config.param_dtype
+    write_folder(
+        folder,
+        params,
+        LLADA.layout(config, ()),
+        dtype=dtype,
+        documents={"config.json": LLADA.to_json(config, eos_id=eos_id, dtype=dtype)},
+        tokenizer_folder=tokenizer_folder,
+        provenance=provenance,
+        **options,
+    )

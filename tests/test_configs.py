@@ -19,7 +19,7 @@ from jaxspec.config import RunConfig, TransformerConfig
 from jaxspec.data.sources import SOURCES
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
-from jaxspec.training.tasks import task_of
+from jaxspec.training.tasks.registry import task_of
 
 DFLASH_ROWS = dflash.FEATURES + dflash.BLOCK + dflash.QK_NORM + dflash.FINAL_NORM
 

@@ -41,6 +41,17 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""
 
+WITHIN: dict[str, tuple[str, ...]] = {
+    "evals.speculative": ("evals.diffusion",),
+    "evals.diffusion": ("evals.speculative",),
+    "decoding.diffusion": ("decoding.speculative", "decoding.tree", "decoding.adaptive"),
+    "checkpoints.families": ("checkpoints.huggingface", "checkpoints.denoiser"),
+    "training.tasks": ("training.loop", "training.plan", "training.step"),
+    "data.embedded": ("data.sources", "data.pipeline", "data.builders"),
+}
+"""Part of a subpackage -> what it must not import of its own subpackage: siblings do not know each
+other, and a part does not know what is built on it."""
+
 Import = tuple[str, int]
 
 
@@ -84,9 +95,17 @@ def violations(source: str, *, module: str, is_package: bool = False) -> list[st
     if own not in ALLOWED:
         return [f"{module}: {own!r} has no rule in tests/test_import_rules.py"]
     allowed = ALLOWED[own] | EVERYONE_MAY_IMPORT | {own}
-    return [
+    imported = list(imported_modules(source, module=module, is_package=is_package))
+    inner = [
+        f"{module}:{line} imports {name}: {part} must not know it"
+        for part, forbidden in WITHIN.items()
+        if f"{module}.".startswith(f"{PACKAGE}.{part}.")
+        for name, line in imported
+        if any(f"{name}.".startswith(f"{PACKAGE}.{other}.") for other in forbidden)
+    ]
+    return inner + [
         f"{module}:{line} imports {name}: {own} may import only {', '.join(sorted(allowed))}"
-        for name, line in imported_modules(source, module=module, is_package=is_package)
+        for name, line in imported
         if room(name) is not None and room(name) not in allowed and room(name) != "__version__"
     ]
 
@@ -126,6 +145,8 @@ def test_rules_have_no_cycle():
         ("jaxspec.models.layers", "from jaxspec.cli.main import main"),
         ("jaxspec.data.packing", "from jaxspec.losses import chain_reward"),
         ("jaxspec.newroom.thing", "import numpy"),
+        ("jaxspec.evals.diffusion.runner", "from jaxspec.evals.speculative import timing"),
+        ("jaxspec.checkpoints.families.mdlm", "from jaxspec.checkpoints import huggingface"),
     ],
 )
 def test_forbidden_imports_are_found(module, source):

@@ -14,7 +14,7 @@ import pytest
 from jaxspec import __version__
 
 ROOT = Path(__file__).parent.parent
-LONGEST_MODULE = 550
+LONGEST_MODULE = 500
 LARGEST_FILE = 8_000_000
 CODE = ("jaxspec", "configs", "benchmarks", "notebooks", "tests")
 

@@ -48,7 +48,8 @@ class ConfigReader:
     def flag(self, key: str) -> bool:
         """True or false; absent: false."""
         value = self.raw.get(key)
-        if value not in (None, True, False):
+        # Not `in (None, True, False)`: 1 and 0 equal True and False, and 1 would be read as false.
+        if not isinstance(value, bool | None):
             self.problems.append(f"{key}: got {value!r}, expected true or false")
         return value is True
 

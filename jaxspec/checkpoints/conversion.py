@@ -3,7 +3,7 @@
 Reading works in slices: one layer of one tensor at a time, and only the part that a device keeps.
 Writing gathers one parameter at a time.
 
->>> with TensorFolder("Qwen3-4B") as tensors:
+>>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
 ...     params = read_params(tensors, rows, sizes, num_layers=36, dtype="bfloat16")
 """
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from jaxspec.checkpoints.conversion import Shardings
-from jaxspec.checkpoints.families import llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families import mdlm, qwen_llama
 from jaxspec.checkpoints.families.registry import (
     AnyDenoiserConfig,
     Folder,
@@ -130,46 +130,6 @@ def save_denoiser(
         params,
         family=qwen_llama.DENOISER,
         dtype=dtype,
-        tokenizer_folder=tokenizer_folder,
-        max_shard_bytes=max_shard_bytes,
-        provenance=provenance,
-    )
-
-
-def save_llada(
-    folder: str | os.PathLike[str],
-    config: MaskedTransformerConfig,
-    params: Mapping[str, Any],
-    *,
-    eos_id: int,
-    dtype: Dtype | None = None,
-    tokenizer_folder: str | os.PathLike[str] | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    provenance: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a denoiser in LLaDA's released layout; the folder appears complete or not at all.
-
-    Args:
-      folder: new, or an earlier export.
-      config: shape of the model.
-      params: its parameters; sharded arrays are gathered one at a time.
-      eos_id: the id that ends a text.
-      dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
-      tokenizer_folder: tokenizer files to put next to the weights.
-      max_shard_bytes: weights beyond this are split into several files with an index.
-      provenance: written as provenance.json.
-
-    Raises:
-      ValueError: layers that LLaDA does not have, parameters that do not fit `config`, or a folder
-        that holds other files.
-    """
-    dtype = dtype or config.param_dtype
-    write_folder(
-        folder,
-        params,
-        llada.llada_layout(config),
-        dtype=dtype,
-        documents={"config.json": llada.llada_to_json(config, eos_id=eos_id, dtype=dtype)},
         tokenizer_folder=tokenizer_folder,
         max_shard_bytes=max_shard_bytes,
         provenance=provenance,

@@ -58,15 +58,6 @@ def read_config(folder: Folder) -> LanguageModelConfig:
     return open_folder(folder).as_target()
 
 
-def read_drafter_config(folder: Folder) -> DrafterConfig:
-    """The shape of the DFlash drafter in a folder, with layer ids as z-lab counts them.
-
-    Raises:
-      ValueError: no config.json, not a DFlash drafter, or features that are not supported.
-    """
-    return open_folder(folder).as_drafter().config
-
-
 def load_target(
     folder: Folder, *, dtype: Dtype = "float32", shardings: Shardings = None
 ) -> tuple[LanguageModelConfig, Params]:

@@ -2,7 +2,7 @@
 
 Only safetensors are supported: PyTorch's pickled formats can run code when they are opened.
 
->>> with TensorFolder("Qwen3-4B") as tensors:
+>>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
 ...     first_rows = tensors.read("model.embed_tokens.weight", (slice(0, 4), slice(None)))
 """
 

@@ -5,8 +5,8 @@ a small JSON with the loader's position, the run's seed and the shapes of all le
 onto the mesh that the run has now, whichever that is. Once a checkpoint is on disk, the sizes of
 its files are recorded next to them, so that a truncated file is detected before anything is read.
 
->>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
->>> restored = checkpoints.restore_latest(shapes_with_shardings)
+>>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)  # doctest: +SKIP
+>>> restored = checkpoints.restore_latest(shapes_with_shardings)  # doctest: +SKIP
 """
 
 from __future__ import annotations

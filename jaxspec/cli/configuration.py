@@ -48,6 +48,7 @@ from jaxspec.cli.values import (
     value_of,
 )
 from jaxspec.config import RunConfig
+from jaxspec.names import did_you_mean
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""
@@ -313,9 +314,7 @@ def _available(file: Path) -> str:
     names = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
     if not names:
         return "Name a Python file with a get_config()."
-    close = difflib.get_close_matches(str(file), names, n=1, cutoff=0.6)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}There are: {', '.join(names)}."
+    return f"{did_you_mean(str(file), names).lstrip()} There are: {', '.join(names)}.".lstrip()
 
 
 def _type_problem_behind(error: Exception) -> str:

@@ -80,7 +80,7 @@ def export(command: ExportCommand) -> Path:
     from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.provenance import provenance, write_json
     from jaxspec.training.run_record import read_run_config
-    from jaxspec.training.tasks import task_of
+    from jaxspec.training.tasks.registry import task_of
 
     workdir, output = Path(command.workdir).expanduser(), Path(command.output).expanduser()
     run = read_run_config(workdir)
@@ -120,7 +120,7 @@ def export(command: ExportCommand) -> Path:
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.data.tokenizer import Tokenizer
-    from jaxspec.training.tasks import task_of
+    from jaxspec.training.tasks.registry import task_of
 
     folder = workdir / "export"
     if not (folder / "config.json").is_file():
@@ -138,7 +138,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.training.optimizer import make_optimizer
     from jaxspec.training.state import TrainState
-    from jaxspec.training.tasks import task_of
+    from jaxspec.training.tasks.registry import task_of
     from jaxspec.training.tasks.task import kept_tokenizer
 
     if not (workdir / "checkpoints").is_dir():

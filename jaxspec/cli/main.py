@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from jaxspec import __version__
 from jaxspec.cli.configuration import run_as_command
+from jaxspec.names import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("jaxspec.cli.calibrate", "Find the draft graph of a diffusion language model."),
@@ -39,10 +39,9 @@ def dispatch(argv: Sequence[str]) -> int | None:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"jaxspec has no command {name!r}. {hint}Commands: {', '.join(sorted(COMMANDS))}."
+            f"jaxspec has no command {name!r}.{did_you_mean(name, COMMANDS)} Commands: "
+            f"{', '.join(sorted(COMMANDS))}."
         )
     module_name, _ = COMMANDS[name]
     status: int | None = importlib.import_module(module_name).main(argv[1:])

@@ -12,9 +12,9 @@ from typing import ClassVar
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
+from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
 
-_OF_A_TASK = {"drafter": "drafter", "denoiser": "denoiser", "loss": "drafter"}
-"""Groups that only some tasks read, and a task that does."""
+_OF_TASKS = {group for groups in GROUPS.values() for group in groups}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,21 +25,17 @@ class TaskCommand(ConfigCommand):
     def reads_now(cls, run: RunConfig, argv: Sequence[str]) -> tuple[str, ...]:
         """Without the groups that the run's task does not read."""
         task, objective = _task_and_objective(run, argv)
-        groups = {"drafter": ["drafter", "loss"], "denoiser": ["denoiser"]}.get(task, [])
-        if task == "denoiser" and objective == "draft":
-            groups.append("loss")
-        return tuple(read for read in cls.reads if read in groups or read not in _OF_A_TASK)
+        groups = groups_read(task, objective=objective)
+        return tuple(read for read in cls.reads if read in groups or read not in _OF_TASKS)
 
     @classmethod
     def why_not(cls, name: str, run: RunConfig, argv: Sequence[str]) -> str:
         """Why a setting is not read: by this task, or by this command."""
         group = name.split(".")[0]
-        if group not in _OF_A_TASK:
+        if group not in _OF_TASKS:
             return super().why_not(name, run, argv)
         task, objective = _task_and_objective(run, argv)
-        if group == "loss" and task == "denoiser":
-            return f"denoiser.objective is {objective!r}, and --loss.* is for 'draft'"
-        return f"training.task is {task!r}, and --{group}.* is for {_OF_A_TASK[group]!r}"
+        return why_not_read(group, task, objective=objective)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import itertools
 import types
@@ -17,6 +16,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 from jaxspec.config import RunConfig
+from jaxspec.names import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +71,16 @@ def name_problems(run: RunConfig, *, known: RunConfig) -> Iterator[str]:
             continue
         names = registry.names()
         if name not in names:
-            yield f"{setting}: got {name!r}, expected {_any_of(names)}.{closest(name, names)}"
+            hint = did_you_mean(str(name), names)
+            yield f"{setting}: got {name!r}, expected {_any_of(names)}.{hint}"
 
 
 def list_problems(option: str, value: str, registry: Registry) -> Iterator[str]:
     """Says of every name in a list, separated by commas, that the registry does not have it."""
     for name in filter(None, map(str.strip, value.split(","))):
         if name not in (names := registry.names()):
-            yield f"{option}: got {name!r}, expected {_any_of(names)}.{closest(name, names)}"
+            hint = did_you_mean(name, names)
+            yield f"{option}: got {name!r}, expected {_any_of(names)}.{hint}"
 
 
 def value_of(run: RunConfig, setting: str) -> Any:
@@ -87,12 +89,6 @@ def value_of(run: RunConfig, setting: str) -> Any:
     for part in setting.split("."):
         value = getattr(value, part)
     return value
-
-
-def closest(name: Any, names: Collection[str]) -> str:
-    """The question whether a name that is much the same was meant; "" if there is none."""
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
@@ -108,7 +104,8 @@ def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
             yield from inner or [_got(value, where, hint)]
     elif origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
-            yield _got(value, where, hint) + closest(value, [str(choice) for choice in arguments])
+            choices = [choice for choice in arguments if isinstance(choice, str)]
+            yield _got(value, where, hint) + did_you_mean(str(value), choices)
     elif origin is tuple:
         if not isinstance(value, tuple):
             yield _got(value, where, hint)

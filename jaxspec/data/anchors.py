@@ -114,34 +114,6 @@ def block_labels(
     return jnp.where(mask_BNG, labels_BNG, 0).astype(jnp.int32), mask_BNG
 
 
-def label_coverage(
-    loss_mask_BS: jax.Array, anchors_BN: jax.Array, mask_BNG: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How many of the learned tokens are in at least one block.
-
-    Args:
-      loss_mask_BS: bool, True on learned tokens.
-      anchors_BN: positions of the anchors.
-      mask_BNG: which slots count, from `block_labels`.
-
-    Returns:
-      (learned tokens that are a label in some block, all learned tokens), as float32 scalars: sum
-      both over batches before dividing.
-    """
-    length = loss_mask_BS.shape[1]
-    slots = jnp.arange(1, mask_BNG.shape[-1] + 1)
-    # Slots that do not count point past the end, where a scatter drops them.
-    position_BNG = jnp.where(mask_BNG, anchors_BN[..., None] + slots, length)
-    covered_BS = jax.vmap(
-        lambda position_NG: jnp.zeros(length, bool).at[position_NG.ravel()].set(True, mode="drop")
-    )(position_BNG)
-    learned_BS = loss_mask_BS.astype(bool)
-    return (
-        jnp.sum(covered_BS & learned_BS, dtype=jnp.float32),
-        jnp.sum(learned_BS, dtype=jnp.float32),
-    )
-
-
 def _at_slots(
     arrays_BS: tuple[jax.Array, ...], anchors_BN: jax.Array, *, block_size: int
 ) -> tuple[jax.Array, ...]:
@@ -150,11 +122,11 @@ def _at_slots(
     position_BNG = anchors_BN[..., None] + jnp.arange(1, block_size)
     inside_BNG = position_BNG < length
     batch, blocks, slots = position_BNG.shape
-    flat_BX = jnp.minimum(position_BNG, length - 1).reshape(batch, blocks * slots)
+    flat_BI = jnp.minimum(position_BNG, length - 1).reshape(batch, blocks * slots)
     return (
         inside_BNG,
         *(
-            jnp.take_along_axis(array_BS, flat_BX, axis=1).reshape(position_BNG.shape)
+            jnp.take_along_axis(array_BS, flat_BI, axis=1).reshape(position_BNG.shape)
             for array_BS in arrays_BS
         ),
     )

@@ -17,9 +17,11 @@ probabilities. The output stays exact: a size is chosen by what earlier rounds a
 
 Dimension key: B batch rows, X drafted nodes (of the largest size).
 
->>> sizes = [Speculative(model, dataclasses.replace(proposer, block_size=k), rules)
-...          for k in (1, 4, 8, 16)]
->>> responses = generate(Adaptive(sizes), params, prompts, ids=names)
+>>> sizes = [  # doctest: +SKIP
+...     Speculative(model, dataclasses.replace(proposer, block_size=size), rules)
+...     for size in (1, 4, 8, 16)
+... ]
+>>> responses = generate(Adaptive(sizes), params, prompts, ids=names)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 Dimension key: B batch rows, S tokens of a prompt, V vocabulary.
 
->>> strategy = Autoregressive(model, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
->>> state = strategy.run(params, strategy.start(params, prompts, capacity=192))
+>>> rules = DecodeRules(max_new_tokens=64, stop_ids=(2,))
+>>> strategy = Autoregressive(model, rules)  # doctest: +SKIP
+>>> state = strategy.start(params, prompts, capacity=192)  # doctest: +SKIP
+>>> state = strategy.run(params, state)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ Yu et al. 2022), so the device does not wait for the longest response.
 
 Dimension key: B batch rows, S tokens of a prompt, T positions of a response, O rounds.
 
->>> responses = generate(strategy, params, prompts, ids=names, batch_size=8, seed=0)
->>> responses[0].tokens, responses[0].emitted
+>>> responses = generate(  # doctest: +SKIP
+...     strategy, params, prompts, ids=names, batch_size=8, seed=0)
+>>> responses[0].tokens, responses[0].emitted  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ rows stay where they are: shapes do not change, so nothing is compiled again.
 Dimension key: B batch rows, T positions of a response, O rounds, L layers, R key/value heads, C
 head width.
 
->>> state = spread(first, rows=8)
->>> state = insert(state, second, 1)
+>>> state = spread(first, rows=8)  # doctest: +SKIP
+>>> state = insert(state, second, 1)  # doctest: +SKIP
 """
 
 from __future__ import annotations

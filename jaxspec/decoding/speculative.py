@@ -8,9 +8,10 @@ Dimension key: B batch rows, S tokens of a pass, K block slots, G = K - 1 drafte
 the target's pass (the anchor first; Y = K in a chain), O rounds, D model width, E captured
 features, V vocabulary.
 
->>> strategy = Speculative(model, proposer, DecodeRules(max_new_tokens=64, stop_ids=(2,)))
->>> state = strategy.start(params, prompts, capacity=192)
->>> state = strategy.run(params, state)
+>>> rules = DecodeRules(max_new_tokens=64, stop_ids=(2,))
+>>> strategy = Speculative(model, proposer, rules)  # doctest: +SKIP
+>>> state = strategy.start(params, prompts, capacity=192)  # doctest: +SKIP
+>>> state = strategy.run(params, state)  # doctest: +SKIP
 """
 
 from __future__ import annotations

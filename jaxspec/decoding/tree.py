@@ -9,8 +9,9 @@ Dimension key: B batch rows, G drafted slots, K = G + 1 block slots (the tokens 
 Y = X + 1 rows of the target's pass (the anchor first), A sampled chains, H = G + 1 verified rows of
 a chain, J candidates for the chains' first tokens, V vocabulary.
 
->>> strategy = TreeSpeculative(model, proposer, rules, "tree", num_nodes=32)
->>> strategy = ChainSpeculative(model, proposer, rules, "recursive", sampling, num_chains=4)
+>>> strategy = TreeSpeculative(model, proposer, rules, "tree", num_nodes=32)  # doctest: +SKIP
+>>> strategy = ChainSpeculative(  # doctest: +SKIP
+...     model, proposer, rules, "recursive", sampling, num_chains=4)
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Running text (wikitext2, tinystories) is to be continued: its first tokens are t
 as training encodes it, without a chat template. It suits targets that know no turns.
 
 >>> examples = load_benchmark("gsm8k", prompts=40, data=DataConfig(), seed=0)
->>> reference = ask(
+>>> reference = ask(  # doctest: +SKIP
 ...     examples, answer=answer, tokenizer=tokenizer, max_prompt_tokens=512, passage_tokens=32
 ... )
 """

@@ -4,7 +4,7 @@ What is compared runs in one process and takes turns, so that whatever else the 
 all of it alike. Figures are medians over repeats. Compiling is measured by itself, as the excess of
 a first run over a second one, and is in no other figure.
 
->>> seconds = median_seconds({"ours": ours, "theirs": theirs}, repeats=5)
+>>> seconds = median_seconds({"ours": ours, "theirs": theirs}, repeats=5)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ Dimension key: N blocks (any leading dimensions), G drafted slots of a block.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Protocol
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 from jaxspec.losses.chain import prefix_probability
 from jaxspec.losses.reduction import counted_slots, reached_slots
 from jaxspec.losses.slots import SlotStatistics
+from jaxspec.names import did_you_mean
 
 
 class Objective(Protocol):
@@ -240,10 +240,9 @@ def find_objective(name: str) -> Objective:
       ValueError: there is none.
     """
     if name not in OBJECTIVES:
-        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"unknown objective {name!r}: loss.objective is one of {', '.join(OBJECTIVES)}.{hint}"
+            f"unknown objective {name!r}: loss.objective is one of {', '.join(OBJECTIVES)}."
+            f"{did_you_mean(name, OBJECTIVES)}"
         )
     return OBJECTIVES[name]
 

@@ -28,7 +28,6 @@ A term of your own, complete; `LossConfig(extra=("my_terms.py:miss=0.1",))` adds
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -48,6 +47,7 @@ from jaxspec.losses.first_error import first_error_slots, first_error_terms
 from jaxspec.losses.objectives import OBJECTIVES, Objective, find_objective
 from jaxspec.losses.reduction import count, weighted_terms
 from jaxspec.losses.slots import SlotStatistics
+from jaxspec.names import did_you_mean
 
 Fraction = tuple[jax.Array, jax.Array]
 """(numerator, denominator) of a term, or (sum, count) of a metric."""
@@ -187,11 +187,10 @@ def _find_extra(extra: ExtraTerm, *, normalize: str) -> Term:
     if extra.name in OBJECTIVES:
         return objective_term(OBJECTIVES[extra.name], normalize=normalize)
     names = [*(name for name, term in TERMS.items() if not term.field), *OBJECTIVES]
-    close = difflib.get_close_matches(extra.name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
         f"loss.extra names no known term: got {extra.name!r}, expected one of {', '.join(names)}, "
-        f"or MODULE:FUNCTION or FILE.py:FUNCTION for a term of your own.{hint}"
+        "or MODULE:FUNCTION or FILE.py:FUNCTION for a term of your own."
+        f"{did_you_mean(extra.name, names)}"
     )
 
 
@@ -209,10 +208,9 @@ def _import_term(extra: ExtraTerm) -> Term:
         return found
     if not callable(found):
         names = [name for name, value in vars(module).items() if callable(value)]
-        close = difflib.get_close_matches(extra.name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{where} must be a function or a jaxspec.losses.Term: got {found!r}.{hint}"
+            f"{where} must be a function or a jaxspec.losses.Term: got {found!r}."
+            f"{did_you_mean(extra.name, names)}"
         )
     return Term(found)
 

@@ -10,8 +10,11 @@ layers, E = M * D captured features, V vocabulary.
 
 >>> model = GPT2(GPT2Config(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4))
 >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+>>> tokens_BS = jnp.array([[5, 8, 13]])
 >>> output = model.apply({"params": params}, tokens_BS, capture=(0, 1))
 >>> logits_BSV = model.apply({"params": params}, output.hidden_BSD, method="logits")
+>>> logits_BSV.shape
+(1, 3, 64)
 """
 
 from __future__ import annotations

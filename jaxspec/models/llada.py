@@ -9,8 +9,8 @@ LLaDA's own is its shape, its special tokens (here) and its tensor names
 Models that denoise block by block with Qwen3's layers (SDAR and others) are the same class under
 ``mask_BSS=block_causal_mask(...)``.
 
->>> model = BidirectionalTransformer(LLADA_8B)
->>> logits_BSV = model.apply({"params": params}, tokens_BS).logits_BSV
+>>> model = BidirectionalTransformer(LLADA_8B)  # doctest: +SKIP
+>>> logits_BSV = model.apply({"params": params}, tokens_BS).logits_BSV  # doctest: +SKIP
 """
 
 from __future__ import annotations

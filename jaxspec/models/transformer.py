@@ -6,8 +6,11 @@ width, M captured layers, E = M * D captured features, V vocabulary.
 
 >>> model = Transformer(TransformerConfig())
 >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+>>> tokens_BS = jnp.array([[5, 8, 13]])
 >>> output = model.apply({"params": params}, tokens_BS, capture=(1, 3))
 >>> logits_BSV = model.apply({"params": params}, output.hidden_BSD, method="logits")
+>>> logits_BSV.shape == (1, 3, TransformerConfig().vocab_size)
+True
 """
 
 from __future__ import annotations

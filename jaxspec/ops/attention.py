@@ -8,7 +8,7 @@ to the rows being verified, without a mask over (context + all blocks).
 Dimension key: I rows of queries (positions x query heads of one key/value head), T cache slots or
 other keys, C head width. Leading axes are batch axes, the same for keys and values.
 
->>> out = merge(part(q, k_context, v_context, mask), part(q, k_block, v_block))
+>>> out = merge(part(q, k_context, v_context, mask), part(q, k_block, v_block))  # doctest: +SKIP
 """
 
 from __future__ import annotations

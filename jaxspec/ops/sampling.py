@@ -6,9 +6,12 @@ result, and the same array goes on to `jaxspec.verify`.
 
 Dimension key: V vocabulary; leading axes ("...") are batch axes.
 
->>> sampling = Sampling(temperature=0.8, top_k=50)
->>> probs = sampling.probabilities(logits)
->>> tokens = sampling.sample(key, probs)
+>>> sampling = Sampling(temperature=0.8, top_k=2)
+>>> probs = sampling.probabilities(jnp.array([[3.0, 1.0, 2.0, 0.0]]))
+>>> (probs > 0).tolist()
+[[True, False, True, False]]
+>>> sampling.sample(jax.random.key(0), probs).shape
+(1,)
 """
 
 from __future__ import annotations

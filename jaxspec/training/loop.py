@@ -30,7 +30,7 @@ from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
-from jaxspec.training.tasks import task_of
+from jaxspec.training.tasks.registry import task_of
 
 
 def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:

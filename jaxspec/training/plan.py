@@ -33,7 +33,7 @@ from jaxspec.parallel.step import spread
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
-from jaxspec.training.tasks import task_of
+from jaxspec.training.tasks.registry import task_of
 
 MEMORY_BYTES = {
     "TPU v4": 32 * 2**30,

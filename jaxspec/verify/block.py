@@ -2,7 +2,10 @@
 
 Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
->>> verdict = verify_block(key, draft, draft_probs, target_probs)
+>>> draft_BG, probs_BHV = jnp.array([[1, 2]]), jnp.full((1, 3, 4), 0.25)
+>>> verdict = verify_block(jax.random.key(0), draft_BG, probs_BHV[:, :2], probs_BHV)
+>>> verdict.num_accepted_B.tolist()  # Draft and target agree: all are accepted.
+[2]
 """
 
 from __future__ import annotations

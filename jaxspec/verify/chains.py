@@ -7,7 +7,12 @@ not hold it drop out. Drafts that were drawn independently stay so among the cha
 Dimension key: B batch rows, A sampled chains, G drafted slots, H = G + 1 verified rows,
 V vocabulary.
 
->>> verdict = verify_chains(key, drafts, draft_probs, target_probs, rule="k_seq")
+>>> drafts_BAG, draft_probs_BGV = jnp.array([[[0, 1], [1, 2]]]), jnp.full((1, 2, 4), 0.25)
+>>> target_probs_BAHV = jax.nn.one_hot(jnp.array([[[1, 1, 0], [1, 2, 3]]]), 4)
+>>> verdict = verify_chains(
+...     jax.random.key(0), drafts_BAG, draft_probs_BGV, target_probs_BAHV, rule="k_seq")
+>>> verdict.chain_B.tolist(), verdict.num_accepted_B.tolist(), verdict.next_token_B.tolist()
+([1], [2], [3])
 """
 
 from __future__ import annotations

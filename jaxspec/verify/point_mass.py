@@ -2,7 +2,10 @@
 
 Dimension key: B batch rows, G drafted slots, H = G + 1 verified rows, V vocabulary.
 
->>> verdict = verify_point_mass(key, draft, target_probs)
+>>> target_probs_BHV = jax.nn.one_hot(jnp.array([[1, 3, 0]]), 4)
+>>> verdict = verify_point_mass(jax.random.key(0), jnp.array([[1, 2]]), target_probs_BHV)
+>>> verdict.num_accepted_B.tolist(), verdict.next_token_B.tolist()
+([1], [3])
 """
 
 from __future__ import annotations

@@ -3,7 +3,11 @@
 Dimension key: B batch rows, X nodes, Y = X + 1 verified rows (row 0 follows the anchor, row x + 1
 follows node x), G drafted slots of a path (the depth of the tree), V vocabulary.
 
->>> verdict = verify_tree(key, tokens, parents, target_probs, depth=7)
+>>> tokens_BX, parents_BX = jnp.array([[1, 2, 3]]), jnp.array([[0, 0, 2]])
+>>> target_probs_BYV = jax.nn.one_hot(jnp.array([[2, 0, 3, 0]]), 4)
+>>> verdict = verify_tree(jax.random.key(0), tokens_BX, parents_BX, target_probs_BYV, depth=2)
+>>> verdict.num_accepted_B.tolist(), verdict.next_token_B.tolist()
+([2], [0])
 """
 
 from __future__ import annotations

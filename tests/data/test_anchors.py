@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxspec.data import anchors as anchors_module
-from jaxspec.data.anchors import block_labels, label_coverage, sample_anchors
+from jaxspec.data.anchors import block_labels, sample_anchors
 
 # Two documents and padding; learned: 2-5 and 7 of the first, 10-13 of the second.
 SEGMENTS = np.array([[1] * 8 + [2] * 6 + [0] * 2], np.int32)
@@ -17,7 +17,35 @@ CANDIDATES = [2, 3, 4, 10, 11, 12]
 
 sample = jax.jit(sample_anchors, static_argnames="count")
 label = jax.jit(block_labels, static_argnames="block_size")
-coverage = jax.jit(label_coverage)
+
+
+@jax.jit
+def coverage(
+    loss_mask_BS: jax.Array, anchors_BN: jax.Array, mask_BNG: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """How many of the learned tokens are in at least one block.
+
+    Args:
+      loss_mask_BS: bool, True on learned tokens.
+      anchors_BN: positions of the anchors.
+      mask_BNG: which slots count, from `block_labels`.
+
+    Returns:
+      (learned tokens that are a label of some block, learned tokens), as float32 scalars: a metric
+      to be summed over batches before it is divided.
+    """
+    length = loss_mask_BS.shape[1]
+    slots = jnp.arange(1, mask_BNG.shape[-1] + 1)
+    # Slots that do not count point past the end, where a scatter drops them.
+    position_BNG = jnp.where(mask_BNG, anchors_BN[..., None] + slots, length)
+    covered_BS = jax.vmap(
+        lambda position_NG: jnp.zeros(length, bool).at[position_NG.ravel()].set(True, mode="drop")
+    )(position_BNG)
+    learned_BS = loss_mask_BS.astype(bool)
+    return (
+        jnp.sum(covered_BS & learned_BS, dtype=jnp.float32),
+        jnp.sum(learned_BS, dtype=jnp.float32),
+    )
 
 
 def _random_batch(seed, *, rows=4, length=40):

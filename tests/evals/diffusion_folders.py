@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxspec.checkpoints.denoiser import save_denoiser, save_llada
+from jaxspec.checkpoints.denoiser import save_denoiser
 from jaxspec.config import (
     DataConfig,
     DiffusionEvaluationConfig,
@@ -18,6 +18,7 @@ from jaxspec.config import (
 )
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.bidirectional import BidirectionalTransformer
+from tests.denoisers import save_llada
 
 EVALUATION = EvaluationConfig(
     benchmarks=("embedded/math",),

@@ -7,7 +7,7 @@ converter in vLLM, as seen in their repositories in 2026; the result was not tri
 
 Letters in shapes: those of `qwen_llama`, and E captured layers x width.
 
->>> from_json({"architectures": ["DFlashDraftModel"], ...}, where="config.json")  # doctest: +SKIP
+>>> from_json(document, where="config.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Letters in shapes: V vocabulary, P positions, D width, 3D queries, keys and values side by side, F
 MLP width.
 
->>> from_json({"model_type": "gpt2", ...}, where="gpt2/config.json")  # doctest: +SKIP
+>>> from_json(document, where="gpt2/config.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations

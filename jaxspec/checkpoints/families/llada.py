@@ -7,7 +7,7 @@ at once; nothing is executed, and the models' own Python files are not read.
 
 Letters in shapes: those of `qwen_llama`.
 
->>> llada_from_json({"model_type": "llada", ...}, where="config.json")  # doctest: +SKIP
+>>> llada_from_json(document, where="config.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations

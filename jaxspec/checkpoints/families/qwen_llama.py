@@ -11,7 +11,7 @@ distinguishes it from a language model: ``"denoiser": {"mask_token_id": 3, "cont
 Letters in shapes, for one layer: V vocabulary, D width, F MLP width, C head width, QC query heads x
 head width, RC key/value heads x head width.
 
->>> from_json({"model_type": "qwen3", ...}, where="Qwen3-4B/config.json")  # doctest: +SKIP
+>>> from_json(document, where="Qwen3-4B/config.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -28,10 +28,9 @@ Dimension key: B batch rows, Y states of a block that are read (the present one 
 (the drafted ones), P positions of a block, T columns of the canvas, S tokens of a pass,
 I rows asked for, V vocabulary.
 
->>> blocks = BlockModel(BidirectionalTransformer(config), block_length=32, mask_id=126336,
-...                     caching="dual")
->>> logits_BPV, context = blocks.open(params, context)
->>> logits_BPV = blocks.block_logits(params, block_BP, context)
+>>> blocks = BlockModel(model, block_length=32, mask_id=126336, caching="dual")  # doctest: +SKIP
+>>> logits_BPV, context = blocks.open(params, context)  # doctest: +SKIP
+>>> logits_BPV = blocks.block_logits(params, block_BP, context)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ one, two and more steps ahead. `select_graph` takes the most useful ones.
 Dimension key: B batch rows, N blocks of a row, O steps of a block (as many as it has positions),
 P positions of a block, V vocabulary.
 
->>> state = decoder.run(params, decoder.start(prompts))
->>> counts = count_formulas(rank_steps(decoder, params, state), depth=4)
->>> graph = select_graph(counts, size=10)
+>>> state = decoder.run(params, decoder.start(prompts))  # doctest: +SKIP
+>>> counts = count_formulas(rank_steps(decoder, params, state), depth=4)  # doctest: +SKIP
+>>> graph = select_graph(counts, size=10)  # doctest: +SKIP
 """
 
 from __future__ import annotations

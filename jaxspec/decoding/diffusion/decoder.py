@@ -14,10 +14,11 @@ blocks are counted from the response's first token.
 Dimension key: B batch rows, S tokens of a prompt (padded), T columns of the canvas, N blocks of a
 row, P positions of a block, V vocabulary.
 
->>> rules = DiffusionRules(mask_id=126336, response_length=256, block_length=32,
-...                        unmasking=Threshold(0.9), caching="dual", stop_ids=(126081, 126348))
->>> decoder = BlockDiffusion(BidirectionalTransformer(config), rules)
->>> state = decoder.run(params, decoder.start(prompts))
+>>> rules = DiffusionRules(  # doctest: +SKIP
+...     mask_id=126336, response_length=256, block_length=32,
+...     unmasking=Threshold(0.9), caching="dual", stop_ids=(126081, 126348))
+>>> decoder = BlockDiffusion(model, rules)  # doctest: +SKIP
+>>> state = decoder.run(params, decoder.start(prompts))  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ Prompts of similar length share a batch: when a row ends, the next prompt takes 
 between two blocks. Shapes are few (`bucket_length`), so few programs are compiled. The answer to a
 prompt depends neither on its neighbours nor on the batch's size, and nor do its counted passes.
 
->>> responses = generate_diffusion(decoder, params, prompts, ids=names, batch_size=8, seed=0)
->>> responses[0].tokens, responses[0].num_passes
+>>> responses = generate_diffusion(  # doctest: +SKIP
+...     decoder, params, prompts, ids=names, batch_size=8, seed=0)
+>>> responses[0].tokens, responses[0].num_passes  # doctest: +SKIP
 """
 
 from __future__ import annotations

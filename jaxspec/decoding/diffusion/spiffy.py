@@ -20,9 +20,9 @@ Dimension key: B batch rows, X nodes (drafted states), Y = X + 1 states that are
 one first), P positions of a block, I rows asked for (the ranked positions), J candidates (the
 ranked tokens), V vocabulary.
 
->>> decoder = Spiffy(BidirectionalTransformer(config), rules, graph=chain(5))
->>> state = decoder.run(params, decoder.start(prompts))
->>> passes_saved_BN = state.steps_BN - state.passes_BN
+>>> decoder = Spiffy(model, rules, graph=chain(5))  # doctest: +SKIP
+>>> state = decoder.run(params, decoder.start(prompts))  # doctest: +SKIP
+>>> passes_saved_BN = state.steps_BN - state.passes_BN  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ state can be replayed.
 Dimension key: B batch rows, P positions of a block, V vocabulary.
 
 >>> unmasker = Unmasker(Threshold(0.9), mask_id=126336)
->>> unmasked = unmasker.unmask(logits_BPV, block_BP, masked_BP=block_BP == 126336,
-...                            positions_BP=positions_BP, step_B=step_B, initial_B=masks_B,
-...                            keys_B=keys_B)
+>>> unmasked = unmasker.unmask(  # doctest: +SKIP
+...     logits_BPV, block_BP, masked_BP=block_BP == 126336, positions_BP=positions_BP,
+...     step_B=step_B, initial_B=masks_B, keys_B=keys_B)
 """
 
 from __future__ import annotations

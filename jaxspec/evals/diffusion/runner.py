@@ -4,7 +4,7 @@ For each benchmark the base decoder (`jaxspec.decoding.BlockDiffusion`) answers 
 with drafts answer the same prompts with the same random numbers, so that outputs can be compared at
 any temperature. Passes are counted by the loops, block by block.
 
->>> evaluate_diffusion(get_config(), output="runs/llada.json")
+>>> evaluate_diffusion(get_config(), output="runs/llada.json")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ A pass over a block and D drafted states of it reads (1 + D) times the rows of a
 alone. Drafting pays while that costs less than the passes it saves: while the ratio of the two
 passes' times is below the reduction of forward passes.
 
->>> speed = time_decoders(base, decoder, params, prompts, ids=names, repeats=3, seed=0)
->>> speed.pass_ratio, speed.speedup
+>>> speed = time_decoders(  # doctest: +SKIP
+...     base, decoder, params, prompts, ids=names, repeats=3, seed=0)
+>>> speed.pass_ratio, speed.speedup  # doctest: +SKIP
 """
 
 from __future__ import annotations

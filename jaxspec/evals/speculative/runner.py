@@ -5,7 +5,8 @@ output must equal token by token, and what later turns of a conversation are bui
 drafters get the same prompts. Then every drafter decodes them in batches, for tau, and the first
 few one at a time, for speed.
 
->>> evaluate(get_config(), workdirs=["runs/uniform", "runs/full"], output="runs/results.json")
+>>> evaluate(  # doctest: +SKIP
+...     get_config(), workdirs=["runs/uniform", "runs/full"], output="runs/results.json")
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 The target alone and the strategy take turns prompt by prompt (`jaxspec.evals.clock`). Compilation
 and prefill are measured by themselves and are in neither speed.
 
->>> speed = measure_speed(baseline, speculative, prompts, ids=names, repeats=3, seed=0)
->>> print(speed.formula())
+>>> speed = measure_speed(  # doctest: +SKIP
+...     baseline, speculative, prompts, target_params=target_params, params=params, ids=names,
+...     repeats=3, seed=0)
+>>> print(speed.formula())  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -1,33 +1,6 @@
 """Kinds of training, one file for each.
 
-To add one: write a file here that ends with its `TaskKind`, enter it in `TASKS`, and add its name
-to `jaxspec.config.TrainingConfig.task`.
-
->>> task_of(RunConfig()).name
-'drafter'
+To add one: write a file here that ends with its `TaskKind`, enter it in `registry.TASKS`, say in
+`settings.GROUPS` which groups of settings it reads, and add its name to
+`jaxspec.config.TrainingConfig.task`.
 """
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from jaxspec.config import RunConfig
-from jaxspec.training.tasks.denoiser import DENOISER
-from jaxspec.training.tasks.drafter import DRAFTER
-from jaxspec.training.tasks.target import TARGET
-from jaxspec.training.tasks.task import TaskKind
-
-TASKS: Mapping[str, TaskKind] = {kind.name: kind for kind in (TARGET, DRAFTER, DENOISER)}
-"""By the value of training.task."""
-
-
-def task_of(config: RunConfig) -> TaskKind:
-    """The kind of training that a run asks for.
-
-    Raises:
-      ValueError: there is no such kind.
-    """
-    name = config.training.task
-    if name not in TASKS:
-        raise ValueError(f"training.task is {name!r}: expected one of {', '.join(sorted(TASKS))}.")
-    return TASKS[name]

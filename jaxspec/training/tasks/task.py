@@ -8,7 +8,7 @@ A run is assembled in three stages, and each needs more than the one before:
 - `TaskKind.prepare(config, workdir=...)`: with data, ready for the first step of
   `jaxspec.training.loop.train`.
 
->>> from jaxspec.training.tasks import DRAFTER
+>>> from jaxspec.training.tasks.drafter import DRAFTER
 >>> task = DRAFTER.build(RunConfig())
 >>> sorted(jax.eval_shape(task.init, jax.random.key(0)))
 ['fc', 'final_norm', 'hidden_norm', 'layers']
@@ -141,7 +141,7 @@ class PreparedTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskKind:
-    """One kind of training: an entry of `jaxspec.training.tasks.TASKS`."""
+    """One kind of training: an entry of `jaxspec.training.tasks.registry.TASKS`."""
 
     name: str
     """The value of training.task."""

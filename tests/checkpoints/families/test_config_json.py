@@ -166,6 +166,7 @@ def test_sliding_drafters_make_the_round_trip(
         ({"rope_parameters": [1]}, r"rope_parameters: got \[1\], expected an object"),
         ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected 'silu'"),
         ({"mlp_bias": True}, "mlp_bias"),
+        ({"attention_bias": 1}, "attention_bias: got 1, expected true or false"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"layer_types": ["linear_attention"] * 3}, "'linear_attention'"),
         ({"layer_types": 3}, "layer_types: got 3, expected a list"),

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser, save_llada
+from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
 from jaxspec.checkpoints.families.family import Layout
 from jaxspec.checkpoints.families.llada import llada_from_json, llada_layout
 from jaxspec.checkpoints.families.registry import target_family
@@ -30,6 +30,7 @@ from jaxspec.config import MaskedTransformerConfig
 from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.models.block_diffusion import block_causal_mask
 from jaxspec.models.llada import EOS_ID, LLADA_8B
+from tests.denoisers import save_llada
 
 TOLERANCE = 1e-4
 CONFIG = MaskedTransformerConfig(

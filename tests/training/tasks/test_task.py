@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from jaxspec.config import DenoiserConfig, DiTConfig, RunConfig, TargetConfig
-from jaxspec.training.tasks import task_of
+from jaxspec.training.tasks.registry import task_of
 from tests.training import runs
 
 PACKAGE = Path(__file__).parents[3] / "jaxspec"

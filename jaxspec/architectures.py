@@ -1,4 +1,4 @@
-"""Shapes of models: targets, denoisers and drafters. `jaxspec.config` hands them on.
+"""Shapes of models: targets, denoisers and drafters. `jaxspec.config` re-exports them.
 
 Nothing here touches jax.
 
@@ -15,7 +15,7 @@ from typing import Literal
 Dtype = Literal["float32", "bfloat16"]
 Context = Literal["bidirectional", "causal", "block_causal"]
 LayerType = Literal["full_attention", "sliding_attention"]
-"""Hugging Face's names of the kinds of attention layers."""
+"""Hugging Face's names for the kinds of attention layers."""
 UNLIMITED = 1 << 30
 """A window that no position reaches past."""
 
@@ -76,13 +76,13 @@ class TransformerConfig:
     """Shape of a causal transformer of the Qwen3 / Llama family.
 
     Raises:
-      ValueError: sizes that cannot work together (for example heads that are no multiple of the
-        key/value heads).
+      ValueError: sizes that do not fit together (for example, a number of heads that is not a
+        multiple of the number of key/value heads).
     """
 
     family: Literal["", "qwen3", "llama"] = dataclasses.field(default="", compare=False)
-    """Model type that it is exported as; "": a Qwen3 with `qk_norm`, a Llama without. It changes
-    nothing that is computed, so it does not count where shapes are compared."""
+    """Model type that it is exported as; "": Qwen3 with `qk_norm`, Llama without. It does not
+    change any computation, so it is ignored when shapes are compared."""
     vocab_size: int = 1024
     """Rows of the embedding, padded rows included."""
     hidden_size: int = 128
@@ -110,8 +110,8 @@ class TransformerConfig:
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each layer; (): full attention in all of them."""
     sliding_window: int = 0
-    """Positions that a sliding layer sees, the query's own included; 0: no layer slides. It is a
-    mask: a sliding layer keeps its whole cache and takes as long as a full one."""
+    """Positions that a sliding layer sees, including the query's own; 0: no layer slides. This is
+    only a mask: a sliding layer keeps its whole cache and takes as long as a full one."""
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
     max_position_embeddings: int = 1024
@@ -154,9 +154,9 @@ class GPT2Config:
     """
 
     family: Literal["gpt2", "gpt_neo"] = "gpt2"
-    """gpt2: queries, keys and values from one projection with biases, scores divided by the root of
-    the head width. gpt_neo: three projections without biases, scores as they are, and layers may
-    slide."""
+    """gpt2: one projection with biases gives queries, keys and values, and scores are divided by
+    the square root of the head width. gpt_neo: three projections without biases, scores are not
+    divided, and layers may slide."""
     vocab_size: int = 50_257
     """Rows of the embedding, padded rows included."""
     hidden_size: int = 768
@@ -164,7 +164,7 @@ class GPT2Config:
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
-    """Heads; each has keys and values of its own."""
+    """Heads; each has its own keys and values."""
     intermediate_size: int = 3072
     """Width inside the MLP."""
     layer_norm_eps: float = 1e-5
@@ -172,11 +172,11 @@ class GPT2Config:
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each layer; (): full attention in all of them."""
     sliding_window: int = 0
-    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    """Positions that a sliding layer sees, including the query's own; 0: no layer slides."""
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
     max_position_embeddings: int = 1024
-    """Rows of the table of positions: no text can be longer."""
+    """Rows of the position table: no text can be longer."""
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Dtype = "float32"
@@ -232,16 +232,16 @@ class MaskedTransformerConfig(TransformerConfig):
     """Shape of a transformer that fills in masks; its weights are those of a causal one.
 
     Raises:
-      ValueError: a mask outside the vocabulary, or blocks that do not go with the context.
+      ValueError: a mask outside the vocabulary, or a block length that does not fit the context.
     """
 
     mask_token_id: int | None = None
     """Id of the mask; None: the last row of the embedding."""
     context: Context = "bidirectional"
     """What clean tokens before a drafted block see; see `DiTConfig`. "block_causal": their own
-    block and those before it (SDAR)."""
+    block and all earlier ones (SDAR)."""
     block_length: int = 0
-    """Tokens of a block where the context is block-causal; 0 elsewhere."""
+    """Tokens per block with a block-causal context; 0 otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,7 +252,7 @@ class MaskedTransformerConfig(TransformerConfig):
         )
         require(
             (self.block_length > 0) == (self.context == "block_causal"),
-            "block_length is the block of a block_causal context, and 0 without one: got "
+            "block_length must be positive with context 'block_causal', and 0 with any other: got "
             f"{self.block_length} and {self.context!r}.",
         )
 
@@ -267,11 +267,11 @@ class DiTConfig:
     """Shape of MDLM's diffusion transformer; the defaults are those of the released model.
 
     Raises:
-      ValueError: a width that the heads do not divide into even parts, or sizes below 1.
+      ValueError: a width that does not give every head the same even width, or sizes below 1.
     """
 
     vocab_size: int = 50_258
-    """Rows of the embedding; the mask has one (the last in the released model)."""
+    """Rows of the embedding, including the mask's (the last one in the released model)."""
     hidden_size: int = 768
     """Width of the residual stream."""
     num_layers: int = 12
@@ -287,9 +287,10 @@ class DiTConfig:
     mask_token_id: int | None = None
     """Id of the mask; None: the last row of the embedding, as in the released model."""
     context: Context = "bidirectional"
-    """What clean tokens before a drafted block see: everything, the block's masks included, as in
-    MDLM, or only what stands before them, as in block diffusion with blocks of one. Causal ones
-    never change, so drafting keeps their keys and values and reads the block alone."""
+    """What clean tokens before a drafted block see: everything, including the block's masks, as in
+    MDLM ("bidirectional"), or only earlier tokens, as in block diffusion with blocks of one token
+    ("causal"). A causal context never changes, so drafting caches its keys and values and reads
+    only the block."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -302,7 +303,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         require(
             self.context != "block_causal",
-            "context 'block_causal' is for transformers alone, not for a DiT.",
+            "context 'block_causal' is only for transformers, not for a DiT.",
         )
         if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(
@@ -315,7 +316,7 @@ class DiTConfig:
                 raise ValueError(f"{field} must be at least 1: got {getattr(self, field)}.")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                "hidden_size must give every head an even width, for RoPE: got hidden_size "
+                "hidden_size must give every head the same even width, for RoPE: got hidden_size "
                 f"{self.hidden_size} for {self.num_heads} heads."
             )
 
@@ -331,7 +332,7 @@ class DiTConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """Every query head has keys and values of its own."""
+        """Key/value heads: every query head has its own keys and values."""
         return self.num_heads
 
     @property
@@ -351,15 +352,15 @@ class DrafterConfig:
     """
 
     block_size: int = 16
-    """Slots of a block, the anchor (slot 0) included."""
+    """Slots of a block, including the anchor (slot 0)."""
     mask_token_id: int | None = None
-    """Id that stands in the slots to be drafted; None: the tokenizer's mask token."""
+    """Id that fills the slots to be drafted; None: the tokenizer's mask token."""
     target_layer_ids: tuple[int, ...] = ()
-    """Target blocks whose outputs are the features; (): DFlash's default spread."""
+    """Target layers whose outputs are the features; (): DFlash's default spread."""
     num_features: int = 3
-    """How many target layers are captured when `target_layer_ids` is empty."""
+    """How many target layers are captured if `target_layer_ids` is empty."""
     num_layers: int = 2
-    """Drafter blocks."""
+    """Layers of the drafter."""
     num_heads: int = 0
     """Query heads; 0: the target's."""
     num_kv_heads: int = 0
@@ -369,18 +370,18 @@ class DrafterConfig:
     intermediate_size: int = 0
     """Width inside the SwiGLU MLP; 0: the target's."""
     rms_norm_eps: float = 0.0
-    """Added to the mean square before its root; 0: the target's, and 1e-6 where it has none."""
+    """Added to the mean square before its root; 0: the target's, or 1e-6 if it has none."""
     rope_theta: float = 0.0
-    """Base of the rotary wavelengths; 0: the target's, and 10000 where it has none."""
+    """Base of the rotary wavelengths; 0: the target's, or 10000 if it has none."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation."""
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each drafter layer; (): full attention in all of them."""
     sliding_window: int = 0
-    """Positions that a sliding layer sees, the query's own included; 0: no layer slides."""
+    """Positions that a sliding layer sees, including the query's own; 0: no layer slides."""
     is_causal: bool | None = None
-    """Whether a slot sees only the slots of its block up to itself; None: in sliding layers (as in
-    z-lab's checkpoints, which say nothing else), and both ways in full ones."""
+    """Whether a slot sees only itself and earlier slots of its block; None: yes in sliding layers
+    (as in z-lab's checkpoints, which say nothing else), no in full ones."""
     dtype: Dtype = "float32"
     """What matrix products compute in."""
     param_dtype: Dtype = "float32"
@@ -390,13 +391,14 @@ class DrafterConfig:
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     chunk_blocks: int = 0
-    """Blocks of a row whose attention scores (blocks x slots x heads x context) are held at once in
-    training; the backward pass recomputes them. A divisor of `data.anchors`; 0: all blocks."""
+    """How many blocks of a row have their attention scores (blocks x slots x heads x context) in
+    memory at once in training; the backward pass recomputes them. It must divide `data.anchors`; 0:
+    all blocks."""
 
     def __post_init__(self) -> None:
         require(
             self.block_size >= 2,
-            f"block_size counts the anchor and must be at least 2: got {self.block_size}.",
+            f"block_size includes the anchor and must be at least 2: got {self.block_size}.",
         )
         require(
             self.chunk_blocks >= 0,
@@ -406,7 +408,7 @@ class DrafterConfig:
 
     @property
     def reach(self) -> tuple[tuple[int, int], ...]:
-        """Positions that a slot of each layer sees (back, ahead); () when every layer sees all."""
+        """How far a slot sees (back, ahead) in each layer; () when every layer sees everything."""
         limits = []
         for kind in self.layer_types or ("full_attention",) * self.num_layers:
             slides = kind == "sliding_attention"

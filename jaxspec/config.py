@@ -1,8 +1,8 @@
-"""The frozen dataclasses that a run is made of.
+"""The frozen dataclasses that configure a run.
 
-A file in ``configs/`` returns one `RunConfig` from ``get_config()``. A command overrides the fields
-that it reads by name (``--training.steps 100``), and its help prints the strings under them.
-Nothing here touches jax, so a configuration is read in no time.
+A file in ``configs/`` returns one `RunConfig` from ``get_config()``. On the command line, each
+field that a command reads can be overridden by name (``--training.steps 100``), and --help prints
+the strings below the fields. Nothing here touches jax, so reading a configuration takes no time.
 
 >>> RunConfig(name="demo").training.steps
 1000
@@ -43,8 +43,8 @@ class TargetConfig:
     """Type of the target's weights and of its computations wherever it is frozen. "bfloat16" takes
     half the memory."""
     enable_thinking: bool | None = None
-    """Passed to the chat template, in training, evaluation and regeneration alike: when False,
-    Qwen3 answers without thinking aloud first. None: the template's own default."""
+    """Passed to the chat template in training, evaluation and regeneration. False: Qwen3 answers
+    without thinking aloud first. None: the template's default."""
 
     @property
     def template_options(self) -> dict[str, bool]:
@@ -83,43 +83,44 @@ class DenoiserConfig:
     "score_entropy" (SEDD) or "llada" (a mean over each row's answer). A fully masked block after a
     prefix, as in drafting, with the settings of `loss`: "draft"."""
     block_size: int = 16
-    """Slots of a block, its anchor included, for objective "draft" and for causal context. A row
+    """Slots of a block, including its anchor, for objective "draft" and for causal context. A row
     then has `data.anchors` blocks; a bidirectional context is read again for each of them. With
     block-causal context, a row is cut into blocks of this many tokens, and there are no anchors."""
     lora_rank: int = 0
     """Train only updates of this rank to the layers' matrices (LoRA); 0: train every weight."""
     lora_alpha: float = 0.0
-    """Scale of these updates, alpha / rank; 0: alpha = 2 * rank."""
+    """alpha: these updates are scaled by alpha / rank; 0: alpha = 2 * rank."""
 
     def __post_init__(self) -> None:
         require(
             self.block_size >= 2,
-            f"denoiser.block_size counts the anchor and must be at least 2: got {self.block_size}.",
+            "denoiser.block_size includes the anchor and must be at least 2: got "
+            f"{self.block_size}.",
         )
         require(
             self.lora_rank >= 0 and (self.lora_rank == 0 or bool(self.path)),
-            "denoiser.lora_rank must be 0 (no LoRA) or more, and LoRA adapts the model that "
-            f"denoiser.path names: got rank {self.lora_rank} and path {self.path!r}.",
+            "denoiser.lora_rank must be 0 (no LoRA) or more, and LoRA needs a model to adapt "
+            f"(denoiser.path): got rank {self.lora_rank} and path {self.path!r}.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtraTerm:
-    """One entry of `LossConfig.extra`, taken apart."""
+    """One parsed entry of `LossConfig.extra`."""
 
     source: str
     """Module or Python file that defines the term; "": jaxspec."""
     name: str
-    """What the term is called in tables and logs, and in `source`."""
+    """Name of the term in `source`, and in tables and logs."""
     weight: float
-    """What it is multiplied by."""
+    """Factor of the term."""
 
     @classmethod
     def parse(cls, entry: str) -> ExtraTerm:
         """Reads "NAME=WEIGHT", "MODULE:NAME=WEIGHT" or "FILE.py:NAME=WEIGHT".
 
         Raises:
-          ValueError: an entry of another form, or a weight that is negative or not finite.
+          ValueError: a malformed entry, or a weight that is negative or not finite.
         """
         reference, _, number = entry.rpartition("=")
         source, separator, name = reference.rpartition(":")
@@ -146,7 +147,7 @@ class LossConfig:
     paper's best; ``LossConfig(decay=None, focal=0, chain=0)`` is its position-uniform baseline.
 
     Raises:
-      ValueError: a decay or weight outside its range, or an entry of `extra` of another form.
+      ValueError: a decay or weight outside its range, or a malformed entry of `extra`.
     """
 
     decay: float | None = 10.0
@@ -156,14 +157,14 @@ class LossConfig:
     chain: float = 40.0
     """Weight of the chain reward."""
     normalize: Literal["block", "weight"] = "block"
-    """"block": sum over a block's slots, mean over blocks (the paper's equation); "weight":
-    weighted mean over all slots (what trainers do)."""
+    """"block": sum over the slots of a block, then mean over blocks (the paper's equation);
+    "weight": weighted mean over all slots (what trainers do)."""
     objective: str = "cross_entropy"
     """The per-slot loss that the other terms are added to, by its name in
-    `jaxspec.losses.OBJECTIVES`. All but cross-entropy are there for comparison."""
+    `jaxspec.losses.OBJECTIVES`. All except cross-entropy are there for comparison."""
     extra: tuple[str, ...] = ()
-    """More terms with their weights: NAME=WEIGHT for an objective or a term of `jaxspec.losses`, as
-    in "forward_kl=0.5"; MODULE:NAME=WEIGHT or FILE.py:NAME=WEIGHT for a function of your own (see
+    """More terms with their weights: NAME=WEIGHT for an objective or a term of `jaxspec.losses`,
+    such as "forward_kl=0.5"; MODULE:NAME=WEIGHT or FILE.py:NAME=WEIGHT for your own function (see
     `jaxspec.losses.terms`)."""
     chunk_blocks: int = 0
     """How many blocks of a row have their logits in memory at once; 0: all of them."""
@@ -182,12 +183,12 @@ class LossConfig:
         require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
         require(
             not isinstance(self.extra, str),
-            f"loss.extra is a list of entries, one per term: got the text {self.extra!r}.",
+            f"loss.extra must be a list of entries, one per term: got the text {self.extra!r}.",
         )
         names = [term.name for term in self.extra_terms]
         require(
             len(names) == len(set(names)),
-            f"loss.extra names a term twice: got {', '.join(names)}. Give each one weight.",
+            f"loss.extra names a term twice: got {', '.join(names)}. Give each term once.",
         )
 
     @property
@@ -218,10 +219,11 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how it becomes rows."""
+    """What is read, and how it is made into rows."""
 
     sources: tuple[str, ...] = ("embedded",)
-    """Names of data sets (`jaxspec.data.sources.SOURCES`), or folders of `jaxspec regenerate`."""
+    """Names of data sets (`jaxspec.data.sources.SOURCES`), or folders written by `jaxspec
+    regenerate`."""
     split: str = "train"
     """Split to read."""
     raw_dir: str = ""
@@ -231,8 +233,8 @@ class DataConfig:
     """Where prepared array_record files are kept; "": JAXSPEC_DATA_DIR, or else
     ~/.cache/jaxspec."""
     tokenizer: str = ""
-    """Folder with tokenizer.json; "": the target's own; "embedded": the one shipped in the package;
-    "train": train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
+    """Folder with tokenizer.json; "": the target's; "embedded": the one in the package; "train":
+    train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
     tokenizer_vocab: int = 2048
     """Size of the tokenizer to train (tokenizer "train")."""
     sequence_length: int = 256
@@ -242,8 +244,8 @@ class DataConfig:
     packing: bool = True
     """Put several documents into a row; they never see each other."""
     fill_rows: bool = False
-    """Fill each row after its document with end-of-text tokens, which are learned too: this is how
-    LLaDA learns to stop. Only without packing."""
+    """Fill the rest of each row, after its document, with end-of-text tokens that are learned too:
+    this is how LLaDA learns to stop. Only without packing."""
     anchors: int = 16
     """Blocks to draft per row."""
     loss_on: Literal["response", "all"] = "response"
@@ -251,7 +253,7 @@ class DataConfig:
     max_examples: int = 0
     """Read only the first N examples of each source; 0: all of them."""
     seed: int = 0
-    """Seed of the order of the examples."""
+    """Seed for the order of the examples."""
     embedded_examples: int = 20_000
     """Examples to generate for the training split of the embedded corpus."""
 
@@ -265,7 +267,7 @@ class DataConfig:
         require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
         require(
             not (self.fill_rows and self.packing),
-            "data.fill_rows fills a row after its only document: set data.packing to False.",
+            "data.fill_rows needs rows of one document each: set data.packing to False.",
         )
 
 
@@ -280,9 +282,9 @@ class OptimizerConfig:
     warmup_fraction: float = 0.015
     """Fraction of the steps over which the learning rate rises linearly."""
     b1: float = 0.9
-    """Decay of AdamW's mean gradient."""
+    """Decay of AdamW's running mean of the gradient."""
     b2: float = 0.999
-    """Decay of AdamW's mean squared gradient."""
+    """Decay of AdamW's running mean of the squared gradient."""
     eps: float = 1e-8
     """Added to AdamW's denominator."""
     weight_decay: float = 0.0
@@ -303,7 +305,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one axis may be -1, which takes the devices that are left."""
+    """Devices along each axis; one axis may be -1: all devices that are left."""
 
     data: int = -1
     """Devices that split the rows and each hold all parameters."""
@@ -318,7 +320,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What is trained, and for how long."""
+    """What to train, and for how long."""
 
     task: Literal["target", "drafter", "denoiser"] = "drafter"
     """What to train: a drafter on the frozen target, the target itself, or a masked-diffusion
@@ -328,7 +330,7 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     """Parts that each batch is split into; they are computed one after the other."""
     seed: int = 0
-    """Seed of the initial parameters and of everything drawn in training."""
+    """Seed for the initial parameters and for everything drawn in training."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 250
@@ -336,7 +338,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """How many checkpoints to keep, the newest ones."""
     capture_tolerance: float = 1e-3
-    """Largest difference of log-probabilities that the capture check accepts."""
+    """Largest difference in log-probability that the capture check accepts."""
     export: bool = True
     """Write WORKDIR/export (safetensors, config.json, tokenizer) at the end."""
     export_dtype: Literal["", "float32", "bfloat16"] = ""
@@ -352,7 +354,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is made of."""
+    """All settings of a run."""
 
     name: str = ""
     """Name of the run, for logs."""

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: what eval.py decodes, and how. Import them from `jaxspec.config`.
+"""Settings of an evaluation: what eval.py decodes and how. Import them from `jaxspec.config`.
 
 Nothing here touches jax.
 
@@ -22,20 +22,20 @@ class EvaluationConfig:
     benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
     """Data sets whose prompts are decoded."""
     prompts: int = 40
-    """Prompts of each benchmark (fewer if it has fewer)."""
+    """Prompts per benchmark (fewer if it has fewer)."""
     max_new_tokens: int = 128
-    """Tokens of the longest response."""
+    """Longest response, in tokens."""
     batch_size: int = 8
     """Prompts decoded together when tau is measured."""
     temperature: float = 0.0
     """0: greedy decoding; above 0: sampling."""
     draft_temperature: float | None = None
-    """Temperature at which drafts are sampled; None: the target's. Outputs are exact at any value;
-    at 0 the likeliest tokens are drafted, and the verifier treats them as certain."""
+    """Temperature at which drafts are sampled; None: the target's. Outputs are exact at any value.
+    At 0, the likeliest tokens are drafted, and the verifier treats them as certain."""
     top_k: int = 0
-    """Sample only from the k likeliest tokens, in target and draft; 0: from all."""
+    """Sample only from the k likeliest tokens, for target and draft alike; 0: from all."""
     top_p: float = 1.0
-    """Sample only from the likeliest tokens that together have this probability (nucleus); 1: from
+    """Sample only from the likeliest tokens that together reach this probability (nucleus); 1: from
     all."""
     min_p: float = 0.0
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
@@ -43,40 +43,39 @@ class EvaluationConfig:
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
-    "auto" chooses these as well."""
+    "auto" also chooses these where needed."""
     tree_nodes: int = 0
     """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
     chains: int = 0
-    """Draft this many sampled chains, verified in one target pass, instead of one block; 0: one
-    block. At temperature 0 they need a `draft_temperature`."""
+    """Draft this many sampled chains, all verified in one target pass, instead of one block; 0: one
+    block. At temperature 0, they need a `draft_temperature`."""
     adaptive_sizes: tuple[int, ...] = ()
-    """Sizes that a controller chooses from while decoding, by how many drafts were accepted and
-    what a round costs. A size is the number of tokens that the target reads in a round: a block, or
-    a tree's nodes and its anchor; 1 turns drafting off. (): one fixed size."""
+    """Sizes that a controller chooses from while decoding, based on how many drafts were accepted
+    and what a round costs. A size is the number of tokens that the target reads per round: a block,
+    or a tree's nodes and its anchor; 1 turns drafting off. (): one fixed size."""
     block_size: int = 0
-    """Slots of a block in decoding, its anchor included; 0: the drafter's own."""
+    """Slots per block in decoding, including its anchor; 0: the drafter's own."""
     denoising_passes: int = 1
     """Passes that a masked-diffusion drafter takes to fill a block."""
     denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
     """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
     random ones in equal shares, or the leftmost ones."""
     draft_rule: Literal["in_order", "last_pass", "point_mass", "reveal_time"] = "in_order"
-    """Which tokens, of those that several passes filled in, the verifier gets a distribution for:
-    those with nothing to their left that was filled in later ("in_order"), those of the last pass
+    """When several passes fill a block, which tokens the verifier gets a distribution for: those
+    with nothing to their left that was filled in later ("in_order"), those of the last pass
     ("last_pass"), or none ("point_mass"). A token without one counts as certain. "reveal_time"
     gives the distribution of every token, which is exact only from left to right."""
     max_prompt_tokens: int = 512
-    """Tokens of the longest prompt; longer prompts are counted and left out."""
+    """Longest prompt, in tokens; longer prompts are left out and counted."""
     passage_tokens: int = 32
-    """In running text (wikitext2, tinystories), the first N tokens are the prompt, as they are; the
+    """In running text (wikitext2, tinystories), the first N tokens are the prompt, unchanged; the
     target continues from there."""
     timing_prompts: int = 6
-    """Prompts of each benchmark on which wall-clock speed is measured, one at a time; 0: no
-    timing."""
+    """Prompts per benchmark on which wall-clock speed is measured, one at a time; 0: no timing."""
     timing_repeats: int = 3
     """How often each timing is repeated."""
     seed: int = 0
-    """Seed of sampling and of the bootstrap."""
+    """Seed for sampling and for the bootstrap."""
 
     def __post_init__(self) -> None:
         require(
@@ -102,8 +101,8 @@ class EvaluationConfig:
         )
         require(
             not (self.tree_nodes and self.chains),
-            f"A round drafts a best-first tree or sampled chains: got evaluation.tree_nodes "
-            f"{self.tree_nodes} and evaluation.chains {self.chains}.",
+            "A round drafts either a best-first tree or sampled chains: got evaluation.tree_nodes "
+            f"{self.tree_nodes} and evaluation.chains {self.chains}. Set one of them to 0.",
         )
         draft = self.draft_temperature
         require(
@@ -128,9 +127,9 @@ class EvaluationConfig:
             or self.denoising_order == "left_to_right"
             or self.denoising_passes == 1,
             "evaluation.draft_rule 'reveal_time' would change the target's output: in order "
-            f"{self.denoising_order!r} with {self.denoising_passes} passes, what a token was drawn "
-            "from tells what was to its right. Use 'in_order', 'last_pass' or 'point_mass', or "
-            "evaluation.denoising_order 'left_to_right'.",
+            f"{self.denoising_order!r} with {self.denoising_passes} passes, the distribution that "
+            "a token was drawn from depends on what was to its right. Use 'in_order', 'last_pass' "
+            "or 'point_mass', or evaluation.denoising_order 'left_to_right'.",
         )
         require(
             self.draft_rule != "point_mass"
@@ -150,7 +149,7 @@ class EvaluationConfig:
         )
         require(
             self.block_size == 0 or self.block_size >= 2,
-            "evaluation.block_size counts the anchor and must be at least 2: "
+            "evaluation.block_size includes the anchor and must be at least 2: "
             f"got {self.block_size}.",
         )
         require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
@@ -158,31 +157,31 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionEvaluationConfig:
-    """How a target that is a diffusion language model is decoded, by eval.py and calibrate.
+    """How eval.py and calibrate decode a target that is a diffusion language model.
 
     The prompts, the length of a response (`max_new_tokens`), temperature, batch and seed are those
     of `EvaluationConfig`.
     """
 
     block_length: int = 0
-    """Tokens of a block; blocks are filled from left to right. 0: what the model was trained with
+    """Tokens per block; blocks are filled from left to right. 0: what the model was trained with
     (SDAR: 4), or else 32."""
     unmasking: str = "scheduled"
-    """Which masks a step reveals: an equal share of the block ("scheduled", LLaDA), all of enough
+    """Which masks a step reveals: an equal share of the block ("scheduled", LLaDA), all with enough
     confidence ("threshold"), or as many as can be revealed together at a bounded risk ("factor",
     Fast-dLLM)."""
     steps: int = 0
     """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
     threshold: float = 0.9
-    """Confidence that unmasking "threshold" asks for."""
+    """Confidence that unmasking "threshold" requires."""
     factor: float = 1.0
-    """Risk that unmasking "factor" takes; near 0: one token per step."""
+    """Risk that unmasking "factor" accepts; near 0: one token per step."""
     caching: Literal["none", "prefix", "dual"] = "dual"
     """Which keys and values are reused while a block is filled: none ("none"), those before it
     ("prefix"), or all but its own ("dual")."""
     block_causal: bool = False
-    """Whether a token sees only its own block and those before it. A model that was trained that
-    way (context "block_causal") always does."""
+    """Whether a token sees only its own block and earlier ones. A model that was trained that way
+    (context "block_causal") always does this."""
     guidance: float = 0.0
     """Strength of classifier-free guidance; 0: off."""
     drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
@@ -192,15 +191,15 @@ class DiffusionEvaluationConfig:
     num_drafts: tuple[int, ...] = (3,)
     """Sizes of the graphs (D, drafted states); each gets a row in the table. 0: plain decoding."""
     graph: str = ""
-    """File of `jaxspec calibrate`; its first `num_drafts` nodes get rows in the table too. "":
-    none."""
+    """File written by `jaxspec calibrate`; its first `num_drafts` nodes get rows in the table too.
+    "": none."""
     kept_drafts: int = 0
-    """Draft only this many nodes of a calibrated graph in each pass, the most promising ones (D*);
+    """In each pass, draft only this many nodes of a calibrated graph, the most promising ones (D*);
     the whole graph then gets one row. 0: draft all of them."""
     layout: Literal["mask", "batch"] = "mask"
-    """How drafted states are read: in one row under a mask ("mask"), or as rows of the batch
+    """How drafted states are read: in one row with a mask ("mask"), or as rows of the batch
     ("batch"). With the dual cache and with block-causal models, both give the same output as
-    decoding without drafts; elsewhere only "batch" does."""
+    decoding without drafts; otherwise only "batch" does."""
 
     def __post_init__(self) -> None:
         require(
@@ -209,13 +208,13 @@ class DiffusionEvaluationConfig:
         )
         require(
             self.steps >= 0 and (not self.block_length or self.steps <= self.block_length),
-            "diffusion.steps counts the steps of a block, from 1 to diffusion.block_length "
-            f"({self.block_length}), or is 0: got {self.steps}.",
+            "diffusion.steps must be 0 or a number of steps per block, from 1 to "
+            f"diffusion.block_length ({self.block_length}): got {self.steps}.",
         )
         require(
             not self.steps or self.unmasking == "scheduled",
-            f"diffusion.steps goes with diffusion.unmasking scheduled, not {self.unmasking}: leave "
-            "it at 0.",
+            f"diffusion.steps is only for diffusion.unmasking scheduled, not {self.unmasking}: "
+            "leave it at 0.",
         )
         require(
             0 < self.threshold <= 1,
@@ -224,7 +223,7 @@ class DiffusionEvaluationConfig:
         require(self.factor > 0, f"diffusion.factor must be positive: got {self.factor}.")
         require(
             math.isfinite(self.guidance) and self.guidance >= 0,
-            f"diffusion.guidance must be 0 (off) or positive: got {self.guidance}.",
+            f"diffusion.guidance must be 0 (off) or positive, and finite: got {self.guidance}.",
         )
         require(
             min(self.num_drafts, default=0) >= 0,
@@ -236,6 +235,6 @@ class DiffusionEvaluationConfig:
         )
         require(
             not self.kept_drafts or bool(self.graph),
-            "diffusion.kept_drafts chooses among the nodes of a calibrated graph: name one with "
+            "diffusion.kept_drafts chooses among the nodes of a calibrated graph: give its file as "
             "diffusion.graph.",
         )

@@ -1,6 +1,6 @@
 """Where a result comes from: command, configuration, commit, versions, devices, seed.
 
-Every file of results carries it, so that a number can be traced and measured again.
+Every file of results contains it, so that each number can be traced and measured again.
 
 >>> from jaxspec.config import RunConfig
 >>> record = provenance(config=RunConfig(), seed=0)
@@ -43,12 +43,12 @@ def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
     """A record of this process that json can write.
 
     Args:
-      config: what the run is made of; None for commands without one.
-      seed: the seed that decided its randomness; None if there is none.
+      config: the settings of the run; None for commands without any.
+      seed: the seed of its randomness; None if there is none.
 
     Returns:
-      command, config, commit (None outside of jaxspec's repository) and whether the working tree
-      differs from it, versions, devices, seed, time in UTC.
+      command, config, commit (None outside jaxspec's repository) and whether the working tree
+      differs from it, versions, devices, host, seed, time in UTC.
     """
     commit, dirty = _commit()
     devices = jax.devices()
@@ -75,7 +75,7 @@ def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
 
 
 def _command(argv: list[str]) -> str:
-    """The command as it can be typed again, without the folders of one machine."""
+    """The command in a form that can be typed again, without folders specific to one machine."""
     if not argv:
         return ""
     program = argv[0]
@@ -104,7 +104,7 @@ def _versions() -> dict[str, str | None]:
 def _commit(package: Path | None = None) -> tuple[str | None, bool | None]:
     """Commit of the repository that this file is tracked in, and whether tracked files differ.
 
-    A package that is installed somewhere inside another project's repository is not tracked there:
+    A package that is merely installed inside another project's repository is not tracked there, and
     that project's commit would say nothing about jaxspec.
     """
     package = package or Path(__file__).parent
@@ -132,10 +132,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` made of what JSON has: dataclasses as objects, infinities and NaN as strings.
+    """`value` in types that JSON has: dataclasses become objects, infinities and NaN strings.
 
     Raises:
-      TypeError: an object that has no such form.
+      TypeError: an object that cannot be converted.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -155,10 +155,11 @@ def jsonable(value: Any) -> Any:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuses a file of results that could not be written, before hours of work; makes its folder.
+    """Checks, before hours of work, that a file of results can be written; makes its folder.
 
     Raises:
-      ValueError: no .json file (what is put beside it has other endings), or no place for one.
+      ValueError: not a .json file (files written next to it have other endings), or a place that
+        cannot be written to.
     """
     file = Path(path).expanduser()
     if file.suffix != ".json":
@@ -174,9 +175,9 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` (see `jsonable`) so that readers meet the old file or the new one, whole.
+    """Writes `value` (see `jsonable`) so that readers find either the old or the new file, whole.
 
-    Folders on the way are made.
+    Missing parent folders are made.
     """
     target = Path(path)
     text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Fields of a Hugging Face config.json, with everything that is wrong said at once.
+"""Reads the fields of a Hugging Face config.json and reports all problems at once.
 
 >>> reader = ConfigReader({"hidden_size": 0})
 >>> reader.integer("hidden_size"), reader.problems
@@ -16,11 +16,11 @@ from typing import Any, get_args
 from jaxspec.config import Dtype, LayerType, Llama3RopeScaling
 
 QWEN3_WINDOW, QWEN3_MAX_WINDOW_LAYERS = 4096, 28
-"""What transformers assumes where use_sliding_window is true and nothing else is said."""
+"""What transformers assumes if use_sliding_window is true and the file says nothing more."""
 
 
 class ConfigReader:
-    """Reads fields and collects what is wrong, so that everything is said at once."""
+    """Reads fields and collects problems, so that all of them are reported at once."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw
@@ -54,7 +54,7 @@ class ConfigReader:
         return value is True
 
     def one_of(self, key: str, allowed: Sequence[Any]) -> Any:
-        """One of the values that can be computed here, of which the first is the default."""
+        """One of the values that can be computed here; the first one is the default."""
         value = self.raw.get(key, allowed[0])
         if value in allowed:
             return value
@@ -70,7 +70,7 @@ class ConfigReader:
         return value if isinstance(value, Mapping) else {}
 
     def integers(self, key: str, value: Any) -> tuple[int, ...]:
-        """A list of ids from 0."""
+        """A list of layer ids, counted from 0."""
         if (
             not isinstance(value, Sequence)
             or isinstance(value, str)
@@ -81,7 +81,7 @@ class ConfigReader:
         return tuple(value)
 
     def rope(self) -> tuple[float, Llama3RopeScaling | None]:
-        """Base and scaling, from either place: top level, or rope_parameters (transformers 5)."""
+        """Base and scaling, from the top level or from rope_parameters (transformers 5)."""
         parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
         merged = {**old, **parameters}
         places = {
@@ -90,14 +90,14 @@ class ConfigReader:
         }
         stated = {place: theta for place, theta in places.items() if theta is not None}
         if len(set(map(str, map(_as_float, stated.values())))) > 1:
-            self.problems.append(f"rope_theta: got different values: {stated}")
+            self.problems.append(f"rope_theta: got different values, expected one: {stated}")
         theta = self.number("rope_theta", 10_000.0, within=next(
             ({"rope_theta": value} for value in stated.values()), {}
         ))  # fmt: skip
         partial = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             self.problems.append(
-                f"partial_rotary_factor: got {partial!r}, expected 1 (all of a head is rotated)"
+                f"partial_rotary_factor: got {partial!r}, expected 1 (the whole head is rotated)"
             )
         kind = merged.get("rope_type", merged.get("type")) or "default"
         if kind not in ("default", "llama3"):
@@ -119,7 +119,7 @@ class ConfigReader:
         return theta, scaling
 
     def plain_layers(self) -> None:
-        """Notes every feature of the layers that the models here do not have."""
+        """Records every layer feature that the models here do not have."""
         raw = self.raw
         if raw.get("hidden_act", "silu") != "silu":
             self.problems.append(f"hidden_act: got {raw['hidden_act']!r}, expected 'silu'")
@@ -131,7 +131,7 @@ class ConfigReader:
     def sliding_layers(self, num_layers: int) -> dict[str, Any]:
         """The fields layer_types and sliding_window; empty when no layer slides."""
         raw = self.raw
-        # null is no window; only an absent key has a default.
+        # null means no window; only an absent key takes the default.
         window = raw.get("sliding_window", QWEN3_WINDOW)
         if not self.flag("use_sliding_window"):
             window = None
@@ -163,13 +163,13 @@ class ConfigReader:
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             self.problems.append(
                 f"sliding_window: got {raw.get('sliding_window')!r} with use_sliding_window "
-                f"{raw.get('use_sliding_window')!r}, expected a positive integer with true: "
-                "layer_types names 'sliding_attention'"
+                f"{raw.get('use_sliding_window')!r}, expected a positive integer with true, "
+                "because layer_types names 'sliding_attention'"
             )
         return {"layer_types": tuple(types), "sliding_window": window}
 
     def causality(self, special: Mapping[str, Any]) -> bool | None:
-        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither says."""
+        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither is set."""
         stated = {"is_causal": self.raw.get("is_causal"), "causal": special.get("causal")}
         values = [value for value in stated.values() if value is not None]
         if any(value is not values[0] or not isinstance(value, bool) for value in values):
@@ -179,7 +179,7 @@ class ConfigReader:
         return values[0] is True if values else None
 
     def raise_problems(self, where: str) -> None:
-        """Raises ValueError with everything that was wrong, if anything was."""
+        """Raises ValueError with all problems, if there are any."""
         if self.problems:
             lines = "".join(f"\n  {problem}" for problem in self.problems)
             raise ValueError(f"{where} is not a model that jaxspec can compute:{lines}")
@@ -190,10 +190,10 @@ def _as_float(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file.
+    """The JSON object in a file.
 
     Raises:
-      ValueError: no such file, no JSON, or JSON that is not an object.
+      ValueError: no such file, not JSON, or JSON that is not an object.
     """
     return parse_json(read_bytes(path), path=path)
 
@@ -213,18 +213,18 @@ def parse_json(content: bytes, *, path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-      ValueError: no JSON, or JSON that is not an object.
+      ValueError: not JSON, or JSON that is not an object.
     """
     try:
         raw = json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}: expected an object.")
+        raise ValueError(f"{path} holds a {type(raw).__name__}: expected a JSON object.")
     return raw
 
 
 def stored_dtype(raw: Mapping[str, Any]) -> Dtype:
-    """The dtype of the folder's weights, as far as jaxspec computes in it."""
+    """The dtype of the folder's weights if jaxspec computes in it, otherwise float32."""
     name = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
     return "bfloat16" if name == "bfloat16" else "float32"

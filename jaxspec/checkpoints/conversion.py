@@ -1,7 +1,7 @@
-"""Arrays between safetensors folders and parameter trees, as a table of `key_maps` says.
+"""Converts between safetensors folders and parameter trees, following a table of `key_maps`.
 
-Reading goes by slice: one layer of one tensor, and of that only what a device keeps. Writing
-gathers one parameter at a time.
+Reading works in slices: one layer of one tensor at a time, and only the part that a device keeps.
+Writing gathers one parameter at a time.
 
 >>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
 ...     params = read_params(tensors, rows, sizes, num_layers=36, dtype="bfloat16")
@@ -33,12 +33,12 @@ def check_tensors(
     *,
     optional: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raises ValueError that names every tensor that is missing, unexpected or of another shape.
+    """Raises a ValueError that names every missing, unexpected or wrongly shaped tensor.
 
     Args:
       tensors: the open folder.
       expected: shapes by name.
-      optional: shapes of tensors that may also be there.
+      optional: shapes of tensors that may be there as well.
     """
     got = tensors.shapes
     present = {name: shape for name, shape in optional.items() if name in got}
@@ -51,7 +51,7 @@ def check_tensors(
 
 
 def _merge_layers(messages: Sequence[str]) -> list[str]:
-    """Says once what holds for several layers: a 36-layer model has hundreds of tensors."""
+    """Merges equal messages of several layers: a 36-layer model has hundreds of tensors."""
     layers: dict[str, list[int]] = {}
     for message in messages:
         found = re.search(r"\b(?:layers|blocks|h)\.(\d+)\.", message)
@@ -77,7 +77,7 @@ def check_redundant(
     tied_head: str,
     embedding: str,
 ) -> None:
-    """Tensors that our parameters have no place for may be there if they change nothing.
+    """Checks that tensors without a place in our parameters change nothing, and so may be there.
 
     Args:
       tensors: the open folder.
@@ -126,7 +126,7 @@ def read_params(
     Args:
       tensors: the open folder.
       rows: which tensor is which parameter.
-      sizes: what the letters of the rows' shapes mean.
+      sizes: what the letters in the rows' shapes mean.
       num_layers: layers to stack.
       dtype: of the parameters.
       shardings: a tree like the parameters, one sharding for all, or None: the default device.
@@ -169,7 +169,7 @@ def _read_sharded(
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-        if bounds not in parts:  # Replicas ask for the same part again.
+        if bounds not in parts:  # Replicas ask for the same part.
             whole = tuple(slice(*bound) for bound in bounds)
             parts[bounds] = _read_part(tensors, row, whole, dtype=dtype)
         return parts[bounds]
@@ -180,7 +180,7 @@ def _read_sharded(
 def _read_part(
     tensors: TensorFolder, row: Row, index: tuple[slice, ...], *, dtype: Dtype
 ) -> np.ndarray:
-    """The part `index` of a parameter, filled layer by layer so that only it is held in memory."""
+    """Part `index` of a parameter, filled layer by layer so that nothing else is in memory."""
     out = np.empty([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
     within = index[1:] if row.stacked else index
     stored = within[::-1] if row.transpose else within
@@ -202,7 +202,7 @@ def stored_tensors(
     zeros: Mapping[str, tuple[int, ...]],
     dtype: Dtype,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) in the order of `key_maps.tensor_shapes`, then `zeros`, gathered one by one."""
+    """(name, array) in the order of `key_maps.tensor_shapes`, then `zeros`; gathered one by one."""
     leaves = flatten_paths(params)
     for row in rows:
         whole = _to_host(leaves[row.path])

@@ -1,8 +1,8 @@
-"""Masked-diffusion language models from and for folders, of whichever family.
+"""Reads and writes folders of masked-diffusion language models of any family.
 
-MDLM, LLaDA and SDAR are opened in their released layouts. Another transformer that sees both ways
-is stored as a target is, with one more entry in config.json (`families.qwen_llama`). Any target
-with such layers can be made a denoiser: its weights are then what training starts from.
+MDLM, LLaDA and SDAR are read in their released layouts. Any other transformer that fills in masks
+is stored like a target, with one more entry in config.json (`families.qwen_llama`). Any target with
+such layers can become a denoiser: training then starts from its weights.
 
 >>> config, params = load_denoiser("runs/mdlm/export")  # doctest: +SKIP
 >>> save_denoiser("export", config, params)  # doctest: +SKIP
@@ -31,7 +31,7 @@ from jaxspec.config import DiTConfig, Dtype, MaskedTransformerConfig
 
 
 def is_denoiser(folder: Folder) -> bool:
-    """Whether the folder holds a masked-diffusion language model, and no other kind.
+    """Whether the folder holds a masked-diffusion language model.
 
     Raises:
       ValueError: no config.json.
@@ -44,7 +44,7 @@ def read_denoiser(folder: Folder) -> AnyDenoiserConfig:
     """The configuration of a denoiser, or of a target that is to become one.
 
     Raises:
-      ValueError: no such model, or entries that make none.
+      ValueError: no such model, or entries that do not describe one.
     """
     return open_folder(folder).as_denoiser()
 
@@ -61,7 +61,7 @@ def load_denoiser(
     Args:
       folder: of a denoiser, or of a target that is to become one.
       dtype: of the parameters and of the computation.
-      num_layers: keep only the first layers, this many of them; 0: all.
+      num_layers: keep only the first N layers; 0: all.
       shardings: see `jaxspec.checkpoints.huggingface.load_target`.
 
     Raises:
@@ -106,7 +106,7 @@ def save_denoiser(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that `load_denoiser` reads, complete or not at all.
+    """Writes a folder that `load_denoiser` reads; it appears complete or not at all.
 
     Raises:
       ValueError: parameters that do not fit `config`, or a folder that holds other files.

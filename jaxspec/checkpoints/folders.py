@@ -1,4 +1,4 @@
-"""Where a target lies (the user's folder, or the one shipped in the package), or a run's weights.
+"""Finds the folder of a target (the user's, or the one in the package) or of a run's weights.
 
 >>> target_folder("embedded").name
 'target'
@@ -17,7 +17,7 @@ def target_folder(path: str) -> Path:
     """The folder with config.json, safetensors and tokenizer that `TargetConfig.path` names.
 
     Raises:
-      ValueError: nothing is named, or there is no such folder.
+      ValueError: the path is empty, or there is no such folder.
     """
     if not path:
         raise ValueError(
@@ -28,19 +28,19 @@ def target_folder(path: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
-            "folder as Hugging Face models have it (config.json, *.safetensors, tokenizer.json). "
-            "A target trained here lies in WORKDIR/export. Models are not downloaded: "
-            "hf download NAME --local-dir FOLDER."
+            "Hugging Face model folder (config.json, *.safetensors, tokenizer.json). A target "
+            "trained with jaxspec is in WORKDIR/export. Models are not downloaded automatically: "
+            "use hf download NAME --local-dir FOLDER."
         )
     return folder
 
 
 def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
-    """Tells models apart without reading all of their weights.
+    """A hash that tells models apart without reading all of their weights.
 
     Args:
       folder: the model's.
-      config_json: the content of its config.json, where it has been read already.
+      config_json: the content of its config.json, if it has already been read.
     """
     if config_json is None:
         config_json = (folder / "config.json").read_bytes()
@@ -49,17 +49,17 @@ def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as weights:
             digest.update(weights.read(_HEAD_BYTES))
-            # The end too: the head of a large file is its table of names.
+            # The end too: a large file begins with its table of names.
             weights.seek(max(0, file.stat().st_size - _HEAD_BYTES))
             digest.update(weights.read())
     return digest.hexdigest()[:16]
 
 
 def exported_weights(folder: Path) -> Path:
-    """Where the weights of a run's folder lie.
+    """The folder with the exported weights of a run: WORKDIR/export, or the folder itself.
 
     Raises:
-      ValueError: says what is missing.
+      ValueError: there are none; the message says what is missing.
     """
     for candidate in (folder / "export", folder):
         if (candidate / "config.json").is_file():
@@ -68,6 +68,6 @@ def exported_weights(folder: Path) -> Path:
         raise ValueError(f"No folder {folder}: expected the --workdir of a training run.")
     raise ValueError(
         f"No exported weights in {folder}: expected {folder / 'export' / 'config.json'}. "
-        "train.py writes it at the end of a run (training.export true); for a run that was "
-        "stopped, `jaxspec export` makes it from the last checkpoint."
+        "train.py writes them at the end of a run (training.export true). For a run that was "
+        "stopped, `jaxspec export` makes them from the last checkpoint."
     )

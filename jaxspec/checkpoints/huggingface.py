@@ -1,8 +1,8 @@
-"""Weights from and for Hugging Face folders: any family, opened and saved in the same way.
+"""Reads and writes weights in Hugging Face folders, in the same way for every family.
 
-What differs between families is in `families`, one file each; here their key maps are applied.
-Every difference between a folder and what its config.json promises is reported at once. Only
-safetensors are read; nothing is executed.
+What differs between families is in `families`, one file each; their key maps are applied here.
+All differences between a folder and what its config.json promises are reported at once. Only
+safetensors files are read; nothing is executed.
 
 >>> config, params = load_target("Qwen3-4B", dtype="bfloat16")  # doctest: +SKIP
 >>> save_drafter("export", drafter_config, drafter_params, target_config=config, dtype="bfloat16")
@@ -64,10 +64,10 @@ def load_target(
     """A target's configuration and parameters.
 
     Args:
-      folder: config.json and safetensors, one file or shards.
+      folder: with config.json and safetensors (one file or shards).
       dtype: of the parameters and of the computation, whatever the folder stores.
       shardings: where each parameter goes: a tree like the parameters, or one sharding for all.
-        Each device's part is read by itself, so that no process holds the model. None: the
+        Each device's part is read separately, so that no process holds the whole model. None: the
         default device.
 
     Returns:
@@ -86,11 +86,11 @@ def load_target(
 def read_weights(
     stored: StoredModel, family: Family, description: Any, *, dtype: Dtype, shardings: Shardings
 ) -> Params:
-    """The parameters in a folder, by the key map of a family.
+    """The parameters in a folder, read with the key map of a family.
 
     Args:
       stored: the folder.
-      family: whose tensors it has.
+      family: the one whose tensors it has.
       description: the configuration, as the family reads it.
       dtype: see `load_target`.
       shardings: see `load_target`.
@@ -147,12 +147,12 @@ def load_drafter(
 
     Args:
       folder: config.json and safetensors.
-      target_config: the target it is to draft for; given, the drafter is checked against it.
+      target_config: the target it is to draft for; if given, the drafter is checked against it.
       dtype: of the parameters and of the computation.
       shardings: see `load_target`.
 
     Raises:
-      ValueError: not a DFlash drafter, one for another target, or tensors that do not fit.
+      ValueError: not a DFlash drafter, a drafter for another target, or tensors that do not fit.
     """
     stored = open_folder(folder)
     drafter = dflash.fitted(
@@ -175,15 +175,16 @@ def save_target(
 ) -> None:
     """Writes a folder that transformers and servers load as a model of the target's family.
 
-    The folder appears complete or not at all. With several processes all must call this; the
-    first one writes.
+    The folder appears complete or not at all. With several processes, all of them must call this;
+    only the first one writes.
 
     Args:
       folder: new, or an earlier export.
       config: shape of the target.
       params: its parameters; sharded arrays are gathered one at a time.
       dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
-      tokenizer_folder: tokenizer files to put next to the weights, and where special ids are found.
+      tokenizer_folder: folder of the tokenizer files to put next to the weights; its files also
+        give the ids of special tokens.
       eos_token_ids: ids that end an answer; (): the tokenizer's.
       max_shard_bytes: weights beyond this are split into several files with an index.
       provenance: written as provenance.json.
@@ -217,7 +218,7 @@ def save_transformer(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """`save_target` for a family whose config.json holds special ids: targets, and denoisers."""
+    """`save_target` for any family whose config.json holds special ids: targets and denoisers."""
     dtype = dtype or config.param_dtype
     special_ids = _special_ids(tokenizer_folder)
     if eos_token_ids:
@@ -248,7 +249,9 @@ def save_drafter(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a drafter as z-lab's checkpoints are, which vLLM, SGLang and their TPU ports load.
+    """Writes a drafter in the format of z-lab's checkpoints.
+
+    vLLM, SGLang and their TPU ports load this format.
 
     Args:
       folder: new, or an earlier export.
@@ -290,11 +293,10 @@ def write_folder(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None,
 ) -> None:
-    """Writes weights and documents into a folder, complete or not at all.
+    """Writes weights and documents into a folder, which appears complete or not at all.
 
     Raises:
-      ValueError: parameters of other shapes than the layout has, or a folder that holds other
-        files.
+      ValueError: parameters whose shapes are not the layout's, or a folder that holds other files.
     """
     messages = compare_shapes(nest_paths(layout.parameter_shapes), params)
     if messages:
@@ -322,7 +324,7 @@ def write_folder(
                 text = json.dumps(document, indent=2, allow_nan=False)
                 (temporary / name).write_text(text + "\n", encoding="utf-8")
     else:
-        for _ in stream:  # Gathering is collective: the others take part and write nothing.
+        for _ in stream:  # Gathering is collective: other processes take part but write nothing.
             pass
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("jaxspec export")
@@ -332,7 +334,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
         raise ValueError(
-            f"No tokenizer in {source}: expected tokenizer.json or others of its files."
+            f"No tokenizer in {source}: expected tokenizer.json or other tokenizer files."
         )
     for path in found:
         shutil.copyfile(path, folder / path.name)
@@ -340,9 +342,9 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _keep_tokenizer_class(source: Path, folder: Path) -> None:
-    """Says in tokenizer_config.json what a GPT-2's folder leaves to its config.json.
+    """Writes the tokenizer's class to tokenizer_config.json if only the config.json tells it.
 
-    The config.json of a drafter is another one.
+    A GPT-2's folder leaves it to its config.json, but a drafter gets a different config.json.
     """
     stated = {}
     if (folder / "tokenizer_config.json").is_file():
@@ -356,7 +358,7 @@ def _keep_tokenizer_class(source: Path, folder: Path) -> None:
 
 
 def _special_ids(tokenizer_folder: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """bos_token_id, eos_token_id and pad_token_id, as far as the tokenizer's files name them."""
+    """Those of bos_token_id, eos_token_id and pad_token_id that the tokenizer's files give."""
     if tokenizer_folder is None:
         return {}
     source = Path(tokenizer_folder)

@@ -1,7 +1,7 @@
-"""Which Hugging Face tensor is which parameter: what the tables in `families` are made of.
+"""Which Hugging Face tensor is which parameter: the rows of the tables in `families`.
 
-Shapes are those of our parameter; Hugging Face stores linear weights the other way round (out,
-in), which is what `transpose` says. Rows with {i} in their name are stacked over layers on axis 0.
+Shapes are those of our parameters. Hugging Face stores linear weights the other way round (out,
+in); `transpose` says so. Rows with {i} in their name are stacked over layers on axis 0.
 
 >>> rows = (Row("h.{i}.mlp.weight", "layers/mlp/kernel", ("D", "F"), transpose=True),)
 >>> tensor_shapes(rows, {"D": 4, "F": 8}, num_layers=1)
@@ -19,9 +19,9 @@ class Row:
     """One line of a table."""
 
     name: str
-    """Hugging Face tensor, {i} standing for the layer."""
+    """Name of the Hugging Face tensor; {i} is the layer."""
     path: str
-    """Parameter, keys joined by "/"."""
+    """Path of the parameter: its keys joined by "/"."""
     shape: tuple[str, ...]
     transpose: bool = False
 
@@ -32,14 +32,14 @@ class Row:
 
 
 def under(prefix: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """The rows with their tensors' names after a prefix."""
+    """The rows with a prefix before their tensors' names."""
     return tuple(dataclasses.replace(row, name=prefix + row.name) for row in rows)
 
 
 def parameter_shapes(
     rows: tuple[Row, ...], sizes: Mapping[str, int], *, num_layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter by path, stacked ones with their layer axis."""
+    """Shape of each parameter by path; stacked ones include their layer axis."""
     return {
         row.path: ((num_layers,) if row.stacked else ()) + tuple(sizes[d] for d in row.shape)
         for row in rows
@@ -49,7 +49,7 @@ def parameter_shapes(
 def tensor_shapes(
     rows: tuple[Row, ...], sizes: Mapping[str, int], *, num_layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of each Hugging Face tensor by name, layers filled in."""
+    """Shape of each Hugging Face tensor by name, with the layers filled in."""
     shapes = {}
     for row in rows:
         shape = tuple(sizes[d] for d in row.shape)
@@ -59,7 +59,7 @@ def tensor_shapes(
 
 
 def tensor_names(pattern: str, *, num_layers: int) -> list[str]:
-    """A pattern with its layers filled in; one name when it has no {i}."""
+    """A pattern's names with the layers filled in; one name if it has no {i}."""
     if "{i}" not in pattern:
         return [pattern]
     return [pattern.replace("{i}", str(i)) for i in range(num_layers)]

@@ -1,6 +1,6 @@
-"""Folders of safetensors files: one file or shards with an index, read by slice, written at once.
+"""Folders of safetensors files (one file, or shards with an index): read by slice, written whole.
 
-Only safetensors: the formats that PyTorch pickles can run code when they are opened.
+Only safetensors are supported: PyTorch's pickled formats can run code when they are opened.
 
 >>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
 ...     first_rows = tensors.read("model.embed_tokens.weight", (slice(0, 4), slice(None)))
@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-"""Stored types that can be read; quantised ones would need their scales."""
+"""Stored types that can be read. (Quantised ones would need their scales.)"""
 
 NUMPY_DTYPES = {
     "float32": np.dtype(np.float32),
@@ -38,12 +38,12 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 class TensorFolder:
     """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
 
-    Tensors whose names match a pattern of `ignored` ({i} stands for a layer) are as if they were
-    not there, of whatever type they are.
+    Tensors whose names match a pattern in `ignored` ({i} is a layer) are treated as absent,
+    whatever their type.
 
     Raises:
-      ValueError: no safetensors in the folder, shards that the index names and that are not there,
-        a file that is no safetensors file, or quantised weights.
+      ValueError: no safetensors in the folder, a missing shard that the index names, a file that
+        is not a safetensors file, or quantised weights.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
@@ -70,7 +70,7 @@ class TensorFolder:
             self._stack = opened.pop_all()
 
     def _listed(self) -> dict[str, str]:
-        """Tensor -> file as the index says; {} for a folder of one file."""
+        """Tensor -> file, from the index; {} for a folder with one file."""
         if not self.folder.is_dir():
             raise ValueError(f"Not a folder: {self.folder}. Expected one with {WEIGHTS}.")
         if not (self.folder / INDEX).is_file():
@@ -92,12 +92,12 @@ class TensorFolder:
             raise ValueError(f"{self.folder / INDEX} has no weight_map: expected tensor -> file.")
         outside = sorted(f for f in set(listed.values()) if Path(str(f)).name != f)
         if outside:
-            raise ValueError(f"{INDEX} may name files of its own folder only: got {outside}.")
+            raise ValueError(f"{INDEX} may only name files in its own folder: got {outside}.")
         absent = sorted(f for f in set(listed.values()) if not (self.folder / f).is_file())
         if absent:
             raise ValueError(
-                f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are not "
-                f"there ({', '.join(absent)}). Fetch them again."
+                f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are missing "
+                f"({', '.join(absent)}). Download them again."
             )
         return listed
 
@@ -115,8 +115,8 @@ class TensorFolder:
         }
         if quantised:
             raise ValueError(
-                f"{self.folder} stores tensors (type: number) as {quantised}; expected only "
-                f"{', '.join(FLOAT_DTYPES)}. Quantised weights are not supported: use the "
+                f"{self.folder} stores tensors of other types (type: count) {quantised}; expected "
+                f"only {', '.join(FLOAT_DTYPES)}. Quantised weights are not supported: use the "
                 "original ones."
             )
 
@@ -132,7 +132,7 @@ class TensorFolder:
         self._stack.close()
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A tensor, or the part of it that `index` (one slice an axis) selects, as stored."""
+        """A tensor, or the part that `index` (one slice per axis) selects, as stored."""
         if index is None:
             return self._file_of[name].get_tensor(name)
         bounds = tuple(
@@ -155,15 +155,15 @@ def write_tensors(
     sizes: dict[str, int],
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Writes `tensors` as model.safetensors, or as shards with an index when they are larger.
+    """Writes `tensors` as model.safetensors, or as shards with an index if they are too large.
 
     At most one shard is held in memory.
 
     Args:
-      folder: exists.
+      folder: an existing folder.
       tensors: (name, array), in the order of `sizes`.
-      sizes: bytes of every tensor by name, known beforehand so that shards can be numbered.
-      max_shard_bytes: upper limit of a file; a larger tensor gets a file of its own.
+      sizes: bytes of every tensor by name, needed in advance to number the shards.
+      max_shard_bytes: upper limit for a file; a larger tensor gets its own file.
     """
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1: got {max_shard_bytes}.")
@@ -177,7 +177,7 @@ def write_tensors(
         # Contiguous: safetensors writes raw memory, and would store a transposed view wrongly.
         shard = {name: np.ascontiguousarray(array) for name, array in _take(stream, len(names))}
         assert list(shard) == names, "tensors and sizes name different tensors"
-        # safetensors makes files that only their owner may read; these are as public as any other.
+        # safetensors makes files that only their owner may read: give them the usual permissions.
         (folder / file_name).touch()
         mode = (folder / file_name).stat().st_mode
         save_file(shard, folder / file_name, metadata={"format": "pt"})
@@ -209,11 +209,11 @@ def _take(stream: Iterator[tuple[str, np.ndarray]], count: int) -> Iterator[tupl
 def replaced_folder(folder: str | os.PathLike[str], *, own_files: frozenset[str]) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends without an error.
 
-    Whoever reads `folder` meets the old export or the new one, never half of one.
+    A reader of `folder` finds the old export or the new one, never half of one.
 
     Args:
       folder: may exist if it holds nothing but an earlier export.
-      own_files: names that exports are made of, beside the weights.
+      own_files: names of the files in an export, other than the weights.
 
     Raises:
       ValueError: the folder holds other files, which would be lost.

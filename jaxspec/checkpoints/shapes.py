@@ -1,4 +1,4 @@
-"""Trees of arrays as tables of paths, and what differs between two of them.
+"""Trees of arrays as tables of paths, and the differences between two of them.
 
 A path is the keys of the nested dictionaries joined by "/": ``layers/attention/q/kernel``.
 
@@ -42,10 +42,10 @@ def compare_shapes(expected_tree: Mapping[str, Any], got_tree: Mapping[str, Any]
     Args:
       expected_tree: nested dicts whose leaves have `.shape` (arrays, `jax.ShapeDtypeStruct`) or are
         shapes themselves.
-      got_tree: the same, as found.
+      got_tree: the same for what was found.
 
     Returns:
-      Messages that start with the leaf's path, sorted by it; empty when the trees agree.
+      Messages that start with the leaf's path, sorted by path; empty if the trees agree.
     """
     expected, got = flatten_paths(expected_tree), flatten_paths(got_tree)
     messages = []

@@ -1,9 +1,9 @@
-"""Training checkpoints: orbax, asynchronous, everything a run needs to go on in one step.
+"""Training checkpoints, saved asynchronously with orbax.
 
-A step holds the train state (sharded as it is on the devices) and a small JSON: the loader's
-position, the run's seed and the shapes of all leaves. It is restored onto whatever mesh the run has
-now. Once a step is on disk the size of each of its files is noted beside them, so that a truncated
-one is told from a whole one before anything is read.
+A checkpoint holds all that a run needs to continue: the train state (sharded as on the devices) and
+a small JSON with the loader's position, the run's seed and the shapes of all leaves. It is restored
+onto the mesh that the run has now, whichever that is. Once a checkpoint is on disk, the sizes of
+its files are recorded next to them, so that a truncated file is detected before anything is read.
 
 >>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)  # doctest: +SKIP
 >>> restored = checkpoints.restore_latest(shapes_with_shardings)  # doctest: +SKIP
@@ -29,9 +29,9 @@ class TrainCheckpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where they lie, one folder a step.
-      keep: how many of the newest stay.
-      read_only: never touch the folder, in which another process may be saving.
+      folder: where they are kept, one subfolder per step.
+      keep: how many of the newest to keep.
+      read_only: never change the folder: another process may be saving to it.
     """
 
     def __init__(self, folder: Path, *, keep: int, read_only: bool = False) -> None:
@@ -49,7 +49,7 @@ class TrainCheckpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
                 enable_async_checkpointing=True,
-                # What a killed run had half saved.
+                # Leftovers of a run that was killed while saving.
                 cleanup_tmp_directories=True,
             )
         return ocp.CheckpointManager(self.folder, options=options)
@@ -59,15 +59,15 @@ class TrainCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, *, progress: dict[str, Any]) -> None:
-        """Starts to save; returns as soon as the arrays have left the devices' way.
+        """Starts to save; returns as soon as the devices can go on computing.
 
-        The save before it is waited for, and old steps have been deleted by then: noting the sizes
-        of a step's files while it is being deleted would keep a remnant of it.
+        It first waits for the previous save, by which time old steps have been deleted: recording
+        the file sizes of a step while it is being deleted would leave a remnant of it.
 
         Args:
-          step: steps taken.
+          step: number of steps taken.
           state: a tree of arrays.
-          progress: what is no array (loader position, seed): anything that JSON holds.
+          progress: what is not an array (loader position, seed): anything that JSON can hold.
         """
         self.wait()
         description = {"progress": progress, "shapes": describe(state)}
@@ -84,16 +84,17 @@ class TrainCheckpoints:
         """The newest checkpoint that can be read.
 
         Args:
-          abstract_state: shapes with shardings, onto which the state is restored.
-          report: told of each checkpoint that cannot be read. It is moved to "unreadable" beside
-            the folder (unless that is read only), and the one before it is tried.
+          abstract_state: shapes with the shardings that the state is restored to.
+          report: called with a message for each checkpoint that cannot be read. That checkpoint is
+            moved to "unreadable" next to the folder (unless read-only), and the one before it is
+            tried.
 
         Returns:
-          (step, state, progress), or None where there is no checkpoint.
+          (step, state, progress), or None if there is no checkpoint.
 
         Raises:
-          ValueError: the checkpoint is of another architecture (every differing leaf is named), or
-            there are checkpoints and none can be read.
+          ValueError: the checkpoint has another architecture (every differing leaf is named), or
+            none of the existing checkpoints can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -111,7 +112,7 @@ class TrainCheckpoints:
                 self._set_aside(step, _first_line(error), report)
                 continue
             differences = compare_shapes(describe(abstract_state), saved_shapes)
-            # Optimizer moments repeat the parameters' shapes: name those alone where they differ.
+            # Optimizer moments repeat the parameters' shapes: if parameters differ, name only them.
             differences = [d for d in differences if d.startswith("params/")] or differences
             if differences:
                 raise ValueError(
@@ -138,7 +139,7 @@ class TrainCheckpoints:
         return None
 
     def _note_sizes(self) -> None:
-        """Notes the sizes of the files of every step that has reached the disk meanwhile."""
+        """Records the file sizes of every step that has reached the disk since the last call."""
         if self._read_only or jax.process_index() != 0:
             return
         for step in ocp.utils.checkpoint_steps(self.folder):
@@ -149,18 +150,18 @@ class TrainCheckpoints:
                 write_json(folder / _SIZES, sizes)
 
     def _damage(self, step: int) -> str:
-        """What is wrong with the files of a step; "" where they are whole, or nothing was noted."""
+        """What is wrong with the files of a step; "": they are whole, or no sizes were recorded."""
         folder = self.folder / str(step)
         if not (folder / _SIZES).is_file():
             return ""
         try:
             sizes = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
         except ValueError:
-            return f"{_SIZES} is no JSON"
+            return f"{_SIZES} is not JSON"
         for name, size in sizes.items():
             file = folder / name
             if not file.is_file():
-                return f"{name} is gone"
+                return f"{name} is missing"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes and should have {size}"
         return ""
@@ -183,7 +184,7 @@ class TrainCheckpoints:
         self._manager = self._open()
 
     def wait(self) -> None:
-        """Blocks until what was being saved is on disk, and its files' sizes are noted."""
+        """Blocks until the current save is on disk and the sizes of its files are recorded."""
         self._manager.wait_until_finished()
         self._note_sizes()
 
@@ -198,7 +199,7 @@ def _first_line(error: Exception) -> str:
 
 
 def describe(tree: Any) -> dict[str, list[int]]:
-    """Path -> shape of every leaf, for messages and for comparison."""
+    """Path -> shape of every leaf, for messages and comparison."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)

@@ -4,8 +4,8 @@
     jaxspec calibrate $L --source gsm8k --output runs/graph.json
     python eval.py ... $L --diffusion.graph runs/graph.json
 
-The base decoder answers a few training prompts, its steps are counted in ranks, and the
-most useful formulas become the draft graph (Spiffy; `decoding.diffusion.calibration`). The same
+The base decoder answers a few training prompts. Its steps are expressed in ranks and counted, and
+the most useful formulas become the draft graph (Spiffy; `decoding.diffusion.calibration`). The same
 command gives the same graph. A picture is written next to the file.
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateCommand(ConfigCommand):
-    """What ``jaxspec calibrate`` takes; --diffusion and --evaluation say how to decode.
+    """Options of ``jaxspec calibrate``; --diffusion and --evaluation say how to decode.
 
-    The base decoder answers, so settings of drafts are not read.
+    The base decoder answers, so draft settings are not read.
     """
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -52,7 +52,7 @@ class CalibrateCommand(ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() names the target and how it is decoded; "": the defaults, with
+    """Python file whose get_config() gives the target and how it is decoded; "": the defaults, with
     --target.path."""
     source: str
     """Data set whose training prompts are answered. Do not measure on the same prompts later."""
@@ -61,17 +61,18 @@ class CalibrateCommand(ConfigCommand):
     prompts: int = 25
     """How many prompts are answered."""
     budget: int = 10
-    """The most nodes of the graph (D): drafted states that a pass can read."""
+    """Largest number of nodes in the graph (D): drafted states that a pass can read."""
     weight: Literal["followed", "accumulated"] = "followed"
-    """A formula's weight in the choice: how often a step led there from the graph so far, or its
-    count plus its parents' (Spiffy's degree-1 accumulation). A formula is a set of pairs (i, j):
-    the token of rank j at the mask of rank i, by the last pass's probabilities, from 0."""
+    """What a formula is chosen by: how often a step led to it from the graph so far ("followed"),
+    or its count plus its parents' ("accumulated", Spiffy's degree-1 accumulation). A formula is a
+    set of pairs (i, j): the token of rank j at the mask of rank i, by the last pass's
+    probabilities, counted from 0."""
     depth: int = 8
     """How many steps ahead formulas reach."""
     positions: int = 16
-    """How many of the surest masks (ranks i) formulas may name."""
+    """How many of the surest masks (ranks i) formulas may use."""
     tokens: int = 4
-    """How many of the likeliest tokens (ranks j) formulas may name."""
+    """How many of the likeliest tokens (ranks j) formulas may use."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,7 +94,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
 
     Raises:
       ValueError: not a diffusion language model, no such data set, settings out of range, or
-        responses in which nothing could have been drafted.
+        responses in which nothing could be drafted.
     """
     from jaxspec.decoding import BlockDiffusion
     from jaxspec.decoding.diffusion.calibration import graph_settings, merge_counts, select_graph
@@ -128,9 +129,9 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     graph = select_graph(counted, size=command.budget, weight=command.weight)
     if not graph.size:
         raise ValueError(
-            f"Nothing to draft: in {len(reference.responses)} responses no step followed another "
-            "within a block, or ranks were beyond --positions and --tokens. Reveal fewer tokens "
-            "per step, or raise these limits."
+            f"Nothing to draft: in {len(reference.responses)} responses, no step followed another "
+            "within a block, or all ranks were beyond --positions and --tokens. Reveal fewer "
+            "tokens per step, or raise these limits."
         )
     record: dict[str, Any] = provenance(config=run, seed=settings.seed)
     record["calibration"] = {
@@ -155,8 +156,8 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     save_graph(output, graph)
     picture = plot_draft_graph(graph, output.with_suffix(".png"))
     echo(
-        f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, from {len(counts)} "
-        f"formulas of {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
+        f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, chosen from {len(counts)} "
+        f"formulas in {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
         f"with --diffusion.graph {output}"
     )
     return output

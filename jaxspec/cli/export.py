@@ -1,12 +1,12 @@
-"""``jaxspec export``: the weights of a run as a folder that other programs load.
+"""``jaxspec export``: writes the weights of a run as a folder that other programs load.
 
     jaxspec export --workdir runs/full --output my-drafter --dtype bfloat16
     jaxspec export --workdir runs/stopped --output my-drafter --from checkpoint
 
-They come from WORKDIR/export if the run has finished, otherwise from its newest checkpoint.
-Drafters are written like z-lab's checkpoints, or with a config.json for speculators; targets as the
-Qwen3 or Llama that they are; denoisers with the low-rank updates that they learned added to their
-weights. A run that is still training is only read.
+The weights come from WORKDIR/export if the run has finished, otherwise from its newest checkpoint.
+Drafters are written like z-lab's checkpoints, or with a config.json for speculators; targets as
+Qwen3 or Llama models; denoisers with their learned low-rank updates added to the weights. A run
+that is still training is read but never changed.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    """What ``jaxspec export`` takes."""
+    """Options of ``jaxspec export``."""
 
     workdir: str
     """Folder of the run."""
     output: str
     """Folder to write: new, or an earlier export."""
     format: Literal["zlab", "speculators"] = "zlab"
-    """Format of a drafter's config.json. zlab: what vLLM, SGLang and their TPU ports load;
-    speculators: the format of that library, whose layer ids are one higher."""
+    """Format of a drafter's config.json. zlab: for vLLM, SGLang and their TPU ports; speculators:
+    the format of that library, whose layer ids are one higher."""
     dtype: Dtype = "bfloat16"
     """Type of the stored weights."""
     source: Annotated[Literal["auto", "export", "checkpoint"], tyro.conf.arg(name="from")] = "auto"
     """auto: WORKDIR/export if there is one, otherwise the newest checkpoint."""
     target_name: str = ""
-    """Name by which servers load the target (speculators only); "": the name of its folder."""
+    """Name that servers load the target by (speculators only); "": the name of its folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What is written, and by what."""
+    """Weights, and how to write them."""
 
     params: Any
     save: Save
     tokenizer: Tokenizer
     step: int | None
-    """None: the end of the run."""
+    """Step that the weights are from; None: the end of the run."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,8 +74,8 @@ def export(command: ExportCommand) -> Path:
       The folder.
 
     Raises:
-      ValueError: no run there, nothing to export yet, a format that does not fit, or an output
-        folder that holds other files.
+      ValueError: no such run, nothing to export yet, a format that is not for this kind of model,
+        or an output folder that holds other files.
     """
     from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.provenance import provenance, write_json
@@ -88,13 +88,15 @@ def export(command: ExportCommand) -> Path:
     rewrite = kind.formats.get(command.format)
     if command.format != "zlab" and rewrite is None:
         raise ValueError(
-            f"--format {command.format} is for DFlash drafters, and {workdir} holds a "
+            f"--format {command.format} is only for DFlash drafters, but {workdir} holds a "
             f"{kind.name}: leave it out."
         )
     finished = (workdir / "export" / "config.json").is_file()
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
-        raise ValueError(f"{output} is what would be read: choose another folder (--output).")
+        raise ValueError(
+            f"--output {output} is the folder that the weights are read from: choose another one."
+        )
     weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
     weights.save(
         output,
@@ -123,8 +125,8 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
     folder = workdir / "export"
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"No weights in {folder}: train.py writes them at the end of a run. To export what has "
-            "been trained so far, use --from checkpoint."
+            f"No weights in {folder}: train.py writes them at the end of a run. To export the "
+            "training so far, use --from checkpoint."
         )
     params, save = task_of(run).read_export(run, folder)
     return Weights(params=params, save=save, tokenizer=Tokenizer.load(folder), step=None)
@@ -141,7 +143,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    if run.data.tokenizer == "train":  # The run has trained it: here it is only read.
+    if run.data.tokenizer == "train":  # The run has already trained it; read that one.
         data = dataclasses.replace(run.data, tokenizer=str(kept_tokenizer(workdir)))
         run = dataclasses.replace(run, data=data)
     kind = task_of(run)

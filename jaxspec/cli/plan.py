@@ -1,9 +1,9 @@
-"""``jaxspec plan``: what a training step needs of each device, before anyone pays for a pod.
+"""``jaxspec plan``: what a training step needs on each device, before you pay for a pod.
 
     jaxspec plan --config configs/qwen3_4b.py --topology v5p:2x2x2
 
-The step is compiled from shapes for the named TPU slice (which needs libtpu, but no TPU), or for
-the devices of this machine.
+The step is compiled from shapes alone, for the named TPU slice (this needs libtpu, but no TPU) or
+for the devices of this machine.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jaxspec.cli.train import TaskCommand
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanCommand(TaskCommand):
-    """Compile a run's training step for a TPU slice and print what it needs of each device.
+    """Compile a run's training step for a TPU slice and print what it needs on each device.
 
-    No weights, data or TPU are needed: target.architecture gives the shapes, or config.json in the
-    folder target.path.
+    No weights, data or TPU are needed: the shapes come from target.architecture, or from
+    config.json in the folder target.path.
     """
 
     reads: ClassVar[tuple[str, ...]] = (

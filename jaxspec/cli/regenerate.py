@@ -1,11 +1,11 @@
-"""``jaxspec regenerate``: the target answers a data set's questions, for a drafter to train on.
+"""``jaxspec regenerate``: has the target answer a data set's questions, to train a drafter on.
 
     jaxspec regenerate --target.path Qwen3-4B --source gsm8k --output runs/gsm8k_answers
     python train.py ... --data.sources runs/gsm8k_answers
 
-A drafter drafts what its target would say, so it should learn from that and not from the answers a
-data set came with. The output is a folder of array_record shards (`jaxspec.data.example_files`)
-that grows shard by shard: a run that was killed continues after the last whole shard.
+A drafter drafts what its target would say, so it should learn from that and not from the answers in
+the data set. The output is a folder of array_record shards (`jaxspec.data.example_files`) that
+grows shard by shard: a run that was killed continues after the last complete shard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PROGRESS_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegenerateCommand(ConfigCommand):
-    """What ``jaxspec regenerate`` takes; target and data settings are those of the config."""
+    """Options of ``jaxspec regenerate``; target and data settings are those of the config."""
 
     reads: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "target.enable_thinking"),
@@ -39,13 +39,14 @@ class RegenerateCommand(ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() names the target; "": the defaults, with --target.path."""
+    """Python file whose get_config() gives the target; "": the defaults, with --target.path."""
     source: str
     """Data set whose questions are asked, or a folder of examples."""
     split: str = "train"
-    """Its split. Only training splits are answered: nobody may train on answers to a test split."""
+    """Its split. Only training splits are allowed: answers to a test split must not be trained
+    on."""
     output: str
-    """Folder for the answers. A run that is already there is continued."""
+    """Folder for the answers. If it holds an earlier run, that run is continued."""
     temperature: float = 0.7
     """0: greedy; above: sampling."""
     top_p: float = 0.95
@@ -55,12 +56,13 @@ class RegenerateCommand(ConfigCommand):
     batch_size: int = 32
     """Prompts decoded together."""
     shard_prompts: int = 512
-    """Prompts per shard: what a kill can cost."""
+    """Prompts per shard: at most this many answers are lost if the run is killed."""
     limit: int = 0
-    """Ask only this many questions; 0: all. A larger limit continues after them."""
+    """Ask only this many questions; 0: all. A later run with a larger limit continues after
+    them."""
     unfinished: Literal["drop", "keep"] = "drop"
-    """Answers that reach `max_new_tokens` before they end: kept, they would teach the drafter to
-    end a turn where the target does not."""
+    """What to do with answers that reach `max_new_tokens` before they end. Kept, they would teach
+    the drafter to end a turn where the target does not."""
     seed: int = 0
     """Seed of the sampling."""
 
@@ -77,14 +79,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = print) -> Path:
-    """Answers every question that the output folder does not have answers for yet.
+    """Answers every question that the output folder has no answer for yet.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: a split that is for measuring, a missing target or data set, a folder that holds
-        something else or answers made with other settings, nothing to ask.
+      ValueError: a split for evaluation, a missing target or data set, a folder that holds
+        something else or answers made with other settings, or nothing to ask.
     """
     from jaxspec.data.sources import load_examples
     from jaxspec.decoding import Autoregressive, DecodeRules
@@ -112,7 +114,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
         Pace(len(examples), first=done, unit="questions", echo=echo, every=_PROGRESS_SECONDS),
     )
     if done >= len(examples):
-        echo(f"All {len(examples)} questions are answered in {output}.")
+        echo(f"All {len(examples)} questions have already been answered in {output}.")
     elif done:
         echo(f"Continuing after {done} questions in {output}.")
     while done < len(examples):
@@ -127,7 +129,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
 
 
 class Answers:
-    """Plays the user's turns of examples with the target, in batches."""
+    """Plays conversations with the target, in batches: the user's turns are the examples'."""
 
     def __init__(
         self,
@@ -151,9 +153,9 @@ class Answers:
             )
 
     def of(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
-        """Examples with the target's answers, and how many were dropped for which reason.
+        """Examples with the target's answers, and how many were dropped for each reason.
 
-        Later turns of a conversation are asked after the target's own answers.
+        Later turns of a conversation follow the target's own answers.
         """
         from jaxspec.evals.conversations import play
 
@@ -166,7 +168,7 @@ class Answers:
             name=lambda example, turn: f"{example.id}#{turn}",
             refuse=self._refuse,
         )
-        # What was answered before a conversation ended early stays.
+        # If a conversation ended early, the turns answered before that are kept.
         kept = [
             dataclasses.replace(
                 example, turns=tuple((t["role"], t["content"]) for t in conversation)
@@ -174,7 +176,7 @@ class Answers:
             for example, conversation in zip(examples, played.conversations, strict=True)
             if any(t["role"] == "assistant" for t in conversation)
         ]
-        # Running text asks nothing.
+        # Running text has no questions.
         reasons = ["no_question" for example in examples if not example.user_turns]
         reasons += [
             end.reason if end.turn == 0 else f"later_{end.reason}" for end in played.ended.values()
@@ -186,7 +188,7 @@ class Answers:
         return kept, counts
 
     def _refuse(self, response: Any, text: str) -> str:
-        """Why an answer is no training data."""
+        """Why an answer cannot be training data; "": it can."""
         if not response.stopped and self._command.unfinished == "drop":
             return "unfinished"
         return "" if text.strip() else "empty"
@@ -210,9 +212,9 @@ class Answers:
 def _check(command: RegenerateCommand) -> None:
     if command.split != "train":
         raise ValueError(
-            f"--split is {command.split!r}: answers are made to be trained on, and a drafter that "
-            "was trained on a test split cannot be measured on it. Use the train split, or eval.py "
-            "to decode test prompts."
+            f"--split is {command.split!r}: the answers are for training, and a drafter that was "
+            "trained on a test split cannot be measured on it. Use the train split, or eval.py to "
+            "decode test prompts."
         )
     for name in ("max_new_tokens", "batch_size", "shard_prompts"):
         if getattr(command, name) < 1:
@@ -222,7 +224,7 @@ def _check(command: RegenerateCommand) -> None:
 
 
 def _settings(command: RegenerateCommand) -> dict[str, Any]:
-    """What decides the answers: a folder is continued only with the same."""
+    """The settings that decide the answers: a folder is continued only with the same ones."""
     names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
@@ -232,20 +234,20 @@ def _settings(command: RegenerateCommand) -> dict[str, Any]:
 
 
 def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Questions that a folder has dealt with, and how many were dropped."""
+    """Number of questions that a folder has handled, and how many were dropped for each reason."""
     from jaxspec.data.example_files import is_example_folder, read_manifest
 
     if not is_example_folder(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(
-                f"{output} holds something else, not answers of `jaxspec regenerate`: name a new "
+                f"{output} holds files that `jaxspec regenerate` did not write: choose a new "
                 "folder (--output)."
             )
         return 0, {}
     manifest = read_manifest(output)
     before = manifest.get("settings")
     if not isinstance(before, dict) or "questions_done" not in manifest:
-        raise ValueError(f"{output} was not written by `jaxspec regenerate`: name a new folder.")
+        raise ValueError(f"{output} was not written by `jaxspec regenerate`: choose a new folder.")
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()
@@ -253,8 +255,8 @@ def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str,
     ]
     if wrong:
         raise ValueError(
-            f"{output} holds answers made with other settings. Use the same, or another --output:"
-            "\n  " + "\n  ".join(wrong)
+            f"{output} holds answers made with other settings. Use the same settings, or another "
+            "--output:\n  " + "\n  ".join(wrong)
         )
     return int(manifest["questions_done"]), dict(manifest["dropped"])
 
@@ -302,7 +304,7 @@ def _summary(output: Path) -> str:
     manifest = read_manifest(output)
     lost = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
     return (
-        f"{manifest['examples']} examples of {manifest['questions_done']} questions in "
+        f"{manifest['examples']} examples from {manifest['questions_done']} questions in "
         f"{len(manifest['shards'])} shards in {output}"
         + (f"; dropped or cut short: {lost}" if lost else "")
         + f". Train on them with --data.sources {output}"

@@ -1,13 +1,13 @@
 """Anchors: where the blocks of a packed row start, and what each block should predict.
 
-DFlash (arXiv 2602.06036) trains on blocks at random places of the response: an anchor is a
-response token whose successor is one too. Everything here is jit-able and takes whole batches.
+DFlash (arXiv 2602.06036) trains on blocks at random places in the response: an anchor is a response
+token that is followed by another one. Everything here is jit-able and takes whole batches.
 
 >>> anchors, valid = sample_anchors(key, loss_mask, segments, count=16)         # doctest: +SKIP
 >>> labels, mask = block_labels(                                                # doctest: +SKIP
 ...     tokens, loss_mask, segments, anchors, valid, block_size=16)
 
-Dimension key: B rows, S positions of a row, N blocks of a row, G drafted slots (block_size - 1).
+Dimension key: B rows, S positions per row, N blocks per row, G drafted slots (block_size - 1).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 def anchor_candidates(loss_mask_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
     """Which positions may be anchors.
 
-    Position a is one when a and a + 1 are both learned and in the same document, so that the first
-    label of its block always counts.
+    Position a may be one if a and a + 1 are both learned and in the same document, so that the
+    first label of its block always counts.
 
     Args:
       loss_mask_BS: bool, True on learned tokens.
@@ -39,16 +39,16 @@ def anchor_candidates(loss_mask_BS: jax.Array, segments_BS: jax.Array) -> jax.Ar
 def sample_anchors(
     key: jax.Array, loss_mask_BS: jax.Array, segments_BS: jax.Array, *, count: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws anchors of each row uniformly without replacement.
+    """Draws the anchors of each row uniformly without replacement.
 
-    Every position gets a random score; the best `count` candidates are taken. Rows with fewer
-    candidates than that have invalid blocks at the end.
+    Every position gets a random score, and the `count` best candidates are taken. Rows with fewer
+    candidates have invalid blocks at the end.
 
     Args:
       key: random key.
       loss_mask_BS: bool, True on learned tokens.
       segments_BS: document of each token, 0 on padding.
-      count: N, blocks of a row.
+      count: N, blocks per row.
 
     Returns:
       anchors_BN: int32, ascending in each row; 0 where invalid.
@@ -56,7 +56,7 @@ def sample_anchors(
     """
     if count < 1:
         raise ValueError(
-            f"count must be at least 1: got {count}. It is data.anchors of the config."
+            f"count must be at least 1: got {count}. It is set by data.anchors in the config."
         )
     candidate_BS = anchor_candidates(loss_mask_BS, segments_BS)
     length = candidate_BS.shape[1]
@@ -81,9 +81,9 @@ def block_labels(
 ) -> tuple[jax.Array, jax.Array]:
     """What the drafted slots of each block should predict.
 
-    Slot g (0-based, behind the anchor) stands at position anchor + 1 + g. It counts as long as that
-    position and all before it in the block are learned tokens of the anchor's document: the counted
-    slots are a prefix of the block.
+    Slot g (counted from 0, after the anchor) is at position anchor + 1 + g. It counts as long as
+    that position and all earlier ones in the block are learned tokens of the anchor's document, so
+    the slots that count are a prefix of the block.
 
     Args:
       tokens_BS: token ids.
@@ -91,7 +91,7 @@ def block_labels(
       segments_BS: document of each token, 0 on padding.
       anchors_BN: positions of the anchors.
       valid_BN: False for blocks that do not exist.
-      block_size: slots of a block with the anchor, G + 1.
+      block_size: slots of a block, including the anchor: G + 1.
 
     Returns:
       labels_BNG: int32, 0 where nothing counts.
@@ -117,7 +117,7 @@ def block_labels(
 def _at_slots(
     arrays_BS: tuple[jax.Array, ...], anchors_BN: jax.Array, *, block_size: int
 ) -> tuple[jax.Array, ...]:
-    """Whether each slot is inside the row, and each array there: all of them [B, N, G]."""
+    """Whether each slot is inside the row, then each array's values there; all are [B, N, G]."""
     length = arrays_BS[0].shape[1]
     position_BNG = anchors_BN[..., None] + jnp.arange(1, block_size)
     inside_BNG = position_BNG < length

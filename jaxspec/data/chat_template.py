@@ -1,7 +1,7 @@
-"""Chat templates: the text a model was trained to see for a conversation.
+"""Chat templates: the text that a model was trained to see for a conversation.
 
-Templates come with models from others, so they run in jinja's sandbox, and without a clock: the
-same conversation gives the same text on every day.
+Templates come with other people's models, so they run in jinja's sandbox. They have no clock: the
+same conversation gives the same text every day.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""Contents as they are, answers closed by the end of text: for models that know no turns."""
+"""Unchanged contents, with end-of-text after each answer: for models that do not know turns."""
 
 
 class ChatTemplate:
@@ -57,10 +57,10 @@ class ChatTemplate:
 
         Args:
           folder: where it comes from, for messages.
-          source: its text; None when the folder has none, which is an error only if it is used.
-          variables: what templates may print or test beside the conversation: bos_token,
+          source: its text; None if the folder has none, which is an error only when it is used.
+          variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
-          is_own: whether the folder itself has it.
+          is_own: whether it comes from the folder itself.
         """
         self.is_own = is_own and source is not None
         self._folder = str(folder)
@@ -76,15 +76,15 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         default: str | None = None,
     ) -> ChatTemplate:
-        """Find the template of a folder whose tokenizer_config.json has been read already.
+        """Find the template of a folder whose tokenizer_config.json has already been read.
 
-        `default` is the template of a folder that has none.
+        `default` is used if the folder has no template.
         """
         found = _find_source(folder, config)
         return cls(folder, source=found or default, variables=variables, is_own=bool(found))
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
-        """The text of a conversation, with the header of an answer behind it if wanted.
+        """The text of a conversation, followed by the header of an answer if wanted.
 
         Raises:
           ValueError: no template, one that cannot be read, or one that refuses the conversation.
@@ -94,7 +94,7 @@ class ChatTemplate:
             return self._compiled.render(
                 messages=turns, add_generation_prompt=add_generation_prompt, **self._variables
             )
-        # A broken template can raise nearly anything: it is a program.
+        # A template is a program: a broken one can raise nearly anything.
         except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
             raise ValueError(
                 f"The chat template of {self._folder!r} refused a conversation with roles "
@@ -106,8 +106,8 @@ class ChatTemplate:
         if self._source is None:
             raise ValueError(
                 f"The tokenizer in {self._folder!r} has no chat template: put one into "
-                "chat_template.jinja, or under chat_template in tokenizer_config.json. A base "
-                "model can be given contents as they are: jaxspec.data.chat_template.PLAIN."
+                "chat_template.jinja, or under chat_template in tokenizer_config.json. For a base "
+                "model, jaxspec.data.chat_template.PLAIN passes contents on unchanged."
             )
         try:
             return _environment().from_string(self._source)
@@ -124,7 +124,7 @@ def check_turns(turns: Conversation) -> None:
     for turn in turns:
         if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise ValueError(
-                f"A turn is a dict with a role of {ROLES} and a text as content: got {turn!r}."
+                f"A turn must be a dict with a role from {ROLES} and text as content: got {turn!r}."
             )
 
 
@@ -140,12 +140,12 @@ def _find_source(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """Lets templates mark responses with {% generation %}: the mark itself prints nothing."""
+    """Lets templates mark responses with {% generation %}; the tag itself prints nothing."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Take the statements between the tags as they are."""
+        """Take the statements between the tags unchanged."""
         next(parser.stream)
         return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
@@ -158,7 +158,7 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     def to_json(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    # White space is trimmed as transformers does it: templates are written for that.
+    # White space is trimmed as in transformers, because templates are written for that.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,8 +1,9 @@
 """Folders of examples: what `jaxspec regenerate` writes and training reads.
 
-array_record shards of one JSON object a record ({"id", "source", "turns": [{"role", "content"}]})
-and a ``manifest.json``. Every call of `write_examples` adds one shard and then says so in the
-manifest, each by a rename: a killed run loses the shard it was writing and nothing else.
+A folder holds array_record shards and a ``manifest.json``. Each record is one JSON object ({"id",
+"source", "turns": [{"role", "content"}]}). Every call of `write_examples` adds one shard and then
+enters it in the manifest. Both are renamed into place: a killed run loses only the shard that it
+was writing.
 
 >>> write_examples("answers", examples, manifest={"split": "train"})        # doctest: +SKIP
 >>> len(read_examples("answers"))                                           # doctest: +SKIP
@@ -36,7 +37,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest of a folder: "split", "examples", "shards" and what its writer added.
 
     Raises:
-      ValueError: no manifest, or one of something else.
+      ValueError: no manifest, or a manifest of another format.
     """
     file = Path(path) / MANIFEST
     if not file.is_file():
@@ -60,13 +61,13 @@ def write_examples(
     """Adds one shard of examples; only one process may write to a folder at a time.
 
     Args:
-      folder: made when it is not there.
-      examples: what to add; none is fine, and adds no shard.
-      manifest: JSON-able facts about the whole folder, for example "split" and "provenance"; they
-        replace those of the same name.
+      folder: made if it does not exist.
+      examples: what to add; if there are none, no shard is added.
+      manifest: facts about the whole folder that JSON can hold, for example "split" and
+        "provenance"; they replace earlier ones of the same name.
 
     Returns:
-      The manifest as it is now.
+      The updated manifest.
 
     Raises:
       ValueError: the folder holds another split.
@@ -110,7 +111,7 @@ def write_examples(
 
 
 class FolderExamples(Sequence[Example]):
-    """The examples of a folder, read from disk when they are asked for."""
+    """The examples of a folder, read from disk when they are needed."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -118,7 +119,7 @@ class FolderExamples(Sequence[Example]):
         files = [str(self.path / shard["file"]) for shard in self.manifest["shards"]]
         lost = [file for file in files if not Path(file).is_file()]
         if lost:
-            raise ValueError(f"{self.path / MANIFEST} names files that are gone: {lost}.")
+            raise ValueError(f"{self.path / MANIFEST} names files that are missing: {lost}.")
         self._source = ArrayRecordDataSource(files) if files else None
 
     def __len__(self) -> int:
@@ -143,7 +144,7 @@ def read_examples(path: str | Path) -> FolderExamples:
     """The examples of a folder, in the order they were written.
 
     Raises:
-      ValueError: no such folder, or parts of it are gone.
+      ValueError: no such folder, or files of it are missing.
     """
     return FolderExamples(path)
 

@@ -25,7 +25,7 @@ class Example:
     """
 
     id: str
-    """Unique within its data set; what an error message names."""
+    """Unique within its data set; used in error messages."""
     turns: tuple[tuple[str, str], ...]
     """(role, content) of each turn, in order."""
     source: str
@@ -47,7 +47,7 @@ class Example:
 
     @property
     def prompt_turns(self) -> Conversation:
-        """The turns up to and including the first user turn: what a model is asked first."""
+        """The turns up to the first user turn, inclusive: what a model is asked first."""
         for index, (role, _) in enumerate(self.turns):
             if role == "user":
                 return self.conversation[: index + 1]
@@ -55,12 +55,12 @@ class Example:
 
     @property
     def is_running_text(self) -> bool:
-        """Whether there is nothing but what an assistant would write: text, and no question."""
+        """Whether the example is only text, without questions: all turns are the assistant's."""
         return all(role == "assistant" for role, _ in self.turns)
 
     @property
     def running_text(self) -> str:
-        """The text of `is_running_text`, its paragraphs apart."""
+        """The text of such an example, its turns separated by empty lines."""
         return "\n\n".join(content for _, content in self.turns)
 
     @property

@@ -1,8 +1,8 @@
-"""Prompts of the test sets, as hashes, so that no training split holds one of them.
+"""Hashes of the test sets' prompts, used to keep these prompts out of every training split.
 
-The table `held_out_prompts.npy` is shipped with the package: training data can be checked on a
-machine that has none of the benchmarks. Remade, when a test set is added, by
-``python -m jaxspec.data.heldout`` with JAXSPEC_RAW_DATA set.
+The table `held_out_prompts.npy` is shipped with the package, so training data can be checked on a
+machine that has none of the benchmarks. When a test set is added, remake the table with
+``python -m jaxspec.data.heldout`` and JAXSPEC_RAW_DATA set.
 
 >>> HeldOutPrompts.load().contains([("user", "What is 2 + 2?")])
 False
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 TABLE = Path(__file__).parent / "held_out_prompts.npy"
 
 TESTS_FOLLOW = "\n\nYour code should pass these tests:"
-"""Behind it stand a programming task's tests; the task itself stands before."""
+"""Separates a programming task from the tests that follow it."""
 
 _FENCED = re.compile(r"```[a-z]*\n(.{80,}?)```", re.DOTALL)
 
 
 def text_hash(text: str) -> int:
-    """64 bits of a text.
+    """A 64-bit hash of a text.
 
     Case, white space and Unicode variants make no difference. (Punctuation does: "x + 2" and
     "x - 2" are different problems.)
@@ -40,7 +40,7 @@ def text_hash(text: str) -> int:
 
 
 def keys(prompt: str) -> list[int]:
-    """Hashes of a prompt: of all of it, of the task before its tests, of quoted code."""
+    """Hashes of the whole prompt, of the task without its tests, and of each quoted code block."""
     texts = {prompt, prompt.split(TESTS_FOLLOW)[0], *_FENCED.findall(prompt)}
     return sorted({text_hash(text) for text in texts})
 
@@ -51,7 +51,7 @@ class HeldOutPrompts:
 
     hashes: frozenset[int]
     digest: str
-    """Changes with the table."""
+    """Hash of the table: it changes whenever the table does."""
 
     @staticmethod
     @functools.cache
@@ -61,7 +61,7 @@ class HeldOutPrompts:
 
     @classmethod
     def from_table(cls, table: NDArray[np.uint64]) -> HeldOutPrompts:
-        """From an array of hashes."""
+        """Made from an array of hashes."""
         return cls(
             hashes=frozenset(int(value) for value in table),
             digest=hashlib.sha256(table.tobytes()).hexdigest()[:8],
@@ -75,13 +75,13 @@ class HeldOutPrompts:
 
 
 def table(prompts: Iterable[str]) -> NDArray[np.uint64]:
-    """The hashes of prompts, sorted, each once."""
+    """The hashes of prompts, sorted and without duplicates."""
     return np.unique(np.array([key for prompt in prompts for key in keys(prompt)], np.uint64))
 
 
 def main() -> None:
     """Writes the table from every test set."""
-    # Imported here: the sources read the table.
+    # Imported here because the sources read the table.
     from jaxspec.config import DataConfig
     from jaxspec.data import sources
 

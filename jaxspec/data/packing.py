@@ -1,15 +1,15 @@
-"""Packing of tokenized documents into rows of one length.
+"""Packing of tokenized documents into rows of equal length.
 
-Rows are what a training step reads: several documents side by side, told apart by their segment
-number and never attending to each other. A document goes to the fullest row that has room for it,
-so the result depends on nothing but the lengths and the order.
+A training step reads rows. A row holds several documents one after the other, distinguished by
+their segment numbers; they never attend to each other. A document goes into the fullest row that
+has room for it, so the result depends only on the lengths and the order.
 
 >>> documents = Documents.from_list([([5, 6, 7], [False, True, True]), ([8, 9], [False, True])])
 >>> rows = pack(documents, sequence_length=8)
 >>> rows[0]["segments"].tolist()
 [1, 1, 1, 2, 2, 0, 0, 0]
 
-Dimension key: S positions of a row.
+Dimension key: S positions per row.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ Row = dict[str, NDArray]
 (starting at 0 in each document) and loss_mask bool [S]."""
 
 WINDOW = 1024
-"""Documents that are placed longest first. More pack no tighter (measured)."""
+"""Documents that are sorted at a time, to place the longest first. Larger windows do not pack
+tighter (measured)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Tokenized documents, end to end in two flat arrays (cheap to keep, quick to write and read).
+    """Tokenized documents, end to end in two flat arrays (small, and quick to write and read).
 
-    `loss_mask` is True on tokens that are learned. The first token of a document never is: nothing
-    stands before it from which it could be predicted.
+    `loss_mask` is True on tokens that are learned. The first token of a document never is: there is
+    nothing before it to predict it from.
     """
 
     tokens: NDArray[np.int32]
@@ -42,7 +43,7 @@ class Documents:
     offsets: NDArray[np.int64]
     """Document i is [offsets[i], offsets[i + 1])."""
     names: tuple[str, ...] = ()
-    """What each document is called in messages; () when nobody asked."""
+    """What each document is called in messages; (): they have no names."""
 
     @classmethod
     def from_list(
@@ -52,7 +53,7 @@ class Documents:
 
         Args:
           documents: token ids and an equally long mask for each document.
-          names: one name for each document, or none at all.
+          names: one name for each document, or ().
 
         Raises:
           ValueError: an empty document, or ids and mask of different lengths.
@@ -94,19 +95,19 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class PackingStatistics:
-    """What became of the documents; the training log prints `summary`."""
+    """What happened to the documents; the training log prints `summary`."""
 
     documents: int
-    """Documents that stand in a row."""
+    """Documents that are in a row."""
     dropped: int
-    """Documents left out because nothing within reach of a row is learned."""
+    """Documents left out because none of the tokens that fit into a row is learned."""
     cut: int
     """Documents longer than a row, whose end was cut off."""
     cut_tokens: int
     """Tokens lost by cutting."""
     rows: int
     tokens: int
-    """Tokens in rows, padding left out."""
+    """Tokens in rows, without padding."""
     supervised: int
     """Tokens that are learned."""
     sequence_length: int
@@ -134,7 +135,7 @@ class PackingStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """Rows in random access; a row is put together when it is asked for."""
+    """Rows with random access; a row is built when it is needed."""
 
     documents: Documents
     row_documents: tuple[tuple[int, ...], ...]
@@ -142,7 +143,7 @@ class PackedRows:
     statistics: PackingStatistics
     pad_id: int = 0
     fill_id: int | None = None
-    """Learned token that continues the last document to the end of its row; None: padding."""
+    """Token, also learned, that fills a row after its last document; None: padding instead."""
 
     def __len__(self) -> int:
         return len(self.row_documents)
@@ -181,10 +182,10 @@ class PackedRows:
 
 
 def best_fit(lengths: Sequence[int], *, capacity: int, window: int = WINDOW) -> list[list[int]]:
-    """Assigns items to rows: each to the fullest row with room for it, else to a new one.
+    """Assigns items to rows: each to the fullest row with room for it, or else to a new one.
 
-    Items are placed in windows of `window`, the longest of a window first: short items then fill
-    what long ones left.
+    Items are placed in windows of `window`, the longest of each window first, so that short items
+    fill the gaps that long ones leave.
 
     Args:
       lengths: length of each item, at most `capacity`.
@@ -223,13 +224,14 @@ def pack(
 ) -> PackedRows:
     """Packs documents into rows of `sequence_length` tokens.
 
-    A document longer than a row loses its end; one in which nothing remains to be learned is left
-    out. Both are counted in the statistics.
+    A document longer than a row loses its end; a document with nothing left to learn is left out.
+    Both are counted in the statistics.
 
     Args:
       documents: what to pack.
       sequence_length: S, length of every row.
-      seed: order in which documents are placed, so that rows mix the sources; None: as they come.
+      seed: of the random order in which documents are placed, which mixes the sources in a row;
+        None: the given order.
       packing: False puts every document in a row of its own.
       pad_id: token that fills rows.
       fill_id: see `PackedRows`; the statistics do not count it.
@@ -245,8 +247,9 @@ def pack(
     if len(kept) == 0:
         raise ValueError(
             f"None of the {len(documents):,} documents has a token to learn within its first "
-            f"{sequence_length} tokens: got no assistant turns there. Use a training source with "
-            "answers, a larger data.sequence_length, or fill in answers with `jaxspec regenerate`."
+            f"{sequence_length} tokens: there are no assistant turns there. Use a training source "
+            "with answers, a larger data.sequence_length, or make answers with `jaxspec "
+            "regenerate`."
         )
     if seed is not None:
         kept = np.random.default_rng(seed).permutation(kept)

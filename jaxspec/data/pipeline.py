@@ -1,8 +1,9 @@
 """From data sets to the batches of a training run: load, tokenize, pack, shuffle, slice.
 
-The rows are packed once; grain shuffles them anew in every epoch and repeats for ever. Row r of
-step k is entry ``k * batch_size + r`` of that stream, so a batch depends on the data settings and
-the step alone. The saved state is the step: a run can go on from it on another number of processes.
+The rows are packed once; grain shuffles them differently in every epoch and repeats them forever.
+Row r of step k is entry ``k * batch_size + r`` of that stream, so a batch depends only on the data
+settings and the step. The saved state is the step, so a run can continue from it with a different
+number of processes.
 
 >>> pipeline = make_pipeline(DataConfig(), Tokenizer.load("embedded"))       # doctest: +SKIP
 >>> next(pipeline)["tokens"].shape                                           # doctest: +SKIP
@@ -40,7 +41,7 @@ Batch = dict[str, NDArray]
 """tokens, segments and positions int32 [B, S]; loss_mask bool [B, S]."""
 
 CACHE_FROM = 5_000
-"""Fewer examples than this are tokenized again rather than kept on disk."""
+"""Fewer examples than this are tokenized again each time instead of being cached on disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +51,18 @@ _CACHE_FORMAT = "1"
 class Pipeline:
     """Batches of a training run, step after step, without end.
 
-    Every process holds the same rows and takes a contiguous slice of each global batch: process p
-    of P has rows [p * B / P, (p + 1) * B / P), the order in which
-    ``jax.make_array_from_process_local_data`` puts them together again.
+    Every process has the same rows and takes a contiguous slice of each global batch: process p of
+    P takes rows [p * B / P, (p + 1) * B / P), the order in which
+    ``jax.make_array_from_process_local_data`` joins them again.
 
     Args:
       rows: packed rows.
-      batch_size: rows of a global step.
-      seed: of the order of rows; each epoch has another one.
-      process_index: this process.
-      process_count: how many there are; must divide `batch_size`.
+      batch_size: rows per step, over all processes.
+      seed: of the order of rows, which differs between epochs.
+      process_index: index of this process.
+      process_count: number of processes; must divide `batch_size`.
       start_step: step of the first batch.
-      fingerprint: names the data; a saved state with another one is refused.
+      fingerprint: identifies the data; a saved state with another fingerprint is refused.
 
     Raises:
       ValueError: `process_count` does not divide `batch_size`.
@@ -91,22 +92,22 @@ class Pipeline:
         self.fingerprint = fingerprint
         self._local = batch_size // process_count
         self._first = process_index * self._local
-        # grain seeds take 32 bits. The order of row numbers is what is needed, for names too;
-        # rows themselves are built only for the process that reads them.
+        # grain's seeds have 32 bits. Only row numbers are shuffled, which also serve to look up
+        # names: the rows themselves are built only in the process that reads them.
         self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed % 2**32).repeat()
 
     @property
     def statistics(self) -> PackingStatistics:
-        """What the rows hold, for the log."""
+        """What the rows contain, for the log."""
         return self.rows.statistics
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every row is read once."""
+        """Number of steps in which every row is read once."""
         return len(self.rows) / self.batch_size
 
     def row_numbers(self, step: int) -> list[int]:
-        """Which packed rows the whole batch of a step is made of."""
+        """Numbers of the packed rows in the whole batch of a step."""
         start = step * self.batch_size
         return [int(self._order[index]) for index in range(start, start + self.batch_size)]
 
@@ -115,7 +116,7 @@ class Pipeline:
         return [self.rows.names(number) for number in self.row_numbers(step)]
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of a step, whatever was read before."""
+        """This process's rows of a step, independent of what was read before."""
         numbers = self.row_numbers(step)[self._first : self._first + self._local]
         rows: list[Row] = [self.rows[number] for number in numbers]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -129,18 +130,20 @@ class Pipeline:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, ready for JSON; the same on every process."""
+        """The position, in a form that JSON can hold; the same on every process."""
         return {"step": self.step, "fingerprint": self.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position; the number of processes may be another one than it was.
+        """Goes to a saved position; the number of processes may have changed since then.
 
         Raises:
-          ValueError: no position at all, or one in other data.
+          ValueError: not a position, or a position in other data.
         """
         step = state.get("step")
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise ValueError(f'A pipeline state looks like {{"step": 120, ...}}: got {state!r}.')
+            raise ValueError(
+                f'A pipeline state must look like {{"step": 120, ...}}: got {state!r}.'
+            )
         saved = state.get("fingerprint", self.fingerprint)
         if saved != self.fingerprint:
             raise ValueError(
@@ -159,13 +162,13 @@ def make_pipeline(
     process_count: int = 1,
     start_step: int = 0,
 ) -> Pipeline:
-    """Loads, tokenizes and packs what `data` names.
+    """Loads, tokenizes and packs the data sets that `data` names.
 
     Args:
       data: the settings.
       tokenizer: the target's.
-      process_index: this process.
-      process_count: how many there are; must divide ``data.batch_size``.
+      process_index: index of this process.
+      process_count: number of processes; must divide ``data.batch_size``.
       start_step: step of the first batch.
 
     Raises:
@@ -207,13 +210,14 @@ def tokenize(
 ) -> Documents:
     """Turns examples into documents.
 
-    Conversations go through the chat template. Running text stands as it is with the end token
-    behind it, learned throughout, and is split where it is longer than a row.
+    Conversations go through the chat template. Running text does not: it is followed by the end
+    token, all of it is learned, and it is split if it is longer than a row.
 
     Args:
       examples: what to tokenize.
       tokenizer: the target's.
-      loss_on: "response" learns the assistant's tokens, "all" every token but a document's first.
+      loss_on: what to learn: "response": the assistant's tokens; "all": every token except the
+        first one of a document.
       sequence_length: length of a row.
     """
     documents: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
@@ -240,10 +244,10 @@ def tokenize(
 def tokenized_documents(
     examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig
 ) -> tuple[Documents, str]:
-    """As `tokenize`, kept on disk from `CACHE_FROM` examples on.
+    """The documents of `tokenize`, cached on disk if there are `CACHE_FROM` examples or more.
 
     Returns:
-      The documents, and a digest of everything they depend on.
+      The documents, and a digest of everything that they depend on.
     """
     digest = _digest(examples, tokenizer, data=data)
     if len(examples) < CACHE_FROM:
@@ -274,7 +278,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
         path = Path(tokenizer.folder) / file
         if path.is_file():
             digest.update(path.read_bytes())
-    # A change of the code that reads those files shows in what it makes of a few examples.
+    # The code that reads those files may change, too: that shows in the ids of a few examples.
     for example in examples[:: max(1, len(examples) // 16)]:
         if not example.is_running_text:
             digest.update(json.dumps(tokenizer.encode_conversation(example.conversation)).encode())
@@ -284,7 +288,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
 
 
 def _save(documents: Documents, path: Path) -> None:
-    """Keeps documents for the next run; a run goes on without where that is impossible."""
+    """Caches documents for the next run; if that is impossible, this run continues without."""
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

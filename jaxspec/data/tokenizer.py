@@ -1,14 +1,14 @@
-"""Tokenizers and conversations as ids, for the folder of any Hugging Face model.
+"""Tokenizers from the folder of any Hugging Face model, and conversations as ids.
 
 >>> Tokenizer.load("embedded").encode_prompt([{"role": "user", "content": "Hi."}])[0]
 1
 
-Only byte-level tokenizers are taken (Qwen, Llama 3, GPT-2, the embedded one): for these, text on
-the two sides of a special token is encoded independently, which everything here rests on.
+Only byte-level tokenizers are accepted (Qwen, Llama 3, GPT-2, the embedded one): they encode the
+text before and after a special token independently, and everything here relies on that.
 
-The folder of a GPT-2 or GPT-Neo may hold nothing but vocab.json and merges.txt: "<|endoftext|>" is
-then its one special token. It has no mask token, and where it has no chat template a conversation
-is its contents as they are (`jaxspec.data.chat_template.PLAIN`).
+The folder of a GPT-2 or GPT-Neo may hold only vocab.json and merges.txt; "<|endoftext|>" is then
+its one special token. It has no mask token. If it has no chat template, a conversation is rendered
+as its unchanged contents (`jaxspec.data.chat_template.PLAIN`).
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ START_TOKEN = "<|im_start|>"
 END_TOKEN = "<|im_end|>"
 MASK_TOKEN = "<|mask|>"
 
-# Tokens that end a turn in the families in use, and names that masks go by. They count only where
-# a tokenizer has them as added tokens.
+# Tokens that end a turn in common model families, and common names of masks. They count only if a
+# tokenizer has them as added tokens.
 _END_OF_TURN_TOKENS = (END_TOKEN, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 _MASK_TOKENS = (MASK_TOKEN, "<|MASK|>", "<MASK>", "[MASK]", "<mask>")
 
-# How text falls into pieces before merging: letters with the space before them, single digits (so
-# that place values can be learned), runs of signs, and a line break with the indentation behind it.
+# How text is split before merging: letters with the space before them, single digits (so that place
+# values can be learned), runs of symbols, and a line break with the indentation after it.
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s+(?!\S)|\s+"
 
-# Put around the number of a special token whose text stands in a message, while it is rendered.
+# Enclose the number that replaces a special token's text in a message while it is rendered.
 _GUARD_OPEN, _GUARD_CLOSE = "\U000fff00", "\U000fff01"
 
 
 class Tokenizer:
-    """Text to ids and back, and conversations to ids with the response marked.
+    """Converts text to ids and back, and conversations to ids with the response marked.
 
-    Text never turns into special tokens: "<|im_end|>" inside a message is encoded as ordinary
-    characters. Only the chat template's own text can open or close a turn.
+    Text in a message never becomes a special token: "<|im_end|>" is encoded as ordinary characters
+    there. Only the chat template's own text can open or close a turn.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Tokenizer:
         }
         mask_names = (self._names.get("mask_token"), *_MASK_TOKENS)
         self.mask_id: int | None = next((added[n] for n in mask_names if n in added), None)
-        """Id that stands in slots to be drafted; None when the tokenizer has none."""
+        """Id that fills the slots to be drafted; None if the tokenizer has no mask token."""
         self.eos_id: int = self._id_of("eos_token")
-        """End of text or of turn: the token that the folder calls eos."""
+        """End of text or of a turn: the token that the folder calls eos."""
         self.pad_id: int = self._id_of("pad_token") if "pad_token" in self._names else self.eos_id
         stated = read_json(self.folder / "generation_config.json").get("eos_token_id", [])
         ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
@@ -92,8 +92,8 @@ class Tokenizer:
         self._special = self._find_special()
         self._literals = sorted(self._special, key=len, reverse=True)
         self._special_pattern = self._compile_special()
-        # From here on the library itself reads special tokens as plain text; `_encode_rendered`
-        # is the only place that makes them.
+        # From here on, the library itself reads special tokens as plain text; only
+        # `_encode_rendered` makes special ones.
         self._tokenizer.encode_special_tokens = True
         self._template = ChatTemplate.read(
             self.folder,
@@ -117,13 +117,13 @@ class Tokenizer:
 
         Args:
           path: a folder with tokenizer.json (or vocab.json and merges.txt) and
-            tokenizer_config.json, which for a GPT-2 may be absent beside config.json.
+            tokenizer_config.json. A GPT-2's folder may lack the latter if it has config.json.
           template_options: further variables of the chat template, such as
             {"enable_thinking": False} for Qwen3.
-          default_template: for conversations where the folder has no chat template, which is an
-            error otherwise. (It may be a chat model's that was lost in copying.) A GPT-2's is
-            `jaxspec.data.chat_template.PLAIN`.
-          model_config: the content of the folder's config.json, where it has been read already.
+          default_template: used for conversations if the folder has no chat template. Without
+            either, conversations are an error, because a chat model's template may have been lost
+            in copying. A GPT-2's default is `jaxspec.data.chat_template.PLAIN`.
+          model_config: the content of the folder's config.json, if it has already been read.
 
         Returns:
           The tokenizer.
@@ -146,10 +146,10 @@ class Tokenizer:
         """Train a byte-level BPE, write it to a folder and load it.
 
         Args:
-          texts: what merges are learned from; the same texts give the same bytes.
-          vocab_size: at least 260, for 256 bytes and 4 special tokens. Little text may give fewer
-            tokens than that.
-          folder: made when missing.
+          texts: what merges are learned from; the same texts give the same files, byte for byte.
+          vocab_size: at least 260, for 256 bytes and 4 special tokens. A short text may give fewer
+            tokens than this size.
+          folder: made if missing.
 
         Returns:
           The tokenizer, read back from the folder.
@@ -191,7 +191,7 @@ class Tokenizer:
         return cls(path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the tokenizer's files to a folder, which is made when missing."""
+        """Copy the tokenizer's files to a folder, which is made if missing."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
@@ -201,20 +201,20 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, special ones included; a model's embedding may have more rows."""
+        """Number of tokens, including special ones; a model's embedding may have more rows."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def vocabulary(self) -> dict[str, int]:
-        """Every token with its id, special ones included."""
+        """Every token with its id, including special tokens."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of all special tokens in increasing order, the mask among them."""
+        """Ids of all special tokens, including the mask, in increasing order."""
         return tuple(sorted(self._special.values()))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens written in it stay text."""
+        """Ids of plain text; special tokens written in it remain ordinary text."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -239,23 +239,23 @@ class Tokenizer:
         if turns[-1]["role"] == "assistant":
             raise ValueError(
                 "A prompt must end with the user's turn: got a conversation that ends with the "
-                "assistant's. Leave its last turn out."
+                "assistant's. Leave out its last turn."
             )
         rendered = self._template.render(self._guard(turns), add_generation_prompt=True)
         return self._encode_rendered(rendered)
 
     def encode_conversation(self, turns: Conversation) -> tuple[list[int], list[bool]]:
-        """Ids of a whole conversation, and which of them the assistant has to say.
+        """Ids of a whole conversation, and which of them are the assistant's to generate.
 
-        A response begins behind the generation prompt, exactly as in `encode_prompt`, and ends
-        with the token that closes the turn.
+        A response begins after the generation prompt, exactly as in `encode_prompt`, and ends with
+        the token that closes the turn.
 
         Returns:
-          (ids, response_mask) of one length.
+          (ids, response_mask), of equal length.
 
         Raises:
           ValueError: a template whose text for a conversation does not begin with its text for the
-            first turns of it, or that closes an assistant turn with no stop token.
+            first turns, or that does not close an assistant turn with a stop token.
         """
         check_turns(turns)
         guarded = self._guard(turns)
@@ -281,36 +281,36 @@ class Tokenizer:
         return ids, mask
 
     def _response_start(self, guarded: Conversation, index: int, *, text: str, done: int) -> int:
-        """Where in a conversation's text the answer of turn `index` begins."""
+        """Where the answer of turn `index` begins in a conversation's text."""
         prompt = ""
         if index:
             prompt = self._template.render(guarded[:index], add_generation_prompt=True)
         if not prompt or not text.startswith(prompt) or len(prompt) < done:
             raise ValueError(
-                f"The chat template of {str(self.folder)!r} writes the turns before turn {index} "
-                "differently once that turn follows, so the response cannot be told from the "
-                "prompt. Use a template that only appends, or conversations of one round that "
-                "begin with a user turn."
+                f"The chat template of {str(self.folder)!r} changes the text before turn {index} "
+                "when that turn is added, so the response cannot be told apart from the prompt. "
+                "Use a template that only appends, or conversations of one round that begin with "
+                "a user turn."
             )
         return len(prompt)
 
     def _response_stop(self, text: str, start: int) -> int:
-        """Where the answer that begins at `start` is closed."""
-        # Content is guarded, so the first stop token behind it is the template's own.
+        """Where the answer that begins at `start` ends, including its stop token."""
+        # Content is guarded, so the first stop token after it is the template's own.
         for match in self._special_pattern.finditer(text, start):
             if self._special[match.group(0).strip()] in self.stop_ids:
                 return match.end()
         raise ValueError(
-            f"The chat template of {str(self.folder)!r} ends an assistant turn with none of the "
-            f"stop tokens {[self._tokenizer.id_to_token(id_) for id_ in self.stop_ids]}: name the "
-            "token that closes a turn as eos_token in tokenizer_config.json."
+            f"The chat template of {str(self.folder)!r} does not end an assistant turn with one of "
+            f"the stop tokens {[self._tokenizer.id_to_token(id_) for id_ in self.stop_ids]}: set "
+            "eos_token in tokenizer_config.json to the token that closes a turn."
         )
 
     def _guard(self, turns: Conversation) -> Conversation:
         """Contents with the text of special tokens replaced by numbered marks.
 
-        The marks keep templates free to strip or split a content, which would not survive
-        cutting it out.
+        With marks, templates may still strip or split a content; that would not work if the content
+        were cut out instead.
         """
         guarded = []
         for turn in turns:
@@ -329,7 +329,7 @@ class Tokenizer:
         return text
 
     def _encode_rendered(self, text: str) -> list[int]:
-        """Ids of (a piece of) guarded template text: its special tokens count, contents' do not."""
+        """Ids of (a piece of) guarded template text: only the template's special tokens count."""
         ids: list[int] = []
         position = 0
         for match in self._special_pattern.finditer(text):
@@ -342,10 +342,10 @@ class Tokenizer:
         return ids
 
     def _find_special(self) -> dict[str, int]:
-        """Special tokens by their text: those flagged as such, and those that must be.
+        """Special tokens by their text: those flagged as special, and those that must be.
 
-        Some folders flag their mask or the end of a turn as ordinary; a message must not be able
-        to write one of these either.
+        Some folders flag their mask or their end of turn as ordinary, but a message must not be
+        able to write one of these either.
         """
         added = dict(self._tokenizer.get_added_tokens_decoder())
         needed = [self.eos_id, self.pad_id, *self.stop_ids]
@@ -359,13 +359,13 @@ class Tokenizer:
         return {token.content: id_ for id_, token in special.items()}
 
     def _compile_special(self) -> re.Pattern[str]:
-        """Finds special tokens, with the white space that some of them swallow."""
+        """A pattern for special tokens, with the white space that some of them absorb."""
         tokens = {t.content: t for t in self._tokenizer.get_added_tokens_decoder().values()}
         alternatives = [
             r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
             for literal in self._literals
         ]
-        # Without special tokens: a pattern that matches nowhere.
+        # If there are no special tokens: a pattern that never matches.
         return re.compile("|".join(alternatives) or r"(?!)")
 
     def _id_of(self, key: str) -> int:
@@ -373,14 +373,14 @@ class Tokenizer:
         id_ = None if name is None else self._tokenizer.token_to_id(name)
         if id_ is None:
             raise ValueError(
-                f"The tokenizer in {str(self.folder)!r} has no {key} (its files say {name!r}): "
-                "name a token of its vocabulary in tokenizer_config.json."
+                f"The tokenizer in {str(self.folder)!r} has no {key} (its files say {name!r}): set "
+                "it to a token of the vocabulary in tokenizer_config.json."
             )
         return int(id_)
 
 
 def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and so on: what templates may print."""
+    """bos_token, eos_token and so on, which templates may print."""
     defaults = GPT2_NAMES if is_gpt2(config) else {}
     merged = {**defaults, **read_json(folder / "special_tokens_map.json"), **config}
     names = {}
@@ -397,10 +397,10 @@ _NAMED_IDS = 5
 
 
 def check_same_tokens(drafter: Tokenizer, target: Tokenizer, *, name: str) -> None:
-    """Refuses a drafter whose ids mean other tokens than the target's.
+    """Refuses a drafter whose ids do not mean the same tokens as the target's.
 
     Raises:
-      ValueError: names the first ids that differ.
+      ValueError: there are ids that differ; the message names the first ones.
     """
     ours, theirs = drafter.vocabulary(), target.vocabulary()
     differ = sorted(

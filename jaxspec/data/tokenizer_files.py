@@ -9,15 +9,15 @@ from typing import Any
 
 import tokenizers
 
-# The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt leave unsaid: part of the
-# tokenizer's definition, so it must be this expression to the letter.
+# The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt do not contain. It is part of
+# the tokenizer's definition, so it must be exactly this expression.
 _QWEN_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-"""Special tokens of a GPT2Tokenizer whose files name none, as transformers has it."""
+"""Special tokens of a GPT2Tokenizer whose files name none, as in transformers."""
 _GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
 
 
@@ -27,10 +27,10 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is no such file.
+    """The object in a JSON file; {} if there is no such file.
 
     Raises:
-      ValueError: a file that is not JSON, or holds something else than an object.
+      ValueError: a file that is not JSON, or that holds something other than an object.
     """
     if not path.is_file():
         return {}
@@ -46,13 +46,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read_tokenizer_config(
     folder: pathlib.Path, *, model_config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """tokenizer_config.json; the tokenizer's class, where it says none, by the model's config.json.
+    """tokenizer_config.json, with the tokenizer's class from config.json if it does not name one.
 
-    The Hub's gpt2 leaves it to config.json, and transformers looks there, too.
+    The Hub's gpt2 leaves the class to config.json, and transformers looks there, too.
 
     Args:
       folder: a model's folder.
-      model_config: the content of its config.json, where it has been read already.
+      model_config: the content of its config.json, if it has already been read.
     """
     config = read_json(folder / "tokenizer_config.json")
     if model_config is None:
@@ -83,7 +83,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
 
     Args:
       folder: a model's folder.
-      config: what its tokenizer_config.json says.
+      config: the content of its tokenizer_config.json.
 
     Returns:
       The tokenizer with its added tokens, neither padding nor truncating.
@@ -121,7 +121,7 @@ def _read_tokenizer_json(file: pathlib.Path) -> tokenizers.Tokenizer:
         )
     try:
         return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # The library raises nothing more particular.
+    except Exception as error:  # The library raises no more specific exception.
         raise ValueError(f"{str(file)!r} cannot be read as a tokenizer: {error}.") from error
 
 
@@ -137,12 +137,13 @@ def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> toke
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
         raise ValueError(
-            f"{str(folder)!r} has vocab.json and merges.txt only, and its tokenizer_class "
-            f"{name!r} is not one whose splitting rule is known (Qwen2Tokenizer, GPT2Tokenizer): "
-            "save the tokenizer as tokenizer.json with transformers' save_pretrained first."
+            f"{str(folder)!r} has only vocab.json and merges.txt, and the splitting rule of its "
+            f"tokenizer_class {name!r} is not known (only those of Qwen2Tokenizer and "
+            "GPT2Tokenizer are): save the tokenizer as tokenizer.json with transformers' "
+            "save_pretrained first."
         )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    # Where both files name an id, the configuration is right: transformers reads that one.
+    # If both files name an id, the configuration counts: transformers reads that one.
     stated: dict[str, Any] = config.get("added_tokens_decoder") or {
         str(id_): {"content": content, "special": content.startswith("<|")}
         for content, id_ in read_json(folder / "added_tokens.json").items()
@@ -166,7 +167,7 @@ def _add_token(
     given = tokenizer.token_to_id(token.content)
     if given != id_:
         raise ValueError(
-            f"Added token {token.content!r} of {str(folder)!r} should have id {id_} and got "
+            f"Added token {token.content!r} of {str(folder)!r} should have id {id_}, but got "
             f"{given}: the vocabulary has gaps. Save the tokenizer as tokenizer.json with "
             "transformers' save_pretrained first."
         )

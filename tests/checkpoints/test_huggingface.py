@@ -269,7 +269,7 @@ def test_broken_config_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not JSON"):
         load_target(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a list: expected an object"):
+    with pytest.raises(ValueError, match="holds a list: expected a JSON object"):
         load_target(tmp_path)
 
 
@@ -346,11 +346,11 @@ def test_incomplete_and_straying_shards_are_refused(tmp_path: Path) -> None:
         load_target(folder)
     for shard in shards[1:3]:
         (folder / shard).unlink()
-    with pytest.raises(ValueError, match=f"2 files that are not there.*{shards[1]}, {shards[2]}"):
+    with pytest.raises(ValueError, match=f"2 files that are missing.*{shards[1]}, {shards[2]}"):
         load_target(folder)
     index["weight_map"]["model.extra.weight"] = "../outside.safetensors"
     path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"its own folder only: got \['\.\./outside"):
+    with pytest.raises(ValueError, match=r"files in its own folder: got \['\.\./outside"):
         load_target(folder)
     path.write_text("{}")
     with pytest.raises(ValueError, match="has no weight_map"):

@@ -201,7 +201,7 @@ def test_unknown_settings_are_errors(write_config, arguments, expected):
     [
         (["--training.steps", "many"], "'many'"),
         (["--training.steps", "0"], "training.steps must be at least 1: got 0"),
-        (["--drafter.block_size", "1"], "block_size counts the anchor"),
+        (["--drafter.block_size", "1"], "block_size includes the anchor"),
         (["--loss.normalize", "rows"], "'rows'"),
         (["--data.sources"], "data.sources is empty"),
     ],

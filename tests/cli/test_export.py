@@ -84,7 +84,7 @@ def test_the_finished_export_is_preferred(drafter_run, tmp_path, capsys):
     first.rename(run / "export")
     second = command.export(command.ExportCommand(workdir=str(run), output=str(tmp_path / "b")))
     assert "from " + str(run / "export") in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is what would be read"):
+    with pytest.raises(ValueError, match="is the folder that the weights are read from"):
         command.export(command.ExportCommand(workdir=str(run), output=str(run / "export")))
     tensors = load_file(second / "model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
@@ -134,7 +134,7 @@ def test_a_target_from_its_checkpoint(tmp_path):
     loaded_config, loaded = load_target(tmp_path / "out")
     assert loaded_config == architecture
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    with pytest.raises(ValueError, match="is for DFlash drafters"):
+    with pytest.raises(ValueError, match="is only for DFlash drafters"):
         command.export(command.ExportCommand(**call, format="speculators"))
 
 

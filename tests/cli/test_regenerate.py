@@ -61,7 +61,7 @@ def ask(target, tmp_path, monkeypatch):
 def test_answers_become_training_data(ask, target):
     folder, said = ask()
     assert said[0].startswith("2/5 questions  ")
-    assert said[-1].startswith("5 examples of 5 questions in 3 shards in ")
+    assert said[-1].startswith("5 examples from 5 questions in 3 shards in ")
     asked = load_examples("embedded/chat", split="train", data=DataConfig(max_examples=QUESTIONS))
     answered = list(read_examples(folder))
     assert [example.id for example in answered] == [example.id for example in asked]
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on(ask):
     assert read_manifest(killed)["shards"] == read_manifest(whole)["shards"]
 
     _, said = ask("killed")
-    assert said[0].startswith("All 5 questions are answered")
+    assert said[0].startswith("All 5 questions have already been answered")
     longer, _ = ask("killed", limit=QUESTIONS + 1)
     assert list(read_examples(longer))[:QUESTIONS] == list(read_examples(whole))
     assert len(read_examples(longer)) == QUESTIONS + 1
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on(ask):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "test"}, "answers are made to be trained on"),
+        ({"split": "test"}, "the answers are for training"),
         ({"source": "math500"}, "for evaluation only"),
         ({"source": "gsm9k"}, "Unknown data set 'gsm9k'"),
         ({"temperature": float("nan")}, "temperature must be 0"),
@@ -128,7 +128,7 @@ def test_other_folders_are_left_alone(ask, tmp_path):
     folder = tmp_path / "answers"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds files that `jaxspec regenerate` did not write"):
         ask()
     (folder / "notes.txt").unlink()
     write_examples(folder, [Example("a", (("user", "x"),), "mine")], manifest={})

@@ -60,7 +60,7 @@ def test_damaged_folders_are_named(tmp_path):
         read_examples(tmp_path)
     write_examples(tmp_path, _examples(0, 2), manifest={})
     (tmp_path / "examples-00000.array_record").unlink()
-    with pytest.raises(ValueError, match="files that are gone"):
+    with pytest.raises(ValueError, match="files that are missing"):
         read_examples(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "else"}))
     with pytest.raises(ValueError, match="format 'else'"):

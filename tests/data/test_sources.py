@@ -286,7 +286,7 @@ def test_unknown_names_and_splits_are_refused(data):
         load_examples("gsm9k", split="train", data=data)
     with pytest.raises(ValueError, match=r"'humaneval' has no split 'train'.*evaluation only"):
         load_examples("humaneval", split="train", data=data)
-    with pytest.raises(ValueError, match=r"no split 'test'.* With a test split: .*math500"):
+    with pytest.raises(ValueError, match=r"no split 'test'.* These have a test split: .*math500"):
         load_examples("math", split="test", data=data)
     with pytest.raises(ValueError, match="no files to prepare for 'embedded'"):
         sources.builder_for("embedded", split="train", data=data)

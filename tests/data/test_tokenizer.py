@@ -195,7 +195,7 @@ def test_qwen_template_marks_the_thinking_part_as_response(qwen_folder):
     ]
     silent = Tokenizer(qwen_folder, template_options={"enable_thinking": False})
     assert _responses(silent, ONE_ROUND) == ["It is 12 miles away.\n#### 12<|im_end|>"]
-    with pytest.raises(ValueError, match="before turn 2 differently"):
+    with pytest.raises(ValueError, match="changes the text before turn 2"):
         silent.encode_conversation(TWO_ROUNDS)
 
 
@@ -239,7 +239,7 @@ def test_vocabulary_and_merges_with_added_tokens_file(tokenizer, folder):
     assert loaded.stop_ids == (0, 1024)
     assert loaded.decode(loaded.encode("What is it? 12")) == "What is it? 12"
     (folder / "added_tokens.json").write_text(json.dumps({"<|eot_id|>": 1030}))
-    with pytest.raises(ValueError, match="id 1030 and got 1024"):
+    with pytest.raises(ValueError, match="id 1030, but got 1024"):
         Tokenizer.load(folder)
     _set(folder, tokenizer_class="OtherTokenizer")
     with pytest.raises(ValueError, match=r"'OtherTokenizer'.*save_pretrained"):
@@ -363,10 +363,10 @@ def test_white_space_that_a_special_token_swallows(folder):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ messages[0]['content'] + 1 }}", "refused"),
-        ("{{ messages | length }} turns", "before turn 1 differently"),
+        ("{{ messages | length }} turns", "changes the text before turn 1"),
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-            "ends an assistant turn with none of the stop tokens",
+            "does not end an assistant turn with one of the stop tokens",
         ),
     ],
 )

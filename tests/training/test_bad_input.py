@@ -71,7 +71,7 @@ MISTAKES = {
     ),
     "data for evaluation": (
         {"data": {"sources": ("math500",)}},
-        "for evaluation only, never to train on",
+        "for evaluation only, never for training",
     ),
     "a tokenizer of its own": (
         {"data": {"tokenizer": "train"}},

@@ -1,11 +1,11 @@
-"""The DFlash drafter, in z-lab's spelling and in that of the speculators library.
+"""The DFlash drafter, in z-lab's format and in that of the speculators library.
 
-z-lab's checkpoints are what vLLM, SGLang and their TPU ports load. In the speculators format, which
-vLLM reads as well, the tensors are the same; layer ids are one higher (0 is the embedding), and the
-target is named. Its field names follow vllm-project/speculators' DFlash configuration and the
-converter in vLLM, seen in their repositories in 2026; no server was run on the result.
+vLLM, SGLang and their TPU ports load z-lab's checkpoints. The speculators format, which vLLM reads
+as well, has the same tensors; its layer ids are one higher (0 is the embedding), and it names the
+target. Its field names follow the DFlash configuration of vllm-project/speculators and the
+converter in vLLM, as seen in their repositories in 2026; the result was not tried in a server.
 
-Letters of the shapes: those of `qwen_llama`, and E captured layers x width.
+Letters in shapes: those of `qwen_llama`, and E captured layers x width.
 
 >>> from_json(document, where="config.json")  # doctest: +SKIP
 """
@@ -50,18 +50,18 @@ _OWN = (
     "architectures", "auto_map", "block_size", "dflash_config", "dtype", "is_causal",
     "num_target_layers",
 )  # fmt: skip
-"""Entries of z-lab's config.json that are not the layers' in the speculators format."""
+"""Entries of z-lab's config.json that do not describe the layers in the speculators format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredDrafter:
-    """What config.json of a drafter says, also about the target it belongs to."""
+    """What a drafter's config.json says about it and its target."""
 
     config: DrafterConfig
     hidden_size: int
     vocab_size: int
     num_target_layers: int | None
-    """None where the file does not say (speculators format)."""
+    """None if the file does not say (speculators format)."""
     is_speculators: bool
 
     @classmethod
@@ -78,7 +78,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
       where: what to call it in messages.
 
     Raises:
-      ValueError: no DFlash drafter, or features that the drafter here does not have.
+      ValueError: not a DFlash drafter, or features that the drafter here does not have.
     """
     is_speculators = "speculators_model_type" in raw
     if is_speculators:
@@ -91,7 +91,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     architectures = raw.get("architectures") or []
     if not special and "DFlashDraftModel" not in architectures:
         raise ValueError(
-            f"{where} describes no DFlash drafter: got architectures {architectures} and no "
+            f"{where} does not describe a DFlash drafter: got architectures {architectures} and no "
             "dflash_config, expected ['DFlashDraftModel'] with one."
         )
     if special.get("projector_type", "dflash") != "dflash":
@@ -148,7 +148,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
 
 
 def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """z-lab's spelling of a speculators file, whose layer ids are one higher (0: the embedding)."""
+    """A speculators file, whose layer ids are one higher (0: the embedding), in z-lab's format."""
     problems = []
     if raw["speculators_model_type"] != "dflash":
         problems.append(
@@ -180,7 +180,7 @@ def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 def to_json(
     config: DrafterConfig, *, target_config: LanguageModelConfig, dtype: Dtype
 ) -> dict[str, Any]:
-    """config.json of a drafter, as z-lab's checkpoints and the servers that load them have it.
+    """config.json of a drafter in z-lab's format.
 
     Args:
       config: resolved.
@@ -231,7 +231,7 @@ def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[s
 
     Args:
       document: config.json of a drafter in z-lab's format.
-      target_name: what servers load the target by: its name on the Hub, or a folder.
+      target_name: what servers load as the target: its name on the Hub, or a folder.
 
     Raises:
       ValueError: a drafter that the format cannot describe.
@@ -239,14 +239,14 @@ def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[s
     special = document["dflash_config"]
     if special.get("qk_norm") is False:
         raise ValueError(
-            "The speculators format has no drafters without query/key norms (drafter.qk_norm "
-            "false): use the zlab format."
+            "The speculators format does not support drafters without query/key norms "
+            "(drafter.qk_norm false): use the zlab format."
         )
     causal, kinds = document.get("is_causal"), document["layer_types"]
     if causal and "full_attention" in kinds:
         raise ValueError(
-            "The speculators format has no full attention layers that are causal inside a block "
-            f"(drafter.is_causal true with layer_types {kinds}): use the zlab format."
+            "The speculators format does not support full attention layers that are causal inside "
+            f"a block (drafter.is_causal true with layer_types {kinds}): use the zlab format."
         )
     layer = {key: value for key, value in document.items() if key not in _OWN}
     return {
@@ -272,7 +272,7 @@ def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[s
 
 
 def layout(stored: StoredDrafter, names: Collection[str] = ()) -> Layout:
-    """The tensors of a drafter: no embedding and no head, both are the target's."""
+    """The tensors of a drafter: no embedding and no head, since both are the target's."""
     del names
     config, width = stored.config, stored.hidden_size
     return Layout(
@@ -316,7 +316,7 @@ def fitted(
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a DFlash drafter, in either spelling."""
+    """Whether a config.json is that of a DFlash drafter, in either format."""
     return (
         "speculators_model_type" in raw
         or "dflash_config" in raw

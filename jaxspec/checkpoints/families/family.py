@@ -1,4 +1,4 @@
-"""What a family of models on the Hugging Face Hub is to jaxspec: files in and out, and tensors.
+"""What jaxspec knows of a family of models on the Hugging Face Hub: its files and tensors.
 
 >>> layout = Layout(rows=(Row("norm.weight", "final_norm/scale", ("D",)),), sizes={"D": 4},
 ...                 num_layers=2)
@@ -24,18 +24,18 @@ class Layout:
     """The tensors of one model, and where each of them goes."""
 
     rows: tuple[Row, ...]
-    """The key map, its embedding first where it has one."""
+    """The key map; the embedding, if it has one, comes first."""
     sizes: Mapping[str, int]
-    """What the letters in the rows' shapes stand for."""
+    """What the letters in the rows' shapes mean."""
     num_layers: int
     zeros: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    """Shapes of tensors that transformers expects and our layers do not have: written as zeros, and
-    refused where they are not zero."""
+    """Shapes of tensors that transformers expects but our layers do not have: written as zeros, and
+    refused if they are not zero."""
     tied_head: str = ""
-    """A head that folders with tied embeddings may store a second time; it must equal the
+    """A head that folders with tied embeddings may store as a second copy; it must equal the
     embedding. "": there is none."""
     ignored: tuple[str, ...] = ()
-    """Patterns of tensors that are passed over: constants, or tensors of another model."""
+    """Patterns of tensors that are skipped: constants, or tensors of another model."""
 
     @property
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def redundant(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that may be there but hold nothing of their own."""
+        """Shapes of the tensors that may be there but add no information."""
         found = dict(self.zeros)
         if self.tied_head:
             found[self.tied_head] = (self.sizes["V"], self.sizes["D"])
@@ -72,17 +72,17 @@ class Family:
     role: Role
     """What models of the family are used as."""
     recognises: Callable[[Mapping[str, Any]], bool]
-    """Whether a config.json is one of this family's."""
+    """Whether a config.json belongs to this family."""
     from_json: Callable[..., Any]
     """(content of config.json, where=what to call it in messages) -> the configuration."""
     to_json: Callable[..., dict[str, Any]]
-    """(configuration, dtype=..., and what the family needs besides) -> the content of config.json."""
+    """(configuration, dtype=..., anything more the family needs) -> the content of config.json."""
     layout: Callable[[Any, Collection[str]], Layout]
     """(configuration, names of the tensors in the folder; none when writing) -> its tensors."""
     fitted: Callable[..., Any] = in_dtype
     """(configuration, dtype, target=what it drafts for or None, where=...) -> the configuration
     that is loaded; raises ValueError where a drafter was trained for another target."""
     architectures: Collection[str] = ()
-    """Class names in config.json by which other programs know the family."""
+    """Class names in config.json by which other programs recognise the family."""
     tokenizer_class: str = ""
-    """Class of the tokenizer where only config.json tells it; "": tokenizer_config.json does."""
+    """Class of the tokenizer if only config.json tells it; "": tokenizer_config.json does."""

@@ -1,7 +1,7 @@
 """GPT-2 and GPT-Neo: targets with learned positions.
 
-Letters of the shapes: V vocabulary, P positions, D width, 3D queries, keys and values side by side,
-F MLP width.
+Letters in shapes: V vocabulary, P positions, D width, 3D queries, keys and values side by side, F
+MLP width.
 
 >>> from_json(document, where="gpt2/config.json")  # doctest: +SKIP
 """
@@ -21,12 +21,12 @@ MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 """Names of the tanh form of GELU."""
 LAYER_NAMES: dict[str, LayerType] = {"global": "full_attention", "local": "sliding_attention"}
-"""GPT-Neo's names of the kinds of layers."""
+"""GPT-Neo's names for the kinds of layers."""
 WINDOW = 256
 """What transformers assumes for a GPT-Neo without window_size."""
 
 # fmt: off
-# GPT-2 keeps its products as we do, (in, out); GPT-Neo as all others.
+# GPT-2 stores its matrices as we do, (in, out); GPT-Neo stores them like all others, (out, in).
 EMBED = (
     Row("wte.weight", "embed/embedding", ("V", "D")),
     Row("wpe.weight", "positions/embedding", ("P", "D")),
@@ -64,15 +64,15 @@ HEAD = (Row("lm_head.weight", "head/kernel", ("D", "V"), True),)
 # fmt: on
 TIED_HEAD = HEAD[0].name
 PREFIX = "transformer."
-"""What the names of a language model's tensors begin with; the Hub's gpt2 was saved without."""
+"""Prefix of a language model's tensor names; the gpt2 on the Hub was saved without it."""
 IGNORED = tuple(
     f"{prefix}h.{{i}}.attn.{name}"
     for prefix in (PREFIX, "")
     for name in ("bias", "masked_bias", "attention.bias", "attention.masked_bias")
 )
-"""Constants that old checkpoints carry along: causal masks."""
+"""Constants that old checkpoints contain: causal masks."""
 
-# Features that the models here do not have, with the only value taken for each.
+# Features that the models here do not have, with the only value that is accepted for each.
 _PLAIN = {
     "add_cross_attention": False,
     "scale_attn_by_inverse_layer_idx": False,
@@ -110,7 +110,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
         "vocab_size": reader.integer("vocab_size"),
         **read(reader),
         "layer_norm_eps": reader.number("layer_norm_epsilon", 1e-5),
-        # Tied unless the file says otherwise: files of these families seldom say it.
+        # Tied unless the file says otherwise: files of these families seldom say.
         "tie_embeddings": raw.get("tie_word_embeddings") is None
         or reader.flag("tie_word_embeddings"),
         "dtype": dtype,
@@ -154,9 +154,9 @@ def _gpt_neo_sizes(reader: ConfigReader) -> dict[str, Any]:
 
 
 def _layer_kinds(reader: ConfigReader, num_layers: int) -> tuple[LayerType, ...]:
-    """attention_types: pairs of a few kinds and how often they come; () when they cannot be read.
+    """attention_types: pairs of a list of kinds and a count of repeats; () if it cannot be read.
 
-    attention_layers is the same, spelt out by transformers, which does not read it back.
+    attention_layers is the same list, written out by transformers, which does not read it back.
     """
     pairs = reader.raw.get("attention_types")
     pairs = [[["global", "local"], 12]] if pairs is None else pairs
@@ -169,8 +169,8 @@ def _layer_kinds(reader: ConfigReader, num_layers: int) -> tuple[LayerType, ...]
         names, unknown = [], [str(pairs)]
     if unknown:
         reader.problems.append(
-            f"attention_types: got {', '.join(unknown)}, expected pairs of a list of 'global' and "
-            "'local' and a count"
+            f"attention_types: got {', '.join(unknown)}, expected pairs: a list of 'global' and "
+            "'local', and a count"
         )
         return ()
     if len(names) != num_layers:
@@ -191,7 +191,7 @@ def to_json(config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any])
     common = {
         "activation_function": ACTIVATIONS[0],
         "architectures": [MODEL_TYPES[config.family]],
-        # Written even when unknown: transformers would fall back on GPT-2's 50256.
+        # Written even if unknown: otherwise transformers would fall back on GPT-2's 50256.
         "bos_token_id": special_ids.get("bos_token_id"),
         "dtype": dtype,
         "eos_token_id": special_ids.get("eos_token_id"),
@@ -234,7 +234,7 @@ def to_json(config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any])
 
 
 def layout(config: GPT2Config, names: Collection[str] = ()) -> Layout:
-    """The tensors of a target; their prefix is that of the folder, where one is read."""
+    """The tensors of a target; when a folder is read, they have its prefix."""
     products = PRODUCTS if config.family == "gpt2" else NEO_PRODUCTS
     prefix = "" if EMBED[0].name in names else PREFIX
     rows = under(prefix, EMBED + products + BIASES + NORMS)

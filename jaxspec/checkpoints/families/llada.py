@@ -1,11 +1,11 @@
-"""LLaDA, and SDAR, whose layers are Qwen3's: diffusion language models in their released layouts.
+"""LLaDA and SDAR, two diffusion language models, in their released layouts.
 
-LLaDA's layout is that of GSAI-ML/LLaDA-8B-Base and -Instruct on the Hub: config.json of model type
-"llada", which names its fields as OLMo does, and the tensors that `ROWS` lists. SDAR (arXiv
-2510.06303) is a Qwen3 in shape and in the names of its tensors, and block-causal. Every difference
-is reported at once; nothing is executed, and the models' own Python files are not looked at.
+LLaDA's layout is that of GSAI-ML/LLaDA-8B-Base and -Instruct on the Hub: a config.json of model
+type "llada", whose field names are OLMo's, and the tensors that `ROWS` lists. SDAR (arXiv
+2510.06303) has Qwen3's layers and tensor names, and is block-causal. All differences are reported
+at once; nothing is executed, and the models' own Python files are not read.
 
-Letters of the shapes: those of `qwen_llama`.
+Letters in shapes: those of `qwen_llama`.
 
 >>> llada_from_json(document, where="config.json")  # doctest: +SKIP
 """
@@ -24,7 +24,7 @@ from jaxspec.config import Dtype, MaskedTransformerConfig, TransformerConfig
 MODEL_TYPE, ARCHITECTURE = "llada", "LLaDAModelLM"
 SDAR_TYPE = "sdar"
 SDAR_MASK_ID, SDAR_BLOCK_LENGTH = 151_669, 4
-"""Of the released SDAR models, whose files need not say so."""
+"""Values of the released SDAR models, for files that do not state them."""
 
 # fmt: off
 ROWS = (
@@ -46,7 +46,7 @@ ROWS = (
 )
 HEAD = (Row("model.transformer.ff_out.weight", "head/kernel", ("D", "V"), True),)
 # fmt: on
-"""`ff_out` is two things: the head, and within a block the MLP's last projection."""
+"""`ff_out` names two things: the head and, within a block, the MLP's last projection."""
 
 PLAIN: dict[str, tuple[Any, ...]] = {
     "activation_type": ("silu",),
@@ -60,7 +60,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "rope": (True,),
     "scale_logits": (False, None),
 }
-"""Fields that may hold only what the models here compute; the first value is what is written."""
+"""Fields that may only have values that the models here compute; the first one is written."""
 
 FIELDS = {
     "d_model": "hidden_size",
@@ -71,18 +71,18 @@ FIELDS = {
 }
 """config.json -> `TransformerConfig`, integers."""
 NUMBERS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0}
-"""Both names are the same on both sides; the values are LLaDA's own defaults."""
+"""Names that are the same on both sides, with LLaDA's own defaults."""
 
 
 def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
     """The configuration of a LLaDA.
 
     Args:
-      raw: the content of config.json; dropout rates and settings of training are not looked at.
+      raw: the content of config.json; dropout rates and training settings are ignored.
       where: what to call it in messages.
 
     Raises:
-      ValueError: another model type, or fields that are missing or make no model that can be
+      ValueError: another model type, or fields that are missing or describe no model that can be
         computed here; all at once.
     """
     if raw.get("model_type") != MODEL_TYPE:
@@ -98,7 +98,7 @@ def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerC
     if width % heads:
         reader.problems.append(f"d_model: got {width}, expected a multiple of n_heads ({heads})")
     fields["num_kv_heads"] = reader.integer("n_kv_heads", heads)
-    # The embedding may have more rows than the vocabulary, for round sizes.
+    # The embedding may have more rows than the vocabulary, to reach a round size.
     fields["vocab_size"] = reader.integer("embedding_size", raw.get("vocab_size"))
     ids = {key: reader.integer(key, smallest=0) for key in ("mask_token_id", "eos_token_id")}
     for key, value in ids.items():
@@ -109,7 +109,7 @@ def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerC
             )
     if not reader.problems and ids["mask_token_id"] == ids["eos_token_id"]:
         reader.problems.append(
-            f"mask_token_id: got {ids['mask_token_id']}, which is eos_token_id as well"
+            f"mask_token_id: got {ids['mask_token_id']}, which is also eos_token_id"
         )
     tied = reader.flag("weight_tying")
     reader.raise_problems(where)
@@ -130,7 +130,8 @@ def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype)
     """config.json of a LLaDA.
 
     Raises:
-      ValueError: layers that LLaDA does not have, or an end of text that is no id of its own.
+      ValueError: layers that LLaDA does not have, or an end-of-text id that is the mask's or out of
+        range.
     """
     if not 0 <= eos_id < config.vocab_size or eos_id == config.mask_id:
         raise ValueError(
@@ -150,8 +151,8 @@ def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype)
     ]
     if wrong:
         raise ValueError(
-            f"LLaDA's config.json has no place for {', '.join(wrong)} of {config}. A model with "
-            "Qwen3's or Llama's layers is written by save_target."
+            f"LLaDA's config.json cannot describe {', '.join(wrong)} of {config}. Write a model "
+            "with Qwen3's or Llama's layers with save_target."
         )
     return {
         "architectures": [ARCHITECTURE],
@@ -171,7 +172,7 @@ def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype)
 
 
 def llada_layout(config: TransformerConfig, names: Collection[str] = ()) -> Layout:
-    """The tensors of a LLaDA: without a head of its own where embeddings are tied."""
+    """The tensors of a LLaDA; without a head if the embeddings are tied."""
     del names
     return Layout(
         rows=ROWS if config.tie_embeddings else ROWS + HEAD,
@@ -181,7 +182,7 @@ def llada_layout(config: TransformerConfig, names: Collection[str] = ()) -> Layo
 
 
 def sdar_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
-    """The configuration of an SDAR: a Qwen3, and what its file says of blocks."""
+    """The configuration of an SDAR: a Qwen3, and what its file says about blocks."""
     entry = {
         "mask_token_id": raw.get("mask_token_id", SDAR_MASK_ID),
         "context": "block_causal",

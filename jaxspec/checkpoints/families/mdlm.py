@@ -1,11 +1,11 @@
 """MDLM, the released masked-diffusion language model (a DiT).
 
-The layout is that of kuleshov-group/mdlm-owt on the Hub: config.json of model type "mdlm", and the
-tensors that `ROWS` lists. Every difference is reported at once; nothing is executed, and the
-model's own Python files are not looked at.
+The layout is that of kuleshov-group/mdlm-owt on the Hub: a config.json of model type "mdlm", and
+the tensors that `ROWS` lists. All differences are reported at once; nothing is executed, and the
+model's own Python files are not read.
 
-Letters of the shapes: V vocabulary, D width, 2D, 3D, 6D multiples of it, F MLP width, Z width of
-the noise conditioning; "waves" are those in which the noise is embedded.
+Letters in shapes: V vocabulary, D width, 2D, 3D, 6D multiples of it, F MLP width, Z width of the
+noise conditioning; "waves" are the cosines and sines that embed the noise.
 
 >>> config = from_json({"model_type": "mdlm", "vocab_size": 6, "hidden_dim": 8, "n_blocks": 1,
 ...                     "n_heads": 2, "cond_dim": 4, "model_length": 16}, where="config.json")
@@ -52,8 +52,9 @@ ROWS = (
     Row("backbone.output_layer.linear.bias", "head/bias", ("V",)),
 )
 # fmt: on
-"""Columns of qkv: queries, keys and values one after the other, heads within each. Chunks of the
-modulation: shift, scale, gate of the attention, then of the MLP; shift and scale of the head."""
+"""Columns of qkv: queries, then keys, then values; within each, head by head. Chunks of the
+modulation: shift, scale and gate of the attention, then of the MLP. Those of the final modulation:
+shift and scale of the head."""
 
 IGNORED = ("backbone.rotary_emb.inv_freq",)
 """A constant that is stored with the weights."""
@@ -73,12 +74,12 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
     """The configuration of an MDLM.
 
     Args:
-      raw: the content of config.json; `dropout` is not looked at. `mask_token_id` and `context`
-        are jaxspec's own; released folders lack them.
+      raw: the content of config.json; `dropout` is ignored. `mask_token_id` and `context` are
+        jaxspec's own fields; released folders lack them.
       where: what to call it in messages.
 
     Raises:
-      ValueError: another model type, or fields that are missing or make no model; all at once.
+      ValueError: another model type, or fields that are missing or describe no model; all at once.
     """
     if raw.get("model_type") != MODEL_TYPE:
         raise ValueError(
@@ -113,7 +114,7 @@ def to_json(config: DiTConfig, *, dtype: Dtype) -> dict[str, Any]:
 
 
 def sizes(config: DiTConfig) -> dict[str, int]:
-    """What the letters of the shapes stand for."""
+    """What the letters in shapes mean."""
     width = config.hidden_size
     return {
         "V": config.vocab_size,

@@ -1,15 +1,15 @@
-"""Qwen3 and Llama: targets, and denoisers that have their layers.
+"""Qwen3 and Llama: targets, and denoisers with the same layers.
 
-What the models here cannot compute is refused, never passed over: a rotary rule or a window that
-is silently dropped gives a model that looks fine and is wrong. Sliding windows are read as
-transformers' Qwen3 reads them: they count only with use_sliding_window, and where layer_types is
-absent the layers from max_window_layers on slide.
+What the models here cannot compute is refused, never ignored: if a rotary rule or a window were
+silently dropped, the model would look fine and be wrong. Sliding windows are read as Qwen3 in
+transformers reads them: they count only with use_sliding_window, and if layer_types is absent, the
+layers from max_window_layers on slide.
 
-A transformer that fills in masks is stored as a target is, with one more entry in config.json that
-tells it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``.
+A transformer that fills in masks is stored like a target, with one more entry in config.json that
+distinguishes it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``.
 
-Letters of the shapes, for one layer: V vocabulary, D width, F MLP width, C head width, QC query
-heads x head width, RC key/value heads x head width.
+Letters in shapes, for one layer: V vocabulary, D width, F MLP width, C head width, QC query heads x
+head width, RC key/value heads x head width.
 
 >>> from_json(document, where="Qwen3-4B/config.json")  # doctest: +SKIP
 """
@@ -63,24 +63,24 @@ HEAD = (Row("lm_head.weight", "head/kernel", ("D", "V"), True),)
 # fmt: on
 
 OUTPUT_BIAS = "model.layers.{i}.self_attn.o_proj.bias"
-"""Transformers gives this bias to every model with `attention_bias`; our layers have none. It is
+"""A bias that transformers gives to every model with `attention_bias`; our layers have none. It is
 written as zeros, and a folder in which it is not zero is refused."""
 TIED_HEAD = "lm_head.weight"
-"""Some folders with tied embeddings store the head a second time; it must equal the embedding."""
+"""Some folders with tied embeddings also store the head; it must equal the embedding."""
 IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
-"""A constant that old checkpoints carry along: wavelengths."""
+"""A constant that old checkpoints contain: wavelengths."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What tells one model type of the family from another."""
+    """What distinguishes one model type from another."""
 
     architecture: str
     """The class in transformers."""
     positions: int
     """What transformers assumes for a config.json without max_position_embeddings."""
     head_dim: int = 0
-    """The same for head_dim; 0: width / heads."""
+    """What it assumes for one without head_dim; 0: width / heads."""
     qk_norm: bool
     """Whether queries and keys have norms."""
     slides: bool
@@ -164,7 +164,7 @@ def family_name(config: TransformerConfig) -> str:
     if family not in KINDS:
         raise ValueError(
             f"The family of a TransformerConfig is {family!r}, expected "
-            f"{' or '.join(map(repr, KINDS))}, or '' for the one that its norms tell."
+            f"{' or '.join(map(repr, KINDS))}, or '' to choose by qk_norm."
         )
     kind = KINDS[family]
     if config.qk_norm != kind.qk_norm:
@@ -175,9 +175,9 @@ def family_name(config: TransformerConfig) -> str:
         )
     if config.windows and not kind.slides:
         raise ValueError(
-            "A target with sliding layers and no query/key norms has no place in transformers: got "
-            f"layer_types {list(config.layer_types)} with qk_norm false, expected qk_norm true (a "
-            "Qwen3) or full attention in every layer."
+            "transformers has no model with sliding layers and no query/key norms: got layer_types "
+            f"{list(config.layer_types)} with qk_norm false, expected qk_norm true (a Qwen3) or "
+            "full attention in every layer."
         )
     return family
 
@@ -188,7 +188,7 @@ def to_json(
     """config.json of a target, which transformers reads as one of `KINDS`.
 
     Args:
-      config: its shape. (transformers refuses a Llama whose width is no multiple of its heads.)
+      config: its shape. (transformers refuses a Llama whose width is not a multiple of its heads.)
       dtype: of the stored weights.
       special_ids: bos_token_id, eos_token_id, pad_token_id where known.
 
@@ -200,7 +200,7 @@ def to_json(
         "architectures": [KINDS[family].architecture],
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
-        # Written even when unknown: transformers would fall back on ids 1 and 2 for a Llama.
+        # Written even if unknown: otherwise transformers falls back on ids 1 and 2 for a Llama.
         "bos_token_id": special_ids.get("bos_token_id"),
         "dtype": dtype,
         "eos_token_id": special_ids.get("eos_token_id"),
@@ -236,7 +236,7 @@ def rope_to_json(theta: float, scaling: Llama3RopeScaling | None) -> dict[str, A
 
 
 def sliding_to_json(config: TransformerConfig | DrafterConfig) -> dict[str, Any]:
-    """Kinds of layers. max_window_layers counts only for readers that know no layer_types."""
+    """Kinds of layers. max_window_layers is only for readers that do not know layer_types."""
     return {
         "layer_types": list(config.layer_types) or ["full_attention"] * config.num_layers,
         "max_window_layers": config.num_layers,
@@ -265,7 +265,7 @@ def layout(config: TransformerConfig, names: Collection[str] = ()) -> Layout:
 
 
 def sizes(config: TransformerConfig) -> dict[str, int]:
-    """What the letters of the shapes stand for."""
+    """What the letters in shapes mean."""
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -280,7 +280,8 @@ def denoiser_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransform
     """The configuration of a denoiser, or of a target that is to become one.
 
     Raises:
-      ValueError: an entry that makes no denoiser, or a target that cannot be computed here.
+      ValueError: an entry that does not describe a denoiser, or a target that cannot be computed
+        here.
     """
     return masked(from_json(raw, where=where), raw.get(DENOISER_ENTRY, {}), where=where)
 
@@ -290,11 +291,11 @@ def masked(target: TransformerConfig, entry: Any, *, where: str) -> MaskedTransf
 
     Args:
       target: its layers.
-      entry: what config.json says of masks and blocks.
+      entry: what config.json says about masks and blocks.
       where: what to call the file in messages.
 
     Raises:
-      ValueError: an entry that makes no denoiser.
+      ValueError: an entry that does not describe a denoiser.
     """
     if not isinstance(entry, Mapping) or not (
         isinstance(entry.get("mask_token_id", 0), int)
@@ -303,7 +304,7 @@ def masked(target: TransformerConfig, entry: Any, *, where: str) -> MaskedTransf
     ):
         raise ValueError(
             f"{where}: {DENOISER_ENTRY!r} is {entry!r}, expected an integer mask_token_id, a "
-            f"context, one of {get_args(Context)}, and an integer block_length."
+            f"context (one of {get_args(Context)}) and an integer block_length."
         )
     fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
     try:
@@ -320,7 +321,7 @@ def masked(target: TransformerConfig, entry: Any, *, where: str) -> MaskedTransf
 def denoiser_to_json(
     config: MaskedTransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json of a denoiser: that of a target, and its entry."""
+    """config.json of a denoiser: that of a target, with the denoiser's entry."""
     entry = {
         "mask_token_id": config.mask_id,
         "context": config.context,

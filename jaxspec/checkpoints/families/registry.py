@@ -1,4 +1,4 @@
-"""Which family a folder is of, from one look at its config.json.
+"""Finds out from config.json which family a folder belongs to.
 
 >>> sorted(FAMILIES)
 ['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             mdlm.MDLM,
             llada.LLADA,
             llada.SDAR,
-            # Their layers are those of a target: what sets them apart is looked for first.
+            # These have a target's layers: they come first, told apart by their own entries.
             qwen_llama.DENOISER,
             dflash.DFLASH,
             *qwen_llama.TARGETS,
@@ -44,11 +44,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         )
     }
 )
-"""The families by name, in the order in which they are looked for."""
+"""The families by name, in the order in which they are tried."""
 
 
 def family_of(raw: Mapping[str, Any]) -> Family | None:
-    """The family that a config.json is of; None: none that jaxspec knows."""
+    """The family that a config.json belongs to; None: jaxspec does not know it."""
     return next((family for family in FAMILIES.values() if family.recognises(raw)), None)
 
 
@@ -64,7 +64,7 @@ def target_family(config: LanguageModelConfig) -> Family:
 
 
 def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConfig:
-    """The configuration of a target, or of a denoiser's layers as those of a target.
+    """The configuration of a target; a denoiser with such layers is read as one.
 
     Args:
       raw: the content of config.json.
@@ -86,7 +86,7 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConf
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
-    """A folder whose config.json has been read, once, and whose weights have not."""
+    """A folder whose config.json has been read once, but not its weights."""
 
     folder: Path
     content: bytes
@@ -97,7 +97,7 @@ class StoredModel:
         """What config.json says.
 
         Raises:
-          ValueError: no JSON object.
+          ValueError: not a JSON object.
         """
         return parse_json(self.content, path=self.folder / "config.json")
 
@@ -108,10 +108,10 @@ class StoredModel:
 
     @functools.cached_property
     def family(self) -> Family:
-        """The family that it is of.
+        """The family that it belongs to.
 
         Raises:
-          ValueError: none that jaxspec knows.
+          ValueError: jaxspec does not know the family.
         """
         family = family_of(self.raw)
         if family is None:
@@ -120,7 +120,7 @@ class StoredModel:
 
     @functools.cached_property
     def description(self) -> Any:
-        """The configuration as the family reads it: a drafter's also says what its target is."""
+        """The configuration as the family reads it; a drafter's also describes its target."""
         return self.family.from_json(self.raw, where=self.where)
 
     @property
@@ -130,7 +130,7 @@ class StoredModel:
         return found.config if isinstance(found, dflash.StoredDrafter) else found
 
     def as_target(self) -> LanguageModelConfig:
-        """Its layers as those of a language model, which a denoiser's may be as well.
+        """Its layers as those of a language model; a denoiser may have such layers too.
 
         Raises:
           ValueError: a family without such layers, or features that are not supported.
@@ -141,7 +141,7 @@ class StoredModel:
         """A denoiser, or a target that is to become one.
 
         Raises:
-          ValueError: no such model, or entries that make none.
+          ValueError: no such model, or entries that do not describe one.
         """
         family = family_of(self.raw)
         if family is not None and family.role == "denoiser":
@@ -150,7 +150,7 @@ class StoredModel:
         target = self.as_target()
         if isinstance(target, GPT2Config):
             raise ValueError(
-                f"{self.where}: a GPT-2 or GPT-Neo cannot be made a denoiser: expected a Qwen3 or "
+                f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen3 or "
                 "Llama."
             )
         return qwen_llama.masked(target, {}, where=self.where)
@@ -159,7 +159,7 @@ class StoredModel:
         """A DFlash drafter.
 
         Raises:
-          ValueError: no DFlash drafter, or features that are not supported.
+          ValueError: not a DFlash drafter, or features that are not supported.
         """
         return dflash.from_json(self.raw, where=self.where)
 
@@ -171,7 +171,7 @@ def open_folder(folder: Folder) -> StoredModel:
     """Reads config.json of a folder.
 
     Args:
-      folder: a model's folder, or one that has been opened already.
+      folder: a model's folder, or one that has already been opened.
 
     Raises:
       ValueError: no config.json.

@@ -1,1 +1,1 @@
-"""TFDS builders of the public data sets, one file a family, all of one schema (see `base`)."""
+"""TFDS builders of the public data sets, one file per family, all with one schema (see `base`)."""

@@ -1,4 +1,4 @@
-"""AIME 2024 and 2025: 30 competition problems a year. Evaluate only."""
+"""AIME 2024 and 2025: 30 competition problems per year. For evaluation only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Aime24(ConversationBuilder):
     FILES: ClassVar = {"test": ("aime/aime24_qa.jsonl",)}
 
     def turns(self, record: Record, *, split: str) -> Turns:
-        """The problem; an answer without its solution is nothing to learn a text from."""
+        """The problem alone: its answer comes without a worked solution to learn from."""
         return [("user", record["problem"] if "problem" in record else record["question"])]
 
 

@@ -1,13 +1,13 @@
 """What all builders share: one schema, raw files in, array_record out, no TensorFlow.
 
-A builder says which raw files make up which split and how a record becomes a conversation:
+A builder says which raw files make up each split and how a record becomes a conversation:
 
 >>> class Greetings(ConversationBuilder):                               # doctest: +SKIP
 ...     FILES: ClassVar = {"train": ("greetings/train.jsonl",)}
 ...     def turns(self, record, *, split):
 ...         return [("user", record["question"]), ("assistant", record["answer"])]
 
-Prepared files of one set of raw files are kept apart from those of another (see `prepare`).
+Files prepared from different raw files are kept apart (see `prepare`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class LocalInfo(tfds.core.DatasetInfo):
-    """Information on a data set that no public bucket knows, so that none is asked."""
+    """Information about a data set, without a look-up in TFDS's public bucket, which lacks it."""
 
     def initialize_from_bucket(self) -> None:
         """Nothing to fetch."""
@@ -45,24 +45,24 @@ class ConversationBuilder(
 ):
     """Conversations as {"id", "source", "turns": [{"role", "content"}]}.
 
-    Records of a training split whose prompt also stands in a test set are left out; how many is
-    kept in the metadata.
+    Records of a training split whose prompt is also in a test set are left out; the metadata says
+    how many.
 
     Args:
       raw_dir: folder with the raw files; never written to.
-      data_dir: where the prepared files go.
+      data_dir: folder for the prepared files.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     FILES: ClassVar[Mapping[str, tuple[str, ...]]]
     """Names of raw files (see `raw_files.PUBLIC`) for each split.
 
-    Splits beside train and test are parts of the test split, each a benchmark of its own."""
+    Splits other than train and test are parts of the test split, each of them a benchmark."""
     SOURCE: ClassVar[str] = ""
-    """What the data set is called in `jaxspec.data.sources`; "": as the builder is."""
+    """Name of the data set in `jaxspec.data.sources`; "": the builder's name."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # TFDS has data sets of the same names; ours are found through `jaxspec.data.sources`.
+        # TFDS has data sets with the same names; ours are found through `jaxspec.data.sources`.
         super().__init_subclass__(skip_registration=True, **options)
 
     def __init__(self, *, raw_dir: Path, data_dir: Path) -> None:
@@ -76,7 +76,7 @@ class ConversationBuilder(
         return list(dict.fromkeys(name for names in cls.FILES.values() for name in names))
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
-        """One record as (role, content) pairs; None when it is no part of the split."""
+        """One record as (role, content) pairs; None if it is not in the split."""
         raise AssertionError(f"{type(self).__name__} does not say how to read a record.")
 
     def records(self, path: Path) -> Iterator[Record]:
@@ -95,7 +95,7 @@ class ConversationBuilder(
                 }
             ),
             metadata=self._metadata,
-            disable_shuffling=True,  # the pipeline shuffles; the first n stay the file's first n
+            disable_shuffling=True,  # the first N stay the file's first N; the pipeline shuffles
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
@@ -129,15 +129,15 @@ class ConversationBuilder(
         self._metadata["excluded"][split] = excluded
 
     def excluded(self, split: str) -> int:
-        """Records left out of a split because a test set has their prompt."""
+        """Number of records left out of a split because their prompt is in a test set."""
         return int((self.info.metadata or {}).get("excluded", {}).get(split, 0))
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Objects of a .jsonl file (one a line) or of a .json file (one list).
+    """Objects of a .jsonl file (one per line) or of a .json file (one list).
 
     Raises:
-      ValueError: the file is not what its name says; the message has the line.
+      ValueError: the file is not what its name says; for .jsonl, the message gives the line.
     """
     with path.open(encoding="utf-8") as file:
         if path.suffix == ".json":
@@ -161,18 +161,18 @@ def _parse(text: str, *, place: str, kind: type) -> Any:
 def prepare(
     builder_class: type[ConversationBuilder], *, raw_dir: Path | None, data_dir: Path
 ) -> ConversationBuilder:
-    """A builder whose files are ready to read; the work is done once.
+    """A builder whose files are ready to read; the work is done only once.
 
-    Prepared files lie in a folder named after the bytes of the raw files, so that a changed or
+    Prepared files are kept in a folder named after a hash of the raw files, so that a changed or
     shortened raw file is never mistaken for the original.
 
     Args:
       builder_class: the data set.
-      raw_dir: folder with the raw files; None: what is prepared already, else a download.
-      data_dir: root of everything that is kept.
+      raw_dir: folder with the raw files; None: use files that are already prepared, or download.
+      data_dir: root folder of all data that is kept.
 
     Raises:
-      ValueError: raw files are missing, unreadable or out of reach.
+      ValueError: raw files are missing or unreadable, or cannot be downloaded.
     """
     prepared = data_dir / "prepared"
     names = builder_class.raw_names()
@@ -193,7 +193,7 @@ def prepare(
     except OSError as error:
         raise ValueError(
             f"Prepared data cannot be kept in {prepared} ({error}): set data.data_dir or the "
-            "environment variable JAXSPEC_DATA_DIR to a folder that can be written."
+            "environment variable JAXSPEC_DATA_DIR to a folder that can be written to."
         ) from error
     builder = builder_class(raw_dir=raw_dir, data_dir=prepared / _digest(files))
     if not builder.data_path.exists():
@@ -212,11 +212,11 @@ def _write(builder: ConversationBuilder) -> None:
     _log.info("Preparing %s in %s.", builder.name, builder.data_path)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself by print
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages
             builder.download_and_prepare()
     except OSError:
-        # TFDS writes to a folder of its own and renames it. When another process was first, the
-        # rename fails and its files are as good as ours.
+        # TFDS writes to a temporary folder and renames it. If another process was faster, the
+        # rename fails, and that process's files are as good as ours.
         if not builder.data_path.exists():
             raise
         builder.info.read_from_directory(builder.data_path)

@@ -16,7 +16,7 @@ class MtBench(ConversationBuilder):
     FILES: ClassVar = {"test": ("mt_bench/question.jsonl",)}
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
-        """The questions, one after the other."""
+        """The questions, in order."""
         return [("user", turn) for turn in record["turns"]]
 
 
@@ -24,10 +24,10 @@ SPEC_BENCH_TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reas
 
 
 class SpecBench(MtBench):
-    """Six tasks of 80 prompts (Xia et al. 2024), together and each for itself.
+    """Six tasks of 80 prompts (Xia et al. 2024), together and separately.
 
-    Its maths is from GSM8K's test split and its dialogues are MT-Bench: the same prompts, so the
-    three are no independent benchmarks.
+    Its maths prompts are from GSM8K's test split and its dialogues are MT-Bench's, so the three are
+    not independent benchmarks.
     """
 
     name = "spec_bench"
@@ -52,7 +52,7 @@ class Instructions(ConversationBuilder):
     answer = "output"
 
     def turns(self, record: Record, *, split: str) -> Turns:
-        """Instruction with its input, if it has one, and the answer."""
+        """The instruction, with its input if it has one, and the answer."""
         prompt = "\n\n".join(text for text in (record["instruction"], record["input"]) if text)
         return [("user", prompt), ("assistant", record[self.answer])]
 

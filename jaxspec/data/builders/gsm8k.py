@@ -13,8 +13,8 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 class Gsm8k(ConversationBuilder):
     """Questions with worked answers that end in ``#### N``.
 
-    The notes ``<<48/2=24>>`` are dropped: they are calls of a calculator, repeat what stands beside
-    them, and no model writes them unless it was trained to.
+    Notes such as ``<<48/2=24>>`` are dropped: they are calls of a calculator, they repeat the text
+    next to them, and no model writes them unless it was trained to.
     """
 
     name = "gsm8k"

@@ -8,7 +8,7 @@ from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
 
 
 class Humaneval(ConversationBuilder):
-    """A signature with its docstring, and the whole function."""
+    """A function's signature and docstring, and the whole function."""
 
     name = "humaneval"
     FILES: ClassVar = {"test": ("humaneval/HumanEval.jsonl",)}

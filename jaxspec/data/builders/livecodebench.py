@@ -1,4 +1,4 @@
-"""LiveCodeBench: contest problems in Python (Jain et al. 2024). Evaluate only."""
+"""LiveCodeBench: contest problems in Python (Jain et al. 2024). For evaluation only."""
 
 from __future__ import annotations
 

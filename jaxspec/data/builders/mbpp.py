@@ -12,7 +12,7 @@ _TASKS = {"train": range(601, 975), "test": range(11, 511)}
 
 
 class Mbpp(ConversationBuilder):
-    """Tasks 601 to 974 to train on and 11 to 510 to test with, as its authors say.
+    """Tasks 601 to 974 for training and 11 to 510 for testing, as its authors say.
 
     Tasks 1 to 10 (few-shot examples) and 511 to 600 (validation) are in neither.
     """

@@ -1,7 +1,7 @@
-"""Where the original files are: one table of public addresses, and the search for local copies.
+"""Where the original files are: a table of public addresses, and the search for local copies.
 
-A raw folder holds the files under the names of `PUBLIC`, for machines without a network. Without
-one, the same layout is filled from the public addresses.
+For machines without a network, a raw folder holds the files under the names in `PUBLIC`. Without
+such a folder, the files are downloaded from the public addresses into the same layout.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ _HUB = "https://huggingface.co/datasets"
 
 @dataclasses.dataclass(frozen=True)
 class PublicFile:
-    """Where a file can be had."""
+    """Where a file can be downloaded."""
 
     url: str
-    """A name that ends in .gz is unpacked."""
+    """Address; a file whose name ends in .gz is unpacked."""
     first_bytes: int = 0
-    """Only the beginning of a large file; 0: all of it."""
+    """Download only the first N bytes of a large file; 0: all of it."""
 
 
-# Files seen in these repositories: GSM8K, MBPP, MT-Bench, GPTeacher, the instructions, MATH and the
-# test part of WikiText-2. Not verified: its training part, the branch of Hidden_COT, where
-# DeepSpec, Spec-Bench and human-eval keep theirs, all addresses on the Hub, and what the AIME files
-# there call their fields (the parser takes both "question" and "problem").
+# Verified, because the files were seen in these repositories: GSM8K, MBPP, MT-Bench, GPTeacher, the
+# instructions, MATH and the test part of WikiText-2. Not verified: WikiText-2's training part, the
+# branch of Hidden_COT, the files' places in DeepSpec, Spec-Bench and human-eval, all addresses on
+# the Hub, and the field names in the AIME files there (the parser accepts both "question" and
+# "problem").
 PUBLIC: dict[str, PublicFile] = {
     "gsm8k/train.jsonl": PublicFile(
         f"{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/train.jsonl"
@@ -96,14 +97,14 @@ def find(names: Sequence[str], *, folder: Path) -> list[Path]:
       folder: the raw folder.
 
     Raises:
-      ValueError: one of them is not there; nothing was written.
+      ValueError: some of them are missing; nothing was written.
     """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         addresses = ", ".join(f"{name} from {PUBLIC[name].url}" for name in missing)
         raise ValueError(
             f"Raw data not found: looked for {', '.join(missing)} in {folder}"
-            f"{'' if folder.is_dir() else ', which is no folder'}. Either put the files there "
+            f"{'' if folder.is_dir() else ', which is not a folder'}. Either put the files there "
             f"({addresses}), or leave data.raw_dir and the environment variable JAXSPEC_RAW_DATA "
             "empty to have them downloaded."
         )
@@ -111,7 +112,7 @@ def find(names: Sequence[str], *, folder: Path) -> list[Path]:
 
 
 def download(names: Sequence[str], *, folder: Path) -> list[Path]:
-    """As `find`, fetching what is not there yet.
+    """Like `find`, but downloads the files that are missing.
 
     Raises:
       ValueError: an address cannot be reached.
@@ -141,7 +142,7 @@ def _fetch(name: str, *, folder: Path) -> None:
         ) from error
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, so that an interrupted download is never taken for a file.
+    # Renamed into place, so that an interrupted download is never taken for a complete file.
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     with os.fdopen(handle, "wb") as file:
         file.write(content)

@@ -1,7 +1,7 @@
 """Running text: TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0), WikiText-2 (Merity et al. 2016).
 
-Running text is kept as a conversation of one assistant turn. The pipeline learns all of it;
-a benchmark takes its first tokens as the prompt (`jaxspec.evals.benchmarks`).
+Running text is stored as a conversation of one assistant turn. Training learns all of it; a
+benchmark takes its first tokens as the prompt (`jaxspec.evals.benchmarks`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jaxspec.data.heldout import text_hash
 _END_OF_STORY = "<|endoftext|>"
 
 HELD_OUT_SHARE = 16
-"""One story of so many is for evaluation."""
+"""One story in N is for evaluation."""
 
 SHORTEST_PASSAGE = 80
-"""Words of a passage that is given to be continued."""
+"""Fewest words of a passage that is used in the test split."""
 OPENING = 40
-"""Words at its beginning that are all there."""
-# What WikiText-2 has in place of rare words, and no other text has.
+"""Number of words at its beginning that must not contain a rare word."""
+# What WikiText-2 has in place of rare words; no other text has it.
 _RARE = "<unk>"
 _TITLE = re.compile(r"= [^=].* =")
 _HEADING = re.compile(r"(?:= )+(.*?)(?: =)+")
@@ -34,8 +34,8 @@ _HEADING = re.compile(r"(?:= )+(.*?)(?: =)+")
 class Tinystories(ConversationBuilder):
     """The stories in the first 2 MiB of the training split.
 
-    One in `HELD_OUT_SHARE` is the test split, chosen by its content: the validation split proper is
-    not among the raw files, and the same story cannot be on both sides.
+    One in `HELD_OUT_SHARE` is in the test split, chosen by a hash of its content, so that the same
+    story is never in both splits. (The original validation split is not among the raw files.)
     """
 
     name = "tinystories"
@@ -45,8 +45,8 @@ class Tinystories(ConversationBuilder):
     }
 
     def records(self, path: Path) -> Iterator[Record]:
-        """Whole stories; the last one is cut off in the sample."""
-        # The sample may end inside a character.
+        """Whole stories: the last one, which the sample cuts off, is left out."""
+        # The sample may end in the middle of a character.
         text = path.read_text(encoding="utf-8", errors="ignore")
         for story in text.split(_END_OF_STORY)[:-1]:
             if story.strip():
@@ -61,15 +61,15 @@ class Tinystories(ConversationBuilder):
 class Wikitext2(ConversationBuilder):
     """Paragraphs of the test articles, to be continued.
 
-    Those of `SHORTEST_PASSAGE` words or more, without a rare word among the first `OPENING`:
-    WikiText-2 has "<unk>" there, of which a prompt should hold none.
+    Only those of `SHORTEST_PASSAGE` words or more, without a rare word among the first `OPENING`:
+    WikiText-2 has "<unk>" in place of rare words, and a prompt should not contain that.
     """
 
     name = "wikitext2"
     FILES: ClassVar = {"test": ("wikitext2/test.txt",)}
 
     def records(self, path: Path) -> Iterator[Record]:
-        """The paragraphs that serve."""
+        """The paragraphs that can be used."""
         for line in path.read_text(encoding="utf-8").splitlines():
             text = as_written(line)
             words = text.split()
@@ -83,14 +83,14 @@ class Wikitext2(ConversationBuilder):
 
 
 class Wikitext2Train(Wikitext2):
-    """The training articles, whole. A builder of its own: raw folders seldom have this file."""
+    """The whole training articles. This is a separate builder: raw folders seldom have the file."""
 
     name = "wikitext2_train"
     SOURCE = "wikitext2"
     FILES: ClassVar = {"train": ("wikitext2/train.txt",)}
 
     def records(self, path: Path) -> Iterator[Record]:
-        """Articles, headings as lines of their own."""
+        """Articles, with each heading on a line of its own."""
         article: list[str] = []
         for line in path.read_text(encoding="utf-8").splitlines():
             text = line.strip()

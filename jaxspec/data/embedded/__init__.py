@@ -1,1 +1,1 @@
-"""The corpus shipped in the package: its generator, its tokenizer and a small target for it."""
+"""The corpus in the package: its generator, its tokenizer and a small target for it."""

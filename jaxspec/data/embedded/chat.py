@@ -1,9 +1,9 @@
 """Short dialogues: a wish, two questions about it, and an answer composed from a table of facts.
 
-A structure is a topic with the two things asked, in their order. Every topic and every single
-question about it occurs in training; a test prompt asks for a pair that training never had, from
-a kind of person (`_PEOPLE`) who never asked about that topic in training. A third of the dialogues
-go on for a second round.
+A structure is a topic with the two things asked, in order. Every topic and every single question
+about it occurs in training. A test prompt asks for a pair that never occurs in training, from a
+kind of person (`_PEOPLE`) who never asks about that topic in training. A third of the dialogues
+continue for a second round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxspec.data.embedded.chat_people import FIELDS
 from jaxspec.data.embedded.chat_topics import Aspect
 from jaxspec.data.embedded.split import any_of, is_held_out, members, pick
 
-# What the user says of themselves, and how answers to such a user begin.
+# What users say about themselves, and how answers to such users begin.
 _PEOPLE: dict[str, tuple[str, ...]] = {
     "": ("Sure. ", "Of course. ", "Here is what I know. "),
     "I am a beginner.": ("Welcome! ", "No problem, everybody starts small. "),
@@ -58,7 +58,7 @@ _FOLLOW_CLOSINGS = ("", " Anything else?", " Let me know how it goes.")
 
 
 def structures() -> list[tuple[str, ...]]:
-    """Every field, topic and ordered pair of things asked."""
+    """Every combination of field, topic and ordered pair of things asked."""
     return [
         (field_name, topic, one, two)
         for field_name, field in FIELDS.items()
@@ -70,7 +70,7 @@ def structures() -> list[tuple[str, ...]]:
 
 
 def _is_test(structure: tuple[str, ...]) -> bool:
-    # The pair is held out in both orders: else training would show the same facts side by side.
+    # The pair is held out in both orders: otherwise training would show the same facts together.
     field, topic, one, two = structure
     return is_held_out("chat", field, topic, *sorted((one, two)))
 
@@ -87,7 +87,7 @@ def _people(topic: str, split: str) -> list[tuple[str, ...]]:
 
 
 def write(rng: random.Random, split: str) -> tuple[tuple[str, str], ...] | None:
-    """One dialogue of one or two rounds; None where a topic has no person left in the split."""
+    """A dialogue of one or two rounds; None if the split has no person for the topic."""
     field_name, topic, one, two = any_of(rng, split_structures(split))
     people = _people(topic, split)
     if not people:

@@ -1,4 +1,4 @@
-"""The fields of the dialogues that are about people: hobbies, towns and worries; then all six."""
+"""The dialogues' fields about people: hobbies, towns and worries; then all six fields."""
 
 from __future__ import annotations
 

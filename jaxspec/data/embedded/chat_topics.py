@@ -1,8 +1,8 @@
 """What the dialogues of the embedded corpus talk about: fields with tables of simple facts.
 
-Most cells of a table are one of a few values, and a value carries its own reason, so that an answer
-about an unseen pair of topic and questions can be composed from what training showed. This module
-holds plants, dishes and animals; `chat_people` has the other fields.
+Most cells of a table have one of a few values, and each value includes its reason, so that an
+answer about an unseen combination of topic and questions can be composed from what training showed.
+This module holds plants, dishes and animals; `chat_people` has the other fields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Aspect:
     answered: tuple[str, ...]
     """Sentences with {topic}, {it} and the fact as {fact}."""
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
-    """A sentence for each fact; empty when the facts need none."""
+    """A sentence for each fact; empty if the facts need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Field:
 
 
 def rows(text: str) -> dict[str, tuple[str, ...]]:
-    """Read "topic: fact | fact | ..." entries; a line that ends with "|" goes on in the next."""
+    """Read "topic: fact | fact | ..." entries; a line that ends with "|" continues on the next."""
     rows = {}
     for line in re.sub(r"\|\s*\n", "|", text).strip().splitlines():
         topic, facts = line.split(":")

@@ -1,8 +1,8 @@
 """Small Python functions with asserts: chains of two to four operations.
 
-A structure is the tuple of the operations' names. Every operation occurs in training; a test
-prompt asks for a chain that training never had, under a function name that training never had.
-The expected values in the asserts are computed, not guessed.
+A structure is the tuple of the operations' names. Every operation occurs in training. A test prompt
+asks for a chain that never occurs in training, under a function name that never occurs there. The
+expected values in the asserts are computed, not guessed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MAX_OPERATIONS = 3
 
 
 def structures() -> list[tuple[str, ...]]:
-    """Every chain of two or three operations (four behind a split into words)."""
+    """Every chain of two or three operations (four after a split into words)."""
     found: list[tuple[str, ...]] = []
 
     def extend(chain: tuple[str, ...], kind: str) -> None:
@@ -88,7 +88,7 @@ def structures() -> list[tuple[str, ...]]:
 
 @functools.cache
 def _table(split: str) -> dict[tuple[bool, int], list[tuple[str, ...]]]:
-    """The split's chains by what they begin with and their length."""
+    """The split's chains, grouped by what they begin with and by length."""
     names = {operation.name for operation in NUMBERS}
     table: dict[tuple[bool, int], list[tuple[str, ...]]] = {}
     for chain in members(structures(), label="code", split=split):
@@ -103,7 +103,7 @@ def _names(samples: tuple[str, ...], split: str) -> list[tuple[str, ...]]:
 
 
 def write(rng: random.Random, split: str) -> tuple[tuple[str, str], ...] | None:
-    """One request and its answer; None when a value cannot be computed (the largest of none)."""
+    """One request and its answer; None if a value cannot be computed (the largest of none)."""
     on_numbers = rng.random() < 0.6
     length = any_of(rng, (2, 2, 3, 3, 3) if on_numbers else (2, 3, 3, 4))
     chain = any_of(rng, _table(split)[on_numbers, length])
@@ -138,7 +138,7 @@ def _run(operations: list[tuple[Operation, Any]], value: Any) -> Any:
 
 
 def _literal(value: Any) -> str:
-    """Python source of a list, number, truth value or text, texts in double quotes."""
+    """Python source of a list, number, truth value or text (in double quotes)."""
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, list):

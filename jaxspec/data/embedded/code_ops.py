@@ -1,4 +1,4 @@
-"""Operations on lists and texts of which the small functions of the embedded corpus are chained.
+"""Operations on lists and texts that are chained into the small functions of the embedded corpus.
 
 Each operation is written twice: as Python source for the answer, and as a callable that computes
 the values its asserts expect.
@@ -21,15 +21,15 @@ class Operation:
     before: str
     """What it takes: "numbers", "words" or "text"."""
     after: str
-    """What it makes; "end" when nothing can follow."""
+    """What it makes; "end" if nothing can follow."""
     verb: str
-    """Imperative verb of its description: "keep"."""
+    """Imperative verb in its description: "keep"."""
     rest: str
     """The rest of the description; {k} is the constant."""
     run: Run
     """The same operation on a value, given the constant."""
     keep: str = ""
-    """Condition on an element, for filters."""
+    """Condition on each element, for filters."""
     each: str = ""
     """Expression of an element, for maps."""
     whole: str = ""

@@ -1,8 +1,8 @@
 """The embedded corpus: conversations written by a seeded program, so that a run needs no network.
 
-Three kinds: worked arithmetic stories ("math"), small Python functions with asserts ("code") and
-short helpful dialogues ("chat"). The splits share no prompt: the structure of a conversation and
-its pair of values (say, name and item) both decide its split (see `split`).
+There are three kinds: worked arithmetic stories ("math"), small Python functions with asserts
+("code") and short helpful dialogues ("chat"). The splits share no prompt: the structure of a
+conversation and its pair of values (say, name and item) both decide its split (see `split`).
 
 >>> generate("math", split="test", count=1)[0].source
 'embedded/math'
@@ -23,7 +23,7 @@ _WRITERS: dict[str, Writer] = {
 }
 KINDS = tuple(_WRITERS)
 
-# So many draws in a row without a new prompt mean that the kind is nearly used up.
+# This many draws in a row without a new prompt mean that the kind is nearly used up.
 _FRUITLESS_DRAWS = 2000
 
 
@@ -34,7 +34,7 @@ def generate(kind: str, *, split: str, count: int, seed: int = 0) -> list[Exampl
       kind: "math", "code" or "chat".
       split: "train" or "test".
       count: how many examples, all with different prompts.
-      seed: chooses another sequence of the same split.
+      seed: selects one of many sequences of the same split.
 
     Returns:
       Examples in a fixed order.
@@ -60,8 +60,8 @@ def generate(kind: str, *, split: str, count: int, seed: int = 0) -> list[Exampl
             fruitless += 1
             if fruitless >= _FRUITLESS_DRAWS:
                 raise ValueError(
-                    f"{count} different {kind} examples were asked of the {split} split, and only "
-                    f"about {len(examples)} exist: ask for fewer."
+                    f"{count} different {kind} examples were requested from the {split} split, but "
+                    f"only about {len(examples)} exist: request fewer."
                 )
             continue
         fruitless = 0

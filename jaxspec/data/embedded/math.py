@@ -1,8 +1,8 @@
 """Arithmetic stories with worked answers: an opening and one to three steps.
 
-A structure is an opening's name and its steps' names. Every step occurs in training; what a test
-story holds is a combination of them that training never had, told of a pair of name and thing that
-training never had. The last line of an answer is "#### N".
+A structure is the names of an opening and its steps. Every step occurs in training. A test story
+has a combination of steps that never occurs in training, told about a pair of name and thing that
+never occurs in training. The last line of an answer is "#### N".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONNECTORS = (
 
 
 def structures() -> list[tuple[str, ...]]:
-    """Every story there can be: an opening and at least one step that fits behind it."""
+    """Every possible story: an opening and at least one step that fits after it."""
     found: list[tuple[str, ...]] = []
 
     def extend(structure: tuple[str, ...], domain: str) -> None:
@@ -52,7 +52,7 @@ def structures() -> list[tuple[str, ...]]:
 
 @functools.cache
 def _table(split: str) -> dict[int, dict[str, list[tuple[str, ...]]]]:
-    """The split's structures by number of steps and opening, so that neither is drowned."""
+    """The split's structures by number of steps and opening, so that none is drawn too rarely."""
     table: dict[int, dict[str, list[tuple[str, ...]]]] = {}
     for structure in members(structures(), label="math", split=split):
         by_opening = table.setdefault(len(structure) - 1, {})
@@ -67,7 +67,7 @@ def _pairs(domain: str, split: str) -> list[tuple[str, ...]]:
 
 
 def write(rng: random.Random, split: str) -> tuple[tuple[str, str], ...] | None:
-    """One problem and its worked answer; None when a number cannot be divided as a step wants."""
+    """One problem and its worked answer; None if a number cannot be divided as a step needs."""
     by_opening = _table(split)[any_of(rng, (1, 2, 2, 2, 3))]
     structure = any_of(rng, by_opening[any_of(rng, sorted(by_opening))])
     domain, build = OPENINGS[structure[0]]

@@ -1,6 +1,6 @@
-"""More steps of the arithmetic stories, and those that end one with a question of their own.
+"""More steps of the arithmetic stories, and steps that end a story with their own question.
 
-Here are the steps on money, miles, pages, areas and ages; importing this completes `STEPS`.
+These are the steps on money, miles, pages, areas and ages; importing this completes `STEPS`.
 """
 
 from __future__ import annotations

@@ -88,9 +88,9 @@ class Line:
     equation: str
     value: int
     question: str = ""
-    """What is asked when the story ends here; "": the question of the domain."""
+    """What is asked if the story ends here; "": the question of the domain."""
     conclusion: str = ""
-    """How the answer closes when the story ends here."""
+    """How the answer closes if the story ends here."""
 
 
 Build = Callable[[random.Random, Story], Line | None]
@@ -98,7 +98,7 @@ Build = Callable[[random.Random, Story], Line | None]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step with the domains it leads between; `after` "end": nothing can follow."""
+    """A step, with the domains before and after it; `after` "end": nothing can follow."""
 
     build: Build
     before: str
@@ -118,7 +118,7 @@ def _opening(domain: str) -> Callable[[Build], Build]:
 
 
 def register_step(before: str, after: str) -> Callable[[Build], Build]:
-    """Enter a function into `STEPS` under its own name."""
+    """Add a function to `STEPS` under its own name."""
 
     def register(build: Build) -> Build:
         STEPS[build.__name__.strip("_")] = Step(build, before, after)

@@ -198,7 +198,7 @@ def test_older_spellings_of_a_drafter() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dflash_config": None, "architectures": ["Qwen3ForCausalLM"]}, "no DFlash drafter"),
+        ({"dflash_config": None, "architectures": ["Qwen3ForCausalLM"]}, "not describe a DFlash"),
         ({"block_size": None}, "block_size: got None"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
         ({"is_causal": "yes"}, "is_causal: got .*'yes'"),

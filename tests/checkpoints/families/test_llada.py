@@ -287,7 +287,7 @@ def test_every_wrong_field_is_named_at_once():
         llada_from_json({**RELEASED, "model_type": "llama"}, where="config.json")
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
         llada_from_json({**RELEASED, "n_kv_heads": 5}, where="config.json")
-    with pytest.raises(ValueError, match="which is eos_token_id as well"):
+    with pytest.raises(ValueError, match="which is also eos_token_id"):
         llada_from_json({**RELEASED, "mask_token_id": 126081}, where="config.json")
 
 

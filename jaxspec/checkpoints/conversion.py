@@ -128,7 +128,7 @@ def read_params(
       rows: which tensor is which parameter.
       sizes: what the letters in the rows' shapes mean.
       num_layers: layers to stack.
-      dtype: of the parameters.
+      dtype: type of the parameters.
       shardings: a tree like the parameters, one sharding for all, or None: the default device.
 
     Raises:

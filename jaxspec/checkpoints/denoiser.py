@@ -59,8 +59,8 @@ def load_denoiser(
     """Configuration and parameters.
 
     Args:
-      folder: of a denoiser, or of a target that is to become one.
-      dtype: of the parameters and of the computation.
+      folder: folder of a denoiser, or of a target that is to become one.
+      dtype: type of the parameters and of the computation.
       num_layers: keep only the first N layers; 0: all.
       shardings: see `jaxspec.checkpoints.huggingface.load_target`.
 

@@ -39,7 +39,7 @@ def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     """A hash that tells models apart without reading all of their weights.
 
     Args:
-      folder: the model's.
+      folder: the model's folder.
       config_json: the content of its config.json, if it has already been read.
     """
     if config_json is None:

@@ -65,7 +65,7 @@ def load_target(
 
     Args:
       folder: with config.json and safetensors (one file or shards).
-      dtype: of the parameters and of the computation, whatever the folder stores.
+      dtype: type of the parameters and of the computation, whatever the folder stores.
       shardings: where each parameter goes: a tree like the parameters, or one sharding for all.
         Each device's part is read separately, so that no process holds the whole model. None: the
         default device.
@@ -148,7 +148,7 @@ def load_drafter(
     Args:
       folder: config.json and safetensors.
       target_config: the target it is to draft for; if given, the drafter is checked against it.
-      dtype: of the parameters and of the computation.
+      dtype: type of the parameters and of the computation.
       shardings: see `load_target`.
 
     Raises:
@@ -182,7 +182,7 @@ def save_target(
       folder: new, or an earlier export.
       config: shape of the target.
       params: its parameters; sharded arrays are gathered one at a time.
-      dtype: of the stored weights; None: `config.param_dtype`, which loses nothing.
+      dtype: type of the stored weights; None: `config.param_dtype`, which loses nothing.
       tokenizer_folder: folder of the tokenizer files to put next to the weights; its files also
         give the ids of special tokens.
       eos_token_ids: ids that end an answer; (): the tokenizer's.
@@ -258,7 +258,7 @@ def save_drafter(
       config: shape of the drafter; what it leaves to the target is filled in.
       params: its parameters.
       target_config: the target it was trained for.
-      dtype: of the stored weights; None: `config.param_dtype`.
+      dtype: type of the stored weights; None: `config.param_dtype`.
       tokenizer_folder: tokenizer files to put next to the weights.
       max_shard_bytes: weights beyond this are split into several files with an index.
       provenance: written as provenance.json.

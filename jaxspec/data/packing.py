@@ -230,7 +230,7 @@ def pack(
     Args:
       documents: what to pack.
       sequence_length: S, length of every row.
-      seed: of the random order in which documents are placed, which mixes the sources in a row;
+      seed: seed for the random order in which documents are placed, so that rows mix the sources;
         None: the given order.
       packing: False puts every document in a row of its own.
       pad_id: token that fills rows.

@@ -58,7 +58,7 @@ class Pipeline:
     Args:
       rows: packed rows.
       batch_size: rows per step, over all processes.
-      seed: of the order of rows, which differs between epochs.
+      seed: seed for the order of rows, which differs between epochs.
       process_index: index of this process.
       process_count: number of processes; must divide `batch_size`.
       start_step: step of the first batch.
@@ -166,7 +166,7 @@ def make_pipeline(
 
     Args:
       data: the settings.
-      tokenizer: the target's.
+      tokenizer: the target's tokenizer.
       process_index: index of this process.
       process_count: number of processes; must divide ``data.batch_size``.
       start_step: step of the first batch.
@@ -215,7 +215,7 @@ def tokenize(
 
     Args:
       examples: what to tokenize.
-      tokenizer: the target's.
+      tokenizer: the target's tokenizer.
       loss_on: what to learn: "response": the assistant's tokens; "all": every token except the
         first one of a document.
       sequence_length: length of a row.

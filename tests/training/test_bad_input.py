@@ -195,7 +195,7 @@ def test_blocks_of_one_slot_are_refused_by_the_parser(config_file, workdir, caps
     assert caught.value.code == 2
     # The parser sets the message in a frame.
     error = "".join(capsys.readouterr().err.replace("│", "").split())
-    assert "block_sizecountstheanchorandmustbeatleast2:got1." in error
+    assert "block_sizeincludestheanchorandmustbeatleast2:got1." in error
     assert "Traceback" not in error
     assert not workdir.exists()
 

@@ -185,7 +185,7 @@ def to_json(
     Args:
       config: resolved.
       target_config: the target it was trained for.
-      dtype: of the stored weights.
+      dtype: type of the stored weights.
     """
     special: dict[str, Any] = {
         "mask_token_id": config.mask_token_id,

@@ -185,7 +185,7 @@ def to_json(config: GPT2Config, *, dtype: Dtype, special_ids: Mapping[str, Any])
 
     Args:
       config: its shape.
-      dtype: of the stored weights.
+      dtype: type of the stored weights.
       special_ids: bos_token_id, eos_token_id, pad_token_id where known.
     """
     common = {

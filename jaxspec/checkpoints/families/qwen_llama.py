@@ -189,7 +189,7 @@ def to_json(
 
     Args:
       config: its shape. (transformers refuses a Llama whose width is not a multiple of its heads.)
-      dtype: of the stored weights.
+      dtype: type of the stored weights.
       special_ids: bos_token_id, eos_token_id, pad_token_id where known.
 
     Raises:

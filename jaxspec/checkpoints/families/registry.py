@@ -90,7 +90,7 @@ class StoredModel:
 
     folder: Path
     content: bytes
-    """Of config.json."""
+    """Content of config.json."""
 
     @functools.cached_property
     def raw(self) -> Mapping[str, Any]:

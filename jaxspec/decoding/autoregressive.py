@@ -29,9 +29,8 @@ from jaxspec.decoding.state import (
     prefill,
     stream_keys,
 )
-from jaxspec.drafters.protocol import GREEDY
 from jaxspec.models.registry import LanguageModel
-from jaxspec.ops.sampling import INVALID, Sampling
+from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 
 

@@ -38,11 +38,11 @@ from jaxspec.decoding.state import (
     prefill,
     stream_keys,
 )
-from jaxspec.drafters.protocol import GREEDY, Draft, Proposer
+from jaxspec.drafters.protocol import Draft, Proposer
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import TransformerOutput
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import Verdict
 from jaxspec.verify.rules import RULES, find_rule, rule_names

@@ -23,10 +23,10 @@ from flax import struct
 
 from jaxspec.config import GPT2Config, LanguageModelConfig, TransformerConfig
 from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings, History
-from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
+from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel, make_model
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
 
 

@@ -42,11 +42,11 @@ from jaxspec.drafters.kind import (
     recorded_group,
     recorded_loss,
 )
-from jaxspec.drafters.protocol import GREEDY, Draft, no_draft
+from jaxspec.drafters.protocol import Draft, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import AnyDenoiser, make_denoiser
 from jaxspec.ops.noise import LogLinearSchedule
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
 
 

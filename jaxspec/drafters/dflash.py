@@ -23,11 +23,11 @@ from jaxspec.drafters.kind import (
     History,
     recorded_loss,
 )
-from jaxspec.drafters.protocol import GREEDY, Draft, draw, no_draft
+from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.registry import LanguageModel
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
 
 

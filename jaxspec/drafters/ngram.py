@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings
-from jaxspec.drafters.protocol import GREEDY, Draft
-from jaxspec.ops.sampling import Sampling
+from jaxspec.drafters.protocol import Draft
+from jaxspec.ops.sampling import GREEDY, Sampling
 
 
 @struct.dataclass

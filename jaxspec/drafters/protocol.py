@@ -26,8 +26,6 @@ from flax import struct
 
 from jaxspec.ops.sampling import Sampling
 
-GREEDY = Sampling(0.0)
-
 
 @struct.dataclass
 class Draft:

@@ -294,3 +294,7 @@ def _largest_pattern(
 
     pattern = jax.lax.fori_loop(0, bits - 1, settle, jnp.zeros_like(patterns_V[..., :1]))
     return jax.lax.bitcast_convert_type(pattern, values_V.dtype)
+
+
+GREEDY = Sampling(0.0)
+"""The likeliest token."""

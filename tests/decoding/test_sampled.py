@@ -22,8 +22,8 @@ from jaxspec.decoding import (
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.state import Prompts
 from jaxspec.drafters.dflash import DFlashProposer
-from jaxspec.drafters.protocol import GREEDY, Draft
-from jaxspec.ops.sampling import Sampling
+from jaxspec.drafters.protocol import Draft
+from jaxspec.ops.sampling import GREEDY, Sampling
 from tests.decoding import tiny
 from tests.verify import laws
 

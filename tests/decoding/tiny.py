@@ -13,9 +13,10 @@ from jaxspec.config import DrafterConfig, TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, TreeSpeculative, generate
 from jaxspec.decoding.generate import pad_prompts, read_response
 from jaxspec.drafters.dflash import DFlashProposer
-from jaxspec.drafters.protocol import GREEDY, Draft
+from jaxspec.drafters.protocol import Draft
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
+from jaxspec.ops.sampling import GREEDY
 
 VOCABULARY = 64
 MASK_ID = 63

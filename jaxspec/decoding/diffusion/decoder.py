@@ -35,11 +35,11 @@ from flax import linen as nn
 from flax import struct
 
 from jaxspec.decoding.diffusion.block_model import BlockContext, BlockModel, Caching, check_caching
-from jaxspec.decoding.diffusion.unmasking import GREEDY, Scheduled, Unmasker, Unmasking
+from jaxspec.decoding.diffusion.unmasking import Scheduled, Unmasker, Unmasking
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.state import Prompts
 from jaxspec.models.cache import KVCache
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 
 NOT_REVEALED = -1
 """In `DiffusionState.revealed_BT`: positions of the prompt, and masks."""

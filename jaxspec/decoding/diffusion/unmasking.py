@@ -35,10 +35,8 @@ import jax.numpy as jnp
 
 from jaxspec.config import DiffusionEvaluationConfig
 from jaxspec.names import did_you_mean
-from jaxspec.ops.sampling import Sampling, at_least_float32, largest_index
+from jaxspec.ops.sampling import GREEDY, Sampling, at_least_float32, largest_index
 from jaxspec.ops.suppression import suppress
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class Unmasking(Protocol):

@@ -17,9 +17,8 @@ from jaxspec.decoding import (
     TreeSpeculative,
 )
 from jaxspec.drafters.denoising import Denoising
-from jaxspec.drafters.protocol import GREEDY
 from jaxspec.evals.opening import DrafterBundle, TargetBundle
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.verify.rules import find_rule
 
 AnyStrategy = Autoregressive | Speculative | Adaptive

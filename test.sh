@@ -29,7 +29,7 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 if [ -z "${JAXSPEC_TEST_OPTIMIZED:-}" ]; then
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1
   quick="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  # XLA ends the process if it does not know a flag, and each version knows different flags.
+  # XLA ends the process if it does not know a flag, and different versions know different flags.
   if XLA_FLAGS="$quick" python -c 'import jax; jax.devices()' >/dev/null 2>&1; then
     export XLA_FLAGS="${XLA_FLAGS:-} $quick"
   else

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# From nothing to a measured result: sets up .venv, trains two drafters of the small target that is
-# shipped in the package (same seed, same steps; they differ in the loss alone), decodes held-out
-# prompts with both, prints the table and draws the plots. Needs Python 3.11+ and nothing else; no
-# download but packages.
+# From nothing to a measured result: sets up .venv, trains two drafters for the small target that
+# ships in the package (same seed, same steps; they differ only in the loss), decodes held-out
+# prompts with both, prints the table and draws the plots. Needs Python 3.11+ and nothing else, and
+# downloads nothing but packages.
 #
 #   bash quickstart.sh
-#   bash quickstart.sh --training.steps 3000     arguments go to both trainings
+#   bash quickstart.sh --training.steps 3000     both trainings get the arguments
 #
-# Everything lands in runs/quickstart. An interrupted run goes on where it stopped;
-# remove runs/quickstart to start afresh.
+# All output goes to runs/quickstart. An interrupted run continues from where it stopped; remove
+# runs/quickstart to start from scratch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -27,12 +27,12 @@ mkdir -p "$runs"
 
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env
-# Both trainings run the same compiled step (loss weights are arguments of it).
+# Both trainings run the same compiled step (the loss weights are its arguments).
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
 
-# Side by side, each on its half of the cores: programs this small gain little from more threads, and
-# two of them that share threads would wait for each other.
+# Both run at the same time, each on half of the cores: programs this small gain little from more
+# threads, and two programs that share threads would wait for each other.
 cores="$(nproc 2>/dev/null || echo 1)"
 on_half() { # half command...
   local half="$1"
@@ -59,13 +59,13 @@ if ! wait "$uniform"; then
   exit 1
 fi
 trap - EXIT
-printf 'The baseline is trained, too: %s\n' "$(grep '^step' "$uniform_log" | tail -n 1)"
+printf 'The baseline is trained too: %s\n' "$(grep '^step' "$uniform_log" | tail -n 1)"
 
 say "4/4  Exact speculative decoding of held-out prompts with both"
 "$python" eval.py --config "$config" --workdir "$runs/uniform" "$runs/full" \
   --output "$runs/results.json"
 
-say "Done: $((SECONDS - setup_seconds)) s after the packages were there."
+say "Done: $((SECONDS - setup_seconds)) s after the packages were installed."
 printf 'Results  %s\n' "$runs/results.json"
 printf 'Table    %s\n' "$runs/results.md"
 for plot in "$runs"/*.png; do

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The tables of diffusion decoding in docs/results.md: draft graphs are calibrated on training
-# prompts, then passes are counted on other prompts, for every rule, length and number of drafts.
+# Measures the tables of diffusion decoding in docs/results.md: calibrates draft graphs on training
+# prompts, then counts passes on other prompts, for every rule, length and number of drafts.
 #
 #   bash scripts/llada_tables.sh runs/real
 #   python scripts/llada_tables.py runs/real/llada     prints the tables of what has been measured
 #
-# Needs runs/real/target (configs/tiny_real_target.py); trains runs/real/mdlm, runs/real/llada and,
-# for "blocks", runs/real/sdar if they do not exist. Existing files are not made again.
-# PARTS="cold weights thresholds warm others blocks" leaves parts out. Three hours on one core,
-# training aside.
+# Needs runs/real/target (configs/tiny_real_target.py). Trains runs/real/mdlm, runs/real/llada and,
+# for "blocks", runs/real/sdar if they do not exist. Existing files are kept.
+# PARTS chooses the parts; the default is PARTS="cold weights thresholds warm others blocks". Takes
+# three hours on one core, plus training.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -71,7 +71,7 @@ for part in ${PARTS:-cold weights thresholds warm others blocks}; do
         measure "$name-256" "${graph[@]}" --evaluation.max_new_tokens 256
         measure "$name-128" "${graph[@]}"
         ;;
-      weights) # Spiffy's degree-1 accumulation, on the same counts
+      weights) # Spiffy's degree-1 accumulation, from the same counts
         if [ "$name" != scheduled ]; then continue; fi
         calibrate graph-accumulated --weight accumulated
         measure accumulated-256 --diffusion.graph "$out/graph-accumulated.json" \

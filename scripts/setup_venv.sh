@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository root and installs jaxspec into it, editable, with the pinned versions.
+# Creates .venv in the repository root and installs jaxspec there, editable, with pinned versions.
 #
 #   bash scripts/setup_venv.sh            runtime packages only
-#   bash scripts/setup_venv.sh test,dev   with these extras too
+#   bash scripts/setup_venv.sh test,dev   these extras too
 #
 # A second call returns at once unless pyproject.toml or constraints.txt changed.
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
@@ -38,23 +38,23 @@ find_python() {
   die "no Python 3.11 or newer found. Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
-# One line for each set of extras that has been installed from exactly these two files.
+# The stamp has one line per set of extras that was installed from exactly these two files.
 wanted="$(cat pyproject.toml constraints.txt | cksum | tr ' ' '-') ${extras:-runtime}"
 if [ -x "$venv_python" ] && [ -f "$stamp" ] && grep -qxF -- "$wanted" "$stamp"; then
   exit 0
 fi
 
 if ! new_enough "$venv_python"; then
-  [ ! -e .venv ] || die ".venv is there but has no working Python 3.11+: move it away and run this again."
+  [ ! -e .venv ] || die ".venv exists but has no working Python 3.11+: move it away and run this again."
   python="$(find_python)"
-  printf 'setup: making .venv with %s\n' "$("$python" --version)"
+  printf 'setup: creating .venv with %s\n' "$("$python" --version)"
   "$python" -m venv .venv ||
-    die "could not make .venv (on Debian and Ubuntu: install the package python3-venv)."
+    die "could not create .venv (on Debian and Ubuntu: install the package python3-venv)."
 fi
 
 started=$SECONDS
 printf 'setup: installing packages (%s; about 1.3 GB, a minute or two) ...\n' "${extras:-runtime only}"
-# Modules are compiled as they are imported; most never are.
+# Python compiles a module when it is imported; most modules never are.
 "$venv_python" -m pip install --quiet --disable-pip-version-check --no-compile \
   --constraint constraints.txt --editable ".${extras:+[$extras]}" ||
   die "pip failed; its message is above."

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# From nothing to a measured result: sets up .venv, trains two drafters of the small target that is
-# shipped in the package (same seed, same steps; they differ in the loss alone), decodes held-out
-# prompts with both, prints the table and draws the plots. Needs Python 3.11+ and nothing else; no
-# download but packages.
+# From nothing to a measured result: sets up .venv, trains two drafters for the small target that ships
+# with the package (same seed, same number of steps; they differ only in the loss), decodes held-out
+# prompts with both, prints the table and draws the plots. Needs only Python 3.11 or newer, and
+# downloads nothing but packages.
 #
 #   bash quickstart.sh
-#   bash quickstart.sh --training.steps 3000     arguments go to both trainings
+#   bash quickstart.sh --training.steps 3000     arguments are passed to both training runs
 #
-# Everything lands in runs/quickstart. An interrupted run goes on where it stopped;
-# remove runs/quickstart to start afresh.
+# Everything is written to runs/quickstart. An interrupted run continues where it stopped;
+# delete runs/quickstart to start over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -27,12 +27,12 @@ mkdir -p "$runs"
 
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env
-# Both trainings run the same compiled step (loss weights are arguments of it).
+# Both runs use the same compiled step: loss weights are arguments of it.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
 
-# Side by side, each on its half of the cores: programs this small gain little from more threads, and
-# two of them that share threads would wait for each other.
+# The two run in parallel, each on its own half of the cores: programs this small gain little from more
+# threads, and two that shared their threads would wait for each other.
 cores="$(nproc 2>/dev/null || echo 1)"
 on_half() { # half command...
   local half="$1"
@@ -44,28 +44,28 @@ on_half() { # half command...
   fi
 }
 
-say "2/4  In the background: drafter with position-uniform cross-entropy (the baseline)"
+say "2/4  In the background: training the baseline, a drafter with position-uniform cross-entropy"
 uniform_log="$runs/uniform.log"
-printf 'Its progress: %s\n' "$uniform_log"
+printf 'Its log: %s\n' "$uniform_log"
 on_half 0 "$python" train.py --config "$config" --workdir "$runs/uniform" "$@" \
   --loss.decay None --loss.focal 0 --loss.chain 0 >"$uniform_log" 2>&1 &
 uniform=$!
 trap 'pkill -P "$uniform" 2>/dev/null || kill "$uniform" 2>/dev/null || true' EXIT
 
-say "3/4  Drafter with the full recipe: decay + first-error focal + chain reward"
+say "3/4  Training a drafter with the full recipe: decay + first-error focal + chain reward"
 on_half 1 "$python" train.py --config "$config" --workdir "$runs/full" "$@"
 if ! wait "$uniform"; then
   tail -n 20 "$uniform_log" >&2
   exit 1
 fi
 trap - EXIT
-printf 'The baseline is trained, too: %s\n' "$(grep '^step' "$uniform_log" | tail -n 1)"
+printf 'The baseline is trained too: %s\n' "$(grep '^step' "$uniform_log" | tail -n 1)"
 
-say "4/4  Exact speculative decoding of held-out prompts with both"
+say "4/4  Decoding held-out prompts with both, by exact speculative decoding"
 "$python" eval.py --config "$config" --workdir "$runs/uniform" "$runs/full" \
   --output "$runs/results.json"
 
-say "Done: $((SECONDS - setup_seconds)) s after the packages were there."
+say "Done: $((SECONDS - setup_seconds)) s, not counting the installation of packages."
 printf 'Results  %s\n' "$runs/results.json"
 printf 'Table    %s\n' "$runs/results.md"
 for plot in "$runs"/*.png; do

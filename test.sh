@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything CI runs: lint, format, types, tests. Arguments go to pytest:
+# Everything that CI runs: lint, format, types, tests. Arguments are passed to pytest:
 #
 #   bash test.sh                     everything
 #   bash test.sh tests/losses -k chain
-#   JAXSPEC_TEST_OPTIMIZED=1 bash test.sh    programs as optimised as in a run
+#   JAXSPEC_TEST_OPTIMIZED=1 bash test.sh    programs optimised as in a real run
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -19,21 +19,21 @@ stage setup bash scripts/setup_venv.sh test,dev
 export PATH="$PWD/.venv/bin:$PATH"
 export PYTHONHASHSEED=0
 
-# Compiled programs are kept between runs: the second run is much faster. (tests/conftest.py says
+# Compiled programs are kept between runs, so the second run is much faster. (tests/conftest.py says
 # which programs are worth keeping.)
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 
-# Most of the time goes into compiling. Without most optimisations the tests take two thirds of the
-# time, with XLA's older and quicker emitters of kernels and one piece of machine code a program half
-# of that. JAXSPEC_TEST_OPTIMIZED=1 compiles as a user's run does.
+# Most of the time is spent compiling. With most optimisations off, the tests take two thirds of the
+# time; with XLA's older, quicker kernel emitters and one piece of machine code per program, half of
+# that. JAXSPEC_TEST_OPTIMIZED=1 compiles as a user's run does.
 if [ -z "${JAXSPEC_TEST_OPTIMIZED:-}" ]; then
   export JAX_DISABLE_MOST_OPTIMIZATIONS=1
   quick="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-  # XLA ends a process whose flags it does not know, and other versions know other flags.
+  # XLA aborts on a flag that it does not know, and versions differ in the flags they know.
   if XLA_FLAGS="$quick" python -c 'import jax; jax.devices()' >/dev/null 2>&1; then
     export XLA_FLAGS="${XLA_FLAGS:-} $quick"
   else
-    printf -- '-- This XLA does not know %s: programs take longer to compile.\n\n' "$quick"
+    printf -- '-- This version of XLA does not know %s: compiling will take longer.\n\n' "$quick"
   fi
 fi
 
@@ -48,5 +48,5 @@ if [ -z "${JAXSPEC_RAW_DATA:-}" ]; then
   printf -- '-- JAXSPEC_RAW_DATA is not set: tests on real data sets are skipped.\n\n'
 fi
 printf -- '-- %d s so far; tests:\n' "$SECONDS"
-# A file's tests share models and compiled functions: they stay in one process.
+# The tests of a file share models and compiled functions, so they stay in one process.
 exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --durations=10 "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The ladder of losses on one target: uniform, decay, decay + focal, full, each for every seed; then
-# one evaluation of them all, with its table and plots.
+# The ladder of losses on one target: uniform, decay, decay + focal, full, each with every seed; then
+# one evaluation of all of them, with a table and plots.
 #
 #   bash scripts/ladder.sh configs/quickstart.py runs/ladder "0 1 2" [settings for train.py ...]
 #
-# Finished runs are not repeated, interrupted ones go on. JOBS=2 trains two at a time, each
-# on a core of its own (faster on a CPU than two threads for one). ROWS="uniform full" leaves rows out.
+# Finished runs are not repeated, and interrupted ones continue. JOBS=2 trains two at a time, each on
+# its own core (faster on a CPU than two threads for one run). ROWS="uniform full" trains only these.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Masked-diffusion drafters on one target: random masks, then blocks to draft under every loss, and
-# what they are compared with; then their accepted lengths.
+# Masked-diffusion drafters for one target: trained on random masks, then on blocks to draft with each
+# loss, and a drafter to compare them with; then their accepted lengths are measured.
 #
 #   bash scripts/mdlm_ladder.sh runs/real
 #
-# Needs runs/real/target (configs/tiny_real_target.py). Finished runs are not repeated, interrupted
-# ones go on. ROWS="uniform full" leaves rows out, TRAIN_ONLY=1 the figures. Two hours on one core.
+# Needs runs/real/target (configs/tiny_real_target.py). Finished runs are not repeated, and interrupted
+# ones continue. ROWS="uniform full" trains only these; TRAIN_ONLY=1 skips the measurement. Two hours
+# on one core.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ $# -lt 1 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 2
 fi
 runs="$1"
@@ -29,7 +30,7 @@ train() { # name config settings...
   printf '%s: %s\n' "$workdir" "$(tail -n 2 "$workdir/train.log" | head -n 1)"
 }
 
-answers() { # the target's own text
+answers() { # text that the target itself wrote
   for source in gsm8k math code_instructions; do
     if [ -d "$runs/answers/$source" ]; then continue; fi
     "$python" -c 'from jaxspec.cli.main import main; main()' regenerate --source "$source" \
@@ -46,7 +47,7 @@ declare -A ladder=(
   [full]="--loss.decay 10 --loss.focal 0.3 --loss.chain 40"
   [lora]="--denoiser.lora_rank 16"
 )
-declare -A second=( # go on from uniform, as SpecDiff-2 goes on from a drafter that can draft
+declare -A second=( # continue from uniform, as SpecDiff-2 continues from a drafter that can draft
   [more]=""
   [streak]="--loss.objective streak"
   [detached_streak]="--loss.objective detached_streak"

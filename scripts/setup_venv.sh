@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository root and installs jaxspec into it, editable, with the pinned versions.
+# Makes .venv in the root of the repository and installs jaxspec into it, editable, at pinned versions.
 #
 #   bash scripts/setup_venv.sh            runtime packages only
-#   bash scripts/setup_venv.sh test,dev   with these extras too
+#   bash scripts/setup_venv.sh test,dev   these extras as well
 #
-# A second call returns at once unless pyproject.toml or constraints.txt changed.
+# A second call returns at once unless pyproject.toml or constraints.txt has changed.
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -38,14 +38,14 @@ find_python() {
   die "no Python 3.11 or newer found. Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
-# One line for each set of extras that has been installed from exactly these two files.
+# One line for each set of extras that was installed from exactly these two files.
 wanted="$(cat pyproject.toml constraints.txt | cksum | tr ' ' '-') ${extras:-runtime}"
 if [ -x "$venv_python" ] && [ -f "$stamp" ] && grep -qxF -- "$wanted" "$stamp"; then
   exit 0
 fi
 
 if ! new_enough "$venv_python"; then
-  [ ! -e .venv ] || die ".venv is there but has no working Python 3.11+: move it away and run this again."
+  [ ! -e .venv ] || die ".venv exists but has no working Python 3.11+: move it away and run this again."
   python="$(find_python)"
   printf 'setup: making .venv with %s\n' "$("$python" --version)"
   "$python" -m venv .venv ||
@@ -54,7 +54,7 @@ fi
 
 started=$SECONDS
 printf 'setup: installing packages (%s; about 1.3 GB, a minute or two) ...\n' "${extras:-runtime only}"
-# Modules are compiled as they are imported; most never are.
+# Modules are compiled when they are imported, and most never are.
 "$venv_python" -m pip install --quiet --disable-pip-version-check --no-compile \
   --constraint constraints.txt --editable ".${extras:+[$extras]}" ||
   die "pip failed; its message is above."

@@ -40,7 +40,7 @@ class TargetConfig:
     architecture: TransformerConfig | None = None
     """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
     dtype: Dtype = "float32"
-    """Type of the target's weights and of its computations wherever it is frozen. "bfloat16" takes
+    """Type of the frozen target's weights and computations. "bfloat16" takes
     half the memory."""
     enable_thinking: bool | None = None
     """Passed to the chat template in training, evaluation and regeneration. False: Qwen3 answers

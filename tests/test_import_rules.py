@@ -47,7 +47,11 @@ WITHIN: dict[str, tuple[str, ...]] = {
     "decoding.diffusion": ("decoding.speculative", "decoding.tree", "decoding.adaptive"),
     "checkpoints.families": ("checkpoints.huggingface", "checkpoints.denoiser"),
     "training.tasks": ("training.loop", "training.plan", "training.step"),
-    "data.embedded": ("data.sources", "data.pipeline", "data.builders"),
+    "data.embedded": ("data.sources", "data.pipeline", "data.builders", "data.packing"),
+    "drafters.protocol": ("drafters.registry", "drafters.dflash", "drafters.denoiser"),
+    "decoding.state": ("decoding.diffusion",),
+    "decoding.speculative": ("decoding.diffusion",),
+    "losses.objectives": ("losses.terms", "losses.combined"),
 }
 """Part of a subpackage -> what it must not import of its own subpackage: siblings do not know each
 other, and a part does not know what is built on it."""

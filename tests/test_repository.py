@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import tomllib
@@ -171,6 +172,22 @@ def test_links_of_the_documents_work():
             if not re.match(r"[a-z]+:", link) and not (document.parent / link).exists():
                 broken.append(f"{document.relative_to(ROOT)}: {link}")
     assert not broken, "\n".join(broken)
+
+
+def test_examples_in_the_documents_import_what_exists():
+    lost = []
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = document.read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            for module, names in re.findall(
+                r"^from (jaxspec[\w.]*) import (.+)$", block, re.MULTILINE
+            ):
+                lost += [
+                    f"{document.relative_to(ROOT)}: {module} has no {name}"
+                    for name in names.split(", ")
+                    if not hasattr(importlib.import_module(module), name)
+                ]
+    assert not lost, "\n".join(lost)
 
 
 def test_shell_scripts_stop_at_the_first_error():

@@ -1,7 +1,7 @@
 """Whether the values of a configuration are of the types and among the names that settings take.
 
 A command line is checked as it is parsed. A config file is Python and can put anything anywhere;
-here its values are held against the same type hints, and names against the registry that knows
+here its values are checked against the same type hints, and names against the registry that knows
 them.
 """
 

@@ -39,5 +39,6 @@ def kind_of(config: Any) -> str:
             return name
     trained = ", ".join(name for name, kind in KINDS.items() if kind.is_trained)
     raise ValueError(
-        f"No drafter has a network of a {type(config).__name__}: expected that of one of {trained}."
+        f"No kind of drafter uses a {type(config).__name__}: expected the configuration of one of "
+        f"{trained}."
     )

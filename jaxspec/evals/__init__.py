@@ -1,1 +1,1 @@
-"""Measuring drafters: benchmarks, exact decoding, accepted length, reports and plots."""
+"""Measuring drafters and diffusion language models: benchmarks, exact decoding, reports, plots."""

@@ -1,8 +1,8 @@
 """The clock: how anything here is timed.
 
-What is compared runs in one process and takes turns, so that whatever else the machine does hits
-all of it alike. Figures are medians over repeats. Compiling is measured by itself, as the excess of
-a first run over a second one, and is in no other figure.
+What is compared runs in one process and takes turns, so that other load on the machine affects all
+of it equally. Figures are medians over repeats. Compilation is timed separately, as the extra time
+of a first run over a second, and is part of no other figure.
 
 >>> seconds = median_seconds({"ours": ours, "theirs": theirs}, repeats=5)  # doctest: +SKIP
 """

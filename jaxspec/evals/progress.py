@@ -1,4 +1,4 @@
-"""Progress of long work: how far, how fast, how long still.
+"""Progress of long work: how far it is, how fast, and how much longer.
 
 >>> with progress_of("gsm8k: target alone", 40, print) as advance:             # doctest: +SKIP
 ...     advance(1)

@@ -50,7 +50,9 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not JSON, or was cut off: {error}") from error
+        raise ValueError(
+            f"{os.fspath(path)!r} is not valid JSON (perhaps truncated): {error}"
+        ) from error
     if not isinstance(document, dict) or not {"provenance", "results"} <= document.keys():
         raise ValueError(
             f"{os.fspath(path)!r} is no result file: expected an object with "

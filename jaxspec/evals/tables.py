@@ -1,4 +1,4 @@
-"""Result rows as tables: in Markdown, and on a terminal. What columns there are says `columns`.
+"""Result rows as tables: in Markdown, and on a terminal. `columns` defines the columns.
 
 >>> print(markdown_table(rows))                                                # doctest: +SKIP
 """

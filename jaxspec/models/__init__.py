@@ -1,1 +1,1 @@
-"""Targets: causal transformers as Flax Linen modules with explicit caches."""
+"""Every network, as Flax Linen modules with explicit caches."""

@@ -150,7 +150,7 @@ def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
             f"{num_layers} blocks): got {wrong} in {list(layer_ids)}."
         )
     if len(set(layer_ids)) != len(layer_ids) or list(layer_ids) != sorted(layer_ids):
-        raise ValueError(f"Target layer ids must rise without repeats: got {list(layer_ids)}.")
+        raise ValueError(f"Target layer ids must be strictly increasing: got {list(layer_ids)}.")
 
 
 def next_positions(tokens_BS: jax.Array, cache: KVCache | None) -> jax.Array:

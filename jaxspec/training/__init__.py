@@ -1,1 +1,1 @@
-"""Training of targets and drafters: one state, one step, one loop."""
+"""Training of targets, drafters and denoisers: one state, one step, one loop."""

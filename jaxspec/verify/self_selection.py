@@ -1,4 +1,4 @@
-"""Verification of the chain that the target likes best.
+"""Verification of the chain that the target scores highest.
 
 Dimension key: B batch rows, A sampled chains, G drafted slots, H = G + 1 verified rows,
 V vocabulary.

@@ -1,6 +1,6 @@
 """Denoisers: shapes, masks, and block diffusion with and without its cache.
 
-tests/checkpoints/test_mdlm.py compares the DiT with an independent forward pass.
+tests/checkpoints/families/test_mdlm.py compares the DiT with an independent forward pass.
 """
 
 from __future__ import annotations

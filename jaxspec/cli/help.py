@@ -60,7 +60,7 @@ def short_help(
             lines += ["", f"{group}:"]
         lines += _entry(setting, is_name=setting.name in names, program=program)
     which = (
-        f"The {len(settings)} most used of {total} settings. All of them"
+        f"These are the most used settings, {len(settings)} of {total}. All of them"
         if total > len(settings)
         else "The same settings in full"
     )

@@ -43,8 +43,8 @@ def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Dra
     """Drafts each slot from its own logits, with one key per row."""
     if sampling.greedy:
         return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
-    # Tokens are drawn from exactly the array that the verifier receives: any difference between the two
-    # (a dtype, a temperature) would bias the output.
+    # Tokens are drawn from exactly the array that the verifier receives: any difference between the
+    # two (a dtype, a temperature) would bias the output.
     probs_BGV = sampling.probabilities(logits_BGV)
     return Draft(jax.vmap(sampling.sample)(keys_B, probs_BGV), probs_BGV)
 

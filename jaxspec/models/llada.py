@@ -1,7 +1,7 @@
 """LLaDA: a diffusion language model with the layers of a Llama and no causal mask.
 
-LLaDA (Nie et al. 2025, arXiv 2502.09992) takes a text with masks and predicts the token at each mask.
-Every position sees every other one, and the model is not told the noise. That is
+LLaDA (Nie et al. 2025, arXiv 2502.09992) takes a text with masks and predicts the token at each
+mask. Every position sees every other one, and the model is not told the noise. That is
 `jaxspec.models.bidirectional.BidirectionalTransformer` without norms on queries and keys; what is
 LLaDA's own is its shape, its special tokens (here) and its tensor names
 (`jaxspec.checkpoints.families.llada`).

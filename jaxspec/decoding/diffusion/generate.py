@@ -1,8 +1,8 @@
 """Decoding a list of prompts with a diffusion language model.
 
 Prompts of similar length share a batch: when a row ends, the next prompt takes its place, as in
-`jaxspec.decoding.generate`. All rows start a block at the same time, each its own block, so a row is
-refilled between two blocks. Shapes are few (`bucket_length`), so few programs are compiled. The
+`jaxspec.decoding.generate`. All rows start a block at the same time, each its own block, so a row
+is refilled between two blocks. Shapes are few (`bucket_length`), so few programs are compiled. The
 answer to a prompt and its counted passes depend neither on its neighbours nor on the batch size.
 
 >>> responses = generate_diffusion(  # doctest: +SKIP

@@ -51,7 +51,7 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
         document = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{os.fspath(path)!r} is not valid JSON (perhaps truncated): {error}"
+            f"{os.fspath(path)!r} is not valid JSON, or was cut off: {error}"
         ) from error
     if not isinstance(document, dict) or not {"provenance", "results"} <= document.keys():
         raise ValueError(

@@ -30,7 +30,9 @@ def test_a_configuration_tells_the_kind(config, name):
 
 
 def test_a_configuration_that_no_kind_drafts_with():
-    with pytest.raises(ValueError, match="of a LossConfig: expected that of one of dflash, mdlm"):
+    with pytest.raises(
+        ValueError, match="a LossConfig: expected the configuration of one of dflash, mdlm"
+    ):
         kind_of(LossConfig())
 
 

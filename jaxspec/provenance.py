@@ -28,6 +28,7 @@ import numpy as np
 
 import jaxspec
 from jaxspec.config import RunConfig
+from jaxspec.files import try_file, write_text
 
 PACKAGES = {
     "jax": "jax",
@@ -155,7 +156,7 @@ def jsonable(value: Any) -> Any:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Checks, before hours of work, that a file of results can be written; makes its folder.
+    """Checks, before hours of work, that a file of results can be written.
 
     Raises:
       ValueError: not a .json file (files written next to it have other endings), or a place that
@@ -164,14 +165,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     file = Path(path).expanduser()
     if file.suffix != ".json":
         raise ValueError(f"--output must be a .json file: got {str(path)!r}.")
-    if file.is_dir():
-        raise ValueError(f"--output is a folder: {path}. Name a .json file in it.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {path} cannot be written: {error}.") from error
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"--output {path} cannot be written: no permission for {file.parent}.")
+    try_file(file, option="--output")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -179,15 +173,4 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Missing parent folders are made.
     """
-    target = Path(path)
-    text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")

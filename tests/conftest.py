@@ -41,6 +41,17 @@ def _prepare_environment() -> None:
 _prepare_environment()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--slow``: the whole harness of tests/trust instead of a part of it."""
+    parser.addoption("--slow", action="store_true", help="try every case in tests/trust")
+
+
+@pytest.fixture(scope="session")
+def is_slow(request: pytest.FixtureRequest) -> bool:
+    """Whether every case is to be tried, which takes hours."""
+    return bool(request.config.getoption("--slow"))
+
+
 MOST_MAPPINGS = 30_000
 """Compiled programs are mapped into memory piece by piece. Linux gives a process 65,530 mappings by
 default; behind that XLA aborts."""

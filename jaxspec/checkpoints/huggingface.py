@@ -37,6 +37,7 @@ from jaxspec.checkpoints.families.registry import (
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig
+from jaxspec.files import replaced_folder
 from jaxspec.models.dflash import resolve_config
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 
@@ -311,7 +312,7 @@ def write_folder(
     if provenance is not None:
         written["provenance.json"] = provenance
     if jax.process_index() == 0:
-        with safetensors_io.replaced_folder(folder, own_files=EXPORT_FILES) as temporary:
+        with replaced_folder(folder, is_own=_is_exported) as temporary:
             safetensors_io.write_tensors(
                 temporary,
                 stream,
@@ -328,6 +329,11 @@ def write_folder(
             pass
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("jaxspec export")
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a file is one of those that an export consists of."""
+    return name in EXPORT_FILES or (name.startswith("model") and name.endswith(".safetensors"))
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

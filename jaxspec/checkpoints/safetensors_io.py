@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -203,48 +202,3 @@ def _plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]
 def _take(stream: Iterator[tuple[str, np.ndarray]], count: int) -> Iterator[tuple[str, np.ndarray]]:
     for _ in range(count):
         yield next(stream)
-
-
-@contextlib.contextmanager
-def replaced_folder(folder: str | os.PathLike[str], *, own_files: frozenset[str]) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends without an error.
-
-    A reader of `folder` finds the old export or the new one, never half of one.
-
-    Args:
-      folder: may exist if it holds nothing but an earlier export.
-      own_files: names of the files in an export, other than the weights.
-
-    Raises:
-      ValueError: the folder holds other files, which would be lost.
-    """
-    target = Path(os.path.abspath(folder))
-    foreign = []
-    if target.exists():
-        if not target.is_dir():
-            raise ValueError(f"{folder} is a file: expected a folder to write to.")
-        foreign = sorted(
-            p.name
-            for p in target.iterdir()
-            if p.name not in own_files
-            and not (p.name.startswith("model") and p.name.endswith(".safetensors"))
-        )
-    if foreign:
-        raise ValueError(
-            f"{folder} holds {foreign}, which are not part of an export and would be lost: name a "
-            "new folder."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    previous = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.exists():
-            target.rename(previous)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if previous.exists() and target.exists():
-            shutil.rmtree(previous)

@@ -1,0 +1,271 @@
+"""Files and folders that appear whole or not at all, are tried before the work, and are held.
+
+Everything that jaxspec leaves behind is written next to its place and then renamed. What a killed
+process left there is removed by the next one that writes the same file.
+
+>>> with held("runs/full", option="--workdir"), replaced_file("runs/full/notes.txt") as temporary:
+...     _ = temporary.write_text("whole")                                      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+LOCK = ".lock"
+"""File in a folder that the process which writes to the folder holds."""
+_TRIAL_BYTES = 1 << 16
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.(?P<kind>writing|replaced)-(?P<host>[^/]*)-(?P<process>\d+)"
+)
+
+
+class InUse(ValueError):
+    """Another process writes to the folder."""
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file that becomes `path` when the block ends without an error.
+
+    Readers find the old file or the new one, whole. Missing parent folders are made. The file gets
+    the permissions that the user's umask allows.
+
+    Args:
+      path: the file; an existing one is replaced.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    temporary = _beside(target, "writing")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_folder(
+    folder: str | os.PathLike[str], *, is_own: Callable[[str], bool]
+) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends without an error.
+
+    A reader of `folder` finds the old content or the new one, never half of one.
+
+    Args:
+      folder: may exist if it holds nothing but what an earlier call wrote.
+      is_own: file name -> whether an earlier call wrote it.
+
+    Raises:
+      ValueError: the folder holds other files, which would be lost, or is a file.
+    """
+    target = Path(os.path.abspath(folder))
+    remove_leftovers(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder to write to.")
+    foreign = sorted(p.name for p in target.glob("*") if not is_own(p.name))
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign}, which are not part of an export and would be lost: name a "
+            "new folder."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, previous = _beside(target, "writing"), _beside(target, "replaced")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(previous)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if previous.exists() and target.exists():
+            shutil.rmtree(previous)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes of this machine left next to a file or folder.
+
+    A folder that was moved away to be replaced is moved back if nothing took its place.
+    """
+    for entry in sorted(path.parent.glob(f".{_escaped(path.name)}.*")):
+        found = _LEFTOVER.fullmatch(entry.name)
+        if (
+            found is None
+            or found["name"] != path.name
+            or found["host"] != _host()
+            or _is_alive(int(found["process"]))
+        ):
+            continue
+        if found["kind"] == "replaced" and not path.exists():
+            entry.rename(path)
+        elif entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def try_file(path: str | os.PathLike[str], *, option: str) -> None:
+    """Finds out, before hours of work, whether a file can be written; makes its folder.
+
+    Args:
+      path: the file; it is not touched.
+      option: what messages call it: "--output".
+
+    Raises:
+      ValueError: a folder, or a place that cannot be written to: no permission, a full disk, a
+        file where a folder is needed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file in it.")
+    with _refusing(path, option=option), _made(file.parent):
+        _try_to_write(file.parent)
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
+    """Holds a folder: until the block ends, no other process gets in here for the same one.
+
+    The folder is made and tried (see `try_file`). If nothing was put into it, it is removed again
+    at the end. The lock ends with the process, however that ends.
+
+    Args:
+      folder: may exist.
+      option: what messages call it: "--workdir".
+
+    Yields:
+      The folder.
+
+    Raises:
+      InUse: another process holds it.
+      ValueError: it cannot be made or written to.
+    """
+    place = Path(folder)
+    with contextlib.ExitStack() as stack:
+        with _refusing(folder, option=option):
+            stack.enter_context(_made(place))
+            _try_to_write(place)
+            lock = _opened(place)
+            while not _take(lock, place, option=option):
+                os.close(lock)
+                lock = _opened(place)
+        stack.callback(os.close, lock)
+        # Removed while it is held: whoever has it open and locks it later finds that it is gone.
+        stack.callback((place / LOCK).unlink, missing_ok=True)
+        yield place
+
+
+def _opened(place: Path) -> int:
+    return os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _take(lock: int, place: Path, *, option: str) -> bool:
+    """Locks an open file; False: it is not the folder's any more."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 4096, 0).decode("utf-8", "replace").strip()
+        os.close(lock)
+        raise InUse(
+            f"{option} {place} is in use by {holder or 'another process'}. Wait until that has "
+            f"ended, or name another {option}."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(f"{place} is on a file system without locks: start one process only.", flush=True)
+        return True
+    try:
+        if os.fstat(lock).st_ino != os.stat(place / LOCK).st_ino:
+            return False
+    except FileNotFoundError:
+        return False
+    since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    program = os.path.basename(sys.argv[0]) or "python"
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {_host()} ({program}, since {since})".encode(), 0)
+    return True
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and its parents; at the end removes those of them that are still empty."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):  # It is not empty.
+                made.rmdir()
+
+
+@contextlib.contextmanager
+def _refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
+    """Says in one line why something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or "")
+        where = f" ({place})" if place and place != os.fspath(path) else ""
+        raise ValueError(
+            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
+        ) from error
+
+
+def _try_to_write(folder: Path) -> None:
+    """Writes a little and removes it again."""
+    temporary = _beside(folder / "trial", "writing")
+    try:
+        with temporary.open("wb") as file:
+            file.write(b"\0" * _TRIAL_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{_host()}-{os.getpid()}")
+
+
+def _host() -> str:
+    return platform.node() or "localhost"
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,128 @@
+"""Whole or not at all, tried before the work, held by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from jaxspec.files import (
+    LOCK,
+    InUse,
+    held,
+    replaced_file,
+    replaced_folder,
+    try_file,
+    write_text,
+)
+
+HOLD = (
+    "import sys, time; from jaxspec.files import held\n"
+    "with held(sys.argv[1], option='--workdir'):\n"
+    "    print('held', flush=True); time.sleep(600)\n"
+)
+
+
+def dead_process() -> int:
+    """A process id that nobody has any more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_file_is_old_or_new_and_nothing_is_left(tmp_path):
+    file = tmp_path / "a" / "notes.txt"
+    write_text(file, "old")
+    with pytest.raises(RuntimeError), replaced_file(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert [entry.name for entry in file.parent.iterdir()] == ["notes.txt"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "notes.txt", "for all")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "notes.txt").stat().st_mode) == 0o644
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    host, dead = platform.node(), dead_process()
+    gone = [f".notes.txt.writing-{host}-{dead}"]
+    kept = [
+        f".notes.txt.writing-{host}-{os.getppid()}",
+        f".notes.txt.writing-elsewhere-{dead}",
+        f".other.txt.writing-{host}-{dead}",
+    ]
+    for name in (*gone, *kept):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "notes.txt", "whole")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["notes.txt", *kept])
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
+    suffix = f"{platform.node()}-{dead_process()}"
+    (tmp_path / f".export.replaced-{suffix}").mkdir()
+    (tmp_path / f".export.replaced-{suffix}" / "weights").write_text("old")
+    (tmp_path / f".export.writing-{suffix}").mkdir()
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "export", is_own=bool):
+        raise RuntimeError
+    assert [entry.name for entry in tmp_path.iterdir()] == ["export"]
+    assert (tmp_path / "export" / "weights").read_text() == "old"
+
+
+@pytest.mark.parametrize("place", ["/proc/x.json", "/dev/full/x.json", "{tmp}/file/x", "{tmp}"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--output"):
+        try_file(place.format(tmp=tmp_path), option="--output")
+
+
+def test_trying_leaves_nothing_behind(tmp_path):
+    try_file(tmp_path / "a" / "b" / "x.json", option="--output")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_holds_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    with held(folder, option="--workdir"):
+        done = subprocess.run(
+            [sys.executable, "-c", HOLD, str(folder)], capture_output=True, text=True, check=False
+        )
+        assert f"is in use by process {os.getpid()} on " in done.stderr
+        (folder / "metrics.jsonl").write_text("")
+    assert [entry.name for entry in folder.iterdir()] == ["metrics.jsonl"]
+    with held(folder, option="--workdir"):
+        pass
+
+
+def test_the_lock_ends_with_a_killed_process(tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match="in use by process"), held(folder, option="--workdir"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert (folder / LOCK).exists()
+    with held(folder, option="--workdir"):
+        pass
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
+    with pytest.raises(RuntimeError), held(tmp_path / "a" / "run", option="--workdir"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,117 @@
+"""What came of each thing that was tried: counted, printed and judged.
+
+A case is *clean* if it did what it should: it worked, or was refused in one message. Everything
+else has a name, and none of it may happen:
+
+- traceback: an exception that is no user's message, or a process that ended by a signal;
+- hang: no end within the time limit;
+- silent: something wrong that nobody was told of;
+- lost: work that was done and is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+BAD = ("traceback", "hang", "silent", "lost")
+PATIENCE_SECONDS = 300
+
+
+@dataclasses.dataclass
+class Outcomes:
+    """The outcomes of one group of cases."""
+
+    name: str
+    clean: int = 0
+    bad: dict[str, list[str]] = dataclasses.field(default_factory=lambda: {k: [] for k in BAD})
+
+    def add(self, outcome: str, case: str) -> None:
+        """Counts one case; `outcome` is "clean" or one of `BAD`."""
+        if outcome == "clean":
+            self.clean += 1
+        else:
+            self.bad[outcome].append(case)
+
+    def attempt(self, case: str, function: Callable[[], Any]) -> Any:
+        """Calls `function`; counts a refusal (ValueError) as clean, other errors as tracebacks.
+
+        Returns:
+          What it returned, which is not counted yet; None if it raised.
+        """
+        try:
+            return function()
+        except ValueError as error:
+            self.add("clean" if is_one_message(f"error: {error}") else "traceback", case)
+        except Exception:
+            self.add("traceback", f"{case}: {traceback.format_exc(limit=-3)}")
+        return None
+
+    def summary(self) -> str:
+        """One line: tried, clean and the four others."""
+        tried = self.clean + sum(map(len, self.bad.values()))
+        counts = ", ".join(f"{len(self.bad[kind])} {kind}" for kind in BAD)
+        return f"{self.name}: {tried} tried, {self.clean} clean, {counts}"
+
+    def check(self) -> None:
+        """Prints the counts; fails unless every case was clean."""
+        print(self.summary())
+        wrong = [f"{kind}: {case}" for kind in BAD for case in self.bad[kind]]
+        assert not wrong, "\n".join([self.summary(), *wrong])
+        assert self.clean, f"{self.name}: nothing was tried"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    status: int | None
+    """Exit status, negative for a signal; None: it was ended after the time limit."""
+    out: str
+    err: str
+
+    @property
+    def outcome(self) -> str:
+        """ "clean", "traceback" or "hang", by status and what was printed."""
+        if self.status is None:
+            return "hang"
+        if "Traceback (most recent call last)" in self.err or self.status < 0:
+            return "traceback"
+        if self.status == 2 and not is_one_message(self.err):
+            return "traceback"
+        return "clean" if self.status in (0, 2, 75, 130) else "traceback"
+
+
+def is_one_message(err: str) -> bool:
+    """Whether a refusal says something, and no more than a screen of it."""
+    lines = err.strip().splitlines()
+    return bool(lines) and len(lines) <= 60 and len(err) <= 20_000
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    patience: float = PATIENCE_SECONDS,
+) -> Ended:
+    """Runs ``python ARGUMENTS`` in the repository's root to its end."""
+    command = [sys.executable, *arguments]
+    settings = {**os.environ, **(environment or {})}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=patience
+        )
+    except subprocess.TimeoutExpired as error:
+        out, err = (
+            stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
+            for stream in (error.stdout, error.stderr)
+        )
+        return Ended(None, out, err)
+    return Ended(done.returncode, done.stdout, done.stderr)

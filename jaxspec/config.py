@@ -275,6 +275,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
 
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a cosine decay to `final_learning_rate`, or the peak rate to the
+    end. A run with a constant rate can be continued for more steps."""
     learning_rate: float = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     final_learning_rate: float = 0.0

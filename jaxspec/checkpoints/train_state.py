@@ -183,6 +183,10 @@ class TrainCheckpoints:
             (self.folder / str(step)).rename(target)
         self._manager = self._open()
 
+    def set_aside(self, step: int, reason: str) -> None:
+        """Moves a checkpoint aside."""
+        self._set_aside(step, reason, print)
+
     def wait(self) -> None:
         """Blocks until the current save is on disk and the sizes of its files are recorded."""
         self._manager.wait_until_finished()
@@ -192,6 +196,23 @@ class TrainCheckpoints:
         """Waits, then releases the threads."""
         self.wait()
         self._manager.close()
+
+
+def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and progress of the newest checkpoint; None: there is none, or it cannot be read."""
+    if not folder.is_dir():
+        return None
+    checkpoints = TrainCheckpoints(folder, keep=1, read_only=True)
+    try:
+        step = checkpoints.latest_step()
+        if step is None or checkpoints._damage(step):
+            return None
+        run = checkpoints._manager.restore(
+            step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+        )
+        return step, run["run"]["progress"]
+    finally:
+        checkpoints.close()
 
 
 def _first_line(error: Exception) -> str:

@@ -110,6 +110,14 @@ class MetricsLog:
         self._board.close()
 
 
+def last_row(workdir: Path) -> dict[str, Any]:
+    """The newest line of metrics.jsonl; {}: there is none."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    row: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return row
+
+
 class Reporter:
     """Shows progress: a bar on a terminal, plain lines elsewhere.
 

@@ -96,8 +96,9 @@ def test_accepted_changes_are_a_segment():
     assert [part["config"]["loss"]["focal"] for part in got["segments"]] == [0.3, 0.0]
     third = continued_record(got, record(), step=60, workdir=WORKDIR, accept_changes=True)
     assert [part["from_step"] for part in third["segments"]] == [0, 40, 60]
-    assert continued_record(third, record(), step=70, workdir=WORKDIR)["segments"] == (
-        third["segments"]
+    assert (
+        continued_record(third, record(), step=70, workdir=WORKDIR)["segments"]
+        == (third["segments"])
     )
 
 

@@ -69,8 +69,8 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      first_step: steps already taken; lines of later steps are dropped from the file. Lines that are no
-        rows of metrics are moved to metrics.foreign.jsonl, and it says so.
+      first_step: steps already taken; lines of later steps are dropped from the file. Lines that
+        are no rows of metrics are moved to metrics.foreign.jsonl, and it says so.
     """
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:

@@ -168,7 +168,7 @@ def train(
                 params, row = _loop(start, take_step, run, checkpoints, stops, config, workdir)
                 break
             except _BrokenStart:
-                checkpoints.set_aside(start.step, "the first step after it is not finite")
+                checkpoints.set_aside(start.step, "gives no finite loss at the next step")
 
         # 7. The export: weights that other programs load.
         checkpoints.wait()

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 LONGEST = 80
 """Characters of a name that are shown."""
+_LONGEST_IN_PLOTS = 48
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
@@ -37,16 +38,16 @@ def visible(text: str) -> str:
     )
 
 
-def for_terminal(name: str) -> str:
-    """A name for a terminal: visible, and of at most `LONGEST` characters.
+def for_terminal(name: str, *, longest: int = LONGEST) -> str:
+    """A name for a terminal: visible, and of at most `longest` characters.
 
     Where rich prints it, give it as `rich.text.Text`, or turn markup off.
     """
     shown = visible(name)
-    if len(shown) <= LONGEST:
+    if len(shown) <= longest:
         return shown
-    half = LONGEST // 2
-    return f"{shown[:half]}…{shown[len(shown) - half + 1 :]}"
+    half = longest // 2
+    return f"{shown[:half]}…{shown[1 - half :]}"
 
 
 def for_markdown(name: str) -> str:
@@ -56,5 +57,5 @@ def for_markdown(name: str) -> str:
 
 def for_plot(name: str) -> str:
     """A name for matplotlib: not a formula, and not left out of a legend."""
-    shown = for_terminal(name).replace("$", r"\$")
+    shown = for_terminal(name, longest=_LONGEST_IN_PLOTS).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

@@ -115,8 +115,8 @@ def _timed_prompts(measured: MeasuredDrafter | MeasuredDecoder) -> int | None:
 
 
 _TIMED_LEGEND = (
-    "timed: prompts that were timed, one at a time. (95%) of the speed: bootstrap interval over "
-    f"them; it takes {FEWEST_PROMPTS}."
+    "timed: prompts that were timed, one at a time; the interval of the speed is a bootstrap over "
+    f"them, and takes {FEWEST_PROMPTS}."
 )
 
 
@@ -140,7 +140,7 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         interval="tau_ci95",
         shown="always",
         legend="tau: tokens emitted per draft-verify round, bonus token included, over all rounds, "
-        f"with a 95% bootstrap interval over prompts; it takes {FEWEST_PROMPTS} responses.",
+        f"with a 95% bootstrap interval over prompts, which takes {FEWEST_PROMPTS} responses.",
     ),
     Column(
         "tau_macro",

@@ -100,7 +100,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
         loc="outside lower center",
         ncols=_legend_columns(series, figure),
         frameon=False,
-        title=f"whiskers: 95% interval over prompts, from {FEWEST_PROMPTS} on; "
+        title=f"whiskers: 95% interval over prompts, from {FEWEST_PROMPTS} on\n"
         f"percent: gain over {BASELINE}; dashed: no speculation",
         title_fontsize=8,
         fontsize=9,

@@ -94,6 +94,8 @@ class Speed:
 
     def _parts(self) -> str:
         """The parts of a round as they were measured; never a negative rest."""
+        if self.verified_rows == 1:
+            return "nothing is drafted: a round is a step"
         whole = self.looped_round_ms
         parts = (
             f"in loops of their own: draft {self.draft_ms:.2f} + verification of "

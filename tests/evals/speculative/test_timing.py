@@ -53,6 +53,11 @@ def test_the_formula_by_hand():
     assert few.formula().startswith("2.00x (no interval: fewer than 6 timed prompts) measured;")
 
 
+def test_without_drafts_a_round_is_a_step():
+    text = speed(verified_rows=1, draft_ms=0.0, rest_ms=None).formula()
+    assert text.endswith("(nothing is drafted: a round is a step)")
+
+
 def test_parts_that_overlap_have_no_negative_rest():
     text = speed(looped_round_ms=13.0, rest_ms=None).formula()
     assert (

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxspec.names import for_terminal
+
 Row = Mapping[str, Any]
 
 BASELINE = "uniform"
@@ -113,6 +115,8 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "responses_without_repetitive": _COUNT_OR_NONE,
     "speedup_ci95": _LIST_OR_NONE,
     "timed_prompts": _COUNT_OR_NONE,
+    "looped_round_ms": _NUMBER_OR_NONE,
+    "rest_ms": _NUMBER_OR_NONE,
     "nfe_reduction_ci95": _LIST_OR_NONE,
     "tokens_per_pass_ci95": _LIST_OR_NONE,
     "reached_by_block": _LIST,
@@ -120,7 +124,9 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: of each slot of `accept_at`,
 the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
-block of `nfe_by_block`. An interval (`*_ci95`) is None where too few prompts were measured."""
+block of `nfe_by_block`. `looped_round_ms`: a round as it was timed next to its parts, of which
+`rest_ms` is what is left, where that is more than noise. An interval (`*_ci95`) is None where too
+few prompts were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
@@ -152,7 +158,8 @@ def check_results(results: Sequence[Row]) -> None:
 def _problems(index: int, row: Row) -> list[str]:
     """What is wrong with one row."""
     who = row.get("decoder", row.get("loss", "?"))
-    name = f"results[{index}] ({who}, {row.get('benchmark', '?')})"
+    names = f"{for_terminal(str(who))}, {for_terminal(str(row.get('benchmark', '?')))}"
+    name = f"results[{index}] ({names})"
     problems: list[str] = []
     fields = DIFFUSION_FIELDS if is_diffusion(row) else FIELDS
     known_optional = {key: types for key, types in OPTIONAL_FIELDS.items() if key in row}
@@ -189,10 +196,10 @@ def _figure_problems(row: Row) -> list[str]:
         counts = row.get(field)
         if isinstance(counts, _LIST) and not all(map(_is_count, counts)):
             problems.append(f"{field} must hold counts, 0 or more: got {list(counts)}")
-    for field in ("responses_without_repetitive", "timed_prompts"):
-        count = row.get(field)
-        if isinstance(count, int) and count < 0:
-            problems.append(f"{field} must be 0 or more: got {count}")
+    for field in ("responses_without_repetitive", "timed_prompts", "looped_round_ms", "rest_ms"):
+        amount = row.get(field)
+        if isinstance(amount, _NUMBER) and amount < 0:
+            problems.append(f"{field} must be 0 or more: got {amount}")
     for field, other in _LISTS_ALIKE.items():
         sizes = [len(row[name]) for name in (field, other) if isinstance(row.get(name), _LIST)]
         if len(set(sizes)) > 1:

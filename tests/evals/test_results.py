@@ -126,12 +126,18 @@ def test_what_figures_rest_on_may_be_missing_but_not_wrong():
         ({"speedup_ci95": 1.5}, "speedup_ci95 must be list or tuple or NoneType: got float"),
         ({"timed_prompts": -1}, "timed_prompts must be 0 or more: got -1"),
         ({"timed_prompts": 1.0}, "timed_prompts must be int or NoneType: got float"),
+        ({"rest_ms": -0.1}, "rest_ms must be 0 or more: got -0.1"),
         ({"responses_without_repetitive": -2}, "responses_without_repetitive must be 0 or more"),
     ],
 )
 def test_what_figures_rest_on_is_checked(changes, message):
     with pytest.raises(ValueError, match=rf"results\[0\] \(uniform, gsm8k\): {message}"):
         check_results([result_row(**changes)])
+
+
+def test_names_in_messages_are_text():
+    with pytest.raises(ValueError, match=r"results\[0\] \(a\\x1b\[2J, gsm8k\): rounds must be int"):
+        check_results([result_row("a\x1b[2J", rounds="1")])
 
 
 @pytest.mark.parametrize("reached", [[3], [3, -1], [3, None]])

@@ -54,6 +54,8 @@ _COST_FIELDS = (
     "draft_ms",
     "verify_ms",
     "rule_ms",
+    "looped_round_ms",
+    "rest_ms",
     "autoregressive_step_ms",
 )
 

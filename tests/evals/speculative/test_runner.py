@@ -125,7 +125,8 @@ def test_the_file_holds_every_figure(measured):
         assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
         for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
             assert row[field] > 0
-        assert row["autoregressive_step_ms"] > 0
+        assert row["autoregressive_step_ms"] > 0 and row["looped_round_ms"] > 0
+        assert row["rest_ms"] is None or row["rest_ms"] > 0
     # Both drafters share one program.
     assert rows[0]["compile_s"] == rows[1]["compile_s"]
     for ending in (".md", "_accepted_length.png", "_acceptance_by_position.png"):

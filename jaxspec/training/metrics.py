@@ -30,6 +30,7 @@ from rich.progress import (
 )
 
 from jaxspec.files import replaced_file
+from jaxspec.names import for_terminal
 
 Sums = dict[str, tuple[Any, Any]]
 
@@ -171,7 +172,7 @@ class Reporter:
         self._progress: Progress | None = None
         if self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[numbers]}"),
@@ -180,7 +181,7 @@ class Reporter:
                 console=self._console,
             )
             self._task = self._progress.add_task(
-                title, total=steps, completed=first_step, numbers=""
+                for_terminal(title), total=steps, completed=first_step, numbers=""
             )
 
     def __enter__(self) -> Reporter:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from jaxspec.training import metrics
 from jaxspec.training.metrics import MetricsLog, Reporter, add, means
 
 
@@ -124,3 +127,13 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert first.startswith("step 6/10  loss 1.500  accepted 2.25  1,234 tokens/s")
     assert first.endswith(" s left")
     assert second.startswith("step 7/10  loss nan  1 tokens/s")
+
+
+def test_titles_are_text(monkeypatch):
+    """A loss label holds names of a user's own terms."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=160)
+    monkeypatch.setattr(metrics, "Console", lambda: console)
+    with Reporter(steps=10, first_step=0, title="drafter (a\x1b[2J[red]b [/])\n"):
+        pass
+    assert r"drafter (a\x1b[2J[red]b [/])\n" in stream.getvalue()

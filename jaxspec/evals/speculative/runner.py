@@ -23,6 +23,7 @@ from jaxspec.decoding import Response, generate
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
+from jaxspec.evals.intervals import bracketed
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -41,7 +42,7 @@ from jaxspec.evals.speculative.strategies import (
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
 from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, for_markdown, for_terminal
 from jaxspec.provenance import check_output, provenance
 
 _NAMED_MISMATCHES = 5
@@ -53,6 +54,8 @@ _COST_FIELDS = (
     "draft_ms",
     "verify_ms",
     "rule_ms",
+    "looped_round_ms",
+    "rest_ms",
     "autoregressive_step_ms",
 )
 
@@ -108,7 +111,8 @@ def evaluate(
                 row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
             if speed is not None and drafter.entry.drafts:
                 speeds.append(speed)
-                notes.append(f"{name}, {drafter.loss}: {speed.formula()}.")
+                shown = f"{for_markdown(name)}, {for_markdown(drafter.loss)}"
+                notes.append(f"{shown}: {speed.formula()}.")
             results.append(row)
             echo(_summary(row, speed))
     record = provenance(config=config, seed=settings.seed)
@@ -223,7 +227,7 @@ class Evaluation:
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         params = self.params(drafter)
-        title = f"{name}: {drafter.loss} ({drafter.name})"
+        title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
         if not drafter.entry.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
@@ -319,11 +323,12 @@ def _without_drafts(response: Response) -> Response:
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:
-    low, high = row["tau_ci95"]
+    interval = bracketed(row["tau_ci95"], of="responses")
     differ = row["mismatched_prompts"]
     exact = "" if differ is None else f", {differ} of {row['turns']} outputs differ"
     timed = "" if speed is None else f"; {speed.formula()}"
     return (
-        f"{row['benchmark']}: {row['loss']} ({row['drafter']}): tau {row['tau_micro']:.2f} "
-        f"[{low:.2f}, {high:.2f}] on {row['turns']} responses{exact}{timed}"
+        f"{for_terminal(row['benchmark'])}: {for_terminal(row['loss'])} "
+        f"({for_terminal(row['drafter'])}): tau {row['tau_micro']:.2f} {interval} on "
+        f"{row['turns']} responses{exact}{timed}"
     )

@@ -141,6 +141,7 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
         stack.enter_context(contextlib.closing(checkpoints))
+        has_fallen_back = False
         while True:
             restored = checkpoints.restore_latest(
                 jax.tree.map(
@@ -151,6 +152,11 @@ def train(
                     shardings,
                 )
             )
+            if restored is None and has_fallen_back:
+                raise ValueError(
+                    f"No other checkpoint is in {checkpoints.folder}: start again to train from "
+                    "step 0."
+                )
             if restored is None:
                 state = jax.jit(create, out_shardings=shardings)()
                 if task.load_initial is not None:
@@ -164,10 +170,13 @@ def train(
                     steps=settings.steps,
                     workdir=workdir,
                 )
+            if has_fallen_back:  # If the one before gives no finite loss either, it is the run.
+                start = dataclasses.replace(start, may_be_damaged=False)
             try:
                 params, row = _loop(start, take_step, run, checkpoints, stops, config, workdir)
                 break
             except _BrokenStart:
+                has_fallen_back = True
                 checkpoints.set_aside(start.step, "gives no finite loss at the next step")
 
         # 7. The export: weights that other programs load.
@@ -239,7 +248,7 @@ def _loop(
             if line or stop:
                 bad_step = int(state.bad_step)
                 window = [add(jax.device_get(window))]
-                if start.is_restored and bad_step == start.step:
+                if start.may_be_damaged and bad_step == start.step:
                     raise _BrokenStart
             if line or (stop and bad_step >= 0):
                 now = time.monotonic()

@@ -25,7 +25,8 @@ class Start:
     record: Record
     step: int = 0
     """Steps taken."""
-    is_restored: bool = False
+    may_be_damaged: bool = False
+    """Whether a first step that is not finite tells of a damaged checkpoint."""
     is_new_segment: bool = False
     window: Sums = dataclasses.field(default_factory=dict)
     """Metrics of steps that are not in a line yet."""
@@ -75,7 +76,8 @@ class Start:
             state=state,
             record=record,
             step=step,
-            is_restored=True,
+            # Other settings may well be the reason.
+            may_be_damaged=not is_new_segment,
             is_new_segment=is_new_segment,
             window={name: (value, count) for name, (value, count) in progress["window"].items()},
         )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 import train as program
+from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.training.loop import train
+from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.state import TrainState
+from jaxspec.training.tasks.registry import task_of
 from tests.training import runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,6 +68,20 @@ def test_sigkill_leaves_no_trace(config_file, finished_run, tmp_path, capsys):
     assert runs.saved_steps(workdir) == runs.saved_steps(finished_run)
     weights = (workdir / "export" / "model.safetensors").read_bytes()
     assert weights == (finished_run / "export" / "model.safetensors").read_bytes()
+
+
+def restored(workdir, config):
+    """What the newest checkpoint of a tiny run holds."""
+    transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
+    task = task_of(config).build(config)
+    shapes = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=0, read_only=True)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore_latest(abstract)
 
 
 def truncate_biggest_file(folder: Path) -> None:
@@ -116,3 +137,27 @@ def test_another_architecture_is_one_message_and_status_2(config_file, copy_of_r
     assert "params/layers/attention/q/kernel: got [1, 16, 16], expected [2, 16, 16]" in error
     assert "Traceback" not in error
     assert runs.contents(workdir) == before
+
+
+def test_damage_that_shows_only_in_the_next_step_falls_back(
+    run_config, finished_run, copy_of_run, capsys
+):
+    """Parameters that are finite and whole, as far as digests tell, and give no finite loss."""
+    workdir = copy_of_run()
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    _, state, progress = restored(workdir, run_config)
+    shutil.rmtree(workdir / "checkpoints" / "16")
+    huge = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, 1e38), state.params)
+    checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=0)
+    with contextlib.closing(checkpoints):
+        # The state of step 16 under the number of step 12: its position is that of step 16.
+        checkpoints.save(12, state, progress=progress)
+        checkpoints.save(16, dataclasses.replace(state, params=huge), progress=progress)
+    train(run_config, workdir=workdir)
+    printed = capsys.readouterr().out
+    assert "Checkpoint 16 gives no finite loss at the next step; moved to" in printed
+    assert "Continuing from step 12" in printed
+    assert [entry.name for entry in (workdir / "unreadable").iterdir()] == ["16"]
+    assert [row["step"] for row in runs.rows(workdir)] == list(range(1, 21))
+    assert runs.rows(workdir)[:12] == runs.rows(finished_run)[:12]
+    assert all(row["loss"] is not None for row in runs.rows(workdir))

@@ -13,7 +13,7 @@ which is used all the same.
 
 from __future__ import annotations
 
-import contextlib
+import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,12 +27,12 @@ from jaxspec.checkpoints.file_digests import find_damage, write_record
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.provenance import jsonable
 
-RUN = "run/"
-"""Where a step's JSON lies."""
-RECORD = f"{RUN}file_digests.json"
+RECORD = "run/file_digests.json"
 """Sizes and digests of a step's files."""
-_SIZES = f"{RUN}file_sizes.json"
+_SIZES = "run/file_sizes.json"
 """What older checkpoints have instead: sizes alone."""
+_JSON = "run/metadata"
+"""What is not an array, under the name that orbax gives it."""
 
 
 class _Unusable(Exception):
@@ -102,25 +102,6 @@ class TrainCheckpoints:
         self._manager.wait_until_finished()
         write_record(self.folder / str(step), RECORD)
 
-    def latest_progress(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and `progress` of the newest checkpoint, read without its arrays.
-
-        It takes no time, so that a run of another kind can be refused before its models are loaded.
-        It changes nothing and reports nothing: a checkpoint whose JSON is damaged is passed over
-        here and set aside by `restore_latest`. That may also find damage in the arrays and return
-        an earlier step than this does.
-
-        Returns:
-          None if no checkpoint has a JSON that can be read.
-        """
-        for step in self._steps():
-            try:
-                self._check_files(step, within=RUN)
-                return step, self._read_run(step)["progress"]
-            except _Unusable:
-                continue
-        return None
-
     def restore_latest(
         self, abstract_state: Any, *, report: Callable[[str], None] = print
     ) -> tuple[int, Any, dict[str, Any]] | None:
@@ -141,7 +122,8 @@ class TrainCheckpoints:
           ValueError: the checkpoint has another architecture (every differing leaf is named), or
             none of the existing checkpoints can be used.
         """
-        steps = self._steps()
+        self.wait()
+        steps = [step for step in _steps(self.folder) if step not in self._passed_over]
         for step in steps:
             try:
                 state, progress = self._restore(step, abstract_state)
@@ -190,13 +172,6 @@ class TrainCheckpoints:
     def _aside(self) -> Path:
         return self.folder.parent / "unreadable"
 
-    def _steps(self) -> list[int]:
-        """All steps, the newest first; files in the place of a step, which block it, included."""
-        self.wait()
-        entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        blocked = {int(e.name) for e in entries if _is_step(e.name) and not e.is_dir()}
-        return sorted({*self._manager.all_steps(), *blocked} - self._passed_over, reverse=True)
-
     def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """State and progress of a step.
 
@@ -204,8 +179,8 @@ class TrainCheckpoints:
           _Unusable: it is damaged.
           ValueError: it has another architecture.
         """
-        self._check_files(step)
-        run = self._read_run(step)
+        _check_files(self.folder / str(step))
+        run = _read_run(self.folder / str(step))
         differences = compare_shapes(describe(abstract_state), run["shapes"])
         # Optimizer moments repeat the parameters' shapes: if parameters differ, name only them.
         differences = [d for d in differences if d.startswith("params/")] or differences
@@ -225,27 +200,6 @@ class TrainCheckpoints:
             raise _Unusable(f"cannot be used ({broken} is not finite)")
         return state, run["progress"]
 
-    def _check_files(self, step: int, *, within: str = "") -> None:
-        """Raises `_Unusable` if files of a step are not as recorded; no record: they pass."""
-        folder = self.folder / str(step)
-        if not folder.is_dir():
-            raise _Unusable("cannot be read (it is no folder)")
-        for record in (RECORD, _SIZES):
-            if (folder / record).exists():
-                damage = find_damage(folder, record, within=within)
-                if damage:
-                    raise _Unusable(f"cannot be read ({damage})")
-                return
-
-    def _read_run(self, step: int) -> dict[str, dict[str, Any]]:
-        """What a step holds beside the state: "progress" and "shapes"."""
-        try:
-            arguments = ocp.args.Composite(run=ocp.args.JsonRestore())
-            run = self._manager.restore(step, args=arguments)["run"]
-            return {key: dict(run[key]) for key in ("progress", "shapes")}
-        except Exception as error:  # orbax raises many kinds for damaged files
-            raise _Unusable(f"cannot be read ({_first_line(error)})") from error
-
     def wait(self) -> None:
         """Blocks until the current save is on disk and its files are recorded."""
         recording, self._recording = self._recording, None
@@ -261,15 +215,54 @@ class TrainCheckpoints:
 
 
 def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """`TrainCheckpoints.latest_progress` of a folder that may not be there; it is not changed."""
-    if not folder.is_dir():
-        return None
-    with contextlib.closing(TrainCheckpoints(folder, keep=0, read_only=True)) as checkpoints:
-        return checkpoints.latest_progress()
+    """Step and `progress` of the newest checkpoint, read without its arrays.
+
+    It takes no time, so that a run of another kind can be refused before its models are loaded. It
+    changes nothing and tells nothing: a checkpoint whose JSON is damaged is passed over, and
+    `TrainCheckpoints.restore_latest` sets it aside. That may find damage in the arrays as well, and
+    then it returns an earlier step than this does.
+
+    Args:
+      folder: of `TrainCheckpoints`; need not exist.
+
+    Returns:
+      None if there is no checkpoint whose JSON can be read.
+    """
+    for step in _steps(folder):
+        try:
+            _check_files(folder / str(step), within=_JSON)
+            return step, _read_run(folder / str(step))["progress"]
+        except _Unusable:
+            continue
+    return None
 
 
-def _is_step(name: str) -> bool:
-    return name.isdecimal() and name == str(int(name))
+def _steps(folder: Path) -> list[int]:
+    """All complete steps, the newest first; whatever is in the place of one counts as well."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+    return sorted(steps, reverse=True)
+
+
+def _check_files(step: Path, *, within: str = "") -> None:
+    """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
+    if not step.is_dir():
+        raise _Unusable("cannot be read (it is no folder)")
+    for record in (RECORD, _SIZES):
+        if (step / record).exists():
+            damage = find_damage(step, record, within=within)
+            if damage:
+                raise _Unusable(f"cannot be read ({damage})")
+            return
+
+
+def _read_run(step: Path) -> dict[str, dict[str, Any]]:
+    """What a step holds beside the state: "progress" and "shapes"."""
+    try:
+        run = json.loads((step / _JSON).read_text(encoding="utf-8"))
+        return {key: dict(run[key]) for key in ("progress", "shapes")}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise _Unusable(f"cannot be read ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints, describe
+from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints, describe, saved_progress
 from jaxspec.config import TrainingConfig
 
 
@@ -286,23 +286,19 @@ def test_progress_is_read_without_the_arrays(folder):
     shutil.rmtree(folder / "4" / "state")
     before = steps(folder)
 
-    checkpoints = TrainCheckpoints(folder, keep=2)
-    step, progress = checkpoints.latest_progress()
+    step, progress = saved_progress(folder)
     assert step == 4
     assert len(progress["config"]["sources"]) == 20_000
     assert progress["config"]["deep"] == {"a": {"b": [{"c": None}]}}
     flip(folder / "4" / "run" / "metadata", 40)
-    assert checkpoints.latest_progress() == (3, {"loader": {"step": 3}})
+    assert saved_progress(folder) == (3, {"loader": {"step": 3}})
     (folder / "3" / "run" / "metadata").unlink()
-    assert checkpoints.latest_progress() is None
-    checkpoints.close()
+    assert saved_progress(folder) is None
     assert steps(folder) == before
 
 
 def test_there_is_no_progress_before_the_first_save(tmp_path):
-    checkpoints = TrainCheckpoints(tmp_path / "checkpoints", keep=2, read_only=True)
-    assert checkpoints.latest_progress() is None
-    checkpoints.close()
+    assert saved_progress(tmp_path / "checkpoints") is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -366,7 +362,7 @@ def test_whatever_is_in_its_place(folder, break_it, message):
 def test_strangers_in_the_folder_do_not_matter(folder):
     (folder / "notes.txt").write_text("mine")
     (folder / "3" / "notes.txt").write_text("mine")
-    for name in ("3.bak", "-5", "0004", "old"):
+    for name in ("3.bak", "-5", "0003", "0004", "old"):
         (folder / name).mkdir()
     before = steps(folder)
     checkpoints = TrainCheckpoints(folder, keep=2)

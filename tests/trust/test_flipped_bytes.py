@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,7 @@ from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.config import RunConfig
 from jaxspec.training.loop import train
 from tests.training import runs
-from tests.training.conftest import config_file, copy_of_run, finished_run, run_config
 from tests.trust.outcomes import Outcomes
-
-__all__ = ["config_file", "copy_of_run", "finished_run", "run_config"]
 
 NEWEST = 2
 State = dict[str, Any]
@@ -151,7 +148,7 @@ def test_every_file_is_watched(saved: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_from_the_step_before(
     run_config: RunConfig,
     finished_run: Path,
-    copy_of_run: Any,
+    copy_of_run: Callable[[], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     workdir = copy_of_run()

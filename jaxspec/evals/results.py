@@ -107,9 +107,10 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "tau_definitions": (dict,),
     "nfe_reduction_ci95": _LIST,
     "tokens_per_pass_ci95": _LIST,
+    "trained_on_other_target": (bool, type(None)),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
-`jaxspec.evals.tau.DEFINITIONS`."""
+`jaxspec.evals.tau.DEFINITIONS`. `trained_on_other_target`: None where that was not recorded."""
 
 
 def is_diffusion(row: Row) -> bool:

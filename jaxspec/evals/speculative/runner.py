@@ -24,6 +24,7 @@ from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.opening import (
+    OTHER_TARGET,
     DrafterBundle,
     TargetBundle,
     open_drafter,
@@ -90,6 +91,12 @@ def evaluate(
             f"{target.name} has no chat template: conversations are given as their contents one "
             "after the other, answers closed by the end of text."
         )
+    for drafter in drafters:
+        if drafter.trained_on_other_target:
+            echo(
+                f"{drafter.name} was trained on other weights than {target.name} has: it is "
+                f"measured all the same, and its rows are marked {OTHER_TARGET!r}."
+            )
     benchmarks = {
         name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
         for name in settings.benchmarks
@@ -272,6 +279,7 @@ class Evaluation:
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
             "seed": drafter.seed,
+            "trained_on_other_target": drafter.trained_on_other_target,
         }
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)

@@ -28,7 +28,7 @@ from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
-from jaxspec.provenance import provenance, write_json
+from jaxspec.provenance import jsonable, provenance, write_json
 
 LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
 SETTINGS = EvaluationConfig(
@@ -301,6 +301,53 @@ def test_a_drafter_is_found_with_and_without_its_run(folders):
     assert (whole.name, whole.loss, whole.seed) == ("run0", "uniform", 7)
     # Weights alone do not say what they were trained with.
     assert (export.name, export.loss, export.seed) == ("run0", "run0", None)
+
+
+def record_of(run, **changes):
+    """Changes what a run records of itself."""
+    file = run / "provenance.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, record | changes)
+    return record
+
+
+def test_a_drafter_of_other_weights_is_marked(folders, tmp_path):
+    target = open_target(TargetConfig(path=str(folders[0])))
+    run = tmp_path / "run0"
+    shutil.copytree(folders[1][0], run)
+    config = run_config(folders, timing_prompts=0, prompts=1)
+    for recorded, is_other, loss in (
+        (None, None, "uniform"),
+        (target.fingerprint, False, "uniform"),
+        ("0123456789abcdef", True, "uniform (other target)"),
+    ):
+        record_of(run, **({} if recorded is None else {"target_fingerprint": recorded}))
+        lines = []
+        output = tmp_path / "r.json"
+        (row,) = evaluate(config, workdirs=[run], output=output, echo=lines.append)["results"]
+        assert (row["trained_on_other_target"], row["loss"]) == (is_other, loss)
+        warnings = [line for line in lines if "other weights than target has" in line]
+        assert len(warnings) == bool(is_other)
+        if is_other:
+            assert lines.index(warnings[0]) < lines.index("embedded/math: target alone: 1 prompts")
+        assert f"| {loss} |" in output.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_continued_with_another_loss_says_so(folders, tmp_path):
+    target = open_target(TargetConfig(path=str(folders[0])))
+    run = tmp_path / "run0"
+    shutil.copytree(folders[1][0], run)
+    first = record_of(run)["config"]
+    second = jsonable(RunConfig(loss=LossConfig(decay=math.inf)))
+    for configs, loss in (
+        ([first], "uniform"),
+        ([first, first], "uniform"),
+        ([second, first, first], "focal+chain -> uniform"),
+        ([{}, first], "unknown -> uniform"),
+    ):
+        segments = [{"from_step": 10 * n, "config": each} for n, each in enumerate(configs)]
+        record_of(run, segments=segments)
+        assert open_drafter(run, target=target).loss == loss
 
 
 def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkeypatch):

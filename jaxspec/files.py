@@ -140,8 +140,29 @@ def try_file(path: str | os.PathLike[str], *, option: str) -> None:
     file = Path(path)
     if file.is_dir():
         raise ValueError(f"{option} {path} is a folder: name a file in it.")
-    with _refusing(path, option=option), _made(file.parent):
+    with refusing(path, option=option), _made(file.parent):
         _try_to_write(file.parent)
+
+
+@contextlib.contextmanager
+def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
+    """Says in one line why something cannot be written.
+
+    Args:
+      path: what is written in the block.
+      option: what messages call it: "--output".
+
+    Raises:
+      ValueError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or "")
+        where = f" ({place})" if place and place != os.fspath(path) else ""
+        raise ValueError(
+            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -191,7 +212,7 @@ def held_file(path: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
 def _locked(file: Path, place: Path, *, option: str) -> Iterator[None]:
     """Holds the lock of a place until the block ends."""
     with contextlib.ExitStack() as stack:
-        with _refusing(place, option=option):
+        with refusing(place, option=option):
             stack.enter_context(_made(file.parent))
             _try_to_write(file.parent)
             lock = _opened(file)
@@ -247,19 +268,6 @@ def _made(folder: Path) -> Iterator[None]:
         for made in missing:
             with contextlib.suppress(OSError):  # It is not empty.
                 made.rmdir()
-
-
-@contextlib.contextmanager
-def _refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
-    """Says in one line why something cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        place = str(error.filename or "")
-        where = f" ({place})" if place and place != os.fspath(path) else ""
-        raise ValueError(
-            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
-        ) from error
 
 
 def _try_to_write(folder: Path) -> None:

@@ -168,6 +168,12 @@ class DrafterBundle:
     """Whether its run recorded other weights than the target's; None: it recorded none."""
 
     @property
+    def identity(self) -> str:
+        """What tells its rows from those of other drafters, in one line."""
+        weights = f", weights {self.fingerprint}" if self.fingerprint else ""
+        return f"{self.name}: {self.kind}, loss {self.loss}, seed {self.seed}{weights}"
+
+    @property
     def entry(self) -> DrafterKind:
         """What is known of its kind."""
         return KINDS[self.kind]

@@ -5,8 +5,11 @@ Its first line says what is measured, and where. Then come the target's own answ
 and each finished row, one per line. The same evaluation, started again, reads them and continues;
 another one is refused.
 
->>> with held_output("r.json") as output, unfinished(output, ...) as file:     # doctest: +SKIP
-...     rows = [measured.row for measured in file.measured(benchmarks, cases, ...)]
+>>> with held_output("r.json") as output, unfinished(                          # doctest: +SKIP
+...     output, identity=identity, started=now, total=6, answered=Response, speed=Speed, echo=print
+... ) as file:
+...     rows = [each.row for each in file.measured(
+...         benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure)]
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxspec.config import RunConfig
 from jaxspec.data.examples import Example
@@ -33,7 +36,7 @@ from jaxspec.tokenizer_files import READ_FILES
 
 ENDING = ".partial.jsonl"
 """In place of the result file's ".json"."""
-_START, _REFERENCE, _ROW = "start", "reference", "row"
+_KINDS = _START, _REFERENCE, _ROW = "start", "reference", "row"
 _CONDITIONS = ("commit", "dirty", "versions", "devices", "host")
 
 CaseT = TypeVar("CaseT")
@@ -80,24 +83,25 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
         self.path = path
         self._answered, self._speed = answered, speed
         start = {"identity": json.loads(json.dumps(jsonable(identity))), "started": started}
-        self._unwritten = _line(_START, start)
         with refusing(path, option="The file"):
             lines, length = _read(path)
-            if lines and lines[0][1]["identity"] != start["identity"]:
-                if rows := sum(kind == _ROW for kind, _ in lines):
-                    raise ValueError(_other_evaluation(path, rows, start, lines[0][1]))
+            if lines and lines[0].value["identity"] != start["identity"]:
+                if rows := sum(line.kind == _ROW for line in lines):
+                    raise ValueError(_other_evaluation(path, rows, start, lines[0].value))
                 lines, length = [], 0
             if length:
                 os.truncate(path, length)
             else:
                 path.unlink(missing_ok=True)
-        self.rows = [value for kind, value in lines if kind == _ROW]
+        self._last = lines[-1].digest if lines else ""
+        # Written with the first line after it.
+        self._unwritten: list[tuple[str, Any]] = [(_START, start)]
+        values = {kind: [line.value for line in lines if line.kind == kind] for kind in _KINDS}
+        self.rows = values[_ROW]
         """{"row", "speed"} of each, in the order in which they are measured."""
-        self.references = {
-            value["benchmark"]: value["reference"] for kind, value in lines if kind == _REFERENCE
-        }
+        self.references = {each["benchmark"]: each["reference"] for each in values[_REFERENCE]}
         """By benchmark."""
-        self.starts = [*(value["started"] for kind, value in lines if kind == _START), started]
+        self.starts = [*(each["started"] for each in values[_START]), started]
         """When each process was started that wrote to the file; this one comes last."""
 
     def measured(
@@ -157,12 +161,16 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
 
     def _write(self, kind: str, value: Any) -> Any:
         """Appends a line; returns its value as JSON has it."""
-        value = jsonable(value)
+        value, text = jsonable(value), b""
+        for its_kind, its_value in (*self._unwritten, (kind, value)):
+            self._last = _digest_of_line(self._last, its_kind, its_value)
+            line = {"digest": self._last, "kind": its_kind, "value": its_value}
+            text += json.dumps(line).encode() + b"\n"
+        self._unwritten = []
         with refusing(self.path, option="The file"), self.path.open("ab") as file:
-            file.write(self._unwritten + _line(kind, value))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        self._unwritten = b""
         return value
 
 
@@ -276,14 +284,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _line(kind: str, value: Any) -> bytes:
-    """A line that tells when it was damaged."""
-    record = {"kind": kind, "value": value}
-    return json.dumps({"digest": digest(record), **record}).encode() + b"\n"
+class _Line(NamedTuple):
+    kind: str
+    value: Any
+    digest: str
 
 
-def _read(path: Path) -> tuple[list[tuple[str, Any]], int]:
-    """(kind, value) of each line, and the bytes that they take: a cut last line is left out.
+def _digest_of_line(before: str, kind: str, value: Any) -> str:
+    """Tells a line that was changed, and one whose neighbour is missing.
+
+    Args:
+      before: the digest of the line before; "" for the first.
+      kind: of `_KINDS`.
+      value: in types that JSON has.
+    """
+    return digest([before, kind, value])
+
+
+def _read(path: Path) -> tuple[list[_Line], int]:
+    """The lines of a file and the bytes that they take; a damaged last line is left out.
 
     Raises:
       ValueError: a damaged line before the last one.
@@ -291,26 +310,25 @@ def _read(path: Path) -> tuple[list[tuple[str, Any]], int]:
     if not path.exists():
         return [], 0
     with path.open("rb") as file:
-        lines = file.readlines()
-    found: list[tuple[str, Any]] = []
-    length = 0
-    for number, line in enumerate(lines, 1):
+        texts = file.readlines()
+    lines: list[_Line] = []
+    length, last = 0, ""
+    for number, text in enumerate(texts, 1):
         try:
-            record = json.loads(line)
-            is_whole = line.endswith(b"\n") and record.pop("digest") == digest(record)
-            kind, value = record["kind"], record["value"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            line = _Line(**json.loads(text))
+            is_whole = text.endswith(b"\n") and line.digest == _digest_of_line(last, *line[:2])
+        except (ValueError, TypeError, RecursionError):
             is_whole = False
-        if not is_whole or (not found and kind != _START):
-            if number == len(lines):
+        if not is_whole:
+            if number == len(texts):
                 break
             raise ValueError(
-                f"{path} is damaged in line {number}: restore that file, or remove it to measure "
+                f"{path} is damaged in line {number}: restore the file, or remove it to measure "
                 "its rows again."
             )
-        found.append((kind, value))
-        length += len(line)
-    return found, length
+        lines.append(line)
+        length, last = length + len(text), line.digest
+    return lines, length
 
 
 def _restored(kind: type[RecordT], record: Mapping[str, Any]) -> RecordT:

@@ -260,15 +260,14 @@ def identity_of(
       groups: of settings that are read.
     """
     settings = jsonable(config)
-    del settings["target"]["path"]  # The folder may be moved.
     tokenizer = hashlib.sha256()
     for name in (*READ_FILES, "generation_config.json"):
         file = Path(target.tokenizer.folder) / name
         tokenizer.update(file.read_bytes() if file.is_file() else b"")
     return {
         "target": {
-            **settings["target"],
-            "name": target.name,
+            "name": target.name,  # Its folder may be moved.
+            **{name: settings["target"][name] for name in ("dtype", "enable_thinking")},
             "weights": target.fingerprint,
             "tokenizer": tokenizer.hexdigest()[:16],
         },
@@ -352,7 +351,7 @@ def _other_evaluation(
     ]
     return "\n".join(
         [
-            f"{path} holds {rows} finished rows of another evaluation:",
+            f"{path} holds rows of another evaluation ({rows} finished):",
             *lines,
             "Start that one again to finish it; remove the file to start afresh; or name another "
             "--output.",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from jaxspec.evals.unfinished import ENDING, Unfinished
 from jaxspec.files import InUse
 from tests.evals import diffusion_folders
 from tests.evals.drafter_folders import SETTINGS, write_folders
-from tests.trust.outcomes import Outcomes
+from tests.trust.outcomes import ROOT, Outcomes, run
 
 TIMES = (
     *("tokens_per_s", "baseline_tokens_per_s", "speedup", "compile_s", "prefill_ms"),
@@ -64,18 +67,19 @@ class Kind:
 
 @pytest.fixture(scope="module")
 def drafters(tmp_path_factory) -> Kind:
-    """Two drafters of one shape, prompt look-up and the target alone."""
+    """Two drafters of one shape, the target drafting for itself, prompt look-up, no drafter."""
     target, runs = write_folders(tmp_path_factory.mktemp("drafters"))
     settings = dataclasses.replace(SETTINGS, **UNTIMED)
     config = RunConfig(target=TargetConfig(path=str(target)), evaluation=settings)
-    kinds = ["dflash", "ngram", "none"]
+    kinds = ["dflash", "autoregressive", "ngram", "none"]
+    runs.append(target)
 
     def start(config: RunConfig, **options: Any) -> dict[str, Any]:
         return evaluate(config, workdirs=runs, kinds=kinds, **options)
 
     options = ("--workdir", *map(str, runs), "--drafters", ",".join(kinds))
     return Kind(
-        "drafters", config, start, options, num_rows=8,
+        "drafters", config, start, options, num_rows=10,
         first="target alone", module=evaluate.__module__, decode="generate",
     )  # fmt: skip
 
@@ -271,6 +275,46 @@ def test_a_second_process_is_refused(kind, undisturbed, tmp_path):
     judge(outcomes, "the first one", output, undisturbed)
     assert outcomes.clean == kind.num_rows + 1
     outcomes.check()
+
+
+def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_slow):
+    """By SIGKILL, at each line that they print; each is then continued by the same command."""
+    outcomes = Outcomes(f"{kind.name}: SIGKILL after each line")
+    config = tmp_path / "config.py"
+    text = f"from jaxspec.config import *\n\n\ndef get_config():\n    return {kind.config!r}\n"
+    config.write_text(text, encoding="utf-8")
+    for number in itertools.count(1) if is_slow else [6]:
+        output = tmp_path / str(number) / "results.json"
+        arguments = ["eval.py", *kind.command(output, config)]
+        printed = killed_at_line(number, arguments)
+        if len(printed) < number:  # It came to its end before.
+            break
+        kept = output.with_suffix(ENDING)
+        rows = kept.read_bytes().count(b'"kind": "row"') if kept.exists() else 0
+        was_complete = output.exists() and not kept.exists()
+        ended = run(arguments)
+        case = f"line {number}"
+        if ended.status != 0:
+            outcomes.add("lost" if ended.outcome == "clean" else ended.outcome, case + ended.err)
+        elif rows < sum(map(is_row, printed)) and not was_complete:
+            outcomes.add("lost", f"{case}: {rows} rows are kept")
+        elif bool(rows) != (f"{rows} of {kind.num_rows} rows are measured" in ended.out):
+            outcomes.add("silent", f"{case}: nothing is said")
+        else:
+            judge(outcomes, case, output, undisturbed)
+    outcomes.check()
+
+
+def killed_at_line(number: int, arguments: list[str]) -> list[str]:
+    """Starts a command, kills it when it has printed this many lines, and returns them."""
+    with subprocess.Popen(
+        [sys.executable, "-u", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        printed = list(itertools.islice(process.stdout, number))
+        process.send_signal(signal.SIGKILL)
+    return printed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,16 +40,13 @@ from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
 from jaxspec.ops.sampling import Sampling
 
 UNROLLED_LAYERS = 8
 """Models of at most this many layers are unrolled: a step of a small one then takes half the time
 (see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
-
-
-OTHER_TARGET = "(other target)"
-"""Marks drafters that were trained on other weights than those that they draft for."""
 
 
 def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
@@ -152,7 +149,7 @@ class DrafterBundle:
     loss: str
     """`LossConfig.label` of its training run, with " -> " between those of a run that was continued
     with another loss; its name where that is not recorded, and the kind of drafters that were not
-    trained to draft. `OTHER_TARGET` follows where that is known."""
+    trained to draft. `results.OTHER_TARGET` follows where that is known."""
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: str
@@ -369,6 +366,7 @@ def _recorded_losses(kind: DrafterKind, config: Any, record: Mapping[str, Any]) 
     losses = [
         kind.history(config, _settings(segment)).loss
         for segment in record.get("segments") or [record]
+        if isinstance(segment, Mapping)
     ]
     if not any(losses):
         return None

@@ -20,6 +20,8 @@ BASELINE = "uniform"
 """The loss that gains are counted against."""
 FULL = "full"
 """The loss with all interventions."""
+OTHER_TARGET = "(other target)"
+"""Follows the loss of drafters that were trained on other weights than those they draft for."""
 LADDER = (
     BASELINE,
     "decay",
@@ -177,7 +179,11 @@ def ordered(results: Iterable[Row]) -> list[Row]:
     """Rows by benchmark in order of first appearance, and within one by the ladder of losses."""
     rows = list(results)
     rank = {name: index for index, name in reversed([*enumerate(row["benchmark"] for row in rows)])}
-    return sorted(rows, key=lambda row: (rank[row["benchmark"]], _loss_rank(row["loss"])))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return rank[row["benchmark"]], _loss_rank(_own_loss(row)), row["loss"]
+
+    return sorted(rows, key=place)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -193,16 +199,17 @@ def gains(results: Sequence[Row]) -> list[float | None]:
     """Gain of each row's tau_micro over the baseline's, in percent; None without a baseline.
 
     The baseline is the uniform row of the same target, benchmark, temperature, block size,
-    verifier and, where rows have a field `seed`, seed; several are averaged.
+    verifier and, where rows have a field `seed`, seed; several are averaged. Drafters of other
+    weights are compared with each other.
     """
     baselines: dict[tuple[Any, ...], list[float]] = {}
     for row in results:
-        if row["loss"] == BASELINE:
-            baselines.setdefault((*_setting(row), row.get("seed")), []).append(row["tau_micro"])
+        if _own_loss(row) == BASELINE:
+            baselines.setdefault(_compared_with(row), []).append(row["tau_micro"])
     found: list[float | None] = []
     for row in results:
-        taus = baselines.get((*_setting(row), row.get("seed")))
-        if taus is None or row["loss"] == BASELINE:
+        taus = baselines.get(_compared_with(row))
+        if taus is None or _own_loss(row) == BASELINE:
             found.append(None)
         else:
             found.append(100.0 * (row["tau_micro"] * len(taus) / math.fsum(taus) - 1.0))
@@ -219,6 +226,16 @@ def _setting(row: Row) -> tuple[Any, ...]:
     return tuple(
         row[name] for name in ("target", "benchmark", "temperature", "block_size", "verifier")
     )
+
+
+def _compared_with(row: Row) -> tuple[Any, ...]:
+    """What a row shares with the baseline of its gain."""
+    return (*_setting(row), row.get("seed"), bool(row.get("trained_on_other_target")))
+
+
+def _own_loss(row: Row) -> str:
+    loss: str = row["loss"]
+    return loss.removesuffix(f" {OTHER_TARGET}")
 
 
 def _loss_rank(loss: str) -> tuple[int, str]:

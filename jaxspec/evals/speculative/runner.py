@@ -24,7 +24,6 @@ from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.opening import (
-    OTHER_TARGET,
     DrafterBundle,
     TargetBundle,
     open_drafter,
@@ -33,6 +32,7 @@ from jaxspec.evals.opening import (
 )
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
+from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOCK = ".lock"
-"""File in a folder that the process which writes to the folder holds."""
+"""File in a folder that the process which writes to the folder holds; next to a file,
+".NAME.lock"."""
 _TRIAL_BYTES = 1 << 16
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LEFTOVER = re.compile(
@@ -31,7 +32,7 @@ _LEFTOVER = re.compile(
 
 
 class InUse(ValueError):
-    """Another process writes to the folder."""
+    """Another process writes to the folder or file."""
 
 
 @contextlib.contextmanager
@@ -139,8 +140,29 @@ def try_file(path: str | os.PathLike[str], *, option: str) -> None:
     file = Path(path)
     if file.is_dir():
         raise ValueError(f"{option} {path} is a folder: name a file in it.")
-    with _refusing(path, option=option), _made(file.parent):
+    with refusing(path, option=option), _made(file.parent):
         _try_to_write(file.parent)
+
+
+@contextlib.contextmanager
+def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
+    """Says in one line why something cannot be written.
+
+    Args:
+      path: what is written in the block.
+      option: what messages call it: "--output".
+
+    Raises:
+      ValueError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or "")
+        where = f" ({place})" if place and place != os.fspath(path) else ""
+        raise ValueError(
+            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -162,26 +184,53 @@ def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
       ValueError: it cannot be made or written to.
     """
     place = Path(folder)
-    with contextlib.ExitStack() as stack:
-        with _refusing(folder, option=option):
-            stack.enter_context(_made(place))
-            _try_to_write(place)
-            lock = _opened(place)
-            while not _take(lock, place, option=option):
-                os.close(lock)
-                lock = _opened(place)
-        stack.callback(os.close, lock)
-        # Removed while it is held: whoever has it open and locks it later finds that it is gone.
-        stack.callback((place / LOCK).unlink, missing_ok=True)
+    with _locked(place / LOCK, place, option=option):
         yield place
 
 
-def _opened(place: Path) -> int:
-    return os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+@contextlib.contextmanager
+def held_file(path: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
+    """Holds a file, as `held` holds a folder; the lock lies next to it.
+
+    Args:
+      path: may exist; it is not touched.
+      option: what messages call it: "--output".
+
+    Yields:
+      The file.
+
+    Raises:
+      InUse: another process holds it.
+      ValueError: its folder cannot be made or written to.
+    """
+    place = Path(path)
+    with _locked(place.with_name(f".{place.name}{LOCK}"), place, option=option):
+        yield place
 
 
-def _take(lock: int, place: Path, *, option: str) -> bool:
-    """Locks an open file; False: it is not the folder's any more."""
+@contextlib.contextmanager
+def _locked(file: Path, place: Path, *, option: str) -> Iterator[None]:
+    """Holds the lock of a place until the block ends."""
+    with contextlib.ExitStack() as stack:
+        with refusing(place, option=option):
+            stack.enter_context(_made(file.parent))
+            _try_to_write(file.parent)
+            lock = _opened(file)
+            while not _take(lock, file, place, option=option):
+                os.close(lock)
+                lock = _opened(file)
+        stack.callback(os.close, lock)
+        # Removed while it is held: whoever has it open and locks it later finds that it is gone.
+        stack.callback(file.unlink, missing_ok=True)
+        yield
+
+
+def _opened(file: Path) -> int:
+    return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _take(lock: int, file: Path, place: Path, *, option: str) -> bool:
+    """Locks an open file; False: it is not the place's any more."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -197,7 +246,7 @@ def _take(lock: int, place: Path, *, option: str) -> bool:
         print(f"{place} is on a file system without locks: start one process only.", flush=True)
         return True
     try:
-        if os.fstat(lock).st_ino != os.stat(place / LOCK).st_ino:
+        if os.fstat(lock).st_ino != os.stat(file).st_ino:
             return False
     except FileNotFoundError:
         return False
@@ -219,19 +268,6 @@ def _made(folder: Path) -> Iterator[None]:
         for made in missing:
             with contextlib.suppress(OSError):  # It is not empty.
                 made.rmdir()
-
-
-@contextlib.contextmanager
-def _refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
-    """Says in one line why something cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        place = str(error.filename or "")
-        where = f" ({place})" if place and place != os.fspath(path) else ""
-        raise ValueError(
-            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
-        ) from error
 
 
 def _try_to_write(folder: Path) -> None:

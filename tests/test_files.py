@@ -14,6 +14,7 @@ from jaxspec.files import (
     LOCK,
     InUse,
     held,
+    held_file,
     replaced_file,
     replaced_folder,
     try_file,
@@ -126,3 +127,19 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path):
     with pytest.raises(RuntimeError), held(tmp_path / "a" / "run", option="--workdir"):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_holds_a_file(tmp_path):
+    """Its neighbours may be written by others."""
+    file = tmp_path / "a" / "results.json"
+    with held_file(file, option="--output") as place:
+        assert place == file and not file.exists()
+        with (
+            pytest.raises(InUse, match=r"^--output .*results\.json is in use by process"),
+            held_file(file, option="--output"),
+        ):
+            pass
+        with held_file(file.with_name("other.json"), option="--output"):
+            pass
+        file.write_text("{}")
+    assert [entry.name for entry in file.parent.iterdir()] == ["results.json"]

@@ -1,18 +1,25 @@
 """``jaxspec eval`` and eval.py: measures drafters, and decoders of diffusion language models.
 
 jaxspec eval --config configs/quickstart.py --workdir runs/a runs/b --output runs/results.json
+
+Finished rows are kept at once; the same command continues after them (`jaxspec.evals.unfinished`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
 from jaxspec.cli.values import Registry
 
+STOPPED = 75
+"""Exit status after SIGTERM: finished rows are kept, and the same command continues."""
 DRAFTERS_ONLY = {
     "evaluation.verifier": "",
     "evaluation.draft_temperature": "",
@@ -60,7 +67,8 @@ class EvalCommand(ConfigCommand):
 
     output: str
     """JSON file to write. The table (.md) and, for drafters, plots (.png) are written next to
-    it."""
+    it, and until it is finished its rows (.partial.jsonl): the same command continues after
+    them."""
     workdir: tuple[str, ...] = ()
     """Folders of trained drafters; each gets a row in the table. A diffusion language model
     (--target.path) takes none."""
@@ -80,6 +88,14 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
         "passes and speed of a diffusion language model's decoders (--target.path, --diffusion.*).",
     )
     # jax is imported only now: --help and mistakes are answered at once.
+    from jaxspec.provenance import check_output
+
+    check_output(command.output)
+    with ending_on_sigterm():
+        _evaluate(command, argv, program=program)
+
+
+def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> None:
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
     from jaxspec.evals.opening import is_diffusion_target, stored_target
     from jaxspec.evals.speculative.runner import evaluate
@@ -102,6 +118,26 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
         output=command.output,
         kinds=[kind.strip() for kind in command.drafters.split(",") if kind.strip()],
     )
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, and the process with the status `STOPPED`."""
+
+    class Terminated(BaseException):
+        """SIGTERM was received."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def refuse_other_kind(argv: Sequence[str], path: str, *, program: str, is_diffusion: bool) -> None:

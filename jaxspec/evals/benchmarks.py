@@ -22,7 +22,7 @@ from typing import Generic
 
 import numpy as np
 
-from jaxspec.config import DataConfig
+from jaxspec.config import DataConfig, EvaluationConfig
 from jaxspec.data.examples import Example
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
@@ -60,6 +60,18 @@ def load_benchmark(
         raise ValueError(f"Benchmark {name!r} holds no prompts: there is nothing to decode.")
     order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(examples))
     return [examples[int(index)] for index in order[:prompts]]
+
+
+def load_benchmarks(settings: EvaluationConfig, *, data: DataConfig) -> dict[str, list[Example]]:
+    """The examples of every benchmark of an evaluation.
+
+    Raises:
+      ValueError: see `load_benchmark`.
+    """
+    return {
+        name: load_benchmark(name, prompts=settings.prompts, data=data, seed=settings.seed)
+        for name in settings.benchmarks
+    }
 
 
 def questions(example: Example) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ This is the one place where an evaluation looks into a folder to see what is the
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
 from jaxspec.ops.sampling import Sampling
 
@@ -66,6 +68,8 @@ class OpenedTarget:
     model: Any
     tokenizer: Tokenizer
     params: Any
+    fingerprint: str
+    """Tells its weights from others."""
 
     @property
     def config(self) -> Any:
@@ -110,8 +114,6 @@ class DiffusionTarget(OpenedTarget):
 
     model: AnyDenoiser
     stored: StoredModel
-    fingerprint: str
-    """Tells its weights from others."""
 
     @property
     def mask_id(self) -> int:
@@ -145,8 +147,9 @@ class DrafterBundle:
 
     name: str
     loss: str
-    """`LossConfig.label` of its training run; its name where that is not recorded, and the kind of
-    drafters that were not trained to draft."""
+    """`LossConfig.label` of its training run, with " -> " between those of a run that was continued
+    with another loss; its name where that is not recorded, and the kind of drafters that were not
+    trained to draft. `results.OTHER_TARGET` follows where that is known."""
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: str
@@ -156,6 +159,16 @@ class DrafterBundle:
     params: Any = dataclasses.field(default_factory=dict)
     trained_block: int = 0
     """Block of its training run; 0 where that is not known."""
+    fingerprint: str = ""
+    """Tells its weights from others; "" for kinds without any."""
+    trained_on_other_target: bool | None = None
+    """Whether its run recorded other weights than the target's; None: it recorded none."""
+
+    @property
+    def identity(self) -> str:
+        """What tells its rows from those of other drafters, in one line."""
+        weights = f", weights {self.fingerprint}" if self.fingerprint else ""
+        return f"{self.name}: {self.kind}, loss {self.loss}, seed {self.seed}{weights}"
 
     @property
     def entry(self) -> DrafterKind:
@@ -215,7 +228,13 @@ def open_target(target: TargetConfig, *, default_template: str | None = None) ->
     config = _for_decoding(config, dtype=target.dtype)
     tokenizer = _target_tokenizer(stored, target, config, default_template=default_template)
     name = target.path if target.path == "embedded" else folder_name(folder)
-    return TargetBundle(name=name, model=make_model(config), tokenizer=tokenizer, params=params)
+    return TargetBundle(
+        name=name,
+        model=make_model(config),
+        tokenizer=tokenizer,
+        params=params,
+        fingerprint=fingerprint(folder, config_json=stored.content),
+    )
 
 
 def stored_target(target: TargetConfig) -> StoredModel:
@@ -326,17 +345,38 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
         _check_tokenizer(folder, weights, kind, config, target=target)
     assert kind.network is not None, f"kind {name} is opened from folders"
     record = _provenance(folder) or _provenance(weights)
-    run = record.get("config")
-    history = kind.history(config, run if isinstance(run, Mapping) else {})
+    loss = _recorded_losses(kind, config, record) or folder_name(folder)
+    trained_for = record.get("target_fingerprint")
+    is_other = None if trained_for is None else trained_for != target.fingerprint
     return DrafterBundle(
         name=folder_name(folder),
-        loss=history.loss or folder_name(folder),
+        loss=f"{loss} {OTHER_TARGET}" if is_other else loss,
         seed=record.get("seed"),
         kind=name,
         model=kind.network(config, target, str(folder)),
         params=jax.device_put(params),
-        trained_block=history.block_size,
+        trained_block=kind.history(config, _settings(record)).block_size,
+        fingerprint=fingerprint(weights, config_json=stored.content),
+        trained_on_other_target=is_other,
     )
+
+
+def _recorded_losses(kind: DrafterKind, config: Any, record: Mapping[str, Any]) -> str | None:
+    """The loss that a run records, or "full -> uniform" where it was continued with another one."""
+    losses = [
+        kind.history(config, _settings(segment)).loss
+        for segment in record.get("segments") or [record]
+        if isinstance(segment, Mapping)
+    ]
+    if not any(losses):
+        return None
+    return " -> ".join(loss or "unknown" for loss, _ in itertools.groupby(losses))
+
+
+def _settings(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a run, or of a segment of it; {} where they are not recorded."""
+    run = record.get("config")
+    return run if isinstance(run, Mapping) else {}
 
 
 def _check_tokenizer(

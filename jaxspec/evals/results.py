@@ -22,6 +22,8 @@ BASELINE = "uniform"
 """The loss that gains are counted against."""
 FULL = "full"
 """The loss with all interventions."""
+OTHER_TARGET = "(other target)"
+"""Follows the loss of drafters that were trained on other weights than those they draft for."""
 LADDER = (
     BASELINE,
     "decay",
@@ -120,13 +122,14 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "nfe_reduction_ci95": _LIST_OR_NONE,
     "tokens_per_pass_ci95": _LIST_OR_NONE,
     "reached_by_block": _LIST,
+    "trained_on_other_target": (bool, type(None)),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: of each slot of `accept_at`,
 the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
 block of `nfe_by_block`. `looped_round_ms`: a round as it was timed next to its parts, of which
 `rest_ms` is what is left, where that is more than noise. An interval (`*_ci95`) is None where too
-few prompts were measured."""
+few prompts were measured. `trained_on_other_target`: None where that was not recorded."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
@@ -240,7 +243,11 @@ def ordered(results: Iterable[Row]) -> list[Row]:
     """Rows by benchmark in order of first appearance, and within one by the ladder of losses."""
     rows = list(results)
     rank = {name: index for index, name in reversed([*enumerate(row["benchmark"] for row in rows)])}
-    return sorted(rows, key=lambda row: (rank[row["benchmark"]], _loss_rank(row["loss"])))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return rank[row["benchmark"]], _loss_rank(_own_loss(row)), row["loss"]
+
+    return sorted(rows, key=place)
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -256,16 +263,17 @@ def gains(results: Sequence[Row]) -> list[float | None]:
     """Gain of each row's tau_micro over the baseline's, in percent; None without a baseline.
 
     The baseline is the uniform row of the same target, benchmark, temperature, block size,
-    verifier and, where rows have a field `seed`, seed; several are averaged.
+    verifier and, where rows have a field `seed`, seed; several are averaged. Drafters of other
+    weights are compared with each other.
     """
     baselines: dict[tuple[Any, ...], list[float]] = {}
     for row in results:
-        if row["loss"] == BASELINE:
-            baselines.setdefault((*_setting(row), row.get("seed")), []).append(row["tau_micro"])
+        if _own_loss(row) == BASELINE:
+            baselines.setdefault(_compared_with(row), []).append(row["tau_micro"])
     found: list[float | None] = []
     for row in results:
-        taus = baselines.get((*_setting(row), row.get("seed")))
-        if taus is None or row["loss"] == BASELINE:
+        taus = baselines.get(_compared_with(row))
+        if taus is None or _own_loss(row) == BASELINE:
             found.append(None)
         else:
             found.append(100.0 * (row["tau_micro"] * len(taus) / math.fsum(taus) - 1.0))
@@ -282,6 +290,16 @@ def _setting(row: Row) -> tuple[Any, ...]:
     return tuple(
         row[name] for name in ("target", "benchmark", "temperature", "block_size", "verifier")
     )
+
+
+def _compared_with(row: Row) -> tuple[Any, ...]:
+    """What a row shares with the baseline of its gain."""
+    return (*_setting(row), row.get("seed"), bool(row.get("trained_on_other_target")))
+
+
+def _own_loss(row: Row) -> str:
+    loss: str = row["loss"]
+    return loss.removesuffix(f" {OTHER_TARGET}")
 
 
 def _loss_rank(loss: str) -> tuple[int, str]:

@@ -196,3 +196,18 @@ def test_labels_name_the_drafter_only_where_needed():
         "full (a)",
         "full (b)",
     ]
+
+
+def test_drafters_of_other_weights_are_compared_with_each_other():
+    marked = {"trained_on_other_target": True}
+    rows = [
+        result_row("full (other target)", tau_micro=3.0, **marked),
+        result_row("full", tau_micro=3.0, trained_on_other_target=False),
+        result_row("uniform (other target)", tau_micro=1.5, **marked),
+        result_row("uniform", tau_micro=2.0, trained_on_other_target=None),
+    ]
+    assert gains(rows) == [pytest.approx(100), pytest.approx(50), None, None]
+    assert [row["loss"] for row in ordered(rows)] == [
+        "uniform", "uniform (other target)", "full", "full (other target)",
+    ]  # fmt: skip
+    assert gains(rows[:2]) == [None, None]

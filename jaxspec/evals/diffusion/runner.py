@@ -18,7 +18,7 @@ from jaxspec.checkpoints.families.registry import StoredModel
 from jaxspec.config import RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
-from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import DIFFUSION, MeasuredDecoder, computed
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.timing import DiffusionSpeed, explain, time_decoders
@@ -27,8 +27,10 @@ from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import write_report
 from jaxspec.evals.tables import console_table
+from jaxspec.evals.unfinished import digest, held_output, identity_of, unfinished
+from jaxspec.files import refusing
 from jaxspec.names import for_markdown, for_terminal
-from jaxspec.provenance import check_output, provenance
+from jaxspec.provenance import jsonable, provenance
 
 PLAIN_DECODER = "plain"
 """Name of the base decoder's rows."""
@@ -54,43 +56,67 @@ def evaluate_diffusion(
         another model or other rules, no prompts, NaN logits.
     """
     settings = config.evaluation
-    check_output(output)
-    target = open_diffusion_target(config.target, stored=stored)
-    # Mistakes are reported before the weights are read.
-    rules = diffusion_rules(config, target)
-    base = BlockDiffusion(target.model, rules)
-    decoders = drafting_decoders(config.diffusion, rules, target)
-    benchmarks = {
-        name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
-        for name in settings.benchmarks
-    }
-    evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
-    results: list[dict[str, Any]] = []
-    speeds: list[tuple[DiffusionSpeed, float]] = []
-    notes: list[str] = []
-    compile_s: dict[int, float | None] = {}
-    for name, examples in benchmarks.items():
-        reference = evaluation.reference(name, examples)
-        for number, (decoder_name, decoder) in enumerate([(PLAIN_DECODER, base), *decoders]):
-            row, speed = evaluation.measure(name, reference, decoder_name, decoder)
-            # Programs are compiled for the first benchmark, and used for all.
-            row["compile_s"] = compile_s.setdefault(number, row["compile_s"])
-            if speed is not None and row["pass_ratio"] is not None:
-                speeds.append((speed, row["nfe_reduction"]))
-                formula = speed.formula(reduction=row["nfe_reduction"])
-                shown = f"{for_markdown(name)}, {decoder_name}, D {row['drafts_per_pass']}"
-                notes.append(f"{shown}: {formula}.")
-            results.append(row)
-            echo(_summary(row))
-    record = provenance(config=config, seed=settings.seed)
-    paragraphs = [explain(speeds), "\n".join(f"- {note}" for note in notes)] if speeds else []
-    files = write_report(output, provenance=record, results=results, notes=paragraphs)
+    with held_output(output) as file:
+        target = open_diffusion_target(config.target, stored=stored)
+        # Mistakes are reported before the weights are read.
+        rules = diffusion_rules(config, target)
+        base = BlockDiffusion(target.model, rules)
+        drafting = drafting_decoders(config.diffusion, rules, target)
+        benchmarks = load_benchmarks(settings, data=config.data)
+        decoders = [(PLAIN_DECODER, base), *drafting]
+        record = provenance(config=config, seed=settings.seed)
+        identity = identity_of(
+            config,
+            record=record,
+            target=target,
+            measured=[_decoder_identity(name, decoder) for name, decoder in decoders],
+            benchmarks=benchmarks,
+            groups=("evaluation", "diffusion"),
+        )
+        results: list[dict[str, Any]] = []
+        speeds: list[tuple[DiffusionSpeed, float]] = []
+        notes: list[str] = []
+        compile_s: dict[BlockDiffusion, float | None] = {}
+        with unfinished(
+            file,
+            identity=identity,
+            started=record["time"],
+            total=len(benchmarks) * len(decoders),
+            answered=DiffusionResponse,
+            speed=DiffusionSpeed,
+            echo=echo,
+        ) as finished:
+            evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
+            for found in finished.measured(
+                benchmarks, decoders, reference=evaluation.reference, measure=evaluation.measure
+            ):
+                (decoder_name, decoder), row, speed = found.case, found.row, found.speed
+                # Programs are compiled for the first benchmark, and used for all.
+                row["compile_s"] = compile_s.setdefault(decoder, row["compile_s"])
+                if speed is not None and row["pass_ratio"] is not None:
+                    speeds.append((speed, row["nfe_reduction"]))
+                    formula = speed.formula(reduction=row["nfe_reduction"])
+                    shown = f"{for_markdown(found.benchmark)}, {decoder_name}"
+                    notes.append(f"{shown}, D {row['drafts_per_pass']}: {formula}.")
+                results.append(row)
+                if found.is_new:
+                    echo(_summary(row))
+            record = finished.complete(record)
+            paragraphs = [explain(speeds), "\n".join(f"- {n}" for n in notes)] if speeds else []
+            with refusing(file, option="--output"):
+                files = write_report(file, provenance=record, results=results, notes=paragraphs)
     echo("")
     echo(render(console_table(results)))
     if speeds:
         echo(explain(speeds))
     echo(f"Written: {', '.join(map(str, files))}")
     return {"provenance": record, "results": results}
+
+
+def _decoder_identity(name: str, decoder: BlockDiffusion) -> str:
+    if not isinstance(decoder, Spiffy):
+        return name
+    return f"{name}, {decoder.graph.size} drafts, graph {digest(jsonable(decoder.graph.nodes))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +174,10 @@ class DiffusionEvaluation:
         self,
         name: str,
         reference: Reference[DiffusionResponse],
-        decoder_name: str,
-        decoder: BlockDiffusion,
+        case: tuple[str, BlockDiffusion],
     ) -> tuple[dict[str, Any], DiffusionSpeed | None]:
         """A row of the result file, and its timing."""
+        decoder_name, decoder = case
         settings, rules = self.config.evaluation, self.base.rules
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(decoder, reference) if settings.timing_prompts else None

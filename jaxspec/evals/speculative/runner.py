@@ -21,7 +21,7 @@ from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.drafters.registry import KINDS
-from jaxspec.evals.benchmarks import Reference, ask, load_benchmark
+from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
 from jaxspec.evals.opening import (
@@ -33,6 +33,7 @@ from jaxspec.evals.opening import (
 )
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
+from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
@@ -42,8 +43,10 @@ from jaxspec.evals.speculative.strategies import (
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
 from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
+from jaxspec.evals.unfinished import held_output, identity_of, unfinished
+from jaxspec.files import refusing
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
-from jaxspec.provenance import check_output, provenance
+from jaxspec.provenance import provenance
 
 _NAMED_MISMATCHES = 5
 _SPEED_FIELDS = ("tokens_per_s", "baseline_tokens_per_s", "speedup", "compile_s")
@@ -85,39 +88,52 @@ def evaluate(
         fit, NaN logits. All folders are opened before anything is decoded.
     """
     settings = config.evaluation
-    check_output(output)
-    target = open_target(config.target, default_template=PLAIN)
-    drafters = open_drafters(workdirs, kinds=kinds, target=target)
-    if not target.tokenizer.has_template:
-        echo(
-            f"{target.name} has no chat template: conversations are given as their contents one "
-            "after the other, answers closed by the end of text."
+    with held_output(output) as file:
+        target = open_target(config.target, default_template=PLAIN)
+        drafters = open_drafters(workdirs, kinds=kinds, target=target)
+        _say_what_is_unusual(target, drafters, echo)
+        benchmarks = load_benchmarks(settings, data=config.data)
+        evaluation = Evaluation(settings, target, echo)
+        # Refuses settings that do not go together.
+        cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
+        record = provenance(config=config, seed=settings.seed)
+        identity = identity_of(
+            config,
+            record=record,
+            target=target,
+            measured=[drafter.identity for drafter in drafters],
+            benchmarks=benchmarks,
+            groups=("evaluation",),
         )
-    benchmarks = {
-        name: load_benchmark(name, prompts=settings.prompts, data=config.data, seed=settings.seed)
-        for name in settings.benchmarks
-    }
-    evaluation = Evaluation(settings, target, echo)
-    # Refuses settings that do not go together.
-    strategies = [build_strategy(settings, target, drafter) for drafter in drafters]
-    results, speeds, notes = [], [], []
-    compile_s: dict[AnyStrategy, float] = {}
-    for name, examples in benchmarks.items():
-        reference = evaluation.reference(name, examples)
-        for drafter, strategy in zip(drafters, strategies, strict=True):
-            row, speed = evaluation.measure(name, reference, drafter, strategy)
-            if speed is not None:
-                # Drafters of one shape share a program, which the first of them compiles.
-                row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
-            if speed is not None and drafter.entry.drafts:
-                speeds.append(speed)
-                shown = f"{for_markdown(name)}, {for_markdown(drafter.loss)}"
-                notes.append(f"{shown}: {speed.formula()}.")
-            results.append(row)
-            echo(_summary(row, speed))
-    record = provenance(config=config, seed=settings.seed)
-    paragraphs = [explain(speeds), "\n".join(f"- {note}" for note in notes)] if speeds else []
-    files = write_report(output, provenance=record, results=results, notes=paragraphs)
+        results, speeds, notes = [], [], []
+        compile_s: dict[AnyStrategy, float] = {}
+        with unfinished(
+            file,
+            identity=identity,
+            started=record["time"],
+            total=len(benchmarks) * len(cases),
+            answered=Response,
+            speed=Speed,
+            echo=echo,
+        ) as finished:
+            for found in finished.measured(
+                benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
+            ):
+                (drafter, strategy), row, speed = found.case, found.row, found.speed
+                if speed is not None:
+                    # Drafters of one shape share a program, which the first of them compiles.
+                    row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
+                if speed is not None and drafter.entry.drafts:
+                    speeds.append(speed)
+                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(drafter.loss)}"
+                    notes.append(f"{shown}: {speed.formula()}.")
+                results.append(row)
+                if found.is_new:
+                    echo(_summary(row, speed))
+            record = finished.complete(record)
+            paragraphs = [explain(speeds), "\n".join(f"- {n}" for n in notes)] if speeds else []
+            with refusing(file, option="--output"):
+                files = write_report(file, provenance=record, results=results, notes=paragraphs)
     echo("")
     echo(render(console_table(results)))
     if over_seeds := seeds_table(results):
@@ -126,6 +142,22 @@ def evaluate(
         echo(explain(speeds))
     echo(f"Written: {', '.join(map(str, files))}")
     return {"provenance": record, "results": results}
+
+
+def _say_what_is_unusual(
+    target: TargetBundle, drafters: Sequence[DrafterBundle], echo: Echo
+) -> None:
+    if not target.tokenizer.has_template:
+        echo(
+            f"{target.name} has no chat template: conversations are given as their contents one "
+            "after the other, answers closed by the end of text."
+        )
+    for drafter in drafters:
+        if drafter.trained_on_other_target:
+            echo(
+                f"{drafter.name} was trained on other weights than {target.name} has: it is "
+                f"measured all the same, and its rows are marked {OTHER_TARGET!r}."
+            )
 
 
 def open_drafters(
@@ -220,10 +252,10 @@ class Evaluation:
         self,
         name: str,
         reference: Reference[Response],
-        drafter: DrafterBundle,
-        strategy: AnyStrategy,
+        case: tuple[DrafterBundle, AnyStrategy],
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
+        drafter, strategy = case
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         params = self.params(drafter)
@@ -276,6 +308,7 @@ class Evaluation:
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
             "seed": drafter.seed,
+            "trained_on_other_target": drafter.trained_on_other_target,
         }
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)

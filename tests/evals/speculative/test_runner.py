@@ -9,79 +9,28 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.checkpoints.huggingface import save_drafter, save_target
+from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.config import (
-    DrafterConfig,
-    EvaluationConfig,
     LossConfig,
     RunConfig,
     TargetConfig,
-    TransformerConfig,
 )
 from jaxspec.data.examples import Example
-from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
 from jaxspec.evals.speculative.runner import evaluate, open_drafters
 from jaxspec.evals.speculative.strategies import build_strategy
-from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
-from jaxspec.provenance import provenance, write_json
-
-LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
-SETTINGS = EvaluationConfig(
-    benchmarks=("embedded/math",),
-    prompts=2,
-    max_new_tokens=12,
-    # As in timing: both use the same programs.
-    batch_size=1,
-    timing_prompts=1,
-    timing_repeats=1,
-    # Not the drafters' own.
-    block_size=3,
-)
+from jaxspec.provenance import jsonable, write_json
+from tests.evals.drafter_folders import SETTINGS, write_folders
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """(target, drafters): exported folders, as training leaves them."""
-    root = tmp_path_factory.mktemp("runs")
-    tokenizer = Tokenizer.load("embedded")
-    architecture = TransformerConfig(
-        vocab_size=tokenizer.vocab_size + 3,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        intermediate_size=32,
-        tie_embeddings=False,
-        max_position_embeddings=256,
-    )
-    model = Transformer(architecture)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    # Spread out, so that argmaxes are clear.
-    params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
-    save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
-    config = resolve_config(
-        DrafterConfig(block_size=4, num_features=2, num_layers=1),
-        target=architecture,
-        mask_token_id=tokenizer.mask_id,
-    )
-    drafters = []
-    for number, loss in enumerate(LOSSES):
-        folder = root / f"run{number}"
-        drafter = DFlash(config, architecture.hidden_size)
-        weights = jax.jit(drafter.init, static_argnames="method")(
-            jax.random.key(number), jnp.zeros((1, 2, 64)), method="initialise"
-        )["params"]
-        save_drafter(folder / "export", config, weights, target_config=architecture)
-        run = RunConfig(loss=loss)
-        write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))
-        drafters.append(folder)
-    return root / "target", drafters
+    return write_folders(tmp_path_factory.mktemp("runs"))
 
 
 def run_config(folders, **changes):
@@ -306,6 +255,53 @@ def test_a_drafter_is_found_with_and_without_its_run(folders):
     assert (whole.name, whole.loss, whole.seed) == ("run0", "uniform", 7)
     # Weights alone do not say what they were trained with.
     assert (export.name, export.loss, export.seed) == ("run0", "run0", None)
+
+
+def record_of(run, **changes):
+    """Changes what a run records of itself."""
+    file = run / "provenance.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, record | changes)
+    return record
+
+
+def test_a_drafter_of_other_weights_is_marked(folders, tmp_path):
+    target = open_target(TargetConfig(path=str(folders[0])))
+    run = tmp_path / "run0"
+    shutil.copytree(folders[1][0], run)
+    config = run_config(folders, timing_prompts=0, prompts=1)
+    for recorded, is_other, loss in (
+        (None, None, "uniform"),
+        (target.fingerprint, False, "uniform"),
+        ("0123456789abcdef", True, "uniform (other target)"),
+    ):
+        record_of(run, **({} if recorded is None else {"target_fingerprint": recorded}))
+        lines = []
+        output = tmp_path / "r.json"
+        (row,) = evaluate(config, workdirs=[run], output=output, echo=lines.append)["results"]
+        assert (row["trained_on_other_target"], row["loss"]) == (is_other, loss)
+        warnings = [line for line in lines if "other weights than target has" in line]
+        assert len(warnings) == bool(is_other)
+        if is_other:
+            assert lines.index(warnings[0]) < lines.index("embedded/math: target alone: 1 prompts")
+        assert f"| {loss} |" in output.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_continued_with_another_loss_says_so(folders, tmp_path):
+    target = open_target(TargetConfig(path=str(folders[0])))
+    run = tmp_path / "run0"
+    shutil.copytree(folders[1][0], run)
+    first = record_of(run)["config"]
+    second = jsonable(RunConfig(loss=LossConfig(decay=math.inf)))
+    for configs, loss in (
+        ([first], "uniform"),
+        ([first, first], "uniform"),
+        ([second, first, first], "focal+chain -> uniform"),
+        ([{}, first], "unknown -> uniform"),
+    ):
+        segments = [{"from_step": 10 * n, "config": each} for n, each in enumerate(configs)]
+        record_of(run, segments=segments)
+        assert open_drafter(run, target=target).loss == loss
 
 
 def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkeypatch):

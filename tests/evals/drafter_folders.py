@@ -1,0 +1,73 @@
+"""A tiny target and two tiny drafters in folders, with random weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.checkpoints.huggingface import save_drafter, save_target
+from jaxspec.config import (
+    DrafterConfig,
+    EvaluationConfig,
+    LossConfig,
+    RunConfig,
+    TransformerConfig,
+)
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.transformer import Transformer
+from jaxspec.provenance import provenance, write_json
+
+LOSSES = (LossConfig(decay=None, focal=0.0, chain=0.0), LossConfig(decay=math.inf))
+SETTINGS = EvaluationConfig(
+    benchmarks=("embedded/math",),
+    prompts=2,
+    max_new_tokens=12,
+    # As in timing: both use the same programs.
+    batch_size=1,
+    timing_prompts=1,
+    timing_repeats=1,
+    # Not the drafters' own.
+    block_size=3,
+)
+
+
+def write_folders(root: Path, *, seed: int = 0) -> tuple[Path, list[Path]]:
+    """(target, drafters): exported folders, as training leaves them."""
+    tokenizer = Tokenizer.load("embedded")
+    architecture = TransformerConfig(
+        vocab_size=tokenizer.vocab_size + 3,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        intermediate_size=32,
+        tie_embeddings=False,
+        max_position_embeddings=256,
+    )
+    model = Transformer(architecture)
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Spread out, so that argmaxes are clear.
+    params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
+    save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
+    config = resolve_config(
+        DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        target=architecture,
+        mask_token_id=tokenizer.mask_id,
+    )
+    drafters = []
+    for number, loss in enumerate(LOSSES):
+        folder = root / f"run{number}"
+        drafter = DFlash(config, architecture.hidden_size)
+        weights = jax.jit(drafter.init, static_argnames="method")(
+            jax.random.key(seed + number), jnp.zeros((1, 2, 64)), method="initialise"
+        )["params"]
+        save_drafter(folder / "export", config, weights, target_config=architecture)
+        run = RunConfig(loss=loss)
+        write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))
+        drafters.append(folder)
+    return root / "target", drafters

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxspec.data.array_records import count_records
 from jaxspec.data.examples import Example
 from jaxspec.files import LOCK, replaced_file, write_text
 
@@ -200,13 +201,7 @@ class FolderExamples(Sequence[Example]):
     def _read(self, numbers: Sequence[int]) -> list[Example]:
         if self._source is None or not numbers:
             return []
-        try:
-            records = self._source.__getitems__(list(numbers))
-        except RuntimeError as error:
-            places = sorted({str(self._file_of(number)) for number in numbers})
-            raise ValueError(
-                f"{' or '.join(places)} is damaged ({error}): write the folder again."
-            ) from error
+        records = self._source.__getitems__(list(numbers))
         return [
             _from_bytes(record, where=f"example {number} in {self._file_of(number)}")
             for number, record in zip(numbers, records, strict=True)
@@ -233,28 +228,12 @@ def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
         problem = f"it has {size:,} bytes, expected {shard['bytes']:,}"
     elif "sha256" in shard and _sha256(file) != shard["sha256"]:
         problem = "its bytes have changed since it was written"
-    elif (count := record_count(file)) != shard["examples"]:
+    elif (count := count_records(file)) != shard["examples"]:
         problem = f"it holds {count} examples, expected {shard['examples']}"
     if problem:
         raise ValueError(
             f"{file} is damaged: {problem}. Put a whole copy there, or write the folder again."
         )
-
-
-def record_count(file: Path) -> int:
-    """How many records an array_record file holds.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    try:
-        reader = ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
-        try:
-            return int(reader.num_records())
-        finally:
-            reader.close()
-    except RuntimeError as error:
-        raise ValueError(f"{file} is damaged: {error}.") from error
 
 
 def _sha256(file: Path) -> str:

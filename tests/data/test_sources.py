@@ -276,7 +276,7 @@ def test_broken_raw_files_are_named_with_the_line(data):
     with pytest.raises(ValueError, match=r"JSON in line 2 of .*train\.jsonl: got '<html>"):
         load_examples("gsm8k", split="train", data=data)
     _write_lines(path, [{"question": "?"}])
-    with pytest.raises(ValueError, match=r"Record 1 of .*train\.jsonl has no field 'answer'"):
+    with pytest.raises(ValueError, match=r"No field 'answer' in line 1 of .*train\.jsonl"):
         load_examples("gsm8k", split="train", data=data)
     assert not list(Path(data.data_dir).rglob("dataset_info.json"))
 

@@ -135,6 +135,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
 
     remove_unfinished(output)
     journal = AnswerJournal(output / JOURNAL)
+    if done >= len(examples):
+        journal.clear()
     try:
         target = open_target(command.run.target)
         rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.files import try_file
 
 if TYPE_CHECKING:
     from jaxspec.decoding import DiffusionResponse
@@ -109,6 +110,8 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     output = Path(command.output).expanduser()
     _check(command)
     check_output(output)
+    picture = output.with_suffix(".png")
+    try_file(picture, option="the picture of --output")
     run, settings = command.run, command.run.evaluation
     target = open_diffusion_target(run.target)
     rules = diffusion_rules(run, target)
@@ -154,7 +157,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         provenance=jsonable(record),
     )
     save_graph(output, graph)
-    picture = plot_draft_graph(graph, output.with_suffix(".png"))
+    plot_draft_graph(graph, picture)
     echo(
         f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, chosen from {len(counts)} "
         f"formulas in {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
@@ -214,6 +217,15 @@ class _Tracer:
 
 
 def _check(command: CalibrateCommand) -> None:
+    from jaxspec.decoding.diffusion.draft_graph import MOST_NODES, MOST_POSITIONS, MOST_TOKENS
+
     for name in ("prompts", "budget", "depth", "positions", "tokens"):
         if getattr(command, name) < 1:
             raise ValueError(f"--{name} must be at least 1: got {getattr(command, name)}.")
+    for name, most in (
+        ("budget", MOST_NODES),
+        ("positions", MOST_POSITIONS),
+        ("tokens", MOST_TOKENS),
+    ):
+        if getattr(command, name) > most:
+            raise ValueError(f"--{name} must be at most {most:,}: got {getattr(command, name):,}.")

@@ -5,24 +5,35 @@
 
 A drafter drafts what its target would say, so it should learn from that and not from the answers in
 the data set. The output is a folder of array_record shards (`jaxspec.data.example_files`) that
-grows shard by shard: a run that was killed continues after the last complete shard.
+grows shard by shard, and answers of an unfinished shard are kept in a journal: the same command
+continues a run that was stopped or killed. One process at a time writes to a folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.config import RunConfig
+from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
+from jaxspec.files import held
 
 if TYPE_CHECKING:
     from jaxspec.evals.progress import Pace
 
+STOPPED = 75
+"""Exit status after SIGTERM: what was answered is kept, and the same command continues."""
+JOURNAL = "answers.unfinished.jsonl"
+"""File in the output folder for the answers of the shard that is not finished."""
+LARGEST_BATCH = 4096
+"""More prompts than any device decodes together."""
 _PROGRESS_SECONDS = 5.0
 
 
@@ -56,7 +67,7 @@ class RegenerateCommand(ConfigCommand):
     batch_size: int = 32
     """Prompts decoded together."""
     shard_prompts: int = 512
-    """Prompts per shard: at most this many answers are lost if the run is killed."""
+    """Prompts per shard. If the run is killed, only answers that are being decoded are lost."""
     limit: int = 0
     """Ask only this many questions; 0: all. A later run with a larger limit continues after
     them."""
@@ -67,15 +78,24 @@ class RegenerateCommand(ConfigCommand):
     """Seed of the sampling."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line and generates."""
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and generates.
+
+    Returns:
+      The exit status: 0, or `STOPPED`.
+    """
     command = parse_command(
         RegenerateCommand,
         argv,
         program="jaxspec regenerate",
         description="Answer the questions of a data set with the target, as training data.",
     )
-    regenerate(command)
+    try:
+        with _terminable():
+            regenerate(command)
+    except _Terminated:
+        return STOPPED
+    return 0
 
 
 def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = print) -> Path:
@@ -86,17 +106,26 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
 
     Raises:
       ValueError: a split for evaluation, a missing target or data set, a folder that holds
-        something else or answers made with other settings, or nothing to ask.
+        something else, is damaged, is in use or has answers made with other settings, or nothing to
+        ask.
     """
+    _check(command)
+    output = Path(command.output).expanduser()
+    with held(output, option="--output"):
+        _regenerate(command, output, echo=echo)
+    return output
+
+
+def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str], None]) -> None:
+    """`regenerate`, in a folder that is held."""
+    from jaxspec.data.example_files import remove_unfinished
     from jaxspec.data.sources import load_examples
     from jaxspec.decoding import Autoregressive, DecodeRules
     from jaxspec.evals.opening import open_target
     from jaxspec.evals.progress import Pace
     from jaxspec.ops.sampling import Sampling
 
-    _check(command)
     sampling = Sampling(command.temperature, top_p=command.top_p)
-    output = Path(command.output).expanduser()
     data = dataclasses.replace(command.run.data, max_examples=command.limit)
     examples = load_examples(command.source, split=command.split, data=data)
     if len(examples) == 0:
@@ -104,28 +133,66 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
     settings = _settings(command)
     done, dropped = _progress_of(output, settings)
 
-    target = open_target(command.run.target)
-    rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)
-    answers = Answers(
-        Autoregressive(target.model, rules, sampling),
-        target.params,
-        target.tokenizer,
-        command,
-        Pace(len(examples), first=done, unit="questions", echo=echo, every=_PROGRESS_SECONDS),
-    )
+    remove_unfinished(output)
+    journal = AnswerJournal(output / JOURNAL)
     if done >= len(examples):
-        echo(f"All {len(examples)} questions have already been answered in {output}.")
-    elif done:
-        echo(f"Continuing after {done} questions in {output}.")
-    while done < len(examples):
-        shard = examples[done : done + command.shard_prompts]
-        answered, lost = answers.of(shard)
-        done += len(shard)
-        for reason, count in lost.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-        _write(output, answered, command, settings=settings, done=done, dropped=dropped)
+        journal.clear()
+    try:
+        target = open_target(command.run.target)
+        rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)
+        answers = Answers(
+            Autoregressive(target.model, rules, sampling),
+            target.params,
+            target.tokenizer,
+            dataclasses.replace(command, batch_size=min(command.batch_size, len(examples))),
+            Pace(len(examples), first=done, unit="questions", echo=echo, every=_PROGRESS_SECONDS),
+            journal,
+        )
+        if done >= len(examples):
+            echo(f"All {len(examples)} questions have already been answered in {output}.")
+        elif done or len(journal):
+            echo(f"Continuing after {done} questions in {output}{_kept(journal)}.")
+        else:
+            # From here on the folder is one that this command continues.
+            _write(output, [], command, settings=settings, done=0, dropped={})
+        while done < len(examples):
+            shard = examples[done : done + command.shard_prompts]
+            answered, lost = answers.of(shard)
+            for reason, count in lost.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+            reached = done + len(shard)
+            _write(output, answered, command, settings=settings, done=reached, dropped=dropped)
+            done = reached
+            journal.clear()
+    except KeyboardInterrupt:
+        echo(
+            f"Stopped: {done} of {len(examples)} questions are answered in {output}"
+            f"{_kept(journal)}. The same command continues."
+        )
+        raise
     echo(_summary(output))
-    return output
+
+
+def _kept(journal: AnswerJournal) -> str:
+    return f", and {len(journal)} answers of the next shard are kept" if len(journal) else ""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: somebody, such as a job scheduler, asked the process to end."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end the block like Ctrl-C, with another exception."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Answers:
@@ -138,12 +205,14 @@ class Answers:
         tokenizer: Any,
         command: RegenerateCommand,
         progress: Pace,
+        journal: AnswerJournal,
     ) -> None:
         self._strategy = strategy
         self._params = params
         self._tokenizer = tokenizer
         self._command = command
         self._progress = progress
+        self._journal = journal
         positions = strategy.model.config.max_position_embeddings
         self._longest = positions - command.max_new_tokens
         if self._longest < 1:
@@ -194,9 +263,41 @@ class Answers:
         return "" if text.strip() else "empty"
 
     def _ask(self, prompts: list[list[int]], names: list[str]) -> list[Any]:
+        from jaxspec.decoding import Response
+
+        found: dict[int, Response] = {}
+        for place, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+            if (kept := self._journal.find(name, prompt)) is not None:
+                found[place] = Response(name, *kept)
+        missing = [place for place in range(len(prompts)) if place not in found]
+
+        def answered(number: int, response: Response) -> None:
+            self._journal.add(
+                response.prompt_id,
+                prompts[missing[number]],
+                tokens=response.tokens,
+                stopped=response.stopped,
+            )
+
+        if missing:
+            responses = self._generate(
+                [prompts[place] for place in missing],
+                [names[place] for place in missing],
+                answered,
+            )
+            self._progress.tokens(sum(len(response.tokens) for response in responses))
+            found |= dict(zip(missing, responses, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        names: list[str],
+        answered: Callable[[int, Any], None],
+    ) -> list[Any]:
         from jaxspec.decoding import generate
 
-        responses = generate(
+        return generate(
             self._strategy,
             self._params,
             prompts,
@@ -204,9 +305,8 @@ class Answers:
             batch_size=self._command.batch_size,
             seed=self._command.seed,
             progress=self._progress.prompts,
+            answered=answered,
         )
-        self._progress.tokens(sum(len(response.tokens) for response in responses))
-        return responses
 
 
 def _check(command: RegenerateCommand) -> None:
@@ -219,8 +319,15 @@ def _check(command: RegenerateCommand) -> None:
     for name in ("max_new_tokens", "batch_size", "shard_prompts"):
         if getattr(command, name) < 1:
             raise ValueError(f"--{name} must be at least 1: got {getattr(command, name)}.")
+    if command.batch_size > LARGEST_BATCH:
+        raise ValueError(
+            f"--batch_size must be at most {LARGEST_BATCH:,}: got {command.batch_size:,}."
+        )
     if command.limit < 0:
         raise ValueError(f"--limit must be 0 (all) or more: got {command.limit}.")
+    # jax would drop all higher bits in silence.
+    if not 0 <= command.seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1:,}: got {command.seed}.")
 
 
 def _settings(command: RegenerateCommand) -> dict[str, Any]:
@@ -235,19 +342,34 @@ def _settings(command: RegenerateCommand) -> dict[str, Any]:
 
 def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str, int]]:
     """Number of questions that a folder has handled, and how many were dropped for each reason."""
-    from jaxspec.data.example_files import is_example_folder, read_manifest
+    from jaxspec.data.example_files import (
+        MANIFEST,
+        foreign_files,
+        is_example_folder,
+        read_examples,
+    )
 
     if not is_example_folder(output):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if foreign := foreign_files(output):
             raise ValueError(
-                f"{output} holds files that `jaxspec regenerate` did not write: choose a new "
-                "folder (--output)."
+                f"{output} has no {MANIFEST}, and holds files that `jaxspec regenerate` did not "
+                f"write: {', '.join(foreign[:5])}. Choose a new folder (--output)."
             )
         return 0, {}
-    manifest = read_manifest(output)
+    manifest = read_examples(output).manifest
     before = manifest.get("settings")
-    if not isinstance(before, dict) or "questions_done" not in manifest:
+    done, dropped = manifest.get("questions_done"), manifest.get("dropped")
+    if not isinstance(before, dict) or done is None:
         raise ValueError(f"{output} was not written by `jaxspec regenerate`: choose a new folder.")
+    if (
+        not (type(done) is int and done >= 0)
+        or not isinstance(dropped, dict)
+        or not all(type(count) is int for count in dropped.values())
+    ):
+        raise ValueError(
+            f"{output / MANIFEST} is damaged: expected a whole number as questions_done and counts "
+            f"as dropped, got {done!r} and {dropped!r}. Choose a new folder."
+        )
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()
@@ -258,7 +380,7 @@ def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str,
             f"{output} holds answers made with other settings. Use the same settings, or another "
             "--output:\n  " + "\n  ".join(wrong)
         )
-    return int(manifest["questions_done"]), dict(manifest["dropped"])
+    return done, dict(dropped)
 
 
 def _write(

@@ -2,8 +2,8 @@
 
 A folder holds array_record shards and a ``manifest.json``. Each record is one JSON object ({"id",
 "source", "turns": [{"role", "content"}]}). Every call of `write_examples` adds one shard and then
-enters it in the manifest. Both are renamed into place: a killed run loses only the shard that it
-was writing.
+enters it in the manifest, with its size and a digest. Both are renamed into place: a killed run
+loses only the shard that it was writing.
 
 >>> write_examples("answers", examples, manifest={"split": "train"})        # doctest: +SKIP
 >>> len(read_examples("answers"))                                           # doctest: +SKIP
@@ -12,20 +12,26 @@ was writing.
 
 from __future__ import annotations
 
+import bisect
+import hashlib
+import itertools
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxspec.data.array_records import count_records
 from jaxspec.data.examples import Example
+from jaxspec.files import LOCK, replaced_file, write_text
 
 MANIFEST = "manifest.json"
 _FORMAT = "jaxspec-examples/1"
+# What a write that was killed leaves: one of this version, or of an older one.
+_UNFINISHED = re.compile(r"\..+\.writing-.*|(examples-\d+\.array_record|tmp\w+)\.partial")
 
 
 def is_example_folder(path: str | Path) -> bool:
@@ -47,12 +53,65 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}): write the folder again.") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != _FORMAT:
         raise ValueError(f"{file} has format {found!r}: expected {_FORMAT!r}.")
+    problems = list(_manifest_problems(manifest))
+    if problems:
+        raise ValueError(
+            f"{file} is damaged: write the folder again.\n  " + "\n  ".join(problems[:10])
+        )
     return manifest
+
+
+def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a manifest: the key, what it holds, what is expected."""
+    split, total, shards = (manifest.get(key) for key in ("split", "examples", "shards"))
+    if not isinstance(split, str):
+        yield f"split: got {split!r}, expected a text."
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        yield f"shards: got {str(shards)[:80]}, expected a list of objects."
+        return
+    names: set[str] = set()
+    for number, shard in enumerate(shards):
+        name, where = shard.get("file"), f"shards[{number}]"
+        if not isinstance(name, str) or not name or name in (".", "..") or {"/", "\\"} & set(name):
+            yield f"{where}.file: got {name!r}, expected the name of a file in this folder."
+        elif name in names:
+            yield f"{where}.file: got {name!r} a second time."
+        else:
+            names.add(name)
+        if not _is_count(shard.get("examples")):
+            yield f"{where}.examples: got {shard.get('examples')!r}, expected a whole number."
+        # Older versions did not write these two.
+        if not _is_count(shard.get("bytes", 0)):
+            yield f"{where}.bytes: got {shard['bytes']!r}, expected a whole number."
+        if not isinstance(shard.get("sha256", ""), str):
+            yield f"{where}.sha256: got {shard['sha256']!r}, expected a text."
+    counts = [shard.get("examples") for shard in shards]
+    if not _is_count(total):
+        yield f"examples: got {total!r}, expected a whole number."
+    elif all(map(_is_count, counts)) and total != sum(counts):
+        yield f"examples: got {total}, but the shards hold {sum(counts)}."
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Removes what killed writes left in a folder, which nobody else may be writing to."""
+    for entry in Path(folder).iterdir():
+        if _UNFINISHED.fullmatch(entry.name) and entry.is_file():
+            entry.unlink()
+
+
+def foreign_files(folder: str | Path) -> list[str]:
+    """Names in a folder that are neither a lock nor what a killed write left."""
+    names = sorted(entry.name for entry in Path(folder).iterdir())
+    return [name for name in names if name != LOCK and not _UNFINISHED.fullmatch(name)]
 
 
 def write_examples(
@@ -89,13 +148,13 @@ def write_examples(
     shards = list(before["shards"])
     if records:
         name = f"examples-{len(shards):05d}.array_record"
-        temporary = folder / f"{name}.partial"
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for record in records:
-            writer.write(record)
-        writer.close()
-        os.replace(temporary, folder / name)
-        shards.append({"file": name, "examples": len(records)})
+        with replaced_file(folder / name) as temporary:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")
+            for record in records:
+                writer.write(record)
+            writer.close()
+            shard = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+        shards.append({"file": name, "examples": len(records), **shard})
     after = {
         **before,
         **manifest,
@@ -103,24 +162,30 @@ def write_examples(
         "shards": shards,
         "examples": sum(shard["examples"] for shard in shards),
     }
-    handle, temporary_name = tempfile.mkstemp(dir=folder, suffix=".partial")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(after, file, indent=1)
-    os.replace(temporary_name, folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps(after, indent=1))
     return after
 
 
 class FolderExamples(Sequence[Example]):
-    """The examples of a folder, read from disk when they are needed."""
+    """The examples of a folder, read from disk when they are needed.
+
+    Raises:
+      ValueError: see `read_examples`; also when a record is read that is damaged.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(path)
-        files = [str(self.path / shard["file"]) for shard in self.manifest["shards"]]
-        lost = [file for file in files if not Path(file).is_file()]
+        shards = self.manifest["shards"]
+        files = [self.path / shard["file"] for shard in shards]
+        lost = [str(file) for file in files if not file.is_file()]
         if lost:
             raise ValueError(f"{self.path / MANIFEST} names files that are missing: {lost}.")
-        self._source = ArrayRecordDataSource(files) if files else None
+        for file, shard in zip(files, shards, strict=True):
+            _check_shard(file, shard)
+        self._files = files
+        self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
+        self._source = ArrayRecordDataSource(list(map(str, files))) if files else None
 
     def __len__(self) -> int:
         return int(self.manifest["examples"])
@@ -130,23 +195,50 @@ class FolderExamples(Sequence[Example]):
     @overload
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            numbers = range(len(self))[index]
-            if self._source is None or not numbers:
-                return []
-            return [_from_bytes(record) for record in self._source.__getitems__(list(numbers))]
-        if self._source is None:
-            raise IndexError(index)
-        return _from_bytes(self._source[range(len(self))[index]])
+        numbers = range(len(self))[index]
+        return self._read(numbers) if isinstance(numbers, range) else self._read([numbers])[0]
+
+    def _read(self, numbers: Sequence[int]) -> list[Example]:
+        if self._source is None or not numbers:
+            return []
+        records = self._source.__getitems__(list(numbers))
+        return [
+            _from_bytes(record, where=f"example {number} in {self._file_of(number)}")
+            for number, record in zip(numbers, records, strict=True)
+        ]
+
+    def _file_of(self, number: int) -> Path:
+        return self._files[bisect.bisect_right(self._ends, number)]
 
 
 def read_examples(path: str | Path) -> FolderExamples:
     """The examples of a folder, in the order they were written.
 
     Raises:
-      ValueError: no such folder, or files of it are missing.
+      ValueError: no such folder, files of it are missing, or they are not what the manifest says.
     """
     return FolderExamples(path)
+
+
+def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
+    """Compares a shard with what the manifest says of it."""
+    size = file.stat().st_size
+    problem = ""
+    if size != shard.get("bytes", size):
+        problem = f"it has {size:,} bytes, expected {shard['bytes']:,}"
+    elif "sha256" in shard and _sha256(file) != shard["sha256"]:
+        problem = "its bytes have changed since it was written"
+    elif (count := count_records(file)) != shard["examples"]:
+        problem = f"it holds {count} examples, expected {shard['examples']}"
+    if problem:
+        raise ValueError(
+            f"{file} is damaged: {problem}. Put a whole copy there, or write the folder again."
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _to_bytes(example: Example) -> bytes:
@@ -154,7 +246,16 @@ def _to_bytes(example: Example) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
-def _from_bytes(record: bytes) -> Example:
-    value = json.loads(record)
-    turns = tuple((turn["role"], turn["content"]) for turn in value["turns"])
-    return Example(id=value["id"], turns=turns, source=value["source"])
+def _from_bytes(record: bytes, *, where: str) -> Example:
+    try:
+        value = json.loads(record)
+        turns = tuple((turn["role"], turn["content"]) for turn in value["turns"])
+        texts = (value["id"], value["source"], *itertools.chain(*turns))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a value that is no text")
+        return Example(id=value["id"], turns=turns, source=value["source"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is no conversation ({type(error).__name__}: {error}): expected "
+            '{"id", "source", "turns": [{"role", "content"}]}.'
+        ) from error

@@ -80,6 +80,39 @@ class Documents:
             names=tuple(names),
         )
 
+    def check(self, *, vocab_size: int) -> None:
+        """Refuses arrays that are no documents, such as those of a damaged file.
+
+        Args:
+          vocab_size: ids are below it.
+
+        Raises:
+          ValueError: what does not agree.
+        """
+        kinds = {"tokens": np.int32, "loss_mask": np.bool_, "offsets": np.int64}
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array.ndim != 1 or array.dtype != kind:
+                raise ValueError(
+                    f"{name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} in one axis"
+                )
+        if not len(self.tokens) == len(self.loss_mask) or not len(self.offsets):
+            raise ValueError(
+                f"{len(self.tokens)} tokens, {len(self.loss_mask)} marks for the loss and "
+                f"{len(self.offsets)} offsets do not agree"
+            )
+        ends = (int(self.offsets[0]), int(self.offsets[-1]))
+        if ends != (0, len(self.tokens)) or (self.lengths < 1).any():
+            raise ValueError(f"offsets do not rise from 0 to {len(self.tokens)}")
+        if len(self.names) not in (0, len(self)):
+            raise ValueError(f"{len(self.names)} names for {len(self)} documents")
+        if not all(isinstance(name, str) for name in self.names):
+            raise ValueError("names that are no texts")
+        if self.tokens.size and not 0 <= self.tokens.min() <= self.tokens.max() < vocab_size:
+            raise ValueError(f"token ids beyond the vocabulary of {vocab_size}")
+        if self.loss_mask[self.offsets[:-1]].any():
+            raise ValueError("a document's first token is learned")
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

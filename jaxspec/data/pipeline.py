@@ -18,8 +18,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +30,7 @@ from jaxspec.config import DataConfig
 from jaxspec.data import sources
 from jaxspec.data.examples import Example
 from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, pack
+from jaxspec.files import replaced_file
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
@@ -257,13 +256,9 @@ def tokenized_documents(
         return made, digest
     path = sources.data_folder(data) / "tokenized" / f"{digest}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as arrays:
-            return Documents(
-                tokens=arrays["tokens"],
-                loss_mask=arrays["loss_mask"],
-                offsets=arrays["offsets"],
-                names=tuple(json.loads(arrays["names"].tobytes())),
-            ), digest
+        kept = _load(path, vocab_size=tokenizer.vocab_size)
+        if kept is not None:
+            return kept, digest
     made = tokenize(examples, tokenizer, loss_on=data.loss_on, sequence_length=data.sequence_length)
     _save(made, path)
     return made, digest
@@ -287,14 +282,27 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
     return digest.hexdigest()[:32]
 
 
+def _load(path: Path, *, vocab_size: int) -> Documents | None:
+    """Documents from the cache; None, and a line in the log: they are damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            documents = Documents(
+                tokens=arrays["tokens"],
+                loss_mask=arrays["loss_mask"],
+                offsets=arrays["offsets"],
+                names=tuple(json.loads(arrays["names"].tobytes())),
+            )
+        documents.check(vocab_size=vocab_size)
+    except Exception as error:  # Damaged bytes make zipfile and numpy raise nearly anything.
+        _log.warning("%s is damaged (%s): the examples are tokenized again.", path, error)
+        return None
+    return documents
+
+
 def _save(documents: Documents, path: Path) -> None:
     """Caches documents for the next run; if that is impossible, this run continues without."""
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed into place: another process may be writing the same file or reading it.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
+        with replaced_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 tokens=documents.tokens,
@@ -302,8 +310,5 @@ def _save(documents: Documents, path: Path) -> None:
                 offsets=documents.offsets,
                 names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
             )
-        os.replace(temporary, path)
     except OSError as error:
         _log.warning("Tokenized examples are not kept in %s: %s.", path.parent, error)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)

@@ -189,6 +189,7 @@ def generate(
     seed: int = 0,
     capacity: int | None = None,
     progress: Callable[[int], None] | None = None,
+    answered: Callable[[int, Response], None] | None = None,
 ) -> list[Response]:
     """Decodes every prompt.
 
@@ -201,6 +202,7 @@ def generate(
       seed: of the random streams.
       capacity: slots of the caches; None: as many as a batch needs.
       progress: called with the number of prompts done since the last call.
+      answered: called with each response as soon as it is there, and its prompt's number.
 
     Returns:
       Responses in the order of the prompts.
@@ -235,6 +237,8 @@ def generate(
 
         for index, response in serve(group, prefilled, run, answer, rows=batch_size):
             responses[index] = response
+            if answered is not None:
+                answered(index, response)
             if progress is not None:
                 progress(1)
     return [responses[index] for index in range(len(prompts))]

@@ -6,6 +6,7 @@ PosixPath('runs/results_accepted_length.png')
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import operator
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, Node
 from jaxspec.evals.intervals import FEWEST_PROMPTS, FEWEST_ROUNDS
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
+from jaxspec.files import replaced_file
 from jaxspec.names import for_plot
 
 _BASELINE_COLOUR = "#8c8c8c"
@@ -317,8 +319,9 @@ def _frame(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     # Without the version that matplotlib writes into a PNG, equal results give equal files.
-    figure.savefig(file, dpi=150, metadata={"Software": None})
-    return file
+    figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return Path(path)

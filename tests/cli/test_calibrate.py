@@ -52,6 +52,7 @@ def test_the_graph_says_where_it_is_from_and_decodes(call, folder, tmp_path):
     assert graph.size == BUDGET
     assert (graph.settings["unmasking"], graph.settings["steps"]) == ("scheduled", "4")
     assert graph.settings["block_length"] == "4" and len(graph.settings["model"]) == 16
+    assert sorted(path.name for path in file.parent.iterdir()) == ["graph.json", "graph.png"]
     record = graph.provenance["calibration"]
     assert (record["source"], record["split"], record["responses"]) == ("embedded/math", "train", 3)
     assert len(record["node_counts"]) == BUDGET and min(record["node_counts"]) > 0
@@ -82,6 +83,11 @@ def test_the_same_command_gives_the_same_graph(call):
     [
         ({"prompts": 0}, "--prompts must be at least 1"),
         ({"budget": 0}, "--budget must be at least 1"),
+        ({"depth": -1}, "--depth must be at least 1"),
+        ({"budget": 10**9}, "--budget must be at most 1,024"),
+        ({"positions": 10**12}, "--positions must be at most 4,096"),
+        ({"tokens": 2**70}, "--tokens must be at most 128"),
+        ({"output": "/proc/graph.json"}, "--output /proc/graph.json cannot be written to"),
         ({"source": "gsm9k"}, "Unknown data set 'gsm9k'"),
         ({"source": "humaneval"}, "for evaluation only"),
         ({"run": RunConfig(target=TargetConfig(path="embedded"))}, "goes from left to right"),
@@ -99,6 +105,9 @@ def test_outputs_that_are_no_json_file(call, tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         call("folder.json")
+    (tmp_path / "graph.png").mkdir()
+    with pytest.raises(ValueError, match=r"the picture of --output .*graph\.png is a folder"):
+        call("graph.json")
 
 
 def test_nothing_to_draft_is_said(call, folder):

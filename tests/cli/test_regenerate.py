@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ from jaxspec.cli import main as console
 from jaxspec.cli import regenerate as command
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DataConfig, RunConfig, TargetConfig
+from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.example_files import read_examples, read_manifest, write_examples
 from jaxspec.data.examples import Example
 from jaxspec.data.pipeline import make_pipeline
@@ -17,6 +20,7 @@ from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Response
 from jaxspec.evals.progress import Pace
+from jaxspec.files import InUse, held
 from tests.training import runs
 
 QUESTIONS = 5
@@ -85,6 +89,8 @@ def test_a_killed_run_goes_on(ask):
         ask("killed", stop_after=1)
     killed, said = ask("killed")
     assert said[0].startswith("Continuing after 2 questions in ")
+    assert said[0].endswith(", and 2 answers of the next shard are kept.")
+    assert not (killed / command.JOURNAL).exists()
     assert list(read_examples(killed)) == list(read_examples(whole))
     assert read_manifest(killed)["shards"] == read_manifest(whole)["shards"]
 
@@ -113,6 +119,15 @@ def test_a_killed_run_goes_on(ask):
         ({"temperature": float("nan")}, "temperature must be 0"),
         ({"top_p": 0.0}, "top_p must be in"),
         ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"batch_size": 10**9}, "--batch_size must be at most 4,096"),
+        ({"max_new_tokens": 10**12}, "no room for a question"),
+        ({"seed": 2**64}, "--seed must be from 0 to 4,294,967,295"),
+        ({"seed": -1}, "--seed must be from 0 to 4,294,967,295"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"top_p": 2.0}, "top_p must be in"),
+        ({"top_p": float("nan")}, "top_p must be in"),
+        ({"output": "/proc/answers"}, "--output /proc/answers cannot be written to"),
         ({"limit": -1}, "--limit must be 0"),
         ({"max_new_tokens": 256}, "no room for a question"),
         ({"run": RunConfig(target=TargetConfig(path="nowhere"))}, "no config.json in nowhere"),
@@ -122,6 +137,73 @@ def test_mistakes_write_nothing(ask, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         ask(**changes)
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_run_killed_in_its_first_shard_goes_on(ask, tmp_path):
+    """Older versions left only this; now there is a manifest before the first answer."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    (folder / "examples-00000.array_record.partial").write_bytes(b"half")
+    (folder / "tmpab12_x.partial").write_text("{")
+    ask(limit=2)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "examples-00000.array_record", "manifest.json",
+    ]  # fmt: skip
+    assert len(read_examples(folder)) == 2
+
+
+def test_one_process_writes_to_a_folder(ask, tmp_path):
+    folder = tmp_path / "answers"
+    with (
+        held(folder, option="--output"),
+        pytest.raises(InUse, match=r"--output .*answers is in use by process \d+"),
+    ):
+        ask(run=RunConfig(target=TargetConfig(path="nowhere")))
+    assert not folder.exists()
+
+
+def test_sigterm_keeps_what_was_answered(target, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "answers"
+    arguments = ["regenerate", "--target.path", str(target), "--output", str(output)]
+    arguments += ["--source", "embedded/math", "--max-new-tokens", "6", "--limit", "4"]
+    arguments += ["--unfinished", "keep", "--shard_prompts", "2"]
+    generate = command.Answers._generate
+    calls = []
+
+    def then_end(self, *call):
+        responses = generate(self, *call)
+        calls.append(len(responses))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return responses
+
+    monkeypatch.setattr(command.Answers, "_generate", then_end)
+    assert run_as_command(console.dispatch, arguments) == command.STOPPED == 75
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert "Stopped: 2 of 4 questions are answered in" in said.out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run_as_command(console.dispatch, arguments) == 0
+    assert len(read_examples(output)) == 4
+    assert calls == [2, 2], "the kept answers are not asked again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"questions_done": -1}, "questions_done"),
+        ({"questions_done": "2"}, "questions_done"),
+        ({"dropped": [1]}, "dropped"),
+        ({"dropped": {"empty": None}}, "dropped"),
+    ],
+)
+def test_damaged_counts_are_named(ask, tmp_path, change, message):
+    folder = tmp_path / "answers"
+    ask(limit=2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged: expected .*{message}"):
+        ask(limit=2)
 
 
 def test_other_folders_are_left_alone(ask, tmp_path):
@@ -146,7 +228,7 @@ class Scripted(command.Answers):
         settings = SimpleNamespace(max_new_tokens=20, unfinished=unfinished)
         progress = Pace(9, unit="questions", echo=lambda line: None)
         strategy = SimpleNamespace(model=SimpleNamespace(config=config))
-        super().__init__(strategy, None, tokenizer, settings, progress)
+        super().__init__(strategy, None, tokenizer, settings, progress, AnswerJournal("nowhere"))
         self.prompts: list[str] = []
 
     def _ask(self, prompts, names):

@@ -1,6 +1,8 @@
 import json
+import os
 
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxspec.config import DataConfig
 from jaxspec.data import sources
@@ -68,3 +70,102 @@ def test_damaged_folders_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(examples=3), "examples: got 3, but the shards hold 2"),
+        (lambda m: m.update(examples=float("nan")), "examples: got nan, expected a whole number"),
+        (lambda m: m.update(examples=True), "examples: got True"),
+        (lambda m: m.pop("split"), "split: got None, expected a text"),
+        (lambda m: m.update(shards={}), "shards: got {}, expected a list"),
+        (lambda m: m["shards"].append(7), "shards: got .*, expected a list of objects"),
+        (lambda m: m["shards"].append(m["shards"][0]), r"shards\[1\].file: .* a second time"),
+        (lambda m: m["shards"][0].update(examples=-2), r"shards\[0\].examples: got -2"),
+        (lambda m: m["shards"][0].update(file="/etc/passwd"), r"\[0\].file: got '/etc/passwd'"),
+        (lambda m: m["shards"][0].update(file="../a"), "expected the name of a file in this"),
+        (lambda m: m["shards"][0].update(file=""), "expected the name of a file in this"),
+        (lambda m: m["shards"][0].update(bytes="9"), r"shards\[0\].bytes: got '9'"),
+        (lambda m: m["shards"][0].update(sha256=None), r"shards\[0\].sha256: got None"),
+    ],
+)
+def test_damaged_manifests_name_the_key(tmp_path, change, message):
+    write_examples(tmp_path, _examples(0, 2), manifest={})
+    file = tmp_path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged: .*\n  .*{message}"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "has 65,536 bytes, expected 131,072"),
+        (lambda raw: b"", "has 0 bytes"),
+        (lambda raw: bytes([raw[0] ^ 1]) + raw[1:], "its bytes have changed"),
+    ],
+)
+def test_damaged_shards_are_named(tmp_path, damage, message):
+    write_examples(tmp_path, _examples(0, 2), manifest={})
+    write_examples(tmp_path, _examples(2, 4), manifest={})
+    shard = tmp_path / "examples-00001.array_record"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=f"examples-00001.array_record is damaged: .*{message}"):
+        read_examples(tmp_path)
+
+
+def _without_digests(folder, **changes):
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for shard in manifest["shards"]:
+        del shard["bytes"], shard["sha256"]
+        shard.update(changes)
+    manifest["examples"] = sum(shard["examples"] for shard in manifest["shards"])
+    file.write_text(json.dumps(manifest))
+
+
+def test_folders_of_older_versions_open(tmp_path):
+    write_examples(tmp_path, _examples(0, 4), manifest={})
+    _without_digests(tmp_path)
+    assert list(read_examples(tmp_path)) == _examples(0, 4)
+
+
+def test_counts_of_a_manifest_are_compared_with_the_shards(tmp_path):
+    write_examples(tmp_path, _examples(0, 4), manifest={})
+    _without_digests(tmp_path, examples=3)
+    with pytest.raises(ValueError, match="it holds 4 examples, expected 3"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize("at", [64 + 40, 2**16])
+def test_damaged_shards_of_older_versions_are_named(tmp_path, at):
+    write_examples(tmp_path, _examples(0, 4), manifest={})
+    _without_digests(tmp_path)
+    shard = tmp_path / "examples-00000.array_record"
+    raw = bytearray(shard.read_bytes())
+    raw[at] ^= 0xFF
+    shard.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"examples-00000\.array_record is damaged"):
+        list(read_examples(tmp_path))
+
+
+def test_a_record_that_is_no_conversation_is_named(tmp_path):
+    write_examples(tmp_path, _examples(0, 1), manifest={})
+    writer = ArrayRecordWriter(str(tmp_path / "examples-00000.array_record"), "group_size:1")
+    writer.write(b'{"id": "a", "source": 3, "turns": []}')
+    writer.close()
+    _without_digests(tmp_path)
+    with pytest.raises(ValueError, match=r"example 0 in .*00000\.array_record is no conversation"):
+        read_examples(tmp_path)[0]
+
+
+def test_files_can_be_read_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_examples(tmp_path, _examples(0, 1), manifest={})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -196,6 +197,83 @@ def test_many_examples_are_tokenized_once(tokenizer, tmp_path, monkeypatch):
     other = dataclasses.replace(data, loss_on="all")
     with pytest.raises(TypeError):  # other settings, other documents
         tokenized_documents(examples, tokenizer, data=other)
+
+
+@pytest.fixture
+def cached(tokenizer, tmp_path, monkeypatch):
+    """The cache's file, and what opens it (or makes it again)."""
+    monkeypatch.setattr(pipeline_module, "CACHE_FROM", 1)
+    data = dataclasses.replace(DATA, data_dir=str(tmp_path), max_examples=6)
+    examples = pipeline_module.sources.load_examples("embedded", split="train", data=data)
+
+    def read():
+        return tokenized_documents(examples, tokenizer, data=data)[0]
+
+    read()
+    (file,) = tmp_path.glob("tokenized/*.npz")
+    return file, read
+
+
+def _same(one, other):
+    return one.names == other.names and all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("tokens", "loss_mask", "offsets")
+    )
+
+
+def test_a_damaged_cache_is_made_again(cached, caplog):
+    file, read = cached
+    whole, content = read(), file.read_bytes()
+    rng = np.random.default_rng(5)
+    damaged = [b"", b"text", content[: len(content) // 2], content[:-1], bytes(len(content))]
+    for at in rng.integers(len(content), size=60):
+        damaged.append(content[:at] + bytes([content[at] ^ 1 << int(at) % 8]) + content[at + 1 :])
+    noticed = 0
+    for bad in damaged:
+        caplog.clear()
+        file.write_bytes(bad)
+        assert _same(read(), whole)
+        noticed += "is damaged" in caplog.text
+        if "is damaged" in caplog.text:
+            assert len(caplog.records) == 1
+            assert file.read_bytes() == content, "made again"
+    assert noticed > len(damaged) / 2  # A date in the archive, say, changes nothing that is read.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"tokens": d.tokens[:-1]}, "do not agree"),
+        (lambda d: {"tokens": d.tokens.astype(np.float32)}, "tokens is float32"),
+        (lambda d: {"tokens": d.tokens[None]}, "expected int32 in one axis"),
+        (lambda d: {"tokens": d.tokens + 10**6}, "beyond the vocabulary"),
+        (lambda d: {"tokens": d.tokens - 10**6}, "beyond the vocabulary"),
+        (lambda d: {"offsets": d.offsets[::-1].copy()}, "offsets do not rise from 0"),
+        (lambda d: {"offsets": np.sort(np.append(d.offsets, 0))}, "offsets do not rise from 0"),
+        (lambda d: {"offsets": d.offsets[:0]}, "do not agree"),
+        (lambda d: {"names": d.names[:-1]}, "names for"),
+        (lambda d: {"names": (1,) * len(d.names)}, "names that are no texts"),
+        (lambda d: {"loss_mask": ~d.loss_mask}, "first token is learned"),
+    ],
+)
+def test_wrong_arrays_in_the_cache_are_made_again(cached, caplog, change, message):
+    file, read = cached
+    whole = read()
+    pipeline_module._save(dataclasses.replace(whole, **change(whole)), file)
+    assert _same(read(), whole)
+    assert f"{file} is damaged" in caplog.text and message in caplog.text
+
+
+def test_others_can_read_the_cache(cached):
+    file, read = cached
+    file.unlink()
+    before = os.umask(0o022)
+    try:
+        read()
+    finally:
+        os.umask(before)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_without_room_for_a_cache_the_run_goes_on(tokenizer, tmp_path, monkeypatch, caplog):

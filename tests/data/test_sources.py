@@ -17,42 +17,15 @@ from jaxspec.data.builders import raw_files
 from jaxspec.data.builders.dialogues import SPEC_BENCH_TASKS
 from jaxspec.data.heldout import keys
 from jaxspec.data.sources import SOURCES, load_examples
-
-GSM8K = [
-    {"question": "Ann has 2 cats, no 3?", "answer": "2+1=<<2+1=3>>3 cats.\n#### 3"},
-    {"question": "Größe 5?", "answer": "It is <<5=5>>5.\n#### 5"},
-]
-
-
-SPEC_BENCH = [
-    {"category": "coding", "turns": ["One?", "Two?"]},
-    {"category": "summarization", "turns": ["Summarize: news."]},
-    {"category": "writing", "turns": ["Three?", "Four?"]},
-    *(
-        {"category": task, "turns": [f"{task}?"]}
-        for task in ("translation", "qa", "math_reasoning", "rag")
-    ),
-]
-STORIES = [f"Story {number} é." for number in range(40)]
-HELD_OUT_STORIES = [s for s in STORIES if heldout.text_hash(s) % 16 == 0]
-PASSAGE = " ".join(["Some words ,"] * 40)
-WIKITEXT = "\n".join(
-    (
-        " \n = One = \n ",
-        f" {PASSAGE} ",
-        " = = Part = = ",
-        " Too short . ",
-        " <unk> " + PASSAGE,
-        " \n = Two @-@ three = ",
-        f' {PASSAGE} <unk> ( " so " ) . ',
-        " x = 1 ",
-    )
+from tests.data.raw_folder import (
+    GSM8K,
+    HELD_OUT_STORIES,
+    PASSAGE,
+    SPEC_BENCH,
+    STORIES,
+    write_lines,
+    write_raw_folder,
 )
-
-
-def _write_lines(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 @pytest.fixture
@@ -61,53 +34,7 @@ def data(tmp_path, monkeypatch):
     monkeypatch.delenv("JAXSPEC_RAW_DATA", raising=False)
     monkeypatch.delenv("JAXSPEC_DATA_DIR", raising=False)
     raw = tmp_path / "raw"
-    _write_lines(raw / "gsm8k/train.jsonl", GSM8K)
-    _write_lines(raw / "gsm8k/test.jsonl", GSM8K[:1])
-    for subject in ("algebra", "prealgebra", "number_theory", "counting_and_probability"):
-        _write_lines(
-            raw / f"math_train_4subjects/{subject}_train.jsonl",
-            [{"instruction": "tools", "input": f"{subject}?", "output": "$1$", "answer": "1"}],
-        )
-    _write_lines(raw / "math500/test.jsonl", [{"problem": "P?", "solution": "S", "level": 2}])
-    _write_lines(raw / "aime/aime24_qa.jsonl", [{"question": "A?", "answer": "204"}])
-    _write_lines(raw / "aime/aime25_qa.jsonl", [{"id": "0", "problem": "B?", "answer": "70"}])
-    _write_lines(
-        raw / "mbpp/mbpp.jsonl",
-        [
-            {
-                "task_id": task,
-                "text": f"Task {task}.",
-                "code": "def f():\r\n\treturn 1\r\n",
-                "test_list": ["assert f() == 1", "assert f()"],
-            }
-            for task in (10, 11, 510, 511, 600, 601, 974)
-        ],
-    )
-    _write_lines(
-        raw / "humaneval/HumanEval.jsonl",
-        [{"prompt": "def f():\n", "canonical_solution": "    return 1\n"}],
-    )
-    _write_lines(raw / "livecodebench/livecodebench.jsonl", [{"turns": ["Solve it."]}])
-    _write_lines(raw / "mt_bench/question.jsonl", [{"turns": ["One?", "Two?"]}])
-    _write_lines(raw / "spec_bench/question.jsonl", SPEC_BENCH)
-    for file, answer in (
-        ("instruction_rasbt/instruction-data.json", "output"),
-        ("gpteacher/codegen-instruct.json", "response"),
-        ("gpteacher/roleplay-instruct.json", "response"),
-    ):
-        (raw / file).parent.mkdir(exist_ok=True)
-        records = [
-            {"instruction": "Do.", "input": "x", answer: "Done."},
-            {"instruction": "Be.", "input": "", answer: "I am."},
-        ]
-        (raw / file).write_text(json.dumps(records))
-    (raw / "tinystories").mkdir()
-    (raw / "tinystories/tinystories_sample.txt").write_bytes(
-        "\n<|endoftext|>\n".join([*STORIES, "Cut off h"]).encode() + b"\xc3"
-    )
-    (raw / "wikitext2").mkdir()
-    for part in ("train", "test"):
-        (raw / f"wikitext2/{part}.txt").write_text(WIKITEXT, encoding="utf-8")
+    write_raw_folder(raw)
     return DataConfig(raw_dir=str(raw), data_dir=str(tmp_path / "prepared"))
 
 
@@ -239,7 +166,7 @@ def test_prepared_once_and_found_again_without_the_raw_files(data, monkeypatch):
 
 def test_changed_raw_files_are_prepared_anew(data):
     load_examples("gsm8k", split="train", data=data)
-    _write_lines(Path(data.raw_dir) / "gsm8k/train.jsonl", GSM8K[1:])
+    write_lines(Path(data.raw_dir) / "gsm8k/train.jsonl", GSM8K[1:])
     assert len(load_examples("gsm8k", split="train", data=data)) == 1
 
 
@@ -275,8 +202,8 @@ def test_broken_raw_files_are_named_with_the_line(data):
     path.write_text(json.dumps(GSM8K[0]) + "\n<html>\n")
     with pytest.raises(ValueError, match=r"JSON in line 2 of .*train\.jsonl: got '<html>"):
         load_examples("gsm8k", split="train", data=data)
-    _write_lines(path, [{"question": "?"}])
-    with pytest.raises(ValueError, match=r"Record 1 of .*train\.jsonl has no field 'answer'"):
+    write_lines(path, [{"question": "?"}])
+    with pytest.raises(ValueError, match=r"No field 'answer' in line 1 of .*train\.jsonl"):
         load_examples("gsm8k", split="train", data=data)
     assert not list(Path(data.data_dir).rglob("dataset_info.json"))
 

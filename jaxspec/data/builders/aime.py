@@ -15,7 +15,7 @@ class Aime24(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """The problem alone: its answer comes without a worked solution to learn from."""
-        return [("user", record["problem"] if "problem" in record else record["question"])]
+        return [("user", record.text("problem" if "problem" in record else "question"))]
 
 
 class Aime25(Aime24):

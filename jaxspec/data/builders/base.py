@@ -5,7 +5,7 @@ A builder says which raw files make up each split and how a record becomes a con
 >>> class Greetings(ConversationBuilder):                               # doctest: +SKIP
 ...     FILES: ClassVar = {"train": ("greetings/train.jsonl",)}
 ...     def turns(self, record, *, split):
-...         return [("user", record["question"]), ("assistant", record["answer"])]
+...         return [("user", record.text("question")), ("assistant", record.text("answer"))]
 
 Files prepared from different raw files are kept apart (see `prepare`).
 """
@@ -15,18 +15,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from jaxspec.data.array_records import count_records
 from jaxspec.data.builders import raw_files
+from jaxspec.data.builders.records import Record as Record
+from jaxspec.data.builders.records import read_records
 from jaxspec.data.heldout import HeldOutPrompts
 
-Record = Mapping[str, Any]
 Turns = list[tuple[str, str]]
 
 _log = logging.getLogger(__name__)
@@ -105,13 +108,10 @@ class ConversationBuilder(
         held_out = HeldOutPrompts.load() if split == "train" else None
         source, number, excluded = self.SOURCE or self.name, 0, 0
         for path in raw_files.find(self.FILES[split], folder=self._raw_dir):
-            for line, record in enumerate(self.records(path), start=1):
-                try:
-                    turns = self.turns(record, split=split)
-                except KeyError as error:
-                    raise ValueError(
-                        f"Record {line} of {path} has no field {error}: got {sorted(record)}."
-                    ) from error
+            records = 0
+            for record in self.records(path):
+                records += 1
+                turns = self.turns(record, split=split)
                 if turns is None:
                     continue
                 if held_out is not None and held_out.contains(turns):
@@ -126,36 +126,18 @@ class ConversationBuilder(
                     },
                 )
                 number += 1
+            if not records:
+                raise ValueError(f"{path} holds no records: put the original file there.")
+        if not number:
+            raise ValueError(
+                f"No record of {self._raw_dir} is in the {split} split of {source}: put the "
+                "original files there."
+            )
         self._metadata["excluded"][split] = excluded
 
     def excluded(self, split: str) -> int:
         """Number of records left out of a split because their prompt is in a test set."""
         return int((self.info.metadata or {}).get("excluded", {}).get(split, 0))
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """Objects of a .jsonl file (one per line) or of a .json file (one list).
-
-    Raises:
-      ValueError: the file is not what its name says; for .jsonl, the message gives the line.
-    """
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".json":
-            yield from _parse(file.read(), place=str(path), kind=list)
-            return
-        for line, text in enumerate(file, start=1):
-            if text.strip():
-                yield _parse(text, place=f"line {line} of {path}", kind=dict)
-
-
-def _parse(text: str, *, place: str, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected JSON in {place}: got {text[:60]!r} ({error}).") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"Expected a JSON {kind.__name__} in {place}: got {text[:60]!r}.")
-    return value
 
 
 def prepare(
@@ -164,7 +146,8 @@ def prepare(
     """A builder whose files are ready to read; the work is done only once.
 
     Prepared files are kept in a folder named after a hash of the raw files, so that a changed or
-    shortened raw file is never mistaken for the original.
+    shortened raw file is never mistaken for the original. They are read through first: damaged ones
+    are prepared again.
 
     Args:
       builder_class: the data set.
@@ -172,7 +155,8 @@ def prepare(
       data_dir: root folder of all data that is kept.
 
     Raises:
-      ValueError: raw files are missing or unreadable, or cannot be downloaded.
+      ValueError: raw files are missing or unreadable, or cannot be downloaded; or prepared files
+        are damaged and there are no raw ones.
     """
     prepared = data_dir / "prepared"
     names = builder_class.raw_names()
@@ -184,27 +168,70 @@ def prepare(
             key=lambda path: path.stat().st_mtime,
         )
         if kept:
-            return builder_class(raw_dir=raw_dir, data_dir=kept[-1].parents[2])
+            folder = kept[-1].parents[2]
+            found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
+            if found is None:
+                raise ValueError(
+                    f"The prepared files in {kept[-1].parent} are damaged ({problem}): remove that "
+                    "folder to have them prepared again, from data.raw_dir or from a download."
+                )
+            return found
         files = raw_files.download(names, folder=raw_dir)
     else:
         files = raw_files.find(names, folder=raw_dir)
+    folder = prepared / _digest(files)
+    path = folder / builder_class.name / str(builder_class.VERSION)
     try:
         prepared.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
+            if found is not None:
+                return found
+            _log.warning("%s is damaged (%s): it is prepared again.", path, problem)
+            _remove(path)
+        builder = builder_class(raw_dir=raw_dir, data_dir=folder)
+        _write(builder)
     except OSError as error:
         raise ValueError(
             f"Prepared data cannot be kept in {prepared} ({error}): set data.data_dir or the "
             "environment variable JAXSPEC_DATA_DIR to a folder that can be written to."
         ) from error
-    builder = builder_class(raw_dir=raw_dir, data_dir=prepared / _digest(files))
-    if not builder.data_path.exists():
-        _write(builder)
     return builder
+
+
+def _open(
+    builder_class: type[ConversationBuilder], *, raw_dir: Path, data_dir: Path
+) -> tuple[ConversationBuilder | None, str]:
+    """A builder of prepared files that are whole; or None, and what is wrong with them."""
+    try:
+        builder = builder_class(raw_dir=raw_dir, data_dir=data_dir)
+        for split in builder_class.FILES:
+            builder.excluded(split)  # reads another of TFDS's files
+            info = builder.info.splits[split]
+            for file, expected in zip(info.filepaths, info.shard_lengths, strict=True):
+                count = count_records(Path(file))
+                if count != expected:
+                    return None, f"{file} holds {count} records, expected {expected}"
+    except Exception as error:  # TFDS raises nearly anything for a damaged file.
+        return None, f"{type(error).__name__}: {error}"
+    return builder, ""
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder at once, for whoever looks for it: it is moved away first."""
+    aside = path.with_name(f".{path.name}.damaged-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # Another process was faster.
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     return f"{HeldOutPrompts.load().digest}-{digest.hexdigest()[:16]}"
 
 

@@ -17,7 +17,7 @@ class MtBench(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
         """The questions, in order."""
-        return [("user", turn) for turn in record["turns"]]
+        return [("user", turn) for turn in record.texts("turns")]
 
 
 SPEC_BENCH_TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -38,7 +38,7 @@ class SpecBench(MtBench):
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
         """The questions, if they belong to this task."""
-        task = record["category"]
+        task = record.text("category")
         if task not in SPEC_BENCH_TASKS:  # MT-Bench's own categories: writing, coding and so on.
             task = "mt_bench"
         return super().turns(record, split=split) if split in ("test", task) else None
@@ -53,8 +53,9 @@ class Instructions(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """The instruction, with its input if it has one, and the answer."""
-        prompt = "\n\n".join(text for text in (record["instruction"], record["input"]) if text)
-        return [("user", prompt), ("assistant", record[self.answer])]
+        texts = (record.text("instruction"), record.text("input", may_be_empty=True))
+        prompt = "\n\n".join(text for text in texts if text)
+        return [("user", prompt), ("assistant", record.text(self.answer))]
 
 
 class CodeInstructions(Instructions):

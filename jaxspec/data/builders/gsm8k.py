@@ -22,5 +22,5 @@ class Gsm8k(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """Question and answer."""
-        answer = _CALCULATOR_NOTE.sub("", record["answer"])
-        return [("user", record["question"]), ("assistant", answer)]
+        answer = _CALCULATOR_NOTE.sub("", record.text("answer"))
+        return [("user", record.text("question")), ("assistant", answer)]

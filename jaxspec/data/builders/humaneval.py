@@ -15,9 +15,9 @@ class Humaneval(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """The function to complete, quoted, and the completed function."""
-        prompt = record["prompt"].rstrip()
-        whole = f"{record['prompt']}{record['canonical_solution']}".strip()
+        start = record.text("prompt")
+        whole = f"{start}{record.text('canonical_solution')}".strip()
         return [
-            ("user", f"Complete this Python function.\n\n```python\n{prompt}\n```"),
+            ("user", f"Complete this Python function.\n\n```python\n{start.rstrip()}\n```"),
             ("assistant", f"```python\n{whole}\n```"),
         ]

@@ -15,4 +15,4 @@ class Livecodebench(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """The prompt."""
-        return [("user", turn) for turn in record["turns"]]
+        return [("user", turn) for turn in record.texts("turns")]

@@ -20,7 +20,7 @@ class Math(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """Problem and solution; the file's instruction about external tools is left out."""
-        return [("user", record["input"]), ("assistant", record["output"])]
+        return [("user", record.text("input")), ("assistant", record.text("output"))]
 
 
 class Math500(ConversationBuilder):
@@ -31,4 +31,4 @@ class Math500(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """Problem and solution."""
-        return [("user", record["problem"]), ("assistant", record["solution"])]
+        return [("user", record.text("problem")), ("assistant", record.text("solution"))]

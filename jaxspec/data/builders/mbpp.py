@@ -22,11 +22,11 @@ class Mbpp(ConversationBuilder):
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
         """The task with its tests, and the code."""
-        if record["task_id"] not in _TASKS[split]:
+        if record.number("task_id") not in _TASKS[split]:
             return None
-        tests = "\n".join(record["test_list"])
-        code = record["code"].replace("\r\n", "\n").strip()
+        tests = "\n".join(record.texts("test_list"))
+        code = record.text("code").replace("\r\n", "\n").strip()
         return [
-            ("user", f"{record['text'].strip()}{TESTS_FOLLOW}\n\n{tests}"),
+            ("user", f"{record.text('text').strip()}{TESTS_FOLLOW}\n\n{tests}"),
             ("assistant", f"```python\n{code}\n```"),
         ]

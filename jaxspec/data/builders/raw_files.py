@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import http.client
-import os
-import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from jaxspec.files import replaced_file
 
 _GITHUB = "https://raw.githubusercontent.com"
 _HUB = "https://huggingface.co/datasets"
@@ -115,7 +116,7 @@ def download(names: Sequence[str], *, folder: Path) -> list[Path]:
     """Like `find`, but downloads the files that are missing.
 
     Raises:
-      ValueError: an address cannot be reached.
+      ValueError: an address cannot be reached, or the folder cannot be written to.
     """
     for name in names:
         if not (folder / name).is_file():
@@ -134,16 +135,24 @@ def _fetch(name: str, *, folder: Path) -> None:
             content = response.read(public.first_bytes or None)
         if public.url.endswith(".gz"):
             content = gzip.decompress(content)
-    except (OSError, EOFError, http.client.HTTPException, urllib.error.URLError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        http.client.HTTPException,
+        urllib.error.URLError,
+    ) as error:
         raise ValueError(
             f"Could not download {name} from {public.url}: {error}. On a machine without a "
             f"network, put the file at RAW/{name} and set data.raw_dir or the environment variable "
             "JAXSPEC_RAW_DATA to RAW."
         ) from error
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, so that an interrupted download is never taken for a complete file.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    try:
+        # An interrupted download is never taken for a complete file.
+        with replaced_file(folder / name) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise ValueError(
+            f"{name} cannot be kept in {folder} ({error}): set data.data_dir or the environment "
+            "variable JAXSPEC_DATA_DIR to a folder that can be written to."
+        ) from error

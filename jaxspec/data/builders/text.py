@@ -14,6 +14,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 
 from jaxspec.data.builders.base import ConversationBuilder, Record, Turns
+from jaxspec.data.builders.records import read_text
 from jaxspec.data.heldout import text_hash
 
 _END_OF_STORY = "<|endoftext|>"
@@ -47,15 +48,16 @@ class Tinystories(ConversationBuilder):
     def records(self, path: Path) -> Iterator[Record]:
         """Whole stories: the last one, which the sample cuts off, is left out."""
         # The sample may end in the middle of a character.
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        for story in text.split(_END_OF_STORY)[:-1]:
+        text = read_text(path, up_to=_END_OF_STORY)
+        for number, story in enumerate(text.split(_END_OF_STORY), start=1):
             if story.strip():
-                yield {"text": story.strip()}
+                yield Record({"text": story.strip()}, place=f"story {number} of {path}")
 
     def turns(self, record: Record, *, split: str) -> Turns | None:
         """The story, if it is in this split."""
-        held_out = text_hash(record["text"]) % HELD_OUT_SHARE == 0
-        return [("assistant", record["text"])] if held_out == (split == "test") else None
+        text = record.text("text")
+        held_out = text_hash(text) % HELD_OUT_SHARE == 0
+        return [("assistant", text)] if held_out == (split == "test") else None
 
 
 class Wikitext2(ConversationBuilder):
@@ -70,16 +72,16 @@ class Wikitext2(ConversationBuilder):
 
     def records(self, path: Path) -> Iterator[Record]:
         """The paragraphs that can be used."""
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             text = as_written(line)
             words = text.split()
             opening = " ".join(words[:OPENING])
             if len(words) >= SHORTEST_PASSAGE and _RARE not in opening:
-                yield {"text": text}
+                yield Record({"text": text}, place=f"line {number} of {path}")
 
     def turns(self, record: Record, *, split: str) -> Turns:
         """The text."""
-        return [("assistant", record["text"])]
+        return [("assistant", record.text("text"))]
 
 
 class Wikitext2Train(Wikitext2):
@@ -92,15 +94,15 @@ class Wikitext2Train(Wikitext2):
     def records(self, path: Path) -> Iterator[Record]:
         """Articles, with each heading on a line of its own."""
         article: list[str] = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             text = line.strip()
             if _TITLE.fullmatch(text) and article:
-                yield {"text": "\n\n".join(article)}
+                yield Record({"text": "\n\n".join(article)}, place=f"an article of {path}")
                 article = []
             if text:
                 article.append(as_written(text))
         if article:
-            yield {"text": "\n\n".join(article)}
+            yield Record({"text": "\n\n".join(article)}, place=f"the last article of {path}")
 
 
 def as_written(line: str) -> str:

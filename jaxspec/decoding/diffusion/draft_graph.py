@@ -27,9 +27,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+
+from jaxspec.files import write_text
 
 Pair = tuple[int, int]
 FORMAT = "jaxspec-draft-graph-2"
@@ -37,6 +39,14 @@ OLD_FORMAT = "jaxspec-draft-graph-1"
 """Here the setting "unmasking" was the rule as Python prints it: ``Threshold(threshold=0.9)``."""
 PRESENT = -1
 """The present state's number among parents."""
+
+MOST_NODES = 1024
+"""The most nodes of a graph in a file. Each is a state that a pass may read."""
+MOST_POSITIONS = 4096
+"""The most ranks of positions in a file. A block has one rank for each of its positions."""
+MOST_TOKENS = 128
+"""The most ranks of tokens in a file. Each is a search through the vocabulary."""
+_MOST_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +77,9 @@ class DraftGraph:
     def __post_init__(self) -> None:
         problems = _problems(self.nodes)
         if problems:
-            lines = "".join(f"\n  {problem}" for problem in problems)
+            lines = "".join(f"\n  {problem}" for problem in problems[:_MOST_LINES])
+            more = len(problems) - _MOST_LINES
+            lines += f"\n  and {more} more" if more > 0 else ""
             raise ValueError(f"These nodes are not a draft graph:{lines}")
 
     @property
@@ -121,7 +133,7 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
     problems = []
     first: dict[frozenset[Pair], int] = {}
     for number, node in enumerate(nodes):
-        name, places = f"node {number} {list(node.pairs)}", [i for i, _ in node.pairs]
+        name, places = f"node {number} {_short(repr(list(node.pairs)))}", [i for i, _ in node.pairs]
         if not node.pairs:
             problems.append(f"{name}: no pairs; that is the present state, which is not a draft")
         if any(min(pair) < 0 for pair in node.pairs):
@@ -130,25 +142,32 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
             problems.append(f"{name}: positions must rise, each of them once")
         if (same := first.setdefault(frozenset(node.pairs), number)) != number:
             problems.append(f"{name}: the same as node {same}")
+        if len(set(node.parents)) != len(node.parents):
+            problems.append(f"{name}: a parent twice in {_short(repr(list(node.parents)))}")
         missing = [parent for parent in node.parents if not PRESENT <= parent < len(nodes)]
         if not node.parents:
             problems.append(f"{name}: not connected: no parents, and not the present state (-1)")
         if missing:
-            problems.append(f"{name}: there is no node {', '.join(map(str, missing))}")
+            problems.append(f"{name}: there is no node {_short(', '.join(map(str, missing)))}")
     if problems:
         return problems
     try:
         _order(nodes)
     except graphlib.CycleError as error:
-        return [f"a cycle: {' -> '.join(map(str, error.args[1]))}"]
+        return [f"a cycle: {_short(' -> '.join(map(str, error.args[1])))}"]
     for number, node in enumerate(nodes):
         for parent in set(node.parents) - {PRESENT}:
             if not set(nodes[parent].pairs) < set(node.pairs):
                 problems.append(
-                    f"node {number} {list(node.pairs)}: parent {parent} "
-                    f"{list(nodes[parent].pairs)} is no part of it"
+                    f"node {number} {_short(repr(list(node.pairs)))}: parent {parent} "
+                    f"{_short(repr(list(nodes[parent].pairs)))} is no part of it"
                 )
     return problems
+
+
+def _short(text: str) -> str:
+    """A text that fits into a message."""
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _order(nodes: Sequence[Node]) -> tuple[int, ...]:
@@ -242,37 +261,61 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
     if not isinstance(raw, Mapping) or raw.get("format") not in (FORMAT, OLD_FORMAT):
         got = raw.get("format") if isinstance(raw, Mapping) else raw
         raise ValueError(
-            f"{where}: not a draft graph; format is {got!r}, expected {FORMAT!r} or {OLD_FORMAT!r}."
+            f"{where}: not a draft graph; format is {_short(repr(got))}, expected {FORMAT!r} or "
+            f"{OLD_FORMAT!r}."
         )
+    # A misspelt "settings" would make the graph fit every decoder.
+    unknown = sorted(set(raw) - {"format", "settings", "nodes", "provenance"})
+    if unknown:
+        raise ValueError(
+            f"{where}: unknown keys {_short(repr(unknown))}, expected format, settings, nodes and "
+            "provenance."
+        )
+    nodes = _nodes_from_json(raw.get("nodes"), where=where)
+    provenance, settings = raw.get("provenance", {}), raw.get("settings", {})
+    if not isinstance(provenance, Mapping):
+        raise ValueError(f"{where}: provenance is {_short(repr(provenance))}, expected an object.")
+    if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
+        raise ValueError(
+            f"{where}: settings is {_short(repr(settings))}, expected an object of strings."
+        )
+    if raw["format"] == OLD_FORMAT:
+        settings = _with_fields(settings)
+    try:
+        return DraftGraph(nodes, settings, provenance)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _nodes_from_json(listed: Any, *, where: str) -> tuple[Node, ...]:
+    """The nodes in a file, with ranks that the format allows; not yet checked as a graph."""
+    if not isinstance(listed, list):
+        raise ValueError(f"{where}: nodes is {_short(repr(listed))}, expected a list.")
+    if len(listed) > MOST_NODES:
+        raise ValueError(f"{where}: {len(listed):,} nodes, expected at most {MOST_NODES:,}.")
 
     def integers(value: Any) -> bool:
         return isinstance(value, list) and all(type(each) is int for each in value)
 
     nodes = []
-    listed = raw.get("nodes")
-    for number, entry in enumerate(listed if isinstance(listed, list) else [None]):
+    for number, entry in enumerate(listed):
         pairs = entry.get("pairs") if isinstance(entry, Mapping) else None
         parents = entry.get("parents") if isinstance(entry, Mapping) else None
         sound = isinstance(pairs, list) and all(integers(pair) and len(pair) == 2 for pair in pairs)
         if not (sound and integers(parents)):
             raise ValueError(
-                f"{where}: node {number} is {entry!r}, expected "
+                f"{where}: node {number} is {_short(repr(entry))}, expected "
                 '{"pairs": [[rank of the position, rank of the token], ...], "parents": [...]} '
                 "with -1 for the present state."
             )
         assert pairs is not None and parents is not None
+        if any(i >= MOST_POSITIONS or j >= MOST_TOKENS for i, j in pairs):
+            raise ValueError(
+                f"{where}: node {number} {_short(repr(pairs))}: a rank is too large, expected "
+                f"positions below {MOST_POSITIONS:,} and tokens below {MOST_TOKENS}."
+            )
         nodes.append(Node(tuple((i, j) for i, j in pairs), tuple(parents)))
-    provenance, settings = raw.get("provenance") or {}, raw.get("settings") or {}
-    if not isinstance(provenance, Mapping):
-        raise ValueError(f"{where}: provenance is {provenance!r}, expected an object.")
-    if not (isinstance(settings, Mapping) and all(isinstance(v, str) for v in settings.values())):
-        raise ValueError(f"{where}: settings is {settings!r}, expected an object of strings.")
-    if raw["format"] == OLD_FORMAT:
-        settings = _with_fields(settings)
-    try:
-        return DraftGraph(tuple(nodes), settings, provenance)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return tuple(nodes)
 
 
 def _with_fields(settings: Mapping[str, str]) -> dict[str, str]:
@@ -288,7 +331,7 @@ def _with_fields(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
-    """Writes a graph as JSON, one node per line."""
+    """Writes a graph as JSON, one node per line; the file appears whole."""
     content = graph_to_json(graph)
     nodes = ",\n    ".join(json.dumps(node) for node in content["nodes"])
     settings, provenance = (
@@ -299,7 +342,7 @@ def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
         f'{{\n  "format": {json.dumps(FORMAT)},\n  "settings": {settings},\n'
         f'  "nodes": [\n    {nodes}\n  ],\n  "provenance": {provenance}\n}}\n'
     )
-    Path(path).write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
@@ -309,14 +352,18 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
       ValueError: no such file, not JSON, or not a graph.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a draft graph: {error}") from error
     return graph_from_json(raw, where=str(path))
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number that JSON has.")
+
+
 def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -> None:
-    """Refuses a graph that was calibrated for something else.
+    """Refuses a graph that was calibrated for something else, or does not fit into a block.
 
     Args:
       graph: one without settings goes with any decoder.
@@ -324,7 +371,7 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
       where: what to call the graph in messages.
 
     Raises:
-      ValueError: names every setting that differs.
+      ValueError: names every setting that differs, or the rank that no block has.
     """
     wrong = [
         f"{name}: got {settings.get(name)!r}, expected {value!r}"
@@ -335,4 +382,11 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
         raise ValueError(
             f"{where} was calibrated for another model or other rules. Use those, or calibrate "
             "again:\n  " + "\n  ".join(wrong)
+        )
+    block_length = settings.get("block_length")
+    if block_length is not None and graph.num_positions > int(block_length):
+        raise ValueError(
+            f"{where} names the mask of rank {graph.num_positions - 1}, but a block of "
+            f"{block_length} tokens has ranks 0 to {int(block_length) - 1}: calibrate a graph for "
+            "these settings."
         )

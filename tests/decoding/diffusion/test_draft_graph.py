@@ -142,6 +142,9 @@ def test_files_are_read_back(tmp_path):
         ([Node((A,)), Node((A, B), ())], r"node 1 .*: not connected: no parents"),
         ([Node((A, B), (4,))], "no node 4"),
         ([Node((A,)), Node((B, (2, 0)), (0,))], "is no part of it"),
+        ([Node((A,), (-1, -1))], "a parent twice"),
+        ([Node((A,), (-2,))], "there is no node"),
+        ([Node((A,), (number,)) for number in range(2000)], "and 1.* more"),
     ],
 )
 def test_what_is_no_graph_is_refused(nodes, message):
@@ -161,7 +164,7 @@ def test_formulas_that_nothing_leads_to_are_refused():
         ({"nodes": [{"pairs": [[0]]}]}, "node 0 is"),
         ({"nodes": [{"pairs": [[0, "a"]]}]}, "node 0 is"),
         ({"nodes": [{"pairs": [[0, 0]], "parents": [True]}]}, "node 0 is"),
-        ({"nodes": "none"}, "node 0 is None"),
+        ({"nodes": "none"}, "nodes is 'none', expected a list"),
         ({"nodes": [{"pairs": [[0, 0]], "parents": [0]}]}, "a cycle"),
         ({"nodes": [{"pairs": [[0, 0]]}]}, "node 0 is"),
         ({"nodes": [{"pairs": [[0, 0]], "parents": []}]}, "not connected"),
@@ -181,3 +184,43 @@ def test_files_that_cannot_be_read(tmp_path):
             load_graph(tmp_path / name)
     with pytest.raises(ValueError, match="format is \\[\\]"):
         graph_from_json([], where="graph.json")
+
+
+def test_ranks_beyond_the_block_are_refused():
+    settings = {"model": "a1", "block_length": "4"}
+    check_graph(chain(4), settings, where="graph.json")
+    with pytest.raises(ValueError, match=r"graph.json names the mask of rank 4, .* ranks 0 to 3"):
+        check_graph(chain(5), settings, where="graph.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nodes": None}, "nodes is None, expected a list"),
+        ({"nodes": [[0, 0]]}, r"node 0 is \[0, 0\]"),
+        ({"nodes": [{"pairs": [[0, 0.0]], "parents": [-1]}]}, "node 0 is"),
+        ({"nodes": [{"pairs": [[10**12, 0]], "parents": [-1]}]}, "a rank is too large"),
+        ({"nodes": [{"pairs": [[0, 128]], "parents": [-1]}]}, "tokens below 128"),
+        ({"nodes": [{"pairs": [[0, 0]], "parents": [-1]}] * 1025}, "1,025 nodes, expected at most"),
+        ({"settings": ""}, "settings is '', expected an object"),
+        ({"settingz": {}}, "unknown keys"),
+        ({"format": "jaxspec-draft-graph-3"}, "format is 'jaxspec-draft-graph-3'"),
+        ({"provenance": {"count": float("nan")}}, "NaN is no number"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, changes, message):
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps({**graph_to_json(DIAMOND), **changes}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_graph(file)
+    assert str(file) in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[" * 100_000, b"\xff{}", b"7", b"null", b"1" * 10_000, b"{" + b'"a":{' * 9999],
+)
+def test_files_that_are_no_json_are_refused(tmp_path, content):
+    (tmp_path / "graph.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"graph\.json(:| cannot be read)"):
+        load_graph(tmp_path / "graph.json")

@@ -1,0 +1,77 @@
+"""Answers of a shard that is not finished, on disk as soon as they are there.
+
+A folder of examples grows by whole shards (`example_files`). A target may take an hour over one, so
+each answer is also added to a journal, one line each: a killed run asks only what is not there.
+
+>>> journal = AnswerJournal(folder / "answers.jsonl")                          # doctest: +SKIP
+>>> journal.add("gsm8k/train/0", [5, 6], tokens=[7, 8], stopped=True)          # doctest: +SKIP
+>>> journal.find("gsm8k/train/0", [5, 6])                                      # doctest: +SKIP
+((7, 8), True)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxspec.files import write_text
+
+Answer = tuple[tuple[int, ...], bool]
+"""Token ids, and whether a stop token ended them."""
+
+
+class AnswerJournal:
+    """The answers in a file; only one process may have it open.
+
+    Lines that were cut or changed are dropped: what they answered is asked again.
+
+    Args:
+      path: the file; it is made when there is something to keep.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._answers: dict[str, Answer] = {}
+        whole: list[str] = []
+        text = self.path.read_text("utf-8", errors="replace") if self.path.is_file() else ""
+        for line in text.splitlines():
+            check, _, content = line.partition(" ")
+            if check == _digest(content):
+                key, tokens, stopped = json.loads(content)
+                self._answers[key] = (tuple(tokens), stopped)
+                whole.append(f"{line}\n")
+        if text != "".join(whole):
+            write_text(self.path, "".join(whole))
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def find(self, name: str, prompt: Sequence[int]) -> Answer | None:
+        """The answer to a prompt of that name; None: there is none yet."""
+        return self._answers.get(_key(name, prompt))
+
+    def add(
+        self, name: str, prompt: Sequence[int], *, tokens: Sequence[int], stopped: bool
+    ) -> None:
+        """Keeps an answer. It is safe from a kill of the process, not from a loss of power."""
+        key = _key(name, prompt)
+        self._answers[key] = (tuple(tokens), stopped)
+        content = json.dumps([key, list(tokens), stopped])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{_digest(content)} {content}\n")
+
+    def clear(self) -> None:
+        """Forgets every answer: the shard is finished."""
+        self._answers.clear()
+        self.path.unlink(missing_ok=True)
+
+
+def _key(name: str, prompt: Sequence[int]) -> str:
+    return _digest(json.dumps([name, list(prompt)]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,64 @@
+"""A `jaxspec regenerate` that dies, or stops, at a chosen write.
+
+    python -m tests.trust.mortal SIGKILL 7 --target.path ...
+
+Every write of the command is counted: answers kept, files forced to disk, renamed and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from jaxspec.data.answer_journal import AnswerJournal
+
+WRITES: tuple[tuple[Any, str], ...] = (
+    (os, "fsync"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (AnswerJournal, "add"),
+)
+
+
+@contextlib.contextmanager
+def watched(before: Callable[[], None]) -> Iterator[None]:
+    """Calls `before` ahead of every write."""
+
+    def ahead(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            before()
+            return write(*arguments, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in WRITES:
+            stack.enter_context(mock.patch.object(owner, name, ahead(getattr(owner, name))))
+        yield
+
+
+def main(argv: list[str]) -> int:
+    """Regenerates, and sends itself a signal ahead of one write."""
+    from jaxspec.cli import main as console
+    from jaxspec.cli.configuration import run_as_command
+
+    number, last, count = getattr(signal, argv[0]), int(argv[1]), 0
+
+    def before() -> None:
+        nonlocal count
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), number)
+
+    with watched(before):
+        return run_as_command(console.dispatch, ["regenerate", *argv[2:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

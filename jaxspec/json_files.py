@@ -98,11 +98,11 @@ def shown(value: Any) -> str:
     return shortened(_short.repr(value))
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, *, longest: int = _LONGEST) -> str:
     """A text on one line, without control characters, cut where it would become too long.
 
     >>> len(shortened(300 * "ab"))
     300
     """
-    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    cut = text if len(text) <= longest else f"{text[: longest - 3]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)

@@ -23,7 +23,10 @@ from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, flatten_paths, nest_paths
 from jaxspec.config import Dtype
+from jaxspec.json_files import shortened
 
+_MOST_LINES = 50
+"""Differences in one message."""
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 
 
@@ -59,12 +62,16 @@ def _merge_layers(messages: Sequence[str]) -> list[str]:
         if found:
             general = f"{message[: found.start(1)]}{{i}}{message[found.end(1) :]}"
         layers.setdefault(general, []).extend([int(found.group(1))] if found else [])
-    lines = []
-    for general, ids in layers.items():
+    lines: list[str] = []
+    for message, ids in layers.items():
+        if len(lines) == _MOST_LINES:
+            return [*lines, f"and {len(layers) - len(lines)} more"]
+        general = shortened(message)
         if len(ids) == 1:
             lines.append(general.replace("{i}", str(ids[0])))
         elif ids:
-            lines.append(f"{general} (i = {', '.join(map(str, sorted(ids)))})")
+            named = shortened(", ".join(map(str, sorted(ids))), longest=2000)
+            lines.append(f"{general} (i = {named})")
         else:
             lines.append(general)
     return lines
@@ -132,7 +139,7 @@ def read_params(
       shardings: a tree like the parameters, one sharding for all, or None: the default device.
 
     Raises:
-      ValueError: shardings that are not a tree like the parameters.
+      ValueError: shardings that are not a tree like the parameters, or values that are not finite.
     """
     shapes = key_maps.parameter_shapes(rows, sizes, num_layers=num_layers)
     placed: Mapping[str, Any] = dict.fromkeys(shapes, None)
@@ -184,14 +191,32 @@ def _read_part(
     out = np.empty([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
     within = index[1:] if row.stacked else index
     stored = within[::-1] if row.transpose else within
-    if not row.stacked:
-        array = tensors.read(row.name, stored)
-        out[...] = array.T if row.transpose else array
-        return out
-    for slot, layer in enumerate(range(index[0].start, index[0].stop)):
-        array = tensors.read(row.name.replace("{i}", str(layer)), stored)
-        out[slot] = array.T if row.transpose else array
+    parts = {row.name: out}
+    if row.stacked:
+        layers = range(index[0].start, index[0].stop)
+        parts = {row.name.replace("{i}", str(i)): out[i - layers.start] for i in layers}
+    for name, part in parts.items():
+        array = tensors.read(name, stored)
+        with np.errstate(over="ignore"):  # A number too large for `dtype` becomes infinite.
+            part[...] = array.T if row.transpose else array
+        _check_finite(part, where=f"{name} in {tensors.folder}")
     return out
+
+
+def _check_finite(values: np.ndarray, *, where: str) -> None:
+    """Raises ValueError if some values are NaN or infinite.
+
+    One of them makes the sum so, and a sum takes less time than to look at each value. A sum may
+    also overflow without any: only then is each one looked at.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum(dtype=np.float32)
+    wrong = 0 if np.isfinite(total) else values.size - np.count_nonzero(np.isfinite(values))
+    if wrong:
+        raise ValueError(
+            f"{wrong} of {values.size} values of {where} are not finite in {values.dtype}: the "
+            "file is damaged, or its training diverged."
+        )
 
 
 def stored_tensors(

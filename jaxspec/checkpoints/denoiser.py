@@ -81,14 +81,14 @@ def keep_layers(config: AnyDenoiserConfig, num_layers: int) -> AnyDenoiserConfig
     """The shape with only its first layers; 0 keeps all.
 
     Raises:
-      ValueError: more layers than there are.
+      ValueError: more layers than there are, or fewer than none.
     """
     if not num_layers:
         return config
-    if num_layers > config.num_layers:
+    if not 0 < num_layers <= config.num_layers:
         raise ValueError(
             f"denoiser.num_layers is {num_layers}, but the model that training starts from has "
-            f"{config.num_layers} layers."
+            f"{config.num_layers} layers: expected at most as many, or 0 for all of them."
         )
     changes: dict[str, Any] = {"num_layers": num_layers}
     if isinstance(config, MaskedTransformerConfig) and config.layer_types:

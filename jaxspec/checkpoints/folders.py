@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
@@ -24,8 +25,9 @@ def target_folder(path: str) -> Path:
             "target.path is empty: name a folder with config.json, safetensors and tokenizer.json "
             '(--target.path FOLDER), or "embedded" for the small target in the package.'
         )
-    folder = EMBEDDED_TARGET if path == "embedded" else Path(path).expanduser()
-    if not (folder / "config.json").is_file():
+    # Not Path.expanduser, which raises for a user who is not there.
+    folder = EMBEDDED_TARGET if path == "embedded" else Path(os.path.expanduser(path))
+    if not os.path.isfile(folder / "config.json"):
         raise ValueError(
             f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
             "Hugging Face model folder (config.json, *.safetensors, tokenizer.json). A target "
@@ -45,7 +47,7 @@ def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     if config_json is None:
         config_json = (folder / "config.json").read_bytes()
     digest = hashlib.sha256(config_json)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as weights:
             digest.update(weights.read(_HEAD_BYTES))

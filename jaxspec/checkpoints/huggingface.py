@@ -372,11 +372,18 @@ def _special_ids(tokenizer_folder: str | os.PathLike[str] | None) -> dict[str, A
         return {}
     names = config_reader.read_json(source / "tokenizer_config.json")
     tokenizer = config_reader.read_json(source / "tokenizer.json")
-    ids = {str(t["content"]): int(t["id"]) for t in tokenizer.get("added_tokens") or []}
+    added = tokenizer.get("added_tokens") or []
+    try:
+        ids = {str(token["content"]): int(token["id"]) for token in added}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"added_tokens of {source / 'tokenizer.json'} cannot be read: expected a list of "
+            "objects with content and id."
+        ) from error
     special_ids = {}
     for key in SPECIAL_TOKENS:
         token = names.get(key)
         content = token.get("content") if isinstance(token, Mapping) else token
-        if content in ids:
+        if isinstance(content, str) and content in ids:
             special_ids[f"{key}_id"] = ids[content]
     return special_ids

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from jaxspec.checkpoints.config_reader import read_json
+from jaxspec.json_files import parse_object, shortened, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,12 +41,15 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 class TensorFolder:
     """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
 
+    Where there is an index, it decides: a tensor is read from the file that the index names for it.
+    Everything else in the folder is treated as absent.
+
     Tensors whose names match a pattern in `ignored` ({i} is a layer) are treated as absent,
     whatever their type.
 
     Raises:
-      ValueError: no safetensors in the folder, a missing shard that the index names, a file that
-        is not a safetensors file, or quantised weights.
+      ValueError: no safetensors in the folder, an index that cannot be read, a missing shard that
+        the index names, a file that is not a safetensors file, or quantised weights.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
@@ -50,21 +57,27 @@ class TensorFolder:
         patterns = [re.escape(pattern).replace(r"\{i\}", r"\d+") for pattern in ignored]
         self._ignored = re.compile("|".join(patterns) or r"(?!)")
         self._stack = contextlib.ExitStack()
-        self._file_of: dict[str, Any] = {}
+        self._files: dict[str, Any] = {}
+        self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shape of each tensor as stored."""
         listed = self._listed()
         with contextlib.ExitStack() as opened:
             stored_dtypes: dict[str, str] = {}
             for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
-                file = opened.enter_context(_open(self.folder / file_name))
-                for name in file.keys():  # noqa: SIM118  (not a dict)
-                    if self._ignored.fullmatch(name):
-                        continue
-                    view = file.get_slice(name)
-                    self._file_of[name] = file
-                    self.shapes[name] = tuple(view.get_shape())
-                    stored_dtypes[name] = str(view.get_dtype())
+                path = self.folder / file_name
+                with _refusing(str(path)):
+                    file = opened.enter_context(safe_open(path, framework="np"))
+                    self._files[file_name] = file
+                    for name in file.keys():  # noqa: SIM118  (not a dict)
+                        is_elsewhere = bool(listed) and listed.get(name) != file_name
+                        if is_elsewhere or self._ignored.fullmatch(name):
+                            continue
+                        view = file.get_slice(name)
+                        self._file_of[name] = file_name
+                        self.shapes[name] = tuple(view.get_shape())
+                        stored_dtypes[name] = str(view.get_dtype())
+                _check_header(path)
             self._check(listed, stored_dtypes)
             self._stack = opened.pop_all()
 
@@ -72,7 +85,7 @@ class TensorFolder:
         """Tensor -> file, from the index; {} for a folder with one file."""
         if not self.folder.is_dir():
             raise ValueError(f"Not a folder: {self.folder}. Expected one with {WEIGHTS}.")
-        if not (self.folder / INDEX).is_file():
+        if not (self.folder / INDEX).exists():
             if (self.folder / WEIGHTS).is_file():
                 return {}
             pickles = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(
@@ -85,28 +98,44 @@ class TensorFolder:
                     "convert them with transformers' save_pretrained, which writes safetensors."
                 )
             raise ValueError(f"No {WEIGHTS} and no {INDEX} in {self.folder}.{found}")
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        listed = index.get("weight_map") if isinstance(index, dict) else None
+        listed = read_json(self.folder / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise ValueError(f"{self.folder / INDEX} has no weight_map: expected tensor -> file.")
-        outside = sorted(f for f in set(listed.values()) if Path(str(f)).name != f)
+        no_names = {name: file for name, file in listed.items() if not isinstance(file, str)}
+        if no_names:
+            raise ValueError(
+                f"{self.folder / INDEX}: expected the name of a file for each tensor, got "
+                f"{shown(no_names)}."
+            )
+        outside = sorted(f for f in set(listed.values()) if Path(f).name != f)
         if outside:
-            raise ValueError(f"{INDEX} may only name files in its own folder: got {outside}.")
-        absent = sorted(f for f in set(listed.values()) if not (self.folder / f).is_file())
+            raise ValueError(
+                f"{INDEX} may only name files in its own folder: got {shown(outside)}."
+            )
+        absent = sorted(f for f in set(listed.values()) if not os.path.isfile(self.folder / f))
         if absent:
             raise ValueError(
                 f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are missing "
-                f"({', '.join(absent)}). Download them again."
+                f"({shortened(', '.join(absent))}). Download them again."
+            )
+        if (self.folder / WEIGHTS).exists() and WEIGHTS not in listed.values():
+            print(
+                f"{self.folder} has {WEIGHTS} and an {INDEX} that does not name it: the files that "
+                "the index names are read.",
+                file=sys.stderr,
             )
         return listed
 
     def _check(self, listed: dict[str, str], stored_dtypes: dict[str, str]) -> None:
-        unread = sorted(
-            n for n in listed if n not in self.shapes and not self._ignored.fullmatch(n)
-        )
+        unread = {
+            name: file
+            for name, file in listed.items()
+            if name not in self.shapes and not self._ignored.fullmatch(name)
+        }
         if unread:
             raise ValueError(
-                f"{INDEX} lists {len(unread)} tensors that its files do not hold: {unread}."
+                f"{self.folder / INDEX} lists {len(unread)} tensors that its files do not hold "
+                f"(tensor: file): {shown(unread)}."
             )
         quantised = {
             dtype: sum(d == dtype for d in stored_dtypes.values())
@@ -131,20 +160,39 @@ class TensorFolder:
         self._stack.close()
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A tensor, or the part that `index` (one slice per axis) selects, as stored."""
-        if index is None:
-            return self._file_of[name].get_tensor(name)
-        bounds = tuple(
-            slice(*s.indices(size)[:2]) for s, size in zip(index, self.shapes[name], strict=True)
-        )
-        return self._file_of[name].get_slice(name)[bounds]
+        """A tensor, or the part that `index` (one slice per axis) selects, as stored.
+
+        Raises:
+          ValueError: the file cannot be read any more.
+        """
+        file = self._files[self._file_of[name]]
+        with _refusing(f"{shortened(name)} in {self.folder / self._file_of[name]}"):
+            if index is None:
+                return file.get_tensor(name)
+            bounds = tuple(
+                slice(*s.indices(size)[:2])
+                for s, size in zip(index, self.shapes[name], strict=True)
+            )
+            return file.get_slice(name)[bounds]
 
 
-def _open(path: Path) -> Any:
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turns what the library raises into a ValueError: errors of many types, and panics."""
     try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from error
+        yield
+    except BaseException as error:
+        # A panic is no Exception, and its type cannot be imported.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{what} cannot be read as safetensors: {error}.") from error
+        raise
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError for a header that names a tensor twice: the library takes the last one."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        parse_object(file.read(length), name=f"The header of {path}")
 
 
 def write_tensors(

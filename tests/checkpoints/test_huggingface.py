@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -436,6 +439,46 @@ def test_a_failed_export_leaves_the_earlier_one(qwen3: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="No tokenizer in"):
         save_target(qwen3, LLAMA, target_params(LLAMA), tokenizer_folder=tmp_path / "empty")
     assert load_target(qwen3)[0] == QWEN3
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen3"]
+
+
+@pytest.mark.parametrize(
+    "added", [[{"id": 7}], [{"id": "x", "content": "<end>"}], ["<end>"], 5, {"<end>": 7}]
+)
+def test_added_tokens_that_are_none_are_refused(tmp_path: Path, added: Any) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    with pytest.raises(ValueError, match=r"added_tokens of .*tokenizer\.json cannot be read"):
+        save_target(tmp_path / "out", LLAMA, target_params(LLAMA), tokenizer_folder=tmp_path)
+
+
+def test_a_base_model_without_special_tokens_opens(qwen3: Path) -> None:
+    none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    edit_config(qwen3, **none)
+    (qwen3 / "generation_config.json").write_text(json.dumps(none))
+    assert_same(load_target(qwen3)[1], target_params(QWEN3))
+
+
+KILLED = """
+import os, signal, sys
+from jaxspec.checkpoints import safetensors_io
+from jaxspec.checkpoints.huggingface import load_target, save_target
+def write_half(folder, *_, **__):
+    (folder / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+safetensors_io.write_tensors = write_half
+save_target(sys.argv[1], *load_target(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(qwen3: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", KILLED, str(qwen3)], cwd=root, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = [path for path in tmp_path.iterdir() if path != qwen3]
+    assert len(left) == 1 and (left[0] / "model.safetensors").read_bytes() == b"half"
+    assert_same(load_target(qwen3)[1], target_params(QWEN3))
+    save_target(qwen3, QWEN3, target_params(QWEN3))
     assert [path.name for path in tmp_path.iterdir()] == ["qwen3"]
 
 

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.families.qwen_llama import (
@@ -28,6 +29,7 @@ from jaxspec.checkpoints.families.qwen_llama import (
 )
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig
+from jaxspec.json_files import shown
 from jaxspec.models.dflash import default_layer_ids, resolve_config
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -88,19 +90,19 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     reader = ConfigReader(raw)
     reader.problems += problems
     special = reader.section("dflash_config")
-    architectures = raw.get("architectures") or []
-    if not special and "DFlashDraftModel" not in architectures:
+    if not special and not _names_itself(raw):
         raise ValueError(
-            f"{where} does not describe a DFlash drafter: got architectures {architectures} and no "
-            "dflash_config, expected ['DFlashDraftModel'] with one."
+            f"{where} does not describe a DFlash drafter: got architectures "
+            f"{shown(raw.get('architectures'))} and no dflash_config, expected "
+            f"{[ARCHITECTURE]} with one."
         )
     if special.get("projector_type", "dflash") != "dflash":
         reader.problems.append(
-            f"projector_type: got {special['projector_type']!r}, expected 'dflash'"
+            f"projector_type: got {shown(special['projector_type'])}, expected 'dflash'"
         )
-    if special.get("shift_label"):
+    if reader.flag("shift_label", within=special):
         reader.problems.append("shift_label: got true, expected false (output k predicts slot k)")
-    num_layers = reader.integer("num_hidden_layers")
+    num_layers = reader.integer("num_hidden_layers", largest=bounds.LAYERS)
     theta, scaling = reader.rope()
     if scaling is not None:
         reader.problems.append("rope_type: got 'llama3', expected 'default' in a drafter")
@@ -108,63 +110,93 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     if reader.flag("attention_bias"):
         reader.problems.append("attention_bias: got true, expected false")
     num_target_layers = raw.get("num_target_layers", special.get("num_target_layers"))
-    layer_ids = special.get("target_layer_ids", raw.get("target_layer_ids"))
-    if layer_ids is None and isinstance(num_target_layers, int):
-        layer_ids = default_layer_ids(num_target_layers, num_layers)
-    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    if num_target_layers is not None:
+        stated = {"num_target_layers": num_target_layers}
+        num_target_layers = reader.integer(
+            "num_target_layers", largest=bounds.LAYERS, within=stated
+        )
+    layer_ids = _layer_ids(
+        reader,
+        special.get("target_layer_ids", raw.get("target_layer_ids")),
+        num_target_layers=num_target_layers,
+        num_layers=num_layers,
+    )
+    hidden_size = reader.integer("hidden_size", largest=bounds.WIDTH)
     mask = special.get("mask_token_id", raw.get("mask_token_id"))
-    if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int)):
-        reader.problems.append(f"mask_token_id: got {mask!r}, expected an integer")
-    layer_ids = reader.integers("target_layer_ids", layer_ids)
+    if mask is not None:
+        mask = reader.integer(
+            "mask_token_id", largest=bounds.VOCABULARY, smallest=0, within={"mask_token_id": mask}
+        )
+    num_heads = reader.integer("num_attention_heads", largest=bounds.HEADS)
+    num_kv_heads = reader.integer("num_key_value_heads", num_heads, largest=bounds.HEADS)
+    if num_heads % num_kv_heads:
+        reader.problems.append(
+            f"num_attention_heads: got {num_heads}, expected a multiple of num_key_value_heads "
+            f"({num_kv_heads})"
+        )
+    head_dim = reader.integer("head_dim", KINDS["qwen3"].head_dim, largest=bounds.WIDTH)
+    if head_dim % 2:
+        reader.problems.append(f"head_dim: got {head_dim}, expected an even number")
     fields: dict[str, Any] = {
-        "block_size": reader.integer("block_size", special.get("block_size")),
+        "block_size": reader.integer("block_size", special.get("block_size"), largest=bounds.BLOCK),
         "mask_token_id": mask,
         "target_layer_ids": layer_ids,
         "num_features": len(layer_ids),
         "num_layers": num_layers,
         "num_heads": num_heads,
-        "num_kv_heads": reader.integer("num_key_value_heads", num_heads),
-        "head_dim": reader.integer("head_dim", KINDS["qwen3"].head_dim),
-        "intermediate_size": reader.integer("intermediate_size"),
-        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": reader.integer("intermediate_size", largest=bounds.WIDTH),
+        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6, limits=bounds.EPSILON),
         "rope_theta": theta,
-        "qk_norm": special.get("qk_norm", True) is not False,
+        "qk_norm": reader.flag("qk_norm", True, within=special),
         **reader.sliding_layers(num_layers),
         "is_causal": reader.causality(special),
     }
-    vocab_size = reader.integer("vocab_size")
-    reader.raise_problems(where)
-    try:
-        config = DrafterConfig(**fields)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    vocab_size = reader.integer("vocab_size", largest=bounds.VOCABULARY)
     return StoredDrafter(
-        config=config,
+        config=reader.build(DrafterConfig, where=where, **fields),
         hidden_size=hidden_size,
         vocab_size=vocab_size,
-        num_target_layers=num_target_layers if isinstance(num_target_layers, int) else None,
+        num_target_layers=num_target_layers,
         is_speculators=is_speculators,
     )
 
 
+def _layer_ids(
+    reader: ConfigReader, stated: Any, *, num_target_layers: int | None, num_layers: int
+) -> tuple[int, ...]:
+    """Ids of the captured layers, as stated or by default."""
+    if stated is not None or num_target_layers is None:
+        return reader.layer_ids("target_layer_ids", stated)
+    try:
+        return default_layer_ids(num_target_layers, num_layers)
+    except ValueError:
+        reader.problems.append(
+            f"target_layer_ids: got none, expected some, because {num_target_layers} layers of the "
+            f"target (num_target_layers) are too few for a default with {num_layers} layers"
+        )
+        return ()
+
+
 def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A speculators file, whose layer ids are one higher (0: the embedding), in z-lab's format."""
-    problems = []
+    reader = ConfigReader(raw)
     if raw["speculators_model_type"] != "dflash":
-        problems.append(
-            f"speculators_model_type: got {raw['speculators_model_type']!r}, expected 'dflash'"
+        reader.problems.append(
+            f"speculators_model_type: got {shown(raw['speculators_model_type'])}, expected 'dflash'"
         )
-    inner = dict(raw.get("transformer_layer_config") or {})
+    inner = reader.section("transformer_layer_config")
     if raw.get("draft_vocab_size") not in (None, inner.get("vocab_size")):
-        problems.append(
-            f"draft_vocab_size: got {raw['draft_vocab_size']}, expected the target's vocabulary "
-            f"({inner.get('vocab_size')}); pruned vocabularies are not supported"
+        reader.problems.append(
+            f"draft_vocab_size: got {shown(raw['draft_vocab_size'])}, expected the target's "
+            f"vocabulary ({shown(inner.get('vocab_size'))}); pruned vocabularies are not supported"
         )
-    if raw.get("sample_from_anchor"):
-        problems.append("sample_from_anchor: got true, expected false (slot 0 is unused)")
+    if reader.flag("sample_from_anchor"):
+        reader.problems.append("sample_from_anchor: got true, expected false (slot 0 is unused)")
     layer_ids = raw.get("aux_hidden_state_layer_ids")
     if isinstance(layer_ids, list):
-        layer_ids = [i - 1 if isinstance(i, int) else i for i in layer_ids]
+        layer_ids = [i - 1 if type(i) is int else i for i in layer_ids]
     special = {
         "mask_token_id": raw.get("mask_token_id"),
         "target_layer_ids": layer_ids,
@@ -172,9 +204,9 @@ def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         "shift_label": raw.get("shift_label", False),
     }
     own = {"block_size": raw.get("block_size"), "dflash_config": special}
-    if raw.get("sliding_window_non_causal"):
+    if reader.flag("sliding_window_non_causal"):
         own["is_causal"] = False
-    return {**inner, **own}, problems
+    return {**inner, **own}, reader.problems
 
 
 def to_json(
@@ -317,11 +349,12 @@ def fitted(
 
 def recognises(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a DFlash drafter, in either format."""
-    return (
-        "speculators_model_type" in raw
-        or "dflash_config" in raw
-        or ARCHITECTURE in (raw.get("architectures") or ())
-    )
+    return "speculators_model_type" in raw or "dflash_config" in raw or _names_itself(raw)
+
+
+def _names_itself(raw: Mapping[str, Any]) -> bool:
+    architectures = raw.get("architectures")
+    return isinstance(architectures, list) and ARCHITECTURE in architectures
 
 
 DFLASH = Family(

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.checkpoints import bounds
+from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.key_maps import Row, under
 from jaxspec.config import Dtype, GPT2Config, LayerType
+from jaxspec.json_files import shortened, shown
 
 MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
 
@@ -95,21 +97,21 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
     activation = raw.get("activation_function", ACTIVATIONS[0])
     if activation not in ACTIVATIONS:
         reader.problems.append(
-            f"activation_function: got {activation!r}, expected "
+            f"activation_function: got {shown(activation)}, expected "
             f"{' or '.join(map(repr, ACTIVATIONS))}"
         )
     for key, only in _PLAIN.items():
         if raw.get(key, only) is not only:
-            reader.problems.append(f"{key}: got {raw[key]!r}, expected {str(only).lower()}")
+            reader.problems.append(f"{key}: got {shown(raw[key])}, expected {str(only).lower()}")
     if raw.get("quantization_config"):
         reader.problems.append("quantization_config: expected none; use the unquantised weights")
     read = _gpt2_sizes if family == "gpt2" else _gpt_neo_sizes
-    dtype = stored_dtype(raw)
+    dtype = reader.stored_dtype()
     fields: dict[str, Any] = {
         "family": family,
-        "vocab_size": reader.integer("vocab_size"),
+        "vocab_size": reader.integer("vocab_size", largest=bounds.VOCABULARY),
         **read(reader),
-        "layer_norm_eps": reader.number("layer_norm_epsilon", 1e-5),
+        "layer_norm_eps": reader.number("layer_norm_epsilon", 1e-5, limits=bounds.EPSILON),
         # Tied unless the file says otherwise: files of these families seldom say.
         "tie_embeddings": raw.get("tie_word_embeddings") is None
         or reader.flag("tie_word_embeddings"),
@@ -122,32 +124,36 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> GPT2Config:
             f"{width}: got {fields['hidden_size']}, expected a multiple of {heads} "
             f"({fields['num_heads']})"
         )
-    reader.raise_problems(where)
-    return GPT2Config(**fields)
+    return reader.build(GPT2Config, where=where, **fields)
 
 
 def _gpt2_sizes(reader: ConfigReader) -> dict[str, Any]:
-    width = reader.integer("n_embd")
+    width = reader.integer("n_embd", largest=bounds.WIDTH)
     return {
         "hidden_size": width,
-        "num_layers": reader.integer("n_layer"),
-        "num_heads": reader.integer("n_head"),
-        "intermediate_size": reader.integer("n_inner", 4 * width),
-        "max_position_embeddings": reader.integer("n_positions", 1024),
+        "num_layers": reader.integer("n_layer", largest=bounds.LAYERS),
+        "num_heads": reader.integer("n_head", largest=bounds.HEADS),
+        "intermediate_size": reader.integer("n_inner", 4 * width, largest=4 * bounds.WIDTH),
+        "max_position_embeddings": reader.integer("n_positions", 1024, largest=bounds.POSITIONS),
     }
 
 
 def _gpt_neo_sizes(reader: ConfigReader) -> dict[str, Any]:
-    width, num_layers = reader.integer("hidden_size"), reader.integer("num_layers")
+    width = reader.integer("hidden_size", largest=bounds.WIDTH)
+    num_layers = reader.integer("num_layers", largest=bounds.LAYERS)
     kinds = _layer_kinds(reader, num_layers)
-    window = reader.integer("window_size", WINDOW)
+    window = reader.integer("window_size", WINDOW, largest=bounds.POSITIONS)
     slides = "sliding_attention" in kinds
     return {
         "hidden_size": width,
         "num_layers": num_layers,
-        "num_heads": reader.integer("num_heads"),
-        "intermediate_size": reader.integer("intermediate_size", 4 * width),
-        "max_position_embeddings": reader.integer("max_position_embeddings", 2048),
+        "num_heads": reader.integer("num_heads", largest=bounds.HEADS),
+        "intermediate_size": reader.integer(
+            "intermediate_size", 4 * width, largest=4 * bounds.WIDTH
+        ),
+        "max_position_embeddings": reader.integer(
+            "max_position_embeddings", 2048, largest=bounds.POSITIONS
+        ),
         "layer_types": kinds if slides else (),
         "sliding_window": window if slides else 0,
     }
@@ -163,14 +169,16 @@ def _layer_kinds(reader: ConfigReader, num_layers: int) -> tuple[LayerType, ...]
     names: list[str] = []
     try:
         for kinds, count in pairs:
+            if len(names) + len(kinds) * count > bounds.LAYERS:
+                raise ValueError(f"more than {bounds.LAYERS} layers")
             names += [*map(str, kinds)] * count
         unknown = sorted(set(names) - set(LAYER_NAMES))
     except (TypeError, ValueError):
-        names, unknown = [], [str(pairs)]
+        names, unknown = [], [pairs if isinstance(pairs, str) else shown(pairs)]
     if unknown:
         reader.problems.append(
-            f"attention_types: got {', '.join(unknown)}, expected pairs: a list of 'global' and "
-            "'local', and a count"
+            f"attention_types: got {shortened(', '.join(unknown))}, expected pairs: a list of "
+            "'global' and 'local', and a count"
         )
         return ()
     if len(names) != num_layers:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families import qwen_llama
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.config import Dtype, MaskedTransformerConfig, TransformerConfig
+from jaxspec.json_files import shown
 
 MODEL_TYPE, ARCHITECTURE = "llada", "LLaDAModelLM"
 SDAR_TYPE = "sdar"
@@ -70,6 +72,14 @@ FIELDS = {
     "max_sequence_length": "max_position_embeddings",
 }
 """config.json -> `TransformerConfig`, integers."""
+_LARGEST = {
+    "d_model": bounds.WIDTH,
+    "n_layers": bounds.LAYERS,
+    "n_heads": bounds.HEADS,
+    "mlp_hidden_size": bounds.WIDTH,
+    "max_sequence_length": bounds.POSITIONS,
+}
+_LIMITS = {"rms_norm_eps": bounds.EPSILON, "rope_theta": bounds.ROPE_THETA}
 NUMBERS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0}
 """Names that are the same on both sides, with LLaDA's own defaults."""
 
@@ -87,43 +97,47 @@ def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerC
     """
     if raw.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{where}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+            f"{where}: model_type is {shown(raw.get('model_type'))}, expected {MODEL_TYPE!r}."
         )
     reader = ConfigReader(raw)
     for key, allowed in PLAIN.items():
         reader.one_of(key, allowed)
-    fields: dict[str, Any] = {ours: reader.integer(key) for key, ours in FIELDS.items()}
-    fields |= {key: reader.number(key, default) for key, default in NUMBERS.items()}
+    fields: dict[str, Any] = {
+        ours: reader.integer(key, largest=_LARGEST[key]) for key, ours in FIELDS.items()
+    }
+    for key, default in NUMBERS.items():
+        fields[key] = reader.number(key, default, limits=_LIMITS[key])
     width, heads = fields["hidden_size"], fields["num_heads"]
     if width % heads:
         reader.problems.append(f"d_model: got {width}, expected a multiple of n_heads ({heads})")
-    fields["num_kv_heads"] = reader.integer("n_kv_heads", heads)
+    fields["num_kv_heads"] = reader.integer("n_kv_heads", heads, largest=bounds.HEADS)
     # The embedding may have more rows than the vocabulary, to reach a round size.
-    fields["vocab_size"] = reader.integer("embedding_size", raw.get("vocab_size"))
-    ids = {key: reader.integer(key, smallest=0) for key in ("mask_token_id", "eos_token_id")}
+    fields["vocab_size"] = reader.integer(
+        "embedding_size", raw.get("vocab_size"), largest=bounds.VOCABULARY
+    )
+    # A base model may have no end-of-text token.
+    keys = ["mask_token_id"] + ["eos_token_id"] * (raw.get("eos_token_id") is not None)
+    ids = {key: reader.integer(key, largest=bounds.VOCABULARY, smallest=0) for key in keys}
     for key, value in ids.items():
         if value >= fields["vocab_size"]:
             reader.problems.append(
                 f"{key}: got {value}, expected an id below {fields['vocab_size']}, the rows of the "
                 "embedding"
             )
-    if not reader.problems and ids["mask_token_id"] == ids["eos_token_id"]:
+    if not reader.problems and ids["mask_token_id"] == ids.get("eos_token_id"):
         reader.problems.append(
             f"mask_token_id: got {ids['mask_token_id']}, which is also eos_token_id"
         )
-    tied = reader.flag("weight_tying")
-    reader.raise_problems(where)
-    try:
-        return MaskedTransformerConfig(
-            **fields,
-            family="llama",
-            head_dim=width // heads,
-            qk_norm=False,
-            tie_embeddings=tied,
-            mask_token_id=ids["mask_token_id"],
-        )
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return reader.build(
+        MaskedTransformerConfig,
+        where=where,
+        **fields,
+        family="llama",
+        head_dim=width // heads,
+        qk_norm=False,
+        tie_embeddings=reader.flag("weight_tying"),
+        mask_token_id=ids["mask_token_id"],
+    )
 
 
 def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype) -> dict[str, Any]:
@@ -183,13 +197,18 @@ def llada_layout(config: TransformerConfig, names: Collection[str] = ()) -> Layo
 
 def sdar_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:
     """The configuration of an SDAR: a Qwen3, and what its file says about blocks."""
-    entry = {
-        "mask_token_id": raw.get("mask_token_id", SDAR_MASK_ID),
-        "context": "block_causal",
-        "block_length": raw.get("block_size", SDAR_BLOCK_LENGTH),
-    }
     target = qwen_llama.from_json(raw, where=where, family="qwen3")
-    return qwen_llama.masked(target, entry, where=where)
+    reader = ConfigReader(raw)
+    mask_id = reader.integer("mask_token_id", SDAR_MASK_ID, largest=bounds.VOCABULARY, smallest=0)
+    block_length = reader.integer("block_size", SDAR_BLOCK_LENGTH, largest=bounds.BLOCK)
+    reader.raise_problems(where)
+    return qwen_llama.masked(
+        target,
+        where=where,
+        mask_token_id=mask_id,
+        context="block_causal",
+        block_length=block_length,
+    )
 
 
 LLADA = Family(

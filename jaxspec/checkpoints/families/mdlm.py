@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
+from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.key_maps import Row
 from jaxspec.config import Context, DiTConfig, Dtype
+from jaxspec.json_files import shown
 from jaxspec.models.dit import FREQUENCIES
 
 MODEL_TYPE, ARCHITECTURE = "mdlm", "MDLM"
@@ -68,6 +70,14 @@ FIELDS = {
     "model_length": "max_position_embeddings",
 }
 """config.json -> `DiTConfig`, integers."""
+_LARGEST = {
+    "vocab_size": bounds.VOCABULARY,
+    "hidden_dim": bounds.WIDTH,
+    "n_blocks": bounds.LAYERS,
+    "n_heads": bounds.HEADS,
+    "cond_dim": bounds.WIDTH,
+    "model_length": bounds.POSITIONS,
+}
 
 
 def from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
@@ -83,20 +93,19 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
     """
     if raw.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{where}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+            f"{where}: model_type is {shown(raw.get('model_type'))}, expected {MODEL_TYPE!r}."
         )
     reader = ConfigReader(raw)
-    fields: dict[str, Any] = {ours: reader.integer(key) for key, ours in FIELDS.items()}
+    fields: dict[str, Any] = {
+        ours: reader.integer(key, largest=_LARGEST[key]) for key, ours in FIELDS.items()
+    }
     fields["time_conditioning"] = reader.flag("time_conditioning")
     fields["context"] = reader.one_of("context", get_args(Context))
-    mask_id = raw.get("mask_token_id")
-    if isinstance(mask_id, bool) or not isinstance(mask_id, int | None):
-        reader.problems.append(f"mask_token_id: got {mask_id!r}, expected an integer or null")
-    reader.raise_problems(where)
-    try:
-        return DiTConfig(**fields, mask_token_id=mask_id)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    if raw.get("mask_token_id") is not None:
+        fields["mask_token_id"] = reader.integer(
+            "mask_token_id", largest=bounds.VOCABULARY, smallest=0
+        )
+    return reader.build(DiTConfig, where=where, **fields)
 
 
 def to_json(config: DiTConfig, *, dtype: Dtype) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
-from jaxspec.checkpoints import key_maps
-from jaxspec.checkpoints.config_reader import ConfigReader, stored_dtype
+from jaxspec.checkpoints import bounds, key_maps
+from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.key_maps import Row, under
 from jaxspec.config import (
@@ -32,6 +32,7 @@ from jaxspec.config import (
     MaskedTransformerConfig,
     TransformerConfig,
 )
+from jaxspec.json_files import shown
 
 DENOISER_ENTRY = "denoiser"
 """Entry of config.json that makes a transformer a denoiser."""
@@ -110,13 +111,20 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
     family = family or str(raw.get("model_type"))
     if family not in KINDS:
         raise ValueError(
-            f"{where}: model_type is {raw.get('model_type')!r}, expected "
+            f"{where}: model_type is {shown(raw.get('model_type'))}, expected "
             f"{' or '.join(map(repr, KINDS))}."
         )
     kind = KINDS[family]
     reader = ConfigReader(raw)
-    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    num_layers = reader.integer("num_hidden_layers")
+    hidden_size = reader.integer("hidden_size", largest=bounds.WIDTH)
+    num_heads = reader.integer("num_attention_heads", largest=bounds.HEADS)
+    num_layers = reader.integer("num_hidden_layers", largest=bounds.LAYERS)
+    default_head_dim = kind.head_dim or max(1, hidden_size // num_heads)
+    if raw.get("head_dim") is None and not kind.head_dim and hidden_size % num_heads:
+        reader.problems.append(
+            f"hidden_size: got {hidden_size} without head_dim, expected a multiple of "
+            f"num_attention_heads ({num_heads})"
+        )
     theta, scaling = reader.rope()
     reader.plain_layers()
     sliding = reader.sliding_layers(num_layers)
@@ -125,32 +133,30 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
             f"sliding_window: got {sliding['sliding_window']} in a {family}, expected full "
             "attention in every layer, as transformers computes it"
         )
-    dtype = stored_dtype(raw)
+    dtype = reader.stored_dtype()
     fields: dict[str, Any] = {
         "family": family,
-        "vocab_size": reader.integer("vocab_size"),
+        "vocab_size": reader.integer("vocab_size", largest=bounds.VOCABULARY),
         "hidden_size": hidden_size,
         "num_layers": num_layers,
         "num_heads": num_heads,
-        "num_kv_heads": reader.integer("num_key_value_heads", num_heads),
-        "head_dim": reader.integer("head_dim", kind.head_dim or max(1, hidden_size // num_heads)),
-        "intermediate_size": reader.integer("intermediate_size"),
-        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
+        "num_kv_heads": reader.integer("num_key_value_heads", num_heads, largest=bounds.HEADS),
+        "head_dim": reader.integer("head_dim", default_head_dim, largest=bounds.WIDTH),
+        "intermediate_size": reader.integer("intermediate_size", largest=bounds.WIDTH),
+        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6, limits=bounds.EPSILON),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "qk_norm": kind.qk_norm,
         "attention_bias": reader.flag("attention_bias"),
         **sliding,
         "tie_embeddings": reader.flag("tie_word_embeddings"),
-        "max_position_embeddings": reader.integer("max_position_embeddings", kind.positions),
+        "max_position_embeddings": reader.integer(
+            "max_position_embeddings", kind.positions, largest=bounds.POSITIONS
+        ),
         "dtype": dtype,
         "param_dtype": dtype,
     }
-    reader.raise_problems(where)
-    try:
-        return TransformerConfig(**fields)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return reader.build(TransformerConfig, where=where, **fields)
 
 
 def family_name(config: TransformerConfig) -> str:
@@ -283,39 +289,53 @@ def denoiser_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransform
       ValueError: an entry that does not describe a denoiser, or a target that cannot be computed
         here.
     """
-    return masked(from_json(raw, where=where), raw.get(DENOISER_ENTRY, {}), where=where)
+    target = from_json(raw, where=where)
+    entry = raw.get(DENOISER_ENTRY, {})
+    reader = ConfigReader(entry if isinstance(entry, Mapping) else {})
+    mask_id = reader.raw.get("mask_token_id")
+    if mask_id is not None:
+        mask_id = reader.integer("mask_token_id", largest=bounds.VOCABULARY, smallest=0)
+    block_length = reader.integer("block_length", 0, largest=bounds.BLOCK, smallest=0)
+    context = reader.one_of("context", get_args(Context))
+    if reader.problems or not isinstance(entry, Mapping):
+        raise ValueError(
+            f"{where}: {DENOISER_ENTRY!r} is {shown(entry)}, expected a mask_token_id from 0, a "
+            f"context (one of {get_args(Context)}) and a block_length from 0 to {bounds.BLOCK}."
+        )
+    return masked(
+        target, where=where, mask_token_id=mask_id, context=context, block_length=block_length
+    )
 
 
-def masked(target: TransformerConfig, entry: Any, *, where: str) -> MaskedTransformerConfig:
+def masked(
+    target: TransformerConfig,
+    *,
+    where: str,
+    mask_token_id: int | None = None,
+    context: Context = "bidirectional",
+    block_length: int = 0,
+) -> MaskedTransformerConfig:
     """A target's shape as that of a denoiser.
 
     Args:
       target: its layers.
-      entry: what config.json says about masks and blocks.
       where: what to call the file in messages.
+      mask_token_id: see `MaskedTransformerConfig`, as for the others.
+      context: what clean tokens before a block see.
+      block_length: tokens per block.
 
     Raises:
-      ValueError: an entry that does not describe a denoiser.
+      ValueError: fields that do not fit the target.
     """
-    if not isinstance(entry, Mapping) or not (
-        isinstance(entry.get("mask_token_id", 0), int)
-        and isinstance(entry.get("block_length", 0), int)
-        and entry.get("context", "bidirectional") in get_args(Context)
-    ):
-        raise ValueError(
-            f"{where}: {DENOISER_ENTRY!r} is {entry!r}, expected an integer mask_token_id, a "
-            f"context (one of {get_args(Context)}) and an integer block_length."
-        )
     fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
-    try:
-        return MaskedTransformerConfig(
-            **fields,
-            mask_token_id=entry.get("mask_token_id"),
-            context=entry.get("context", "bidirectional"),
-            block_length=entry.get("block_length", 0),
-        )
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return ConfigReader({}).build(
+        MaskedTransformerConfig,
+        where=where,
+        **fields,
+        mask_token_id=mask_token_id,
+        context=context,
+        block_length=block_length,
+    )
 
 
 def denoiser_to_json(

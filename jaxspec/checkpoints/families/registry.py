@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxspec.checkpoints.config_reader import parse_json, read_bytes
+from jaxspec.checkpoints.config_reader import read_bytes
 from jaxspec.checkpoints.families import dflash, gpt2, llada, mdlm, qwen_llama
 from jaxspec.checkpoints.families.family import Family
 from jaxspec.config import (
@@ -26,6 +26,7 @@ from jaxspec.config import (
     LanguageModelConfig,
     MaskedTransformerConfig,
 )
+from jaxspec.json_files import parse_object, shown
 
 AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
 
@@ -97,9 +98,9 @@ class StoredModel:
         """What config.json says.
 
         Raises:
-          ValueError: not a JSON object.
+          ValueError: see `jaxspec.json_files.parse_object`.
         """
-        return parse_json(self.content, path=self.folder / "config.json")
+        return parse_object(self.content, name=self.where)
 
     @property
     def where(self) -> str:
@@ -153,7 +154,7 @@ class StoredModel:
                 f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen3 or "
                 "Llama."
             )
-        return qwen_llama.masked(target, {}, where=self.where)
+        return qwen_llama.masked(target, where=self.where)
 
     def as_drafter(self) -> dflash.StoredDrafter:
         """A DFlash drafter.
@@ -174,7 +175,7 @@ def open_folder(folder: Folder) -> StoredModel:
       folder: a model's folder, or one that has already been opened.
 
     Raises:
-      ValueError: no config.json.
+      ValueError: no config.json, or one that cannot be read.
     """
     if isinstance(folder, StoredModel):
         return folder
@@ -185,6 +186,7 @@ def open_folder(folder: Folder) -> StoredModel:
 def _unknown(raw: Mapping[str, Any], expected: list[str], *, where: str) -> str:
     named = raw.get("architectures")
     return (
-        f"{where}: model_type is {raw.get('model_type')!r}, expected "
-        f"{' or '.join(map(repr, expected))}{f' (architectures: {named})' if named else ''}."
+        f"{where}: model_type is {shown(raw.get('model_type'))}, expected "
+        f"{' or '.join(map(repr, expected))}"
+        f"{f' (architectures: {shown(named)})' if named else ''}."
     )

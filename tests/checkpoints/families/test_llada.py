@@ -291,6 +291,13 @@ def test_every_wrong_field_is_named_at_once():
         llada_from_json({**RELEASED, "mask_token_id": 126081}, where="config.json")
 
 
+@pytest.mark.parametrize("entry", [{"eos_token_id": None}, {}])
+def test_a_base_model_may_have_no_end_of_text(entry):
+    raw = {key: value for key, value in RELEASED.items() if key != "eos_token_id"}
+    expected = llada_from_json(RELEASED, where="config.json")
+    assert llada_from_json({**raw, **entry}, where="config.json") == expected
+
+
 def test_layers_that_llada_does_not_have_are_not_written(tmp_path):
     config = dataclasses.replace(CONFIG, qk_norm=True, head_dim=16)
     with pytest.raises(ValueError, match="qk_norm, head_dim"):

@@ -1,0 +1,26 @@
+"""The largest value of each kind of field in a config.json.
+
+They are far above those of published models, and far below what could only fail later: without
+memory, or after hours.
+
+>>> WIDTH, EPSILON[1]
+(1048576, 1.0)
+"""
+
+from __future__ import annotations
+
+from jaxspec.config import UNLIMITED
+
+WIDTH = 1 << 20
+HEADS = 1 << 14
+LAYERS = 1 << 12
+VOCABULARY = 1 << 24
+POSITIONS = UNLIMITED - 1
+BLOCK = 1 << 16
+"""Slots or tokens."""
+
+EPSILON = (1e-20, 1.0)
+"""What a norm adds; float32 loses less than the first."""
+ROPE_THETA = (1.0, 1e15)
+FACTOR = (1e-3, 1e6)
+"""Ratios of context lengths and of wavelengths."""

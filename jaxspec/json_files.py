@@ -1,0 +1,108 @@
+"""Reads JSON objects from files that others wrote, and shows values from them in messages.
+
+>>> parse_object(b'{"rms_norm_eps": NaN}', name="config.json")
+Traceback (most recent call last):
+    ...
+ValueError: config.json: rms_norm_eps is nan, expected a finite number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LARGEST_FILE = 64 << 20
+"""Bytes. The largest tokenizer.json of a published model has about half of it."""
+_LONGEST = 300
+"""Characters of a value in a message."""
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST
+_short.maxlist = _short.maxdict = 50
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that exists.
+
+    Raises:
+      ValueError: a folder, a file that is too large to be what it should be, or one that cannot be
+        read.
+    """
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: expected a file.")
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ValueError(f"{path} has {size} bytes: expected at most {LARGEST_FILE}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def parse_object(content: bytes, *, name: object) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+      content: of the file.
+      name: what to call the file in messages.
+
+    Raises:
+      ValueError: not JSON (in UTF-8, without a byte order mark), JSON that is not an object, a key
+        that occurs twice in one object, or a number that is not finite, which JSON does not have.
+    """
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RecursionError as error:
+        raise ValueError(f"{name} is not JSON: it is nested too deeply.") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds a {type(found).__name__}: expected a JSON object.")
+    for place, number in _not_finite(found):
+        raise ValueError(f"{name}: {shortened(place)} is {number}, expected a finite number.")
+    return found
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} occurs twice in one object")
+        found[key] = value
+    return found
+
+
+def _not_finite(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Places and values of numbers that are NaN or infinite; 1e999 is read as infinity."""
+    waiting: list[tuple[str, Any]] = [("", found)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            yield place, value
+        elif isinstance(value, dict):
+            waiting += [(f"{place}.{key}" if place else key, each) for key, each in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{index}]", each) for index, each in enumerate(value)]
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut where a message would become too long.
+
+    >>> shown("gelu"), len(shown([0.5] * 1_000_000)) <= 300
+    ("'gelu'", True)
+    """
+    return shortened(_short.repr(value))
+
+
+def shortened(text: str, *, longest: int = _LONGEST) -> str:
+    """A text on one line, without control characters, cut where it would become too long.
+
+    >>> len(shortened(300 * "ab"))
+    300
+    """
+    cut = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)

@@ -1,0 +1,272 @@
+"""Weights that others wrote: which file counts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from jaxspec.checkpoints import safetensors_io
+from jaxspec.checkpoints.families.registry import target_family
+from jaxspec.checkpoints.folders import fingerprint, target_folder
+from jaxspec.checkpoints.huggingface import load_target, save_target
+from jaxspec.checkpoints.safetensors_io import INDEX, WEIGHTS, TensorFolder
+from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
+from jaxspec.config import Dtype, TransformerConfig
+
+CONFIG = TransformerConfig(
+    vocab_size=40, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    intermediate_size=24, tie_embeddings=False,
+)  # fmt: skip
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    shapes = target_family(CONFIG).layout(CONFIG, ()).parameter_shapes
+    return nest_paths(
+        {path: generator.standard_normal(shape).astype("f4") for path, shape in shapes.items()}
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, params: dict[str, Any]) -> Path:
+    save_target(tmp_path / "model", CONFIG, params)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def shards(tmp_path: Path, params: dict[str, Any]) -> Path:
+    save_target(tmp_path / "shards", CONFIG, params, max_shard_bytes=8000)
+    return tmp_path / "shards"
+
+
+def assert_loads(folder: Path, params: dict[str, Any]) -> None:
+    got, expected = flatten_paths(load_target(folder)[1]), flatten_paths(params)
+    assert got.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(got[path], array)
+
+
+def edit_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def edit_tensors(file: Path, **changes: Any) -> None:
+    save_file({**load_file(file), **changes}, file)
+
+
+def test_the_index_decides_which_file_counts(shards: Path, params: dict[str, Any]) -> None:
+    weight_map = json.loads((shards / INDEX).read_text())["weight_map"]
+    files = sorted(set(weight_map.values()))
+    assert len(files) > 2
+    for file in files:
+        if file != weight_map[NORM]:
+            edit_tensors(shards / file, **{NORM: np.full(16, 9, "f4")})
+    assert_loads(shards, params)
+
+
+def test_what_the_index_does_not_list_is_absent(shards: Path, params: dict[str, Any]) -> None:
+    files = sorted(shards.glob("*.safetensors"))
+    edit_tensors(files[0], **{"model.extra.weight": np.zeros(3, "f4")})
+    (shards / "model-00099-of-00099.safetensors").write_bytes(b"not even one")
+    assert_loads(shards, params)
+    edit_index(shards, lambda index: index["weight_map"].pop(NORM))
+    with pytest.raises(ValueError, match=rf"{NORM}: missing"):
+        load_target(shards)
+
+
+def test_a_tensor_in_another_file_than_the_index_names(shards: Path) -> None:
+    weight_map = json.loads((shards / INDEX).read_text())["weight_map"]
+    other = next(file for file in weight_map.values() if file != weight_map[NORM])
+    edit_index(shards, lambda index: index["weight_map"].update({NORM: other}))
+    with pytest.raises(ValueError, match=f"do not hold .*'{NORM}': '{other}'"):
+        load_target(shards)
+
+
+def test_an_index_beside_a_file_that_it_does_not_name(
+    folder: Path, shards: Path, params: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_loads(shards, params)
+    assert not capsys.readouterr().err
+    edit_tensors(folder / WEIGHTS, **{NORM: np.full(16, 9, "f4")})
+    (folder / WEIGHTS).rename(shards / WEIGHTS)
+    assert_loads(shards, params)
+    assert f"{WEIGHTS} and an {INDEX} that does not name it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metadata", [None, 5, {}, {"total_size": -1}, {"total_size": "many"}])
+def test_the_total_size_is_of_no_importance(
+    shards: Path, params: dict[str, Any], metadata: Any
+) -> None:
+    edit_index(shards, lambda index: index.update(metadata=metadata))
+    assert_loads(shards, params)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ([NORM], "has no weight_map"),
+        ({}, "has no weight_map"),
+        ({NORM: 5}, f"expected the name of a file for each tensor, got {{'{NORM}': 5}}"),
+        ({NORM: None, UP: ["x"]}, "expected the name of a file for each tensor"),
+        ({NORM: ""}, "names 1 files that are missing"),
+        ({NORM: ".."}, "names 1 files that are missing"),
+        ({NORM: "x" * 5000}, "names 1 files that are missing"),
+        ({NORM: "folder.safetensors"}, "names 1 files that are missing"),
+        ({NORM: "/etc/passwd"}, "only name files in its own folder"),
+        ({NORM: "../model/model.safetensors"}, "only name files in its own folder"),
+        ({NORM: "a\0b"}, "names 1 files that are missing"),
+        ({NORM: "config.json"}, "config.json cannot be read as safetensors"),
+    ],
+)
+def test_an_index_that_names_no_files(shards: Path, weight_map: Any, message: str) -> None:
+    (shards / "folder.safetensors").mkdir()
+    edit_index(shards, lambda index: index.update(weight_map=weight_map))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_target(shards)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"weight_map": {"a": "x", "a": "y"}}', "'a' occurs twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff", "is not JSON"),
+        (b"[]", "expected a JSON object"),
+    ],
+)
+def test_an_index_that_is_no_json(shards: Path, content: bytes, message: str) -> None:
+    (shards / INDEX).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_target(shards)
+    assert INDEX in str(caught.value)
+
+
+def test_folders_in_place_of_files(folder: Path) -> None:
+    (folder / "old.safetensors").mkdir()
+    assert load_target(folder) and fingerprint(folder)
+    (folder / INDEX).mkdir()
+    with pytest.raises(ValueError, match=f"{INDEX} is a folder"):
+        load_target(folder)
+
+
+def test_shards_may_be_links(shards: Path, tmp_path: Path, params: dict[str, Any]) -> None:
+    for file in shards.glob("*.safetensors"):
+        file.rename(tmp_path / file.name)
+        file.symlink_to(tmp_path / file.name)
+    assert_loads(shards, params)
+
+
+def test_a_name_that_a_header_holds_twice(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    entry = json.dumps({NORM: json.loads(header)[NORM]}).encode()
+    header = header[:-1] + b"," + entry[1:]
+    (folder / WEIGHTS).write_bytes(
+        len(header).to_bytes(8, "little") + header + content[8 + length :]
+    )
+    with pytest.raises(ValueError, match=rf"header of .*{WEIGHTS}.*'{NORM}' occurs twice"):
+        load_target(folder)
+
+
+class PanicException(BaseException):
+    """What the library raises where its own code panics has this name."""
+
+
+@pytest.mark.parametrize("error", [PanicException("index out of range"), TypeError("no such type")])
+def test_what_the_library_raises_late_names_the_tensor(
+    folder: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def get_slice(self, name: str) -> Any:
+            raise error
+
+    with TensorFolder(folder) as tensors:
+        monkeypatch.setitem(tensors._files, WEIGHTS, Broken())
+        with pytest.raises(ValueError, match=rf"{NORM} in .*{WEIGHTS} cannot be read as saf"):
+            tensors.read(NORM, (slice(0, 2),))
+
+
+def test_an_interruption_is_not_taken_for_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors_io, "safe_open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_target(folder)
+
+
+def test_many_unexpected_tensors_are_one_short_message(folder: Path) -> None:
+    edit_tensors(folder / WEIGHTS, **{f"\x1b[2J\n{i}": np.zeros(1, "f4") for i in range(500)})
+    with pytest.raises(ValueError, match="450 more") as caught:
+        load_target(folder)
+    assert "\x1b" not in str(caught.value) and len(str(caught.value).splitlines()) < 60
+
+
+# Values.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_named(folder: Path, bad: float, dtype: Dtype) -> None:
+    up = load_file(folder / WEIGHTS)[UP]
+    up[3, 5] = up[0, 1] = bad
+    edit_tensors(folder / WEIGHTS, **{UP: up})
+    with pytest.raises(ValueError, match=rf"2 of 384 values of {UP} in .* not finite in {dtype}"):
+        load_target(folder, dtype=dtype)
+
+
+def test_infinities_that_cancel_each_other_are_found(folder: Path) -> None:
+    norm = load_file(folder / WEIGHTS)[NORM]
+    norm[:2] = np.inf, -np.inf
+    edit_tensors(folder / WEIGHTS, **{NORM: norm})
+    with pytest.raises(ValueError, match=rf"2 of 16 values of {NORM}"):
+        load_target(folder)
+
+
+def test_large_weights_are_finite_until_they_are_rounded(
+    folder: Path, params: dict[str, Any]
+) -> None:
+    largest = np.finfo("f4").max
+    params["final_norm"]["scale"][:] = largest  # Their sum overflows.
+    edit_tensors(folder / WEIGHTS, **{NORM: np.full(16, largest, "f4")})
+    assert_loads(folder, params)
+    with pytest.raises(ValueError, match=rf"16 of 16 values of {NORM} .*in bfloat16"):
+        load_target(folder, dtype="bfloat16")
+    edit_tensors(folder / WEIGHTS, **{NORM: np.full(16, 1e300)})
+    with pytest.raises(ValueError, match=rf"16 of 16 values of {NORM} .*in float32"):
+        load_target(folder)
+
+
+def test_parts_of_a_sharded_weight_are_checked(folder: Path) -> None:
+    up = load_file(folder / WEIGHTS)[UP]
+    up[-1, -1] = np.nan
+    edit_tensors(folder / WEIGHTS, **{UP: up})
+    mesh = jax.make_mesh((2,), ("data",))
+    shapes = target_family(CONFIG).layout(CONFIG, ()).parameter_shapes
+    spread = {
+        path: NamedSharding(mesh, PartitionSpec(None, "data") if "up" in path else PartitionSpec())
+        for path in shapes
+    }
+    with pytest.raises(ValueError, match=rf"1 of 192 values of {UP}"):
+        load_target(folder, shardings=nest_paths(spread))
+
+
+def test_a_home_that_nobody_has() -> None:
+    with pytest.raises(ValueError, match=r"no config\.json in ~nobody-of-this-name/model"):
+        target_folder("~nobody-of-this-name/model")

@@ -176,9 +176,9 @@ def parse_command(
       description: what the command does, for ``--help``.
 
     Raises:
-      ValueError: no config is named, the config cannot be read, or a setting is unknown or not
-        read by this command.
-      SystemExit: 0 after ``--help``; 2 for a value of the wrong type, or one that a config refuses.
+      ValueError: no config is named, the config cannot be read, a setting is unknown or not read
+        by this command, or a config refuses a value.
+      SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
@@ -194,9 +194,8 @@ def parse_command(
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]
     shown = _choices(command_type, run, reads) if wants_all else {}
-    if wants_all:
-        # A group is named by its settings, so that one of them can show its choices.
-        reads = tuple(setting.name for setting in read_settings(run, reads))
+    # A group is named by its settings: the parser then leaves checking the whole of it to `merged`.
+    reads = tuple(setting.name for setting in read_settings(run, reads))
     part = part_of(
         whole,
         [*own, *(f"run.{read}" for read in reads)],

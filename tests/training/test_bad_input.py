@@ -53,6 +53,14 @@ MISTAKES = {
         {"drafter": {"target_layer_ids": (0, 2)}},
         r"Target layer ids must lie in 0\.\.1 .*got \[2\]",
     ),
+    "a block longer than the target's positions": (
+        {"drafter": {"block_size": 257}},
+        "block_size is 257, but the target has only 256 positions",
+    ),
+    "heads that do not divide": (
+        {"drafter": {"num_heads": 3, "num_kv_heads": 2}},
+        "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
+    ),
     "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
     "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
     "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f' cannot be imp"),

@@ -13,6 +13,7 @@ file may serve several commands; on its command line a command accepts only what
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -28,6 +29,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from jaxspec.cli.help import all_settings_header, short_help
+from jaxspec.cli.mistakes import TRACEBACK_VARIABLE, message_of
 from jaxspec.cli.settings import (
     default_of,
     given_names,
@@ -56,9 +58,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 OUTPUT_CLOSED = 141
 """Exit status when nobody reads the output any more, as shells have it."""
-TRACEBACK_VARIABLE = "JAXSPEC_TRACEBACK"
-"""Set it to 1 to see where a user's mistake was noticed."""
-
 
 ELSEWHERE = {
     "target": "the target's shape is in its folder (--target.path)",
@@ -225,24 +224,63 @@ def parse_command(
 def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a command and turns what it raises into an exit status.
 
-    0: done. 2: a user's mistake (ValueError), told in one message without a traceback. 130: Ctrl-C.
-    Any other exception is a defect and keeps its traceback (the interpreter exits with 1).
+    0: done. 2: a user's mistake or misfortune (`jaxspec.cli.mistakes`), told in one message without
+    a traceback. 130: Ctrl-C. 141: nobody reads the output. What a command itself says with
+    SystemExit stays. Any other exception is a defect and keeps its traceback (the interpreter exits
+    with 1).
     """
+    if sys.stderr is None:  # Closed by `2>&-`. The next file to be opened would take its place.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        _say("Standard output is closed (>&-): give it a place, such as > /dev/null.")
+        return USER_MISTAKE
     try:
-        return main(argv) or 0
-    except ValueError as error:
+        try:
+            status = main(argv) or 0
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # The reader went away (`--help | head`).
+        _drop_output()
+        return OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        _can_print("")
+        _say("interrupted", kind="")
+        return INTERRUPTED
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        nameless = isinstance(error, OSError) and error.filename is None
+        if not _can_print("\n" if nameless else "") and nameless:
+            message = f"Standard output cannot be written to. {message}"
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             traceback.print_exc()
         else:
-            print(f"error: {error}{_origin_note(error)}", file=sys.stderr)
+            _say(message)
         return USER_MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (`--help | head`). The interpreter flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+
+
+def _say(message: str, *, kind: str = "error: ") -> None:
+    with contextlib.suppress(OSError):  # Nobody can be told.
+        print(f"{kind}{message}", file=sys.stderr)
+
+
+def _can_print(text: str) -> bool:
+    """Whether standard output takes a text, and what it still holds; if not, that is dropped."""
+    try:
+        print(end=text, flush=True)
+    except OSError:
+        _drop_output()
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help(
@@ -382,14 +420,3 @@ def _absent_group(key: str, run: RunConfig) -> str | None:
         if value is None:
             return ".".join(path)
     return None
-
-
-def _origin_note(error: ValueError) -> str:
-    """Says so when another package refused a value: its message may not speak of settings."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    origin = Path(frames[-1].filename)
-    if "site-packages" not in origin.parts or Path(__file__).parent.parent in origin.parents:
-        return ""
-    return f"\n(refused by a package jaxspec uses; {TRACEBACK_VARIABLE}=1 shows where)"

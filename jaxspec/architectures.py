@@ -10,13 +10,34 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import Annotated, Literal
+
+from jaxspec.ranges import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    MOST_SLOTS,
+    MOST_WIDTH,
+    BlockSize,
+    Epsilon,
+    Heads,
+    Layers,
+    NotNegative,
+    Positions,
+    Positive,
+    TokenId,
+    Vocabulary,
+    Width,
+    Window,
+    check_ranges,
+    whole,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 Context = Literal["bidirectional", "causal", "block_causal"]
 LayerType = Literal["full_attention", "sliding_attention"]
 """Hugging Face's names for the kinds of attention layers."""
-UNLIMITED = 1 << 30
+UNLIMITED = MOST_POSITIONS
 """A window that no position reaches past."""
 
 
@@ -61,14 +82,17 @@ def _windows(layer_types: tuple[str, ...], window: int) -> tuple[int, ...]:
 class Llama3RopeScaling:
     """Frequency-dependent position scaling of Llama 3.1 and later."""
 
-    factor: float = 8.0
+    factor: Positive = 8.0
     """How many times longer the context became."""
-    low_freq_factor: float = 1.0
+    low_freq_factor: Positive = 1.0
     """Wavelengths above original / this are divided by `factor`."""
-    high_freq_factor: float = 4.0
+    high_freq_factor: Positive = 4.0
     """Wavelengths below original / this are left alone; between, the two are mixed."""
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: Positions = 8192
     """Positions of the model before its context was extended."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, prefix="rope_scaling.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +107,23 @@ class TransformerConfig:
     family: Literal["", "qwen3", "llama"] = dataclasses.field(default="", compare=False)
     """Model type that it is exported as; "": Qwen3 with `qk_norm`, Llama without. It does not
     change any computation, so it is ignored when shapes are compared."""
-    vocab_size: int = 1024
+    vocab_size: Vocabulary = 1024
     """Rows of the embedding, padded rows included."""
-    hidden_size: int = 128
+    hidden_size: Width = 128
     """Width of the residual stream."""
-    num_layers: int = 4
+    num_layers: Layers = 4
     """Transformer blocks."""
-    num_heads: int = 4
+    num_heads: Heads = 4
     """Query heads."""
-    num_kv_heads: int = 2
+    num_kv_heads: Heads = 2
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    head_dim: int = 32
+    head_dim: Width = 32
     """Width of a head; even, for the rotation."""
-    intermediate_size: int = 384
+    intermediate_size: Width = 384
     """Width inside the SwiGLU MLP."""
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Epsilon = 1e-6
     """Added to the mean square before its root."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     """Base of the rotary wavelengths."""
     rope_scaling: Llama3RopeScaling | None = None
     """Llama 3 position scaling; None: plain RoPE."""
@@ -109,12 +133,12 @@ class TransformerConfig:
     """Biases on the query, key and value projections."""
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each layer; (): full attention in all of them."""
-    sliding_window: int = 0
+    sliding_window: Window = 0
     """Positions that a sliding layer sees, including the query's own; 0: no layer slides. This is
     only a mask: a sliding layer keeps its whole cache and takes as long as a full one."""
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
-    max_position_embeddings: int = 1024
+    max_position_embeddings: Positions = 1024
     """Longest sequence the model is made for."""
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
@@ -126,17 +150,13 @@ class TransformerConfig:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads must be a multiple of num_kv_heads: got {self.num_heads} and "
             f"{self.num_kv_heads}.",
         )
         require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
-        for field in ("vocab_size", "hidden_size", "num_layers", "intermediate_size"):
-            require(
-                getattr(self, field) >= 1,
-                f"{field} must be at least 1: got {getattr(self, field)}.",
-            )
         _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
 
     @property
@@ -157,25 +177,25 @@ class GPT2Config:
     """gpt2: one projection with biases gives queries, keys and values, and scores are divided by
     the square root of the head width. gpt_neo: three projections without biases, scores are not
     divided, and layers may slide."""
-    vocab_size: int = 50_257
+    vocab_size: Vocabulary = 50_257
     """Rows of the embedding, padded rows included."""
-    hidden_size: int = 768
+    hidden_size: Width = 768
     """Width of the residual stream; the heads share it."""
-    num_layers: int = 12
+    num_layers: Layers = 12
     """Transformer blocks."""
-    num_heads: int = 12
+    num_heads: Heads = 12
     """Heads; each has its own keys and values."""
-    intermediate_size: int = 3072
+    intermediate_size: Width = 3072
     """Width inside the MLP."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Epsilon = 1e-5
     """Added to the variance before its root."""
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each layer; (): full attention in all of them."""
-    sliding_window: int = 0
+    sliding_window: Window = 0
     """Positions that a sliding layer sees, including the query's own; 0: no layer slides."""
     tie_embeddings: bool = True
     """Whether the head is the transposed embedding."""
-    max_position_embeddings: int = 1024
+    max_position_embeddings: Positions = 1024
     """Rows of the position table: no text can be longer."""
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
@@ -187,14 +207,7 @@ class GPT2Config:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
-            "max_position_embeddings",
-        ):  # fmt: skip
-            require(
-                getattr(self, field) >= 1,
-                f"{field} must be at least 1: got {getattr(self, field)}.",
-            )
+        check_ranges(self)
         require(
             self.hidden_size % self.num_heads == 0,
             f"hidden_size must be a multiple of num_heads: got {self.hidden_size} and "
@@ -235,12 +248,12 @@ class MaskedTransformerConfig(TransformerConfig):
       ValueError: a mask outside the vocabulary, or a block length that does not fit the context.
     """
 
-    mask_token_id: int | None = None
+    mask_token_id: TokenId | None = None
     """Id of the mask; None: the last row of the embedding."""
     context: Context = "bidirectional"
     """What clean tokens before a drafted block see; see `DiTConfig`. "block_causal": their own
     block and all earlier ones (SDAR)."""
-    block_length: int = 0
+    block_length: Annotated[int, whole(0, MOST_SLOTS)] = 0
     """Tokens per block with a block-causal context; 0 otherwise."""
 
     def __post_init__(self) -> None:
@@ -270,21 +283,21 @@ class DiTConfig:
       ValueError: a width that does not give every head the same even width, or sizes below 1.
     """
 
-    vocab_size: int = 50_258
+    vocab_size: Vocabulary = 50_258
     """Rows of the embedding, including the mask's (the last one in the released model)."""
-    hidden_size: int = 768
+    hidden_size: Width = 768
     """Width of the residual stream."""
-    num_layers: int = 12
+    num_layers: Layers = 12
     """Transformer blocks."""
-    num_heads: int = 12
+    num_heads: Heads = 12
     """Attention heads; each is hidden_size / num_heads wide."""
-    conditioning_size: int = 128
+    conditioning_size: Width = 128
     """Width of the embedded noise, from which every layer's modulation is computed."""
     time_conditioning: bool = False
     """Whether the model sees the noise. If not, it is given 0, as the released model was."""
-    max_position_embeddings: int = 1024
+    max_position_embeddings: Positions = 1024
     """Longest sequence the model is made for."""
-    mask_token_id: int | None = None
+    mask_token_id: TokenId | None = None
     """Id of the mask; None: the last row of the embedding, as in the released model."""
     context: Context = "bidirectional"
     """What clean tokens before a drafted block see: everything, including the block's masks, as in
@@ -301,6 +314,7 @@ class DiTConfig:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(
             self.context != "block_causal",
             "context 'block_causal' is only for transformers, not for a DiT.",
@@ -310,10 +324,6 @@ class DiTConfig:
                 f"mask_token_id must lie in the vocabulary, 0..{self.vocab_size - 1}: got "
                 f"{self.mask_token_id}."
             )
-        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "conditioning_size")
-        for field in sizes:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1: got {getattr(self, field)}.")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 "hidden_size must give every head the same even width, for RoPE: got hidden_size "
@@ -351,33 +361,33 @@ class DrafterConfig:
       ValueError: a block of fewer than 2 slots, or layer types that do not fit the layers.
     """
 
-    block_size: int = 16
+    block_size: BlockSize = 16
     """Slots of a block, including the anchor (slot 0)."""
-    mask_token_id: int | None = None
+    mask_token_id: TokenId | None = None
     """Id that fills the slots to be drafted; None: the tokenizer's mask token."""
-    target_layer_ids: tuple[int, ...] = ()
+    target_layer_ids: tuple[Annotated[int, whole(0, MOST_LAYERS)], ...] = ()
     """Target layers whose outputs are the features; (): DFlash's default spread."""
-    num_features: int = 3
+    num_features: Layers = 3
     """How many target layers are captured if `target_layer_ids` is empty."""
-    num_layers: int = 2
+    num_layers: Layers = 2
     """Layers of the drafter."""
-    num_heads: int = 0
+    num_heads: Annotated[int, whole(0, MOST_HEADS)] = 0
     """Query heads; 0: the target's."""
-    num_kv_heads: int = 0
+    num_kv_heads: Annotated[int, whole(0, MOST_HEADS)] = 0
     """Key/value heads; 0: the target's."""
-    head_dim: int = 0
+    head_dim: Annotated[int, whole(0, MOST_WIDTH)] = 0
     """Width of a head; 0: the target's."""
-    intermediate_size: int = 0
+    intermediate_size: Annotated[int, whole(0, MOST_WIDTH)] = 0
     """Width inside the SwiGLU MLP; 0: the target's."""
-    rms_norm_eps: float = 0.0
+    rms_norm_eps: Epsilon = 0.0
     """Added to the mean square before its root; 0: the target's, or 1e-6 if it has none."""
-    rope_theta: float = 0.0
+    rope_theta: NotNegative = 0.0
     """Base of the rotary wavelengths; 0: the target's, or 10000 if it has none."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation."""
     layer_types: tuple[LayerType, ...] = ()
     """Kind of each drafter layer; (): full attention in all of them."""
-    sliding_window: int = 0
+    sliding_window: Window = 0
     """Positions that a sliding layer sees, including the query's own; 0: no layer slides."""
     is_causal: bool | None = None
     """Whether a slot sees only itself and earlier slots of its block; None: yes in sliding layers
@@ -390,20 +400,13 @@ class DrafterConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
-    chunk_blocks: int = 0
+    chunk_blocks: Annotated[int, whole(0, MOST_POSITIONS)] = 0
     """How many blocks of a row have their attention scores (blocks x slots x heads x context) in
     memory at once in training; the backward pass recomputes them. It must divide `data.anchors`; 0:
     all blocks."""
 
     def __post_init__(self) -> None:
-        require(
-            self.block_size >= 2,
-            f"block_size includes the anchor and must be at least 2: got {self.block_size}.",
-        )
-        require(
-            self.chunk_blocks >= 0,
-            f"drafter.chunk_blocks must be 0 (all) or more: got {self.chunk_blocks}.",
-        )
+        check_ranges(self, prefix="drafter.")
         _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
 
     @property

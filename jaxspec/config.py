@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxspec.architectures import UNLIMITED as UNLIMITED
 from jaxspec.architectures import Context as Context
@@ -28,6 +28,35 @@ from jaxspec.architectures import TransformerConfig as TransformerConfig
 from jaxspec.architectures import require
 from jaxspec.evaluation_settings import DiffusionEvaluationConfig as DiffusionEvaluationConfig
 from jaxspec.evaluation_settings import EvaluationConfig as EvaluationConfig
+from jaxspec.ranges import (
+    MOST_DEVICES,
+    MOST_EXAMPLES,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    MOST_ROWS,
+    MOST_STEPS,
+    MOST_WIDTH,
+    BlockSize,
+    Epsilon,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Vocabulary,
+    check_ranges,
+    fraction,
+    whole,
+)
+
+MOST_GENERATED = 10**7
+"""Examples that the embedded corpus may be asked for."""
+
+Steps = Annotated[int, whole(1, MOST_STEPS)]
+Blocks = Annotated[int, whole(0, MOST_POSITIONS)]
+Decay = Annotated[float, Range(0.0, math.inf, "positive, inf or None", "", without=(0.0,))]
+Axis = Annotated[
+    int, Range(-1, MOST_DEVICES, "positive, or -1", f"at most {MOST_DEVICES:,}", without=(0,))
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +98,7 @@ class DenoiserConfig:
     """Weights to start from: a run's folder, an MDLM in the released layout, or a language model of
     the target's family, which learns to see both ways ("embedded": the one in the package); "":
     start from scratch."""
-    num_layers: int = 0
+    num_layers: Annotated[int, whole(0, MOST_LAYERS)] = 0
     """Keep only the first N layers of `path`; 0: all of them."""
     unroll_layers: bool = False
     """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
@@ -82,25 +111,21 @@ class DenoiserConfig:
     """What is learned. Random masks over a row: "elbo" (MDLM's bound on the likelihood),
     "score_entropy" (SEDD) or "llada" (a mean over each row's answer). A fully masked block after a
     prefix, as in drafting, with the settings of `loss`: "draft"."""
-    block_size: int = 16
+    block_size: BlockSize = 16
     """Slots of a block, including its anchor, for objective "draft" and for causal context. A row
     then has `data.anchors` blocks; a bidirectional context is read again for each of them. With
     block-causal context, a row is cut into blocks of this many tokens, and there are no anchors."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, whole(0, MOST_WIDTH)] = 0
     """Train only updates of this rank to the layers' matrices (LoRA); 0: train every weight."""
-    lora_alpha: float = 0.0
+    lora_alpha: NotNegative = 0.0
     """alpha: these updates are scaled by alpha / rank; 0: alpha = 2 * rank."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, prefix="denoiser.")
         require(
-            self.block_size >= 2,
-            "denoiser.block_size includes the anchor and must be at least 2: got "
-            f"{self.block_size}.",
-        )
-        require(
-            self.lora_rank >= 0 and (self.lora_rank == 0 or bool(self.path)),
-            "denoiser.lora_rank must be 0 (no LoRA) or more, and LoRA needs a model to adapt "
-            f"(denoiser.path): got rank {self.lora_rank} and path {self.path!r}.",
+            self.lora_rank == 0 or bool(self.path),
+            "LoRA needs a model to adapt (denoiser.path): got denoiser.lora_rank "
+            f"{self.lora_rank} and path {self.path!r}.",
         )
 
 
@@ -150,11 +175,11 @@ class LossConfig:
       ValueError: a decay or weight outside its range, or a malformed entry of `extra`.
     """
 
-    decay: float | None = 10.0
+    decay: Decay | None = 10.0
     """Scale, in slots, of the positional weights exp(-g / decay); None or inf: all ones."""
-    focal: float = 0.3
+    focal: NotNegative = 0.3
     """Weight of the first-error focal term."""
-    chain: float = 40.0
+    chain: NotNegative = 40.0
     """Weight of the chain reward."""
     normalize: Literal["block", "weight"] = "block"
     """"block": sum over the slots of a block, then mean over blocks (the paper's equation);
@@ -166,21 +191,11 @@ class LossConfig:
     """More terms with their weights: NAME=WEIGHT for an objective or a term of `jaxspec.losses`,
     such as "forward_kl=0.5"; MODULE:NAME=WEIGHT or FILE.py:NAME=WEIGHT for your own function (see
     `jaxspec.losses.terms`)."""
-    chunk_blocks: int = 0
+    chunk_blocks: Blocks = 0
     """How many blocks of a row have their logits in memory at once; 0: all of them."""
 
     def __post_init__(self) -> None:
-        require(
-            self.decay is None or self.decay > 0,
-            f"loss.decay must be positive, inf or None: got {self.decay}.",
-        )
-        for field in ("focal", "chain"):
-            value = getattr(self, field)
-            require(
-                math.isfinite(value) and value >= 0,
-                f"loss.{field} must be finite and not negative: got {value}.",
-            )
-        require(self.chunk_blocks >= 0, f"loss.chunk_blocks must be >= 0: got {self.chunk_blocks}.")
+        check_ranges(self, prefix="loss.")
         require(
             not isinstance(self.extra, str),
             f"loss.extra must be a list of entries, one per term: got the text {self.extra!r}.",
@@ -235,35 +250,30 @@ class DataConfig:
     tokenizer: str = ""
     """Folder with tokenizer.json; "": the target's; "embedded": the one in the package; "train":
     train a byte-level BPE of `tokenizer_vocab` tokens on the training text."""
-    tokenizer_vocab: int = 2048
+    tokenizer_vocab: Vocabulary = 2048
     """Size of the tokenizer to train (tokenizer "train")."""
-    sequence_length: int = 256
+    sequence_length: Annotated[int, whole(8, MOST_POSITIONS)] = 256
     """Tokens per row."""
-    batch_size: int = 8
+    batch_size: Annotated[int, whole(1, MOST_ROWS)] = 8
     """Rows per step, over all devices."""
     packing: bool = True
     """Put several documents into a row; they never see each other."""
     fill_rows: bool = False
     """Fill the rest of each row, after its document, with end-of-text tokens that are learned too:
     this is how LLaDA learns to stop. Only without packing."""
-    anchors: int = 16
+    anchors: Annotated[int, whole(1, MOST_ROWS)] = 16
     """Blocks to draft per row."""
     loss_on: Literal["response", "all"] = "response"
     """Which tokens are learned: the assistant's, or all of them (for a target from scratch)."""
-    max_examples: int = 0
+    max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0
     """Read only the first N examples of each source; 0: all of them."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed for the order of the examples."""
-    embedded_examples: int = 20_000
+    embedded_examples: Annotated[int, whole(1, MOST_GENERATED)] = 20_000
     """Examples to generate for the training split of the embedded corpus."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"data.batch_size must be >= 1: got {self.batch_size}.")
-        require(
-            self.sequence_length >= 8,
-            f"data.sequence_length must be at least 8: got {self.sequence_length}.",
-        )
-        require(self.anchors >= 1, f"data.anchors must be >= 1: got {self.anchors}.")
+        check_ranges(self, prefix="data.")
         require(len(self.sources) >= 1, "data.sources is empty: name at least one data set.")
         require(
             not (self.fill_rows and self.packing),
@@ -278,47 +288,43 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """What follows the warm-up: a cosine decay to `final_learning_rate`, or the peak rate to the
     end. A run with a constant rate can be continued for more steps."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: NotNegative = 0.0
     """Learning rate at the last step."""
-    warmup_fraction: float = 0.015
+    warmup_fraction: Annotated[float, fraction(one=False)] = 0.015
     """Fraction of the steps over which the learning rate rises linearly."""
-    b1: float = 0.9
+    b1: Annotated[float, fraction(one=False)] = 0.9
     """Decay of AdamW's running mean of the gradient."""
-    b2: float = 0.999
+    b2: Annotated[float, fraction(one=False)] = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
-    eps: float = 1e-8
+    eps: Epsilon = 1e-8
     """Added to AdamW's denominator."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest global norm that a gradient may have; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        require(
-            math.isfinite(self.learning_rate) and self.learning_rate > 0,
-            f"optimizer.learning_rate must be positive: got {self.learning_rate}.",
-        )
-        require(
-            0 <= self.warmup_fraction < 1,
-            f"optimizer.warmup_fraction must be in [0, 1): got {self.warmup_fraction}.",
-        )
+        check_ranges(self, prefix="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; one axis may be -1: all devices that are left."""
 
-    data: int = -1
+    data: Axis = -1
     """Devices that split the rows and each hold all parameters."""
-    fsdp: int = 1
+    fsdp: Axis = 1
     """Devices that split the rows, the parameters and the optimizer state."""
-    tensor: int = 1
+    tensor: Axis = 1
     """Devices that split attention heads and MLP widths."""
     path: Literal["jit", "shard_map", "pmap"] = "jit"
     """How a step is spread over devices. "shard_map" and "pmap" replicate the parameters and
     split the batch (data axis only)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, prefix="mesh.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,19 +334,19 @@ class TrainingConfig:
     task: Literal["target", "drafter", "denoiser"] = "drafter"
     """What to train: a drafter on the frozen target, the target itself, or a masked-diffusion
     language model (a denoiser) that drafts for it or answers on its own."""
-    steps: int = 1000
+    steps: Steps = 1000
     """Optimizer steps of the run."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Annotated[int, whole(1, MOST_ROWS)] = 1
     """Parts that each batch is split into; they are computed one after the other."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed for the initial parameters and for everything drawn in training."""
-    log_every: int = 20
+    log_every: Steps = 20
     """Steps between two lines of metrics.jsonl."""
-    checkpoint_every: int = 250
+    checkpoint_every: Steps = 250
     """Steps between two checkpoints; the last step always gets one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, whole(0, MOST_STEPS, words="0 (keep all) or more")] = 2
     """How many checkpoints to keep, the newest ones; 0: all of them."""
-    capture_tolerance: float = 1e-3
+    capture_tolerance: NotNegative = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True
     """Write WORKDIR/export (safetensors, config.json, tokenizer) at the end."""
@@ -348,15 +354,7 @@ class TrainingConfig:
     """Type of the exported weights; "": the type of the parameters."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "gradient_accumulation", "log_every", "checkpoint_every"):
-            require(
-                getattr(self, field) >= 1,
-                f"training.{field} must be at least 1: got {getattr(self, field)}.",
-            )
-        require(
-            self.keep_checkpoints >= 0,
-            f"training.keep_checkpoints must be 0 (keep all) or more: got {self.keep_checkpoints}.",
-        )
+        check_ranges(self, prefix="training.")
 
 
 @dataclasses.dataclass(frozen=True)

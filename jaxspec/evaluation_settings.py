@@ -9,10 +9,26 @@ Nothing here touches jax.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxspec.architectures import require
+from jaxspec.ranges import (
+    MOST_DRAFTS,
+    MOST_EXAMPLES,
+    MOST_ROWS,
+    MOST_SLOTS,
+    MOST_VOCABULARY,
+    NotNegative,
+    Positions,
+    Positive,
+    Seed,
+    check_ranges,
+    fraction,
+    whole,
+)
+
+MOST_REPEATS = 1000
+"""How often something may be timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,41 +37,41 @@ class EvaluationConfig:
 
     benchmarks: tuple[str, ...] = ("embedded/math", "embedded/code", "embedded/chat")
     """Data sets whose prompts are decoded."""
-    prompts: int = 40
+    prompts: Annotated[int, whole(1, MOST_EXAMPLES)] = 40
     """Prompts per benchmark (fewer if it has fewer)."""
-    max_new_tokens: int = 128
+    max_new_tokens: Positions = 128
     """Longest response, in tokens."""
-    batch_size: int = 8
+    batch_size: Annotated[int, whole(1, MOST_ROWS)] = 8
     """Prompts decoded together when tau is measured."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """0: greedy decoding; above 0: sampling."""
-    draft_temperature: float | None = None
+    draft_temperature: NotNegative | None = None
     """Temperature at which drafts are sampled; None: the target's. Outputs are exact at any value.
     At 0, the likeliest tokens are drafted, and the verifier treats them as certain."""
-    top_k: int = 0
+    top_k: Annotated[int, whole(0, MOST_VOCABULARY)] = 0
     """Sample only from the k likeliest tokens, for target and draft alike; 0: from all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, fraction(zero=False)] = 1.0
     """Sample only from the likeliest tokens that together reach this probability (nucleus); 1: from
     all."""
-    min_p: float = 0.0
+    min_p: Annotated[float, fraction()] = 0.0
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
     from all."""
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
     "auto" also chooses these where needed."""
-    tree_nodes: int = 0
+    tree_nodes: Annotated[int, whole(0, MOST_DRAFTS)] = 0
     """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
-    chains: int = 0
+    chains: Annotated[int, whole(0, MOST_DRAFTS)] = 0
     """Draft this many sampled chains, all verified in one target pass, instead of one block; 0: one
     block. At temperature 0, they need a `draft_temperature`."""
-    adaptive_sizes: tuple[int, ...] = ()
+    adaptive_sizes: tuple[Annotated[int, whole(1, MOST_SLOTS)], ...] = ()
     """Sizes that a controller chooses from while decoding, based on how many drafts were accepted
     and what a round costs. A size is the number of tokens that the target reads per round: a block,
     or a tree's nodes and its anchor; 1 turns drafting off. (): one fixed size."""
-    block_size: int = 0
+    block_size: Annotated[int, whole(0, MOST_SLOTS)] = 0
     """Slots per block in decoding, including its anchor; 0: the drafter's own."""
-    denoising_passes: int = 1
+    denoising_passes: Annotated[int, whole(1, MOST_SLOTS)] = 1
     """Passes that a masked-diffusion drafter takes to fill a block."""
     denoising_order: Literal["ancestral", "first_hitting", "left_to_right"] = "ancestral"
     """Which masks each of these passes fills: random ones at random times (MDLM's reverse process),
@@ -65,62 +81,32 @@ class EvaluationConfig:
     with nothing to their left that was filled in later ("in_order"), those of the last pass
     ("last_pass"), or none ("point_mass"). A token without one counts as certain. "reveal_time"
     gives the distribution of every token, which is exact only from left to right."""
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: Positions = 512
     """Longest prompt, in tokens; longer prompts are left out and counted."""
-    passage_tokens: int = 32
+    passage_tokens: Positions = 32
     """In running text (wikitext2, tinystories), the first N tokens are the prompt, unchanged; the
     target continues from there."""
-    timing_prompts: int = 6
+    timing_prompts: Annotated[int, whole(0, MOST_EXAMPLES)] = 6
     """Prompts per benchmark on which wall-clock speed is measured, one at a time; 0: no timing."""
-    timing_repeats: int = 3
+    timing_repeats: Annotated[int, whole(1, MOST_REPEATS)] = 3
     """How often each timing is repeated."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed for sampling and for the bootstrap."""
 
     def __post_init__(self) -> None:
-        require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"evaluation.temperature must be finite and not negative: got {self.temperature}.",
-        )
-        require(
-            self.timing_repeats >= 1,
-            f"evaluation.timing_repeats must be at least 1: got {self.timing_repeats}.",
-        )
-        require(self.prompts >= 1, f"evaluation.prompts must be at least 1: got {self.prompts}.")
-        require(
-            self.passage_tokens >= 1,
-            f"evaluation.passage_tokens must be at least 1: got {self.passage_tokens}.",
-        )
-        require(
-            self.tree_nodes >= 0,
-            f"evaluation.tree_nodes must be 0 (no tree) or more: got {self.tree_nodes}.",
-        )
-        require(
-            self.chains >= 0,
-            f"evaluation.chains must be 0 (one block) or more: got {self.chains}.",
-        )
+        check_ranges(self, prefix="evaluation.")
         require(
             not (self.tree_nodes and self.chains),
             "A round drafts either a best-first tree or sampled chains: got evaluation.tree_nodes "
             f"{self.tree_nodes} and evaluation.chains {self.chains}. Set one of them to 0.",
         )
-        draft = self.draft_temperature
         require(
-            draft is None or (math.isfinite(draft) and draft >= 0),
-            f"evaluation.draft_temperature must be finite and not negative: got {draft}.",
-        )
-        require(
-            all(size >= 1 for size in self.adaptive_sizes)
-            and len(set(self.adaptive_sizes)) == len(self.adaptive_sizes),
-            f"evaluation.adaptive_sizes must differ and be at least 1: got {self.adaptive_sizes}.",
+            len(set(self.adaptive_sizes)) == len(self.adaptive_sizes),
+            f"evaluation.adaptive_sizes must differ: got {self.adaptive_sizes}.",
         )
         require(
             not (self.adaptive_sizes and self.chains),
             "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
-        )
-        require(
-            self.denoising_passes >= 1,
-            f"evaluation.denoising_passes must be at least 1: got {self.denoising_passes}.",
         )
         require(
             self.draft_rule != "reveal_time"
@@ -144,13 +130,8 @@ class EvaluationConfig:
             f"evaluation.denoising_passes {self.denoising_passes}.",
         )
         require(
-            self.max_new_tokens >= 1,
-            f"evaluation.max_new_tokens must be at least 1: got {self.max_new_tokens}.",
-        )
-        require(
-            self.block_size == 0 or self.block_size >= 2,
-            "evaluation.block_size includes the anchor and must be at least 2: "
-            f"got {self.block_size}.",
+            self.block_size != 1,
+            "evaluation.block_size includes the anchor and must be at least 2: got 1.",
         )
         require(len(self.benchmarks) >= 1, "evaluation.benchmarks is empty: name at least one.")
 
@@ -163,18 +144,18 @@ class DiffusionEvaluationConfig:
     of `EvaluationConfig`.
     """
 
-    block_length: int = 0
+    block_length: Annotated[int, whole(0, MOST_SLOTS)] = 0
     """Tokens per block; blocks are filled from left to right. 0: what the model was trained with
     (SDAR: 4), or else 32."""
     unmasking: str = "scheduled"
     """Which masks a step reveals: an equal share of the block ("scheduled", LLaDA), all with enough
     confidence ("threshold"), or as many as can be revealed together at a bounded risk ("factor",
     Fast-dLLM)."""
-    steps: int = 0
+    steps: Annotated[int, whole(0, MOST_SLOTS)] = 0
     """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
-    threshold: float = 0.9
+    threshold: Annotated[float, fraction(zero=False)] = 0.9
     """Confidence that unmasking "threshold" requires."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """Risk that unmasking "factor" accepts; near 0: one token per step."""
     caching: Literal["none", "prefix", "dual"] = "dual"
     """Which keys and values are reused while a block is filled: none ("none"), those before it
@@ -182,18 +163,18 @@ class DiffusionEvaluationConfig:
     block_causal: bool = False
     """Whether a token sees only its own block and earlier ones. A model that was trained that way
     (context "block_causal") always does this."""
-    guidance: float = 0.0
+    guidance: NotNegative = 0.0
     """Strength of classifier-free guidance; 0: off."""
     drafts: tuple[Literal["ssd", "freedave", "star"], ...] = ("ssd",)
     """Draft graphs that need no calibration; each gets rows in the table. They draft the likeliest
     tokens at the likeliest positions: one after the other ("ssd"), a step's share at a time
     ("freedave"), or each on its own ("star")."""
-    num_drafts: tuple[int, ...] = (3,)
+    num_drafts: tuple[Annotated[int, whole(0, MOST_DRAFTS)], ...] = (3,)
     """Sizes of the graphs (D, drafted states); each gets a row in the table. 0: plain decoding."""
     graph: str = ""
     """File written by `jaxspec calibrate`; its first `num_drafts` nodes get rows in the table too.
     "": none."""
-    kept_drafts: int = 0
+    kept_drafts: Annotated[int, whole(0, MOST_DRAFTS)] = 0
     """In each pass, draft only this many nodes of a calibrated graph, the most promising ones (D*);
     the whole graph then gets one row. 0: draft all of them."""
     layout: Literal["mask", "batch"] = "mask"
@@ -202,12 +183,9 @@ class DiffusionEvaluationConfig:
     decoding without drafts; otherwise only "batch" does."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, prefix="diffusion.")
         require(
-            self.block_length >= 0,
-            f"diffusion.block_length must be 0 (the model's own) or more: got {self.block_length}.",
-        )
-        require(
-            self.steps >= 0 and (not self.block_length or self.steps <= self.block_length),
+            not self.block_length or self.steps <= self.block_length,
             "diffusion.steps must be 0 or a number of steps per block, from 1 to "
             f"diffusion.block_length ({self.block_length}): got {self.steps}.",
         )
@@ -215,23 +193,6 @@ class DiffusionEvaluationConfig:
             not self.steps or self.unmasking == "scheduled",
             f"diffusion.steps is only for diffusion.unmasking scheduled, not {self.unmasking}: "
             "leave it at 0.",
-        )
-        require(
-            0 < self.threshold <= 1,
-            f"diffusion.threshold must lie in (0, 1]: got {self.threshold}.",
-        )
-        require(self.factor > 0, f"diffusion.factor must be positive: got {self.factor}.")
-        require(
-            math.isfinite(self.guidance) and self.guidance >= 0,
-            f"diffusion.guidance must be 0 (off) or positive, and finite: got {self.guidance}.",
-        )
-        require(
-            min(self.num_drafts, default=0) >= 0,
-            f"diffusion.num_drafts must be 0 or more: got {self.num_drafts}.",
-        )
-        require(
-            self.kept_drafts >= 0,
-            f"diffusion.kept_drafts must be 0 or more: got {self.kept_drafts}.",
         )
         require(
             not self.kept_drafts or bool(self.graph),

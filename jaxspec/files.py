@@ -54,6 +54,9 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # A failed write does not say where.
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -98,6 +101,9 @@ def replaced_folder(
         if target.exists():
             target.rename(previous)
         temporary.rename(target)
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if previous.exists() and target.exists():

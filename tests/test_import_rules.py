@@ -17,9 +17,10 @@ PACKAGE = "jaxspec"
 
 EVERYONE_MAY_IMPORT = {"config", "files", "json_files", "names", "provenance", "tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
-    "architectures": set(),
-    "evaluation_settings": {"architectures"},
-    "config": {"architectures", "evaluation_settings"},
+    "ranges": set(),
+    "architectures": {"ranges"},
+    "evaluation_settings": {"architectures", "ranges"},
+    "config": {"architectures", "evaluation_settings", "ranges"},
     "files": set(),
     "json_files": set(),
     "names": set(),

@@ -312,7 +312,7 @@ def write_folder(
     if provenance is not None:
         written["provenance.json"] = provenance
     if jax.process_index() == 0:
-        with replaced_folder(folder, is_own=_is_exported) as temporary:
+        with replaced_folder(folder, is_own=is_exported) as temporary:
             safetensors_io.write_tensors(
                 temporary,
                 stream,
@@ -331,7 +331,7 @@ def write_folder(
         multihost_utils.sync_global_devices("jaxspec export")
 
 
-def _is_exported(name: str) -> bool:
+def is_exported(name: str) -> bool:
     """Whether a file is one of those that an export consists of."""
     return name in EXPORT_FILES or (name.startswith("model") and name.endswith(".safetensors"))
 

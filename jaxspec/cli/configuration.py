@@ -13,6 +13,7 @@ file may serve several commands; on its command line a command accepts only what
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -28,6 +29,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from jaxspec.cli.help import all_settings_header, short_help
+from jaxspec.cli.mistakes import TRACEBACK_VARIABLE, message_of
 from jaxspec.cli.settings import (
     default_of,
     given_names,
@@ -56,9 +58,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 OUTPUT_CLOSED = 141
 """Exit status when nobody reads the output any more, as shells have it."""
-TRACEBACK_VARIABLE = "JAXSPEC_TRACEBACK"
-"""Set it to 1 to see where a user's mistake was noticed."""
-
 
 ELSEWHERE = {
     "target": "the target's shape is in its folder (--target.path)",
@@ -176,9 +175,9 @@ def parse_command(
       description: what the command does, for ``--help``.
 
     Raises:
-      ValueError: no config is named, the config cannot be read, or a setting is unknown or not
-        read by this command.
-      SystemExit: 0 after ``--help``; 2 for a value of the wrong type, or one that a config refuses.
+      ValueError: no config is named, the config cannot be read, a setting is unknown or not read
+        by this command, or a config refuses a value.
+      SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
@@ -194,9 +193,8 @@ def parse_command(
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]
     shown = _choices(command_type, run, reads) if wants_all else {}
-    if wants_all:
-        # A group is named by its settings, so that one of them can show its choices.
-        reads = tuple(setting.name for setting in read_settings(run, reads))
+    # A group is named by its settings: the parser then leaves checking the whole of it to `merged`.
+    reads = tuple(setting.name for setting in read_settings(run, reads))
     part = part_of(
         whole,
         [*own, *(f"run.{read}" for read in reads)],
@@ -226,24 +224,63 @@ def parse_command(
 def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a command and turns what it raises into an exit status.
 
-    0: done. 2: a user's mistake (ValueError), told in one message without a traceback. 130: Ctrl-C.
-    Any other exception is a defect and keeps its traceback (the interpreter exits with 1).
+    0: done. 2: a user's mistake or misfortune (`jaxspec.cli.mistakes`), told in one message without
+    a traceback. 130: Ctrl-C. 141: nobody reads the output. What a command itself says with
+    SystemExit stays. Any other exception is a defect and keeps its traceback (the interpreter exits
+    with 1).
     """
+    if sys.stderr is None:  # Closed by `2>&-`. The next file to be opened would take its place.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        _say("Standard output is closed (>&-): give it a place, such as > /dev/null.")
+        return USER_MISTAKE
     try:
-        return main(argv) or 0
-    except ValueError as error:
+        try:
+            status = main(argv) or 0
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # The reader went away (`--help | head`).
+        _drop_output()
+        return OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        _can_print("")
+        _say("interrupted", kind="")
+        return INTERRUPTED
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        nameless = isinstance(error, OSError) and error.filename is None
+        if not _can_print("\n" if nameless else "") and nameless:
+            message = f"Standard output cannot be written to. {message}"
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             traceback.print_exc()
         else:
-            print(f"error: {error}{_origin_note(error)}", file=sys.stderr)
+            _say(message)
         return USER_MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (`--help | head`). The interpreter flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+
+
+def _say(message: str, *, kind: str = "error: ") -> None:
+    with contextlib.suppress(OSError):  # Nobody can be told.
+        print(f"{kind}{message}", file=sys.stderr)
+
+
+def _can_print(text: str) -> bool:
+    """Whether standard output takes a text, and what it still holds; if not, that is dropped."""
+    try:
+        print(end=text, flush=True)
+    except OSError:
+        _drop_output()
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help(
@@ -383,14 +420,3 @@ def _absent_group(key: str, run: RunConfig) -> str | None:
         if value is None:
             return ".".join(path)
     return None
-
-
-def _origin_note(error: ValueError) -> str:
-    """Says so when another package refused a value: its message may not speak of settings."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    origin = Path(frames[-1].filename)
-    if "site-packages" not in origin.parts or Path(__file__).parent.parent in origin.parents:
-        return ""
-    return f"\n(refused by a package jaxspec uses; {TRACEBACK_VARIABLE}=1 shows where)"

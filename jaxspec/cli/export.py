@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxspec.config import Dtype, RunConfig
+from jaxspec.files import replaced_folder, try_file
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
@@ -78,6 +79,7 @@ def export(command: ExportCommand) -> Path:
         or an output folder that holds other files.
     """
     from jaxspec.checkpoints.config_reader import read_json
+    from jaxspec.checkpoints.huggingface import is_exported
     from jaxspec.provenance import provenance, write_json
     from jaxspec.training.run_record import read_run_config
     from jaxspec.training.tasks.registry import task_of
@@ -97,21 +99,28 @@ def export(command: ExportCommand) -> Path:
         raise ValueError(
             f"--output {output} is the folder that the weights are read from: choose another one."
         )
-    weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
-    weights.save(
-        output,
-        weights.params,
-        tokenizer=weights.tokenizer,
-        dtype=command.dtype,
-        provenance={
-            **provenance(config=run, seed=run.training.seed),
-            "step": run.training.steps if weights.step is None else weights.step,
-        },
-    )
-    if rewrite is not None:
-        name = command.target_name or Path(run.target.path).name
-        document = read_json(output / "config.json")
-        write_json(output / "config.json", rewrite(document, target_name=name))
+    # Before anything is read; the folder then appears with everything in it.
+    try_file(output / "config.json", option="--output")
+    with replaced_folder(output, is_own=is_exported) as temporary:
+        weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
+        whole = temporary / "whole"
+        weights.save(
+            whole,
+            weights.params,
+            tokenizer=weights.tokenizer,
+            dtype=command.dtype,
+            provenance={
+                **provenance(config=run, seed=run.training.seed),
+                "step": run.training.steps if weights.step is None else weights.step,
+            },
+        )
+        if rewrite is not None:
+            name = command.target_name or Path(run.target.path).name
+            document = read_json(whole / "config.json")
+            write_json(whole / "config.json", rewrite(document, target_name=name))
+        for file in whole.iterdir():
+            file.rename(temporary / file.name)
+        whole.rmdir()
     title = kind.name.capitalize() + (f" ({command.format})" if kind.formats else "")
     origin = f"{workdir / 'export'}" if use_export else f"the checkpoint of step {weights.step}"
     print(f"{title} in {command.dtype} written to {output}, from {origin}.", flush=True)

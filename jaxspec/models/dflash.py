@@ -78,8 +78,14 @@ def resolve_config(
 
     Raises:
       ValueError: a mask id outside the embedding (a gather would clamp it silently), no mask id at
-        all, heads of odd width, or a layer id that the target does not have.
+        all, heads of odd width, query heads that key/value heads cannot share evenly, a block
+        longer than the target's positions, or a layer id that the target does not have.
     """
+    if config.block_size > target.max_position_embeddings:
+        raise ValueError(
+            f"drafter.block_size is {config.block_size}, but the target has only "
+            f"{target.max_position_embeddings} positions: choose a smaller block."
+        )
     mask = config.mask_token_id if config.mask_token_id is not None else mask_token_id
     if mask is None:
         raise ValueError(
@@ -102,6 +108,14 @@ def resolve_config(
             f"drafter.head_dim must be even for RoPE: got {head_dim}. Set it if the target's is "
             "odd."
         )
+    num_heads = config.num_heads or target.num_heads
+    num_kv_heads = config.num_kv_heads or target.num_kv_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            "drafter.num_heads must be a multiple of drafter.num_kv_heads: got "
+            f"{num_heads} and {num_kv_heads} (0 takes the target's, {target.num_heads} and "
+            f"{target.num_kv_heads})."
+        )
     layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
     check_layer_ids(tuple(layer_ids), target.num_layers)
     return dataclasses.replace(
@@ -109,8 +123,8 @@ def resolve_config(
         mask_token_id=mask,
         target_layer_ids=tuple(layer_ids),
         num_features=len(layer_ids),
-        num_heads=config.num_heads or target.num_heads,
-        num_kv_heads=config.num_kv_heads or target.num_kv_heads,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=config.intermediate_size or target.intermediate_size,
         rms_norm_eps=config.rms_norm_eps or eps,

@@ -200,24 +200,38 @@ def test_unknown_settings_are_errors(write_config, arguments, expected):
     ("arguments", "expected"),
     [
         (["--training.steps", "many"], "'many'"),
-        (["--training.steps", "0"], "training.steps must be at least 1: got 0"),
-        (["--drafter.block_size", "1"], "block_size includes the anchor"),
         (["--loss.normalize", "rows"], "'rows'"),
-        (["--data.sources"], "data.sources is empty"),
     ],
 )
-def test_refused_values_exit_with_2(write_config, capsys, arguments, expected):
+def test_values_of_a_wrong_type_exit_with_2(write_config, capsys, arguments, expected):
     with pytest.raises(SystemExit) as caught:
         parse_train("--config", str(write_config(CONFIG)), "--workdir", "w", *arguments)
     assert_refused(caught.value, capsys.readouterr(), expected)
 
 
-def test_refused_values_of_an_evaluation_exit_with_2(write_config, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--training.steps", "0"], "training.steps must be at least 1: got 0."),
+        (
+            ["--drafter.block_size", "1"],
+            "drafter.block_size must be at least 2, as it includes the anchor: got 1.",
+        ),
+        (["--drafter.num_heads", "-1"], "drafter.num_heads must be at least 0: got -1."),
+        (["--data.seed", "9" * 20], f"data.seed must be at most 4,294,967,295: got {'9' * 20}."),
+        (["--data.sources"], "data.sources is empty: name at least one data set."),
+    ],
+)
+def test_refused_values_are_one_line(write_config, arguments, expected):
+    with pytest.raises(ValueError) as caught:
+        parse_train("--config", str(write_config(CONFIG)), "--workdir", "w", *arguments)
+    assert str(caught.value) == expected
+
+
+def test_refused_values_of_an_evaluation_are_one_line(write_config):
     file = str(write_config(CONFIG))
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(ValueError, match=r"^evaluation.temperature must be finite .*: got nan.$"):
         parse_eval("--config", file, "--output", "o.json", "--evaluation.temperature", "nan")
-    expected = "evaluation.temperature must be finite"
-    assert_refused(caught.value, capsys.readouterr(), expected)
 
 
 def assert_refused(exit: SystemExit, printed, expected: str) -> None:

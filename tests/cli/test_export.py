@@ -165,3 +165,49 @@ def test_nothing_to_export_yet(drafter_run, tmp_path):
     with pytest.raises(ValueError, match="--from checkpoint"):
         command.export(command.ExportCommand(**call, source="export"))
     assert [file.name for file in tmp_path.iterdir()] == ["provenance.json"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("/proc/out", "--output /proc/out/config.json cannot be written to"),
+        (
+            "{tmp}/file/out",
+            r"--output .*file/out/config.json cannot be written to: Not a directory",
+        ),
+        ("{tmp}/file", r"--output .*file/config.json cannot be written to: .*file"),
+        ("{tmp}/full", r"full holds \['mine.txt'\], which are not part of an export"),
+    ],
+)
+def test_the_place_is_tried_before_weights_are_read(
+    drafter_run, tmp_path, monkeypatch, place, message
+):
+    workdir, _ = drafter_run
+    monkeypatch.setattr(command, "_from_checkpoint", lambda *_: pytest.fail("read the weights"))
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("kept")
+    before = runs.contents(tmp_path)
+    output = place.format(tmp=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        command.export(command.ExportCommand(workdir=str(workdir), output=output))
+    assert runs.contents(tmp_path) == before
+
+
+def test_an_export_that_fails_at_its_end_leaves_the_earlier_one(drafter_run, tmp_path, monkeypatch):
+    workdir, _ = drafter_run
+    call = {"workdir": str(workdir), "output": str(tmp_path / "out")}
+    command.export(command.ExportCommand(**call))
+    before = runs.contents(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxspec.provenance.write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        command.export(command.ExportCommand(**call, format="speculators"))
+    assert runs.contents(tmp_path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    monkeypatch.undo()
+    command.export(command.ExportCommand(**call, format="speculators"))
+    assert "speculators_config" in json.loads((tmp_path / "out" / "config.json").read_text())

@@ -221,15 +221,15 @@ def test_targets_that_cannot_be_decoded(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"block_length": -1}, "block_length must be 0 .* or more: got -1"),
+        ({"block_length": -1}, "block_length must be at least 0: got -1"),
         ({"block_length": 32, "steps": 33}, "steps must be 0 or a number of steps per block"),
         ({"unmasking": "threshold", "steps": 4}, "is only for diffusion.unmasking scheduled"),
-        ({"threshold": 1.5}, r"diffusion.threshold must lie in \(0, 1\]"),
-        ({"factor": 0.0}, "diffusion.factor must be positive"),
-        ({"guidance": -1.0}, "diffusion.guidance must be 0"),
+        ({"threshold": 1.5}, r"diffusion.threshold must be in \(0, 1\]"),
+        ({"factor": 0.0}, "diffusion.factor must be finite and positive"),
+        ({"guidance": -1.0}, "diffusion.guidance must be finite and not negative"),
         ({"kept_drafts": 3}, "give its file as diffusion.graph"),
-        ({"num_drafts": (3, -1)}, "num_drafts must be 0 or more"),
-        ({"kept_drafts": -1}, "kept_drafts must be 0 or more"),
+        ({"num_drafts": (3, -1)}, "num_drafts must be at least 0"),
+        ({"kept_drafts": -1}, "kept_drafts must be at least 0"),
     ],
 )
 def test_settings_out_of_range(wrong, message):

@@ -12,7 +12,7 @@ that is still training is read but never changed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,8 +52,8 @@ class Weights:
     params: Any
     save: Save
     tokenizer: Tokenizer
-    step: int | None
-    """Step that the weights are from; None: the end of the run."""
+    record: Mapping[str, Any]
+    """What trained them: the run's record, with the "step" that they are from."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,10 +109,8 @@ def export(command: ExportCommand) -> Path:
             weights.params,
             tokenizer=weights.tokenizer,
             dtype=command.dtype,
-            provenance={
-                **provenance(config=run, seed=run.training.seed),
-                "step": run.training.steps if weights.step is None else weights.step,
-            },
+            # What trained the weights stays as it was recorded then.
+            provenance={**weights.record, "exported": provenance(config=None, seed=None)},
         )
         if rewrite is not None:
             name = command.target_name or Path(run.target.path).name
@@ -122,12 +120,14 @@ def export(command: ExportCommand) -> Path:
             file.rename(temporary / file.name)
         whole.rmdir()
     title = kind.name.capitalize() + (f" ({command.format})" if kind.formats else "")
-    origin = f"{workdir / 'export'}" if use_export else f"the checkpoint of step {weights.step}"
+    step = weights.record.get("step")
+    origin = f"{workdir / 'export'}" if use_export else f"the checkpoint of step {step}"
     print(f"{title} in {command.dtype} written to {output}, from {origin}.", flush=True)
     return output
 
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:
+    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.training.tasks.registry import task_of
 
@@ -138,7 +138,12 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
             "training so far, use --from checkpoint."
         )
     params, save = task_of(run).read_export(run, folder)
-    return Weights(params=params, save=save, tokenizer=Tokenizer.load(folder), step=None)
+    return Weights(
+        params=params,
+        save=save,
+        tokenizer=Tokenizer.load(folder),
+        record=read_json(folder / "provenance.json"),
+    )
 
 
 def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
@@ -171,5 +176,10 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
         checkpoints.close()
     if restored is None:
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    step, state, _ = restored
-    return Weights(params=task.whole(state.params), save=task.save, tokenizer=tokenizer, step=step)
+    step, state, progress = restored
+    return Weights(
+        params=task.whole(state.params),
+        save=task.save,
+        tokenizer=tokenizer,
+        record={**progress["record"], "step": step},
+    )

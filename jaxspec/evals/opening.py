@@ -344,9 +344,11 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     if kind.tokenizer != "none":
         _check_tokenizer(folder, weights, kind, config, target=target)
     assert kind.network is not None, f"kind {name} is opened from folders"
-    record = _provenance(folder) or _provenance(weights)
+    # The export has a record of its own: the run may have gone on since.
+    record = _provenance(weights) or _provenance(folder)
     loss = _recorded_losses(kind, config, record) or folder_name(folder)
-    trained_for = record.get("target_fingerprint")
+    fingerprints = record.get("fingerprints")
+    trained_for = fingerprints.get("target.path") if isinstance(fingerprints, Mapping) else None
     is_other = None if trained_for is None else trained_for != target.fingerprint
     return DrafterBundle(
         name=folder_name(folder),

@@ -28,13 +28,14 @@ def save_run(workdir: Path, config: RunConfig, model, *arguments, steps=(3, 5)) 
     """What a run that was stopped leaves; returns the parameters of its last checkpoint."""
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
     method = "initialise" if isinstance(model, DFlash) else "__call__"
+    record = provenance(config=config, seed=0)
     checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
     for step in steps:
         init = jax.jit(lambda key: model.init(key, *arguments, method=method)["params"])
         params = init(jax.random.key(step))
-        checkpoints.save(step, TrainState.create(params, transform), progress={"loader": {}})
+        checkpoints.save(step, TrainState.create(params, transform), progress={"record": record})
     checkpoints.close()
-    write_json(workdir / "provenance.json", provenance(config=config, seed=0))
+    write_json(workdir / "provenance.json", record)
     return jax.device_get(params)
 
 

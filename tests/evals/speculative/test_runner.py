@@ -275,7 +275,7 @@ def test_a_drafter_of_other_weights_is_marked(folders, tmp_path):
         (target.fingerprint, False, "uniform"),
         ("0123456789abcdef", True, "uniform (other target)"),
     ):
-        record_of(run, **({} if recorded is None else {"target_fingerprint": recorded}))
+        record_of(run, **({} if recorded is None else {"fingerprints": {"target.path": recorded}}))
         lines = []
         output = tmp_path / "r.json"
         (row,) = evaluate(config, workdirs=[run], output=output, echo=lines.append)["results"]

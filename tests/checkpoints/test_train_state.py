@@ -174,6 +174,22 @@ def test_one_without_a_record_is_used(folder):
     assert not (folder / "3" / RECORD).exists(), "nobody knows whether these are the saved bytes"
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"progress": 1, "shapes": {}}', '{"shapes": {"a": null}}']
+)
+def test_damaged_json_without_a_record(folder, content):
+    (folder / "3" / RECORD).unlink()
+    (folder / "3" / "run" / "metadata").write_text(content)
+    assert saved_progress(folder) == (2, {"loader": {"step": 2}})
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert told[0].startswith("Checkpoint 3 cannot be read (")
+
+
 def test_an_older_one_has_sizes_alone(folder):
     for step in ("2", "3"):
         recorded = json.loads((folder / step / RECORD).read_text())

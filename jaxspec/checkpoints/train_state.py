@@ -155,22 +155,34 @@ class TrainCheckpoints:
           step: an existing checkpoint.
           reason: goes on from "Checkpoint 8 ".
           report: called with the message.
+
+        Raises:
+          ValueError: it cannot be moved.
         """
-        moved = "" if self._read_only else f" moved to {self._aside()},"
-        report(f"Checkpoint {step} {reason};{moved} trying the one before.")
         if self._read_only:
             self._passed_over.add(step)
+            report(f"Checkpoint {step} {reason}; trying the one before.")
             return
         self.wait()
         self._manager.close()
         if jax.process_index() == 0:
-            self._aside().mkdir(exist_ok=True)
-            target = self._aside() / str(step)
-            number = 1
-            while target.exists():
-                target, number = self._aside() / f"{step}.{number}", number + 1
-            (self.folder / str(step)).rename(target)
+            self._move_aside(step, reason)
         self._manager = self._open()
+        report(f"Checkpoint {step} {reason}; moved to {self._aside()}, trying the one before.")
+
+    def _move_aside(self, step: int, reason: str) -> None:
+        target = self._aside() / str(step)
+        number = 1
+        while target.exists():
+            target, number = self._aside() / f"{step}.{number}", number + 1
+        try:
+            self._aside().mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        except OSError as error:
+            raise ValueError(
+                f"Checkpoint {step} in {self.folder} {reason}, and it cannot be moved to {target}: "
+                f"{error.strerror}. Correct its permissions, or move it away yourself."
+            ) from error
 
     def _aside(self) -> Path:
         return self.folder.parent / "unreadable"

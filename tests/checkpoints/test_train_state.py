@@ -281,6 +281,16 @@ def test_a_loop_sets_one_aside(folder):
     assert steps(folder.parent / "unreadable") == ["2", "3"]
 
 
+def test_one_that_cannot_be_moved_is_one_message(folder):
+    damage(folder, 3)
+    (folder.parent / "unreadable").write_text("a file in the folder's place")
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    with pytest.raises(ValueError, match=r"Checkpoint 3 in .* cannot be moved to .*unreadable"):
+        checkpoints.restore_latest(shapes(make_state()), report=pytest.fail)
+    checkpoints.close()
+    assert steps(folder) == ["2", "3"]
+
+
 def test_read_only_passes_over_one(folder):
     checkpoints = TrainCheckpoints(folder, keep=2, read_only=True)
     checkpoints.set_aside(3, "gives no finite loss", report=lambda _: None)

@@ -14,6 +14,7 @@ which is used all the same.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,8 @@ _SIZES = "run/file_sizes.json"
 """What older checkpoints have instead: sizes alone."""
 _JSON = "run/metadata"
 """What is not an array, under the name that orbax gives it."""
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading a JSON of unknown content raises."""
 
 
 class _Unusable(Exception):
@@ -152,22 +155,34 @@ class TrainCheckpoints:
           step: an existing checkpoint.
           reason: goes on from "Checkpoint 8 ".
           report: called with the message.
+
+        Raises:
+          ValueError: it cannot be moved.
         """
-        moved = "" if self._read_only else f" moved to {self._aside()},"
-        report(f"Checkpoint {step} {reason};{moved} trying the one before.")
         if self._read_only:
             self._passed_over.add(step)
+            report(f"Checkpoint {step} {reason}; trying the one before.")
             return
         self.wait()
         self._manager.close()
         if jax.process_index() == 0:
-            self._aside().mkdir(exist_ok=True)
-            target = self._aside() / str(step)
-            number = 1
-            while target.exists():
-                target, number = self._aside() / f"{step}.{number}", number + 1
-            (self.folder / str(step)).rename(target)
+            self._move_aside(step, reason)
         self._manager = self._open()
+        report(f"Checkpoint {step} {reason}; moved to {self._aside()}, trying the one before.")
+
+    def _move_aside(self, step: int, reason: str) -> None:
+        target = self._aside() / str(step)
+        number = 1
+        while target.exists():
+            target, number = self._aside() / f"{step}.{number}", number + 1
+        try:
+            self._aside().mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        except OSError as error:
+            raise ValueError(
+                f"Checkpoint {step} in {self.folder} {reason}, and it cannot be moved to {target}: "
+                f"{error.strerror}. Correct its permissions, or move it away yourself."
+            ) from error
 
     def _aside(self) -> Path:
         return self.folder.parent / "unreadable"
@@ -246,10 +261,11 @@ def _steps(folder: Path) -> list[int]:
 
 def _check_files(step: Path, *, within: str = "") -> None:
     """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
-    if not step.is_dir():
+    # os.path raises nothing where a permission is missing.
+    if not os.path.isdir(step):
         raise _Unusable("cannot be read (it is no folder)")
     for record in (RECORD, _SIZES):
-        if (step / record).exists():
+        if os.path.exists(step / record):
             damage = find_damage(step, record, within=within)
             if damage:
                 raise _Unusable(f"cannot be read ({damage})")
@@ -260,8 +276,9 @@ def _read_run(step: Path) -> dict[str, dict[str, Any]]:
     """What a step holds beside the state: "progress" and "shapes"."""
     try:
         run = json.loads((step / _JSON).read_text(encoding="utf-8"))
-        return {key: dict(run[key]) for key in ("progress", "shapes")}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        shapes = {path: [int(size) for size in shape] for path, shape in run["shapes"].items()}
+        return {"progress": dict(run["progress"]), "shapes": shapes}
+    except (*_DAMAGED, OSError) as error:
         raise _Unusable(f"cannot be read ({_first_line(error)})") from error
 
 

@@ -78,8 +78,9 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         self.last_row: dict[str, Any] = {}
         """The newest line."""
+        lines = _lines(self.path)
         kept, foreign = [], []
-        for line in _lines(self.path):
+        for line in lines:
             row = _row(line)
             if row is None:
                 foreign.append(line)
@@ -91,8 +92,8 @@ class MetricsLog:
             with aside.open("ab") as file:
                 file.write(_joined(foreign))
             print(
-                f"{self.path} has {len(foreign)} lines that are no rows of metrics (objects with a "
-                f"step): moved to {aside}.",
+                f"{len(foreign)} of {len(lines)} lines of {self.path} are no rows of metrics (JSON "
+                f"objects with a step): moved to {aside}.",
                 flush=True,
             )
         with replaced_file(self.path) as temporary:

@@ -174,6 +174,22 @@ def test_one_without_a_record_is_used(folder):
     assert not (folder / "3" / RECORD).exists(), "nobody knows whether these are the saved bytes"
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"progress": 1, "shapes": {}}', '{"shapes": {"a": null}}']
+)
+def test_damaged_json_without_a_record(folder, content):
+    (folder / "3" / RECORD).unlink()
+    (folder / "3" / "run" / "metadata").write_text(content)
+    assert saved_progress(folder) == (2, {"loader": {"step": 2}})
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert told[0].startswith("Checkpoint 3 cannot be read (")
+
+
 def test_an_older_one_has_sizes_alone(folder):
     for step in ("2", "3"):
         recorded = json.loads((folder / step / RECORD).read_text())
@@ -263,6 +279,16 @@ def test_a_loop_sets_one_aside(folder):
     checkpoints.close()
     assert told[0].startswith("Checkpoint 3 gives no finite loss; moved to ")
     assert steps(folder.parent / "unreadable") == ["2", "3"]
+
+
+def test_one_that_cannot_be_moved_is_one_message(folder):
+    damage(folder, 3)
+    (folder.parent / "unreadable").write_text("a file in the folder's place")
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    with pytest.raises(ValueError, match=r"Checkpoint 3 in .* cannot be moved to .*unreadable"):
+        checkpoints.restore_latest(shapes(make_state()), report=pytest.fail)
+    checkpoints.close()
+    assert steps(folder) == ["2", "3"]
 
 
 def test_read_only_passes_over_one(folder):

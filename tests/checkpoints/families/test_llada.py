@@ -283,6 +283,8 @@ def test_every_wrong_field_is_named_at_once():
     with pytest.raises(ValueError) as caught:
         llada_from_json({**RELEASED, **wrong}, where="config.json")
     assert all(f"{key}: got" in str(caught.value) for key in wrong)
+    with pytest.raises(ValueError, match="d_model: got 1048576 for 32 heads, expected at most"):
+        llada_from_json({**RELEASED, "d_model": 2**20}, where="config.json")
     with pytest.raises(ValueError, match="expected 'llada'"):
         llada_from_json({**RELEASED, "model_type": "llama"}, where="config.json")
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):

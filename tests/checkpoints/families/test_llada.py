@@ -320,3 +320,10 @@ def test_the_folder_is_a_denoiser_like_any_other(folder):
     for path, leaf in flatten_paths(params).items():
         expected = whole[path][:2] if path.startswith("layers") else whole[path]
         np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.mark.parametrize("num_layers", [-1, 4])
+def test_only_layers_that_are_there_are_kept(folder, num_layers):
+    assert load_denoiser(folder, num_layers=2)[0].num_layers == 2
+    with pytest.raises(ValueError, match=rf"num_layers is {num_layers}, but .* has 3 layers"):
+        load_denoiser(folder, num_layers=num_layers)

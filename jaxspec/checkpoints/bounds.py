@@ -13,6 +13,8 @@ from jaxspec.config import UNLIMITED
 
 WIDTH = 1 << 20
 HEADS = 1 << 14
+HEAD_DIM = 1 << 12
+"""The rotation of a head is a matrix of this width."""
 LAYERS = 1 << 12
 VOCABULARY = 1 << 24
 POSITIONS = UNLIMITED - 1
@@ -20,7 +22,7 @@ BLOCK = 1 << 16
 """Slots or tokens."""
 
 EPSILON = (1e-20, 1.0)
-"""What a norm adds; float32 loses less than the first."""
+"""What a norm adds to a mean square."""
 ROPE_THETA = (1.0, 1e15)
 FACTOR = (1e-3, 1e6)
 """Ratios of context lengths and of wavelengths."""

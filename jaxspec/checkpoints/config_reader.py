@@ -101,13 +101,24 @@ class ConfigReader:
             self.problems.append(f"{key}: got {shown(value)}, expected an object")
         return value if isinstance(value, Mapping) else {}
 
+    def head_width(self, key: str, width: int, *, heads: int) -> None:
+        """Records a model width, read from `key`, that makes its rotated heads too wide."""
+        if width // heads > bounds.HEAD_DIM:
+            self.problems.append(
+                f"{key}: got {width} for {heads} heads, expected at most {bounds.HEAD_DIM} for each"
+            )
+
     def layer_ids(self, key: str, value: Any) -> tuple[int, ...]:
-        """A list of layer ids, counted from 0; at least one."""
+        """A list of layer ids, counted from 0; at least one, in increasing order."""
         if not isinstance(value, list) or not (
             1 <= len(value) <= bounds.LAYERS
             and all(type(each) is int and 0 <= each < bounds.LAYERS for each in value)
+            and value == sorted(set(value))
         ):
-            self.problems.append(f"{key}: got {shown(value)}, expected a list of layer ids from 0")
+            self.problems.append(
+                f"{key}: got {shown(value)}, expected a list of layer ids from 0, in increasing "
+                "order"
+            )
             return ()
         return tuple(value)
 

@@ -133,7 +133,9 @@ VALUES: dict[str, Any] = {
 """What a value is replaced by."""
 
 MEANINGS: Mapping[str, Callable[[Any], Any]] = {
-    "aux_hidden_state_layer_ids": lambda ids: [each - 1 for each in ids],
+    "aux_hidden_state_layer_ids": lambda ids: (
+        [each - 1 for each in ids] if isinstance(ids, list) else ids - 1
+    ),
     "sliding_window_non_causal": lambda value: not value,
 }
 """Keys whose values are not those of a field."""
@@ -177,8 +179,9 @@ def fields(description: Any, *, prefix: str = "") -> dict[str, Any]:
 
 def says(key: Key, value: Any, got: Any) -> bool:
     """Whether a field's value is what the file says under a key."""
-    meaning = MEANINGS.get(str(key[-1]))
-    stated = value if meaning is None else meaning(value)
+    stated = value
+    for each in key:
+        stated = MEANINGS.get(str(each), lambda same: same)(stated)
     if isinstance(got, tuple):
         # A list or one entry of it.
         return list(got) == stated or stated in got
@@ -264,9 +267,8 @@ def test_mutated_configurations_are_refused_or_mean_what_they_say(
             outcomes.add("hang", case)
         elif result is not None:
             description, is_whole = result
-            is_right = is_whole and (
-                not key or is_told(key, value, got=description, base=bases[name])
-            )
-            outcomes.add("clean" if is_right else "silent", f"{case}: {description}")
+            if key:
+                is_whole = is_whole and is_told(key, value, got=description, base=bases[name])
+            outcomes.add("clean" if is_whole else "silent", f"{case}: {description}")
     with capsys.disabled():
         outcomes.check()

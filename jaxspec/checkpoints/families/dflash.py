@@ -134,7 +134,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
             f"num_attention_heads: got {num_heads}, expected a multiple of num_key_value_heads "
             f"({num_kv_heads})"
         )
-    head_dim = reader.integer("head_dim", KINDS["qwen3"].head_dim, largest=bounds.WIDTH)
+    head_dim = reader.integer("head_dim", KINDS["qwen3"].head_dim, largest=bounds.HEAD_DIM)
     if head_dim % 2:
         reader.problems.append(f"head_dim: got {head_dim}, expected an even number")
     fields: dict[str, Any] = {

@@ -108,6 +108,7 @@ def llada_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerC
     for key, default in NUMBERS.items():
         fields[key] = reader.number(key, default, limits=_LIMITS[key])
     width, heads = fields["hidden_size"], fields["num_heads"]
+    reader.head_width("d_model", width, heads=heads)
     if width % heads:
         reader.problems.append(f"d_model: got {width}, expected a multiple of n_heads ({heads})")
     fields["num_kv_heads"] = reader.integer("n_kv_heads", heads, largest=bounds.HEADS)

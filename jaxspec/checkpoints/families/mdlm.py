@@ -99,6 +99,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> DiTConfig:
     fields: dict[str, Any] = {
         ours: reader.integer(key, largest=_LARGEST[key]) for key, ours in FIELDS.items()
     }
+    reader.head_width("hidden_dim", fields["hidden_size"], heads=fields["num_heads"])
     fields["time_conditioning"] = reader.flag("time_conditioning")
     fields["context"] = reader.one_of("context", get_args(Context))
     if raw.get("mask_token_id") is not None:

@@ -141,7 +141,7 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
         "num_layers": num_layers,
         "num_heads": num_heads,
         "num_kv_heads": reader.integer("num_key_value_heads", num_heads, largest=bounds.HEADS),
-        "head_dim": reader.integer("head_dim", default_head_dim, largest=bounds.WIDTH),
+        "head_dim": reader.integer("head_dim", default_head_dim, largest=bounds.HEAD_DIM),
         "intermediate_size": reader.integer("intermediate_size", largest=bounds.WIDTH),
         "rms_norm_eps": reader.number("rms_norm_eps", 1e-6, limits=bounds.EPSILON),
         "rope_theta": theta,

@@ -283,6 +283,8 @@ def test_every_wrong_field_is_named_at_once():
     with pytest.raises(ValueError) as caught:
         llada_from_json({**RELEASED, **wrong}, where="config.json")
     assert all(f"{key}: got" in str(caught.value) for key in wrong)
+    with pytest.raises(ValueError, match="d_model: got 1048576 for 32 heads, expected at most"):
+        llada_from_json({**RELEASED, "d_model": 2**20}, where="config.json")
     with pytest.raises(ValueError, match="expected 'llada'"):
         llada_from_json({**RELEASED, "model_type": "llama"}, where="config.json")
     with pytest.raises(ValueError, match="multiple of num_kv_heads"):
@@ -318,3 +320,10 @@ def test_the_folder_is_a_denoiser_like_any_other(folder):
     for path, leaf in flatten_paths(params).items():
         expected = whole[path][:2] if path.startswith("layers") else whole[path]
         np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.mark.parametrize("num_layers", [-1, 4])
+def test_only_layers_that_are_there_are_kept(folder, num_layers):
+    assert load_denoiser(folder, num_layers=2)[0].num_layers == 2
+    with pytest.raises(ValueError, match=rf"num_layers is {num_layers}, but .* has 3 layers"):
+        load_denoiser(folder, num_layers=num_layers)

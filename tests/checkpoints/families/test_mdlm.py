@@ -205,6 +205,9 @@ def test_every_wrong_field_is_named_at_once(folder):
     path.write_text(json.dumps({**raw, "n_heads": 5}))
     with pytest.raises(ValueError, match="even width"):
         load_denoiser(folder)
+    path.write_text(json.dumps({**raw, "hidden_dim": 2**20, "n_heads": 2}))
+    with pytest.raises(ValueError, match="hidden_dim: got 1048576 for 2 heads, expected at most"):
+        load_denoiser(folder)
     with pytest.raises(ValueError, match="expected 'mdlm'"):
         mdlm.from_json({**raw, "model_type": "qwen3"}, where="config.json")
 

@@ -11,7 +11,14 @@ import eval as eval_script
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DiffusionEvaluationConfig, TargetConfig
 from jaxspec.decoding import DiffusionResponse, Factor, Scheduled, Threshold
-from jaxspec.decoding.diffusion.draft_graph import DraftGraph, chain, nested, save_graph, star
+from jaxspec.decoding.diffusion.draft_graph import (
+    DraftGraph,
+    Node,
+    chain,
+    nested,
+    save_graph,
+    star,
+)
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.runner import evaluate_diffusion, summarise_passes
 from jaxspec.evals.opening import is_diffusion_target, open_diffusion_target
@@ -172,7 +179,8 @@ def test_graphs_that_need_no_calibration(folder, target):
 
 def test_graphs_of_several_sizes(folder, target, tmp_path):
     """Of a calibrated graph the first nodes; D = 0 is plain decoding."""
-    save_graph(tmp_path / "graph.json", star(5))
+    # Five nodes in a block of four tokens.
+    save_graph(tmp_path / "graph.json", DraftGraph((*star(4).nodes, Node(((0, 1),)))))
     settings = change(graph=str(tmp_path / "graph.json"), drafts=("ssd",), num_drafts=(0, 1, 3))
     rules = diffusion_rules(run_config(folder, diffusion=settings), target)
     decoders = drafting_decoders(settings, rules, target)
@@ -184,6 +192,14 @@ def test_graphs_of_several_sizes(folder, target, tmp_path):
         drafting_decoders(more, rules, target)
     pruned = drafting_decoders(dataclasses.replace(settings, kept_drafts=2), rules, target)
     assert [(decoder.graph.size, decoder.num_drafts) for _, decoder in pruned[3:]] == [(5, 2)]
+
+
+def test_a_graph_with_ranks_beyond_the_block_is_refused(folder, target, tmp_path):
+    save_graph(tmp_path / "graph.json", star(5))
+    settings = change(graph=str(tmp_path / "graph.json"))
+    rules = diffusion_rules(run_config(folder, diffusion=settings), target)
+    with pytest.raises(ValueError, match=r"graph\.json names the mask of rank 4, .* ranks 0 to 3"):
+        drafting_decoders(settings, rules, target)
 
 
 def test_a_graph_of_another_model_is_refused(folder, tmp_path):

@@ -275,6 +275,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
 
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a cosine decay to `final_learning_rate`, or the peak rate to the
+    end. A run with a constant rate can be continued for more steps."""
     learning_rate: float = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     final_learning_rate: float = 0.0
@@ -336,7 +339,7 @@ class TrainingConfig:
     checkpoint_every: int = 250
     """Steps between two checkpoints; the last step always gets one."""
     keep_checkpoints: int = 2
-    """How many checkpoints to keep, the newest ones."""
+    """How many checkpoints to keep, the newest ones; 0: all of them."""
     capture_tolerance: float = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True
@@ -350,6 +353,10 @@ class TrainingConfig:
                 getattr(self, field) >= 1,
                 f"training.{field} must be at least 1: got {getattr(self, field)}.",
             )
+        require(
+            self.keep_checkpoints >= 0,
+            f"training.keep_checkpoints must be 0 (keep all) or more: got {self.keep_checkpoints}.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from jaxspec.cli.configuration import parse_command
 from jaxspec.cli.train import TaskCommand
+from jaxspec.names import for_terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from jaxspec.training.plan import compile_plan, topology_devices
 
@@ -64,11 +66,10 @@ def main(argv: Sequence[str]) -> int:
     with console.status("Compiling the step ..."):
         devices = topology_devices(command.topology) if command.topology else None
         plan = compile_plan(command.run, devices=devices)
-    table = Table(
-        title=f"{command.run.name} on {plan.devices} x {plan.device_kind}", show_header=False
-    )
+    name = for_terminal(command.run.name)
+    table = Table(title=Text(f"{name} on {plan.devices} x {plan.device_kind}"), show_header=False)
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
-    table.add_row("mesh", f"{mesh} ({command.run.mesh.path})")
+    table.add_row("mesh", Text(for_terminal(f"{mesh} ({command.run.mesh.path})")))
     table.add_row("batch", f"{command.run.data.batch_size} rows, {plan.rows:g} on each device")
     table.add_row("parameters", f"{plan.trained:,} trained, {plan.frozen:,} frozen")
     table.add_row("state, frozen weights, batch", f"{_gib(plan.argument_bytes)} on each device")

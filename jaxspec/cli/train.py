@@ -63,6 +63,12 @@ class TrainCommand(TaskCommand):
 
     workdir: str
     """Folder of the run. A run that is there already continues from its last checkpoint."""
+    accept_changes: bool = False
+    """Continue a run although settings differ from those that it was started with. From there on,
+    the new ones hold; provenance.json lists the parts of the run as segments."""
+    restart_schedule: bool = False
+    """Continue a run for more steps than it was started with: the learning rate warms up and decays
+    again over the steps that are left."""
 
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
@@ -77,7 +83,12 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.training.loop import train
 
-    train(command.run, workdir=command.workdir)
+    train(
+        command.run,
+        workdir=command.workdir,
+        accept_changes=command.accept_changes,
+        restart_schedule=command.restart_schedule,
+    )
 
 
 def _task_and_objective(run: RunConfig, argv: Sequence[str]) -> tuple[str, str]:

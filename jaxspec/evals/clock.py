@@ -13,11 +13,12 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 
 from jaxspec.decoding import Prompts
+from jaxspec.evals.intervals import Interval, bootstrap
 
 ResultT = TypeVar("ResultT")
 Call = Callable[[], Any]
@@ -38,20 +39,21 @@ def median_seconds(calls: Mapping[str, Call], *, repeats: int) -> dict[str, floa
       calls: by name.
       repeats: timed turns.
     """
-    return median_seconds_of_made({name: _always(call) for name, call in calls.items()}, repeats)
+    turns = seconds_by_turn({name: _always(call) for name, call in calls.items()}, repeats=repeats)
+    return {name: statistics.median(values) for name, values in turns.items()}
 
 
-def median_seconds_of_made(
-    makers: Mapping[str, Callable[[], Call]], repeats: int
-) -> dict[str, float]:
-    """`median_seconds` of calls that are prepared for every turn; preparing them is not timed."""
+def seconds_by_turn(
+    makers: Mapping[str, Callable[[], Call]], *, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each turn, of calls that are prepared for every one; preparing is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     for turn in range(repeats + 1):
         for name, make in makers.items():
             found, _ = timed(make())
             if turn:
                 seconds[name].append(found)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def _always(call: Call) -> Callable[[], Call]:
@@ -129,3 +131,32 @@ def take_turns(
             clock.start_s += [start_s for start_s, _ in found]
             clock.run_s.append(statistics.median(run_s for _, run_s in found))
             clock.whole_s.append(statistics.median(map(sum, found)))
+
+
+def speedup_interval(
+    fast: Clock, plain: Clock, *, of: Literal["run_s", "whole_s"], seed: int
+) -> Interval | None:
+    """95% interval of tokens per second of `fast`, divided by those of `plain`.
+
+    Prompts are drawn again, each with the times of both clocks; those without tokens are left out.
+
+    Args:
+      fast: one clock, after `take_turns` with the other.
+      plain: what it is compared with.
+      of: the seconds that are compared.
+      seed: of the draws.
+
+    Returns:
+      None for too few prompts (`jaxspec.evals.intervals`).
+    """
+    times = zip(fast.tokens, getattr(fast, of), plain.tokens, getattr(plain, of), strict=True)
+    rows = [row for row in times if row[0] and row[2]]
+    if not rows:
+        return None
+    return bootstrap(
+        list(zip(*rows, strict=True)),
+        lambda tokens, seconds, plain_tokens, plain_seconds: (
+            (tokens / seconds) / (plain_tokens / plain_seconds)
+        ),
+        seed=seed,
+    )

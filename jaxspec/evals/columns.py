@@ -20,8 +20,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from jaxspec.evals.intervals import FEWEST_PROMPTS, bootstrap_ratio
 from jaxspec.evals.results import BASELINE
-from jaxspec.evals.tau import Rounds, bootstrap_ratio
+from jaxspec.evals.tau import Rounds
 
 if TYPE_CHECKING:
     from jaxspec.decoding import DiffusionResponse
@@ -59,9 +60,11 @@ class MeasuredDecoder:
     seed: int
     """Of the bootstrap."""
 
-    def interval(self, numerators: Sequence[int], denominators: Sequence[int]) -> list[float]:
-        """95% interval of the ratio of two sums over the responses."""
-        return list(bootstrap_ratio(numerators, denominators, seed=self.seed))
+    def interval(
+        self, numerators: Sequence[int], denominators: Sequence[int]
+    ) -> list[float] | None:
+        """95% interval of the ratio of two sums over the responses; None for too few."""
+        return _listed(bootstrap_ratio(numerators, denominators, seed=self.seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,24 @@ class Column(Generic[MeasuredT]):
         return not self.spec and self.shown == "always"
 
 
+def _listed(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _speedup_interval(measured: MeasuredDrafter | MeasuredDecoder) -> list[float] | None:
+    return _listed(measured.speed.speedup_ci95) if measured.speed else None
+
+
+def _timed_prompts(measured: MeasuredDrafter | MeasuredDecoder) -> int | None:
+    return measured.speed.timed_prompts if measured.speed else None
+
+
+_TIMED_LEGEND = (
+    "timed: prompts that were timed, one at a time; the interval of the speed is a bootstrap over "
+    f"them, and takes {FEWEST_PROMPTS}."
+)
+
+
 def computed(columns: Sequence[Column[MeasuredT]], measured: MeasuredT) -> dict[str, Any]:
     """The fields that the table's own entries compute."""
     return {column.field: column.value(measured) for column in columns if column.value is not None}
@@ -119,7 +140,7 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         interval="tau_ci95",
         shown="always",
         legend="tau: tokens emitted per draft-verify round, bonus token included, over all rounds, "
-        "with a 95% bootstrap interval over prompts.",
+        f"with a 95% bootstrap interval over prompts, which takes {FEWEST_PROMPTS} responses.",
     ),
     Column(
         "tau_macro",
@@ -153,6 +174,23 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         unit="x",
         shown="always",
         legend="speedup: wall clock at batch 1 against the target's own decoding in the same run.",
+    ),
+    Column(
+        "speedup_ci95",
+        title="speedup (95%)",
+        spec=".2f",
+        unit="x",
+        on_terminal=False,
+        value=_speedup_interval,
+    ),
+    Column(
+        "timed_prompts",
+        title="timed",
+        spec="d",
+        over="sum",
+        on_terminal=False,
+        legend=_TIMED_LEGEND,
+        value=_timed_prompts,
     ),
     Column(
         "mismatched_prompts",
@@ -230,6 +268,21 @@ DIFFUSION: tuple[Column[MeasuredDecoder], ...] = (
     ),
     Column("speedup", title="speed", spec=".2f", shown="always"),
     Column(
+        "speedup_ci95",
+        title="speed (95%)",
+        spec=".2f",
+        on_terminal=False,
+        value=_speedup_interval,
+    ),
+    Column(
+        "timed_prompts",
+        title="timed",
+        spec="d",
+        on_terminal=False,
+        legend=_TIMED_LEGEND,
+        value=_timed_prompts,
+    ),
+    Column(
         "pass_ratio",
         title="pass costs",
         short="cost",
@@ -251,7 +304,8 @@ DIFFUSION: tuple[Column[MeasuredDecoder], ...] = (
         title="tokens a pass (95%)",
         spec=".2f",
         on_terminal=False,
-        legend='(95%): bootstrap intervals over prompts, of "tokens a pass" and of "fewer".',
+        legend='(95%): bootstrap intervals over prompts, of "tokens a pass" and of "fewer"; they '
+        f"take {FEWEST_PROMPTS} responses.",
         value=lambda measured: measured.interval(
             [response.filled for response in measured.responses],
             [response.num_passes for response in measured.responses],

@@ -6,17 +6,22 @@ PosixPath('runs/results_accepted_length.png')
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, Node
+from jaxspec.evals.intervals import FEWEST_PROMPTS, FEWEST_ROUNDS
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
+from jaxspec.names import for_plot
 
 _BASELINE_COLOUR = "#8c8c8c"
 _FULL_COLOUR = "#c2410c"
@@ -29,6 +34,8 @@ _PANELS_ACROSS = 3
 
 def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     """Bars of tau_micro with their 95% intervals, grouped by benchmark, one colour per loss.
+
+    A bar whose row has no interval has no whiskers.
 
     Args:
       results: rows measured with one target, temperature and block size.
@@ -54,14 +61,16 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
             benchmarks.index(row["benchmark"]) + (number - (len(series) - 1) / 2) * width
             for row, _ in members
         ]
-        taus = [row["tau_micro"] for row, _ in members]
-        lows = [max(0.0, row["tau_micro"] - row["tau_ci95"][0]) for row, _ in members]
-        highs = [max(0.0, row["tau_ci95"][1] - row["tau_micro"]) for row, _ in members]
+        taus = np.array([row["tau_micro"] for row, _ in members])
+        # Without an interval nan, which draws no whiskers.
+        bounds = np.array([row["tau_ci95"] or (math.nan, math.nan) for row, _ in members])
+        lows = np.maximum(0.0, taus - bounds[:, 0])
+        highs = np.maximum(0.0, bounds[:, 1] - taus)
         axes.bar(
             places,
             taus,
             width * 0.92,
-            label=label,
+            label=for_plot(label),
             color=styles[label][0],
             yerr=(lows, highs),
             error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": _TEXT},
@@ -70,7 +79,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
             text = f"{tau:.2f}" if gain is None else f"{tau:.2f}\n{gain:+.0f}%"
             axes.annotate(
                 text,
-                (place, tau + high),
+                (place, tau if np.isnan(high) else tau + high),
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
@@ -79,7 +88,8 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
                 color=_TEXT,
             )
     axes.axhline(1.0, color=_TEXT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
-    axes.set_xticks(range(len(benchmarks)), benchmarks)
+    names = [f"{for_plot(name)}\n{_prompts(rows, name)}" for name in benchmarks]
+    axes.set_xticks(range(len(benchmarks)), names)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accepted length tau (tokens per round)")
     axes.margins(x=0.02, y=0.14)
@@ -90,8 +100,8 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
         loc="outside lower center",
         ncols=_legend_columns(series, figure),
         frameon=False,
-        title=f"whiskers: 95% interval over prompts; percent: gain over {BASELINE}; "
-        "dashed: no speculation",
+        title=f"whiskers: 95% interval over prompts, from {FEWEST_PROMPTS} on\n"
+        f"percent: gain over {BASELINE}; dashed: no speculation",
         title_fontsize=8,
         fontsize=9,
     )
@@ -100,6 +110,9 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
 
 def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     """P(slot accepted | slots before it accepted): a panel per benchmark, a line per loss.
+
+    Slots that rest on fewer rounds than `FEWEST_ROUNDS` are left out. Whiskers are the rows' 95%
+    intervals (`jaxspec.evals.intervals.share_interval`); older rows have none.
 
     Args:
       results: rows measured with one target, temperature and block size.
@@ -116,28 +129,57 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
     figure = Figure(figsize=(max(5.5, 3.7 * across), 0.9 + 2.9 * down), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, benchmark in zip(panels, benchmarks, strict=False):
-        for row, label in zip(rows, row_labels, strict=True):
-            if row["benchmark"] != benchmark:
-                continue
+        members = [
+            (label, row)
+            for row, label in zip(rows, row_labels, strict=True)
+            if row["benchmark"] == benchmark
+        ]
+        for label, row in members:
             colour, marker = styles[label]
-            # A slot that no round reached is nan here: a gap in the line.
-            heights = [math.nan if value is None else value for value in row["accept_at"]]
+            # Left out is nan here: a gap in the line.
+            heights = _resting(row)
+            # Side by side: the whiskers of several lines do not cover each other.
+            shift = 0.08 * (series.index(label) - (len(series) - 1) / 2)
+            places = [slot + shift for slot in range(1, len(heights) + 1)]
             panel.plot(
-                range(1, len(heights) + 1),
+                places,
                 heights,
                 color=colour,
                 marker=marker,
                 markersize=3.5,
                 linewidth=1.6,
-                label=label,
+                label=for_plot(label),
             )
-        panel.set_title(benchmark, loc="left", fontsize=10, color=_TEXT)
+            intervals = row.get("accept_at_intervals") or [None] * len(heights)
+            whiskers = [
+                (place, *interval)
+                for place, height, interval in zip(places, heights, intervals, strict=True)
+                if interval is not None and not math.isnan(height)
+            ]
+            if whiskers:
+                panel.vlines(*zip(*whiskers, strict=True), color=colour, linewidth=0.9)
+        if all(math.isnan(height) for _, row in members for height in _resting(row)):
+            panel.text(
+                *(0.5, 0.5, f"no slot was reached\nby {FEWEST_ROUNDS} rounds"),
+                transform=panel.transAxes,
+                ha="center",
+                va="center",
+                fontsize=9,
+                color=_TEXT,
+            )
+        panel.set_title(for_plot(benchmark), loc="left", fontsize=10, color=_TEXT)
         panel.set_ylim(0.0, 1.03)
+        panel.set_xlim(0.5, max(len(row["accept_at"]) for row in rows) + 0.5)
         panel.xaxis.get_major_locator().set_params(integer=True)
         _frame(panel)
     for panel in panels[len(benchmarks) :]:
         panel.set_visible(False)
-    figure.supxlabel("drafted slot (1 follows the anchor)", fontsize=10, color=_TEXT)
+    figure.supxlabel(
+        "drafted slot (1 follows the anchor); whiskers: 95% interval over responses\n"
+        f"slots reached by fewer than {FEWEST_ROUNDS} rounds are left out",
+        fontsize=9,
+        color=_TEXT,
+    )
     figure.supylabel("accepted, given all before", fontsize=10, color=_TEXT)
     handles = {
         label: handle
@@ -145,8 +187,8 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        [handles[label] for label in series],
-        series,
+        [handles[for_plot(label)] for label in series],
+        list(map(for_plot, series)),
         loc="outside upper center",
         ncols=_legend_columns(series, figure),
         frameon=False,
@@ -205,6 +247,30 @@ def _formula(node: Node) -> str:
     """The pairs of a node, three per line."""
     pairs = [f"{i},{j}" for i, j in node.pairs]
     return "\n".join("  ".join(pairs[first : first + 3]) for first in range(0, len(pairs), 3))
+
+
+def _resting(row: Row) -> list[float]:
+    """`accept_at` of the slots that rest on enough rounds, nan for the others.
+
+    Older rows do not have `reached_at`. A slot is looked at by the rounds that accepted the one
+    before it (fewer, where responses ended there).
+    """
+    reached = row.get("reached_at")
+    if reached is None:
+        before = [1.0, *(share or 0.0 for share in row["accept_at"][:-1])]
+        shares = itertools.accumulate(before, operator.mul)
+        reached = [round(row["rounds"] * share) for share in shares]
+    return [
+        share if share is not None and rounds >= FEWEST_ROUNDS else math.nan
+        for share, rounds in zip(row["accept_at"], reached, strict=True)
+    ]
+
+
+def _prompts(rows: Sequence[Row], benchmark: str) -> str:
+    """What the bars of a benchmark rest on."""
+    counts = {row["prompts"] for row in rows if row["benchmark"] == benchmark}
+    fewest, most = min(counts), max(counts)
+    return f"{most} prompts" if fewest == most else f"{fewest} to {most} prompts"
 
 
 def _check_any(rows: Sequence[Row]) -> None:

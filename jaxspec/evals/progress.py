@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxspec.names import visible
+
 Echo = Callable[[str], None]
 """Where lines of text go."""
 
@@ -35,17 +37,17 @@ def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], 
     """
     console = Console()
     if not console.is_terminal:
-        echo(f"{title}: {total} prompts")
+        echo(f"{visible(title)}: {total} prompts")
         yield lambda done: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(visible(title), total=total)
         yield lambda done: progress.update(task, advance=done)
 
 

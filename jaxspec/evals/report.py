@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.results import Row, check_results, gains, is_diffusion, labels, ordered
 from jaxspec.evals.tables import ABSENT, formatted, markdown, markdown_table, settings_columns
 from jaxspec.evals.tau import DEFINITIONS
@@ -174,19 +175,46 @@ def seeds_table(results: Sequence[Row]) -> str:
 
 
 def depths_table(results: Sequence[Row]) -> str:
-    """Markdown: accepted depth of diffusion decoders by block; "" where nothing was drafted."""
+    """Markdown: accepted depth of diffusion decoders by block; "" where nothing was drafted.
+
+    A depth that rests on fewer passes with drafts than `FEWEST_ROUNDS` is left out.
+    """
     drafted = [row for row in results if any(row["accepted_depth_by_block"])]
     if not drafted:
         return ""
-    blocks = max(len(row["accepted_depth_by_block"]) for row in drafted)
+    depths = [
+        [
+            depth if passes >= FEWEST_ROUNDS else None
+            for depth, passes in zip(
+                row["accepted_depth_by_block"], _drafted_passes(row), strict=True
+            )
+        ]
+        for row in drafted
+    ]
+    too_few = f"fewer than {FEWEST_ROUNDS} passes with drafts"
+    if not any(depth is not None for row_depths in depths for depth in row_depths):
+        return f"Accepted depth by block: left out, every block had {too_few}.\n"
+    blocks = max(map(len, depths))
     header = ["benchmark", "decoder", "D", *(str(number + 1) for number in range(blocks))]
-    lines = []
-    for row in drafted:
-        depths = row["accepted_depth_by_block"]
-        cells = [formatted(depth, ".2f") for depth in depths]
-        cells += [ABSENT] * (blocks - len(depths))
-        lines.append([row["benchmark"], row["decoder"], str(row["drafts_per_pass"]), *cells])
-    return f"Accepted depth by block:\n\n{markdown(header, lines, names=len(header))}\n"
+    lines = [
+        [row["benchmark"], row["decoder"], str(row["drafts_per_pass"])]
+        + [formatted(depth, ".2f") for depth in row_depths]
+        + [ABSENT] * (blocks - len(row_depths))
+        for row, row_depths in zip(drafted, depths, strict=True)
+    ]
+    table = markdown(header, lines, names=len(header))
+    return f"Accepted depth by block ({ABSENT}: {too_few}):\n\n{table}\n"
+
+
+def _drafted_passes(row: Row) -> list[int]:
+    """Passes with drafts of each block: all but the first pass of each response.
+
+    Older files do not say how many responses reached a block; there these are the fewest that it
+    can have been.
+    """
+    passes = row["nfe_by_block"]
+    reached = row.get("reached_by_block", [row["turns"]] * len(passes))
+    return [made - first for made, first in zip(passes, reached, strict=True)]
 
 
 def _range(by_seed: Mapping[int, float], spec: str, *, unit: str = "") -> str:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxspec.names import for_terminal
+
 Row = Mapping[str, Any]
 
 BASELINE = "uniform"
@@ -36,6 +38,8 @@ LADDER = (
 _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
 _LIST = (list, tuple)
+_LIST_OR_NONE = (list, tuple, type(None))
+_COUNT_OR_NONE = (int, type(None))
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "target": (str,),
@@ -48,7 +52,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "verifier": (str,),
     "tau_micro": _NUMBER,
     "tau_macro": _NUMBER,
-    "tau_ci95": _LIST,
+    "tau_ci95": _LIST_OR_NONE,
     "accepted_per_round": _NUMBER,
     "accept_at": _LIST,
     "rounds": (int,),
@@ -60,7 +64,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "mismatched_prompts": (int, type(None)),
 }
 """Fields of a drafter's row. None means not measured: speed when timing is off, mismatches
-where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached."""
+where sampling makes the comparison meaningless, a slot of `accept_at` that no round reached, the
+interval of tau for too few responses."""
 
 DIFFUSION_FIELDS: dict[str, tuple[type, ...]] = {
     "target": (str,),
@@ -107,12 +112,32 @@ drafts."""
 
 OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "tau_definitions": (dict,),
-    "nfe_reduction_ci95": _LIST,
-    "tokens_per_pass_ci95": _LIST,
+    "reached_at": _LIST,
+    "accept_at_intervals": _LIST,
+    "responses_without_repetitive": _COUNT_OR_NONE,
+    "speedup_ci95": _LIST_OR_NONE,
+    "timed_prompts": _COUNT_OR_NONE,
+    "looped_round_ms": _NUMBER_OR_NONE,
+    "rest_ms": _NUMBER_OR_NONE,
+    "nfe_reduction_ci95": _LIST_OR_NONE,
+    "tokens_per_pass_ci95": _LIST_OR_NONE,
+    "reached_by_block": _LIST,
     "trained_on_other_target": (bool, type(None)),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
-`jaxspec.evals.tau.DEFINITIONS`. `trained_on_other_target`: None where that was not recorded."""
+`jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: of each slot of `accept_at`,
+the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
+block of `nfe_by_block`. `looped_round_ms`: a round as it was timed next to its parts, of which
+`rest_ms` is what is left, where that is more than noise. `trained_on_other_target`: whether the
+drafter's run recorded other weights than the target's; None: it recorded none. An interval
+(`*_ci95`) is None where too few prompts were measured."""
+
+_LISTS_ALIKE = {
+    "reached_at": "accept_at",
+    "accept_at_intervals": "accept_at",
+    "reached_by_block": "nfe_by_block",
+}
+"""Optional list -> the list that it has to be as long as."""
 
 
 def is_diffusion(row: Row) -> bool:
@@ -137,7 +162,8 @@ def check_results(results: Sequence[Row]) -> None:
 def _problems(index: int, row: Row) -> list[str]:
     """What is wrong with one row."""
     who = row.get("decoder", row.get("loss", "?"))
-    name = f"results[{index}] ({who}, {row.get('benchmark', '?')})"
+    names = f"{for_terminal(str(who))}, {for_terminal(str(row.get('benchmark', '?')))}"
+    name = f"results[{index}] ({names})"
     problems: list[str] = []
     fields = DIFFUSION_FIELDS if is_diffusion(row) else FIELDS
     known_optional = {key: types for key, types in OPTIONAL_FIELDS.items() if key in row}
@@ -151,15 +177,54 @@ def _problems(index: int, row: Row) -> list[str]:
             expected = " or ".join(kind.__name__ for kind in types)
             got = type(row[field]).__name__
             problems.append(f"{name}: {field} must be {expected}: got {got}")
-    for field, interval in row.items():
-        if field.endswith("_ci95") and isinstance(interval, list | tuple) and len(interval) != 2:
-            problems.append(f"{name}: {field} must be [low, high]: got {list(interval)}")
+    problems += [f"{name}: {problem}" for problem in _figure_problems(row)]
     taus = row.get("tau_definitions")
     for key, value in taus.items() if isinstance(taus, dict) else ():
         if not isinstance(value, _NUMBER) or isinstance(value, bool):
             got = type(value).__name__
             problems.append(f"{name}: tau_definitions.{key} must be a number: got {got}")
     return problems + [f"{name}: {place} is {value}" for place, value in non_finite_numbers(row)]
+
+
+def _figure_problems(row: Row) -> list[str]:
+    """What is wrong with intervals, and with the counts that figures rest on."""
+    problems = []
+    intervals = {key: value for key, value in row.items() if key.endswith("_ci95")}
+    of_slots = row.get("accept_at_intervals")
+    for number, interval in enumerate(of_slots if isinstance(of_slots, _LIST) else ()):
+        intervals[f"accept_at_intervals[{number}]"] = interval
+    for field, interval in intervals.items():
+        if interval is not None and not _is_interval(interval):
+            problems.append(f"{field} must be [low, high]: got {interval!r}")
+    for field in ("reached_at", "reached_by_block"):
+        counts = row.get(field)
+        if isinstance(counts, _LIST) and not all(map(_is_count, counts)):
+            problems.append(f"{field} must hold counts, 0 or more: got {list(counts)}")
+    for field in ("responses_without_repetitive", "timed_prompts", "looped_round_ms", "rest_ms"):
+        amount = row.get(field)
+        if isinstance(amount, _NUMBER) and amount < 0:
+            problems.append(f"{field} must be 0 or more: got {amount}")
+    for field, other in _LISTS_ALIKE.items():
+        sizes = [len(row[name]) for name in (field, other) if isinstance(row.get(name), _LIST)]
+        if len(set(sizes)) > 1:
+            problems.append(
+                f"{field} must be as long as {other}: got {sizes[0]} and {sizes[1]} values"
+            )
+    return problems
+
+
+def _is_interval(value: Any) -> bool:
+    """Whether it is [low, high]; a bound that is not finite is told elsewhere."""
+    return (
+        isinstance(value, _LIST)
+        and len(value) == 2
+        and all(isinstance(bound, _NUMBER) and not isinstance(bound, bool) for bound in value)
+        and not value[0] > value[1]
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def non_finite_numbers(value: Any, *, place: str = "") -> list[tuple[str, float]]:

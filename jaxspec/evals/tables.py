@@ -11,11 +11,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jaxspec.evals.columns import DIFFUSION, SPECULATIVE, Column
 from jaxspec.evals.results import FULL, Row, gains, is_diffusion, labels, ordered, varies
+from jaxspec.names import for_markdown, for_terminal
 
 ABSENT = "–"
 _LEGEND_WIDTH = 100
@@ -78,18 +79,22 @@ def console_table(results: Sequence[Row]) -> Table:
             table.add_row()
         shown = ["" if place == 0 and benchmark == previous else line[place] for place in places]
         is_full = name == FULL or name.startswith(f"{FULL} (")
-        table.add_row(*map(escape, shown), style="bold" if is_full else None)
+        # As Text: brackets in names are no markup.
+        table.add_row(
+            *(Text(for_terminal(cell)) for cell in shown), style="bold" if is_full else None
+        )
         previous = benchmark
     return table
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], *, names: int = 2) -> str:
-    """A table of Markdown, of which the first `names` columns are aligned to the left."""
+    """A table of Markdown, of which the first `names` columns are aligned to the left.
+
+    The header is Markdown; the cells of the lines are text.
+    """
     rule = ["---"] * names + ["---:"] * (len(header) - names)
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in (header, rule, *lines)
-    )
+    cells = [list(map(for_markdown, line)) for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))
 
 
 def formatted(value: Any, spec: str = "", *, unit: str = "") -> str:

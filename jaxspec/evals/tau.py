@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-RESAMPLES = 2000
+from jaxspec.evals.intervals import RESAMPLES, Interval, bootstrap_ratio, share_interval
+
 REPETITION_NGRAM = 4
 REPETITION_SHARE = 0.5
 
@@ -107,10 +108,15 @@ class TauSummary:
     prompts: int
     tau_micro: float
     tau_macro: float
-    tau_ci95: tuple[float, float]
+    tau_ci95: Interval | None
+    """None for too few responses (`jaxspec.evals.intervals`)."""
     accepted_per_round: float
     accept_at: tuple[float | None, ...]
     """None where no round reached the slot."""
+    reached_at: tuple[int, ...]
+    """Rounds that looked at each slot: what `accept_at` rests on."""
+    accept_at_intervals: tuple[Interval | None, ...]
+    """95% interval of each slot of `accept_at`; None where too few responses reached it."""
     rounds: int
     tokens: int
     """Tokens emitted by rounds (without those of the prefill)."""
@@ -118,15 +124,14 @@ class TauSummary:
     """Share of responses that repeat themselves; None when tokens were not given."""
     tau_micro_without_repetitive: float | None
     """tau_micro of the others; None when there are none, or tokens were not given."""
+    responses_without_repetitive: int | None
+    """Responses with rounds that it rests on; None when tokens were not given."""
     tau_definitions: dict[str, float]
     """What others would report of the same rounds: `definitions`."""
 
     def as_dict(self) -> dict[str, object]:
         """The figures as they go into a result row."""
-        row = dataclasses.asdict(self)
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in row.items()
-        }
+        return {key: _listed(value) for key, value in dataclasses.asdict(self).items()}
 
 
 def summarise(responses: Sequence[Rounds], *, num_slots: int, seed: int = 0) -> TauSummary:
@@ -153,19 +158,23 @@ def summarise(responses: Sequence[Rounds], *, num_slots: int, seed: int = 0) -> 
     fresh_total, fresh_rounds = _totals(
         [response for response, flag in zip(responses, repetitive, strict=True) if flag is False]
     )
+    slots = SlotCounts.of(responses, num_slots=num_slots)
     return TauSummary(
         prompts=len(responses),
         tau_micro=float(totals.sum() / rounds.sum()),
         tau_macro=tau_macro(responses),
         tau_ci95=bootstrap_interval(responses, seed=seed),
         accepted_per_round=float(accepted / rounds.sum()),
-        accept_at=conditional_acceptance(responses, num_slots=num_slots),
+        accept_at=slots.acceptance,
+        reached_at=slots.reached,
+        accept_at_intervals=slots.intervals(seed=seed),
         rounds=int(rounds.sum()),
         tokens=int(totals.sum()),
         repetitive_share=share,
         tau_micro_without_repetitive=(
             float(fresh_total.sum() / fresh_rounds.sum()) if fresh_rounds.sum() else None
         ),
+        responses_without_repetitive=int((fresh_rounds > 0).sum()) if known else None,
         tau_definitions=definitions(responses, num_slots=num_slots),
     )
 
@@ -252,8 +261,11 @@ def bootstrap_interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of tau_micro when the prompts are drawn again with replacement."""
+) -> Interval | None:
+    """Percentile interval of tau_micro when the prompts are drawn again with replacement.
+
+    None for too few responses with rounds (`jaxspec.evals.intervals.FEWEST_PROMPTS`).
+    """
     totals, rounds = _totals(responses)
     return bootstrap_ratio(
         totals[rounds > 0],
@@ -264,53 +276,58 @@ def bootstrap_interval(
     )
 
 
-def bootstrap_ratio(
-    numerators: npt.ArrayLike,
-    denominators: npt.ArrayLike,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of sum(numerators) / sum(denominators) when the pairs are drawn again.
-
-    Args:
-      numerators: one number per response.
-      denominators: positive, one per response.
-      seed: of the draws.
-      resamples: how often as many pairs are drawn, with replacement.
-      confidence: share of the ratios that lie inside.
-    """
-    parts, wholes = np.asarray(numerators), np.asarray(denominators)
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(wholes), size=(resamples, len(wholes)))
-    ratios = parts[picks].sum(axis=1) / wholes[picks].sum(axis=1)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(ratios, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
-def conditional_acceptance(
-    responses: Sequence[Rounds], *, num_slots: int
-) -> tuple[float | None, ...]:
-    """Acceptance of slot g among the rounds in which slot g was looked at.
+@dataclasses.dataclass(frozen=True)
+class SlotCounts:
+    """Of each response and slot: the rounds that looked at the slot, and those that accepted it.
 
     A round looks at slot g when it accepted the g slots before it and did not end there: a response
     that stopped inside an accepted draft says nothing about the slot after it.
     """
-    _check_slots(responses, num_slots=num_slots)
-    looked_at = np.zeros(num_slots, dtype=np.int64)
-    accepted_at = np.zeros(num_slots, dtype=np.int64)
-    for response in responses:
-        for emitted, accepted in zip(response.emitted, response.accepted_counts, strict=True):
-            accepted_at[:accepted] += 1
-            looked_at[:accepted] += 1
-            if accepted < num_slots and emitted > accepted:
-                looked_at[accepted] += 1
-    return tuple(
-        float(hits / trials) if trials else None
-        for hits, trials in zip(accepted_at, looked_at, strict=True)
-    )
+
+    looked_at: npt.NDArray[np.int64]
+    """[responses, slots]."""
+    accepted_at: npt.NDArray[np.int64]
+    """[responses, slots]."""
+
+    @classmethod
+    def of(cls, responses: Sequence[Rounds], *, num_slots: int) -> SlotCounts:
+        """Counts the rounds of responses.
+
+        Raises:
+          ValueError: a round accepted more than `num_slots`.
+        """
+        _check_slots(responses, num_slots=num_slots)
+        looked_at = np.zeros((len(responses), num_slots), dtype=np.int64)
+        accepted_at = np.zeros_like(looked_at)
+        for number, response in enumerate(responses):
+            for emitted, accepted in zip(response.emitted, response.accepted_counts, strict=True):
+                accepted_at[number, :accepted] += 1
+                looked_at[number, :accepted] += 1
+                if accepted < num_slots and emitted > accepted:
+                    looked_at[number, accepted] += 1
+        return cls(looked_at, accepted_at)
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """Rounds that looked at each slot."""
+        return tuple(self.looked_at.sum(axis=0).tolist())
+
+    @property
+    def acceptance(self) -> tuple[float | None, ...]:
+        """Acceptance of each slot among the rounds that looked at it; None where none did."""
+        return tuple(
+            hits / trials if trials else None
+            for hits, trials in zip(
+                self.accepted_at.sum(axis=0).tolist(), self.reached, strict=True
+            )
+        )
+
+    def intervals(self, *, seed: int = 0) -> tuple[Interval | None, ...]:
+        """95% interval of each slot's acceptance: `share_interval` over the responses."""
+        return tuple(
+            share_interval(hits, trials, seed=seed)
+            for hits, trials in zip(self.accepted_at.T, self.looked_at.T, strict=True)
+        )
 
 
 def repeated_share(tokens: Sequence[int], *, ngram: int = REPETITION_NGRAM) -> float:
@@ -325,6 +342,11 @@ def is_repetitive(tokens: Sequence[int]) -> bool:
     Loops of a weak target are easily drafted and inflate tau, so it is reported with and without.
     """
     return repeated_share(tokens) >= REPETITION_SHARE
+
+
+def _listed(value: object) -> object:
+    """Tuples as lists, as JSON has them."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _repetitive(response: Rounds) -> bool | None:

@@ -1,6 +1,7 @@
 """The training loop, the same for every kind of training; read it from top to bottom.
 
-Order: processes and mesh, data and models, capture check, state or checkpoint, step, loop, export.
+Order: processes and mesh, data and models, what was recorded, capture check, state or checkpoint,
+step, loop, export.
 
 >>> train(RunConfig(name="demo"), workdir="runs/demo")                         # doctest: +SKIP
 """
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +21,97 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxspec.checkpoints.train_state import TrainCheckpoints
+from jaxspec.checkpoints.train_state import TrainCheckpoints, saved_progress
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
+from jaxspec.files import held
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
 from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
-from jaxspec.provenance import provenance, write_json
-from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add
+from jaxspec.provenance import jsonable, write_json
+from jaxspec.training.interruption import STOPPED_AND_SAVED, StopRequests
+from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.segments import Record, continued_record, fresh_record
+from jaxspec.training.start import Start
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
+from jaxspec.training.tasks.task import PreparedTask
 
 
-def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    *,
+    workdir: str | Path,
+    accept_changes: bool = False,
+    restart_schedule: bool = False,
+) -> dict[str, Any]:
     """Trains what `config` describes, or continues where `workdir` holds a checkpoint.
 
     Args:
       config: the run.
       workdir: gets metrics.jsonl, provenance.json, tensorboard/, checkpoints/ and export/.
+      accept_changes: continue although settings or the target's weights differ from those that the
+        run was started with; provenance.json then lists the parts as segments.
+      restart_schedule: continue for more steps than the run was started with: the learning rate
+        warms up and decays again over the steps that are left.
 
     Returns:
       The last line of metrics.
 
     Raises:
       ValueError: a mistake in the configuration or a target that fails the capture check, before
-        anything is written; a checkpoint of another run; or a loss that is not finite, with the
-        step, the batch's examples and the last good checkpoint.
+        anything is written; a folder that another process trains in; a run that was started with
+        other settings, with a table of them; or a loss that is not finite, with the step, the
+        batch's examples and the last good checkpoint.
+      SystemExit: 75, after SIGTERM or Ctrl-C: the step was finished and saved.
     """
-    settings = config.training
-
-    # 1. Processes and mesh.
-    initialise_processes()
-    mesh = make_mesh(config.mesh)
-    check_batch_size(config, mesh)
-
-    # 2. Tokenizer, models and data: everything that can be wrong is checked here.
-    workdir = Path(workdir)
-    run = task_of(config).prepare(config, workdir=workdir)
-    task, pipeline = run.task, run.pipeline
-    task.objective.check()
-    rows_here = _local_rows(pipeline)
-
-    # 3. State and frozen weights, placed as they are made: no device holds all of a sharded model.
-    transform, rates = make_optimizer(config.optimizer, steps=settings.steps)
-    rules = Rules.of(config.mesh)
-    key = jax.random.key(settings.seed)
-
-    def create() -> TrainState:
-        return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
-
-    abstract = jax.eval_shape(create)
-    shardings = rules.shardings(abstract, mesh)
-    frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
-    frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
-    run.check_capture(frozen)
-
-    with contextlib.ExitStack() as open_files:
-        # 4. The newest checkpoint, if there is one; otherwise a fresh state.
-        workdir.mkdir(parents=True, exist_ok=True)
-        checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
-        open_files.enter_context(contextlib.closing(checkpoints))
-        restored = checkpoints.restore_latest(
-            jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=sharding
-                ),
-                abstract,
-                shardings,
-            )
-        )
-        if restored is None:
-            first_step = 0
-            state = jax.jit(create, out_shardings=shardings)()
-            if task.load_initial is not None:
-                state = dataclasses.replace(state, params=task.load_initial(shardings.params))
-        else:
-            first_step, state, progress = restored
-            if progress["seed"] != settings.seed:
-                raise ValueError(
-                    f"The checkpoint in {workdir} was made with training.seed {progress['seed']}, "
-                    f"but this run has {settings.seed}. Use the same seed, or another --workdir."
-                )
-            if first_step > settings.steps:
-                raise ValueError(
-                    f"The checkpoint in {workdir} is at step {first_step}, but training.steps is "
-                    f"{settings.steps}. Use at least {first_step} steps, or another --workdir."
-                )
-            pipeline.set_state(progress["loader"])
-            print(f"Continuing from step {first_step} in {workdir}.", flush=True)
+    settings, workdir = config.training, Path(workdir)
+    with contextlib.ExitStack() as stack:
+        # 1. Processes, the folder and the mesh.
+        initialise_processes()
+        stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
         if jax.process_index() == 0:
-            run.keep_tokenizer(workdir)
-            record = provenance(config=task.config, seed=settings.seed)
-            write_json(workdir / "provenance.json", record)
+            stack.enter_context(held(workdir, option="--workdir"))
+        mesh = make_mesh(config.mesh)
+        check_batch_size(config, mesh)
+
+        # 2. Tokenizer, models and data: everything that can be wrong is checked here.
+        run = task_of(config).prepare(config, workdir=workdir)
+        task = run.task
+        task.objective.check()
+
+        # 3. What the run was started with: it continues only with the same.
+        fresh = fresh_record(task)
+
+        def record_at(step: int, progress: dict[str, Any]) -> Record:
+            return continued_record(
+                progress.get("record"),
+                fresh,
+                step=step,
+                workdir=workdir,
+                accept_changes=accept_changes,
+                restart_schedule=restart_schedule,
+            )
+
+        if saved := saved_progress(workdir / "checkpoints"):
+            record_at(*saved)
+
+        # 4. State and frozen weights, placed as they are made: no device holds all of a sharded
+        # model.
+        transform, _ = make_optimizer(config.optimizer, steps=settings.steps)
+        rules = Rules.of(config.mesh)
+        key = jax.random.key(settings.seed)
+
+        def create() -> TrainState:
+            return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
+
+        abstract = jax.eval_shape(create)
+        shardings = rules.shardings(abstract, mesh)
+        frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
+        run.check_capture(frozen)
 
         # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
         step = spread(
@@ -124,63 +123,162 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
             mesh=mesh,
             path=config.mesh.path,
             state_shardings=shardings,
-            frozen_shardings=frozen_shardings,
+            frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
         )
         weights = LossWeights.from_config(config.loss)
         base_key = jax.random.fold_in(key, 1)
 
-        # 6. The loop. Metrics stay on the devices until a line is written, so the host runs ahead.
-        log = MetricsLog(workdir, first_step=first_step) if jax.process_index() == 0 else None
-        row: dict[str, Any] = {}
-        if log is not None:
-            open_files.enter_context(contextlib.closing(log))
-            row = log.last_row
-        window: list[Sums] = []
-        tokens, started = 0, time.monotonic()
-        with Reporter(steps=settings.steps, first_step=first_step, title=task.title) as reporter:
-            for index in range(first_step, settings.steps):
-                batch = next(pipeline)
-                tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
-                state, metrics = step(
-                    state,
-                    frozen,
-                    _global_batch({**batch, "rows": rows_here}, mesh),
-                    Hyper(jnp.float32(rates[index]), base_key, weights),
+        def take_step(
+            state: TrainState, batch: dict[str, np.ndarray], rate: np.float32
+        ) -> tuple[TrainState, Sums]:
+            hyper = Hyper(jnp.float32(rate), base_key, weights)
+            stepped: tuple[TrainState, Sums] = step(
+                state, frozen, _global_batch(batch, mesh), hyper
+            )
+            return stepped
+
+        # 6. The newest checkpoint, if there is one; otherwise a fresh state. Then the loop.
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
+        stack.enter_context(contextlib.closing(checkpoints))
+        while True:
+            restored = checkpoints.restore_latest(
+                jax.tree.map(
+                    lambda leaf, sharding: jax.ShapeDtypeStruct(
+                        leaf.shape, leaf.dtype, sharding=sharding
+                    ),
+                    abstract,
+                    shardings,
                 )
-                window.append(metrics)
-                done = index + 1
-                last = done == settings.steps
-                save = last or done % settings.checkpoint_every == 0
-                stop = _preempted(done)
-                # Windows end at checkpoints too: a run that continues from one has the same lines.
-                if done % settings.log_every == 0 or save or stop:
-                    bad_step = int(state.bad_step)
-                    sums = add(jax.device_get(window))
-                    now = time.monotonic()
-                    if log is not None:
-                        extra = {
-                            "learning_rate": float(rates[index]),
-                            "tokens_per_s": tokens / (now - started),
-                        }
-                        row = log.write(done, sums, extra=extra)
-                        reporter.update(row)
-                    if bad_step >= 0:
-                        checkpoints.wait()
-                        raise ValueError(_diverged(bad_step, pipeline, checkpoints, config))
-                    window, tokens, started = [], 0, now
-                if save or stop:
-                    progress = {"loader": pipeline.get_state(), "seed": settings.seed}
-                    if checkpoints.latest_step() != done:
-                        checkpoints.save(done, state, progress=progress)
-                if stop:
-                    raise SystemExit(f"The platform stopped the run at step {done}; it is saved.")
+            )
+            if restored is None:
+                state = jax.jit(create, out_shardings=shardings)()
+                if task.load_initial is not None:
+                    state = dataclasses.replace(state, params=task.load_initial(shardings.params))
+                start = Start(state=state, record=fresh)
+            else:
+                start = Start.at_checkpoint(
+                    restored,
+                    record_at,
+                    pipeline=run.pipeline,
+                    steps=settings.steps,
+                    workdir=workdir,
+                )
+            try:
+                params, row = _loop(start, take_step, run, checkpoints, stops, config, workdir)
+                break
+            except _BrokenStart:
+                checkpoints.set_aside(start.step, "gives no finite loss at the next step")
 
         # 7. The export: weights that other programs load.
         checkpoints.wait()
-        if settings.export:
+        stops.state = f"step {settings.steps} is saved, the export is not complete"
+        if settings.export and not _is_exported(workdir, settings.steps):
             alone = jax.process_count() == 1
-            run.export(jax.device_get(state.params) if alone else state.params, workdir=workdir)
+            run.export(
+                jax.device_get(params) if alone else params,
+                workdir=workdir,
+                record={**start.record, "step": settings.steps},
+            )
         return row
+
+
+class _BrokenStart(Exception):
+    """The first step after a checkpoint is not finite."""
+
+
+def _loop(
+    start: Start,
+    take_step: Callable[[TrainState, dict[str, np.ndarray], np.float32], tuple[TrainState, Sums]],
+    run: PreparedTask,
+    checkpoints: TrainCheckpoints,
+    stops: StopRequests,
+    config: RunConfig,
+    workdir: Path,
+) -> tuple[Any, dict[str, Any]]:
+    """Takes the steps that are left.
+
+    Metrics stay on the devices until a line is written, so that the host runs ahead.
+
+    Returns:
+      (parameters, the last line of metrics).
+    """
+    settings, pipeline, state = config.training, run.pipeline, start.state
+    if start.step == settings.steps:
+        return state.params, last_row(workdir)
+    is_first = jax.process_index() == 0
+    if is_first:
+        run.keep_tokenizer(workdir)
+        if not start.is_new_segment:
+            write_json(workdir / "provenance.json", start.record)
+    _, rates = make_optimizer(
+        config.optimizer, steps=settings.steps, schedule_from=start.record["schedule_from_step"]
+    )
+    rows_here = _local_rows(pipeline)
+    row: dict[str, Any] = {}
+    window: list[Sums] = [start.window]
+    tokens, started = 0, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        log = MetricsLog(workdir, first_step=start.step) if is_first else None
+        if log is not None:
+            stack.enter_context(contextlib.closing(log))
+        reporter = stack.enter_context(
+            Reporter(steps=settings.steps, first_step=start.step, title=run.task.title)
+        )
+        stack.enter_context(stops.noticed_between_steps())
+        for index in range(start.step, settings.steps):
+            batch = next(pipeline)
+            tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
+            state, metrics = take_step(state, {**batch, "rows": rows_here}, rates[index])
+            window.append(metrics)
+            done = index + 1
+            # Windows end at checkpoints too: a run that continues from one has the same lines.
+            save = done == settings.steps or done % settings.checkpoint_every == 0
+            line = save or done % settings.log_every == 0
+            stop = stops.requested or _preempted(done)
+            if line or stop:
+                bad_step = int(state.bad_step)
+                window = [add(jax.device_get(window))]
+                if start.is_restored and bad_step == start.step:
+                    raise _BrokenStart
+            if line or (stop and bad_step >= 0):
+                now = time.monotonic()
+                if log is not None:
+                    extra = {
+                        "learning_rate": float(rates[index]),
+                        "tokens_per_s": tokens / (now - started),
+                    }
+                    row = log.write(done, window[0], extra=extra)
+                    reporter.update(row)
+                if bad_step >= 0:
+                    checkpoints.wait()
+                    raise ValueError(_diverged(bad_step, pipeline, checkpoints, config))
+                window, tokens, started = [], 0, now
+            if save or stop:
+                progress = {
+                    "loader": pipeline.get_state(),
+                    "record": start.record,
+                    "window": jsonable(add(window)),
+                }
+                checkpoints.save(done, state, progress=progress)
+                if start.is_new_segment and is_first:
+                    checkpoints.wait()
+                    write_json(workdir / "provenance.json", start.record)
+            if stop:
+                checkpoints.wait()
+                print(
+                    f"Stopped at step {done}, which is saved in {workdir}. The same command "
+                    "continues from there.",
+                    flush=True,
+                )
+                raise SystemExit(STOPPED_AND_SAVED)
+    return state.params, row
+
+
+def _is_exported(workdir: Path, step: int) -> bool:
+    """Whether the export is of this step."""
+    record = workdir / "export" / "provenance.json"
+    return record.is_file() and json.loads(record.read_text("utf-8")).get("step") == step
 
 
 def _preempted(step: int) -> bool:

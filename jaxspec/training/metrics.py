@@ -2,7 +2,8 @@
 
 They travel as (sum, count) and are divided when a line is written. metrics.jsonl holds one object
 per logged step. A run that continues from a checkpoint first drops the lines after it, so that the
-file reads as if the run had never stopped.
+file reads as if the run had never stopped. Lines that are no such objects go to
+metrics.foreign.jsonl.
 
 >>> means(add([{"loss": (12.0, 4.0)}, {"loss": (8.0, 4.0)}]))
 {'loss': 2.5}
@@ -11,7 +12,6 @@ file reads as if the run had never stopped.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +29,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxspec.files import replaced_file
+from jaxspec.names import for_terminal
+
 Sums = dict[str, tuple[Any, Any]]
+
+_START = b'{"step": '
+"""How `MetricsLog.write` begins a line."""
 
 
 def add(windows: Iterable[Sums]) -> Sums:
@@ -64,27 +70,34 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      first_step: steps already taken; lines of later steps are dropped from the file.
+      first_step: steps already taken; lines of later steps are dropped from the file. Lines that
+        are no rows of metrics are moved to metrics.foreign.jsonl, and it says so.
     """
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
         self.path = workdir / "metrics.jsonl"
         self.last_row: dict[str, Any] = {}
         """The newest line."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # A line cut short when the process was killed.
-                if row["step"] <= first_step:
-                    kept.append(line)
-                    self.last_row = row
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a")
+        kept, foreign = [], []
+        for line in _lines(self.path):
+            row = _row(line)
+            if row is None:
+                foreign.append(line)
+            elif row["step"] <= first_step:
+                kept.append(line)
+                self.last_row = row
+        if foreign:
+            aside = workdir / "metrics.foreign.jsonl"
+            with aside.open("ab") as file:
+                file.write(_joined(foreign))
+            print(
+                f"{self.path} has {len(foreign)} lines that are no rows of metrics (objects with a "
+                f"step): moved to {aside}.",
+                flush=True,
+            )
+        with replaced_file(self.path) as temporary:
+            temporary.write_bytes(_joined(kept))
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
         )
@@ -110,6 +123,38 @@ class MetricsLog:
         self._board.close()
 
 
+def last_row(workdir: Path) -> dict[str, Any]:
+    """The newest row of metrics.jsonl; {}: there is none."""
+    rows = map(_row, reversed(_lines(workdir / "metrics.jsonl")))
+    return next(filter(None, rows), {})
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, without empty ones and without one that a kill has cut short."""
+    if not path.exists():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    is_cut = last[: len(_START)] == _START[: len(last)] and _row(last) is None
+    return [line for line in (lines if is_cut else [*lines, last]) if line.strip()]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What a line holds; None: it is no row of metrics."""
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no {constant}")
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
 class Reporter:
     """Shows progress: a bar on a terminal, plain lines elsewhere.
 
@@ -127,7 +172,7 @@ class Reporter:
         self._progress: Progress | None = None
         if self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[numbers]}"),
@@ -136,7 +181,7 @@ class Reporter:
                 console=self._console,
             )
             self._task = self._progress.add_task(
-                title, total=steps, completed=first_step, numbers=""
+                for_terminal(title), total=steps, completed=first_step, numbers=""
             )
 
     def __enter__(self) -> Reporter:

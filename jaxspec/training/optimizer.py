@@ -21,35 +21,47 @@ from jaxspec.config import OptimizerConfig
 
 
 def make_optimizer(
-    config: OptimizerConfig, *, steps: int
+    config: OptimizerConfig, *, steps: int, schedule_from: int = 0
 ) -> tuple[optax.GradientTransformation, np.ndarray]:
     """The transformation of gradients and the learning rate of every step.
 
     Args:
       config: the settings.
       steps: length of the run.
+      schedule_from: the step that the schedule starts at; the rates before it are 0.
 
     Returns:
       The transformation (global-norm clip, Adam, decoupled weight decay of matrices only), whose
       updates the step multiplies by minus the learning rate; and the rates, float32 [steps].
     """
-    # optax needs at least one step of warm-up and one of decay.
-    decay_steps = max(2, steps)
-    schedule = optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=min(max(1, round(config.warmup_fraction * steps)), decay_steps - 1),
-        decay_steps=decay_steps,
-        end_value=config.final_learning_rate,
-    )
+    length = steps - schedule_from
+    warmup = warmup_steps(config.warmup_fraction, length)
+    # optax needs at least one step of decay.
+    decay_steps = max(2, length)
+    if config.schedule == "constant":
+        schedule = optax.schedules.warmup_constant_schedule(0.0, config.learning_rate, warmup)
+    else:
+        schedule = optax.schedules.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=config.learning_rate,
+            warmup_steps=min(warmup, decay_steps - 1),
+            decay_steps=decay_steps,
+            end_value=config.final_learning_rate,
+        )
     # Step 0 learns already: step k has the schedule's rate at k + 1.
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(1, steps + 1)), np.float32)
+    rates = np.zeros(steps, np.float32)
+    rates[schedule_from:] = jax.vmap(schedule)(jnp.arange(1, length + 1))
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=_matrices),
     )
     return transform, rates
+
+
+def warmup_steps(fraction: float, steps: int) -> int:
+    """Over how many steps the learning rate rises."""
+    return max(1, round(fraction * steps))
 
 
 def _matrices(params: Any) -> Any:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxspec.checkpoints.train_state import TrainCheckpoints, describe
+from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints, describe
+from jaxspec.config import TrainingConfig
 
 
 def make_state(step: int = 0, width: int = 16) -> dict:
@@ -53,9 +56,20 @@ def truncate(file) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+def biggest(folder, step: int) -> Path:
+    """The file with most of a step's arrays."""
+    files = [f for f in (folder / str(step) / "state").rglob("*") if f.is_file()]
+    return max(files, key=lambda f: f.stat().st_size)
+
+
 def damage(folder, step: int) -> None:
-    files = [f for f in (folder / str(step)).rglob("*") if f.is_file()]
-    truncate(max(files, key=lambda f: f.stat().st_size))
+    truncate(biggest(folder, step))
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0xFF
+    file.write_bytes(content)
 
 
 def assert_same(got, expected) -> None:
@@ -136,9 +150,9 @@ def test_every_truncated_or_missing_file_is_noticed(folder):
 
 # tensorstore calls back into an event loop that orbax closes at the first failed read.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_one_without_noted_sizes(folder):
-    """A run that is killed right after a save has not noted them."""
-    (folder / "3" / "run" / "file_sizes.json").unlink()
+def test_a_damaged_one_without_a_record(folder):
+    """A run that is killed right after a save has not written it."""
+    (folder / "3" / RECORD).unlink()
     for file in (folder / "3").rglob("d/*"):
         truncate(file)
     checkpoints = TrainCheckpoints(folder, keep=2)
@@ -148,6 +162,219 @@ def test_a_damaged_one_without_noted_sizes(folder):
     assert_same(state, make_state(2))
     time.sleep(0.2)
     gc.collect()
+
+
+def test_one_without_a_record_is_used(folder):
+    (folder / "3" / RECORD).unlink()
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()))
+    checkpoints.close()
+    assert step == 3
+    assert_same(state, make_state(3))
+    assert not (folder / "3" / RECORD).exists(), "nobody knows whether these are the saved bytes"
+
+
+def test_an_older_one_has_sizes_alone(folder):
+    for step in ("2", "3"):
+        recorded = json.loads((folder / step / RECORD).read_text())
+        sizes = {name: entry["bytes"] for name, entry in recorded.items()}
+        (folder / step / "run" / "file_sizes.json").write_text(json.dumps(sizes))
+        (folder / step / RECORD).unlink()
+    damage(folder, 3)
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes and should have \d+", told[0])
+
+
+def test_one_changed_byte_is_noticed(folder):
+    file = biggest(folder, 3)
+    flip(file, file.stat().st_size // 2)
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    name = file.relative_to(folder / "3")
+    assert told[0].startswith(f"Checkpoint 3 cannot be read ({name} has changed: its CRC-32 is ")
+    assert "\n" not in told[0]
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_none_is_deleted_where_all_are_kept(tmp_path, keep):
+    checkpoints = TrainCheckpoints(tmp_path / "checkpoints", keep=keep)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, make_state(step), progress={})
+    checkpoints.close()
+    assert steps(checkpoints.folder) == (["1", "2", "3", "4"] if keep == 0 else ["3", "4"])
+
+
+def test_fewer_than_none_cannot_be_kept():
+    with pytest.raises(
+        ValueError, match=r"keep_checkpoints must be 0 \(keep all\) or more: got -1"
+    ):
+        TrainingConfig(keep_checkpoints=-1)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"), [("params", np.nan), ("params", np.inf), ("opt_state", np.nan)]
+)
+def test_one_with_numbers_that_are_not_finite_is_set_aside(folder, leaf, value):
+    broken = make_state(4)
+    broken[leaf] = jax.tree.map(lambda array: array.at[0, 1].set(value), broken[leaf])
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    checkpoints.save(4, broken, progress={})
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 3
+    assert_same(state, make_state(3))
+    assert re.match(rf"Checkpoint 4 cannot be used \({leaf}/\S+ is not finite\); moved", told[0])
+
+
+def test_second_moments_may_overflow(folder):
+    """An uninterrupted run goes on from them."""
+    state = make_state(4)
+    state["opt_state"] = jax.tree.map(lambda array: array.at[0, 1].set(np.inf), state["opt_state"])
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    checkpoints.save(4, state, progress={})
+    step, got, _ = checkpoints.restore_latest(shapes(make_state()))
+    checkpoints.close()
+    assert step == 4
+    assert_same(got, state)
+
+
+def test_a_loop_sets_one_aside(folder):
+    """Damage that shows only in use."""
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, _, _ = checkpoints.restore_latest(shapes(make_state()))
+    checkpoints.set_aside(step, "gives no finite loss", report=told.append)
+    assert checkpoints.latest_step() == 2
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()))
+    assert step == 2
+    assert_same(state, make_state(2))
+    checkpoints.set_aside(2, "gives no finite loss", report=told.append)
+    assert checkpoints.restore_latest(shapes(make_state())) is None
+    checkpoints.close()
+    assert told[0].startswith("Checkpoint 3 gives no finite loss; moved to ")
+    assert steps(folder.parent / "unreadable") == ["2", "3"]
+
+
+def test_read_only_passes_over_one(folder):
+    checkpoints = TrainCheckpoints(folder, keep=2, read_only=True)
+    checkpoints.set_aside(3, "gives no finite loss", report=lambda _: None)
+    step, _, _ = checkpoints.restore_latest(shapes(make_state()))
+    checkpoints.close()
+    assert step == 2
+    assert steps(folder) == ["2", "3"]
+
+
+def test_progress_is_read_without_the_arrays(folder):
+    config = {
+        "sources": [f"source {n}" for n in range(20_000)],
+        "deep": {"a": {"b": [{"c": None}]}},
+    }
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    checkpoints.save(4, make_state(4), progress={"config": config})
+    config["sources"].clear()  # what is saved does not change any more
+    checkpoints.close()
+    shutil.rmtree(folder / "4" / "state")
+    before = steps(folder)
+
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, progress = checkpoints.latest_progress()
+    assert step == 4
+    assert len(progress["config"]["sources"]) == 20_000
+    assert progress["config"]["deep"] == {"a": {"b": [{"c": None}]}}
+    flip(folder / "4" / "run" / "metadata", 40)
+    assert checkpoints.latest_progress() == (3, {"loader": {"step": 3}})
+    (folder / "3" / "run" / "metadata").unlink()
+    assert checkpoints.latest_progress() is None
+    checkpoints.close()
+    assert steps(folder) == before
+
+
+def test_there_is_no_progress_before_the_first_save(tmp_path):
+    checkpoints = TrainCheckpoints(tmp_path / "checkpoints", keep=2, read_only=True)
+    assert checkpoints.latest_progress() is None
+    checkpoints.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def nothing_but_the_folder(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def a_file_instead(step: Path) -> None:
+    shutil.rmtree(step)
+    step.write_text("not a checkpoint")
+
+
+def a_folder_instead_of_a_file(step: Path) -> None:
+    (step / "run" / "metadata").unlink()
+    (step / "run" / "metadata").mkdir()
+
+
+def a_folder_instead_of_the_record(step: Path) -> None:
+    (step / RECORD).unlink()
+    (step / RECORD).mkdir()
+
+
+def a_record_of(text: str):
+    def write(step: Path) -> None:
+        (step / RECORD).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (nothing_but_the_folder, "cannot be read"),
+        (a_file_instead, "cannot be read (it is no folder)"),
+        (a_folder_instead_of_a_file, "cannot be read (run/metadata is missing)"),
+        (a_folder_instead_of_the_record, f"cannot be read ({RECORD} cannot be read: Is a dir"),
+        (a_record_of(""), f"cannot be read ({RECORD} is damaged)"),
+        (a_record_of("{}"), f"cannot be read ({RECORD} is damaged)"),
+        (a_record_of("[" * 100_000), f"cannot be read ({RECORD} is damaged)"),
+        (a_record_of('{"../../secret": 3}'), f"cannot be read ({RECORD} is damaged)"),
+        (a_record_of('{"/etc/passwd": 3}'), f"cannot be read ({RECORD} is damaged)"),
+        (a_record_of('{"run/metadata": {"bytes": 3}}'), f"cannot be read ({RECORD} is damaged)"),
+    ],
+)
+def test_whatever_is_in_its_place(folder, break_it, message):
+    break_it(folder / "3")
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert len(told) == 1
+    assert told[0].startswith(f"Checkpoint 3 {message}")
+    checkpoints.save(3, make_state(3), progress={})  # its place is free
+    checkpoints.close()
+    assert steps(folder) == ["2", "3"]
+    assert steps(folder.parent / "unreadable") == ["3"]
+
+
+def test_strangers_in_the_folder_do_not_matter(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "3" / "notes.txt").write_text("mine")
+    for name in ("3.bak", "-5", "0004", "old"):
+        (folder / name).mkdir()
+    before = steps(folder)
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=pytest.fail)
+    checkpoints.close()
+    assert step == 3
+    assert_same(state, make_state(3))
+    assert steps(folder) == before
 
 
 def test_none_is_readable(folder):

@@ -7,7 +7,7 @@ import pytest
 
 from jaxspec.decoding import Prompts
 from jaxspec.evals import clock
-from jaxspec.evals.clock import Clock, median_seconds, take_turns
+from jaxspec.evals.clock import Clock, median_seconds, speedup_interval, take_turns
 
 
 @pytest.fixture
@@ -81,3 +81,32 @@ def test_calls_take_turns_and_the_first_compiles(seconds):
     )
     assert log == ["a", "b"] * 3
     assert found == {"a": 2.0, "b": 2.0}
+
+
+def clock_of(tokens, seconds):
+    found = ticking("any", [], spend=None, log=[])
+    found.tokens, found.run_s = tokens, seconds
+    found.whole_s = [2 * value for value in seconds]
+    return found
+
+
+def test_a_speed_ratio_draws_prompts_with_both_times():
+    tokens, plain_s = [10, 20, 30, 40, 50, 60], [1.0, 2.0, 3.5, 4.0, 5.0, 6.0]
+    plain = clock_of(tokens, plain_s)
+    twice = clock_of(tokens, [value / 2 for value in plain_s])
+    found = speedup_interval(twice, plain, of="run_s", seed=0)
+    assert found == pytest.approx((2.0, 2.0)), "the same ratio on every prompt"
+    faster = [value / ratio for value, ratio in zip(plain_s, (1, 2, 1, 2, 1, 2), strict=True)]
+    for of in ("run_s", "whole_s"):
+        low, high = speedup_interval(clock_of(tokens, faster), plain, of=of, seed=0)
+        assert 1.0 <= low < sum(plain_s) / sum(faster) < high <= 2.0
+    assert speedup_interval(twice, plain, of="run_s", seed=1) == pytest.approx((2.0, 2.0))
+
+
+def test_a_speed_ratio_of_few_prompts_has_no_interval():
+    five = clock_of([10] * 5, [1.0] * 5)
+    assert speedup_interval(five, five, of="run_s", seed=0) is None
+    silent = clock_of([10] * 5 + [0], [1.0] * 6)
+    assert speedup_interval(silent, silent, of="run_s", seed=0) is None, "no tokens, no speed"
+    none = clock_of([0], [1.0])
+    assert speedup_interval(none, none, of="run_s", seed=0) is None

@@ -10,8 +10,9 @@ from rich.console import Console
 from jaxspec.decoding import DiffusionResponse
 from jaxspec.evals import columns, tables
 from jaxspec.evals.columns import Column, MeasuredDecoder, MeasuredDrafter, computed
+from jaxspec.evals.intervals import bootstrap_ratio
 from jaxspec.evals.tables import console_table, markdown_table
-from jaxspec.evals.tau import Rounds, bootstrap_ratio
+from jaxspec.evals.tau import Rounds
 from tests.evals.rows import diffusion_row, result_row
 
 ALL_ACCEPTED = Column(
@@ -67,15 +68,39 @@ def test_figures_are_combined_over_benchmarks(monkeypatch):
 
 
 def test_intervals_of_diffusion_rows():
-    ours = [response((2, 2), 8), response((3,), 4), response((1, 1), 8)]
-    base = [response((4, 4), 8), response((4,), 4), response((4, 4), 8)]
+    ours = [response((2, 2), 8), response((3,), 4), response((1, 1), 8)] * 2
+    base = [response((4, 4), 8), response((4,), 4), response((4, 4), 8)] * 2
     found = computed(columns.DIFFUSION, MeasuredDecoder(ours, base=base, speed=None, seed=7))
-    assert list(found) == ["tokens_per_pass_ci95", "nfe_reduction_ci95"]
     low, high = found["nfe_reduction_ci95"]
-    assert (low, high) == bootstrap_ratio([8, 4, 8], [4, 3, 2], seed=7)
+    assert (low, high) == bootstrap_ratio([8, 4, 8] * 2, [4, 3, 2] * 2, seed=7)
     assert 4 / 3 <= low < 20 / 9 < high <= 4
     low, high = found["tokens_per_pass_ci95"]
     assert 4 / 3 <= low < 20 / 9 < high <= 4
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_responses_have_no_interval(count):
+    one = [response((2, 2), 8)] * count
+    found = computed(columns.DIFFUSION, MeasuredDecoder(one, base=one, speed=None, seed=0))
+    assert set(found.values()) == {None}
+    row = diffusion_row(**found)
+    assert "(95%)" not in markdown_table([row])
+
+
+def test_speed_ratios_with_their_intervals_and_what_they_rest_on():
+    rows = [
+        result_row(speedup_ci95=[1.2, 1.8], timed_prompts=6),
+        result_row("full", speedup_ci95=None, timed_prompts=3),
+    ]
+    lines = markdown_table(rows).splitlines()
+    assert "| speedup | speedup (95%) | timed | differ |" in lines[0]
+    assert lines[2].endswith("| 1.50x | 1.20–1.80x | 6 | 0 |")
+    assert lines[3].endswith("| 1.50x | – | 3 | 0 |")
+    assert "over them, and takes 6." in " ".join(lines)
+    text = markdown_table([diffusion_row(speedup_ci95=[1.1, 1.3], timed_prompts=6)])
+    assert "| speed | speed (95%) | timed | pass costs |" in text
+    assert "| 1.23 | 1.10–1.30 | 6 | 1.25 |" in text
+    assert "1.20" not in shown(rows), "a terminal has no room"
 
 
 def test_diffusion_rows_in_markdown_and_on_a_terminal():

@@ -56,11 +56,31 @@ def test_bars_show_tau_and_its_interval(drawn, tmp_path):
         for segment in collection.get_segments()
     ]
     assert whiskers == [pytest.approx([tau - 0.2, tau + 0.3]) for tau in (2.0, 2.0, 2.5, 2.5)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["gsm8k", "mbpp"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "gsm8k\n40 prompts",
+        "mbpp\n40 prompts",
+    ]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["2.00", "2.00", "2.50\n+25%", "2.50\n+25%"]
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["uniform", "full"]
+
+
+def test_bars_of_few_prompts_have_no_whiskers(drawn, tmp_path):
+    rows = [result_row("full", prompts=1, tau_ci95=None), result_row(prompts=3)]
+    plot_accepted_length(rows, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    (whisker,) = (
+        segment[:, 1].tolist()
+        for collection in axes.collections
+        for segment in collection.get_segments()
+        if len(segment)
+    )
+    assert whisker == pytest.approx([1.8, 2.25]), "one of the two bars has them"
+    assert [text.xy[1] for text in axes.texts] == [2.25, 2.0], "figures are above their bars"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["gsm8k\n1 to 3 prompts"]
+    (legend,) = drawn[0].legends
+    assert "from 6 on" in legend.get_title().get_text()
 
 
 def test_bars_of_a_loss_missing_on_one_benchmark(drawn, tmp_path):
@@ -75,10 +95,63 @@ def test_lines_show_acceptance_and_a_gap_where_it_is_unknown(drawn, tmp_path):
     assert [panel.get_title(loc="left") for panel in panels] == ["gsm8k", "mbpp"]
     for panel in panels:
         assert [line.get_label() for line in panel.lines] == ["uniform", "full"]
-        x, y = panel.lines[0].get_data()
-        assert list(x) == [1, 2, 3]
-        assert list(y[:2]) == [0.6, 0.5]
-        assert math.isnan(y[2])
+        assert not panel.collections and not panel.texts, "older rows have no whiskers"
+        for line, shift in zip(panel.lines, (-0.04, 0.04), strict=True):
+            x, y = line.get_data()
+            assert list(x) == pytest.approx([1 + shift, 2 + shift, 3 + shift])
+            assert list(y[:2]) == [0.6, 0.5]
+            assert math.isnan(y[2])
+
+
+def heights(axes):
+    return [None if math.isnan(y) else y for y in axes.lines[0].get_ydata()]
+
+
+def test_slots_that_few_rounds_reached_are_left_out(drawn, tmp_path):
+    row = result_row(
+        accept_at=[0.6, 0.5, 1.0, None],
+        reached_at=[100, 30, 29, 0],
+        accept_at_intervals=[[0.5, 0.7], None, [0.9, 1.0], None],
+    )
+    plot_conditional_acceptance([row], tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert heights(axes) == [0.6, 0.5, None, None]
+    (whiskers,) = axes.collections
+    assert [segment.tolist() for segment in whiskers.get_segments()] == [[[1, 0.5], [1, 0.7]]]
+    assert axes.get_xlim() == (0.5, 4.5), "what is left out has its place"
+    said = drawn[0].get_supxlabel()
+    assert "slots reached by fewer than 30 rounds are left out" in said and "95%" in said
+
+
+def test_a_plot_says_that_no_slot_was_reached_often_enough(drawn, tmp_path):
+    few = result_row(reached_at=[29, 17, 0], accept_at_intervals=[[0.1, 0.9], None, None])
+    plot_conditional_acceptance([few, result_row(benchmark="mbpp")], tmp_path / "a.png")
+    first, second = drawn[0].axes
+    assert heights(first) == [None] * 3 and not first.collections
+    assert [text.get_text() for text in first.texts] == ["no slot was reached\nby 30 rounds"]
+    assert heights(second) == [0.6, 0.5, None] and not second.texts
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["uniform"]
+
+
+def test_rounds_of_older_rows_follow_from_the_slots_before(drawn, tmp_path):
+    """100 rounds: 60 look at the second slot, 30 at the third, 15 at the fourth."""
+    plot_conditional_acceptance([result_row(accept_at=[0.6, 0.5, 0.5, 0.9])], tmp_path / "a.png")
+    assert heights(drawn[0].axes[0]) == [0.6, 0.5, 0.5, None]
+    plot_conditional_acceptance([result_row(rounds=29)], tmp_path / "a.png")
+    assert heights(drawn[1].axes[0]) == [None] * 3
+
+
+@pytest.mark.parametrize("plot", [plot_accepted_length, plot_conditional_acceptance])
+def test_names_are_text(plot, tmp_path, drawn):
+    """No formulas, no control characters; a name that begins with "_" is in the legend."""
+    names = ["_a", "$x^$", "b\x1b[31m\n", "\\frac{"]
+    rows = [result_row(name, f"{name}$") for name in names]
+    plot(rows, tmp_path / "a.png")
+    (legend,) = drawn[0].legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert sorted(shown) == sorted([" _a", r"\$x^\$", r"b\x1b[31m\n", "\\frac{"])
+    drawn[0].draw_without_rendering()
 
 
 def test_panels_that_are_not_needed_are_hidden(drawn, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
+from rich.console import Console
+
 from jaxspec.evals import progress
 from jaxspec.evals.progress import Pace, progress_of
 
@@ -11,6 +15,19 @@ def test_without_a_terminal_one_line_says_what_begins():
     with progress_of("gsm8k: plain", 3, lines.append) as advance:
         advance(2)
     assert lines == ["gsm8k: plain: 3 prompts"]
+
+
+def test_titles_are_text(monkeypatch):
+    title, lines = "a\x1b[2J[red]b[/red] [/]\n", []
+    with progress_of(title, 3, lines.append):
+        pass
+    assert lines == [r"a\x1b[2J[red]b[/red] [/]\n: 3 prompts"]
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=120)
+    monkeypatch.setattr(progress, "Console", lambda: console)
+    with progress_of(title, 3, lines.append) as advance:
+        advance(3)
+    assert r"a\x1b[2J[red]b[/red] [/]\n" in stream.getvalue()
 
 
 def test_the_pace_of_long_work(monkeypatch):

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from jaxspec.evals.report import (
     definitions_table,
+    depths_table,
     read_json,
     seeds_table,
     write_json,
     write_report,
 )
 from jaxspec.evals.tables import console_table, markdown_table
-from tests.evals.rows import result_row
+from tests.evals.rows import diffusion_row, result_row
 
 ROWS = [
     result_row("full", tau_micro=2.5, speedup=1.75),
@@ -146,6 +148,71 @@ def test_repetitive_share_is_shown_and_explained_when_known():
 
 def test_bars_in_names_do_not_break_the_table():
     assert "gsm8k\\|x" in markdown_table([result_row(benchmark="gsm8k|x")])
+
+
+HOSTILE = "a|b\n| c | `d` *e* _f_ <b> [g](h) # \x1b[31m \u202e [red]i[/red] $j$ \\"
+
+
+def test_names_are_text_in_every_table():
+    rows = [
+        result_row(
+            loss,
+            HOSTILE,
+            drafter=HOSTILE,
+            target=HOSTILE,
+            seed=seed,
+            tau_definitions={"micro": 2.0},
+        )
+        for loss in ("uniform", HOSTILE)
+        for seed in (0, 1)
+    ]
+    diffusion = diffusion_row(
+        HOSTILE,
+        benchmark=HOSTILE,
+        nfe_by_block=[90, 90],
+        accepted_depth_by_block=[0.5, 0.5],
+        reached_by_block=[3, 3],
+    )
+    tables = [markdown_table(rows), definitions_table(rows), seeds_table(rows)]
+    for table in (*tables, markdown_table([diffusion]), depths_table([diffusion])):
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        bars = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}
+        assert len(lines) >= 3 and len(bars) == 1, "every line has the same cells"
+        assert r"a\|b\\n\| c \| \`d\` \*e\* \_f\_ \<b\> \[g\]" in table
+        assert table.replace("\n", "").isprintable()
+
+
+def test_names_are_text_on_a_terminal():
+    text = shown([result_row(HOSTILE, HOSTILE)], width=300)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert r"\x1b[31m \u202e [red]i[/red] $j$" in text
+    long = shown([result_row("x" * 1000)], width=300)
+    assert "…" in long and "x" * 80 not in long
+
+
+def test_depths_of_few_passes_are_left_out():
+    enough = diffusion_row(
+        "ssd",
+        drafts_per_pass=2,
+        nfe_by_block=[33, 32, 40],
+        accepted_depth_by_block=[0.5, 0.25, None],
+        reached_by_block=[3, 3, 3],
+    )
+    table = depths_table([enough])
+    assert table.startswith("Accepted depth by block (–: fewer than 30 passes with drafts):")
+    assert "| gsm8k | ssd | 2 | 0.50 | – | – |" in table, "30 passes, and 29"
+    older = {key: value for key, value in enough.items() if key != "reached_by_block"}
+    assert depths_table([older]) == table, "at most all three responses reached a block"
+    assert depths_table([diffusion_row("ssd")]) == (
+        "Accepted depth by block: left out, every block had fewer than 30 passes with drafts.\n"
+    )
+    assert depths_table([diffusion_row(accepted_depth_by_block=[0.0, None])]) == ""
+
+
+def test_a_tau_of_few_prompts_has_no_interval():
+    text = markdown_table([result_row(prompts=1, tau_ci95=None)])
+    assert "| gsm8k | uniform | 1 | 2.00 | 1.90 |" in text
+    assert "which takes 6 responses" in " ".join(text.split())
 
 
 def shown(results, *, width=80) -> str:

@@ -95,6 +95,57 @@ def test_definitions_may_be_missing_but_not_wrong():
         check_results([result_row(tau_definitions={"vllm": "2.0"})])
 
 
+def test_what_figures_rest_on_may_be_missing_but_not_wrong():
+    good = {
+        "reached_at": [100, 60, 0],
+        "accept_at_intervals": [[0.5, 0.7], None, None],
+        "responses_without_repetitive": 0,
+        "speedup_ci95": [1.0, 2.0],
+        "timed_prompts": 6,
+    }
+    check_results([result_row(), result_row(**good, tau_micro=2)])
+    check_results([result_row(tau_ci95=None, speedup_ci95=None, timed_prompts=None)])
+    check_results([diffusion_row(reached_by_block=[3, 0], nfe_reduction_ci95=None)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reached_at": [3, 1]}, "reached_at must be as long as accept_at: got 2 and 3 values"),
+        ({"reached_at": [3, 1, -1]}, r"reached_at must hold counts, 0 or more: got \[3, 1, -1\]"),
+        ({"reached_at": [3, 1.5, 0]}, "reached_at must hold counts"),
+        ({"reached_at": [3, True, 0]}, "reached_at must hold counts"),
+        ({"reached_at": 3}, "reached_at must be list or tuple: got int"),
+        ({"accept_at_intervals": [None]}, "accept_at_intervals must be as long as accept_at"),
+        (
+            {"accept_at_intervals": [None, [0.5], None]},
+            r"accept_at_intervals\[1\] must be \[low, high\]: got \[0.5\]",
+        ),
+        ({"tau_ci95": [2.0, 1.0]}, r"tau_ci95 must be \[low, high\]: got \[2.0, 1.0\]"),
+        ({"tau_ci95": ["1", "2"]}, r"tau_ci95 must be \[low, high\]"),
+        ({"speedup_ci95": 1.5}, "speedup_ci95 must be list or tuple or NoneType: got float"),
+        ({"timed_prompts": -1}, "timed_prompts must be 0 or more: got -1"),
+        ({"timed_prompts": 1.0}, "timed_prompts must be int or NoneType: got float"),
+        ({"rest_ms": -0.1}, "rest_ms must be 0 or more: got -0.1"),
+        ({"responses_without_repetitive": -2}, "responses_without_repetitive must be 0 or more"),
+    ],
+)
+def test_what_figures_rest_on_is_checked(changes, message):
+    with pytest.raises(ValueError, match=rf"results\[0\] \(uniform, gsm8k\): {message}"):
+        check_results([result_row(**changes)])
+
+
+def test_names_in_messages_are_text():
+    with pytest.raises(ValueError, match=r"results\[0\] \(a\\x1b\[2J, gsm8k\): rounds must be int"):
+        check_results([result_row("a\x1b[2J", rounds="1")])
+
+
+@pytest.mark.parametrize("reached", [[3], [3, -1], [3, None]])
+def test_responses_by_block_are_checked(reached):
+    with pytest.raises(ValueError, match="reached_by_block must"):
+        check_results([diffusion_row(reached_by_block=reached)])
+
+
 def test_gain_is_percent_of_tau_micro():
     rows = [result_row(tau_micro=2.0), result_row("full", tau_micro=2.5)]
     assert gains(rows) == [None, pytest.approx(25.0)]

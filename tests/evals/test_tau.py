@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxspec.evals.intervals import FEWEST_PROMPTS, share_interval
 from jaxspec.evals.tau import (
     DEFINITIONS,
     Rounds,
+    SlotCounts,
     bootstrap_interval,
-    conditional_acceptance,
     definitions,
     is_repetitive,
     repeated_share,
@@ -36,11 +37,15 @@ def test_accepted_leaves_out_the_bonus():
 def test_conditional_acceptance_by_hand():
     # Accepted: 3, 1 and four times 0, of 3 slots.
     # Slot 0: accepted in 2 of 6 rounds. Slot 1: 1 of 2. Slot 2: 1 of 1.
-    assert conditional_acceptance(TWO, num_slots=3) == pytest.approx((2 / 6, 1 / 2, 1.0))
+    counts = SlotCounts.of(TWO, num_slots=3)
+    assert counts.acceptance == pytest.approx((2 / 6, 1 / 2, 1.0))
+    assert counts.reached == summarise(TWO, num_slots=3).reached_at == (6, 2, 1)
+    assert counts.intervals() == (None,) * 3, "two responses are too few"
 
 
 def test_slots_that_no_round_reached_are_none():
-    assert conditional_acceptance([Rounds(emitted=(2, 1))], num_slots=4) == (0.5, 0.0, None, None)
+    counts = SlotCounts.of([Rounds(emitted=(2, 1))], num_slots=4)
+    assert (counts.acceptance, counts.reached) == ((0.5, 0.0, None, None), (2, 1, 0, 0))
 
 
 def test_a_stop_inside_the_drafts_is_no_rejection():
@@ -51,6 +56,7 @@ def test_a_stop_inside_the_drafts_is_no_rejection():
     assert summary.accepted_per_round == 2.0
     # Slot 2 was rejected once, in the first round.
     assert summary.accept_at == (1.0, 1.0, 0.0, None)
+    assert summary.reached_at == (2, 2, 1, 0)
 
 
 def test_acceptance_and_tau_tell_the_same():
@@ -66,11 +72,12 @@ def test_acceptance_and_tau_tell_the_same():
 
 
 def test_responses_without_rounds_count_as_prompts_only():
-    with_empty = [*TWO, Rounds(emitted=())]
-    summary = summarise(with_empty, num_slots=3)
-    assert summary.prompts == 3
-    assert (summary.tau_micro, summary.tau_macro) == (tau_micro(TWO), tau_macro(TWO))
-    assert summary.tau_ci95 == bootstrap_interval(TWO)
+    six = TWO * 3
+    summary = summarise([*six, Rounds(emitted=())], num_slots=3)
+    assert summary.prompts == 7
+    assert (summary.tau_micro, summary.tau_macro) == (tau_micro(six), tau_macro(six))
+    assert summary.tau_ci95 == bootstrap_interval(six)
+    assert summary.tau_ci95 is not None
 
 
 # Of 4 drafted slots. A stop token was the second of three verified drafts.
@@ -171,7 +178,29 @@ def test_interval_shrinks_with_the_prompts():
 
 
 def test_interval_of_equal_prompts_is_a_point():
-    assert bootstrap_interval([Rounds(emitted=(3, 1))] * 5) == (2.0, 2.0)
+    assert bootstrap_interval([Rounds(emitted=(3, 1))] * 6) == (2.0, 2.0)
+
+
+def test_few_responses_have_no_interval():
+    """Drawing one response again and again gives a point, which looks certain."""
+    few = [Rounds(emitted=(3, 1))] * (FEWEST_PROMPTS - 1)
+    assert bootstrap_interval(few) is bootstrap_interval(few[:1]) is None
+    assert bootstrap_interval([*few, Rounds(emitted=())]) is None, "without rounds it says nothing"
+    summary = summarise(few, num_slots=2)
+    assert summary.tau_ci95 is None and summary.tau_micro == 2.0
+    assert summary.as_dict()["tau_ci95"] is None
+
+
+def test_slots_have_intervals_of_what_reached_them():
+    responses = [Rounds(emitted=(3, 1, 2))] * 6 + [Rounds(emitted=(1, 1))] * 2
+    summary = summarise(responses, num_slots=3, seed=3)
+    assert summary.reached_at == (22, 12, 6)
+    first, second, third = summary.accept_at_intervals
+    assert first == share_interval([2] * 6 + [0] * 2, [3] * 6 + [2] * 2, seed=3)
+    assert first[0] < 12 / 22 < first[1]
+    assert second == share_interval([1] * 6, [2] * 6, seed=3)
+    assert third[0] == 0.0 < third[1], "none of 6 accepted does not say never"
+    assert summary.as_dict()["accept_at_intervals"][0] == list(first)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -206,20 +235,23 @@ def test_summary_with_and_without_repetitive_responses():
     assert summary.repetitive_share == 0.5
     assert summary.tau_micro == pytest.approx(22 / 5)
     assert summary.tau_micro_without_repetitive == pytest.approx(2.0)
+    assert summary.responses_without_repetitive == 1
     only_loops = summarise([loop], num_slots=7)
     assert only_loops.repetitive_share == 1.0
     assert only_loops.tau_micro_without_repetitive is None
+    assert only_loops.responses_without_repetitive == 0
 
 
 def test_repetition_is_unknown_without_tokens():
     summary = summarise(TWO, num_slots=3)
     assert summary.repetitive_share is None
     assert summary.tau_micro_without_repetitive is None
+    assert summary.responses_without_repetitive is None
 
 
 def test_as_dict_has_lists_and_plain_numbers():
-    row = summarise(TWO, num_slots=3).as_dict()
-    assert row["tau_ci95"] == list(summarise(TWO, num_slots=3).tau_ci95)
+    row = summarise(TWO * 3, num_slots=3).as_dict()
+    assert row["tau_ci95"] == list(summarise(TWO * 3, num_slots=3).tau_ci95)
     assert isinstance(row["accept_at"], list)
     assert {type(value) for value in row.values()} <= {int, float, list, dict, type(None)}
     assert {type(value) for value in row["tau_definitions"].values()} == {float}

@@ -50,11 +50,11 @@ def get_config():
 """
 
 
-def write_target(folder: Path) -> Path:
+def write_target(folder: Path, *, seed: int = 0) -> Path:
     """A random target with the embedded tokenizer, as a user would bring one."""
     model = Transformer(ARCHITECTURE)
     init = jax.jit(lambda key: model.init(key, jax.numpy.zeros((1, 4), "int32"))["params"])
-    save_target(folder, ARCHITECTURE, init(jax.random.key(0)), tokenizer_folder=EMBEDDED_FOLDER)
+    save_target(folder, ARCHITECTURE, init(jax.random.key(seed)), tokenizer_folder=EMBEDDED_FOLDER)
     return folder
 
 

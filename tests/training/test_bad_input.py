@@ -148,7 +148,7 @@ def test_divergence_names_step_batch_and_checkpoint(run_config, copy_of_run):
         optimizer={"learning_rate": 1e38},
     )
     with pytest.raises(ValueError) as caught:
-        train(config, workdir=workdir)
+        train(config, workdir=workdir, accept_changes=True)
     message = str(caught.value)
     assert f"not finite at step {runs.STEPS + 2};" in message
     assert f"Last good checkpoint: step {runs.STEPS} in " in message

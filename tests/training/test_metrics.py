@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
+import pytest
+from rich.console import Console
 
+from jaxspec.training import metrics
 from jaxspec.training.metrics import MetricsLog, Reporter, add, means
 
 
@@ -50,6 +54,71 @@ def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+FOREIGN = (
+    b'{"x": 1}',
+    b"[1]",
+    b"note to myself",
+    b'"step"',
+    b"null",
+    b'{"step": 1.0}',
+    b'{"step": true}',
+    b'{"step": "1"}',
+    b'{"step": 1, "loss": NaN}',
+    b'{"step": 1, "loss": -Infinity}',
+    b'{"step": 1, "note": "caf\xe9"}',
+    b'\xef\xbb\xbf{"step": 1}',
+    b"\x00\x00\x00",
+    b"[" * 100_000,
+    b'{"step": 1' + b"0" * 5_000 + b"}",
+    b'{"step": 1, "lo',  # cut short, and then a line by somebody else
+)
+
+
+def test_foreign_lines_are_kept_aside(tmp_path, capsys):
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.foreign.jsonl"
+    own = [b'{"step": %d, "loss": 3.0}' % step for step in range(len(FOREIGN) + 1)]
+    mixed = [line for pair in zip(own, FOREIGN, strict=False) for line in pair] + own[-1:]
+    path.write_bytes(b"\n".join([*mixed, b"", b"  ", b""]))
+    MetricsLog(tmp_path, first_step=1000).close()
+    assert path.read_bytes().splitlines() == own
+    assert aside.read_bytes().splitlines() == list(FOREIGN)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"{path} has {len(FOREIGN)} lines that are no rows of metrics")
+    assert str(aside) in said
+
+    with path.open("a") as file:
+        file.write("one more\n")
+    log = MetricsLog(tmp_path, first_step=2)
+    assert log.last_row == {"step": 2, "loss": 3.0}
+    write(log, 3)
+    log.close()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [0, 1, 2, 3]
+    assert aside.read_bytes().splitlines() == [*FOREIGN, b"one more"]
+
+
+@pytest.mark.parametrize(
+    ("last", "is_kept", "is_aside"),
+    [
+        (b"", False, False),
+        (b'{"st', False, False),
+        (b'{"step": 2, "loss": 1.', False, False),
+        (b'{"step": 2, "loss": 1.5}', True, False),
+        (b"note to myself", False, True),
+        (b'{"x": 1', False, True),
+    ],
+)
+def test_the_last_line_may_have_no_end(tmp_path, capsys, last, is_kept, is_aside):
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.foreign.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + last)
+    MetricsLog(tmp_path, first_step=2).close()
+    assert path.read_bytes() == b'{"step": 1}\n' + (last + b"\n" if is_kept else b"")
+    assert aside.exists() == is_aside
+    assert bool(capsys.readouterr().out) == is_aside
+    if is_aside:
+        assert aside.read_bytes() == last + b"\n"
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys):
     with Reporter(steps=10, first_step=4, title="demo") as reporter:
         reporter.update({"step": 6, "loss": 1.5, "accepted": 2.25, "tokens_per_s": 1234.0})
@@ -58,3 +127,13 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert first.startswith("step 6/10  loss 1.500  accepted 2.25  1,234 tokens/s")
     assert first.endswith(" s left")
     assert second.startswith("step 7/10  loss nan  1 tokens/s")
+
+
+def test_titles_are_text(monkeypatch):
+    """A loss label holds names of a user's own terms."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=160)
+    monkeypatch.setattr(metrics, "Console", lambda: console)
+    with Reporter(steps=10, first_step=0, title="drafter (a\x1b[2J[red]b [/])\n"):
+        pass
+    assert r"drafter (a\x1b[2J[red]b [/])\n" in stream.getvalue()

@@ -18,6 +18,19 @@ def test_warm_up_and_cosine_by_hand():
     assert rates[-1] == pytest.approx(0.1)
 
 
+def test_a_constant_rate_after_the_warm_up():
+    config = OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_fraction=0.2)
+    _, rates = make_optimizer(config, steps=10)
+    np.testing.assert_allclose(rates, [0.5, *[1.0] * 9], rtol=1e-6)
+
+
+def test_a_schedule_that_starts_later_is_that_of_a_shorter_run():
+    config = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.2)
+    _, whole = make_optimizer(config, steps=10)
+    _, rates = make_optimizer(config, steps=14, schedule_from=4)
+    np.testing.assert_array_equal(rates, [*[0.0] * 4, *whole])
+
+
 @pytest.mark.parametrize(("steps", "fraction"), [(1, 0.0), (1, 0.99), (2, 0.99), (100, 0.999)])
 def test_short_runs_have_rates(steps, fraction):
     _, rates = make_optimizer(OptimizerConfig(warmup_fraction=fraction), steps=steps)

@@ -83,15 +83,10 @@ def test_a_truncated_checkpoint_falls_back(run_config, finished_run, copy_of_run
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"drafter": {"intermediate_size": 40}},
-            r"another architecture(.|\n)*"
-            r"params/layers/mlp/down/kernel: got \[1, 24, 16\], expected \[1, 40, 16\](.|\n)*"
-            r"params/layers/mlp/gate/kernel(.|\n)*params/layers/mlp/up/kernel",
-        ),
-        ({"training": {"seed": 5}}, r"training.seed 0, but this run has 5"),
-        ({"training": {"steps": 10}}, r"at step 20, but training.steps is 10"),
-        ({"data": {"seed": 5}}, r"belongs to other data"),
+        ({"drafter": {"intermediate_size": 40}}, r"drafter.intermediate_size +40 +24"),
+        ({"training": {"seed": 5}}, r"training.seed +5 +0"),
+        ({"training": {"steps": 10}}, r"training.steps +10 +20"),
+        ({"data": {"seed": 5}}, r"data.seed +5 +0"),
     ],
 )
 def test_checkpoints_of_another_run_are_left_alone(run_config, copy_of_run, changes, message):
@@ -104,9 +99,8 @@ def test_checkpoints_of_another_run_are_left_alone(run_config, copy_of_run, chan
             for group, values in changes.items()
         },
     )
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         train(changed, workdir=workdir)
-    assert "opt_state" not in str(caught.value), "the moments only repeat the parameters"
     assert runs.contents(workdir) == before
 
 
@@ -114,9 +108,11 @@ def test_another_architecture_is_one_message_and_status_2(config_file, copy_of_r
     workdir = copy_of_run()
     before = runs.contents(workdir)
     arguments = ["--config", str(config_file), "--workdir", str(workdir)]
-    assert run_as_command(program.main, [*arguments, "--drafter.num_layers", "2"]) == 2
+    changes = ["--drafter.num_layers", "2", "--accept_changes", "True"]
+    assert run_as_command(program.main, [*arguments, *changes]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: The checkpoint at step 20 in ")
+    assert "opt_state" not in error, "the moments only repeat the parameters"
     assert "params/layers/attention/q/kernel: got [1, 16, 16], expected [2, 16, 16]" in error
     assert "Traceback" not in error
     assert runs.contents(workdir) == before

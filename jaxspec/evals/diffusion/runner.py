@@ -22,12 +22,14 @@ from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import DIFFUSION, MeasuredDecoder, computed
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.timing import DiffusionSpeed, explain, time_decoders
+from jaxspec.evals.intervals import bracketed
 from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import write_report
 from jaxspec.evals.tables import console_table
 from jaxspec.evals.unfinished import digest, held_output, identity_of, unfinished
 from jaxspec.files import refusing
+from jaxspec.names import for_markdown, for_terminal
 from jaxspec.provenance import jsonable, provenance
 
 PLAIN_DECODER = "plain"
@@ -94,8 +96,8 @@ def evaluate_diffusion(
                 if speed is not None and row["pass_ratio"] is not None:
                     speeds.append((speed, row["nfe_reduction"]))
                     formula = speed.formula(reduction=row["nfe_reduction"])
-                    drafts = row["drafts_per_pass"]
-                    notes.append(f"{found.benchmark}, {decoder_name}, D {drafts}: {formula}.")
+                    shown = f"{for_markdown(found.benchmark)}, {decoder_name}"
+                    notes.append(f"{shown}, D {row['drafts_per_pass']}: {formula}.")
                 results.append(row)
                 if found.is_new:
                     echo(_summary(row))
@@ -248,9 +250,9 @@ def summarise_passes(
 
     Returns:
       nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that reached a
-      block. accepted_depth: steps that were taken from a draft, per pass that had drafts; a block's
-      first pass has none, so None where there was no other. identical_share: of responses equal
-      to the base decoder's, token by token.
+      block; reached_by_block: how many these are. accepted_depth: steps that were taken from a
+      draft, per pass that had drafts; a block's first pass has none, so None where there was no
+      other. identical_share: of responses equal to the base decoder's, token by token.
     """
     passes, steps = (
         _by_block([getattr(response, name) for response in responses])
@@ -274,6 +276,7 @@ def summarise_passes(
         "nfe_reduction": base_nfe / nfe,
         "nfe_by_block": passes,
         "steps_by_block": steps,
+        "reached_by_block": reached,
         "accepted_depth": _ratio(sum(steps) - nfe, nfe - sum(reached)),
         "accepted_depth_by_block": depths,
         "identical": same,
@@ -305,9 +308,12 @@ def _speed_fields(speed: DiffusionSpeed | None) -> dict[str, float | None]:
 
 def _summary(row: dict[str, Any]) -> str:
     drafts = f", {row['drafts_per_pass']} drafts" if row["drafts_per_pass"] else ""
-    timed = "" if row["speedup"] is None else f", {row['speedup']:.2f}x the base decoder's speed"
+    timed = ""
+    if row["speedup"] is not None:
+        interval = bracketed(row["speedup_ci95"], of="timed prompts")
+        timed = f", {row['speedup']:.2f}x {interval} the base decoder's speed"
     return (
-        f"{row['benchmark']}: {row['decoder']}{drafts}: {row['nfe_per_response']:.1f} passes per "
-        f"response, {row['nfe_reduction']:.2f}x fewer, {row['identical']} of {row['turns']} "
-        f"outputs identical{timed}"
+        f"{for_terminal(row['benchmark'])}: {row['decoder']}{drafts}: "
+        f"{row['nfe_per_response']:.1f} passes per response, {row['nfe_reduction']:.2f}x fewer, "
+        f"{row['identical']} of {row['turns']} outputs identical{timed}"
     )

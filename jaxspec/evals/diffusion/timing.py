@@ -24,7 +24,9 @@ from jaxspec.decoding import BlockContext, BlockDiffusion, DiffusionState, Promp
 from jaxspec.decoding.diffusion.generate import read_diffusion
 from jaxspec.decoding.generate import bucket_length, pad_prompts
 from jaxspec.decoding.layout import cut_layers, stack_layers
-from jaxspec.evals.clock import Clock, median_seconds, take_turns
+from jaxspec.evals.clock import Clock, median_seconds, speedup_interval, take_turns
+from jaxspec.evals.costs import explain_costs
+from jaxspec.evals.intervals import Interval, bracketed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,12 @@ class DiffusionSpeed:
     """A pass over the block alone."""
     drafted_pass_ms: float
     """A pass over the block and its drafts."""
-    platform: str = "cpu"
+    states: int
+    """States that a pass with drafts reads: the block and its drafts."""
+    speedup_ci95: Interval | None
+    """None for too few timed prompts (`jaxspec.evals.intervals`), and for the base decoder."""
+    timed_prompts: int
+    platform: str
 
     @property
     def speedup(self) -> float:
@@ -53,17 +60,22 @@ class DiffusionSpeed:
 
     def formula(self, *, reduction: float) -> str:
         """Whether drafting pays: what a pass with drafts costs against the passes that it saves."""
-        pays = "drafting pays" if self.pass_ratio < reduction else "drafting does not pay"
+        pays, faster = self.pass_ratio < reduction, self.speedup > 1.0
+        verdict = "drafting pays" if pays else "drafting does not pay"
+        if pays and not faster:
+            verdict = "drafting should pay by its passes, but was not faster"
+        elif faster and not pays:
+            verdict = "drafting should not pay by its passes, but was faster"
         return (
-            f"{self.speedup:.2f}x measured; {reduction:.2f} times fewer passes / a pass with "
-            f"drafts costs {self.pass_ratio:.2f} = {reduction / self.pass_ratio:.2f}x "
-            f"(block alone {self.block_pass_ms:.2f} ms, with drafts {self.drafted_pass_ms:.2f} "
-            f"ms): {pays}"
+            f"{self.speedup:.2f}x {bracketed(self.speedup_ci95, of='timed prompts')} measured; "
+            f"{reduction:.2f} times fewer passes / a pass with drafts costs "
+            f"{self.pass_ratio:.2f} = {reduction / self.pass_ratio:.2f}x (block alone "
+            f"{self.block_pass_ms:.2f} ms, with drafts {self.drafted_pass_ms:.2f} ms): {verdict}"
         )
 
 
 def explain(speeds: Sequence[tuple[DiffusionSpeed, float]]) -> str:
-    """Why speed-ups are what they are on this machine, in two sentences.
+    """Why speed-ups are what they are on this machine, in a few sentences.
 
     Args:
       speeds: of decoders with drafts, each with its reduction of forward passes.
@@ -76,20 +88,12 @@ def explain(speeds: Sequence[tuple[DiffusionSpeed, float]]) -> str:
     ratio = statistics.median(speed.pass_ratio for speed, _ in speeds)
     fewer = statistics.median(reduction for _, reduction in speeds)
     paying = sum(speed.pass_ratio < reduction for speed, reduction in speeds)
-    measured = (
+    passes = [(speed.pass_ratio, speed.states) for speed, _ in speeds]
+    return (
         "Speed-up = reduction of forward passes / cost of a pass with drafts, in passes over the "
         f"block alone. Here the medians are {fewer:.2f} and {ratio:.2f}, and drafting pays in "
-        f"{paying} of {len(speeds)} rows"
-    )
-    if speeds[0][0].platform == "cpu":
-        return (
-            f"{measured}: on a CPU a pass is bound by arithmetic, which grows with the drafted "
-            "states. On an accelerator a large model is bound by reading its weights, which all "
-            "states share, and a pass with drafts costs little more than one without."
-        )
-    return (
-        f"{measured}: on an accelerator a large model is bound by reading its weights from memory, "
-        "which all states of a pass share, until the states fill its arithmetic."
+        f"{paying} of {len(speeds)} rows. "
+        + explain_costs(passes, platform=speeds[0][0].platform, rows_are="states")
     )
 
 
@@ -139,6 +143,11 @@ def time_decoders(
         compile_s=second.compile_s,
         block_pass_ms=1e3 * seconds["block"],
         drafted_pass_ms=1e3 * seconds["drafted"],
+        states=1 + drafts,
+        speedup_ci95=(
+            None if second is first else speedup_interval(second, first, of="whole_s", seed=seed)
+        ),
+        timed_prompts=len(batches),
         platform=jax.default_backend(),
     )
 

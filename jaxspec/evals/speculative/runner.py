@@ -23,6 +23,7 @@ from jaxspec.decoding import Response, generate
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
+from jaxspec.evals.intervals import bracketed
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -44,7 +45,7 @@ from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.unfinished import held_output, identity_of, unfinished
 from jaxspec.files import refusing
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, for_markdown, for_terminal
 from jaxspec.provenance import provenance
 
 _NAMED_MISMATCHES = 5
@@ -56,6 +57,8 @@ _COST_FIELDS = (
     "draft_ms",
     "verify_ms",
     "rule_ms",
+    "looped_round_ms",
+    "rest_ms",
     "autoregressive_step_ms",
 )
 
@@ -122,7 +125,8 @@ def evaluate(
                     row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
                 if speed is not None and drafter.entry.drafts:
                     speeds.append(speed)
-                    notes.append(f"{found.benchmark}, {drafter.loss}: {speed.formula()}.")
+                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(drafter.loss)}"
+                    notes.append(f"{shown}: {speed.formula()}.")
                 results.append(row)
                 if found.is_new:
                     echo(_summary(row, speed))
@@ -151,7 +155,8 @@ def _say_what_is_unusual(
     for drafter in drafters:
         if drafter.trained_on_other_target:
             echo(
-                f"{drafter.name} was trained on other weights than {target.name} has: it is "
+                f"{for_terminal(drafter.name)} was trained on other weights than "
+                f"{for_terminal(target.name)} has: it is "
                 f"measured all the same, and its rows are marked {OTHER_TARGET!r}."
             )
 
@@ -255,7 +260,7 @@ class Evaluation:
         # Timed before anything else is decoded, so that compiling is not over yet.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
         params = self.params(drafter)
-        title = f"{name}: {drafter.loss} ({drafter.name})"
+        title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
         if not drafter.entry.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
@@ -352,11 +357,12 @@ def _without_drafts(response: Response) -> Response:
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:
-    low, high = row["tau_ci95"]
+    interval = bracketed(row["tau_ci95"], of="responses")
     differ = row["mismatched_prompts"]
     exact = "" if differ is None else f", {differ} of {row['turns']} outputs differ"
     timed = "" if speed is None else f"; {speed.formula()}"
     return (
-        f"{row['benchmark']}: {row['loss']} ({row['drafter']}): tau {row['tau_micro']:.2f} "
-        f"[{low:.2f}, {high:.2f}] on {row['turns']} responses{exact}{timed}"
+        f"{for_terminal(row['benchmark'])}: {for_terminal(row['loss'])} "
+        f"({for_terminal(row['drafter'])}): tau {row['tau_micro']:.2f} {interval} on "
+        f"{row['turns']} responses{exact}{timed}"
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +30,16 @@ from jaxspec.decoding.generate import (
 )
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
-from jaxspec.evals.clock import Clock, median_seconds_of_made, take_turns
+from jaxspec.evals.clock import Clock, seconds_by_turn, speedup_interval, take_turns
+from jaxspec.evals.costs import explain_costs
+from jaxspec.evals.intervals import Interval, bracketed
 from jaxspec.models.transformer import TransformerOutput
+
+_BEYOND_NOISE = 0.8
+"""Share of the turns in which a round has to take longer than its parts: if nothing were left, 12
+of 15 turns would say so once in 50 times."""
+_CLOSE_TO_TAU = 0.9
+"""Share of tau from which on a speed-up is said to be close to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,9 @@ class Speed:
     tokens_per_s: float
     baseline_tokens_per_s: float
     speedup: float
+    speedup_ci95: Interval | None
+    """None for too few timed prompts (`jaxspec.evals.intervals`)."""
+    timed_prompts: int
     compile_s: float
     """Tracing and compiling the speculative programs, once for all drafters of one shape."""
     prefill_ms: float
@@ -53,6 +64,11 @@ class Speed:
     """The target's pass over the drafted rows, its head, and the cache."""
     rule_ms: float
     """From logits to the tokens that are emitted."""
+    looped_round_ms: float
+    """A round in the loops in which its parts were timed: what they are parts of."""
+    rest_ms: float | None
+    """What such a round takes besides its three parts: bookkeeping. None where that is lost in the
+    noise, or where parts timed alone take longer than the whole."""
     autoregressive_step_ms: float
     tau: float
     """Tokens emitted per round on the timed prompts."""
@@ -62,11 +78,6 @@ class Speed:
     """`round_ms` of each timed prompt that had a round."""
 
     @property
-    def rest_ms(self) -> float:
-        """What a round costs besides draft, target pass and rule: bookkeeping."""
-        return self.round_ms - self.draft_ms - self.verify_ms - self.rule_ms
-
-    @property
     def row_ratio(self) -> float:
         """Cost of verifying a block, in autoregressive steps."""
         return self.verify_ms / self.autoregressive_step_ms
@@ -74,40 +85,78 @@ class Speed:
     def formula(self) -> str:
         """The speed-up as the parts that make it."""
         predicted = self.tau * self.autoregressive_step_ms / self.round_ms
+        interval = bracketed(self.speedup_ci95, of="timed prompts")
         return (
-            f"{self.speedup:.2f}x measured; tau {self.tau:.2f} x step "
+            f"{self.speedup:.2f}x {interval} measured; tau {self.tau:.2f} x step "
             f"{self.autoregressive_step_ms:.2f} ms / round {self.round_ms:.2f} ms = "
-            f"{predicted:.2f}x (round: draft {self.draft_ms:.2f} + verification of "
-            f"{self.verified_rows} rows {self.verify_ms:.2f} + rule {self.rule_ms:.2f} + rest "
-            f"{self.rest_ms:.2f})"
+            f"{predicted:.2f}x ({self._parts()})"
         )
+
+    def _parts(self) -> str:
+        """The parts of a round as they were measured; never a negative rest."""
+        if self.verified_rows == 1:
+            return "nothing is drafted: a round is a step"
+        whole = self.looped_round_ms
+        parts = (
+            f"in loops of their own: draft {self.draft_ms:.2f} + verification of "
+            f"{self.verified_rows} rows {self.verify_ms:.2f} + rule {self.rule_ms:.2f}"
+        )
+        if self.rest_ms is not None:
+            return f"{parts} + rest {self.rest_ms:.2f}, of a round of {whole:.2f} ms"
+        together = self.draft_ms + self.verify_ms + self.rule_ms
+        if together > whole:
+            return (
+                f"{parts}; parts timed alone add up to {together:.2f} ms, more than the round's "
+                f"{whole:.2f} ms: they overlap inside the compiled loop"
+            )
+        return f"{parts}, of a round of {whole:.2f} ms; a rest is lost in the noise"
 
 
 def explain(speeds: Sequence[Speed]) -> str:
-    """Why speed-ups are what they are on this machine, in two sentences.
+    """Why speed-ups are what they are on this machine, in a few sentences; of medians.
 
     Raises:
       ValueError: no speeds.
     """
     if not speeds:
         raise ValueError("There are no speeds to explain: nothing was timed.")
-    ratio = statistics.median(speed.row_ratio for speed in speeds)
-    draft = statistics.median(speed.draft_ms / speed.autoregressive_step_ms for speed in speeds)
-    rows = max(speed.verified_rows for speed in speeds)
-    measured = (
-        f"Speed-up = tau x autoregressive step / (draft + verification + rule + rest). Here a "
-        f"draft costs {draft:.1f} autoregressive steps and verifying {rows} rows costs {ratio:.1f}"
-    )
-    if speeds[0].platform == "cpu":
-        return (
-            f"{measured}: a small model on a CPU is bound by arithmetic, which grows with the "
-            "rows. A large model on an accelerator is bound by reading its weights from memory; "
-            "there many rows cost about as much as one, and the speed-up comes close to tau."
-        )
+
+    def middle(figure: Callable[[Speed], float]) -> float:
+        return statistics.median(map(figure, speeds))
+
+    ratio, rows = middle(lambda speed: speed.row_ratio), max(s.verified_rows for s in speeds)
+    draft = middle(lambda speed: speed.draft_ms / speed.autoregressive_step_ms)
+    passes = [(speed.row_ratio, speed.verified_rows) for speed in speeds]
     return (
-        f"{measured}: on an accelerator a large model is bound by reading its weights from memory, "
-        "which all rows share, and a small one by launching kernels."
+        f"Speed-up = tau x autoregressive step / round. Here a draft costs {draft:.1f} "
+        f"autoregressive steps and verifying {rows} rows costs {ratio:.1f}. "
+        f"{explain_costs(passes, platform=speeds[0].platform)} "
+        + _explain_gap(
+            {
+                "the draft": draft,
+                "verification beyond the cost of one step": ratio - 1.0,
+                "the rejection rule": middle(
+                    lambda speed: speed.rule_ms / speed.autoregressive_step_ms
+                ),
+                "bookkeeping": middle(
+                    lambda speed: (speed.rest_ms or 0.0) / speed.autoregressive_step_ms
+                ),
+            },
+            tau=middle(lambda speed: speed.tau),
+            speedup=middle(lambda speed: speed.speedup),
+        )
     )
+
+
+def _explain_gap(costs: Mapping[str, float], *, tau: float, speedup: float) -> str:
+    """One sentence: which cost, in autoregressive steps, keeps the speed-up below tau."""
+    if speedup >= _CLOSE_TO_TAU * tau:
+        return f"The speed-up ({speedup:.2f}) is close to tau ({tau:.2f}): a round costs one step."
+    speeds = f"the speed-up ({speedup:.2f}) below tau ({tau:.2f})"
+    name, cost = max(costs.items(), key=lambda item: item[1])
+    if cost <= 0.0:
+        return f"None of the parts timed alone keeps {speeds}."
+    return f"What keeps {speeds} is most of all {name}: {cost:.1f} steps of a round."
 
 
 def measure_speed(
@@ -153,16 +202,19 @@ def measure_speed(
         return None
     largest = speculative.strategies[-1] if isinstance(speculative, Adaptive) else speculative
     step_ms = 1e3 * sum(plain.run_s) / plain_steps
-    parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0), 1
+    parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0, None), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
-        parts = measure_round_parts(largest, params, batches[0], capacity=capacity)
+        longest = max(range(len(batches)), key=fast.steps.__getitem__)
+        parts = measure_round_parts(largest, params, batches[longest], capacity=capacity)
     rate, baseline_rate = (sum(clock.tokens) / sum(clock.run_s) for clock in (fast, plain))
     by_prompt = zip(fast.run_s, fast.steps, strict=True)
     return Speed(
         tokens_per_s=rate,
         baseline_tokens_per_s=baseline_rate,
         speedup=rate / baseline_rate,
+        speedup_ci95=speedup_interval(fast, plain, of="run_s", seed=seed),
+        timed_prompts=len(batches),
         compile_s=fast.compile_s,
         prefill_ms=1e3 * statistics.median(fast.start_s),
         baseline_prefill_ms=1e3 * statistics.median(plain.start_s),
@@ -170,6 +222,8 @@ def measure_speed(
         draft_ms=parts.draft_ms,
         verify_ms=parts.target_ms,
         rule_ms=parts.rule_ms,
+        looped_round_ms=parts.round_ms,
+        rest_ms=parts.rest_ms,
         autoregressive_step_ms=step_ms,
         tau=sum(fast.tokens) / steps,
         verified_rows=rows,
@@ -193,7 +247,7 @@ class RoundParts(NamedTuple):
     """Milliseconds of a round and of its parts, each part in a loop of its own."""
 
     round_ms: float
-    """A whole round of the real loop."""
+    """A whole round of the real loop, on one prompt."""
     draft_ms: float
     """The drafter's pass, what is made of it, and taking in new context."""
     target_ms: float
@@ -203,6 +257,9 @@ class RoundParts(NamedTuple):
     finish_ms: float
     """Bookkeeping: what is appended, recorded and kept of both caches. The writes are in the parts
     before as well, and so is the drafter's taking in of context."""
+    rest_ms: float | None
+    """What a round takes longer than draft, target and rule, turn by turn; None unless it does so
+    beyond the noise."""
 
 
 def measure_round_parts(
@@ -217,7 +274,10 @@ def measure_round_parts(
     """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
-    A difference of the whole and its parts would say less of small parts than of the machine.
+    The real loop ends with its response, so its rounds are counted.
+
+    Raises:
+      ValueError: the response has no rounds.
     """
     params = strategy.prepare(params)
     state = strategy.start(params, prompts, capacity=capacity)
@@ -229,7 +289,10 @@ def measure_round_parts(
         copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # `run` takes it over.
         return lambda: strategy.run(params, copy, leave_on_end=False, max_rounds=turns)
 
-    seconds = median_seconds_of_made(
+    rounds = int(whole()().step) - int(state.step)
+    if not rounds:
+        raise ValueError("There is no round to time: the response ends with its first token.")
+    seconds = seconds_by_turn(
         {
             "round": whole,
             "draft": lambda: lambda: _draft_loop(strategy, params, state, turns),
@@ -239,9 +302,28 @@ def measure_round_parts(
                 lambda: _finish_loop(strategy, params, state, bare, output, choice, turns)
             ),
         },
-        repeats,
+        repeats=repeats,
     )
-    return RoundParts(**{f"{name}_ms": 1e3 * found / turns for name, found in seconds.items()})
+    each = {
+        name: [1e3 * found / (rounds if name == "round" else turns) for found in turn_s]
+        for name, turn_s in seconds.items()
+    }
+    rests = [
+        whole_ms - sum(parts_ms)
+        for whole_ms, *parts_ms in zip(
+            each["round"], each["draft"], each["target"], each["rule"], strict=True
+        )
+    ]
+    return RoundParts(
+        **{f"{name}_ms": statistics.median(found) for name, found in each.items()},
+        rest_ms=beyond_noise(rests),
+    )
+
+
+def beyond_noise(rests_ms: Sequence[float]) -> float | None:
+    """The median of what was left in each turn; None unless most turns had something left."""
+    positive = sum(rest > 0.0 for rest in rests_ms)
+    return statistics.median(rests_ms) if positive >= _BEYOND_NOISE * len(rests_ms) else None
 
 
 # Every turn of the loops depends on the one before (through the anchor and the written cache), and

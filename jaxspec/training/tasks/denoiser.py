@@ -77,6 +77,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         init=initialiser(model),
         save=_saves(architecture),
         load_initial=None if source is None else load,
+        reads={} if source is None else {"denoiser.path": source},
     )
     return _low_rank(whole_model, load, settings) if settings.lora_rank else whole_model
 

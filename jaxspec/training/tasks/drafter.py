@@ -87,6 +87,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         save=_saves(drafter_config, architecture),
         frozen_shapes=jax.eval_shape(initialiser(target), jax.random.key(0)),
         load_frozen=load_frozen,
+        reads={"target.path": target_folder(config.target.path)} if tokenizer else {},
         capture_check=check,
     )
 

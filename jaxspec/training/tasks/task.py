@@ -28,7 +28,6 @@ import numpy as np
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.provenance import provenance
 from jaxspec.training.objectives import Objective
 
 Init = Callable[[jax.Array], Any]
@@ -83,6 +82,8 @@ class Task:
     """Shardings of `frozen_shapes` -> those parameters."""
     load_initial: Callable[[Any], Any] | None = None
     """Shardings of what is trained -> weights to start from instead of those of `init`."""
+    reads: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """Setting -> the folder whose weights it names."""
     whole: Callable[[Any], Any] = _unchanged
     """What is trained -> the model's parameters: updates of low rank are added to their base."""
     capture_check: Callable[[Any, np.ndarray], None] = _no_check
@@ -126,15 +127,15 @@ class PreparedTask:
         if self.task.config.data.tokenizer == "train" and self.tokenizer.folder != kept:
             self.tokenizer.save(kept)
 
-    def export(self, params: Any, *, workdir: Path) -> None:
-        """Writes WORKDIR/export from what was trained."""
+    def export(self, params: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
+        """Writes WORKDIR/export from what was trained, with the run's record."""
         config, folder = self.task.config, workdir / "export"
         self.task.save(
             folder,
             self.task.whole(params),
             tokenizer=self.tokenizer,
             dtype=config.training.export_dtype or None,
-            provenance=provenance(config=config, seed=config.training.seed),
+            provenance=record,
         )
         print(f"{self.kind.name.capitalize()} written to {folder}", flush=True)
 

@@ -92,9 +92,9 @@ def test_the_file_is_checked_and_read_like_any_other(measured):
     assert record["seed"] == 0
     assert rows == json.loads(json.dumps(result["results"]))
     for row in rows:
-        for figure in ("nfe_reduction", "tokens_per_pass"):
-            low, high = row[f"{figure}_ci95"]
-            assert low <= row[figure] <= high
+        assert row["reached_by_block"] == [3, 3] and row["timed_prompts"] == 1
+        for figure in ("nfe_reduction", "tokens_per_pass", "speedup"):
+            assert row[f"{figure}_ci95"] is None, "of three prompts, and of one that was timed"
 
 
 def test_shared_random_numbers_above_temperature_0(folder, tmp_path):
@@ -121,6 +121,7 @@ def test_figures_by_hand():
     assert got["tokens_per_pass"] == pytest.approx(12 / 9)
     assert got["nfe_reduction"] == pytest.approx(12 / 9)
     assert (got["nfe_by_block"], got["steps_by_block"]) == ([6, 3], [8, 4])
+    assert got["reached_by_block"] == [2, 1]
     # Of 9 passes 3 opened a block; the other 6 saved 3 steps: 2 of 4 in the first block, 1 of 2.
     assert got["accepted_depth"] == pytest.approx(3 / 6)
     assert got["accepted_depth_by_block"] == [pytest.approx(2 / 4), pytest.approx(1 / 2)]

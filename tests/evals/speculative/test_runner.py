@@ -60,7 +60,10 @@ def test_the_file_holds_every_figure(measured):
         assert (row["prompts"], row["turns"], row["skipped_prompts"]) == (2, 2, 0)
         assert (row["temperature"], row["verifier"], row["block_size"]) == (0.0, "greedy", 3)
         assert row["mismatched_prompts"] == 0
-        assert len(row["accept_at"]) == 2
+        assert len(row["accept_at"]) == len(row["accept_at_intervals"]) == 2
+        # Every round looks at the first slot, and those that accept it at the second.
+        assert row["rounds"] == row["reached_at"][0] >= row["reached_at"][1]
+        assert (row["tau_ci95"], row["speedup_ci95"], row["timed_prompts"]) == (None, None, 1)
         assert 1 <= row["tau_micro"] <= 3
         assert row["tokens"] <= 2 * 11
         assert row["tau_micro"] == pytest.approx(row["tokens"] / row["rounds"])
@@ -71,7 +74,8 @@ def test_the_file_holds_every_figure(measured):
         assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
         for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
             assert row[field] > 0
-        assert row["autoregressive_step_ms"] > 0
+        assert row["autoregressive_step_ms"] > 0 and row["looped_round_ms"] > 0
+        assert row["rest_ms"] is None or row["rest_ms"] > 0
     # Both drafters share one program.
     assert rows[0]["compile_s"] == rows[1]["compile_s"]
     for ending in (".md", "_accepted_length.png", "_acceptance_by_position.png"):
@@ -81,9 +85,10 @@ def test_the_file_holds_every_figure(measured):
 def test_the_speed_is_explained(measured):
     _, output, printed = measured
     for text in (printed, output.with_suffix(".md").read_text(encoding="utf-8")):
-        assert "Speed-up = tau x autoregressive step / (draft + verification + rule + rest)" in text
-        assert "bound by arithmetic" in text
+        assert "Speed-up = tau x autoregressive step / round. Here a draft costs" in text
         assert "verification of 3 rows" in text
+        assert "x (no interval: fewer than 6 timed prompts) measured; tau" in text
+    assert "(no interval: fewer than 6 responses) on 2 responses" in printed
     assert "0 of 2 outputs differ" in printed
 
 

@@ -206,9 +206,8 @@ def test_a_run_goes_on_where_it_stopped(from_scratch, adapted, run_config, tmp_p
     )
     config = changed(run_config, settings)
     short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=2))
-    # The schedule of the rate is that of three steps only if they are asked for: compare the start.
     train(short, workdir=tmp_path / "run")
-    train(config, workdir=tmp_path / "run")
+    train(config, workdir=tmp_path / "run", restart_schedule=True)
     rows = runs.rows(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[2]["loss"] != rows[0]["loss"]

@@ -1,0 +1,97 @@
+"""SIGTERM and Ctrl-C while a run trains: the step is finished and saved, then the program ends.
+
+>>> with StopRequests() as stops:
+...     stops.requested
+False
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+STOPPED_AND_SAVED = 75
+"""Exit status of a run that was stopped and continues when it is started again (EX_TEMPFAIL)."""
+_ENDED_AT_ONCE = 130
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PRESSES, _WITHIN_SECONDS = 3, 5.0
+
+
+class StopRequests:
+    """Notices SIGTERM and Ctrl-C. Use it as a context manager.
+
+    Inside `noticed_between_steps` a signal only sets `requested`; elsewhere it ends the program
+    with `STOPPED_AND_SAVED`. Three quick Ctrl-C end it at once, whatever it is doing.
+
+    Signals are left alone outside of the main thread, which alone may handle them.
+
+    Args:
+      is_enabled: False: leave them alone in any case.
+    """
+
+    def __init__(self, *, is_enabled: bool = True) -> None:
+        self.requested = False
+        """Whether the run should stop after this step."""
+        self.state = "no step was taken"
+        """What is told if the program ends outside of the loop."""
+        self._is_enabled = is_enabled
+        self._waits = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> StopRequests:
+        if self._is_enabled and threading.current_thread() is threading.main_thread():
+            # Counted in a thread of its own: Python's handlers wait while the main thread computes.
+            written, read = socket.socketpair()
+            written.setblocking(False)
+            before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+            self._stack.callback(read.close)
+            self._stack.callback(written.close)  # Ends the thread.
+            self._stack.callback(signal.set_wakeup_fd, before)
+            threading.Thread(target=_count_presses, args=(read,), daemon=True).start()
+            for number in _SIGNALS:
+                self._stack.callback(signal.signal, number, signal.signal(number, self._notice))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def noticed_between_steps(self) -> Iterator[None]:
+        """Leaves it to the block to look at `requested`."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.requested = True
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if self._waits:
+            print(f"{name}: stopping after this step.", flush=True)
+        else:
+            print(f"{name}: stopped; {self.state}.", flush=True)
+            raise SystemExit(STOPPED_AND_SAVED)
+
+
+def _count_presses(read: socket.socket) -> Any:
+    """Ends the process at the third Ctrl-C within a few seconds."""
+    pressed: list[float] = []
+    with contextlib.suppress(OSError):
+        while numbers := read.recv(64):
+            now = time.monotonic()
+            pressed = [moment for moment in pressed if now - moment < _WITHIN_SECONDS]
+            pressed += [now] * numbers.count(signal.SIGINT)
+            if len(pressed) >= _PRESSES:
+                show_cursor = b"\x1b[?25h" if sys.stdout.isatty() else b""
+                os.write(2, show_cursor + b"interrupted: ended at once\n")
+                os._exit(_ENDED_AT_ONCE)

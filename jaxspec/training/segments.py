@@ -1,0 +1,197 @@
+"""What a run was started with, kept in its checkpoints and compared when it continues.
+
+The record is that of `jaxspec.provenance`, with the fingerprints of the models that the run reads.
+A run that somebody continued with other settings has segments: the record of each part.
+
+>>> settings = {"loss": {"focal": 0.0}, "name": "a"}
+>>> recorded = {"loss": {"focal": 0.3}, "name": "b"}
+>>> differences(settings, recorded)
+[Difference(setting='loss.focal', got=0.0, recorded=0.3), Difference(setting='name', got='a', \
+recorded='b')]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxspec.checkpoints.folders import fingerprint
+from jaxspec.config import RunConfig
+from jaxspec.provenance import jsonable, provenance
+from jaxspec.training.optimizer import warmup_steps
+from jaxspec.training.run_record import from_jsonable
+from jaxspec.training.tasks.settings import GROUPS, groups_read
+from jaxspec.training.tasks.task import Task
+
+Record = dict[str, Any]
+
+MAY_CHANGE = (
+    *("name", "evaluation", "diffusion", "mesh"),
+    # Fingerprints tell models and data apart, wherever they lie.
+    *("target.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
+    *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.export", "training.export_dtype", "training.capture_tolerance"),
+    # How it is computed, not what.
+    *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
+    *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
+    *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
+    "target.architecture.remat",
+)
+"""Groups and settings that a run may be continued with although they differ."""
+_PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One setting that differs."""
+
+    setting: str
+    got: Any
+    recorded: Any
+
+
+def fresh_record(task: Task) -> Record:
+    """The record of a run that begins now."""
+    return {
+        **provenance(config=task.config, seed=task.config.training.seed),
+        "fingerprints": {setting: fingerprint(path) for setting, path in task.reads.items()},
+        "schedule_from_step": 0,
+    }
+
+
+def continued_record(
+    recorded: Record | None,
+    fresh: Record,
+    *,
+    step: int,
+    workdir: Path,
+    accept_changes: bool = False,
+    restart_schedule: bool = False,
+) -> Record:
+    """The record of a run that continues from a checkpoint.
+
+    Args:
+      recorded: the record in the checkpoint; None: it was saved before there were records.
+      fresh: `fresh_record` of what is asked for now.
+      step: step of the checkpoint.
+      workdir: the run's folder, for messages.
+      accept_changes: go on with other settings; they become a new segment.
+      restart_schedule: go on for more steps, with a schedule that starts at this step.
+
+    Returns:
+      The recorded one where nothing differs, else one with a new segment.
+
+    Raises:
+      ValueError: settings or weights that differ, with a table of them, unless they were accepted.
+    """
+    if recorded is None:
+        if not accept_changes:
+            raise ValueError(
+                f"The checkpoint in {workdir} was saved by a version of jaxspec that did not "
+                "record settings, so they cannot be compared. Use another --workdir, or continue "
+                "knowingly with --accept_changes True."
+            )
+        return _with_segment({"config": None}, fresh, step=step)
+    config = from_jsonable(RunConfig, recorded["config"], where="recorded config")
+    recorded = {**recorded, "config": jsonable(config)}  # New settings have their defaults.
+    found = _changes(recorded, fresh)
+    steps = next((d for d in found if d.setting == "training.steps" and d.got > step), None)
+    restarts = restart_schedule and steps is not None
+    may_be_longer = steps is not None and (restarts or _is_constant_from(step, recorded, fresh))
+    refused = [d for d in found if not (may_be_longer and d is steps)]
+    if refused and not accept_changes:
+        raise ValueError(
+            _refusal(refused, step=step, workdir=workdir, may_restart=steps in refused)
+        )
+    if not found:
+        return {**recorded, "resumed": [*recorded.get("resumed", []), _start(fresh, step)]}
+    schedule_from = step if restarts else recorded["schedule_from_step"]
+    return {**_with_segment(recorded, fresh, step=step), "schedule_from_step": schedule_from}
+
+
+def _with_segment(recorded: Record, fresh: Record, *, step: int) -> Record:
+    """The record of a run whose next part has other settings."""
+    before = recorded.get("segments", [_segment(recorded, from_step=0)])
+    return {**fresh, "segments": [*before, _segment(fresh, from_step=step)]}
+
+
+def _segment(record: Record, *, from_step: int) -> Record:
+    """What is kept of one part of a run."""
+    kept = ("config", "fingerprints", *_PROCESS)
+    return {"from_step": from_step, **{key: record[key] for key in kept if key in record}}
+
+
+def _start(fresh: Record, step: int) -> Record:
+    """What is kept of a start that continued with the same settings."""
+    return {"from_step": step, **{key: fresh[key] for key in _PROCESS}}
+
+
+def differences(got: Any, recorded: Any, *, setting: str = "") -> list[Difference]:
+    """Every leaf in which two nested settings differ."""
+    if not (isinstance(got, Mapping) and isinstance(recorded, Mapping)):
+        return [] if got == recorded else [Difference(setting, got, recorded)]
+    prefix = f"{setting}." if setting else ""
+    return [
+        difference
+        for name in dict.fromkeys((*got, *recorded))
+        for difference in differences(got.get(name), recorded.get(name), setting=prefix + name)
+    ]
+
+
+def _changes(recorded: Record, fresh: Record) -> list[Difference]:
+    """What differs and may not."""
+    task, objective = (
+        fresh["config"]["training"]["task"],
+        fresh["config"]["denoiser"]["objective"],
+    )
+    read = groups_read(task, objective=objective)
+    unread = {group for groups in GROUPS.values() for group in groups} - set(read)
+    free = (*MAY_CHANGE, *unread)
+    settings = [
+        difference
+        for difference in differences(fresh["config"], recorded["config"])
+        if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
+    ]
+    weights = [
+        dataclasses.replace(difference, setting=f"{difference.setting} (its weights)")
+        for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
+    ]
+    return settings + weights
+
+
+def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:
+    """Whether more or fewer steps change no learning rate from here on."""
+    return all(
+        record["config"]["optimizer"]["schedule"] == "constant"
+        and warmup_steps(
+            record["config"]["optimizer"]["warmup_fraction"], record["config"]["training"]["steps"]
+        )
+        <= step
+        for record in (recorded, fresh)
+    )
+
+
+def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: bool) -> str:
+    rows = [("setting", "got", "recorded")]
+    rows += [(d.setting, _shown(d.got), _shown(d.recorded)) for d in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    table = "\n".join(
+        f"  {name:<{widths[0]}}  {got:<{widths[1]}}  {recorded}" for name, got, recorded in rows
+    )
+    longer = (
+        " To train for more steps with a new warm-up and decay, add --restart_schedule True."
+        if may_restart
+        else ""
+    )
+    return (
+        f"The run in {workdir} was started with other settings; its checkpoint is at step {step}:\n"
+        f"\n{table}\n\nUse the recorded settings, or another --workdir.{longer} To continue from "
+        f"step {step} with these, add --accept_changes True: provenance.json then lists both parts."
+    )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

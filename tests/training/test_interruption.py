@@ -1,0 +1,114 @@
+"""SIGTERM and Ctrl-C: the step is saved, and the program says so with a status of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxspec.training import loop
+from jaxspec.training.interruption import STOPPED_AND_SAVED, StopRequests
+from jaxspec.training.loop import train
+from jaxspec.training.metrics import MetricsLog
+from tests.training import runs
+
+BUSY = (
+    "import hashlib; from jaxspec.training.interruption import StopRequests\n"
+    "with StopRequests() as stops, stops.noticed_between_steps():\n"
+    "    print('busy', flush=True); hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)\n"
+)
+"""The main thread is inside of a long call, where Python's handlers do not run."""
+
+
+@pytest.fixture
+def stopped_at(monkeypatch):
+    """Sends this process a signal once a step is logged."""
+
+    def stop(step, number):
+        write = MetricsLog.write
+
+        def stopping(log, done, sums, *, extra):
+            if done == step:
+                os.kill(os.getpid(), number)
+            return write(log, done, sums, extra=extra)
+
+        monkeypatch.setattr(MetricsLog, "write", stopping)
+
+    return stop
+
+
+@pytest.mark.parametrize(("step", "number"), [(6, signal.SIGTERM), (3, signal.SIGINT)])
+def test_the_step_is_saved(run_config, finished_run, tmp_path, stopped_at, step, number, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    stopped_at(step, number)
+    with pytest.raises(SystemExit) as caught:
+        train(run_config, workdir=tmp_path / "run")
+    assert caught.value.code == STOPPED_AND_SAVED == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = max(runs.saved_steps(tmp_path / "run"))
+    assert saved == step + 1, "the signal came before the next step was taken"
+    assert f"Stopped at step {saved}, which is saved in" in capsys.readouterr().out
+    train(run_config, workdir=tmp_path / "run")
+    assert runs.rows(tmp_path / "run") == runs.rows(finished_run)
+    weights = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
+    assert weights == (finished_run / "export" / "model.safetensors").read_bytes()
+
+
+def test_a_stop_inside_a_window_leaves_no_trace(run_config, tmp_path, monkeypatch):
+    """Metrics of the steps since the last line are kept in the checkpoint."""
+    settings = dataclasses.replace(run_config.training, log_every=4, checkpoint_every=10)
+    config = dataclasses.replace(run_config, training=settings)
+    train(config, workdir=tmp_path / "whole")
+    steps = []
+
+    def preempted(done):
+        steps.append(done)
+        return done == 6
+
+    monkeypatch.setattr(loop, "_preempted", preempted)
+    with pytest.raises(SystemExit):
+        train(config, workdir=tmp_path / "stopped")
+    train(config, workdir=tmp_path / "stopped")
+    assert steps == list(range(1, runs.STEPS + 1))
+    assert runs.rows(tmp_path / "stopped") == runs.rows(tmp_path / "whole")
+
+
+def test_a_signal_before_the_first_step(run_config, tmp_path, monkeypatch, capsys):
+    def checked(run, frozen):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.PreparedTask, "check_capture", checked)
+    with pytest.raises(SystemExit) as caught:
+        train(run_config, workdir=tmp_path / "run")
+    assert caught.value.code == 75
+    assert "SIGTERM: stopped; no step was taken" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_three_quick_presses_end_it_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "busy\n"
+        for _ in range(3):
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.wait(timeout=20) == 130
+        assert "interrupted: ended at once" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_signals_are_left_alone_where_they_are_not_wanted():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopRequests(is_enabled=False) as stops:
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert not stops.requested

@@ -1,0 +1,158 @@
+"""What a run was started with, and what it may be continued with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxspec.cli.settings import setting_names
+from jaxspec.config import DiTConfig, OptimizerConfig, RunConfig, TransformerConfig
+from jaxspec.provenance import provenance
+from jaxspec.training.segments import MAY_CHANGE, continued_record, differences
+
+WORKDIR = Path("runs/a")
+CONSTANT = OptimizerConfig(schedule="constant", warmup_fraction=0.1)
+
+
+def record(weights="same", **groups):
+    """The record of a run of 100 steps with some settings changed."""
+    config = RunConfig(training=dataclasses.replace(RunConfig().training, steps=100))
+    for group, values in groups.items():
+        changed = (
+            dataclasses.replace(getattr(config, group), **values)
+            if isinstance(values, dict)
+            else values
+        )
+        config = dataclasses.replace(config, **{group: changed})
+    return {
+        **provenance(config=config, seed=0),
+        "fingerprints": {"target.path": weights},
+        "schedule_from_step": 0,
+    }
+
+
+def test_what_may_change_are_settings():
+    config = RunConfig()
+    config = dataclasses.replace(
+        config,
+        target=dataclasses.replace(config.target, architecture=TransformerConfig()),
+        denoiser=dataclasses.replace(config.denoiser, architecture=DiTConfig()),
+    )
+    names = set(setting_names(config)) | {"evaluation", "diffusion", "mesh"}
+    assert set(MAY_CHANGE) <= names
+
+
+def test_the_same_settings_keep_the_record_and_note_the_start():
+    recorded = record()
+    got = continued_record(recorded, record(), step=40, workdir=WORKDIR)
+    assert {key: got[key] for key in recorded} == recorded
+    assert [start["from_step"] for start in got["resumed"]] == [40]
+    again = continued_record(got, record(), step=60, workdir=WORKDIR)
+    assert [start["from_step"] for start in again["resumed"]] == [40, 60]
+    assert "segments" not in again
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"name": "b"},
+        {"mesh": {"fsdp": 2}},
+        {"training": {"steps": 100, "log_every": 7, "checkpoint_every": 3, "export": False}},
+        {"evaluation": {"prompts": 3}},
+        {"denoiser": {"block_size": 9}},  # A drafter's run does not read it.
+    ],
+)
+def test_what_decides_no_weight_may_change(groups):
+    recorded = record()
+    got = continued_record(recorded, record(**groups), step=40, workdir=WORKDIR)
+    assert got["config"] == recorded["config"], "the run keeps the label that it was started with"
+
+
+def test_another_loss_is_refused_with_a_table():
+    uniform = {"decay": None, "focal": 0.0, "chain": 0.0}
+    with pytest.raises(ValueError, match="started with other settings") as caught:
+        continued_record(record(), record(loss=uniform), step=40, workdir=WORKDIR)
+    lines = [line.split() for line in str(caught.value).splitlines()]
+    assert ["setting", "got", "recorded"] in lines
+    assert ["loss.decay", "None", "10.0"] in lines
+    assert ["loss.focal", "0.0", "0.3"] in lines
+    assert ["loss.chain", "0.0", "40.0"] in lines
+    assert "--accept_changes True" in str(caught.value)
+
+
+def test_other_weights_of_the_same_shape_are_refused():
+    with pytest.raises(ValueError, match=r"target.path \(its weights\) +other +same"):
+        continued_record(record(), record("other"), step=40, workdir=WORKDIR)
+
+
+def test_accepted_changes_are_a_segment():
+    recorded = record()
+    uniform = record(loss={"focal": 0.0})
+    got = continued_record(recorded, uniform, step=40, workdir=WORKDIR, accept_changes=True)
+    assert got["config"] == uniform["config"]
+    assert [part["from_step"] for part in got["segments"]] == [0, 40]
+    assert [part["config"]["loss"]["focal"] for part in got["segments"]] == [0.3, 0.0]
+    third = continued_record(got, record(), step=60, workdir=WORKDIR, accept_changes=True)
+    assert [part["from_step"] for part in third["segments"]] == [0, 40, 60]
+    assert (
+        continued_record(third, record(), step=70, workdir=WORKDIR)["segments"]
+        == (third["segments"])
+    )
+
+
+def test_more_steps_need_a_word():
+    longer = record(training={"steps": 200})
+    with pytest.raises(ValueError, match=r"training.steps +200 +100(.|\n)*--restart_schedule True"):
+        continued_record(record(), longer, step=100, workdir=WORKDIR)
+    got = continued_record(record(), longer, step=100, workdir=WORKDIR, restart_schedule=True)
+    assert got["schedule_from_step"] == 100
+    assert [part["from_step"] for part in got["segments"]] == [0, 100]
+    # The same command again, after a stop: it is the same segment.
+    again = continued_record(got, longer, step=150, workdir=WORKDIR, restart_schedule=True)
+    assert again["schedule_from_step"] == 100
+    assert again["segments"] == got["segments"]
+
+
+def test_a_restarted_schedule_accepts_nothing_else():
+    longer = record(training={"steps": 200}, loss={"focal": 0.0})
+    with pytest.raises(ValueError, match=r"loss\.focal"):
+        continued_record(record(), longer, step=100, workdir=WORKDIR, restart_schedule=True)
+
+
+@pytest.mark.parametrize(("step", "is_allowed"), [(100, True), (20, True), (15, False)])
+def test_a_constant_rate_may_go_on_after_the_warm_up(step, is_allowed):
+    longer = record(training={"steps": 200}, optimizer=CONSTANT)
+    recorded = record(optimizer=CONSTANT)
+    if is_allowed:
+        got = continued_record(recorded, longer, step=step, workdir=WORKDIR)
+        assert got["schedule_from_step"] == 0
+        assert len(got["segments"]) == 2
+    else:
+        with pytest.raises(ValueError, match=r"training\.steps"):
+            continued_record(recorded, longer, step=step, workdir=WORKDIR)
+
+
+def test_fewer_steps_are_refused():
+    with pytest.raises(ValueError, match=r"training.steps +50 +100") as caught:
+        continued_record(record(), record(training={"steps": 50}), step=60, workdir=WORKDIR)
+    assert "--restart_schedule" not in str(caught.value)
+
+
+def test_a_checkpoint_without_a_record_is_continued_only_knowingly():
+    with pytest.raises(ValueError, match="did not record"):
+        continued_record(None, record(), step=40, workdir=WORKDIR)
+    got = continued_record(None, record(), step=40, workdir=WORKDIR, accept_changes=True)
+    assert [part["config"] is None for part in got["segments"]] == [True, False]
+
+
+def test_a_record_of_fewer_settings_has_their_defaults():
+    recorded = record()
+    del recorded["config"]["optimizer"]["schedule"]
+    assert "segments" not in continued_record(recorded, record(), step=40, workdir=WORKDIR)
+
+
+def test_nested_settings_that_are_absent():
+    found = differences({"a": None, "b": {"c": [1]}}, {"a": {"x": 1}, "b": {"c": [1]}})
+    assert [(d.setting, d.got, d.recorded) for d in found] == [("a", None, {"x": 1})]

@@ -128,8 +128,9 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: of each slot of `accept_at`,
 the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
 block of `nfe_by_block`. `looped_round_ms`: a round as it was timed next to its parts, of which
-`rest_ms` is what is left, where that is more than noise. An interval (`*_ci95`) is None where too
-few prompts were measured. `trained_on_other_target`: None where that was not recorded."""
+`rest_ms` is what is left, where that is more than noise. `trained_on_other_target`: whether the
+drafter's run recorded other weights than the target's; None: it recorded none. An interval
+(`*_ci95`) is None where too few prompts were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",

@@ -155,7 +155,8 @@ def _say_what_is_unusual(
     for drafter in drafters:
         if drafter.trained_on_other_target:
             echo(
-                f"{drafter.name} was trained on other weights than {target.name} has: it is "
+                f"{for_terminal(drafter.name)} was trained on other weights than "
+                f"{for_terminal(target.name)} has: it is "
                 f"measured all the same, and its rows are marked {OTHER_TARGET!r}."
             )
 

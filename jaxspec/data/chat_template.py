@@ -20,7 +20,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from jaxspec.data.examples import ROLES, Conversation
-from jaxspec.data.tokenizer_files import read_json
+from jaxspec.data.tokenizer_files import read_json, read_text
 
 CHATML = (
     "{% for message in messages %}"
@@ -47,7 +47,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        place: str | os.PathLike[str],
         *,
         source: str | None,
         variables: Mapping[str, Any] | None = None,
@@ -56,14 +56,14 @@ class ChatTemplate:
         """Keep a template; it is compiled when it is first needed.
 
         Args:
-          folder: where it comes from, for messages.
+          place: the file or folder that it comes from, for messages.
           source: its text; None if the folder has none, which is an error only when it is used.
           variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
           is_own: whether it comes from the folder itself.
         """
         self.is_own = is_own and source is not None
-        self._folder = str(folder)
+        self._place = str(place)
         self._source = source
         self._variables = dict(variables or {})
 
@@ -80,8 +80,8 @@ class ChatTemplate:
 
         `default` is used if the folder has no template.
         """
-        found = _find_source(folder, config)
-        return cls(folder, source=found or default, variables=variables, is_own=bool(found))
+        found, place = _find_source(folder, config)
+        return cls(place, source=found or default, variables=variables, is_own=bool(found))
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         """The text of a conversation, followed by the header of an answer if wanted.
@@ -97,7 +97,7 @@ class ChatTemplate:
         # A template is a program: a broken one can raise nearly anything.
         except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
             raise ValueError(
-                f"The chat template of {self._folder!r} refused a conversation with roles "
+                f"The chat template of {self._place!r} refused a conversation with roles "
                 f"{[turn['role'] for turn in turns]}: {error}."
             ) from error
 
@@ -105,7 +105,7 @@ class ChatTemplate:
     def _compiled(self) -> jinja2.Template:
         if self._source is None:
             raise ValueError(
-                f"The tokenizer in {self._folder!r} has no chat template: put one into "
+                f"The tokenizer in {self._place!r} has no chat template: put one into "
                 "chat_template.jinja, or under chat_template in tokenizer_config.json. For a base "
                 "model, jaxspec.data.chat_template.PLAIN passes contents on unchanged."
             )
@@ -113,7 +113,7 @@ class ChatTemplate:
             return _environment().from_string(self._source)
         except jinja2.TemplateError as error:
             raise ValueError(
-                f"The chat template of {self._folder!r} cannot be read: {error}."
+                f"The chat template of {self._place!r} cannot be read: {error}."
             ) from error
 
 
@@ -128,15 +128,37 @@ def check_turns(turns: Conversation) -> None:
             )
 
 
-def _find_source(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
+def _find_source(
+    folder: pathlib.Path, config: Mapping[str, Any]
+) -> tuple[str | None, pathlib.Path]:
+    """A folder's template and the file that it stands in; None and the folder if it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stated = read_json(folder / "chat_template.json").get("chat_template")
-    stated = stated or config.get("chat_template")
-    if isinstance(stated, list):  # Several named templates: tools, retrieval, default.
+        source = read_text(file)
+        if not source:
+            raise ValueError(f"{str(file)!r} is empty: copy the file again, or remove it.")
+        return source, file
+    file = folder / "chat_template.json"
+    stated = read_json(file).get("chat_template")
+    if stated in (None, ""):
+        file = folder / "tokenizer_config.json"
+        stated = config.get("chat_template")
+    # Several named templates: tools, retrieval, default.
+    if isinstance(stated, list) and all(map(_is_named, stated)):
         stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
-    return stated if isinstance(stated, str) else None
+    if stated in (None, ""):
+        return None, folder
+    if not isinstance(stated, str):
+        raise ValueError(
+            f"The chat template in {str(file)!r} must be text, or a list of objects with a name "
+            f"and a template: got {stated!r:.60}."
+        )
+    return stated, file
+
+
+def _is_named(entry: Any) -> bool:
+    keys = ("name", "template")
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
 
 
 class _GenerationTag(jinja2.ext.Extension):

@@ -1,7 +1,7 @@
 """Chat templates: the text that a model was trained to see for a conversation.
 
-Templates come with other people's models, so they run in jinja's sandbox. They have no clock: the
-same conversation gives the same text every day.
+Templates come with other people's models, so they run in a sandbox that counts their work. They
+have no clock: the same conversation gives the same text every day.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from jaxspec.data.examples import ROLES, Conversation
+from jaxspec.data.template_sandbox import Sandbox
 from jaxspec.data.tokenizer_files import read_json, read_text
 
 CHATML = (
@@ -35,6 +36,9 @@ PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 """Unchanged contents, with end-of-text after each answer: for models that do not know turns."""
+
+
+_LONGEST_REASON = 300
 
 
 class ChatTemplate:
@@ -90,15 +94,14 @@ class ChatTemplate:
           ValueError: no template, one that cannot be read, or one that refuses the conversation.
         """
         check_turns(turns)
+        template = self._compiled
+        conversation = {"messages": turns, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._compiled.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, **self._variables
-            )
-        # A template is a program: a broken one can raise nearly anything.
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            return _sandbox().rendered(template, {**self._variables, **conversation})
+        except Exception as error:  # A template is a program: a broken one can raise anything.
             raise ValueError(
                 f"The chat template of {self._place!r} refused a conversation with roles "
-                f"{[turn['role'] for turn in turns]}: {error}."
+                f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
 
     @functools.cached_property
@@ -110,11 +113,15 @@ class ChatTemplate:
                 "model, jaxspec.data.chat_template.PLAIN passes contents on unchanged."
             )
         try:
-            return _environment().from_string(self._source)
-        except jinja2.TemplateError as error:
+            return _sandbox().compiled(self._source)
+        except Exception as error:  # Python's compiler has its own limits.
             raise ValueError(
-                f"The chat template of {self._place!r} cannot be read: {error}."
+                f"The chat template of {self._place!r} cannot be read: {_brief(error)}."
             ) from error
+
+
+def _brief(what: Any) -> str:
+    return textwrap.shorten(str(what) or type(what).__name__, _LONGEST_REASON)
 
 
 def check_turns(turns: Conversation) -> None:
@@ -173,7 +180,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 @functools.cache
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def _sandbox() -> Sandbox:
     def refuse(message: str) -> str:
         raise jinja2.TemplateError(message)
 
@@ -181,11 +188,10 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     # White space is trimmed as in transformers, because templates are written for that.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    return Sandbox(
+        {"raise_exception": refuse},
+        {"tojson": to_json},
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = to_json
-    return environment

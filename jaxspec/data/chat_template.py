@@ -1,7 +1,7 @@
 """Chat templates: the text that a model was trained to see for a conversation.
 
-Templates come with other people's models, so they run in jinja's sandbox. They have no clock: the
-same conversation gives the same text every day.
+Templates come with other people's models, so they run in a sandbox that counts their work. They
+have no clock: the same conversation gives the same text every day.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,10 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from jaxspec.data.examples import ROLES, Conversation
-from jaxspec.data.tokenizer_files import read_json
+from jaxspec.data.template_sandbox import Sandbox
+from jaxspec.data.tokenizer_files import read_json, read_text
 
 CHATML = (
     "{% for message in messages %}"
@@ -37,6 +38,9 @@ PLAIN = (
 """Unchanged contents, with end-of-text after each answer: for models that do not know turns."""
 
 
+_LONGEST_REASON = 300
+
+
 class ChatTemplate:
     """The chat template of a model's folder.
 
@@ -47,7 +51,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        place: str | os.PathLike[str],
         *,
         source: str | None,
         variables: Mapping[str, Any] | None = None,
@@ -56,14 +60,14 @@ class ChatTemplate:
         """Keep a template; it is compiled when it is first needed.
 
         Args:
-          folder: where it comes from, for messages.
+          place: the file or folder that it comes from, for messages.
           source: its text; None if the folder has none, which is an error only when it is used.
           variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
           is_own: whether it comes from the folder itself.
         """
         self.is_own = is_own and source is not None
-        self._folder = str(folder)
+        self._place = str(place)
         self._source = source
         self._variables = dict(variables or {})
 
@@ -80,8 +84,8 @@ class ChatTemplate:
 
         `default` is used if the folder has no template.
         """
-        found = _find_source(folder, config)
-        return cls(folder, source=found or default, variables=variables, is_own=bool(found))
+        found, place = _find_source(folder, config)
+        return cls(place, source=found or default, variables=variables, is_own=bool(found))
 
     def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         """The text of a conversation, followed by the header of an answer if wanted.
@@ -90,31 +94,34 @@ class ChatTemplate:
           ValueError: no template, one that cannot be read, or one that refuses the conversation.
         """
         check_turns(turns)
+        template = self._compiled
+        conversation = {"messages": turns, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._compiled.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, **self._variables
-            )
-        # A template is a program: a broken one can raise nearly anything.
-        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            return _sandbox().rendered(template, {**self._variables, **conversation})
+        except Exception as error:  # A template is a program: a broken one can raise anything.
             raise ValueError(
-                f"The chat template of {self._folder!r} refused a conversation with roles "
-                f"{[turn['role'] for turn in turns]}: {error}."
+                f"The chat template of {self._place!r} refused a conversation with roles "
+                f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
         if self._source is None:
             raise ValueError(
-                f"The tokenizer in {self._folder!r} has no chat template: put one into "
+                f"The tokenizer in {self._place!r} has no chat template: put one into "
                 "chat_template.jinja, or under chat_template in tokenizer_config.json. For a base "
                 "model, jaxspec.data.chat_template.PLAIN passes contents on unchanged."
             )
         try:
-            return _environment().from_string(self._source)
-        except jinja2.TemplateError as error:
+            return _sandbox().compiled(self._source)
+        except Exception as error:  # Python's compiler has its own limits.
             raise ValueError(
-                f"The chat template of {self._folder!r} cannot be read: {error}."
+                f"The chat template of {self._place!r} cannot be read: {_brief(error)}."
             ) from error
+
+
+def _brief(what: Any) -> str:
+    return textwrap.shorten(str(what) or type(what).__name__, _LONGEST_REASON)
 
 
 def check_turns(turns: Conversation) -> None:
@@ -128,15 +135,37 @@ def check_turns(turns: Conversation) -> None:
             )
 
 
-def _find_source(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
+def _find_source(
+    folder: pathlib.Path, config: Mapping[str, Any]
+) -> tuple[str | None, pathlib.Path]:
+    """A folder's template and the file that it stands in; None and the folder if it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stated = read_json(folder / "chat_template.json").get("chat_template")
-    stated = stated or config.get("chat_template")
-    if isinstance(stated, list):  # Several named templates: tools, retrieval, default.
+        source = read_text(file)
+        if not source:
+            raise ValueError(f"{str(file)!r} is empty: copy the file again, or remove it.")
+        return source, file
+    file = folder / "chat_template.json"
+    stated = read_json(file).get("chat_template")
+    if stated in (None, ""):
+        file = folder / "tokenizer_config.json"
+        stated = config.get("chat_template")
+    # Several named templates: tools, retrieval, default.
+    if isinstance(stated, list) and all(map(_is_named, stated)):
         stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
-    return stated if isinstance(stated, str) else None
+    if stated in (None, ""):
+        return None, folder
+    if not isinstance(stated, str):
+        raise ValueError(
+            f"The chat template in {str(file)!r} must be text, or a list of objects with a name "
+            f"and a template: got {stated!r:.60}."
+        )
+    return stated, file
+
+
+def _is_named(entry: Any) -> bool:
+    keys = ("name", "template")
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -151,7 +180,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 @functools.cache
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def _sandbox() -> Sandbox:
     def refuse(message: str) -> str:
         raise jinja2.TemplateError(message)
 
@@ -159,11 +188,10 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     # White space is trimmed as in transformers, because templates are written for that.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    return Sandbox(
+        {"raise_exception": refuse},
+        {"tojson": to_json},
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = to_json
-    return environment

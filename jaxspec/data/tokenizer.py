@@ -32,6 +32,7 @@ from jaxspec.data.tokenizer_files import (
     read_json,
     read_tokenizer,
     read_tokenizer_config,
+    refusing,
 )
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 
@@ -46,6 +47,8 @@ MASK_TOKEN = "<|mask|>"
 # tokenizer has them as added tokens.
 _END_OF_TURN_TOKENS = (END_TOKEN, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 _MASK_TOKENS = (MASK_TOKEN, "<|MASK|>", "<MASK>", "[MASK]", "<mask>")
+
+_SPECIAL_KEYS = {"bos_token", "eos_token", "pad_token", "unk_token", "mask_token"}
 
 # How text is split before merging: letters with the space before them, single digits (so that place
 # values can be learned), runs of symbols, and a line break with the indentation after it.
@@ -72,35 +75,42 @@ class Tokenizer:
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
-        config = read_tokenizer_config(self.folder, model_config=model_config)
-        self._tokenizer = read_tokenizer(self.folder, config)
-        self._names = _special_names(self.folder, config)
-        added = {
-            token.content: id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items()
-        }
-        mask_names = (self._names.get("mask_token"), *_MASK_TOKENS)
-        self.mask_id: int | None = next((added[n] for n in mask_names if n in added), None)
-        """Id that fills the slots to be drafted; None if the tokenizer has no mask token."""
-        self.eos_id: int = self._id_of("eos_token")
-        """End of text or of a turn: the token that the folder calls eos."""
-        self.pad_id: int = self._id_of("pad_token") if "pad_token" in self._names else self.eos_id
-        stated = read_json(self.folder / "generation_config.json").get("eos_token_id", [])
-        ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
-        stops = [self.eos_id, *ends, *(stated if isinstance(stated, list) else [stated])]
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stops))
-        """Ids that end a response, `eos_id` first."""
-        self._special = self._find_special()
-        self._literals = sorted(self._special, key=len, reverse=True)
-        self._special_pattern = self._compile_special()
-        # From here on, the library itself reads special tokens as plain text; only
-        # `_encode_rendered` makes special ones.
-        self._tokenizer.encode_special_tokens = True
-        self._template = ChatTemplate.read(
-            self.folder,
-            config,
-            variables={**self._names, **(template_options or {})},
-            default=PLAIN if is_gpt2(config) else default_template,
-        )
+        with refusing(self.folder):
+            config = read_tokenizer_config(self.folder, model_config=model_config)
+            self._tokenizer = read_tokenizer(self.folder, config)
+            self._names = _special_names(self.folder, config)
+            added = {
+                token.content: id_
+                for id_, token in self._tokenizer.get_added_tokens_decoder().items()
+            }
+            self.mask_id: int | None = next((added[n] for n in _MASK_TOKENS if n in added), None)
+            """Id that fills the slots to be drafted; None if the tokenizer has no mask token."""
+            if "mask_token" in self._names:
+                self.mask_id = self._id_of("mask_token")
+            self.eos_id: int = self._id_of("eos_token")
+            """End of text or of a turn: the token that the folder calls eos."""
+            self.pad_id: int = self.eos_id
+            if "pad_token" in self._names:
+                self.pad_id = self._id_of("pad_token")
+            if "bos_token" in self._names:  # Templates print it.
+                self._id_of("bos_token")
+            ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
+            self.stop_ids: tuple[int, ...] = tuple(
+                dict.fromkeys([self.eos_id, *ends, *self._stated_stop_ids()])
+            )
+            """Ids that end a response, `eos_id` first."""
+            self._special = self._find_special()
+            self._literals = sorted(self._special, key=len, reverse=True)
+            self._special_pattern = self._compile_special()
+            # From here on, the library itself reads special tokens as plain text; only
+            # `_encode_rendered` makes special ones.
+            self._tokenizer.encode_special_tokens = True
+            self._template = ChatTemplate.read(
+                self.folder,
+                config,
+                variables={**self._names, **(template_options or {})},
+                default=PLAIN if is_gpt2(config) else default_template,
+            )
         self.has_template: bool = self._template.is_own
         """Whether the folder has a chat template of its own."""
 
@@ -351,9 +361,8 @@ class Tokenizer:
         needed = [self.eos_id, self.pad_id, *self.stop_ids]
         for id_ in needed if self.mask_id is None else [*needed, self.mask_id]:
             content = self._tokenizer.id_to_token(id_)
-            if content is not None:  # generation_config.json may name ids beyond the vocabulary.
-                token = added.setdefault(id_, tokenizers.AddedToken(content, normalized=False))
-                token.special = True
+            token = added.setdefault(id_, tokenizers.AddedToken(content, normalized=False))
+            token.special = True
         special = {id_: token for id_, token in added.items() if token.special}
         self._tokenizer.add_special_tokens(list(special.values()))
         return {token.content: id_ for id_, token in special.items()}
@@ -368,6 +377,19 @@ class Tokenizer:
         # If there are no special tokens: a pattern that never matches.
         return re.compile("|".join(alternatives) or r"(?!)")
 
+    def _stated_stop_ids(self) -> list[int]:
+        """Those of generation_config.json; base models have null there: none."""
+        file = self.folder / "generation_config.json"
+        stated = read_json(file).get("eos_token_id")
+        ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        for id_ in ids:
+            if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < self.vocab_size:
+                raise ValueError(
+                    f"eos_token_id in {str(file)!r} must be an id of the vocabulary (0 to "
+                    f"{self.vocab_size - 1}), a list of them, or null for none: got {stated!r:.80}."
+                )
+        return ids
+
     def _id_of(self, key: str) -> int:
         name = self._names.get(key)
         id_ = None if name is None else self._tokenizer.token_to_id(name)
@@ -381,15 +403,25 @@ class Tokenizer:
 
 def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token and so on, which templates may print."""
-    defaults = GPT2_NAMES if is_gpt2(config) else {}
-    merged = {**defaults, **read_json(folder / "special_tokens_map.json"), **config}
-    names = {}
-    for key in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
-        value = merged.get(key)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            names[key] = value
+    names = dict(GPT2_NAMES) if is_gpt2(config) else {}
+    files = {
+        "special_tokens_map.json": read_json(folder / "special_tokens_map.json"),
+        "tokenizer_config.json": config,
+    }
+    for file, stated in files.items():
+        for key in _SPECIAL_KEYS & stated.keys():
+            value = stated[key]
+            if isinstance(value, dict):
+                value = value.get("content", value)
+            if value is None:
+                names.pop(key, None)
+            elif isinstance(value, str):
+                names[key] = value
+            else:
+                raise ValueError(
+                    f"{key} in {str(folder / file)!r} must be the text of a token, or null for "
+                    f"none: got {value!r:.60}."
+                )
     return names
 
 

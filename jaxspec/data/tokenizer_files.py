@@ -1,13 +1,22 @@
-"""Reads the tokenizer files of a Hugging Face model folder into a `tokenizers.Tokenizer`."""
+"""Reads the tokenizer files of a Hugging Face model folder into a `tokenizers.Tokenizer`.
+
+The files come from outside. The library reads many damaged ones without a word and gives other ids,
+so what the files say is checked here (`jaxspec.data.tokenizer_checks`).
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers
+
+from jaxspec.data import tokenizer_checks
 
 # The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt do not contain. It is part of
 # the tokenizer's definition, so it must be exactly this expression.
@@ -19,6 +28,9 @@ _QWEN_PIECES = (
 GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 """Special tokens of a GPT2Tokenizer whose files name none, as in transformers."""
 _GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
+LARGEST_FILE_BYTES = 1 << 28
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""Escapes of surrogates. A pair of them is a character; one alone is in no text."""
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
@@ -26,21 +38,86 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
 
 
+def read_text(path: pathlib.Path) -> str:
+    """The content of a UTF-8 text file.
+
+    Raises:
+      ValueError: a file that cannot be read, is too large or is not UTF-8; the message names it.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise ValueError(
+                f"{str(path)!r} has {path.stat().st_size} bytes: a tokenizer's file has at most "
+                f"{LARGEST_FILE_BYTES}."
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{str(path)!r} is not UTF-8: line {line} has the byte {content[error.start]:#04x}. "
+            "The file is damaged; copy it again."
+        ) from error
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file.
 
     Raises:
-      ValueError: a file that is not JSON, or that holds something other than an object.
+      ValueError: a file that is not JSON, that names an entry twice, or that holds something other
+        than an object.
     """
     if not path.is_file():
         return {}
+    return _parse_json(read_text(path), path=path)
+
+
+def _parse_json(text: str, *, path: pathlib.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: it is nested too deeply.") from error
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object: got a {type(value).__name__}.")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        raise ValueError(f"it names {counts.most_common(1)[0][0]!r} more than once")
+    return made
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+@contextlib.contextmanager
+def refusing(folder: pathlib.Path) -> Iterator[None]:
+    """Turns whatever the library raises for a folder's files into one message.
+
+    Raises:
+      ValueError: the block failed; the message names the folder.
+    """
+    try:
+        yield
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises plain Exception, and its panics are not even that.
+    except BaseException as error:
+        raise ValueError(
+            f"The tokenizer in {str(folder)!r} cannot be opened: {type(error).__name__}: {error}. "
+            "Its files are damaged or do not belong together; copy them again."
+        ) from error
 
 
 def read_tokenizer_config(
@@ -53,12 +130,20 @@ def read_tokenizer_config(
     Args:
       folder: a model's folder.
       model_config: the content of its config.json, if it has already been read.
+
+    Raises:
+      ValueError: a file that cannot be read, or a class that is not a name.
     """
     config = read_json(folder / "tokenizer_config.json")
     if model_config is None:
         model_config = read_json(folder / "config.json")
-    model_type = model_config.get("model_type")
-    if not config.get("tokenizer_class") and model_type in _GPT2_MODEL_TYPES:
+    stated = config.get("tokenizer_class")
+    if stated is not None and not isinstance(stated, str):
+        raise ValueError(
+            f"tokenizer_class in {str(folder / 'tokenizer_config.json')!r} must be a name: got "
+            f"{stated!r}."
+        )
+    if not stated and model_config.get("model_type") in _GPT2_MODEL_TYPES:
         config["tokenizer_class"] = "GPT2Tokenizer"
     return config
 
@@ -108,28 +193,29 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer_checks.check_keeps_text(tokenizer, folder=folder)
     return tokenizer
 
 
 def _read_tokenizer_json(file: pathlib.Path) -> tokenizers.Tokenizer:
-    decoder = read_json(file).get("decoder") or {}
-    decoders = decoder.get("decoders") or [decoder]
-    if not any(entry.get("type") == "ByteLevel" for entry in decoders):
-        raise ValueError(
-            f"The tokenizer in {str(file.parent)!r} is not byte-level, and only byte-level ones "
-            "are supported (Qwen, Llama 3, GPT-2 and their relatives): choose another target."
-        )
+    text = read_text(file)
+    document = _parse_json(text, path=file)
+    tokenizer_checks.check_document(document, file=file)
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises no more specific exception.
         raise ValueError(f"{str(file)!r} cannot be read as a tokenizer: {error}.") from error
+    tokenizer_checks.check_stated_ids(document.get("added_tokens") or [], tokenizer, file=file)
+    return tokenizer
 
 
 def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     name = str(config.get("tokenizer_class") or "")
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    )
+    vocab = read_json(folder / "vocab.json")
+    merges = _read_merges(folder / "merges.txt")
+    tokenizer_checks.check_vocab(vocab, file=folder / "vocab.json")
+    tokenizer_checks.check_merges(merges, vocab, file=folder / "merges.txt")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
     if name.startswith("Qwen"):
         tokenizer.normalizer = tokenizers.normalizers.NFC()
         tokenizer.pre_tokenizer = byte_level(_QWEN_PIECES)
@@ -143,14 +229,53 @@ def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> toke
             "save_pretrained first."
         )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    # If both files name an id, the configuration counts: transformers reads that one.
-    stated: dict[str, Any] = config.get("added_tokens_decoder") or {
-        str(id_): {"content": content, "special": content.startswith("<|")}
-        for content, id_ in read_json(folder / "added_tokens.json").items()
-    }
-    for id_, entry in sorted(stated.items(), key=lambda item: int(item[0])):
-        _add_token(tokenizer, folder, int(id_), entry)
+    for id_, token in sorted(_added_tokens(folder, config)):
+        _add_token(tokenizer, folder, id_, token)
+    tokenizer_checks.check_reached(vocab, merges, tokenizer, folder=folder)
     return tokenizer
+
+
+def _read_merges(file: pathlib.Path) -> list[tuple[str, str]]:
+    # Not splitlines(), which knows more ends of a line than the format does.
+    lines = read_text(file).removesuffix("\n").split("\n")
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("#version"):
+            continue
+        parts = line.removesuffix("\r").split(" ")
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(
+                f"{str(file)!r} is damaged: line {number} must hold two pieces with a space "
+                f"between them: got {line[:40]!r}."
+            )
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _added_tokens(
+    folder: pathlib.Path, config: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Id and description of each token that the files add to the vocabulary."""
+    # If both files name an id, the configuration counts: transformers reads that one.
+    stated = config.get("added_tokens_decoder")
+    if stated:
+        file = folder / "tokenizer_config.json"
+        if not isinstance(stated, dict):
+            raise ValueError(
+                f"added_tokens_decoder in {str(file)!r} must be an object of ids: got a "
+                f"{type(stated).__name__}."
+            )
+        for id_, entry in stated.items():
+            tokenizer_checks.check_added(entry, file=file)
+            if not re.fullmatch(r"[0-9]{1,10}", id_):
+                raise ValueError(f"added_tokens_decoder in {str(file)!r} names the id {id_!r}.")
+            yield int(id_), entry
+        return
+    file = folder / "added_tokens.json"
+    for content, id_ in read_json(file).items():
+        entry = {"content": content, "special": content.startswith("<|")}
+        tokenizer_checks.check_added({**entry, "id": id_}, file=file)
+        yield id_, entry
 
 
 def _add_token(
@@ -168,6 +293,6 @@ def _add_token(
     if given != id_:
         raise ValueError(
             f"Added token {token.content!r} of {str(folder)!r} should have id {id_}, but got "
-            f"{given}: the vocabulary has gaps. Save the tokenizer as tokenizer.json with "
-            "transformers' save_pretrained first."
+            f"{given}: ids before it are missing, or the token has two. Save the tokenizer as "
+            "tokenizer.json with transformers' save_pretrained first."
         )

@@ -1,0 +1,186 @@
+"""What the files of a byte-level tokenizer must say, so that text and ids can be trusted.
+
+The tokenizers library opens many damaged files: it gives a token another id than the file says,
+keeps one of two tokens with the same id, and drops characters that are not in the vocabulary.
+Everything here raises ValueError with the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+_NAMED = 3
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_PROBE = "".join(
+    map(chr, [*range(0x801), *range(0x1000, 0x11000, 0x1000), *range(0x40000, 0x110000, 0x40000)])
+)
+"""Text whose UTF-8 has every byte that UTF-8 can have."""
+
+
+def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
+    """The parts of a tokenizer.json that are byte-level or not, and those the library misreads."""
+    decoder = _object(document, "decoder", file=file)
+    decoders = decoder.get("decoders") or [decoder]
+    if not isinstance(decoders, list) or not any(
+        isinstance(entry, dict) and entry.get("type") == "ByteLevel" for entry in decoders
+    ):
+        raise ValueError(
+            f"The tokenizer in {str(file.parent)!r} is not byte-level, and only byte-level ones "
+            "are supported (Qwen, Llama 3, GPT-2 and their relatives): choose another target."
+        )
+    model = _object(document, "model", file=file)
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ValueError(
+                f"model.{key} in {str(file)!r} must be null: got {model[key]!r:.60}. A byte-level "
+                "tokenizer that gives the same ids each time has none."
+            )
+    if isinstance(model.get("vocab"), dict):
+        check_distinct(model["vocab"], file=file)
+    merges = model.get("merges")
+    if isinstance(merges, list) and len(set(map(json.dumps, merges))) < len(merges):
+        raise ValueError(f"{str(file)!r} is damaged: model.merges names a pair more than once.")
+    added = document.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise ValueError(f"added_tokens in {str(file)!r} must be a list: got {added!r:.60}.")
+    for entry in added:
+        check_added(entry, file=file)
+
+
+def check_vocab(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
+    """A vocab.json names each id from 0 up once."""
+    check_distinct(vocab, file=file)
+    _check_complete(vocab.values(), file=file)
+
+
+def check_distinct(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
+    """Each token has an id of its own."""
+    owners: dict[int, str] = {}
+    for token, id_ in vocab.items():
+        if not _is_id(id_):
+            raise ValueError(
+                f"{str(file)!r} is damaged: the id of {token!r} must be an integer from 0 up: got "
+                f"{id_!r:.60}."
+            )
+        if id_ in owners:
+            raise ValueError(
+                f"{str(file)!r} is damaged: {owners[id_]!r} and {token!r} both have the id {id_}."
+            )
+        owners[id_] = token
+
+
+def check_merges(
+    merges: Sequence[tuple[str, str]], vocab: Mapping[str, int], *, file: pathlib.Path
+) -> None:
+    """Each pair of a merges.txt is there once and makes a token of the vocabulary."""
+    if len(set(merges)) < len(merges):
+        raise ValueError(f"{str(file)!r} is damaged: it names a pair more than once.")
+    for first, second in merges:
+        lacking = next((t for t in (first, second, first + second) if t not in vocab), None)
+        if lacking is not None:
+            raise ValueError(
+                f"{str(file)!r} merges {first!r} and {second!r}, but vocab.json has no token "
+                f"{lacking!r}: one of the two files is damaged, or they do not belong together."
+            )
+
+
+def check_reached(
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    folder: pathlib.Path,
+) -> None:
+    """A merge makes each token that text could be: otherwise merges.txt has lost its end.
+
+    Tokens that the splitting rule takes apart ("<|pad|>", "madeupword0000") are no product of
+    merges and need none; nor do added tokens.
+    """
+    made = {first + second for first, second in merges}
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in vocab:
+        if len(token) == 1 or token in made or token in added:
+            continue
+        text = tokenizer.decoder.decode([token])
+        if "\ufffd" in text or len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1:
+            raise ValueError(
+                f"No line of {str(folder / 'merges.txt')!r} makes the token {token!r} of "
+                "vocab.json: the file is not complete, or the two do not belong together."
+            )
+
+
+def check_added(entry: Any, *, file: pathlib.Path) -> None:
+    """An added token has a text, flags that are true or false, and an id if it has one."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+        raise ValueError(f"An added token in {str(file)!r} must have a text: got {entry!r:.80}.")
+    if not entry["content"]:
+        raise ValueError(f"An added token in {str(file)!r} has an empty text: got {entry!r:.80}.")
+    wrong = [f for f in _FLAGS if not isinstance(entry.get(f, False), bool)]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} of the added token {entry['content']!r} in {str(file)!r} must be true or "
+            f"false: got {entry[wrong[0]]!r:.60}."
+        )
+    if not _is_id(entry.get("id", 0)):
+        raise ValueError(
+            f"The id of the added token {entry['content']!r} in {str(file)!r} must be an integer "
+            f"from 0 up: got {entry['id']!r:.60}."
+        )
+
+
+def check_stated_ids(
+    added: Sequence[Mapping[str, Any]], tokenizer: tokenizers.Tokenizer, *, file: pathlib.Path
+) -> None:
+    """Added tokens of a tokenizer.json got the ids that it says, and no id is missing."""
+    for entry in added:
+        given = tokenizer.token_to_id(entry["content"])
+        if given != entry.get("id"):
+            raise ValueError(
+                f"{str(file)!r} says that the added token {entry['content']!r} has the id "
+                f"{entry.get('id')}, but its id is {given} by the vocabulary and the tokens added "
+                "before it: the file is damaged."
+            )
+    contents = [entry["content"] for entry in added]
+    if len(set(contents)) < len(contents):
+        raise ValueError(f"{str(file)!r} adds a token more than once: the file is damaged.")
+    _check_complete(tokenizer.get_vocab(with_added_tokens=True).values(), file=file)
+
+
+def check_keeps_text(tokenizer: tokenizers.Tokenizer, *, folder: pathlib.Path) -> None:
+    """Text that is encoded and decoded comes back, whatever characters it has."""
+    text = _PROBE if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(_PROBE)
+    ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    back = tokenizer.decode(ids, skip_special_tokens=False)
+    # Some rules put a space before the first word.
+    if back.lstrip(" ") != text.lstrip(" "):
+        lost = sorted(set(text) - set(back))
+        what = f"{', '.join(map(repr, lost[:_NAMED]))} and so on" if lost else "their order"
+        raise ValueError(
+            f"The tokenizer in {str(folder)!r} loses characters of a text ({what}): its splitting "
+            "rule, its vocabulary or its decoder is damaged, or it is not byte-level."
+        )
+
+
+def _check_complete(ids: Collection[int], *, file: pathlib.Path) -> None:
+    missing = sorted(set(range(len(ids))) - set(ids))
+    if missing:
+        named = ", ".join(map(str, missing[:_NAMED]))
+        raise ValueError(
+            f"{str(file)!r} is damaged: it has {len(ids)} tokens, but none with the id {named}."
+        )
+
+
+def _object(document: Mapping[str, Any], key: str, *, file: pathlib.Path) -> dict[str, Any]:
+    value = document.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} in {str(file)!r} must be an object: got {value!r:.60}.")
+    return value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32

@@ -22,6 +22,7 @@ from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.losses import LossWeights
+from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
 from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
@@ -72,6 +73,7 @@ def train(config: RunConfig, *, workdir: str | Path) -> dict[str, Any]:
 
     abstract = jax.eval_shape(create)
     shardings = rules.shardings(abstract, mesh)
+    check_state_fits(abstract, shardings)
     frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
     frozen_shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen)
     run.check_capture(frozen)

@@ -72,6 +72,14 @@ MISTAKES = {
         {"training": {"gradient_accumulation": 3}},
         r"must be a multiple of 24 \(8 devices x 3 accumulated parts\)",
     ),
+    "rows that no machine holds": (
+        {"data": {"sequence_length": 1 << 30}},
+        r"of 1073741824 tokens \(data.sequence_length\) takes at least 4,294,967,296 GiB",
+    ),
+    "a model that no machine holds": (
+        {"drafter": {"intermediate_size": 1 << 22, "num_layers": 4000}},
+        "Parameters and optimizer state take at least .* GiB on each device, which has",
+    ),
     "missing data folder": (
         {"data": {"sources": ("gsm8k",), "raw_dir": "nowhere"}},
         "Raw data not found: looked for gsm8k/train.jsonl.*https://.*data.raw_dir",

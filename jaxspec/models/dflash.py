@@ -132,6 +132,15 @@ def resolve_config(
     )
 
 
+def check_chunks(chunk_blocks: int, *, blocks: int) -> None:
+    """Raises ValueError unless a row's blocks can be computed `chunk_blocks` at a time."""
+    if chunk_blocks and blocks % chunk_blocks:
+        raise ValueError(
+            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of "
+            "a row (data.anchors)."
+        )
+
+
 class Places(NamedTuple):
     """Positions of queries and keys, for layers of limited reach."""
 
@@ -190,11 +199,7 @@ def _attend_in_chunks(
 ) -> jax.Array:
     """`_attend`, `chunk_blocks` blocks at a time; scores are recomputed in the backward pass."""
     blocks = q_BRNIC.shape[2]
-    if blocks % chunk_blocks:
-        raise ValueError(
-            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of "
-            "a row (data.anchors)."
-        )
+    check_chunks(chunk_blocks, blocks=blocks)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def attend(chunk: tuple[Any, ...]) -> jax.Array:

@@ -20,6 +20,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.parallel.memory import check_rows_fit
 from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -101,10 +102,15 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch divides evenly by devices and accumulated parts."""
+    """Checks that the batch divides evenly by devices and accumulated parts, and may fit.
+
+    Raises:
+      ValueError: it does not.
+    """
     devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(
             f"data.batch_size is {config.data.batch_size}, which must be a multiple of "
             f"{devices * accumulated} ({devices} devices x {accumulated} accumulated parts)."
         )
+    check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))

@@ -26,6 +26,7 @@ from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
 from jaxspec.losses import LossWeights
+from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
 from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
@@ -110,6 +111,7 @@ def train(
 
         abstract = jax.eval_shape(create)
         shardings = rules.shardings(abstract, mesh)
+        check_state_fits(abstract, shardings)
         frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
         run.check_capture(frozen)
 

@@ -61,6 +61,7 @@ MISTAKES = {
         {"drafter": {"num_heads": 3, "num_kv_heads": 2}},
         "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
     ),
+    "chunks that do not divide": ({"drafter": {"chunk_blocks": 3}}, "does not divide the 4 blocks"),
     "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
     "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
     "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f' cannot be imp"),
@@ -71,6 +72,14 @@ MISTAKES = {
     "parts that do not divide": (
         {"training": {"gradient_accumulation": 3}},
         r"must be a multiple of 24 \(8 devices x 3 accumulated parts\)",
+    ),
+    "rows that no machine holds": (
+        {"data": {"sequence_length": 1 << 30}},
+        r"of 1073741824 tokens \(data.sequence_length\) takes at least 4,294,967,296 GiB",
+    ),
+    "a model that no machine holds": (
+        {"drafter": {"intermediate_size": 1 << 22, "num_layers": 4000}},
+        "Parameters and optimizer state take at least .* GiB on each device, which has",
     ),
     "missing data folder": (
         {"data": {"sources": ("gsm8k",), "raw_dir": "nowhere"}},

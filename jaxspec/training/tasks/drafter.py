@@ -20,7 +20,7 @@ from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_config, save_drafter
 from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.training.capture_check import capture_check
 from jaxspec.training.objectives import DrafterObjective
@@ -49,6 +49,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     drafter_config = resolve_config(
         config.drafter, target=architecture, mask_token_id=mask_token_id
     )
+    check_chunks(drafter_config.chunk_blocks, blocks=config.data.anchors)
     target = make_model(architecture)
     drafter = DFlash(drafter_config, architecture.hidden_size)
     layer_ids = drafter_config.target_layer_ids

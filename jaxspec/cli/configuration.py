@@ -50,6 +50,7 @@ from jaxspec.cli.values import (
     value_of,
 )
 from jaxspec.config import RunConfig
+from jaxspec.interruption import STOPPED_AND_SAVED, Terminated
 from jaxspec.names import did_you_mean
 
 USER_MISTAKE = 2
@@ -225,9 +226,9 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
     """Runs a command and turns what it raises into an exit status.
 
     0: done. 2: a user's mistake or misfortune (`jaxspec.cli.mistakes`), told in one message without
-    a traceback. 130: Ctrl-C. 141: nobody reads the output. What a command itself says with
-    SystemExit stays. Any other exception is a defect and keeps its traceback (the interpreter exits
-    with 1).
+    a traceback. 75: SIGTERM. 130: Ctrl-C. 141: nobody reads the output. What a command itself says
+    with SystemExit stays. Any other exception is a defect and keeps its traceback (the interpreter
+    exits with 1).
     """
     if sys.stderr is None:  # Closed by `2>&-`. The next file to be opened would take its place.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -245,6 +246,10 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
     except BrokenPipeError:  # The reader went away (`--help | head`).
         _drop_output()
         return OUTPUT_CLOSED
+    except Terminated:
+        _can_print("")
+        _say("terminated", kind="")
+        return STOPPED_AND_SAVED
     except KeyboardInterrupt:
         _can_print("")
         _say("interrupted", kind="")

@@ -7,19 +7,15 @@ Finished rows are kept at once; the same command continues after them (`jaxspec.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
 from jaxspec.cli.values import Registry
+from jaxspec.interruption import ending_on_sigterm
 
-STOPPED = 75
-"""Exit status after SIGTERM: finished rows are kept, and the same command continues."""
 DRAFTERS_ONLY = {
     "evaluation.verifier": "",
     "evaluation.draft_temperature": "",
@@ -118,26 +114,6 @@ def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> Non
         output=command.output,
         kinds=[kind.strip() for kind in command.drafters.split(",") if kind.strip()],
     )
-
-
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, and the process with the status `STOPPED`."""
-
-    class Terminated(BaseException):
-        """SIGTERM was received."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def refuse_other_kind(argv: Sequence[str], path: str, *, program: str, is_diffusion: bool) -> None:

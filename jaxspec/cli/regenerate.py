@@ -11,10 +11,8 @@ continues a run that was stopped or killed. One process at a time writes to a fo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,12 +22,11 @@ from jaxspec.config import RunConfig
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
 from jaxspec.files import held
+from jaxspec.interruption import ending_on_sigterm
 
 if TYPE_CHECKING:
     from jaxspec.evals.progress import Pace
 
-STOPPED = 75
-"""Exit status after SIGTERM: what was answered is kept, and the same command continues."""
 JOURNAL = "answers.unfinished.jsonl"
 """File in the output folder for the answers of the shard that is not finished."""
 LARGEST_BATCH = 4096
@@ -78,24 +75,16 @@ class RegenerateCommand(ConfigCommand):
     """Seed of the sampling."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parses the command line and generates.
-
-    Returns:
-      The exit status: 0, or `STOPPED`.
-    """
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and generates."""
     command = parse_command(
         RegenerateCommand,
         argv,
         program="jaxspec regenerate",
         description="Answer the questions of a data set with the target, as training data.",
     )
-    try:
-        with _terminable():
-            regenerate(command)
-    except _Terminated:
-        return STOPPED
-    return 0
+    with ending_on_sigterm():
+        regenerate(command)
 
 
 def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = print) -> Path:
@@ -175,24 +164,6 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
 
 def _kept(journal: AnswerJournal) -> str:
     return f", and {len(journal)} answers of the next shard are kept" if len(journal) else ""
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody, such as a job scheduler, asked the process to end."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end the block like Ctrl-C, with another exception."""
-
-    def end(number: int, frame: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Answers:

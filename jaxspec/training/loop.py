@@ -25,13 +25,13 @@ from jaxspec.checkpoints.train_state import TrainCheckpoints, saved_progress
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
+from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
 from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import jsonable, write_json
-from jaxspec.training.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.segments import Record, continued_record, fresh_record

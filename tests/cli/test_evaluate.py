@@ -10,8 +10,8 @@ import pytest
 
 import eval as eval_script
 from jaxspec.cli.configuration import INTERRUPTED, USER_MISTAKE, run_as_command
-from jaxspec.cli.evaluate import STOPPED
 from jaxspec.evals.unfinished import ENDING, Unfinished
+from jaxspec.interruption import STOPPED_AND_SAVED
 
 ARGUMENTS = ["--config", "configs/quickstart.py", "--target.path", "nowhere", "--drafters", "ngram"]
 SMALL = (
@@ -55,7 +55,10 @@ def test_neighbours_of_the_output_are_tried_too(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [(signal.SIGTERM, STOPPED, "terminated"), (signal.SIGINT, INTERRUPTED, "interrupted")],
+    [
+        (signal.SIGTERM, STOPPED_AND_SAVED, "terminated"),
+        (signal.SIGINT, INTERRUPTED, "interrupted"),
+    ],
 )
 def test_a_stopped_command_says_how_to_continue(
     tmp_path, capsys, monkeypatch, number, status, word

@@ -21,6 +21,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Response
 from jaxspec.evals.progress import Pace
 from jaxspec.files import InUse, held
+from jaxspec.interruption import STOPPED_AND_SAVED
 from tests.training import runs
 
 QUESTIONS = 5
@@ -178,7 +179,7 @@ def test_sigterm_keeps_what_was_answered(target, tmp_path, monkeypatch, capsys):
         return responses
 
     monkeypatch.setattr(command.Answers, "_generate", then_end)
-    assert run_as_command(console.dispatch, arguments) == command.STOPPED == 75
+    assert run_as_command(console.dispatch, arguments) == STOPPED_AND_SAVED == 75
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     assert "Stopped: 2 of 4 questions are answered in" in said.out

@@ -11,14 +11,14 @@ import time
 
 import pytest
 
+from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.training import loop
-from jaxspec.training.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.training.loop import train
 from jaxspec.training.metrics import MetricsLog
 from tests.training import runs
 
 BUSY = (
-    "import hashlib; from jaxspec.training.interruption import StopRequests\n"
+    "import hashlib; from jaxspec.interruption import StopRequests\n"
     "with StopRequests() as stops, stops.noticed_between_steps():\n"
     "    print('busy', flush=True); hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)\n"
 )

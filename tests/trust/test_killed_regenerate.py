@@ -18,6 +18,7 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import RunConfig, TargetConfig
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.example_files import read_examples
+from jaxspec.interruption import STOPPED_AND_SAVED
 from tests.training import runs
 from tests.trust.mortal import watched
 from tests.trust.outcomes import ROOT, Outcomes, run
@@ -151,7 +152,7 @@ def test_stopped_by_sigterm(is_slow, target, whole, tmp_path):
     for last in SLOW_KILLS[1:]:
         output = tmp_path / f"{last}"
         ended = run(["-m", "tests.trust.mortal", "SIGTERM", str(last), *arguments(target, output)])
-        said = ended.status == command.STOPPED and "The same command continues." in ended.out
+        said = ended.status == STOPPED_AND_SAVED and "The same command continues." in ended.out
         outcomes.add("clean" if said else "traceback", f"write {last}: {ended}")
         outcomes.attempt(f"write {last}", lambda: regenerate(target, output))  # noqa: B023
         wrong = difference(output, whole[0])

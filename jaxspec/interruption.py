@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a run trains: the step is finished and saved, then the program ends.
+"""SIGTERM and Ctrl-C: what is worth keeping is saved, and the exit status says that it was.
 
 >>> with StopRequests() as stops:
 ...     stops.requested
@@ -19,14 +19,32 @@ from types import FrameType
 from typing import Any
 
 STOPPED_AND_SAVED = 75
-"""Exit status of a run that was stopped and continues when it is started again (EX_TEMPFAIL)."""
+"""Exit status of a command that was stopped and continues when it is given again (EX_TEMPFAIL)."""
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: somebody, such as a job scheduler, asked the process to end."""
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, but with `Terminated`."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class StopRequests:
-    """Notices SIGTERM and Ctrl-C. Use it as a context manager.
+    """Notices SIGTERM and Ctrl-C between the steps of a run. Use it as a context manager.
 
     Inside `noticed_between_steps` a signal only sets `requested`; elsewhere it ends the program
     with `STOPPED_AND_SAVED`. Three quick Ctrl-C end it at once, whatever it is doing.

@@ -13,6 +13,7 @@ import typing
 from typing import Annotated, Literal
 
 from jaxspec.ranges import (
+    MOST_HEAD_WIDTH,
     MOST_HEADS,
     MOST_LAYERS,
     MOST_POSITIONS,
@@ -21,6 +22,7 @@ from jaxspec.ranges import (
     BlockSize,
     Epsilon,
     Heads,
+    HeadWidth,
     Layers,
     NotNegative,
     Positions,
@@ -117,7 +119,7 @@ class TransformerConfig:
     """Query heads."""
     num_kv_heads: Heads = 2
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    head_dim: Width = 32
+    head_dim: HeadWidth = 32
     """Width of a head; even, for the rotation."""
     intermediate_size: Width = 384
     """Width inside the SwiGLU MLP."""
@@ -375,7 +377,7 @@ class DrafterConfig:
     """Query heads; 0: the target's."""
     num_kv_heads: Annotated[int, whole(0, MOST_HEADS)] = 0
     """Key/value heads; 0: the target's."""
-    head_dim: Annotated[int, whole(0, MOST_WIDTH)] = 0
+    head_dim: Annotated[int, whole(0, MOST_HEAD_WIDTH)] = 0
     """Width of a head; 0: the target's."""
     intermediate_size: Annotated[int, whole(0, MOST_WIDTH)] = 0
     """Width inside the SwiGLU MLP; 0: the target's."""

@@ -43,6 +43,11 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that exists: `parse_object` of `read_bytes`."""
+    return parse_object(read_bytes(path), name=path)
+
+
 def parse_object(content: bytes, *, name: object) -> dict[str, Any]:
     """The JSON object that a file holds.
 

@@ -25,8 +25,10 @@ LARGEST = 3.4028234e38
 MOST_VOCABULARY = 1 << 24
 MOST_LAYERS = 1 << 12
 MOST_HEADS = 1 << 14
+MOST_HEAD_WIDTH = 1 << 12
+"""The rotation of a head is a matrix of this width."""
 MOST_WIDTH = 1 << 22
-"""Of a model, a head or an MLP."""
+"""Of a model or an MLP."""
 MOST_POSITIONS = 1 << 30
 """Of a model and of whatever lies in it: a window, a prompt, a response."""
 MOST_SLOTS = 1 << 16
@@ -85,6 +87,7 @@ Vocabulary = Annotated[int, whole(1, MOST_VOCABULARY)]
 TokenId = Annotated[int, whole(0, MOST_VOCABULARY)]
 Layers = Annotated[int, whole(1, MOST_LAYERS)]
 Heads = Annotated[int, whole(1, MOST_HEADS)]
+HeadWidth = Annotated[int, whole(1, MOST_HEAD_WIDTH)]
 Width = Annotated[int, whole(1, MOST_WIDTH)]
 Positions = Annotated[int, whole(1, MOST_POSITIONS)]
 Window = Annotated[int, whole(0, MOST_POSITIONS)]

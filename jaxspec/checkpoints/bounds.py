@@ -4,21 +4,21 @@ They are far above those of published models, and far below what could only fail
 memory, or after hours.
 
 >>> WIDTH, EPSILON[1]
-(1048576, 1.0)
+(4194304, 1.0)
 """
 
 from __future__ import annotations
 
+from jaxspec import ranges
 from jaxspec.config import UNLIMITED
 
-WIDTH = 1 << 20
-HEADS = 1 << 14
-HEAD_DIM = 1 << 12
-"""The rotation of a head is a matrix of this width."""
-LAYERS = 1 << 12
-VOCABULARY = 1 << 24
+WIDTH = ranges.MOST_WIDTH
+HEADS = ranges.MOST_HEADS
+HEAD_DIM = ranges.MOST_HEAD_WIDTH
+LAYERS = ranges.MOST_LAYERS
+VOCABULARY = ranges.MOST_VOCABULARY
 POSITIONS = UNLIMITED - 1
-BLOCK = 1 << 16
+BLOCK = ranges.MOST_SLOTS
 """Slots or tokens."""
 
 EPSILON = (1e-20, 1.0)

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxspec.data.array_records import count_records
 from jaxspec.data.examples import Example
 from jaxspec.files import LOCK, replaced_file, write_text
+from jaxspec.json_files import read_object
 
 MANIFEST = "manifest.json"
 _FORMAT = "jaxspec-examples/1"
@@ -51,11 +52,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"No examples in {path}: expected a folder with {MANIFEST}, as written by "
             "`jaxspec regenerate`."
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}): write the folder again.") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+    manifest = read_object(file)
+    found = manifest.get("format")
     if found != _FORMAT:
         raise ValueError(f"{file} has format {found!r}: expected {_FORMAT!r}.")
     problems = list(_manifest_problems(manifest))

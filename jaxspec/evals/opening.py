@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.json_files import read_object
 from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
 from jaxspec.ops.sampling import Sampling
 
@@ -405,8 +405,4 @@ def _provenance(folder: Path) -> dict[str, Any]:
     file = folder / "provenance.json"
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from error
-    return record if isinstance(record, dict) else {}
+    return read_object(file)

@@ -8,7 +8,6 @@ The rows say what they are of: drafters, or decoders of a diffusion language mod
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.results import Row, check_results, gains, is_diffusion, labels, ordered
 from jaxspec.evals.tables import ABSENT, formatted, markdown, markdown_table, settings_columns
 from jaxspec.evals.tau import DEFINITIONS
+from jaxspec.json_files import read_object
 from jaxspec.provenance import write_json as write_json_whole
 
 _LEGEND_DEFINITIONS = """\
@@ -48,13 +48,8 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"No result file at {os.fspath(path)!r}: eval.py --output writes one.")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is not valid JSON, or was cut off: {error}"
-        ) from error
-    if not isinstance(document, dict) or not {"provenance", "results"} <= document.keys():
+    document = read_object(file)
+    if not {"provenance", "results"} <= document.keys():
         raise ValueError(
             f"{os.fspath(path)!r} is no result file: expected an object with "
             '"provenance" and "results".'

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
+from jaxspec.json_files import read_object
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
@@ -289,7 +289,10 @@ def _loop(
 def _is_exported(workdir: Path, step: int) -> bool:
     """Whether the export is of this step."""
     record = workdir / "export" / "provenance.json"
-    return record.is_file() and json.loads(record.read_text("utf-8")).get("step") == step
+    try:
+        return record.is_file() and read_object(record).get("step") == step
+    except ValueError:
+        return False
 
 
 def _preempted(step: int) -> bool:

@@ -7,7 +7,6 @@ inf
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import types
 import typing
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.config import RunConfig
+from jaxspec.json_files import read_object
 
 
 def read_run_config(workdir: Path) -> RunConfig:
@@ -29,9 +29,8 @@ def read_run_config(workdir: Path) -> RunConfig:
             f"No run in {workdir}: expected the --workdir of train.py, with provenance.json."
         )
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))["config"]
-        config = from_jsonable(RunConfig, value, where="config")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        config = from_jsonable(RunConfig, read_object(file)["config"], where="config")
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds no configuration of a run ({error!r}).") from error
     assert isinstance(config, RunConfig)
     return config

@@ -44,9 +44,9 @@ def test_what_is_no_result_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="No result file"):
         read_json(tmp_path / "none.json")
     for text, message in [
-        ("[]", "no result file"),
+        ("[]", "expected a JSON object"),
         ('{"a": 1}', "no result file"),
-        ("{", "cut off"),
+        ("{", "bad.json is not JSON"),
     ]:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=message):

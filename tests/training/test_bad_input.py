@@ -153,9 +153,7 @@ def test_broken_weights_are_refused(run_config, workdir, tmp_path):
     name = "model.norm.weight"
     tensors[name] = np.full_like(tensors[name], np.nan)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match="16 of 16 values of model.norm.weight in .* are not finite"
-    ):
+    with pytest.raises(ValueError, match=r"16 of 16 values of model\.norm\.weight"):
         train(changed(run_config, target={"path": str(target)}), workdir=workdir)
     assert not workdir.exists()
 

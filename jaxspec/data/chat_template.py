@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import pathlib
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,7 +120,8 @@ class ChatTemplate:
 
 
 def _brief(what: Any) -> str:
-    return textwrap.shorten(str(what) or type(what).__name__, _LONGEST_REASON)
+    text = " ".join((str(what) or type(what).__name__)[: 2 * _LONGEST_REASON].split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def check_turns(turns: Conversation) -> None:

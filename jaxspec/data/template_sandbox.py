@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.nodes
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 import jinja2.visitor
@@ -28,7 +29,9 @@ import jinja2.visitor
 MOST_WORK = 1 << 28
 """For one text: a few seconds and at most 1 GiB."""
 MOST_CHARACTERS = 10_000_000
-"""Of one text, or of a template's source."""
+"""Of one text, and of one value that a template makes."""
+MOST_SOURCE = 200_000
+"""Characters of a template. The longest in use have a tenth of it."""
 _ITEM_WORK = 64
 """Of a value in a list, of each part of a loop's body, and a quarter of a call."""
 _CALL_WORK = 4 * _ITEM_WORK
@@ -47,6 +50,7 @@ _CONSTANT = frozenset({"count", "d", "default", "first", "last", "length"})
 
 _NUMBERS = (int, float)
 _TEXTS = (str, bytes)
+_METHODS = (types.BuiltinMethodType, types.MethodType)
 
 
 class TooMuchWork(jinja2.TemplateRuntimeError):
@@ -102,8 +106,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         Raises:
           jinja2.TemplateError: a mistake in the source.
         """
-        if len(source) > MOST_CHARACTERS:
-            raise TooMuchWork(f"it has {len(source)} characters, more than {MOST_CHARACTERS}")
+        if len(source) > MOST_SOURCE:
+            raise TooMuchWork(f"it has {len(source)} characters, more than {MOST_SOURCE}")
         _account.left = MOST_WORK
         return self.from_string(_Counting().visit(self.parse(source)))
 
@@ -129,9 +133,15 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             return obj[attribute]
         return super().getattr(obj, attribute)
 
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """As jinja's; what `map` calls by a name is one of the template's filters."""
+        if name in _COUNTERS:
+            raise jinja2.TemplateRuntimeError(f"No filter named {name!r}.")
+        return super().call_filter(name, *args, **kwargs)
+
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """What a call in a template gives."""
-        is_method = isinstance(function, types.BuiltinMethodType)
+        is_method = isinstance(function, _METHODS)
         if is_method and type(function.__self__) is str and function.__name__ not in _GROWING:
             # The most frequent kind: jinja's checks find nothing in it.
             _spend(_CALL_WORK + len(function.__self__))
@@ -189,7 +199,9 @@ def _factor(argument: Any) -> int:
 
 def _kept(value: Any) -> Any:
     """An iterator's values, so that they can be counted; anything else is returned unchanged."""
-    return list(value) if not isinstance(value, str) and isinstance(value, Iterator) else value
+    if isinstance(value, str | jinja2.runtime.LoopContext) or not isinstance(value, Iterator):
+        return value
+    return list(value)
 
 
 def _method_work(method: Any, arguments: tuple[Any, ...]) -> int:
@@ -340,7 +352,7 @@ _COUNTERS: dict[str, Callable[..., Any]] = {
         *(_joined, _added, _multiplied, _powered, _remainder),
     )
 }
-"""No template can write a name with a space in it."""
+"""Filters that templates cannot name: there is a space in it."""
 _OPERATIONS = {
     jinja2.nodes.Mul: _multiplied,
     jinja2.nodes.Pow: _powered,

@@ -105,6 +105,7 @@ class Tokenizer:
             # From here on, the library itself reads special tokens as plain text; only
             # `_encode_rendered` makes special ones.
             self._tokenizer.encode_special_tokens = True
+            self._check_no_text_is_special()
             self._template = ChatTemplate.read(
                 self.folder,
                 config,
@@ -366,6 +367,15 @@ class Tokenizer:
         special = {id_: token for id_, token in added.items() if token.special}
         self._tokenizer.add_special_tokens(list(special.values()))
         return {token.content: id_ for id_, token in special.items()}
+
+    def _check_no_text_is_special(self) -> None:
+        for token, id_ in self._special.items():
+            if [id_] in (self.encode(token), self.encode(self._tokenizer.decoder.decode([token]))):
+                raise ValueError(
+                    f"The tokenizer in {str(self.folder)!r} has {token!r} (id {id_}) as a special "
+                    "token, but ordinary text gives this id, too: name another token in "
+                    "tokenizer_config.json, special_tokens_map.json or generation_config.json."
+                )
 
     def _compile_special(self) -> re.Pattern[str]:
         """A pattern for special tokens, with the white space that some of them absorb."""

@@ -77,7 +77,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _parse_json(text: str, *, path: pathlib.Path) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_object)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
@@ -95,10 +95,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = collections.Counter(key for key, _ in pairs)
         raise ValueError(f"it names {counts.most_common(1)[0][0]!r} more than once")
     return made
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}")
 
 
 @contextlib.contextmanager

@@ -90,9 +90,22 @@ def test_special_tokens_and_templates_of_a_wrong_kind_are_refused(folder, entrie
 
 
 def test_a_mask_need_not_be_an_added_token(gpt2_folder):
-    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": "!"}))
+    _change(gpt2_folder / "vocab.json", lambda vocab: vocab.update({"<hole>": len(vocab)}))
+    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<hole>"}))
     loaded = Tokenizer.load(gpt2_folder)
-    assert loaded.mask_id == loaded.vocabulary()["!"]
+    assert loaded.mask_id == loaded.vocabulary()["<hole>"]
+
+
+@pytest.mark.parametrize("token", ["!", "Ġlake"])
+@pytest.mark.parametrize("key", ["eos_token", "pad_token", "mask_token"])
+def test_special_tokens_that_ordinary_text_gives_are_refused(gpt2_folder, key, token):
+    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps({key: token}))
+    _refused(gpt2_folder, rf"'{token}' \(id \d+\) as a special token, but ordinary text gives")
+
+
+def test_stop_ids_that_ordinary_text_gives_are_refused(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300]}))
+    _refused(folder, "id 300.* as a special token, but ordinary text gives")
 
 
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -107,7 +120,6 @@ MORE_JSON_FILES = ("chat_template.json", "generation_config.json", "config.json"
         (b"", "not valid JSON"),
         (b"null", "JSON object: got a NoneType"),
         (b'{"a": 1, "a": 2}', "'a' more than once"),
-        (b'{"a": NaN}', "holds NaN"),
         (b'{"a": "\\ud800"}', "not valid JSON"),
         (b'{"a":\n"\xff"}', "not UTF-8: line 2 has the byte 0xff"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),

@@ -50,15 +50,44 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     remove_leftovers(target)
     temporary = _beside(target, "writing")
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # A failed write does not say where.
-        raise
+        with naming(path, temporary=temporary):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(
+    path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] = ""
+) -> Iterator[None]:
+    """Gives a failed write the name of what was written: the system does not know it.
+
+    Libraries that write by themselves raise errors of their own, which quote the system's: "(os
+    error 28)", "[OS error 28: No space left on device]".
+
+    Args:
+      path: what is written.
+      temporary: where it is written first; the name of that means nothing to a user.
+
+    Raises:
+      OSError: with a name, in place of one without or of a library's.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or "")
+        if not named or (temporary and named.startswith(os.fspath(temporary))):
+            error.filename = os.fspath(path)
+        raise
+    except Exception as error:
+        quoted = re.search(r"\bos error (\d+)", str(error), re.IGNORECASE)
+        if quoted is None:
+            raise
+        number = int(quoted[1])
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -97,13 +126,11 @@ def replaced_folder(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        if target.exists():
-            target.rename(previous)
-        temporary.rename(target)
-    except OSError as error:
-        error.filename = error.filename or str(folder)
-        raise
+        with naming(folder, temporary=temporary):
+            yield temporary
+            if target.exists():
+                target.rename(previous)
+            temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if previous.exists() and target.exists():

@@ -15,6 +15,7 @@ from jaxspec.files import (
     InUse,
     held,
     held_file,
+    naming,
     replaced_file,
     replaced_folder,
     try_file,
@@ -143,3 +144,35 @@ def test_one_process_holds_a_file(tmp_path):
             pass
         file.write_text("{}")
     assert [entry.name for entry in file.parent.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing [OS error 28: No space left on device]"),
+        RuntimeError("Error while serializing: No space left on device (os error 28)"),
+    ],
+)
+def test_a_failed_write_gets_a_name(error: Exception) -> None:
+    with pytest.raises(OSError) as caught, naming("runs/a.json"):
+        raise error
+    assert str(caught.value) == "[Errno 28] No space left on device: 'runs/a.json'"
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    for error in (ValueError("bad"), FileNotFoundError(2, "gone", "other")):
+        with pytest.raises(type(error)) as caught, naming("runs/a.json"):
+            raise error
+        assert caught.value is error
+        assert getattr(error, "filename", "other") == "other"
+
+
+def test_a_temporary_file_is_called_by_its_final_name(tmp_path):
+    place = tmp_path / "a.json"
+    with pytest.raises(FileNotFoundError) as caught, replaced_file(place) as temporary:
+        (temporary / "below").read_text()
+    assert caught.value.filename == str(place)
+    with pytest.raises(FileNotFoundError) as caught, replaced_file(place):
+        (tmp_path / "other").read_text()
+    assert caught.value.filename == str(tmp_path / "other")

@@ -26,8 +26,6 @@ TOO_LARGE = {int: 10**30, float: 1e39}
 AXES = ("data", "fsdp", "tensor")
 MEANT = {("decay", math.inf), ("decay", 1e39), *((axis, -1) for axis in AXES)}
 """Those that a setting may have after all: no decay, and all devices that are left."""
-ELSEWHERE = {"keep_checkpoints"}
-"""Checked where it is read."""
 
 
 def dataclasses_of(kind: type) -> Iterator[type]:
@@ -54,7 +52,7 @@ NUMBERS = [
     pytest.param(kind, name, hint, id=f"{kind.__name__}.{name}")
     for kind in CLASSES
     for name, hint in typing.get_type_hints(kind).items()
-    if kind_of_number(hint) and name not in ELSEWHERE
+    if kind_of_number(hint)
 ]
 
 

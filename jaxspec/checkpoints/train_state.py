@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from jaxspec.checkpoints.file_digests import find_damage, write_record
 from jaxspec.checkpoints.shapes import compare_shapes
+from jaxspec.files import naming
 from jaxspec.provenance import jsonable
 
 RECORD = "run/file_digests.json"
@@ -92,12 +93,13 @@ class TrainCheckpoints:
         """
         self.wait()
         description = {"progress": jsonable(progress), "shapes": describe(state)}
-        is_saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(description)
-            ),
-        )
+        with naming(self.folder):
+            is_saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(description)
+                ),
+            )
         if is_saved and jax.process_index() == 0:
             self._recording = self._recorder.submit(self._record, step)
 
@@ -218,9 +220,10 @@ class TrainCheckpoints:
     def wait(self) -> None:
         """Blocks until the current save is on disk and its files are recorded."""
         recording, self._recording = self._recording, None
-        if recording is not None:
-            recording.result()
-        self._manager.wait_until_finished()
+        with naming(self.folder):
+            if recording is not None:
+                recording.result()
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then releases the threads."""

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxspec.files import write_text
+from jaxspec.files import naming, write_text
 
 Answer = tuple[tuple[int, ...], bool]
 """Token ids, and whether a stop token ended them."""
@@ -60,7 +60,7 @@ class AnswerJournal:
         key = _key(name, prompt)
         self._answers[key] = (tuple(tokens), stopped)
         content = json.dumps([key, list(tokens), stopped])
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(f"{_digest(content)} {content}\n")
 
     def clear(self) -> None:

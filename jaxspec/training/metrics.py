@@ -29,7 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxspec.files import replaced_file
+from jaxspec.files import naming, replaced_file
 from jaxspec.names import for_terminal
 
 Sums = dict[str, tuple[Any, Any]]
@@ -107,8 +107,9 @@ class MetricsLog:
         """Appends one line and returns it."""
         row = {"step": step, **means(sums), **extra}
         self.last_row = row
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         for name, value in row.items():
             if isinstance(value, list):
                 for slot, each in enumerate(value, start=1):
@@ -120,7 +121,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes everything."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         self._board.close()
 
 

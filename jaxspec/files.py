@@ -113,14 +113,7 @@ def replaced_folder(
     """
     target = Path(os.path.abspath(folder))
     remove_leftovers(target)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder to write to.")
-    foreign = sorted(p.name for p in target.glob("*") if not is_own(p.name))
-    if foreign:
-        raise ValueError(
-            f"{folder} holds {foreign}, which are not part of an export and would be lost: name a "
-            "new folder."
-        )
+    check_replaceable(target, is_own=is_own)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, previous = _beside(target, "writing"), _beside(target, "replaced")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -135,6 +128,22 @@ def replaced_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         if previous.exists() and target.exists():
             shutil.rmtree(previous)
+
+
+def check_replaceable(folder: Path, *, is_own: Callable[[str], bool]) -> None:
+    """Finds out, before hours of work, whether `replaced_folder` may replace a folder.
+
+    Raises:
+      ValueError: see `replaced_folder`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder to write to.")
+    foreign = sorted(entry.name for entry in folder.glob("*") if not is_own(entry.name))
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign}, which are not part of an export and would be lost: move "
+            "them away, or name a new folder."
+        )
 
 
 def remove_leftovers(path: Path) -> None:

@@ -14,6 +14,7 @@ which is used all the same.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,13 +67,19 @@ class TrainCheckpoints:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
-        else:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep or None,
-                enable_async_checkpointing=True,
-                # Leftovers of a run that was killed while saving.
-                cleanup_tmp_directories=True,
-            )
+            log = logging.getLogger("absl")
+            level = log.level
+            log.setLevel(logging.ERROR)  # It would warn that the folder is read only.
+            try:
+                return ocp.CheckpointManager(self.folder, options=options)
+            finally:
+                log.setLevel(level)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep or None,
+            enable_async_checkpointing=True,
+            # Leftovers of a run that was killed while saving.
+            cleanup_tmp_directories=True,
+        )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -211,6 +218,8 @@ class TrainCheckpoints:
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             state = self._manager.restore(step, args=arguments)["state"]
         except Exception as error:  # orbax raises many kinds for damaged files
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise  # The checkpoint may be whole.
             raise _Unusable(f"cannot be read ({_first_line(error)})") from error
         broken = _broken_leaf(state)
         if broken:

@@ -105,6 +105,11 @@ class Pipeline:
         """Number of steps in which every row is read once."""
         return len(self.rows) / self.batch_size
 
+    @property
+    def local_rows(self) -> NDArray[np.int32]:
+        """The rows that this process reads, by their numbers in the global batch."""
+        return np.arange(self._first, self._first + self._local, dtype=np.int32)
+
     def row_numbers(self, step: int) -> list[int]:
         """Numbers of the packed rows in the whole batch of a step."""
         start = step * self.batch_size

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
@@ -89,6 +91,15 @@ def _name(entry: Any) -> str:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins the rows that each process has read."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, values)
+        for name, values in batch.items()
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -20,16 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxspec.checkpoints.huggingface import is_exported
 from jaxspec.checkpoints.train_state import TrainCheckpoints, saved_progress
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
-from jaxspec.files import held
+from jaxspec.files import check_replaceable, held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
-from jaxspec.json_files import read_object
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size
+from jaxspec.parallel.rules import Rules, check_batch_size, global_batch
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add, last_row
@@ -76,6 +76,8 @@ def train(
         stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
         if jax.process_index() == 0:
             stack.enter_context(held(workdir, option="--workdir"))
+            if settings.export:
+                check_replaceable(workdir / "export", is_own=is_exported)
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
 
@@ -134,9 +136,7 @@ def train(
             state: TrainState, batch: dict[str, np.ndarray], rate: np.float32
         ) -> tuple[TrainState, Sums]:
             hyper = Hyper(jnp.float32(rate), base_key, weights)
-            stepped: tuple[TrainState, Sums] = step(
-                state, frozen, _global_batch(batch, mesh), hyper
-            )
+            stepped: tuple[TrainState, Sums] = step(state, frozen, global_batch(batch, mesh), hyper)
             return stepped
 
         # 6. The newest checkpoint, if there is one; otherwise a fresh state. Then the loop.
@@ -184,7 +184,7 @@ def train(
         # 7. The export: weights that other programs load.
         checkpoints.wait()
         stops.state = f"step {settings.steps} is saved, the export is not complete"
-        if settings.export and not _is_exported(workdir, settings.steps):
+        if settings.export and not run.is_exported(workdir, step=settings.steps):
             alone = jax.process_count() == 1
             run.export(
                 jax.device_get(params) if alone else params,
@@ -225,7 +225,6 @@ def _loop(
     _, rates = make_optimizer(
         config.optimizer, steps=settings.steps, schedule_from=start.record["schedule_from_step"]
     )
-    rows_here = _local_rows(pipeline)
     row: dict[str, Any] = {}
     window: list[Sums] = [start.window]
     tokens, started = 0, time.monotonic()
@@ -240,7 +239,7 @@ def _loop(
         for index in range(start.step, settings.steps):
             batch = next(pipeline)
             tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
-            state, metrics = take_step(state, {**batch, "rows": rows_here}, rates[index])
+            state, metrics = take_step(state, {**batch, "rows": pipeline.local_rows}, rates[index])
             window.append(metrics)
             done = index + 1
             # Windows end at checkpoints too: a run that continues from one has the same lines.
@@ -286,32 +285,9 @@ def _loop(
     return state.params, row
 
 
-def _is_exported(workdir: Path, step: int) -> bool:
-    """Whether the export is of this step."""
-    record = workdir / "export" / "provenance.json"
-    try:
-        return record.is_file() and read_object(record).get("step") == step
-    except ValueError:
-        return False
-
-
 def _preempted(step: int) -> bool:
     """Whether the platform takes its machines back; all processes of a pod agree on the step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
-
-
-def _local_rows(pipeline: Pipeline) -> np.ndarray:
-    """The rows that this process reads, by their numbers in the global batch."""
-    count = pipeline.batch_size // jax.process_count()
-    return np.arange(count, dtype=np.int32) + count * jax.process_index()
-
-
-def _global_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, values)
-        for name, values in batch.items()
-    }
 
 
 def _diverged(

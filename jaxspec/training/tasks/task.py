@@ -28,6 +28,7 @@ import numpy as np
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.json_files import read_object
 from jaxspec.training.objectives import Objective
 
 Init = Callable[[jax.Array], Any]
@@ -126,6 +127,13 @@ class PreparedTask:
         kept = kept_tokenizer(workdir)
         if self.task.config.data.tokenizer == "train" and self.tokenizer.folder != kept:
             self.tokenizer.save(kept)
+
+    def is_exported(self, workdir: Path, *, step: int) -> bool:
+        """Whether WORKDIR/export is there, complete, and of this step."""
+        try:
+            return read_object(workdir / "export" / "provenance.json").get("step") == step
+        except ValueError:
+            return False
 
     def export(self, params: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
         """Writes WORKDIR/export from what was trained, with the run's record."""

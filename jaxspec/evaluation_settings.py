@@ -15,8 +15,8 @@ from jaxspec.architectures import require
 from jaxspec.ranges import (
     MOST_DRAFTS,
     MOST_EXAMPLES,
-    MOST_ROWS,
     MOST_SLOTS,
+    MOST_TOGETHER,
     MOST_VOCABULARY,
     NotNegative,
     Positions,
@@ -41,7 +41,7 @@ class EvaluationConfig:
     """Prompts per benchmark (fewer if it has fewer)."""
     max_new_tokens: Positions = 128
     """Longest response, in tokens."""
-    batch_size: Annotated[int, whole(1, MOST_ROWS)] = 8
+    batch_size: Annotated[int, whole(1, MOST_TOGETHER)] = 8
     """Prompts decoded together when tau is measured."""
     temperature: NotNegative = 0.0
     """0: greedy decoding; above 0: sampling."""

@@ -36,7 +36,9 @@ MOST_SLOTS = 1 << 16
 MOST_DRAFTS = 1 << 12
 """Nodes or chains of one round."""
 MOST_ROWS = 1 << 20
-"""Of a batch."""
+"""Of a batch in training."""
+MOST_TOGETHER = 1 << 12
+"""Prompts decoded together; rows without a prompt are computed as well."""
 MOST_STEPS = 10**8
 MOST_EXAMPLES = 10**12
 MOST_DEVICES = 1 << 20

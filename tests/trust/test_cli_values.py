@@ -72,6 +72,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation.chains": ("-1", "1000000"),
         "evaluation.adaptive_sizes": ("0", "1000000000"),
         "evaluation.block_size": ("1", "1000000000"),
+        "evaluation.batch_size": ("0", "1000000"),
         "evaluation.max_new_tokens": ("0", "1000000000"),
         "evaluation.timing_repeats": ("0", "1000000000"),
         "evaluation.denoising_passes": ("0", "1000000000"),

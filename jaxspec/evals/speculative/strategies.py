@@ -81,6 +81,7 @@ def build_strategy(
     """
     if not drafter.entry.drafts:
         return build_autoregressive(settings, target)
+    _check_sizes(settings, target.model.config.max_position_embeddings)
     verifier = verifier_of(settings, drafter)
     rule = find_rule(verifier)
     wants_samples = (rule.drafts == "block" and rule.told_rows) or bool(settings.chains)
@@ -112,6 +113,21 @@ def build_strategy(
     if not settings.adaptive_sizes:
         return strategy
     return Adaptive([resized(strategy, size) for size in settings.adaptive_sizes])
+
+
+def _check_sizes(settings: EvaluationConfig, positions: int) -> None:
+    """Raises ValueError if what a round drafts is longer than any text of the target's."""
+    sizes = {
+        "evaluation.block_size": settings.block_size,
+        "evaluation.tree_nodes": settings.tree_nodes,
+        "evaluation.adaptive_sizes": max(settings.adaptive_sizes, default=0),
+    }
+    for name, size in sizes.items():
+        if size > positions:
+            raise ValueError(
+                f"{name} is {size}, but the target has only {positions} positions: choose a "
+                "smaller one."
+            )
 
 
 def resized(strategy: Speculative, size: int) -> Speculative:

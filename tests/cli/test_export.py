@@ -146,7 +146,8 @@ def test_a_target_from_its_checkpoint(tmp_path):
         ("{}", "holds no configuration"),
         ('{"config": null}', "holds no configuration"),
         ('{"config": {"steps": 1}}', "does not know: steps"),
-        ("nonsense", "holds no configuration"),
+        ("nonsense", "provenance.json is not JSON"),
+        ("{}", "holds no configuration"),
     ],
 )
 def test_what_is_no_run(tmp_path, content, message):

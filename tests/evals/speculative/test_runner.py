@@ -72,7 +72,9 @@ def test_the_file_holds_every_figure(measured):
         # Rounds that the limit cut count in full there.
         assert taus["micro"] <= taus["deepspec"] <= taus["vllm"] <= 3
         assert row["speedup"] == pytest.approx(row["tokens_per_s"] / row["baseline_tokens_per_s"])
-        for field in ("compile_s", "prefill_ms", "draft_ms", "verify_ms"):
+        # 0: the program was compiled before, and the first call took no longer than the second.
+        assert row["compile_s"] >= 0
+        for field in ("prefill_ms", "draft_ms", "verify_ms"):
             assert row[field] > 0
         assert row["autoregressive_step_ms"] > 0 and row["looped_round_ms"] > 0
         assert row["rest_ms"] is None or row["rest_ms"] > 0

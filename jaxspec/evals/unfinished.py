@@ -301,10 +301,10 @@ def _digest_of_line(before: str, kind: str, value: Any) -> str:
 
 
 def _read(path: Path) -> tuple[list[_Line], int]:
-    """The lines of a file and the bytes that they take; a damaged last line is left out.
+    """The lines of a file and the bytes that they take. A last line that was cut is left out.
 
     Raises:
-      ValueError: a damaged line before the last one.
+      ValueError: a damaged line.
     """
     if not path.exists():
         return [], 0
@@ -313,14 +313,14 @@ def _read(path: Path) -> tuple[list[_Line], int]:
     lines: list[_Line] = []
     length, last = 0, ""
     for number, text in enumerate(texts, 1):
+        if not text.endswith(b"\n"):
+            break
         try:
             line = _Line(**json.loads(text))
-            is_whole = text.endswith(b"\n") and line.digest == _digest_of_line(last, *line[:2])
+            is_whole = line.digest == _digest_of_line(last, line.kind, line.value)
         except (ValueError, TypeError, RecursionError):
             is_whole = False
         if not is_whole:
-            if number == len(texts):
-                break
             raise ValueError(
                 f"{path} is damaged in line {number}: restore the file, or remove it to measure "
                 "its rows again."

@@ -321,7 +321,7 @@ def opened(path: Path, identity: Any) -> Unfinished[Any, Value]:
 
 
 def test_damaged_files(kind, partial, tmp_path, is_slow):
-    """A damaged end is measured again; damage before it is refused and left as it is."""
+    """A row that was cut is measured again; all other damage is refused and left as it is."""
     outcomes = Outcomes(f"{kind.name}: damaged rows")
     whole = partial.read_bytes()
     lines = whole.splitlines(keepends=True)

@@ -316,7 +316,7 @@ def _try_to_write(folder: Path) -> None:
     """Writes a little and removes it again."""
     temporary = _beside(folder / "trial", "writing")
     try:
-        with temporary.open("wb") as file:
+        with naming(folder, temporary=temporary), temporary.open("wb") as file:
             file.write(b"\0" * _TRIAL_BYTES)
             file.flush()
             os.fsync(file.fileno())

@@ -270,6 +270,8 @@ def test_a_second_process_is_refused(kind, undisturbed, tmp_path):
 
 def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_slow):
     """By SIGKILL, at each line that they print; each is then continued by the same command."""
+    if not is_slow and kind.name != "drafters":
+        pytest.skip("starts two more programs: run with --slow")
     outcomes = Outcomes(f"{kind.name}: SIGKILL after each line")
     config = tmp_path / "config.py"
     text = f"from jaxspec.config import *\n\n\ndef get_config():\n    return {kind.config!r}\n"

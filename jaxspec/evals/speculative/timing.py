@@ -82,6 +82,11 @@ class Speed:
         """Cost of verifying a block, in autoregressive steps."""
         return self.verify_ms / self.autoregressive_step_ms
 
+    @property
+    def known_ms(self) -> float:
+        """What the parts add up to, bookkeeping included."""
+        return self.draft_ms + self.verify_ms + self.rule_ms + (self.rest_ms or 0.0)
+
     def formula(self) -> str:
         """The speed-up as the parts that make it."""
         predicted = self.tau * self.autoregressive_step_ms / self.round_ms
@@ -124,8 +129,11 @@ def explain(speeds: Sequence[Speed]) -> str:
     def middle(figure: Callable[[Speed], float]) -> float:
         return statistics.median(map(figure, speeds))
 
-    ratio, rows = middle(lambda speed: speed.row_ratio), max(s.verified_rows for s in speeds)
-    draft = middle(lambda speed: speed.draft_ms / speed.autoregressive_step_ms)
+    def steps(milliseconds: Callable[[Speed], float]) -> float:
+        return middle(lambda speed: milliseconds(speed) / speed.autoregressive_step_ms)
+
+    draft, rows = steps(lambda speed: speed.draft_ms), max(s.verified_rows for s in speeds)
+    ratio = steps(lambda speed: speed.verify_ms)
     passes = [(speed.row_ratio, speed.verified_rows) for speed in speeds]
     return (
         f"Speed-up = tau x autoregressive step / round. Here a draft costs {draft:.1f} "
@@ -135,11 +143,10 @@ def explain(speeds: Sequence[Speed]) -> str:
             {
                 "the draft": draft,
                 "verification beyond the cost of one step": ratio - 1.0,
-                "the rejection rule": middle(
-                    lambda speed: speed.rule_ms / speed.autoregressive_step_ms
-                ),
-                "bookkeeping": middle(
-                    lambda speed: (speed.rest_ms or 0.0) / speed.autoregressive_step_ms
+                "the rejection rule": steps(lambda speed: speed.rule_ms),
+                "bookkeeping": steps(lambda speed: speed.rest_ms or 0.0),
+                "time that the parts, timed alone, do not show": steps(
+                    lambda speed: speed.round_ms - speed.known_ms
                 ),
             },
             tau=middle(lambda speed: speed.tau),

@@ -18,6 +18,7 @@ from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.results import Row, check_results, gains, is_diffusion, labels, ordered
 from jaxspec.evals.tables import ABSENT, formatted, markdown, markdown_table, settings_columns
 from jaxspec.evals.tau import DEFINITIONS
+from jaxspec.files import write_text
 from jaxspec.json_files import read_object
 from jaxspec.provenance import write_json as write_json_whole
 
@@ -83,7 +84,7 @@ def write_report(
         raise ValueError("There is nothing to write: got no result rows.")
     json_file = write_json(output, provenance=provenance, results=results)
     markdown_file = json_file.with_suffix(".md")
-    markdown_file.write_text(report_text(results, notes=notes), encoding="utf-8")
+    write_text(markdown_file, report_text(results, notes=notes))
     files = [json_file, markdown_file]
     if not is_diffusion(results[0]):
         # matplotlib takes a second to import: only who plots pays.

@@ -28,7 +28,9 @@ import numpy as np
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.files import replaced_folder
 from jaxspec.json_files import read_object
+from jaxspec.tokenizer_files import TOKENIZER_FILES
 from jaxspec.training.objectives import Objective
 
 Init = Callable[[jax.Array], Any]
@@ -126,7 +128,8 @@ class PreparedTask:
         """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""
         kept = kept_tokenizer(workdir)
         if self.task.config.data.tokenizer == "train" and self.tokenizer.folder != kept:
-            self.tokenizer.save(kept)
+            with replaced_folder(kept, is_own=TOKENIZER_FILES.__contains__) as whole:
+                self.tokenizer.save(whole)
 
     def is_exported(self, workdir: Path, *, step: int) -> bool:
         """Whether WORKDIR/export is there, complete, and of this step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from jaxspec.cli import export as command
 from jaxspec.config import DataConfig, RunConfig, TargetConfig, TrainingConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.training.loop import train
+from jaxspec.training.tasks.target import TARGET
+from jaxspec.training.tasks.task import PreparedTask
 from tests.training import runs
 
 
@@ -70,3 +73,27 @@ def check_export_of_the_checkpoint(workdir, output):
     shutil.rmtree(workdir / "tokenizer")
     with pytest.raises(ValueError, match="tokenizer"):
         command.export(call)
+
+
+def test_a_trained_tokenizer_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    config = RunConfig(data=DataConfig(tokenizer="train"))
+    run = PreparedTask(
+        kind=TARGET,
+        task=SimpleNamespace(config=config),
+        tokenizer=Tokenizer.load("embedded"),
+        pipeline=None,
+    )
+    copied = []
+
+    def stopping(source, target):
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(shutil.copyfile(source, target))
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("jaxspec.data.tokenizer.shutil", SimpleNamespace(copyfile=stopping))
+        run.keep_tokenizer(tmp_path)
+    assert copied and not list(tmp_path.iterdir())
+    run.keep_tokenizer(tmp_path)
+    kept = Tokenizer.load(tmp_path / "tokenizer")
+    assert kept.vocabulary() == run.tokenizer.vocabulary()

@@ -23,6 +23,7 @@ STOPPED_AND_SAVED = 75
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
+_REPEAT_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,6 +42,32 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def repeating_lost_signals() -> Iterator[None]:
+    """Sends a signal again if its exception was lost.
+
+    Python ignores what is raised inside of some callbacks, such as jax's for the garbage collector.
+    A handler that runs there would end nothing.
+    """
+    before = sys.unraisablehook
+
+    def repeat(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt | SystemExit):
+            before(lost)
+            return
+        is_ctrl_c = not issubclass(lost.exc_type, Terminated | SystemExit)
+        number = signal.SIGINT if is_ctrl_c else signal.SIGTERM
+        timer = threading.Timer(_REPEAT_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class StopRequests:

@@ -50,7 +50,7 @@ from jaxspec.cli.values import (
     value_of,
 )
 from jaxspec.config import RunConfig
-from jaxspec.interruption import STOPPED_AND_SAVED, Terminated
+from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
 from jaxspec.names import did_you_mean
 
 USER_MISTAKE = 2
@@ -237,7 +237,8 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         return USER_MISTAKE
     try:
         try:
-            status = main(argv) or 0
+            with repeating_lost_signals():
+                status = main(argv) or 0
         except SystemExit:
             sys.stdout.flush()
             raise

@@ -11,7 +11,13 @@ import time
 
 import pytest
 
-from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
+from jaxspec.interruption import (
+    STOPPED_AND_SAVED,
+    StopRequests,
+    Terminated,
+    ending_on_sigterm,
+    repeating_lost_signals,
+)
 from jaxspec.training import loop
 from jaxspec.training.loop import train
 from jaxspec.training.metrics import MetricsLog
@@ -112,3 +118,20 @@ def test_signals_are_left_alone_where_they_are_not_wanted():
     with StopRequests(is_enabled=False) as stops:
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
         assert not stops.requested
+
+
+class _Callback:
+    """Raises where Python ignores it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
+def test_a_signal_that_is_lost_in_a_callback_is_sent_again(error):
+    with ending_on_sigterm(), pytest.raises(error), repeating_lost_signals():
+        _Callback(error)
+        time.sleep(10)

@@ -151,9 +151,9 @@ class Pipeline:
         saved = state.get("fingerprint", self.fingerprint)
         if saved != self.fingerprint:
             raise ValueError(
-                f"The saved position belongs to other data: got fingerprint {saved}, expected "
-                f"{self.fingerprint}. Restore with the data settings and the tokenizer of the run "
-                "that saved it, or start in a new workdir."
+                f"The saved position belongs to other data: got fingerprint {self.fingerprint}, "
+                f"recorded {saved}. Use the data, its settings and the tokenizer of the run that "
+                "saved it, or another --workdir."
             )
         self.step = step
 

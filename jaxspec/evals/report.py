@@ -188,7 +188,7 @@ def depths_table(results: Sequence[Row]) -> str:
     ]
     too_few = f"fewer than {FEWEST_ROUNDS} passes with drafts"
     if not any(depth is not None for row_depths in depths for depth in row_depths):
-        return f"Accepted depth by block is left out: every block had {too_few}.\n"
+        return f"Accepted depth by block: not shown, as every block had {too_few}.\n"
     blocks = max(map(len, depths))
     header = ["benchmark", "decoder", "D", *(str(number + 1) for number in range(blocks))]
     lines = [

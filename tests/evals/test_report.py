@@ -204,7 +204,7 @@ def test_depths_of_few_passes_are_left_out():
     older = {key: value for key, value in enough.items() if key != "reached_by_block"}
     assert depths_table([older]) == table, "at most all three responses reached a block"
     assert depths_table([diffusion_row("ssd")]) == (
-        "Accepted depth by block is left out: every block had fewer than 30 passes with drafts.\n"
+        "Accepted depth by block: not shown, as every block had fewer than 30 passes with drafts.\n"
     )
     assert depths_table([diffusion_row(accepted_depth_by_block=[0.0, None])]) == ""
 

@@ -230,7 +230,7 @@ def test_damaged_prepared_files(is_slow, data, with_raw, monkeypatch):
                 outcomes,
                 f"{name}: {damage}",
                 lambda: list(load_examples("gsm8k", split="train", data=used)),
-                names=(str(folder), "raw" if with_raw else "remove that folder"),
+                names=(str(folder), "raw" if with_raw else "Remove that folder"),
                 expected=expected,
             )
             shutil.rmtree(folder)

@@ -63,9 +63,9 @@ class DiffusionSpeed:
         pays, faster = self.pass_ratio < reduction, self.speedup > 1.0
         verdict = "drafting pays" if pays else "drafting does not pay"
         if pays and not faster:
-            verdict = "by its passes, drafting should pay, but it was not faster"
+            verdict = "drafting should pay, judging by its passes, but was not faster"
         elif faster and not pays:
-            verdict = "by its passes, drafting should not pay, but it was faster"
+            verdict = "drafting should not pay, judging by its passes, but was faster"
         return (
             f"{self.speedup:.2f}x {bracketed(self.speedup_ci95, of='timed prompts')} measured; "
             f"{reduction:.2f} times fewer passes / a pass with drafts costs "

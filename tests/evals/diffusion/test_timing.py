@@ -39,8 +39,8 @@ def test_the_formula_by_hand():
     [
         (150.0, 1.8, "drafting pays"),
         (80.0, 1.1, "drafting does not pay"),
-        (90.0, 1.8, "by its passes, drafting should pay, but it was not faster"),
-        (110.0, 1.1, "by its passes, drafting should not pay, but it was faster"),
+        (90.0, 1.8, "drafting should pay, judging by its passes, but was not faster"),
+        (110.0, 1.1, "drafting should not pay, judging by its passes, but was faster"),
     ],
 )
 def test_the_verdict_heeds_the_clock(tokens_per_s, reduction, verdict):

@@ -1,11 +1,11 @@
-"""What the digests of a checkpoint's files cost: saves a state with and without, in turn.
+"""What the digests of a checkpoint's files cost: saves a state with and without them, in turn.
 
     python benchmarks/checkpoint_digests.py
     python benchmarks/checkpoint_digests.py --gigabytes 4 --folder runs/digests
 
 A training loop pays for a save twice: while `save` blocks it, and until the checkpoint is complete
-(the one before may be lost until then). The digests come after that, in a thread of their own; how
-long that thread takes and what it costs in processor time is printed as well. Medians.
+(a kill before that loses it). The digests are made after that, in a separate thread; how long it
+takes and how much processor time it costs is printed as well. All figures are medians.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_state(gigabytes: float) -> dict[str, jax.Array]:
-    """Random numbers, which do not compress: as many bytes reach the disk as there are."""
+    """Random numbers, which do not compress: all of their bytes reach the disk."""
     keys = jax.random.split(jax.random.key(0), max(1, round(gigabytes * 1e9 / ARRAY_BYTES)))
     normal = jax.jit(lambda key: jax.random.normal(key, (ARRAY_BYTES // 4,), jnp.float32))
     return {f"array_{number}": normal(key) for number, key in enumerate(keys)}
@@ -95,7 +95,7 @@ def main() -> None:
         checkpoints = TrainCheckpoints(Path(folder) / "checkpoints", keep=1)
         Times(write_record).measure(checkpoints, 0, state)  # warms up
         for pair in range(args.saves):
-            # Neither kind is always the first.
+            # The kinds take turns in being first.
             for number, times in enumerate((without, with_digests)[:: (-1) ** pair], start=1):
                 times.measure(checkpoints, 2 * pair + number, state)
         checkpoints.close()

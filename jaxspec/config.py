@@ -49,7 +49,7 @@ from jaxspec.ranges import (
 )
 
 MOST_GENERATED = 10**7
-"""Examples that the embedded corpus may be asked for."""
+"""The most examples that the embedded corpus generates."""
 
 Steps = Annotated[int, whole(1, MOST_STEPS)]
 Blocks = Annotated[int, whole(0, MOST_POSITIONS)]
@@ -286,8 +286,8 @@ class OptimizerConfig:
     """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
 
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: a cosine decay to `final_learning_rate`, or the peak rate to the
-    end. A run with a constant rate can be continued for more steps."""
+    """What follows the warm-up: a cosine decay to `final_learning_rate`, or the constant peak rate.
+    A run with a constant rate can be continued for more steps."""
     learning_rate: Positive = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     final_learning_rate: NotNegative = 0.0
@@ -345,7 +345,7 @@ class TrainingConfig:
     checkpoint_every: Steps = 250
     """Steps between two checkpoints; the last step always gets one."""
     keep_checkpoints: Annotated[int, whole(0, MOST_STEPS, words="0 (keep all) or more")] = 2
-    """How many checkpoints to keep, the newest ones; 0: all of them."""
+    """How many of the newest checkpoints to keep; 0: all of them."""
     capture_tolerance: NotNegative = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True

@@ -28,7 +28,7 @@ from jaxspec.ranges import (
 )
 
 MOST_REPEATS = 1000
-"""How often something may be timed."""
+"""The most times that something may be timed."""
 
 
 @dataclasses.dataclass(frozen=True)

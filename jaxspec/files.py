@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, are tried before the work, and are held.
+"""Writes files and folders whole or not at all, tries places before the work, and locks them.
 
-Everything that jaxspec leaves behind is written next to its place and then renamed. What a killed
-process left there is removed by the next one that writes the same file.
+Everything that jaxspec leaves behind is written under a temporary name next to its place and then
+renamed. What a killed process left there is removed by the next one that writes the same file.
 
 >>> with held("runs/full", option="--workdir"), replaced_file("runs/full/notes.txt") as temporary:
 ...     _ = temporary.write_text("whole")                                      # doctest: +SKIP
@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOCK = ".lock"
-"""File in a folder that the process which writes to the folder holds; next to a file,
-".NAME.lock"."""
+"""The lock file in a folder; the lock file of a single file is ".NAME.lock" next to it."""
 _TRIAL_BYTES = 1 << 16
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LEFTOVER = re.compile(
@@ -63,17 +62,17 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def naming(
     path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] = ""
 ) -> Iterator[None]:
-    """Gives a failed write the name of what was written: the system does not know it.
+    """Adds the name of what was being written to an error that lacks it.
 
-    Libraries that write by themselves raise errors of their own, which quote the system's: "(os
+    Libraries that write files themselves raise errors of their own, which quote the system's: "(os
     error 28)", "[OS error 28: No space left on device]".
 
     Args:
       path: what is written.
-      temporary: where it is written first; the name of that means nothing to a user.
+      temporary: where it is written first; that name means nothing to a user.
 
     Raises:
-      OSError: with a name, in place of one without or of a library's.
+      OSError: with a name, in place of an error without one or a library's own.
     """
     try:
         yield
@@ -141,15 +140,15 @@ def check_replaceable(folder: Path, *, is_own: Callable[[str], bool]) -> None:
     foreign = sorted(entry.name for entry in folder.glob("*") if not is_own(entry.name))
     if foreign:
         raise ValueError(
-            f"{folder} holds {foreign}, which are not part of an export and would be lost: move "
-            "them away, or name a new folder."
+            f"{folder} holds files that are not part of an export and would be lost: {foreign}. "
+            "Move them away, or name a new folder."
         )
 
 
 def remove_leftovers(path: Path) -> None:
     """Removes what killed processes of this machine left next to a file or folder.
 
-    A folder that was moved away to be replaced is moved back if nothing took its place.
+    A folder that was moved away to be replaced is moved back if nothing has taken its place.
     """
     for entry in sorted(path.parent.glob(f".{_escaped(path.name)}.*")):
         found = _LEFTOVER.fullmatch(entry.name)
@@ -176,7 +175,7 @@ def try_file(path: str | os.PathLike[str], *, option: str) -> None:
       option: what messages call it: "--output".
 
     Raises:
-      ValueError: a folder, or a place that cannot be written to: no permission, a full disk, a
+      ValueError: it is a folder, or its place cannot be written to: no permission, a full disk, a
         file where a folder is needed.
     """
     file = Path(path)
@@ -209,10 +208,10 @@ def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
-    """Holds a folder: until the block ends, no other process gets in here for the same one.
+    """Locks a folder: until the block ends, no other process can lock the same one.
 
-    The folder is made and tried (see `try_file`). If nothing was put into it, it is removed again
-    at the end. The lock ends with the process, however that ends.
+    The folder is made and tried (see `try_file`). If it is empty at the end, it is removed again.
+    The lock ends with the process, however the process ends.
 
     Args:
       folder: may exist.
@@ -232,7 +231,7 @@ def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held_file(path: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
-    """Holds a file, as `held` holds a folder; the lock lies next to it.
+    """Locks a file, as `held` locks a folder; the lock file is next to it.
 
     Args:
       path: may exist; it is not touched.
@@ -262,7 +261,7 @@ def _locked(file: Path, place: Path, *, option: str) -> Iterator[None]:
                 os.close(lock)
                 lock = _opened(file)
         stack.callback(os.close, lock)
-        # Removed while it is held: whoever has it open and locks it later finds that it is gone.
+        # Removed while it is locked: a process that has it open and locks it later sees it is gone.
         stack.callback(file.unlink, missing_ok=True)
         yield
 
@@ -272,20 +271,23 @@ def _opened(file: Path) -> int:
 
 
 def _take(lock: int, file: Path, place: Path, *, option: str) -> bool:
-    """Locks an open file; False: it is not the place's any more."""
+    """Locks an open lock file; False: it has been removed or replaced in the meantime."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(lock, 4096, 0).decode("utf-8", "replace").strip()
         os.close(lock)
         raise InUse(
-            f"{option} {place} is in use by {holder or 'another process'}. Wait until that has "
+            f"{option} {place} is in use by {holder or 'another process'}. Wait until it has "
             f"ended, or name another {option}."
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        print(f"{place} is on a file system without locks: start one process only.", flush=True)
+        print(
+            f"{place} is on a file system without locks: do not start a second process with it.",
+            flush=True,
+        )
         return True
     try:
         if os.fstat(lock).st_ino != os.stat(file).st_ino:
@@ -301,7 +303,7 @@ def _take(lock: int, file: Path, place: Path, *, option: str) -> bool:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and its parents; at the end removes those of them that are still empty."""
+    """Makes a folder and its parents; at the end, removes the new ones that are still empty."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: what is worth keeping is saved, and the exit status says that it was.
+"""SIGTERM and Ctrl-C: finished work is saved, and the exit status says so.
 
 >>> with StopRequests() as stops:
 ...     stops.requested
@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 STOPPED_AND_SAVED = 75
-"""Exit status of a command that was stopped and continues when it is given again (EX_TEMPFAIL)."""
+"""Exit status of a command that was stopped; the same command continues (EX_TEMPFAIL)."""
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
@@ -27,7 +27,7 @@ _REPEAT_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody, such as a job scheduler, asked the process to end."""
+    """SIGTERM: something, such as a job scheduler, asked the process to end."""
 
 
 @contextlib.contextmanager
@@ -74,19 +74,19 @@ class StopRequests:
     """Notices SIGTERM and Ctrl-C between the steps of a run. Use it as a context manager.
 
     Inside `noticed_between_steps` a signal only sets `requested`; elsewhere it ends the program
-    with `STOPPED_AND_SAVED`. Three quick Ctrl-C end it at once, whatever it is doing.
+    with `STOPPED_AND_SAVED`. Three Ctrl-C in quick succession end it at once, whatever it is doing.
 
-    Signals are left alone outside of the main thread, which alone may handle them.
+    Only the main thread can handle signals; in other threads this does nothing.
 
     Args:
-      is_enabled: False: leave them alone in any case.
+      is_enabled: False: do nothing in any thread.
     """
 
     def __init__(self, *, is_enabled: bool = True) -> None:
         self.requested = False
         """Whether the run should stop after this step."""
         self.state = "no step was taken"
-        """What is told if the program ends outside of the loop."""
+        """What the message says if the program ends outside the loop."""
         self._is_enabled = is_enabled
         self._waits = False
         self._stack = contextlib.ExitStack()
@@ -110,7 +110,7 @@ class StopRequests:
 
     @contextlib.contextmanager
     def noticed_between_steps(self) -> Iterator[None]:
-        """Leaves it to the block to look at `requested`."""
+        """Inside the block a signal only sets `requested`, which the block has to check."""
         self._waits = True
         try:
             yield

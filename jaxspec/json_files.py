@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_FILE = 64 << 20
-"""Bytes. The largest tokenizer.json of a published model has about half of it."""
+"""Bytes. The largest tokenizer.json of a published model has about half as many."""
 _LONGEST = 300
 """Characters of a value in a message."""
 
@@ -29,15 +29,14 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file that exists.
 
     Raises:
-      ValueError: a folder, a file that is too large to be what it should be, or one that cannot be
-        read.
+      ValueError: it is a folder, is larger than `LARGEST_FILE`, or cannot be read.
     """
     try:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: expected a file.")
         size = path.stat().st_size
         if size > LARGEST_FILE:
-            raise ValueError(f"{path} has {size} bytes: expected at most {LARGEST_FILE}.")
+            raise ValueError(f"{path} has {size:,} bytes: expected at most {LARGEST_FILE:,}.")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -52,12 +51,12 @@ def parse_object(content: bytes, *, name: object) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Args:
-      content: of the file.
-      name: what to call the file in messages.
+      content: the bytes of the file.
+      name: what messages call the file.
 
     Raises:
-      ValueError: not JSON (in UTF-8, without a byte order mark), JSON that is not an object, a key
-        that occurs twice in one object, or a number that is not finite, which JSON does not have.
+      ValueError: it is not JSON (UTF-8, no byte order mark), is not an object, has a key twice in
+        one object, or has a number that is not finite, which JSON does not allow.
     """
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
@@ -82,7 +81,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_finite(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Places and values of numbers that are NaN or infinite; 1e999 is read as infinity."""
+    """Places and values of the numbers that are NaN or infinite; 1e999 is read as infinity."""
     waiting: list[tuple[str, Any]] = [("", found)]
     while waiting:
         place, value = waiting.pop()
@@ -95,7 +94,7 @@ def _not_finite(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut where a message would become too long.
+    """A value as Python writes it, cut to a length that fits into a message.
 
     >>> shown("gelu"), len(shown([0.5] * 1_000_000)) <= 300
     ("'gelu'", True)
@@ -104,7 +103,7 @@ def shown(value: Any) -> str:
 
 
 def shortened(text: str, *, longest: int = _LONGEST) -> str:
-    """A text on one line, without control characters, cut where it would become too long.
+    """A text on one line, without control characters, cut to a length that fits into a message.
 
     >>> len(shortened(300 * "ab"))
     300

@@ -1,7 +1,7 @@
-r"""Names that a user may choose: the one that was meant, and how each medium shows one.
+r"""Names that a user may choose: suggestions for misspelt ones, and how each medium shows them.
 
-A name of a folder, a model or a loss may hold anything. Result files keep it as it is; what a
-person reads shows it without obeying it.
+The name of a folder, a model or a loss may hold any characters. Result files keep it as it is; in
+what people read, it is escaped so that it is shown as text.
 
 >>> did_you_mean("tokn", ["greedy", "token", "block"])
 " Did you mean 'token'?"
@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST = 80
-"""Characters of a name that are shown."""
+"""The most characters of a name that are shown."""
 _LONGEST_IN_PLOTS = 48
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
@@ -32,16 +32,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters (also those that turn the direction) written out."""
+    """Text with its control characters written out, those that change its direction included."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def for_terminal(name: str, *, longest: int = LONGEST) -> str:
-    """A name for a terminal: visible, and of at most `longest` characters.
+    """A name for a terminal: visible, and at most `longest` characters long.
 
-    Where rich prints it, give it as `rich.text.Text`, or turn markup off.
+    If rich prints it, pass it as `rich.text.Text`, or turn markup off.
     """
     shown = visible(name)
     if len(shown) <= longest:
@@ -51,11 +51,11 @@ def for_terminal(name: str, *, longest: int = LONGEST) -> str:
 
 
 def for_markdown(name: str) -> str:
-    """A name for Markdown, where it is text: in a cell of a table, or within a line."""
+    """A name for Markdown text, in a cell of a table or within a line."""
     return _MARKDOWN.sub(r"\\\1", for_terminal(name))
 
 
 def for_plot(name: str) -> str:
-    """A name for matplotlib: not a formula, and not left out of a legend."""
+    """A name for matplotlib, which neither reads it as a formula nor leaves it out of a legend."""
     shown = for_terminal(name, longest=_LONGEST_IN_PLOTS).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

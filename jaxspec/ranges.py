@@ -1,8 +1,8 @@
 """Ranges of numeric settings, next to their types: `rate: Annotated[float, positive()]`.
 
 A class with such fields calls `check_ranges(self)` in its ``__post_init__``. The upper limits are
-far above any model or run there is. They keep a slip of the keyboard from becoming an allocation
-that ends the process without a word.
+far above every model or run that exists. They keep a typing mistake from becoming an allocation
+that ends the process without a message.
 
 >>> @dataclasses.dataclass
 ... class Demo:
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 LARGEST = 3.4028234e38
-"""Of a real number: above it, float32 has only infinity."""
+"""The largest real number: above it, float32 has only infinity."""
 MOST_VOCABULARY = 1 << 24
 MOST_LAYERS = 1 << 12
 MOST_HEADS = 1 << 14
@@ -30,7 +30,7 @@ MOST_HEAD_WIDTH = 1 << 12
 MOST_WIDTH = 1 << 22
 """Of a model or an MLP."""
 MOST_POSITIONS = 1 << 30
-"""Of a model and of whatever lies in it: a window, a prompt, a response."""
+"""Of a model, and of a window, a prompt or a response in it."""
 MOST_SLOTS = 1 << 16
 """Of a block."""
 MOST_DRAFTS = 1 << 12
@@ -53,11 +53,11 @@ class Range:
     low: float
     high: float
     expected: str
-    """What a number below `low` and NaN are told, behind "must be"."""
+    """What the message says after "must be" for NaN or a number below `low`."""
     at_most: str
-    """What a number above `high` is told."""
+    """What the message says after "must be" for a number above `high`."""
     without: tuple[float, ...] = ()
-    """Numbers from `low` to `high` that do not belong to it."""
+    """Numbers between `low` and `high` that are excluded."""
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high and value not in self.without
@@ -79,7 +79,7 @@ def not_negative(high: float = LARGEST) -> Range:
 
 
 def fraction(*, zero: bool = True, one: bool = True) -> Range:
-    """Numbers from 0 to 1; `zero` and `one` say whether the ends belong to them."""
+    """Numbers from 0 to 1; `zero` and `one` say whether the ends are included."""
     words = f"in {'[' if zero else '('}0, 1{']' if one else ')'}"
     ends = ((0.0, zero), (1.0, one))
     return Range(0.0, 1.0, words, words, without=tuple(end for end, belongs in ends if not belongs))
@@ -101,15 +101,15 @@ NotNegative = Annotated[float, not_negative()]
 
 
 def check_ranges(settings: Any, *, prefix: str = "") -> None:
-    """Checks the fields of a dataclass whose types have a `Range`, and the items of tuples.
+    """Checks the fields of a dataclass, and the items of its tuples, whose types have a `Range`.
 
     Args:
       settings: the dataclass.
-      prefix: what comes before the names of its fields in messages: "optimizer.".
+      prefix: what messages put before the names of its fields: "optimizer.".
 
     Raises:
       ValueError: a number outside the range of its field.
-      TypeError: a value that is no number.
+      TypeError: a value that is not a number.
     """
     for name, allowed in _ranges(type(settings)):
         value = getattr(settings, name)

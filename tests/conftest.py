@@ -54,7 +54,7 @@ def is_slow(request: pytest.FixtureRequest) -> bool:
 
 MOST_MAPPINGS = 30_000
 """Compiled programs are mapped into memory piece by piece. Linux gives a process 65,530 mappings by
-default; behind that XLA aborts."""
+default; with more, XLA aborts."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -30,7 +30,7 @@ HOLD = (
 
 
 def dead_process() -> int:
-    """A process id that nobody has any more."""
+    """A process id that is no longer in use."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

@@ -1,7 +1,7 @@
 """The largest value of each kind of field in a config.json.
 
-They are far above those of published models, and far below what could only fail later: without
-memory, or after hours.
+They are far above those of published models, and far below values that could only fail later: when
+memory runs out, or after hours.
 
 >>> WIDTH, EPSILON[1]
 (4194304, 1.0)

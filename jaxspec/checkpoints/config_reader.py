@@ -77,7 +77,7 @@ class ConfigReader:
     def flag(
         self, key: str, default: bool = False, *, within: Mapping[str, Any] | None = None
     ) -> bool:
-        """True or false; absent: the default."""
+        """True or false; the default if absent."""
         value = (self.raw if within is None else within).get(key)
         # Not `in (None, True, False)`: 1 and 0 equal True and False, and 1 would be read as false.
         if not isinstance(value, bool | None):
@@ -102,10 +102,10 @@ class ConfigReader:
         return value if isinstance(value, Mapping) else {}
 
     def head_width(self, key: str, width: int, *, heads: int) -> None:
-        """Records a model width, read from `key`, that makes its rotated heads too wide."""
+        """Records a problem if a model width, read from `key`, makes the rotated heads too wide."""
         if width // heads > bounds.HEAD_DIM:
             self.problems.append(
-                f"{key}: got {width} for {heads} heads, expected at most {bounds.HEAD_DIM} for each"
+                f"{key}: got {width} for {heads} heads, expected at most {bounds.HEAD_DIM} per head"
             )
 
     def layer_ids(self, key: str, value: Any) -> tuple[int, ...]:
@@ -116,8 +116,8 @@ class ConfigReader:
             and value == sorted(set(value))
         ):
             self.problems.append(
-                f"{key}: got {shown(value)}, expected a list of layer ids from 0, in increasing "
-                "order"
+                f"{key}: got {shown(value)}, expected a list of layer ids (0 or more) in "
+                "increasing order"
             )
             return ()
         return tuple(value)

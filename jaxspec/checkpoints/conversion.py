@@ -206,8 +206,8 @@ def _read_part(
 def _check_finite(values: np.ndarray, *, where: str) -> None:
     """Raises ValueError if some values are NaN or infinite.
 
-    One of them makes the sum so, and a sum takes less time than to look at each value. A sum may
-    also overflow without any: only then is each one looked at.
+    One such value makes the sum not finite, and a sum is faster than a look at each value. A sum of
+    finite values may also overflow, so if it is not finite, each value is checked.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum(dtype=np.float32)
@@ -215,7 +215,7 @@ def _check_finite(values: np.ndarray, *, where: str) -> None:
     if wrong:
         raise ValueError(
             f"{wrong} of {values.size} values of {where} are not finite in {values.dtype}: the "
-            "file is damaged, or its training diverged."
+            "file is damaged, the training diverged, or the numbers are too large for this dtype."
         )
 
 

@@ -1,13 +1,13 @@
-"""A record of the files in a folder, by which damage is noticed before anything is used.
+"""A record of the files in a folder, so that damage is noticed before anything is used.
 
-The record holds the size and the CRC-32 of every file. CRC-32 notices every flipped bit, every
-changed byte and every damage that spans up to 32 bits; of anything longer it misses one case in
-4 billion. It guards against accidents, not against forgery. A gigabyte takes 0.3 s of one core
+The record holds the size and the CRC-32 of every file. CRC-32 detects every flipped bit, every
+changed byte and all damage that spans at most 32 bits; of longer damage it misses one case in
+4 billion. It guards against accidents, not against forgery. A gigabyte takes 0.3 s on one core
 (SHA-256: 0.7 s, BLAKE2b: 1.2 s), and several files are read at once.
 
 >>> write_record(folder, "digests.json")  # doctest: +SKIP
 >>> find_damage(folder, "digests.json")  # doctest: +SKIP
-'weights.bin has changed: its CRC-32 is 1f0b3a52, not 9ac80d11'
+'weights.bin has changed: its CRC-32 is 1f0b3a52, expected 9ac80d11'
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_record(folder: Path, record: str) -> None:
     """Records every file in a folder.
 
     Args:
-      folder: with files in subfolders of any depth. Nobody may be writing to it.
+      folder: may have subfolders of any depth. Nothing may write to it meanwhile.
       record: path of the record within `folder`.
     """
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*")}
@@ -44,15 +44,15 @@ def write_record(folder: Path, record: str) -> None:
 
 
 def find_damage(folder: Path, record: str, *, within: str = "") -> str:
-    """What is wrong with the files of a folder, in a few words; "": all are as recorded.
+    """What is wrong with the files of a folder, in a few words; "" if all are as recorded.
 
-    Files that are not in the record are not looked at.
+    Files that are not in the record are ignored.
 
     Args:
       folder: the folder.
       record: path of the record within `folder`. A value that is a plain number is a size without
         a digest.
-      within: look only at files whose names start with this.
+      within: check only files whose names start with this.
     """
     try:
         entries = _read(folder / record)
@@ -70,7 +70,7 @@ def _read(record: Path) -> dict[str, tuple[int, str | None]]:
     """Name -> size and digest.
 
     Raises:
-      ValueError: the file is no record.
+      ValueError: the file is not a record.
     """
     content = json.loads(record.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not content:
@@ -81,7 +81,7 @@ def _read(record: Path) -> dict[str, tuple[int, str | None]]:
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError(f"{name!r} lies outside of the folder")
+        raise ValueError(f"{name!r} is outside the folder")
     return name
 
 
@@ -94,22 +94,22 @@ def _entry(value: Any) -> tuple[int, str | None]:
 
 
 def _damage(folder: Path, name: str, size: int, digest: str | None) -> str:
-    """What is wrong with one file; a damaged `size` or `digest` is equal to nothing."""
+    """What is wrong with one file; "" if nothing. A damaged `size` or `digest` never matches."""
     file = folder / name
     try:
         if not file.is_file():
             return f"{name} is missing"
         found = file.stat().st_size
         if found != size:
-            return f"{name} has {found} bytes and should have {size}"
+            return f"{name} has {found} bytes, expected {size}"
         got = None if digest is None else _crc32(file)
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
-    return "" if got == digest else f"{name} has changed: its CRC-32 is {got}, not {digest}"
+    return "" if got == digest else f"{name} has changed: its CRC-32 is {got}, expected {digest}"
 
 
 def _crc32(file: Path) -> str:
-    """CRC-32 of a file, as 8 hexadecimal digits. zlib lets other threads run meanwhile."""
+    """CRC-32 of a file, as 8 hexadecimal digits. zlib lets other threads run in the meantime."""
     value, chunk = 0, memoryview(bytearray(_CHUNK_BYTES))
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(chunk):

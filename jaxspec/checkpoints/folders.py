@@ -15,7 +15,7 @@ from typing import BinaryIO
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
 _EDGE_BYTES, _TENSOR_BYTES = 1 << 20, 1 << 12
 _LONGEST_HEADER = 100_000_000
-"""In bytes; safetensors allows no more."""
+"""Bytes; safetensors allows no more."""
 
 
 def target_folder(path: str) -> Path:
@@ -29,7 +29,7 @@ def target_folder(path: str) -> Path:
             "target.path is empty: name a folder with config.json, safetensors and tokenizer.json "
             '(--target.path FOLDER), or "embedded" for the small target in the package.'
         )
-    # Not Path.expanduser, which raises for a user who is not there.
+    # Not Path.expanduser, which raises for an unknown user.
     folder = EMBEDDED_TARGET if path == "embedded" else Path(os.path.expanduser(path))
     if not os.path.isfile(folder / "config.json"):
         raise ValueError(
@@ -44,7 +44,7 @@ def target_folder(path: str) -> Path:
 def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     """A hash that tells models apart without reading all of their weights.
 
-    Of each file of weights it reads the beginning, the end, and both ends of every tensor.
+    Of each weight file, it reads the beginning, the end, and both ends of every tensor.
 
     Args:
       folder: the model's folder.

@@ -332,7 +332,7 @@ def write_folder(
 
 
 def is_exported(name: str) -> bool:
-    """Whether a file is one of those that an export consists of."""
+    """Whether a file with this name belongs to an export."""
     return name in EXPORT_FILES or (name.startswith("model") and name.endswith(".safetensors"))
 
 

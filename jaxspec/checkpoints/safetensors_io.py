@@ -41,8 +41,8 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 class TensorFolder:
     """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
 
-    Where there is an index, it decides: a tensor is read from the file that the index names for it.
-    Everything else in the folder is treated as absent.
+    If there is an index, it decides: each tensor is read from the file that the index names for it,
+    and everything else in the folder is ignored.
 
     Tensors whose names match a pattern in `ignored` ({i} is a layer) are treated as absent,
     whatever their type.
@@ -120,8 +120,8 @@ class TensorFolder:
             )
         if (self.folder / WEIGHTS).exists() and WEIGHTS not in listed.values():
             print(
-                f"{self.folder} has {WEIGHTS} and an {INDEX} that does not name it: the files that "
-                "the index names are read.",
+                f"{self.folder} has both {WEIGHTS} and an {INDEX} that does not name it: only the "
+                "files that the index names are read.",
                 file=sys.stderr,
             )
         return listed
@@ -134,8 +134,8 @@ class TensorFolder:
         }
         if unread:
             raise ValueError(
-                f"{self.folder / INDEX} lists {len(unread)} tensors that its files do not hold "
-                f"(tensor: file): {shown(unread)}."
+                f"{self.folder / INDEX} lists {len(unread)} tensors that are not in the files it "
+                f"names (tensor: file): {shown(unread)}. Download the files again."
             )
         quantised = {
             dtype: sum(d == dtype for d in stored_dtypes.values())
@@ -163,7 +163,7 @@ class TensorFolder:
         """A tensor, or the part that `index` (one slice per axis) selects, as stored.
 
         Raises:
-          ValueError: the file cannot be read any more.
+          ValueError: the file can no longer be read.
         """
         file = self._files[self._file_of[name]]
         with _refusing(f"{shortened(name)} in {self.folder / self._file_of[name]}"):
@@ -178,18 +178,18 @@ class TensorFolder:
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Turns what the library raises into a ValueError: errors of many types, and panics."""
+    """Turns whatever the library raises into a ValueError: errors of many types, and panics."""
     try:
         yield
     except BaseException as error:
-        # A panic is no Exception, and its type cannot be imported.
+        # A panic is not an Exception, and its type cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(f"{what} cannot be read as safetensors: {error}.") from error
         raise
 
 
 def _check_header(path: Path) -> None:
-    """Raises ValueError for a header that names a tensor twice: the library takes the last one."""
+    """Raises ValueError if a header names a tensor twice: the library would use the last one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         parse_object(file.read(length), name=f"The header of {path}")

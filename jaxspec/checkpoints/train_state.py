@@ -1,11 +1,10 @@
 """Training checkpoints, saved asynchronously with orbax.
 
 A checkpoint holds all that a run needs to continue: the train state (sharded as on the devices) and
-a small JSON with the loader's position, the run's seed and the shapes of all leaves. It is restored
-onto the mesh that the run has now, whichever that is. Once a checkpoint is on disk, sizes and
-digests of its files are recorded next to them, by a thread of their own, so that damage is noticed
-before anything is used. A run that is killed in between leaves a checkpoint without that record,
-which is used all the same.
+a small JSON with the loader's position, the run's record and the shapes of all leaves. It can be
+restored onto any mesh. Once a checkpoint is on disk, a separate thread records the sizes and
+digests of its files next to them, so that damage is noticed before anything is used. A run that is
+killed before that leaves a checkpoint without a record, which is used unchecked.
 
 >>> checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)  # doctest: +SKIP
 >>> restored = checkpoints.restore_latest(shapes_with_shardings)  # doctest: +SKIP
@@ -33,15 +32,15 @@ from jaxspec.provenance import jsonable
 RECORD = "run/file_digests.json"
 """Sizes and digests of a step's files."""
 _SIZES = "run/file_sizes.json"
-"""What older checkpoints have instead: sizes alone."""
+"""What older checkpoints have instead: only sizes."""
 _JSON = "run/metadata"
-"""What is not an array, under the name that orbax gives it."""
+"""Everything that is not an array, under the name that orbax gives it."""
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What reading a JSON of unknown content raises."""
+"""What reading JSON of unknown content may raise."""
 
 
 class _Unusable(Exception):
-    """A checkpoint that cannot be used; the message goes on from "Checkpoint 3 "."""
+    """A checkpoint that cannot be used; the message continues "Checkpoint 3 "."""
 
 
 class TrainCheckpoints:
@@ -69,7 +68,7 @@ class TrainCheckpoints:
             )
             log = logging.getLogger("absl")
             level = log.level
-            log.setLevel(logging.ERROR)  # It would warn that the folder is read only.
+            log.setLevel(logging.ERROR)  # It would warn that the folder is read-only.
             try:
                 return ocp.CheckpointManager(self.folder, options=options)
             finally:
@@ -89,14 +88,14 @@ class TrainCheckpoints:
     def save(self, step: int, state: Any, *, progress: dict[str, Any]) -> None:
         """Starts to save; returns as soon as the devices can go on computing.
 
-        It first waits for the previous save and its record, by which time old steps have been
-        deleted: a record that is written to a step while that is deleted would be left over.
+        It first waits for the previous save and its record. By then, old steps have been deleted: a
+        record written to a step that is being deleted would be left over.
 
         Args:
           step: number of steps taken.
           state: a tree of arrays.
-          progress: what is not an array (loader position, seed, configuration): anything that
-            `jsonable` takes, of any size. It is copied.
+          progress: everything that is not an array (loader position, record, metrics): anything
+            that `jsonable` takes, of any size. It is copied.
         """
         self.wait()
         description = {"progress": jsonable(progress), "shapes": describe(state)}
@@ -119,13 +118,13 @@ class TrainCheckpoints:
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest checkpoint that can be used.
 
-        All of its files must be as they were recorded, its parameters finite, and nothing in it
-        may be NaN.
+        All of its files must be as recorded, its parameters must be finite, and nothing in it may
+        be NaN.
 
         Args:
           abstract_state: shapes with the shardings that the state is restored to.
           report: called with a message for each checkpoint that cannot be used. That checkpoint is
-            set aside (see `set_aside`), and the one before it is tried.
+            set aside (see `set_aside`), and the previous one is tried.
 
         Returns:
           (step, state, progress), or None if there is no checkpoint.
@@ -146,7 +145,7 @@ class TrainCheckpoints:
             moved = (
                 ""
                 if self._read_only
-                else f" They were moved to {self._aside()}: start again to train from step 0."
+                else f" They were moved to {self._aside()}. Start again to train from step 0."
             )
             raise ValueError(f"None of the checkpoints in {self.folder} can be read.{moved}")
         return None
@@ -154,15 +153,16 @@ class TrainCheckpoints:
     def set_aside(self, step: int, reason: str, *, report: Callable[[str], None] = print) -> None:
         """Moves a checkpoint to "unreadable", next to the folder (read-only: passes over it).
 
-        After that, `restore_latest` gives the one before it. A training loop calls this, too, when
+        After that, `restore_latest` gives the previous one. A training loop also calls this when
         damage shows only in use: a loss that is not finite at the first step after a restore.
 
-        >>> checkpoints.set_aside(8, "gives no finite loss")  # doctest: +SKIP
-        Checkpoint 8 gives no finite loss; moved to runs/full/unreadable, trying the one before.
+        >>> checkpoints.set_aside(8, "gives a loss that is not finite")  # doctest: +SKIP
+        Checkpoint 8 gives a loss that is not finite. It was moved to runs/full/unreadable; trying \
+the previous checkpoint.
 
         Args:
           step: an existing checkpoint.
-          reason: goes on from "Checkpoint 8 ".
+          reason: continues "Checkpoint 8 ".
           report: called with the message.
 
         Raises:
@@ -170,14 +170,17 @@ class TrainCheckpoints:
         """
         if self._read_only:
             self._passed_over.add(step)
-            report(f"Checkpoint {step} {reason}; trying the one before.")
+            report(f"Checkpoint {step} {reason}; trying the previous checkpoint.")
             return
         self.wait()
         self._manager.close()
         if jax.process_index() == 0:
             self._move_aside(step, reason)
         self._manager = self._open()
-        report(f"Checkpoint {step} {reason}; moved to {self._aside()}, trying the one before.")
+        report(
+            f"Checkpoint {step} {reason}. It was moved to {self._aside()}; trying the previous "
+            "checkpoint."
+        )
 
     def _move_aside(self, step: int, reason: str) -> None:
         target = self._aside() / str(step)
@@ -190,7 +193,7 @@ class TrainCheckpoints:
         except OSError as error:
             raise ValueError(
                 f"Checkpoint {step} in {self.folder} {reason}, and it cannot be moved to {target}: "
-                f"{error.strerror}. Correct its permissions, or move it away yourself."
+                f"{error.strerror}. Change its permissions, or move it away yourself."
             ) from error
 
     def _aside(self) -> Path:
@@ -227,7 +230,7 @@ class TrainCheckpoints:
         return state, run["progress"]
 
     def wait(self) -> None:
-        """Blocks until the current save is on disk and its files are recorded."""
+        """Waits until the current save is on disk and its files are recorded."""
         recording, self._recording = self._recording, None
         with naming(self.folder):
             if recording is not None:
@@ -244,10 +247,10 @@ class TrainCheckpoints:
 def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Step and `progress` of the newest checkpoint, read without its arrays.
 
-    It takes no time, so that a run of another kind can be refused before its models are loaded. It
-    changes nothing and tells nothing: a checkpoint whose JSON is damaged is passed over, and
-    `TrainCheckpoints.restore_latest` sets it aside. That may find damage in the arrays as well, and
-    then it returns an earlier step than this does.
+    This is fast, so that a run with other settings can be refused before its models are loaded. It
+    changes nothing and prints nothing: a checkpoint whose JSON is damaged is skipped, and
+    `TrainCheckpoints.restore_latest` later sets it aside. That function also finds damage in the
+    arrays, and then returns an earlier step than this one.
 
     Args:
       folder: of `TrainCheckpoints`; need not exist.
@@ -265,7 +268,7 @@ def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def _steps(folder: Path) -> list[int]:
-    """All complete steps, the newest first; whatever is in the place of one counts as well."""
+    """All complete steps, the newest first; anything with the name of a step counts."""
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
     return sorted(steps, reverse=True)
@@ -275,7 +278,7 @@ def _check_files(step: Path, *, within: str = "") -> None:
     """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
     # os.path raises nothing where a permission is missing.
     if not os.path.isdir(step):
-        raise _Unusable("cannot be read (it is no folder)")
+        raise _Unusable("cannot be read (it is not a folder)")
     for record in (RECORD, _SIZES):
         if os.path.exists(step / record):
             damage = find_damage(step, record, within=within)
@@ -285,7 +288,7 @@ def _check_files(step: Path, *, within: str = "") -> None:
 
 
 def _read_run(step: Path) -> dict[str, dict[str, Any]]:
-    """What a step holds beside the state: "progress" and "shapes"."""
+    """What a step holds besides the state: "progress" and "shapes"."""
     try:
         run = json.loads((step / _JSON).read_text(encoding="utf-8"))
         shapes = {path: [int(size) for size in shape] for path, shape in run["shapes"].items()}
@@ -309,7 +312,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _broken_leaf(state: Any) -> str:
-    """Path of the first leaf that no run can go on from; "" if all are sound."""
+    """Path of the first leaf that no run can continue from; "" if all are sound."""
     floats = {
         path: leaf
         for path, leaf in _leaves(state).items()

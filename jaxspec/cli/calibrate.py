@@ -111,7 +111,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     _check(command)
     check_output(output)
     picture = output.with_suffix(".png")
-    try_file(picture, option="the picture of --output")
+    try_file(picture, option="The picture next to --output")
     run, settings = command.run, command.run.evaluation
     target = open_diffusion_target(run.target)
     rules = diffusion_rules(run, target)

@@ -194,7 +194,7 @@ def parse_command(
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]
     shown = _choices(command_type, run, reads) if wants_all else {}
-    # A group is named by its settings: the parser then leaves checking the whole of it to `merged`.
+    # Naming each setting, not the group, makes the parser leave checks of the group to `merged`.
     reads = tuple(setting.name for setting in read_settings(run, reads))
     part = part_of(
         whole,
@@ -225,15 +225,15 @@ def parse_command(
 def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a command and turns what it raises into an exit status.
 
-    0: done. 2: a user's mistake or misfortune (`jaxspec.cli.mistakes`), told in one message without
-    a traceback. 75: SIGTERM. 130: Ctrl-C. 141: nobody reads the output. What a command itself says
-    with SystemExit stays. Any other exception is a defect and keeps its traceback (the interpreter
-    exits with 1).
+    0: done. 2: a problem that the user can solve (`jaxspec.cli.mistakes`), in one message without a
+    traceback. 75: SIGTERM. 130: Ctrl-C. 141: nobody reads the output. A status that the command
+    itself raises with SystemExit is kept. Any other exception is a defect and keeps its traceback
+    (the interpreter exits with 1).
     """
-    if sys.stderr is None:  # Closed by `2>&-`. The next file to be opened would take its place.
+    if sys.stderr is None:  # Closed by `2>&-`. The next file that is opened would take its place.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
-        _say("Standard output is closed (>&-): give it a place, such as > /dev/null.")
+        _say("Standard output is closed (>&-): redirect it, for example to /dev/null.")
         return USER_MISTAKE
     try:
         try:
@@ -270,12 +270,12 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def _say(message: str, *, kind: str = "error: ") -> None:
-    with contextlib.suppress(OSError):  # Nobody can be told.
+    with contextlib.suppress(OSError):  # There is nowhere to print it.
         print(f"{kind}{message}", file=sys.stderr)
 
 
 def _can_print(text: str) -> bool:
-    """Whether standard output takes a text, and what it still holds; if not, that is dropped."""
+    """Whether standard output accepts a text and what is still buffered; if not, drops both."""
     try:
         print(end=text, flush=True)
     except OSError:

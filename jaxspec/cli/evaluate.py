@@ -2,7 +2,8 @@
 
 jaxspec eval --config configs/quickstart.py --workdir runs/a runs/b --output runs/results.json
 
-Finished rows are kept at once; the same command continues after them (`jaxspec.evals.unfinished`).
+Each finished row is saved at once, and the same command continues after it
+(`jaxspec.evals.unfinished`).
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class EvalCommand(ConfigCommand):
     }
 
     output: str
-    """JSON file to write. The table (.md) and, for drafters, plots (.png) are written next to
-    it, and until it is finished its rows (.partial.jsonl): the same command continues after
-    them."""
+    """JSON file to write. The table (.md) and, for drafters, plots (.png) are written next to it.
+    Until it is finished, its rows are in a file next to it (.partial.jsonl), and the same command
+    continues after them."""
     workdir: tuple[str, ...] = ()
     """Folders of trained drafters; each gets a row in the table. A diffusion language model
     (--target.path) takes none."""

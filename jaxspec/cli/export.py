@@ -53,7 +53,7 @@ class Weights:
     save: Save
     tokenizer: Tokenizer
     record: Mapping[str, Any]
-    """What trained them: the run's record, with the "step" that they are from."""
+    """The record of the run that trained them, with their "step"."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,7 +99,7 @@ def export(command: ExportCommand) -> Path:
         raise ValueError(
             f"--output {output} is the folder that the weights are read from: choose another one."
         )
-    # Before anything is read; the folder then appears with everything in it.
+    # Tried before anything is read. The folder then appears complete.
     try_file(output / "config.json", option="--output")
     with replaced_folder(output, is_own=is_exported) as temporary:
         weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
@@ -109,7 +109,7 @@ def export(command: ExportCommand) -> Path:
             weights.params,
             tokenizer=weights.tokenizer,
             dtype=command.dtype,
-            # What trained the weights stays as it was recorded then.
+            # The record of the run stays as it was written in training.
             provenance={**weights.record, "exported": provenance(config=None, seed=None)},
         )
         if rewrite is not None:

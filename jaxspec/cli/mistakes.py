@@ -1,6 +1,6 @@
-"""What went wrong, in words for whoever typed the command.
+"""What went wrong, in words for the person who typed the command.
 
-An exception is either a mistake or a misfortune of the user's, told in one message, or a defect of
+An exception is either a problem that the user can solve, which becomes one message, or a defect of
 the program, which keeps its traceback.
 
 >>> message_of(FileNotFoundError(2, "No such file or directory", "a.json"))
@@ -22,12 +22,12 @@ TRACEBACK_VARIABLE = "JAXSPEC_TRACEBACK"
 """Set it to 1 to see where a user's mistake was noticed."""
 
 _SPACE = "Free some space, or choose another place, and start again."
-_PERMISSION = "Choose another place, or ask for the permission."
+_PERMISSION = "Choose another place, or ask for permission."
 _PATH = "Check the path."
 ADVICE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
-    errno.EFBIG: "The file system, or a limit of this shell (ulimit -f), allows no larger file.",
+    errno.EFBIG: "The file system or this shell (ulimit -f) limits the size of files.",
     errno.EROFS: _PERMISSION,
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
@@ -38,29 +38,29 @@ ADVICE = {
     errno.ENOTDIR: _PATH,
     errno.EISDIR: _PATH,
     errno.EEXIST: _PATH,
-    errno.EIO: "The disk or the network share fails: check it.",
+    errno.EIO: "The disk or the network share has failed: check it.",
     errno.ESTALE: "The network share has changed: mount it again.",
     errno.ENOMEM: "Close other programs, or use a machine with more memory.",
 }
 """What to do, by the number of a system error."""
 _SMALLER = (
-    "What makes it smaller. In training: data.batch_size, data.sequence_length, data.anchors, a "
-    "larger training.gradient_accumulation, drafter.chunk_blocks, loss.chunk_blocks, drafter.remat "
-    "and target.dtype bfloat16 (jaxspec plan shows what a step needs). In decoding: the batch "
-    "size, max_new_tokens, max_prompt_tokens, tree_nodes and chains."
+    "To need less memory in training: lower data.batch_size, data.sequence_length or data.anchors, "
+    "raise training.gradient_accumulation, or set drafter.chunk_blocks, loss.chunk_blocks, "
+    "drafter.remat or target.dtype bfloat16 (jaxspec plan shows what a step needs). In decoding: "
+    "lower the batch size, max_new_tokens, max_prompt_tokens, tree_nodes or chains."
 )
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 _LONGEST_NAME = 200
 
 
 def message_of(error: BaseException) -> str | None:
-    """What the user is told.
+    """The message for an exception that ended a command.
 
     Args:
-      error: an exception that ended a command.
+      error: the exception.
 
     Returns:
-      One message, mostly one line; None: a defect.
+      One message, usually one line; None: it is a defect.
     """
     where = f" ({TRACEBACK_VARIABLE}=1 shows where)"
     if isinstance(error, UnicodeDecodeError):
@@ -80,7 +80,7 @@ def message_of(error: BaseException) -> str | None:
         return _system_message(error)
     if isinstance(error, _DAMAGED):
         name = file_behind(error) or "A file"
-        return f"{name} is damaged: {error}. Delete it, or fetch it again.{where}"
+        return f"{name} is damaged: {error}. Delete it, or download it again.{where}"
     if isinstance(error, MemoryError):
         return f"This machine is out of memory{_detail(error)}. {_SMALLER}"
     if isinstance(error, OverflowError):
@@ -95,7 +95,7 @@ def message_of(error: BaseException) -> str | None:
 
 
 def file_behind(error: BaseException) -> str:
-    """The file whose reading or writing failed, if a method of its path was called; "": unknown."""
+    """The file whose reading or writing failed, if a method of its path was called, or ""."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         path = frame.f_locals.get("self")
@@ -115,7 +115,7 @@ def _system_message(error: OSError) -> str:
 
 
 def _shown(name: object) -> str:
-    """A path as it can be printed: without control characters, and not longer than some lines."""
+    """A path that is safe to print: without control characters, and at most a few lines long."""
     if not isinstance(name, str | bytes | os.PathLike):
         return str(name)
     text = os.fsdecode(name)
@@ -133,11 +133,11 @@ def _detail(error: BaseException) -> str:
 
 
 def _origin_note(error: ValueError) -> str:
-    """Says so when another package refused a value: its message may not speak of settings."""
+    """A note if another package refused a value: its message may not mention settings."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
     origin = Path(frames[-1].filename)
     if "site-packages" not in origin.parts or Path(__file__).parent.parent in origin.parents:
         return ""
-    return f"\n(refused by a package jaxspec uses; {TRACEBACK_VARIABLE}=1 shows where)"
+    return f"\n(refused by a package that jaxspec uses; {TRACEBACK_VARIABLE}=1 shows where)"

@@ -5,8 +5,8 @@
 
 A drafter drafts what its target would say, so it should learn from that and not from the answers in
 the data set. The output is a folder of array_record shards (`jaxspec.data.example_files`) that
-grows shard by shard, and answers of an unfinished shard are kept in a journal: the same command
-continues a run that was stopped or killed. One process at a time writes to a folder.
+grows shard by shard. The answers of the unfinished shard are kept in a journal, so that the same
+command continues a run that was stopped or killed. Only one process at a time writes to a folder.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from jaxspec.evals.progress import Pace
 
 JOURNAL = "answers.unfinished.jsonl"
-"""File in the output folder for the answers of the shard that is not finished."""
+"""File in the output folder with the answers of the unfinished shard."""
 LARGEST_BATCH = 4096
-"""More prompts than any device decodes together."""
+"""More prompts than any device can decode together."""
 _PROGRESS_SECONDS = 5.0
 
 
@@ -64,7 +64,7 @@ class RegenerateCommand(ConfigCommand):
     batch_size: int = 32
     """Prompts decoded together."""
     shard_prompts: int = 512
-    """Prompts per shard. If the run is killed, only answers that are being decoded are lost."""
+    """Prompts per shard. If the run is killed, only the answers being decoded are lost."""
     limit: int = 0
     """Ask only this many questions; 0: all. A later run with a larger limit continues after
     them."""
@@ -94,9 +94,8 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
       The folder.
 
     Raises:
-      ValueError: a split for evaluation, a missing target or data set, a folder that holds
-        something else, is damaged, is in use or has answers made with other settings, or nothing to
-        ask.
+      ValueError: a split for evaluation; a missing target or data set; no questions; or a folder
+        that is in use, is damaged, or holds something else or answers made with other settings.
     """
     _check(command)
     output = Path(command.output).expanduser()
@@ -142,7 +141,7 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         elif done or len(journal):
             echo(f"Continuing after {done} questions in {output}{_kept(journal)}.")
         else:
-            # From here on the folder is one that this command continues.
+            # From here on, the same command recognises the folder and continues it.
             _write(output, [], command, settings=settings, done=0, dropped={})
         while done < len(examples):
             shard = examples[done : done + command.shard_prompts]
@@ -156,14 +155,14 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
     except KeyboardInterrupt:
         echo(
             f"Stopped: {done} of {len(examples)} questions are answered in {output}"
-            f"{_kept(journal)}. The same command continues."
+            f"{_kept(journal)}. The same command continues from there."
         )
         raise
     echo(_summary(output))
 
 
 def _kept(journal: AnswerJournal) -> str:
-    return f", and {len(journal)} answers of the next shard are kept" if len(journal) else ""
+    return f", and {len(journal)} answers of the next shard are saved" if len(journal) else ""
 
 
 class Answers:
@@ -296,7 +295,7 @@ def _check(command: RegenerateCommand) -> None:
         )
     if command.limit < 0:
         raise ValueError(f"--limit must be 0 (all) or more: got {command.limit}.")
-    # jax would drop all higher bits in silence.
+    # jax would silently drop all higher bits.
     if not 0 <= command.seed < 2**32:
         raise ValueError(f"--seed must be from 0 to {2**32 - 1:,}: got {command.seed}.")
 
@@ -338,8 +337,8 @@ def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str,
         or not all(type(count) is int for count in dropped.values())
     ):
         raise ValueError(
-            f"{output / MANIFEST} is damaged: expected a whole number as questions_done and counts "
-            f"as dropped, got {done!r} and {dropped!r}. Choose a new folder."
+            f"{output / MANIFEST} is damaged: got {done!r} as questions_done and {dropped!r} as "
+            "dropped, expected a whole number and an object of counts. Choose a new folder."
         )
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"

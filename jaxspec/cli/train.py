@@ -64,11 +64,11 @@ class TrainCommand(TaskCommand):
     workdir: str
     """Folder of the run. A run that is there already continues from its last checkpoint."""
     accept_changes: bool = False
-    """Continue a run although settings differ from those that it was started with. From there on,
-    the new ones hold; provenance.json lists the parts of the run as segments."""
+    """Continue a run although its settings differ from those that it was started with. The new ones
+    apply from then on; provenance.json lists the parts of the run as segments."""
     restart_schedule: bool = False
     """Continue a run for more steps than it was started with: the learning rate warms up and decays
-    again over the steps that are left."""
+    again over the remaining steps."""
 
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:

@@ -1,7 +1,7 @@
-"""Answers of a shard that is not finished, on disk as soon as they are there.
+"""The answers of an unfinished shard, on disk as soon as they exist.
 
-A folder of examples grows by whole shards (`example_files`). A target may take an hour over one, so
-each answer is also added to a journal, one line each: a killed run asks only what is not there.
+A folder of examples grows by whole shards (`example_files`). A target may take an hour for one, so
+each answer is also added to a journal, one per line: after a kill, only the others are asked again.
 
 >>> journal = AnswerJournal(folder / "answers.jsonl")                          # doctest: +SKIP
 >>> journal.add("gsm8k/train/0", [5, 6], tokens=[7, 8], stopped=True)          # doctest: +SKIP
@@ -24,12 +24,12 @@ Answer = tuple[tuple[int, ...], bool]
 
 
 class AnswerJournal:
-    """The answers in a file; only one process may have it open.
+    """The answers in a file, which only one process may have open.
 
-    Lines that were cut or changed are dropped: what they answered is asked again.
+    Lines that were cut or changed are dropped, and their questions are asked again.
 
     Args:
-      path: the file; it is made when there is something to keep.
+      path: the file; it is made with the first answer.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -50,13 +50,13 @@ class AnswerJournal:
         return len(self._answers)
 
     def find(self, name: str, prompt: Sequence[int]) -> Answer | None:
-        """The answer to a prompt of that name; None: there is none yet."""
+        """The answer to the prompt of this name; None if there is none yet."""
         return self._answers.get(_key(name, prompt))
 
     def add(
         self, name: str, prompt: Sequence[int], *, tokens: Sequence[int], stopped: bool
     ) -> None:
-        """Keeps an answer. It is safe from a kill of the process, not from a loss of power."""
+        """Saves an answer. It survives a kill of the process, but not a power failure."""
         key = _key(name, prompt)
         self._answers[key] = (tuple(tokens), stopped)
         content = json.dumps([key, list(tokens), stopped])

@@ -1,4 +1,4 @@
-"""Whether array_record files are whole."""
+"""Checks whether array_record files are complete."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 
 def count_records(file: Path) -> int:
-    """Reads a file through and returns how many records it holds.
+    """Reads a whole file and returns how many records it holds.
 
-    A file that was cut may open as one without records: compare the count with what is expected.
+    A file that was cut may open as an empty one: compare the count with the expected one.
 
     Raises:
-      ValueError: the file is damaged, or cannot be read.
+      ValueError: the file is damaged or cannot be read.
     """
     try:
         reader = ArrayRecordReader(str(file))

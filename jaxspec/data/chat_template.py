@@ -59,7 +59,7 @@ class ChatTemplate:
         """Keep a template; it is compiled when it is first needed.
 
         Args:
-          place: the file or folder that it comes from, for messages.
+          place: the file or folder that it comes from; messages name it.
           source: its text; None if the folder has none, which is an error only when it is used.
           variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
@@ -138,19 +138,19 @@ def check_turns(turns: Conversation) -> None:
 def _find_source(
     folder: pathlib.Path, config: Mapping[str, Any]
 ) -> tuple[str | None, pathlib.Path]:
-    """A folder's template and the file that it stands in; None and the folder if it has none."""
+    """A folder's template and the file that holds it; None and the folder if there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         source = read_text(file)
         if not source:
-            raise ValueError(f"{str(file)!r} is empty: copy the file again, or remove it.")
+            raise ValueError(f"{str(file)!r} is empty: download it again, or remove it.")
         return source, file
     file = folder / "chat_template.json"
     stated = read_json(file).get("chat_template")
     if stated in (None, ""):
         file = folder / "tokenizer_config.json"
         stated = config.get("chat_template")
-    # Several named templates: tools, retrieval, default.
+    # Several named templates, such as tools, retrieval and default.
     if isinstance(stated, list) and all(map(_is_named, stated)):
         stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
     if stated in (None, ""):

@@ -2,8 +2,8 @@
 
 A folder holds array_record shards and a ``manifest.json``. Each record is one JSON object ({"id",
 "source", "turns": [{"role", "content"}]}). Every call of `write_examples` adds one shard and then
-enters it in the manifest, with its size and a digest. Both are renamed into place: a killed run
-loses only the shard that it was writing.
+enters it in the manifest, with its size and a digest. Both are written under a temporary name and
+then renamed: a killed run loses only the shard that it was writing.
 
 >>> write_examples("answers", examples, manifest={"split": "train"})        # doctest: +SKIP
 >>> len(read_examples("answers"))                                           # doctest: +SKIP
@@ -31,7 +31,7 @@ from jaxspec.json_files import read_object
 
 MANIFEST = "manifest.json"
 _FORMAT = "jaxspec-examples/1"
-# What a write that was killed leaves: one of this version, or of an older one.
+# Leftovers of a killed write, in the names of this version and of older ones.
 _UNFINISHED = re.compile(r"\..+\.writing-.*|(examples-\d+\.array_record|tmp\w+)\.partial")
 
 
@@ -65,10 +65,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a manifest: the key, what it holds, what is expected."""
+    """What is wrong with a manifest: for each key, what was got and what is expected."""
     split, total, shards = (manifest.get(key) for key in ("split", "examples", "shards"))
     if not isinstance(split, str):
-        yield f"split: got {split!r}, expected a text."
+        yield f"split: got {split!r}, expected text."
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         yield f"shards: got {str(shards)[:80]}, expected a list of objects."
         return
@@ -78,7 +78,7 @@ def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(name, str) or not name or name in (".", "..") or {"/", "\\"} & set(name):
             yield f"{where}.file: got {name!r}, expected the name of a file in this folder."
         elif name in names:
-            yield f"{where}.file: got {name!r} a second time."
+            yield f"{where}.file: got {name!r} a second time, expected another name."
         else:
             names.add(name)
         if not _is_count(shard.get("examples")):
@@ -87,12 +87,12 @@ def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
         if not _is_count(shard.get("bytes", 0)):
             yield f"{where}.bytes: got {shard['bytes']!r}, expected a whole number."
         if not isinstance(shard.get("sha256", ""), str):
-            yield f"{where}.sha256: got {shard['sha256']!r}, expected a text."
+            yield f"{where}.sha256: got {shard['sha256']!r}, expected text."
     counts = [shard.get("examples") for shard in shards]
     if not _is_count(total):
         yield f"examples: got {total!r}, expected a whole number."
     elif all(map(_is_count, counts)) and total != sum(counts):
-        yield f"examples: got {total}, but the shards hold {sum(counts)}."
+        yield f"examples: got {total}, expected {sum(counts)}, the sum over the shards."
 
 
 def _is_count(value: Any) -> bool:
@@ -100,14 +100,14 @@ def _is_count(value: Any) -> bool:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Removes what killed writes left in a folder, which nobody else may be writing to."""
+    """Removes what killed writes left in a folder. No other process may be writing to it."""
     for entry in Path(folder).iterdir():
         if _UNFINISHED.fullmatch(entry.name) and entry.is_file():
             entry.unlink()
 
 
 def foreign_files(folder: str | Path) -> list[str]:
-    """Names in a folder that are neither a lock nor what a killed write left."""
+    """Names in a folder that are neither a lock nor leftovers of a killed write."""
     names = sorted(entry.name for entry in Path(folder).iterdir())
     return [name for name in names if name != LOCK and not _UNFINISHED.fullmatch(name)]
 
@@ -168,7 +168,7 @@ class FolderExamples(Sequence[Example]):
     """The examples of a folder, read from disk when they are needed.
 
     Raises:
-      ValueError: see `read_examples`; also when a record is read that is damaged.
+      ValueError: see `read_examples`; also when a damaged record is read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -213,13 +213,13 @@ def read_examples(path: str | Path) -> FolderExamples:
     """The examples of a folder, in the order they were written.
 
     Raises:
-      ValueError: no such folder, files of it are missing, or they are not what the manifest says.
+      ValueError: there is no such folder, or its files are missing or differ from the manifest.
     """
     return FolderExamples(path)
 
 
 def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
-    """Compares a shard with what the manifest says of it."""
+    """Compares a shard with its entry in the manifest."""
     size = file.stat().st_size
     problem = ""
     if size != shard.get("bytes", size):
@@ -230,7 +230,7 @@ def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
         problem = f"it holds {count} examples, expected {shard['examples']}"
     if problem:
         raise ValueError(
-            f"{file} is damaged: {problem}. Put a whole copy there, or write the folder again."
+            f"{file} is damaged: {problem}. Replace it with a good copy, or write the folder again."
         )
 
 
@@ -250,10 +250,10 @@ def _from_bytes(record: bytes, *, where: str) -> Example:
         turns = tuple((turn["role"], turn["content"]) for turn in value["turns"])
         texts = (value["id"], value["source"], *itertools.chain(*turns))
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a value that is no text")
+            raise TypeError("a value is not text")
         return Example(id=value["id"], turns=turns, source=value["source"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{where} is no conversation ({type(error).__name__}: {error}): expected "
+            f"{where} is not a conversation ({type(error).__name__}: {error}): expected "
             '{"id", "source", "turns": [{"role", "content"}]}.'
         ) from error

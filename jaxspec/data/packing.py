@@ -81,25 +81,25 @@ class Documents:
         )
 
     def check(self, *, vocab_size: int) -> None:
-        """Refuses arrays that are no documents, such as those of a damaged file.
+        """Refuses arrays that are not documents, such as those of a damaged file.
 
         Args:
-          vocab_size: ids are below it.
+          vocab_size: ids must be below it.
 
         Raises:
-          ValueError: what does not agree.
+          ValueError: the arrays do not fit together; the message says how.
         """
         kinds = {"tokens": np.int32, "loss_mask": np.bool_, "offsets": np.int64}
         for name, kind in kinds.items():
             array = getattr(self, name)
             if array.ndim != 1 or array.dtype != kind:
                 raise ValueError(
-                    f"{name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} in one axis"
+                    f"{name}: got {array.dtype} {array.shape}, expected {np.dtype(kind)} [length]"
                 )
         if not len(self.tokens) == len(self.loss_mask) or not len(self.offsets):
             raise ValueError(
-                f"{len(self.tokens)} tokens, {len(self.loss_mask)} marks for the loss and "
-                f"{len(self.offsets)} offsets do not agree"
+                f"{len(self.tokens)} tokens, {len(self.loss_mask)} loss marks and "
+                f"{len(self.offsets)} offsets do not fit together"
             )
         ends = (int(self.offsets[0]), int(self.offsets[-1]))
         if ends != (0, len(self.tokens)) or (self.lengths < 1).any():
@@ -107,9 +107,9 @@ class Documents:
         if len(self.names) not in (0, len(self)):
             raise ValueError(f"{len(self.names)} names for {len(self)} documents")
         if not all(isinstance(name, str) for name in self.names):
-            raise ValueError("names that are no texts")
+            raise ValueError("a name is not text")
         if self.tokens.size and not 0 <= self.tokens.min() <= self.tokens.max() < vocab_size:
-            raise ValueError(f"token ids beyond the vocabulary of {vocab_size}")
+            raise ValueError(f"token ids are outside the vocabulary of {vocab_size}")
         if self.loss_mask[self.offsets[:-1]].any():
             raise ValueError("a document's first token is learned")
 

@@ -151,9 +151,9 @@ class Pipeline:
         saved = state.get("fingerprint", self.fingerprint)
         if saved != self.fingerprint:
             raise ValueError(
-                f"The saved position belongs to other data: got fingerprint {saved}, expected "
-                f"{self.fingerprint}. Restore with the data settings and the tokenizer of the run "
-                "that saved it, or start in a new workdir."
+                f"The saved position belongs to other data: got fingerprint {self.fingerprint}, "
+                f"recorded {saved}. Use the data, its settings and the tokenizer of the run that "
+                "saved it, or another --workdir."
             )
         self.step = step
 
@@ -288,7 +288,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
 
 
 def _load(path: Path, *, vocab_size: int) -> Documents | None:
-    """Documents from the cache; None, and a line in the log: they are damaged."""
+    """Documents from the cache; None if they are damaged, which is logged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             documents = Documents(
@@ -298,8 +298,8 @@ def _load(path: Path, *, vocab_size: int) -> Documents | None:
                 names=tuple(json.loads(arrays["names"].tobytes())),
             )
         documents.check(vocab_size=vocab_size)
-    except Exception as error:  # Damaged bytes make zipfile and numpy raise nearly anything.
-        _log.warning("%s is damaged (%s): the examples are tokenized again.", path, error)
+    except Exception as error:  # Damaged bytes make zipfile and numpy raise almost anything.
+        _log.warning("%s is damaged (%s): tokenizing the examples again.", path, error)
         return None
     return documents
 
@@ -316,4 +316,4 @@ def _save(documents: Documents, path: Path) -> None:
                 names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
             )
     except OSError as error:
-        _log.warning("Tokenized examples are not kept in %s: %s.", path.parent, error)
+        _log.warning("Tokenized examples cannot be cached in %s: %s.", path.parent, error)

@@ -1,11 +1,11 @@
-"""Where chat templates run: what they do is counted, and too much of it is refused.
+"""A sandbox for chat templates: their work is counted, and too much of it is refused.
 
-A template is a program from outside. Jinja's sandbox keeps it away from Python, but lets it loop
-for days or fill the memory with one expression. Here each pass of a loop, each call and each value
-that is made costs work, roughly a character or a step of the program each. The count does not
-depend on the machine or its load.
+A template is a program from others. Jinja's sandbox keeps it away from Python, but lets it loop for
+days or fill the memory with one expression. Here, each pass of a loop, each call and each new value
+costs work: about one unit for a character or a step of the program. The count does not depend on
+the machine or its load.
 
-Before a template is compiled, `_Counting` puts the filters of `_COUNTERS` into its syntax tree.
+Before a template is compiled, `_Counting` puts the filters in `_COUNTERS` into its syntax tree.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ import jinja2.utils
 import jinja2.visitor
 
 MOST_WORK = 1 << 28
-"""For one text: a few seconds and at most 1 GiB."""
+"""Units of work for one text: a few seconds and at most 1 GiB."""
 MOST_CHARACTERS = 10_000_000
-"""Of one text, and of one value that a template makes."""
+"""Characters of one text, and of one value that a template makes."""
 MOST_SOURCE = 200_000
-"""Characters of a template. The longest in use have a tenth of it."""
+"""Characters of a template. The longest in use have a tenth as many."""
 _ITEM_WORK = 64
-"""Of a value in a list, of each part of a loop's body, and a quarter of a call."""
+"""Work of a value in a list and of each part of a loop's body; a call costs four times as much."""
 _CALL_WORK = 4 * _ITEM_WORK
 _MOST_BITS = 1 << 14
-"""Of an integer."""
+"""Bits of an integer."""
 _MOST_PARTS = 32
-"""Of a sum that is not counted."""
+"""Parts of a sum that is not counted."""
 
 _GROWING = frozenset(
     {"center", "expandtabs", "join", "ljust", "replace", "rjust", "to_bytes", "translate", "zfill"}
@@ -54,7 +54,7 @@ _METHODS = (types.BuiltinMethodType, types.MethodType)
 
 
 class TooMuchWork(jinja2.TemplateRuntimeError):
-    """A template does more than any chat needs."""
+    """A template does more work than any chat needs."""
 
 
 class _Account(threading.local):
@@ -65,25 +65,25 @@ _account = _Account()
 
 
 def _spend(amount: int) -> None:
-    """Counts work of the text that this thread renders.
+    """Counts work on the text that this thread is rendering.
 
     Raises:
-      TooMuchWork: nothing is left.
+      TooMuchWork: no work is left.
     """
     _account.left -= amount
     if _account.left < 0:
-        raise TooMuchWork(f"it takes more than {MOST_WORK} steps: it loops or grows too much")
+        raise TooMuchWork(f"it takes more than {MOST_WORK:,} steps: it loops or grows too much")
 
 
 def _make(characters: int) -> None:
     """Counts a new value."""
     if characters > MOST_CHARACTERS:
-        raise TooMuchWork(f"it makes a value of more than {MOST_CHARACTERS} characters")
+        raise TooMuchWork(f"it makes a value of more than {MOST_CHARACTERS:,} characters")
     _spend(characters)
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with the work of a template counted."""
+    """Jinja's sandbox, which also counts the work of a template."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         filters: Mapping[str, Callable[..., Any]],
         **options: Any,
     ) -> None:
-        """Make a sandbox with the options of jinja2.Environment, and more functions and filters."""
+        """Make a sandbox with options of jinja2.Environment and more functions and filters."""
         super().__init__(**options)
         del self.globals["lipsum"]
         self.globals |= {"namespace": _Namespace, **functions}
@@ -101,13 +101,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters |= {"format": _formatted, **_COUNTERS}
 
     def compiled(self, source: str) -> jinja2.Template:
-        """A template that counts.
+        """A template that counts its work.
 
         Raises:
-          jinja2.TemplateError: a mistake in the source.
+          jinja2.TemplateError: the source has a mistake, or is too long.
         """
         if len(source) > MOST_SOURCE:
-            raise TooMuchWork(f"it has {len(source)} characters, more than {MOST_SOURCE}")
+            raise TooMuchWork(f"it has {len(source):,} characters, more than {MOST_SOURCE:,}")
         _account.left = MOST_WORK
         return self.from_string(_Counting().visit(self.parse(source)))
 
@@ -123,24 +123,24 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for piece in pieces:
             left -= len(piece)
             if left < 0:
-                raise TooMuchWork(f"it prints more than {MOST_CHARACTERS} characters")
+                raise TooMuchWork(f"it prints more than {MOST_CHARACTERS:,} characters")
             printed.append(piece)
         return "".join(printed)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As jinja's, but entries of a message are found without an exception for each."""
+        """As jinja's, but finds the entries of a message without raising an exception for each."""
         if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
             return obj[attribute]
         return super().getattr(obj, attribute)
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """As jinja's; what `map` calls by a name is one of the template's filters."""
+        """As jinja's, but `map` can name only the template's own filters, not the counters."""
         if name in _COUNTERS:
             raise jinja2.TemplateRuntimeError(f"No filter named {name!r}.")
         return super().call_filter(name, *args, **kwargs)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """What a call in a template gives."""
+        """The result of a call in a template."""
         is_method = isinstance(function, _METHODS)
         if is_method and type(function.__self__) is str and function.__name__ not in _GROWING:
             # The most frequent kind: jinja's checks find nothing in it.
@@ -161,7 +161,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Of which the text does not grow with what it holds."""
+    """A namespace whose text does not grow with its content."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
@@ -191,7 +191,7 @@ def _weight(value: Any) -> int:
 
 
 def _factor(argument: Any) -> int:
-    """How many times longer an argument can make a value."""
+    """By which factor an argument can lengthen a value."""
     if isinstance(argument, int):
         return max(1, abs(argument))
     return max(1, _weight(argument))
@@ -262,7 +262,7 @@ def _pass(_: Any, amount: int) -> None:
 
 @jinja2.pass_context
 def _passes(_: Any, values: Any, amount: int) -> Any:
-    """What a loop goes over."""
+    """The values that a loop runs over, counted."""
     try:
         _spend(len(values) * amount)
     except TypeError:
@@ -288,7 +288,7 @@ def _sliced(value: Any) -> Any:
 
 
 def _held(value: Any) -> Any:
-    """A list or the like that a template writes down."""
+    """A list, tuple or dictionary that is written out in a template."""
     _make(_weight(value))
     return value
 
@@ -341,7 +341,7 @@ def _remainder(left: Any, right: Any) -> Any:
 def _formatted(pattern: Any, *args: Any, **kwargs: Any) -> Any:
     """Jinja's filter."""
     if args and kwargs:
-        raise jinja2.exceptions.FilterArgumentError("format takes values or names, not both")
+        raise jinja2.exceptions.FilterArgumentError("format takes values or names, but not both")
     return _remainder(str(pattern), kwargs or args)
 
 
@@ -352,7 +352,7 @@ _COUNTERS: dict[str, Callable[..., Any]] = {
         *(_joined, _added, _multiplied, _powered, _remainder),
     )
 }
-"""Filters that templates cannot name: there is a space in it."""
+"""Filters that templates cannot name, because the names have a space."""
 _OPERATIONS = {
     jinja2.nodes.Mul: _multiplied,
     jinja2.nodes.Pow: _powered,
@@ -361,7 +361,7 @@ _OPERATIONS = {
 
 
 class _Counting(jinja2.visitor.NodeTransformer):
-    """Puts `_COUNTERS` into a syntax tree."""
+    """Puts the filters in `_COUNTERS` into a syntax tree."""
 
     def __init__(self) -> None:
         self._is_printed_at_once = True
@@ -444,7 +444,7 @@ class _Counting(jinja2.visitor.NodeTransformer):
 
 
 def _size(node: jinja2.nodes.Node) -> int:
-    """Steps of one pass: the parts of a loop or macro."""
+    """Work of one pass: that of all parts of the loop or macro."""
     return _ITEM_WORK * sum(1 for _ in node.find_all(jinja2.nodes.Node))
 
 

@@ -373,7 +373,7 @@ class Tokenizer:
             if [id_] in (self.encode(token), self.encode(self._tokenizer.decoder.decode([token]))):
                 raise ValueError(
                     f"The tokenizer in {str(self.folder)!r} has {token!r} (id {id_}) as a special "
-                    "token, but ordinary text gives this id, too: name another token in "
+                    "token, but ordinary text can also give this id: name another token in "
                     "tokenizer_config.json, special_tokens_map.json or generation_config.json."
                 )
 
@@ -388,15 +388,15 @@ class Tokenizer:
         return re.compile("|".join(alternatives) or r"(?!)")
 
     def _stated_stop_ids(self) -> list[int]:
-        """Those of generation_config.json; base models have null there: none."""
+        """The stop ids in generation_config.json; null, as in base models, gives none."""
         file = self.folder / "generation_config.json"
         stated = read_json(file).get("eos_token_id")
         ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
         for id_ in ids:
             if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < self.vocab_size:
                 raise ValueError(
-                    f"eos_token_id in {str(file)!r} must be an id of the vocabulary (0 to "
-                    f"{self.vocab_size - 1}), a list of them, or null for none: got {stated!r:.80}."
+                    f"eos_token_id in {str(file)!r} must be an id (0 to {self.vocab_size - 1}), a "
+                    f"list of ids, or null: got {stated!r:.80}."
                 )
         return ids
 
@@ -429,8 +429,8 @@ def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, st
                 names[key] = value
             else:
                 raise ValueError(
-                    f"{key} in {str(folder / file)!r} must be the text of a token, or null for "
-                    f"none: got {value!r:.60}."
+                    f"{key} in {str(folder / file)!r} must be the text of a token, or null: got "
+                    f"{value!r:.60}."
                 )
     return names
 

@@ -1,8 +1,8 @@
-"""What the files of a byte-level tokenizer must say, so that text and ids can be trusted.
+"""Checks the files of a byte-level tokenizer, so that text and ids can be trusted.
 
-The tokenizers library opens many damaged files: it gives a token another id than the file says,
-keeps one of two tokens with the same id, and drops characters that are not in the vocabulary.
-Everything here raises ValueError with the file's name.
+The tokenizers library opens many damaged files: it gives a token a different id from the file's,
+keeps one of two tokens with the same id, and drops characters that are not in the vocabulary. All
+checks here raise a ValueError that names the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROBE = "".join(
 
 
 def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
-    """The parts of a tokenizer.json that are byte-level or not, and those the library misreads."""
+    """A tokenizer.json is byte-level, and has nothing that the library misreads."""
     decoder = _object(document, "decoder", file=file)
     decoders = decoder.get("decoders") or [decoder]
     if not isinstance(decoders, list) or not any(
@@ -37,14 +37,14 @@ def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(
-                f"model.{key} in {str(file)!r} must be null: got {model[key]!r:.60}. A byte-level "
-                "tokenizer that gives the same ids each time has none."
+                f"model.{key} in {str(file)!r} must be null: got {model[key]!r:.60}. It does not "
+                "fit a byte-level tokenizer that gives the same ids each time."
             )
     if isinstance(model.get("vocab"), dict):
         check_distinct(model["vocab"], file=file)
     merges = model.get("merges")
     if isinstance(merges, list) and len(set(map(json.dumps, merges))) < len(merges):
-        raise ValueError(f"{str(file)!r} is damaged: model.merges names a pair more than once.")
+        raise ValueError(f"{str(file)!r} is damaged: model.merges has a pair more than once.")
     added = document.get("added_tokens") or []
     if not isinstance(added, list):
         raise ValueError(f"added_tokens in {str(file)!r} must be a list: got {added!r:.60}.")
@@ -53,13 +53,13 @@ def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
 
 
 def check_vocab(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
-    """A vocab.json names each id from 0 up once."""
+    """A vocab.json has each id from 0 up exactly once."""
     check_distinct(vocab, file=file)
     _check_complete(vocab.values(), file=file)
 
 
 def check_distinct(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
-    """Each token has an id of its own."""
+    """Each token has its own id."""
     owners: dict[int, str] = {}
     for token, id_ in vocab.items():
         if not _is_id(id_):
@@ -77,15 +77,15 @@ def check_distinct(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
 def check_merges(
     merges: Sequence[tuple[str, str]], vocab: Mapping[str, int], *, file: pathlib.Path
 ) -> None:
-    """Each pair of a merges.txt is there once and makes a token of the vocabulary."""
+    """Each pair in a merges.txt occurs once and makes a token of the vocabulary."""
     if len(set(merges)) < len(merges):
-        raise ValueError(f"{str(file)!r} is damaged: it names a pair more than once.")
+        raise ValueError(f"{str(file)!r} is damaged: it has a pair more than once.")
     for first, second in merges:
         lacking = next((t for t in (first, second, first + second) if t not in vocab), None)
         if lacking is not None:
             raise ValueError(
                 f"{str(file)!r} merges {first!r} and {second!r}, but vocab.json has no token "
-                f"{lacking!r}: one of the two files is damaged, or they do not belong together."
+                f"{lacking!r}: one of the files is damaged, or they do not belong together."
             )
 
 
@@ -96,10 +96,10 @@ def check_reached(
     *,
     folder: pathlib.Path,
 ) -> None:
-    """A merge makes each token that text could be: otherwise merges.txt has lost its end.
+    """A merge makes each token that occurs in text: otherwise, the end of merges.txt is missing.
 
-    Tokens that the splitting rule takes apart ("<|pad|>", "madeupword0000") are no product of
-    merges and need none; nor do added tokens.
+    Tokens that the splitting rule takes apart ("<|pad|>", "madeupword0000") and added tokens need
+    no merge.
     """
     made = {first + second for first, second in merges}
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -110,16 +110,16 @@ def check_reached(
         if "\ufffd" in text or len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1:
             raise ValueError(
                 f"No line of {str(folder / 'merges.txt')!r} makes the token {token!r} of "
-                "vocab.json: the file is not complete, or the two do not belong together."
+                "vocab.json: the file is incomplete, or the two files do not belong together."
             )
 
 
 def check_added(entry: Any, *, file: pathlib.Path) -> None:
-    """An added token has a text, flags that are true or false, and an id if it has one."""
+    """An added token has text, flags that are true or false, and a valid id if any."""
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise ValueError(f"An added token in {str(file)!r} must have a text: got {entry!r:.80}.")
+        raise ValueError(f"An added token in {str(file)!r} must have text: got {entry!r:.80}.")
     if not entry["content"]:
-        raise ValueError(f"An added token in {str(file)!r} has an empty text: got {entry!r:.80}.")
+        raise ValueError(f"An added token in {str(file)!r} has empty text: got {entry!r:.80}.")
     wrong = [f for f in _FLAGS if not isinstance(entry.get(f, False), bool)]
     if wrong:
         raise ValueError(
@@ -136,23 +136,23 @@ def check_added(entry: Any, *, file: pathlib.Path) -> None:
 def check_stated_ids(
     added: Sequence[Mapping[str, Any]], tokenizer: tokenizers.Tokenizer, *, file: pathlib.Path
 ) -> None:
-    """Added tokens of a tokenizer.json got the ids that it says, and no id is missing."""
+    """The added tokens of a tokenizer.json got the ids that it states, and no id is missing."""
     for entry in added:
         given = tokenizer.token_to_id(entry["content"])
         if given != entry.get("id"):
             raise ValueError(
-                f"{str(file)!r} says that the added token {entry['content']!r} has the id "
-                f"{entry.get('id')}, but its id is {given} by the vocabulary and the tokens added "
-                "before it: the file is damaged."
+                f"{str(file)!r} is damaged: it gives the added token {entry['content']!r} the id "
+                f"{entry.get('id')}, but with its vocabulary and earlier added tokens, the id is "
+                f"{given}."
             )
     contents = [entry["content"] for entry in added]
     if len(set(contents)) < len(contents):
-        raise ValueError(f"{str(file)!r} adds a token more than once: the file is damaged.")
+        raise ValueError(f"{str(file)!r} is damaged: it adds a token more than once.")
     _check_complete(tokenizer.get_vocab(with_added_tokens=True).values(), file=file)
 
 
 def check_keeps_text(tokenizer: tokenizers.Tokenizer, *, folder: pathlib.Path) -> None:
-    """Text that is encoded and decoded comes back, whatever characters it has."""
+    """Text of any characters is the same after it is encoded and decoded."""
     text = _PROBE if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(_PROBE)
     ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
@@ -161,8 +161,8 @@ def check_keeps_text(tokenizer: tokenizers.Tokenizer, *, folder: pathlib.Path) -
         lost = sorted(set(text) - set(back))
         what = f"{', '.join(map(repr, lost[:_NAMED]))} and so on" if lost else "their order"
         raise ValueError(
-            f"The tokenizer in {str(folder)!r} loses characters of a text ({what}): its splitting "
-            "rule, its vocabulary or its decoder is damaged, or it is not byte-level."
+            f"The tokenizer in {str(folder)!r} loses characters of text ({what}): its splitting "
+            "rule, vocabulary or decoder is damaged, or it is not byte-level."
         )
 
 
@@ -171,7 +171,7 @@ def _check_complete(ids: Collection[int], *, file: pathlib.Path) -> None:
     if missing:
         named = ", ".join(map(str, missing[:_NAMED]))
         raise ValueError(
-            f"{str(file)!r} is damaged: it has {len(ids)} tokens, but none with the id {named}."
+            f"{str(file)!r} is damaged: it has {len(ids)} tokens, but none with these ids: {named}."
         )
 
 

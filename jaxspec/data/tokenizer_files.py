@@ -1,7 +1,7 @@
 """Reads the tokenizer files of a Hugging Face model folder into a `tokenizers.Tokenizer`.
 
-The files come from outside. The library reads many damaged ones without a word and gives other ids,
-so what the files say is checked here (`jaxspec.data.tokenizer_checks`).
+The files come from others. The library silently reads many damaged ones and gives wrong ids, so
+their content is checked (`jaxspec.data.tokenizer_checks`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext
 _GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
 LARGEST_FILE_BYTES = 1 << 28
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-"""Escapes of surrogates. A pair of them is a character; one alone is in no text."""
+"""Escapes of surrogates. A pair of them is a character; one alone is not valid in text."""
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
@@ -42,13 +42,13 @@ def read_text(path: pathlib.Path) -> str:
     """The content of a UTF-8 text file.
 
     Raises:
-      ValueError: a file that cannot be read, is too large or is not UTF-8; the message names it.
+      ValueError: the file cannot be read, is too large or is not UTF-8; the message names it.
     """
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise ValueError(
-                f"{str(path)!r} has {path.stat().st_size} bytes: a tokenizer's file has at most "
-                f"{LARGEST_FILE_BYTES}."
+                f"{str(path)!r} has {path.stat().st_size:,} bytes: expected at most "
+                f"{LARGEST_FILE_BYTES:,}."
             )
         content = path.read_bytes()
     except OSError as error:
@@ -67,8 +67,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file.
 
     Raises:
-      ValueError: a file that is not JSON, that names an entry twice, or that holds something other
-        than an object.
+      ValueError: the file is not JSON, has a key twice, or holds something other than an object.
     """
     if not path.is_file():
         return {}
@@ -93,7 +92,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         counts = collections.Counter(key for key, _ in pairs)
-        raise ValueError(f"it names {counts.most_common(1)[0][0]!r} more than once")
+        raise ValueError(f"it has the key {counts.most_common(1)[0][0]!r} more than once")
     return made
 
 
@@ -102,13 +101,13 @@ def refusing(folder: pathlib.Path) -> Iterator[None]:
     """Turns whatever the library raises for a folder's files into one message.
 
     Raises:
-      ValueError: the block failed; the message names the folder.
+      ValueError: the block has failed; the message names the folder.
     """
     try:
         yield
     except (ValueError, KeyboardInterrupt, SystemExit):
         raise
-    # The library raises plain Exception, and its panics are not even that.
+    # The library raises plain Exceptions, and its panics are not even Exceptions.
     except BaseException as error:
         raise ValueError(
             f"The tokenizer in {str(folder)!r} cannot be opened: {type(error).__name__}: {error}. "
@@ -128,7 +127,7 @@ def read_tokenizer_config(
       model_config: the content of its config.json, if it has already been read.
 
     Raises:
-      ValueError: a file that cannot be read, or a class that is not a name.
+      ValueError: a file cannot be read, or tokenizer_class is not a name.
     """
     config = read_json(folder / "tokenizer_config.json")
     if model_config is None:
@@ -232,7 +231,7 @@ def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> toke
 
 
 def _read_merges(file: pathlib.Path) -> list[tuple[str, str]]:
-    # Not splitlines(), which knows more ends of a line than the format does.
+    # Not splitlines(), which also splits at characters that do not end a line in this format.
     lines = read_text(file).removesuffix("\n").split("\n")
     merges = []
     for number, line in enumerate(lines, start=1):
@@ -241,8 +240,8 @@ def _read_merges(file: pathlib.Path) -> list[tuple[str, str]]:
         parts = line.removesuffix("\r").split(" ")
         if len(parts) != 2 or not all(parts):
             raise ValueError(
-                f"{str(file)!r} is damaged: line {number} must hold two pieces with a space "
-                f"between them: got {line[:40]!r}."
+                f"{str(file)!r} is damaged: line {number} must be two pieces separated by a space: "
+                f"got {line[:40]!r}."
             )
         merges.append((parts[0], parts[1]))
     return merges
@@ -252,19 +251,21 @@ def _added_tokens(
     folder: pathlib.Path, config: Mapping[str, Any]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Id and description of each token that the files add to the vocabulary."""
-    # If both files name an id, the configuration counts: transformers reads that one.
+    # If both files name an id, the configuration wins, as in transformers.
     stated = config.get("added_tokens_decoder")
     if stated:
         file = folder / "tokenizer_config.json"
         if not isinstance(stated, dict):
             raise ValueError(
-                f"added_tokens_decoder in {str(file)!r} must be an object of ids: got a "
+                f"added_tokens_decoder in {str(file)!r} must be an object with ids as keys: got a "
                 f"{type(stated).__name__}."
             )
         for id_, entry in stated.items():
             tokenizer_checks.check_added(entry, file=file)
             if not re.fullmatch(r"[0-9]{1,10}", id_):
-                raise ValueError(f"added_tokens_decoder in {str(file)!r} names the id {id_!r}.")
+                raise ValueError(
+                    f"added_tokens_decoder in {str(file)!r} must have ids as keys: got {id_!r}."
+                )
             yield int(id_), entry
         return
     file = folder / "added_tokens.json"
@@ -288,7 +289,7 @@ def _add_token(
     given = tokenizer.token_to_id(token.content)
     if given != id_:
         raise ValueError(
-            f"Added token {token.content!r} of {str(folder)!r} should have id {id_}, but got "
-            f"{given}: ids before it are missing, or the token has two. Save the tokenizer as "
+            f"Added token {token.content!r} in {str(folder)!r} should have id {id_}, but got "
+            f"{given}: earlier ids are missing, or the token has two. Save the tokenizer as "
             "tokenizer.json with transformers' save_pretrained first."
         )

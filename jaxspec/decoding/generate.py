@@ -202,7 +202,7 @@ def generate(
       seed: of the random streams.
       capacity: slots of the caches; None: as many as a batch needs.
       progress: called with the number of prompts done since the last call.
-      answered: called with each response as soon as it is there, and its prompt's number.
+      answered: called with the prompt's number and the response, as soon as there is one.
 
     Returns:
       Responses in the order of the prompts.

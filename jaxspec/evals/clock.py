@@ -46,7 +46,7 @@ def median_seconds(calls: Mapping[str, Call], *, repeats: int) -> dict[str, floa
 def seconds_by_turn(
     makers: Mapping[str, Callable[[], Call]], *, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each turn, of calls that are prepared for every one; preparing is not timed."""
+    """Seconds of each call in each turn; calls are prepared for every turn, which is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     for turn in range(repeats + 1):
         for name, make in makers.items():
@@ -136,15 +136,15 @@ def take_turns(
 def speedup_interval(
     fast: Clock, plain: Clock, *, of: Literal["run_s", "whole_s"], seed: int
 ) -> Interval | None:
-    """95% interval of tokens per second of `fast`, divided by those of `plain`.
+    """95% interval of the tokens per second of `fast` divided by those of `plain`.
 
-    Prompts are drawn again, each with the times of both clocks; those without tokens are left out.
+    Prompts are resampled, each with the times of both clocks; those without tokens are left out.
 
     Args:
       fast: one clock, after `take_turns` with the other.
-      plain: what it is compared with.
+      plain: the clock that it is compared with.
       of: the seconds that are compared.
-      seed: of the draws.
+      seed: seed of the resampling.
 
     Returns:
       None for too few prompts (`jaxspec.evals.intervals`).

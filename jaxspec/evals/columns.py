@@ -63,7 +63,7 @@ class MeasuredDecoder:
     def interval(
         self, numerators: Sequence[int], denominators: Sequence[int]
     ) -> list[float] | None:
-        """95% interval of the ratio of two sums over the responses; None for too few."""
+        """95% interval of the ratio of two sums over the responses; None if there are too few."""
         return _listed(bootstrap_ratio(numerators, denominators, seed=self.seed))
 
 
@@ -116,7 +116,7 @@ def _timed_prompts(measured: MeasuredDrafter | MeasuredDecoder) -> int | None:
 
 _TIMED_LEGEND = (
     "timed: prompts that were timed, one at a time; the interval of the speed is a bootstrap over "
-    f"them, and takes {FEWEST_PROMPTS}."
+    f"them and needs at least {FEWEST_PROMPTS}."
 )
 
 
@@ -140,7 +140,8 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         interval="tau_ci95",
         shown="always",
         legend="tau: tokens emitted per draft-verify round, bonus token included, over all rounds, "
-        f"with a 95% bootstrap interval over prompts, which takes {FEWEST_PROMPTS} responses.",
+        "with a 95% bootstrap interval over prompts, which needs at least "
+        f"{FEWEST_PROMPTS} responses.",
     ),
     Column(
         "tau_macro",
@@ -305,7 +306,7 @@ DIFFUSION: tuple[Column[MeasuredDecoder], ...] = (
         spec=".2f",
         on_terminal=False,
         legend='(95%): bootstrap intervals over prompts, of "tokens a pass" and of "fewer"; they '
-        f"take {FEWEST_PROMPTS} responses.",
+        f"need at least {FEWEST_PROMPTS} responses.",
         value=lambda measured: measured.interval(
             [response.filled for response in measured.responses],
             [response.num_passes for response in measured.responses],

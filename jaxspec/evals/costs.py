@@ -1,4 +1,4 @@
-"""What a pass over several rows costs, in passes over one, and what that says about the machine.
+"""What a pass over several rows costs, in passes over one row, and why.
 
 >>> costs(ratio=0.8, rows=8)
 'shared'
@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 _FREE = 0.25
-"""A further row that costs less than this is nearly free."""
+"""If a further row costs at most this, in passes over one row, it is nearly free."""
 _DEAR = 0.5
-"""A further row that costs more than this is paid for."""
+"""If a further row costs at least this, the cost grows with the rows."""
 _ABOUT_ONE = 1.5
-"""A pass that costs less than this, in passes over one row, costs about one."""
+"""A pass that costs at most this counts as about one pass over one row."""
 
 Costs = Literal["shared", "between", "arithmetic"]
 
 
 def costs(*, ratio: float, rows: int) -> Costs:
-    """What binds a pass over `rows` rows that costs `ratio` passes over one.
+    """What limits a pass over `rows` rows that costs as much as `ratio` passes over one row.
 
     Returns:
-      shared: it costs about one. arithmetic: the cost grows about with the rows.
+      "shared": it costs about as much as one row. "arithmetic": the cost grows with the number of
+      rows. "between": neither.
     """
     further = (ratio - 1.0) / max(1, rows - 1)
     if ratio <= _ABOUT_ONE and further <= _FREE:
@@ -36,30 +37,30 @@ def costs(*, ratio: float, rows: int) -> Costs:
 def explain_costs(
     passes: Sequence[tuple[float, int]], *, platform: str, rows_are: str = "rows"
 ) -> str:
-    """One sentence: what binds passes on this machine, as far as it was measured.
+    """A sentence or two: what limits the measured passes on this machine.
 
     Args:
-      passes: (ratio, rows) of each, at least one.
-      platform: of the device: "cpu", "gpu".
-      rows_are: what a pass has several of.
+      passes: (ratio, rows) of each pass; at least one.
+      platform: the device's platform: "cpu", "gpu".
+      rows_are: what the rows are called in the text.
     """
     found = {costs(ratio=ratio, rows=rows) for ratio, rows in passes}
     if len(found) > 1:
-        return f"What further {rows_are} of a pass cost differs from measurement to measurement."
+        return f"The cost of additional {rows_are} differs between the measurements."
     if found == {"shared"}:
         return (
-            f"The {rows_are} of a pass cost about as much as one: time goes into what they share "
-            "(reading weights, starting operations), not into arithmetic."
+            f"All {rows_are} of a pass together cost about as much as one: the time goes into what "
+            "they share (reading weights, launching operations), not into arithmetic."
         )
     if found == {"between"}:
         return (
-            f"The {rows_are} of a pass cost more than one, and less than one by one: a part of the "
-            "time is shared by them, a part is arithmetic."
+            f"All {rows_are} of a pass together cost more than one, but less than each on its own: "
+            "part of the time is shared, part is arithmetic."
         )
-    text = f"The cost grows about with the {rows_are}: here a pass is bound by arithmetic."
+    text = f"The cost grows with the number of {rows_are}: here, a pass is bound by arithmetic."
     if platform == "cpu":
         text += (
-            " A large model on an accelerator is bound by reading its weights, which all "
+            " On an accelerator, a large model is bound by reading its weights, which all "
             f"{rows_are} share."
         )
     return text

@@ -1,7 +1,7 @@
-"""Intervals of figures, and how much a figure has to rest on to be shown.
+"""Confidence intervals, and how many measurements a figure needs to be shown.
 
-An interval of a ratio draws the prompts again, not the rounds: the rounds of one response depend on
-each other. Of too few prompts there is no interval (None).
+An interval of a ratio resamples the prompts, not the rounds: the rounds of one response depend on
+each other. For too few prompts there is no interval (None).
 
 >>> bootstrap_ratio([8, 4, 8], [2, 1, 2], seed=0) is None
 True
@@ -25,10 +25,10 @@ Interval = tuple[float, float]
 
 RESAMPLES = 2000
 FEWEST_PROMPTS = 6
-"""The fewest prompts that an interval rests on. Of five, even the range from the lowest to the
-highest misses their median once in 16 times: more often than 95% allows."""
+"""The fewest prompts for an interval. With five, even the range from the lowest to the highest
+misses the median once in 16 times: more often than 95% allows."""
 FEWEST_ROUNDS = 30
-"""The fewest rounds (or passes with drafts) that a slot's (or block's) figure rests on."""
+"""The fewest rounds for the figure of a slot, and passes with drafts for that of a block."""
 
 
 def bootstrap(
@@ -39,14 +39,14 @@ def bootstrap(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Percentile interval of a figure of sums when the prompts are drawn again.
+    """Percentile bootstrap interval of a figure that is computed from sums over the prompts.
 
     Args:
       parts: arrays of one number per prompt.
-      figure: from the sum of each part to the figure.
-      seed: of the draws.
-      resamples: how often as many prompts are drawn, with replacement.
-      confidence: share of the figures that lie inside.
+      figure: computes the figure from the sums of the parts.
+      seed: seed of the resampling.
+      resamples: number of resamples, each of as many prompts, drawn with replacement.
+      confidence: share of the figures inside the interval.
 
     Returns:
       None for fewer than `FEWEST_PROMPTS` prompts.
@@ -70,7 +70,7 @@ def bootstrap_ratio(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """`bootstrap` of sum(numerators) / sum(denominators); the denominators are positive."""
+    """`bootstrap` of sum(numerators) / sum(denominators); the denominators must be positive."""
     return bootstrap(
         (numerators, denominators),
         np.divide,
@@ -81,17 +81,17 @@ def bootstrap_ratio(
 
 
 def share_interval(hits: npt.ArrayLike, trials: npt.ArrayLike, *, seed: int = 0) -> Interval | None:
-    """95% interval of sum(hits) / sum(trials), of counts per prompt.
+    """95% interval of sum(hits) / sum(trials), from counts per prompt.
 
-    The wider of two on each side. The bootstrap over prompts knows that the trials of a prompt
-    depend on each other, but it is a point where all trials went alike. Wilson's interval (E. B.
-    Wilson, "Probable inference, the law of succession, and statistical inference", 1927) takes
-    trials for independent, but stays honest there.
+    On each side, it is the wider one of two intervals. The bootstrap over prompts accounts for the
+    dependence of a prompt's trials, but shrinks to a point if all trials had the same outcome.
+    Wilson's interval (E. B. Wilson, "Probable inference, the law of succession, and statistical
+    inference", 1927) assumes independent trials, but does not shrink then.
 
     Args:
       hits: one count per prompt.
       trials: one count per prompt, at least as high; prompts without trials are left out.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
 
     Returns:
       None for fewer than `FEWEST_PROMPTS` prompts with trials.
@@ -106,7 +106,7 @@ def share_interval(hits: npt.ArrayLike, trials: npt.ArrayLike, *, seed: int = 0)
 
 
 def bracketed(interval: Sequence[float] | None, *, of: str) -> str:
-    """An interval as text, or why there is none; `of` names what was drawn: "responses"."""
+    """An interval as text, or why there is none; `of` names what was resampled: "responses"."""
     if interval is None:
         return f"(no interval: fewer than {FEWEST_PROMPTS} {of})"
     low, high = interval

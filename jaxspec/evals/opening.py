@@ -69,7 +69,7 @@ class OpenedTarget:
     tokenizer: Tokenizer
     params: Any
     fingerprint: str
-    """Tells its weights from others."""
+    """Distinguishes its weights from others."""
 
     @property
     def config(self) -> Any:
@@ -147,9 +147,9 @@ class DrafterBundle:
 
     name: str
     loss: str
-    """`LossConfig.label` of its training run, with " -> " between those of a run that was continued
-    with another loss; its name where that is not recorded, and the kind of drafters that were not
-    trained to draft. `results.OTHER_TARGET` follows where that is known."""
+    """`LossConfig.label` of its training run, or "full -> uniform" if the run was continued with
+    another loss; its name if no loss is recorded; the kind, for drafters that were not trained to
+    draft. `results.OTHER_TARGET` is added if the run recorded other weights than the target's."""
     seed: int | None
     """Seed of its training run, where that is recorded."""
     kind: str
@@ -160,13 +160,13 @@ class DrafterBundle:
     trained_block: int = 0
     """Block of its training run; 0 where that is not known."""
     fingerprint: str = ""
-    """Tells its weights from others; "" for kinds without any."""
+    """Distinguishes its weights from others; "" for kinds without any."""
     trained_on_other_target: bool | None = None
-    """Whether its run recorded other weights than the target's; None: it recorded none."""
+    """Whether its run recorded other weights than the target's; None if it recorded none."""
 
     @property
     def identity(self) -> str:
-        """What tells its rows from those of other drafters, in one line."""
+        """One line that distinguishes its rows from those of other drafters."""
         weights = f", weights {self.fingerprint}" if self.fingerprint else ""
         return f"{self.name}: {self.kind}, loss {self.loss}, seed {self.seed}{weights}"
 
@@ -344,7 +344,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     if kind.tokenizer != "none":
         _check_tokenizer(folder, weights, kind, config, target=target)
     assert kind.network is not None, f"kind {name} is opened from folders"
-    # The export has a record of its own: the run may have gone on since.
+    # The export has its own record: the run may have continued since.
     record = _provenance(weights) or _provenance(folder)
     loss = _recorded_losses(kind, config, record) or folder_name(folder)
     fingerprints = record.get("fingerprints")
@@ -364,7 +364,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
 
 
 def _recorded_losses(kind: DrafterKind, config: Any, record: Mapping[str, Any]) -> str | None:
-    """The loss that a run records, or "full -> uniform" where it was continued with another one."""
+    """The loss that a run recorded, or "full -> uniform" if it was continued with another one."""
     losses = [
         kind.history(config, _settings(segment)).loss
         for segment in record.get("segments") or [record]
@@ -376,7 +376,7 @@ def _recorded_losses(kind: DrafterKind, config: Any, record: Mapping[str, Any]) 
 
 
 def _settings(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a run, or of a segment of it; {} where they are not recorded."""
+    """The settings of a run or of one of its segments; {} if they are not recorded."""
     run = record.get("config")
     return run if isinstance(run, Mapping) else {}
 

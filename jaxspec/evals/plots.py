@@ -37,7 +37,7 @@ _PANELS_ACROSS = 3
 def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     """Bars of tau_micro with their 95% intervals, grouped by benchmark, one colour per loss.
 
-    A bar whose row has no interval has no whiskers.
+    Bars of rows without an interval have no whiskers.
 
     Args:
       results: rows measured with one target, temperature and block size.
@@ -64,7 +64,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
             for row, _ in members
         ]
         taus = np.array([row["tau_micro"] for row, _ in members])
-        # Without an interval nan, which draws no whiskers.
+        # nan if there is no interval: it draws no whiskers.
         bounds = np.array([row["tau_ci95"] or (math.nan, math.nan) for row, _ in members])
         lows = np.maximum(0.0, taus - bounds[:, 0])
         highs = np.maximum(0.0, bounds[:, 1] - taus)
@@ -102,7 +102,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
         loc="outside lower center",
         ncols=_legend_columns(series, figure),
         frameon=False,
-        title=f"whiskers: 95% interval over prompts, from {FEWEST_PROMPTS} on\n"
+        title=f"whiskers: 95% interval over prompts (at least {FEWEST_PROMPTS})\n"
         f"percent: gain over {BASELINE}; dashed: no speculation",
         title_fontsize=8,
         fontsize=9,
@@ -138,9 +138,9 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         ]
         for label, row in members:
             colour, marker = styles[label]
-            # Left out is nan here: a gap in the line.
+            # A slot that is left out is nan: a gap in the line.
             heights = _resting(row)
-            # Side by side: the whiskers of several lines do not cover each other.
+            # Shifted, so that the whiskers of several lines do not cover each other.
             shift = 0.08 * (series.index(label) - (len(series) - 1) / 2)
             places = [slot + shift for slot in range(1, len(heights) + 1)]
             panel.plot(
@@ -162,7 +162,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
                 panel.vlines(*zip(*whiskers, strict=True), color=colour, linewidth=0.9)
         if all(math.isnan(height) for _, row in members for height in _resting(row)):
             panel.text(
-                *(0.5, 0.5, f"no slot was reached\nby {FEWEST_ROUNDS} rounds"),
+                *(0.5, 0.5, f"no slot was reached\nby at least {FEWEST_ROUNDS} rounds"),
                 transform=panel.transAxes,
                 ha="center",
                 va="center",
@@ -254,8 +254,8 @@ def _formula(node: Node) -> str:
 def _resting(row: Row) -> list[float]:
     """`accept_at` of the slots that rest on enough rounds, nan for the others.
 
-    Older rows do not have `reached_at`. A slot is looked at by the rounds that accepted the one
-    before it (fewer, where responses ended there).
+    Older rows have no `reached_at`. There it is estimated: a slot is looked at by the rounds that
+    accepted the previous one (fewer if responses ended there).
     """
     reached = row.get("reached_at")
     if reached is None:
@@ -269,7 +269,7 @@ def _resting(row: Row) -> list[float]:
 
 
 def _prompts(rows: Sequence[Row], benchmark: str) -> str:
-    """What the bars of a benchmark rest on."""
+    """How many prompts the bars of a benchmark rest on."""
     counts = {row["prompts"] for row in rows if row["benchmark"] == benchmark}
     fewest, most = min(counts), max(counts)
     return f"{most} prompts" if fewest == most else f"{fewest} to {most} prompts"

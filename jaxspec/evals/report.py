@@ -171,9 +171,9 @@ def seeds_table(results: Sequence[Row]) -> str:
 
 
 def depths_table(results: Sequence[Row]) -> str:
-    """Markdown: accepted depth of diffusion decoders by block; "" where nothing was drafted.
+    """Markdown: accepted depth of diffusion decoders by block; "" if nothing was drafted.
 
-    A depth that rests on fewer passes with drafts than `FEWEST_ROUNDS` is left out.
+    A depth that rests on fewer than `FEWEST_ROUNDS` passes with drafts is left out.
     """
     drafted = [row for row in results if any(row["accepted_depth_by_block"])]
     if not drafted:
@@ -189,7 +189,7 @@ def depths_table(results: Sequence[Row]) -> str:
     ]
     too_few = f"fewer than {FEWEST_ROUNDS} passes with drafts"
     if not any(depth is not None for row_depths in depths for depth in row_depths):
-        return f"Accepted depth by block: left out, every block had {too_few}.\n"
+        return f"Accepted depth by block: not shown, as every block had {too_few}.\n"
     blocks = max(map(len, depths))
     header = ["benchmark", "decoder", "D", *(str(number + 1) for number in range(blocks))]
     lines = [
@@ -205,8 +205,8 @@ def depths_table(results: Sequence[Row]) -> str:
 def _drafted_passes(row: Row) -> list[int]:
     """Passes with drafts of each block: all but the first pass of each response.
 
-    Older files do not say how many responses reached a block; there these are the fewest that it
-    can have been.
+    Older files do not say how many responses reached a block; there, these are the fewest passes
+    possible.
     """
     passes = row["nfe_by_block"]
     reached = row.get("reached_by_block", [row["turns"]] * len(passes))

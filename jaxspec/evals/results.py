@@ -23,7 +23,7 @@ BASELINE = "uniform"
 FULL = "full"
 """The loss with all interventions."""
 OTHER_TARGET = "(other target)"
-"""Follows the loss of drafters that were trained on other weights than those they draft for."""
+"""Is added to the loss of drafters that were trained on other weights than the target's."""
 LADDER = (
     BASELINE,
     "decay",
@@ -125,19 +125,19 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "trained_on_other_target": (bool, type(None)),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
-`jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: of each slot of `accept_at`,
+`jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
 the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
-block of `nfe_by_block`. `looped_round_ms`: a round as it was timed next to its parts, of which
-`rest_ms` is what is left, where that is more than noise. `trained_on_other_target`: whether the
-drafter's run recorded other weights than the target's; None: it recorded none. An interval
-(`*_ci95`) is None where too few prompts were measured."""
+block of `nfe_by_block`. `looped_round_ms`: time of a round that was timed next to its parts;
+`rest_ms`: what these leave over, None unless it exceeds the noise. `trained_on_other_target`:
+whether the drafter's run recorded other weights than the target's; None if it recorded none. An
+interval (`*_ci95`) is None if too few prompts were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
     "accept_at_intervals": "accept_at",
     "reached_by_block": "nfe_by_block",
 }
-"""Optional list -> the list that it has to be as long as."""
+"""Optional list -> the list that must have the same length."""
 
 
 def is_diffusion(row: Row) -> bool:
@@ -187,7 +187,7 @@ def _problems(index: int, row: Row) -> list[str]:
 
 
 def _figure_problems(row: Row) -> list[str]:
-    """What is wrong with intervals, and with the counts that figures rest on."""
+    """What is wrong with intervals and with the counts that figures rest on."""
     problems = []
     intervals = {key: value for key, value in row.items() if key.endswith("_ci95")}
     of_slots = row.get("accept_at_intervals")
@@ -208,13 +208,13 @@ def _figure_problems(row: Row) -> list[str]:
         sizes = [len(row[name]) for name in (field, other) if isinstance(row.get(name), _LIST)]
         if len(set(sizes)) > 1:
             problems.append(
-                f"{field} must be as long as {other}: got {sizes[0]} and {sizes[1]} values"
+                f"{field} must have as many values as {other}: got {sizes[0]} and {sizes[1]}"
             )
     return problems
 
 
 def _is_interval(value: Any) -> bool:
-    """Whether it is [low, high]; a bound that is not finite is told elsewhere."""
+    """Whether it is [low, high]; another check reports bounds that are not finite."""
     return (
         isinstance(value, _LIST)
         and len(value) == 2

@@ -79,7 +79,7 @@ def console_table(results: Sequence[Row]) -> Table:
             table.add_row()
         shown = ["" if place == 0 and benchmark == previous else line[place] for place in places]
         is_full = name == FULL or name.startswith(f"{FULL} (")
-        # As Text: brackets in names are no markup.
+        # As Text, so that brackets in names are not markup.
         table.add_row(
             *(Text(for_terminal(cell)) for cell in shown), style="bold" if is_full else None
         )
@@ -88,9 +88,9 @@ def console_table(results: Sequence[Row]) -> Table:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], *, names: int = 2) -> str:
-    """A table of Markdown, of which the first `names` columns are aligned to the left.
+    """A table in Markdown, whose first `names` columns are aligned to the left.
 
-    The header is Markdown; the cells of the lines are text.
+    The header is Markdown; the cells of the lines are plain text.
     """
     rule = ["---"] * names + ["---:"] * (len(header) - names)
     cells = [list(map(for_markdown, line)) for line in lines]

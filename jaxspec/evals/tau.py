@@ -109,14 +109,14 @@ class TauSummary:
     tau_micro: float
     tau_macro: float
     tau_ci95: Interval | None
-    """None for too few responses (`jaxspec.evals.intervals`)."""
+    """None if there are too few responses (`jaxspec.evals.intervals`)."""
     accepted_per_round: float
     accept_at: tuple[float | None, ...]
     """None where no round reached the slot."""
     reached_at: tuple[int, ...]
     """Rounds that looked at each slot: what `accept_at` rests on."""
     accept_at_intervals: tuple[Interval | None, ...]
-    """95% interval of each slot of `accept_at`; None where too few responses reached it."""
+    """95% interval of each slot of `accept_at`; None if too few responses reached it."""
     rounds: int
     tokens: int
     """Tokens emitted by rounds (without those of the prefill)."""
@@ -125,12 +125,12 @@ class TauSummary:
     tau_micro_without_repetitive: float | None
     """tau_micro of the others; None when there are none, or tokens were not given."""
     responses_without_repetitive: int | None
-    """Responses with rounds that it rests on; None when tokens were not given."""
+    """Responses with rounds that this rests on; None if tokens were not given."""
     tau_definitions: dict[str, float]
     """What others would report of the same rounds: `definitions`."""
 
     def as_dict(self) -> dict[str, object]:
-        """The figures as they go into a result row."""
+        """The figures in the form of a result row."""
         return {key: _listed(value) for key, value in dataclasses.asdict(self).items()}
 
 
@@ -262,9 +262,9 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Percentile interval of tau_micro when the prompts are drawn again with replacement.
+    """Percentile bootstrap interval of tau_micro over the prompts.
 
-    None for too few responses with rounds (`jaxspec.evals.intervals.FEWEST_PROMPTS`).
+    None if too few responses have rounds (`jaxspec.evals.intervals.FEWEST_PROMPTS`).
     """
     totals, rounds = _totals(responses)
     return bootstrap_ratio(
@@ -278,10 +278,10 @@ def bootstrap_interval(
 
 @dataclasses.dataclass(frozen=True)
 class SlotCounts:
-    """Of each response and slot: the rounds that looked at the slot, and those that accepted it.
+    """For each response and slot: the rounds that looked at the slot, and those that accepted it.
 
-    A round looks at slot g when it accepted the g slots before it and did not end there: a response
-    that stopped inside an accepted draft says nothing about the slot after it.
+    A round looks at slot g if it accepted the g slots before it and did not end there: a response
+    that stopped inside an accepted draft says nothing about the next slot.
     """
 
     looked_at: npt.NDArray[np.int64]
@@ -314,7 +314,7 @@ class SlotCounts:
 
     @property
     def acceptance(self) -> tuple[float | None, ...]:
-        """Acceptance of each slot among the rounds that looked at it; None where none did."""
+        """Acceptance of each slot among the rounds that looked at it; None if none did."""
         return tuple(
             hits / trials if trials else None
             for hits, trials in zip(
@@ -345,7 +345,7 @@ def is_repetitive(tokens: Sequence[int]) -> bool:
 
 
 def _listed(value: object) -> object:
-    """Tuples as lists, as JSON has them."""
+    """Tuples as lists, as in JSON."""
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 

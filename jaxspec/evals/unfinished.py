@@ -1,9 +1,9 @@
-"""The rows of an evaluation that is not finished: on disk as soon as they are measured.
+"""The rows of an unfinished evaluation, on disk as soon as they are measured.
 
-Next to the result file ``results.json`` lies ``results.partial.jsonl`` until the former is written.
-Its first line says what is measured, and where. Then come the target's own answers to a benchmark
-and each finished row, one per line. The same evaluation, started again, reads them and continues;
-another one is refused.
+Until the result file ``results.json`` is written, ``results.partial.jsonl`` is next to it. Its
+first line says what is measured, and on which machine. Then come the target's own answers to each
+benchmark and the finished rows, one per line. If the same evaluation is started again, it reads
+them and continues; another evaluation is refused.
 
 >>> with held_output("r.json") as output, unfinished(                          # doctest: +SKIP
 ...     output, identity=identity, started=now, total=6, answered=Response, speed=Speed, echo=print
@@ -35,7 +35,7 @@ from jaxspec.provenance import check_output, jsonable
 from jaxspec.tokenizer_files import READ_FILES
 
 ENDING = ".partial.jsonl"
-"""In place of the result file's ".json"."""
+"""Replaces the result file's ".json"."""
 _KINDS = _START, _REFERENCE, _ROW = "start", "reference", "row"
 _CONDITIONS = ("commit", "dirty", "versions", "devices", "host")
 
@@ -58,14 +58,14 @@ class MeasuredRow(Generic[CaseT, SpeedT]):
 
 
 class Unfinished(Generic[AnsweredT, SpeedT]):
-    """The file of an evaluation that is not finished. The first reference or row makes it.
+    """The file of an unfinished evaluation. It is made with the first reference or row.
 
     Args:
       path: the file.
       identity: see `identity_of`.
       started: when this process was started.
-      answered: the class of responses. Its fields are plain values, and tuples of them.
-      speed: the class of speeds, of which the same holds.
+      answered: the class of responses. Its fields are plain values and tuples of them.
+      speed: the class of speeds, with such fields too.
 
     Raises:
       ValueError: the file is damaged, or holds rows of another evaluation.
@@ -102,7 +102,7 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
         self.references = {each["benchmark"]: each["reference"] for each in values[_REFERENCE]}
         """By benchmark."""
         self.starts = [*(each["started"] for each in values[_START]), started]
-        """When each process was started that wrote to the file; this one comes last."""
+        """When each process that wrote to the file was started; this one is the last."""
 
     def measured(
         self,
@@ -112,17 +112,17 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
         reference: Callable[[str, Sequence[Example]], Reference[AnsweredT]],
         measure: Callable[[str, Reference[AnsweredT], CaseT], tuple[dict[str, Any], SpeedT | None]],
     ) -> Iterator[MeasuredRow[CaseT, SpeedT]]:
-        """Every case on every benchmark, in order: first the rows that are there, then new ones.
+        """Every case on every benchmark, in order: first the saved rows, then new ones.
 
         Args:
           benchmarks: the examples of each.
           cases: what is measured.
           reference: decodes the target's own answers. It is called for benchmarks with a new row,
-            unless an earlier process has done that.
+            unless an earlier process has already saved them.
           measure: measures a row.
 
         Raises:
-          ValueError: a row that no result file may hold, or that cannot be written.
+          ValueError: a row does not belong in a result file, or cannot be written.
         """
         kept = iter(list(self.rows))
         for name, examples in benchmarks.items():
@@ -144,7 +144,7 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
                 yield MeasuredRow(name, case, row, speed, is_new=True)
 
     def complete(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The provenance of all rows: that of this process, and when it was continued, if it was.
+        """The provenance of all rows: that of this process, with the times of all starts.
 
         Args:
           record: see `jaxspec.provenance.provenance`.
@@ -160,7 +160,7 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
         return _restored(Reference, {**kept, "responses": responses})
 
     def _write(self, kind: str, value: Any) -> Any:
-        """Appends a line; returns its value as JSON has it."""
+        """Appends a line; returns its value as JSON represents it."""
         value, text = jsonable(value), b""
         for its_kind, its_value in (*self._unwritten, (kind, value)):
             self._last = _digest_of_line(self._last, its_kind, its_value)
@@ -176,18 +176,18 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
 
 @contextlib.contextmanager
 def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """Tries the result file and holds it, before hours of work.
+    """Tries the result file and locks it, before hours of work.
 
     Raises:
-      ValueError: a place that cannot be written to, or that another process writes to.
+      ValueError: it cannot be written to, or another process writes to it.
     """
     file = Path(output).expanduser()
     check_output(file)
     for ending in (".md", ENDING):
         if (neighbour := file.with_suffix(ending)).is_dir():
             raise ValueError(
-                f"{neighbour} is a folder, but a file of that name is written next to {file}: name "
-                "another --output."
+                f"{neighbour} is a folder, but a file of this name has to be written next to "
+                f"{file}: name another --output."
             )
     with held_file(file, option="--output"):
         yield file
@@ -204,10 +204,10 @@ def unfinished(
     speed: type[SpeedT],
     echo: Echo,
 ) -> Iterator[Unfinished[AnsweredT, SpeedT]]:
-    """The rows that are there already; they are kept unless the block ends without an error.
+    """The file of rows that are already measured; it is kept if the block ends with an error.
 
     Args:
-      output: the result file, which the block has to write.
+      output: the result file, which the block must write.
       identity: see `identity_of`.
       started: when this process was started.
       total: how many rows there will be.
@@ -226,15 +226,15 @@ def unfinished(
         speed=speed,
     )
     if file.rows:
-        echo(f"{len(file.rows)} of {total} rows are measured already ({file.path}): continuing.")
+        echo(f"Continuing: {len(file.rows)} of {total} rows are already in {file.path}.")
     try:
         yield file
     except BaseException:
         if file.rows or file.references:
-            with contextlib.suppress(OSError):  # Nobody may be reading any more.
+            with contextlib.suppress(OSError):  # The reader may be gone.
                 echo(
-                    f"{len(file.rows)} of {total} rows are kept in {file.path}: the same command "
-                    "continues from there."
+                    f"{len(file.rows)} of {total} rows are saved in {file.path}. The same "
+                    "command continues from there."
                 )
         raise
     file.path.unlink(missing_ok=True)
@@ -249,15 +249,15 @@ def identity_of(
     benchmarks: Mapping[str, Sequence[Example]],
     groups: Sequence[str],
 ) -> dict[str, Any]:
-    """What must be equal for rows to belong in one file.
+    """Everything that must be equal for rows to belong in one file.
 
     Args:
       config: the evaluation's settings.
       record: see `jaxspec.provenance.provenance`.
       target: what answers.
-      measured: the drafters or decoders, each with what tells it from others.
+      measured: the drafters or decoders, each with what distinguishes it from others.
       benchmarks: the examples of each.
-      groups: of settings that are read.
+      groups: the groups of settings that are read.
     """
     settings = jsonable(config)
     tokenizer = hashlib.sha256()
@@ -279,7 +279,7 @@ def identity_of(
 
 
 def digest(value: Any) -> str:
-    """A short hash of a value that JSON has."""
+    """A short hash of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -290,21 +290,21 @@ class _Line(NamedTuple):
 
 
 def _digest_of_line(before: str, kind: str, value: Any) -> str:
-    """Tells a line that was changed, and one whose neighbour is missing.
+    """A digest that detects a changed line, and one whose predecessor is missing.
 
     Args:
-      before: the digest of the line before; "" for the first.
-      kind: of `_KINDS`.
+      before: the digest of the previous line; "" for the first.
+      kind: one of `_KINDS`.
       value: in types that JSON has.
     """
     return digest([before, kind, value])
 
 
 def _read(path: Path) -> tuple[list[_Line], int]:
-    """The lines of a file and the bytes that they take. A last line that was cut is left out.
+    """The lines of a file and their size in bytes. A last line that was cut is left out.
 
     Raises:
-      ValueError: a damaged line.
+      ValueError: a line is damaged.
     """
     if not path.exists():
         return [], 0
@@ -322,7 +322,7 @@ def _read(path: Path) -> tuple[list[_Line], int]:
             is_whole = False
         if not is_whole:
             raise ValueError(
-                f"{path} is damaged in line {number}: restore the file, or remove it to measure "
+                f"{path} is damaged in line {number}: restore the file, or delete it to measure "
                 "its rows again."
             )
         lines.append(line)
@@ -353,8 +353,8 @@ def _other_evaluation(
         [
             f"{path} holds rows of another evaluation ({rows} finished):",
             *lines,
-            "Start that one again to finish it; remove the file to start afresh; or name another "
-            "--output.",
+            "To finish that evaluation, use its settings. To start over, delete the file. To keep "
+            "both, name another --output.",
         ]
     )
 

@@ -113,7 +113,7 @@ def resolve_config(
     if num_heads % num_kv_heads:
         raise ValueError(
             "drafter.num_heads must be a multiple of drafter.num_kv_heads: got "
-            f"{num_heads} and {num_kv_heads} (0 takes the target's, {target.num_heads} and "
+            f"{num_heads} and {num_kv_heads} (0 means the target's: {target.num_heads} and "
             f"{target.num_kv_heads})."
         )
     layer_ids = config.target_layer_ids or default_layer_ids(target.num_layers, config.num_features)
@@ -133,11 +133,11 @@ def resolve_config(
 
 
 def check_chunks(chunk_blocks: int, *, blocks: int) -> None:
-    """Raises ValueError unless a row's blocks can be computed `chunk_blocks` at a time."""
+    """Raises ValueError unless `chunk_blocks` divides the blocks of a row."""
     if chunk_blocks and blocks % chunk_blocks:
         raise ValueError(
-            f"drafter.chunk_blocks is {chunk_blocks}, which does not divide the {blocks} blocks of "
-            "a row (data.anchors)."
+            f"drafter.chunk_blocks is {chunk_blocks}, but must divide the {blocks} blocks of a row "
+            "(data.anchors), or be 0."
         )
 
 

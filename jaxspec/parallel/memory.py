@@ -1,7 +1,7 @@
-"""Lower bounds of what a training step needs, held against the memory of the devices.
+"""Lower bounds of the memory that a training step needs, compared with what the devices have.
 
-They keep sizes that surely fit nowhere from being tried: an allocation may end the process without
-a word. ``jaxspec plan`` says what a step really needs.
+They refuse sizes that certainly do not fit before they are tried: a failed allocation may end the
+process without a message. ``jaxspec plan`` says what a step really needs.
 
 >>> memory_of(jax.devices()[0]) > 1 << 20
 True
@@ -24,7 +24,7 @@ _SCORE_BYTES = 4
 
 
 def memory_of(device: jax.Device) -> int | None:
-    """Bytes that a device of this process can hold; None: not known.
+    """Bytes of memory of a device of this process; None if unknown.
 
     The virtual devices of a CPU share the machine's memory.
     """
@@ -53,18 +53,18 @@ def check_state_fits(state: Any, shardings: Any) -> None:
     if available is not None and needed > available:
         raise ValueError(
             f"Parameters and optimizer state take at least {_gib(needed)} on each device, which "
-            f"has {_gib(available)}: train a smaller model (its layers and widths), or split it "
+            f"has {_gib(available)}. Train a smaller model (fewer or narrower layers), or split it "
             "over more devices (mesh.fsdp, mesh.tensor)."
         )
 
 
 def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
-    """Checks the attention scores of a single head of a single layer.
+    """Checks the attention scores of one head in one layer.
 
     Args:
       config: the run.
       mesh: its devices.
-      rows: of the batch that a device has in memory at once.
+      rows: rows of the batch that a device has in memory at once.
 
     Raises:
       ValueError: the scores of these rows are larger than a device's memory.
@@ -76,13 +76,13 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
         raise ValueError(
             f"Attention over {data.batch_size} rows (data.batch_size) of {data.sequence_length} "
             f"tokens (data.sequence_length) takes at least {_gib(needed)} on each device, which "
-            f"has {_gib(available)}: make one of them smaller, raise "
-            "training.gradient_accumulation, or use more devices."
+            f"has {_gib(available)}. Lower one of them, raise training.gradient_accumulation, or "
+            "use more devices."
         )
 
 
 def _memory_here(devices: Iterable[jax.Device]) -> int | None:
-    """Of the first device that belongs to this process; None: none does, as in a plan for a pod."""
+    """Memory of the first device of this process; None if there is none, as in a plan for a pod."""
     here = jax.local_devices()
     return next((memory_of(device) for device in devices if device in here), None)
 

@@ -94,7 +94,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins the rows that each process has read."""
+    """Joins the rows that the processes have read into one global batch."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, values)
@@ -113,7 +113,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Checks that the batch divides evenly by devices and accumulated parts, and may fit.
+    """Checks that the batch divides evenly by devices and accumulated parts, and can fit in memory.
 
     Raises:
       ValueError: it does not.

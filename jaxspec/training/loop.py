@@ -1,7 +1,7 @@
 """The training loop, the same for every kind of training; read it from top to bottom.
 
-Order: processes and mesh, data and models, what was recorded, capture check, state or checkpoint,
-step, loop, export.
+Order: processes and mesh, data and models, comparison with the record, capture check, state or
+checkpoint, step, loop, export.
 
 >>> train(RunConfig(name="demo"), workdir="runs/demo")                         # doctest: +SKIP
 """
@@ -63,11 +63,11 @@ def train(
       The last line of metrics.
 
     Raises:
-      ValueError: a mistake in the configuration or a target that fails the capture check, before
-        anything is written; a folder that another process trains in; a run that was started with
-        other settings, with a table of them; or a loss that is not finite, with the step, the
-        batch's examples and the last good checkpoint.
-      SystemExit: 75, after SIGTERM or Ctrl-C: the step was finished and saved.
+      ValueError: the configuration has a mistake, or the target fails the capture check (both
+        before anything is written); another process trains in the folder; the run was started with
+        other settings (with a table of them); or the loss is not finite (with the step, the batch's
+        examples and the last good checkpoint).
+      SystemExit: 75, after SIGTERM or Ctrl-C: the step has been finished and saved.
     """
     settings, workdir = config.training, Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def train(
         task = run.task
         task.objective.check()
 
-        # 3. What the run was started with: it continues only with the same.
+        # 3. A run continues only with the settings that it was started with.
         fresh = fresh_record(task)
 
         def record_at(step: int, progress: dict[str, Any]) -> Record:
@@ -102,8 +102,8 @@ def train(
         if saved := saved_progress(workdir / "checkpoints"):
             record_at(*saved)
 
-        # 4. State and frozen weights, placed as they are made: no device holds all of a sharded
-        # model.
+        # 4. State and frozen weights, placed on the devices as they are made: no device ever holds
+        # all of a sharded model.
         transform, _ = make_optimizer(config.optimizer, steps=settings.steps)
         rules = Rules.of(config.mesh)
         key = jax.random.key(settings.seed)
@@ -156,8 +156,8 @@ def train(
             )
             if restored is None and has_fallen_back:
                 raise ValueError(
-                    f"No other checkpoint is in {checkpoints.folder}: start again to train from "
-                    "step 0."
+                    f"There is no earlier checkpoint in {checkpoints.folder}. Start again to train "
+                    "from step 0."
                 )
             if restored is None:
                 state = jax.jit(create, out_shardings=shardings)()
@@ -172,18 +172,18 @@ def train(
                     steps=settings.steps,
                     workdir=workdir,
                 )
-            if has_fallen_back:  # If the one before gives no finite loss either, it is the run.
+            if has_fallen_back:  # If this one gives no finite loss either, the run diverges.
                 start = dataclasses.replace(start, may_be_damaged=False)
             try:
                 params, row = _loop(start, take_step, run, checkpoints, stops, config, workdir)
                 break
             except _BrokenStart:
                 has_fallen_back = True
-                checkpoints.set_aside(start.step, "gives no finite loss at the next step")
+                checkpoints.set_aside(start.step, "gives a loss that is not finite")
 
         # 7. The export: weights that other programs load.
         checkpoints.wait()
-        stops.state = f"step {settings.steps} is saved, the export is not complete"
+        stops.state = f"step {settings.steps} is saved, but the export is not complete"
         if settings.export and not run.is_exported(workdir, step=settings.steps):
             alone = jax.process_count() == 1
             run.export(
@@ -207,9 +207,9 @@ def _loop(
     config: RunConfig,
     workdir: Path,
 ) -> tuple[Any, dict[str, Any]]:
-    """Takes the steps that are left.
+    """Takes the remaining steps.
 
-    Metrics stay on the devices until a line is written, so that the host runs ahead.
+    Metrics stay on the devices until a line is written, so that the host can run ahead.
 
     Returns:
       (parameters, the last line of metrics).
@@ -277,8 +277,8 @@ def _loop(
             if stop:
                 checkpoints.wait()
                 print(
-                    f"Stopped at step {done}, which is saved in {workdir}. The same command "
-                    "continues from there.",
+                    f"Stopped: step {done} is saved in {workdir}. The same command continues from "
+                    "there.",
                     flush=True,
                 )
                 raise SystemExit(STOPPED_AND_SAVED)
@@ -286,7 +286,7 @@ def _loop(
 
 
 def _preempted(step: int) -> bool:
-    """Whether the platform takes its machines back; all processes of a pod agree on the step."""
+    """Whether the platform is reclaiming its machines; all processes of a pod agree on the step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 

@@ -2,7 +2,7 @@
 
 They travel as (sum, count) and are divided when a line is written. metrics.jsonl holds one object
 per logged step. A run that continues from a checkpoint first drops the lines after it, so that the
-file reads as if the run had never stopped. Lines that are no such objects go to
+file reads as if the run had never stopped. Lines that are not metrics are moved to
 metrics.foreign.jsonl.
 
 >>> means(add([{"loss": (12.0, 4.0)}, {"loss": (8.0, 4.0)}]))
@@ -71,7 +71,7 @@ class MetricsLog:
     Args:
       workdir: the run's folder.
       first_step: steps already taken; lines of later steps are dropped from the file. Lines that
-        are no rows of metrics are moved to metrics.foreign.jsonl, and it says so.
+        are not metrics are moved to metrics.foreign.jsonl, and a message says so.
     """
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
@@ -92,8 +92,8 @@ class MetricsLog:
             with aside.open("ab") as file:
                 file.write(_joined(foreign))
             print(
-                f"{len(foreign)} of {len(lines)} lines of {self.path} are no rows of metrics (JSON "
-                f"objects with a step): moved to {aside}.",
+                f"{len(foreign)} of {len(lines)} lines in {self.path} are not metrics (JSON "
+                f"objects with a step). They were moved to {aside}.",
                 flush=True,
             )
         with replaced_file(self.path) as temporary:
@@ -127,13 +127,13 @@ class MetricsLog:
 
 
 def last_row(workdir: Path) -> dict[str, Any]:
-    """The newest row of metrics.jsonl; {}: there is none."""
+    """The newest row of metrics.jsonl; {} if there is none."""
     rows = map(_row, reversed(_lines(workdir / "metrics.jsonl")))
     return next(filter(None, rows), {})
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file, without empty ones and without one that a kill has cut short."""
+    """The lines of a file, without empty ones and without a last one that a kill cut short."""
     if not path.exists():
         return []
     *lines, last = path.read_bytes().split(b"\n")
@@ -142,7 +142,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None: it is no row of metrics."""
+    """The row in a line; None: the line is not a row of metrics."""
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -151,7 +151,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"JSON has no {constant}")
+    raise ValueError(f"JSON does not allow {constant}")
 
 
 def _joined(lines: list[bytes]) -> bytes:

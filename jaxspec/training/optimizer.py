@@ -28,7 +28,7 @@ def make_optimizer(
     Args:
       config: the settings.
       steps: length of the run.
-      schedule_from: the step that the schedule starts at; the rates before it are 0.
+      schedule_from: the step at which the schedule starts; the rates before it are 0.
 
     Returns:
       The transformation (global-norm clip, Adam, decoupled weight decay of matrices only), whose
@@ -60,7 +60,7 @@ def make_optimizer(
 
 
 def warmup_steps(fraction: float, steps: int) -> int:
-    """Over how many steps the learning rate rises."""
+    """The number of steps over which the learning rate rises."""
     return max(1, round(fraction * steps))
 
 

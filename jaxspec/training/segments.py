@@ -1,7 +1,7 @@
-"""What a run was started with, kept in its checkpoints and compared when it continues.
+"""What a run was started with: kept in its checkpoints, and compared when the run continues.
 
 The record is that of `jaxspec.provenance`, with the fingerprints of the models that the run reads.
-A run that somebody continued with other settings has segments: the record of each part.
+A run that was continued with other settings has segments: the record of each part.
 
 >>> settings = {"loss": {"focal": 0.0}, "name": "a"}
 >>> recorded = {"loss": {"focal": 0.3}, "name": "b"}
@@ -29,17 +29,17 @@ Record = dict[str, Any]
 
 MAY_CHANGE = (
     *("name", "evaluation", "diffusion", "mesh"),
-    # Fingerprints tell models and data apart, wherever they lie.
+    # Models and data are compared by fingerprint, not by path.
     *("target.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
     *("training.export", "training.export_dtype", "training.capture_tolerance"),
-    # How it is computed, not what.
+    # How layers are computed, not what they compute.
     *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
     "target.architecture.remat",
 )
-"""Groups and settings that a run may be continued with although they differ."""
+"""Groups and settings that may differ when a run continues."""
 _PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
 
 
@@ -77,21 +77,21 @@ def continued_record(
       fresh: `fresh_record` of what is asked for now.
       step: step of the checkpoint.
       workdir: the run's folder, for messages.
-      accept_changes: go on with other settings; they become a new segment.
-      restart_schedule: go on for more steps, with a schedule that starts at this step.
+      accept_changes: continue with other settings; they become a new segment.
+      restart_schedule: continue for more steps, with a schedule that starts at this step.
 
     Returns:
-      The recorded one where nothing differs, else one with a new segment.
+      The recorded one if nothing differs, otherwise one with a new segment.
 
     Raises:
-      ValueError: settings or weights that differ, with a table of them, unless they were accepted.
+      ValueError: settings or weights differ and were not accepted; the message has a table of them.
     """
     if recorded is None:
         if not accept_changes:
             raise ValueError(
                 f"The checkpoint in {workdir} was saved by a version of jaxspec that did not "
-                "record settings, so they cannot be compared. Use another --workdir, or continue "
-                "knowingly with --accept_changes True."
+                "record settings, so they cannot be compared. Use another --workdir, or add "
+                "--accept_changes True to continue with the present settings."
             )
         return _with_segment({"config": None}, fresh, step=step)
     config = from_jsonable(RunConfig, recorded["config"], where="recorded config")
@@ -129,7 +129,7 @@ def _start(fresh: Record, step: int) -> Record:
 
 
 def differences(got: Any, recorded: Any, *, setting: str = "") -> list[Difference]:
-    """Every leaf in which two nested settings differ."""
+    """Every leaf in which two nested groups of settings differ."""
     if not (isinstance(got, Mapping) and isinstance(recorded, Mapping)):
         return [] if got == recorded else [Difference(setting, got, recorded)]
     prefix = f"{setting}." if setting else ""
@@ -141,7 +141,7 @@ def differences(got: Any, recorded: Any, *, setting: str = "") -> list[Differenc
 
 
 def _changes(recorded: Record, fresh: Record) -> list[Difference]:
-    """What differs and may not."""
+    """What differs but may not differ."""
     task, objective = (
         fresh["config"]["training"]["task"],
         fresh["config"]["denoiser"]["objective"],
@@ -155,7 +155,7 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
     weights = [
-        dataclasses.replace(difference, setting=f"{difference.setting} (its weights)")
+        dataclasses.replace(difference, setting=f"{difference.setting} (weights)")
         for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
     ]
     return settings + weights
@@ -186,9 +186,10 @@ def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: 
         else ""
     )
     return (
-        f"The run in {workdir} was started with other settings; its checkpoint is at step {step}:\n"
+        f"The run in {workdir} was started with other settings. Its checkpoint is at step {step}.\n"
         f"\n{table}\n\nUse the recorded settings, or another --workdir.{longer} To continue from "
-        f"step {step} with these, add --accept_changes True: provenance.json then lists both parts."
+        f"step {step} with the new settings, add --accept_changes True: provenance.json then lists "
+        "both parts."
     )
 
 

@@ -26,10 +26,10 @@ class Start:
     step: int = 0
     """Steps taken."""
     may_be_damaged: bool = False
-    """Whether a first step that is not finite tells of a damaged checkpoint."""
+    """Whether a loss that is not finite at the first step means that the checkpoint is damaged."""
     is_new_segment: bool = False
     window: Sums = dataclasses.field(default_factory=dict)
-    """Metrics of steps that are not in a line yet."""
+    """Metrics of steps that have not been written as a line yet."""
 
     @classmethod
     def at_checkpoint(
@@ -41,7 +41,7 @@ class Start:
         steps: int,
         workdir: Path,
     ) -> Start:
-        """The start at a checkpoint; puts the pipeline there, and says so.
+        """The start at a checkpoint; moves the pipeline to its position, and prints a line.
 
         Args:
           restored: step, state and progress.
@@ -51,32 +51,32 @@ class Start:
           workdir: the run's folder.
 
         Raises:
-          ValueError: a run of fewer steps, with other settings, or with other data.
+          ValueError: the run has fewer steps than the checkpoint, other settings or other data.
         """
         step, state, progress = restored
         if step > steps:
             raise ValueError(
-                f"The checkpoint in {workdir} is at step {step}, but training.steps is "
-                f"{steps}. Use at least {step} steps, or another --workdir."
+                f"The checkpoint in {workdir} is at step {step}, but training.steps is {steps}. "
+                f"Set training.steps to at least {step}, or use another --workdir."
             )
-        # An earlier checkpoint than the one that was compared first may be of another segment.
+        # This may be an earlier checkpoint than the one first compared, of another segment.
         record = record_at(step, progress)
         is_new_segment = len(record.get("segments", ())) > len(
             (progress.get("record") or {}).get("segments", ())
         )
         position = progress["loader"]
-        if is_new_segment:  # Its data may be other data.
+        if is_new_segment:  # It may read other data.
             position = {"step": position["step"]}
         pipeline.set_state(position)
         if step < steps:
             print(f"Continuing from step {step} in {workdir}.", flush=True)
         else:
-            print(f"The run in {workdir} is finished: it has taken all {step} steps.", flush=True)
+            print(f"The run in {workdir} is finished: all {step} steps are done.", flush=True)
         return cls(
             state=state,
             record=record,
             step=step,
-            # Other settings may well be the reason.
+            # With other settings, those may well be the reason.
             may_be_damaged=not is_new_segment,
             is_new_segment=is_new_segment,
             window={name: (value, count) for name, (value, count) in progress["window"].items()},

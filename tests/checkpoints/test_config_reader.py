@@ -1,4 +1,4 @@
-"""Fields of config.json that no model has: refused by name, in every family."""
+"""Values in config.json that no model has are refused by name, in every family."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_rotation_that_no_model_has(tmp_path: Path, key: str, value: Any, mess
         ({"target_layer_ids": [0, 10**9]}, "target_layer_ids: got"),
         ({"target_layer_ids": [True]}, "target_layer_ids: got"),
         ({"target_layer_ids": [2, 0]}, r"target_layer_ids: got \[2, 0\], .*increasing order"),
-        ({"target_layer_ids": None}, "too few for a default with 2 layers"),
+        ({"target_layer_ids": None}, "too small for the default spread over 2 layers"),
         ({"target_layer_ids": [0], "mask_token_id": -1}, "mask_token_id: got -1"),
         ({"target_layer_ids": [0], "mask_token_id": 10**12}, "mask_token_id: got 1000"),
         ({"target_layer_ids": [0], "qk_norm": "no"}, "qk_norm: got 'no', expected true or false"),

@@ -35,7 +35,7 @@ def test_what_is_wrong_is_named(folder):
     (folder / "a.bin").write_bytes(b"123456780")
     assert find_damage(folder, RECORD).startswith("a.bin has changed: its CRC-32 is ")
     (folder / "a.bin").write_bytes(b"12345678")
-    assert find_damage(folder, RECORD) == "a.bin has 8 bytes and should have 9"
+    assert find_damage(folder, RECORD) == "a.bin has 8 bytes, expected 9"
     (folder / "a.bin").unlink()
     assert find_damage(folder, RECORD) == "a.bin is missing"
     assert find_damage(folder, RECORD, within="deep/") == ""

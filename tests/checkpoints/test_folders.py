@@ -1,4 +1,4 @@
-"""Fingerprints tell models apart, whichever of their tensors differs."""
+"""Fingerprints distinguish models, no matter which of their tensors differs."""
 
 from __future__ import annotations
 

@@ -345,7 +345,7 @@ def test_incomplete_and_straying_shards_are_refused(tmp_path: Path) -> None:
     shards = sorted(set(index["weight_map"].values()))
     index["weight_map"]["model.extra.weight"] = shards[0]
     path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"1 tensors that its files do not hold.*extra"):
+    with pytest.raises(ValueError, match=r"1 tensors that are not in the files it names.*extra"):
         load_target(folder)
     for shard in shards[1:3]:
         (folder / shard).unlink()
@@ -430,7 +430,7 @@ def test_an_export_is_replaced_but_other_files_are_not(qwen3: Path) -> None:
     assert load_target(qwen3)[0] == smaller
     assert not list(qwen3.glob("model-*")), "shards of the earlier export are left"
     (qwen3 / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds \['notes\.txt'\], which are not part of an expo"):
+    with pytest.raises(ValueError, match=r"not part of an export .*\['notes\.txt'\]"):
         save_target(qwen3, QWEN3, target_params(QWEN3))
     assert load_target(qwen3)[0] == smaller
 

@@ -1,4 +1,4 @@
-"""Weights that others wrote: which file counts, and what is refused."""
+"""Weights that others wrote: which file is read, and what is refused."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_tensor_in_another_file_than_the_index_names(shards: Path) -> None:
     weight_map = json.loads((shards / INDEX).read_text())["weight_map"]
     other = next(file for file in weight_map.values() if file != weight_map[NORM])
     edit_index(shards, lambda index: index["weight_map"].update({NORM: other}))
-    with pytest.raises(ValueError, match=f"do not hold .*'{NORM}': '{other}'"):
+    with pytest.raises(ValueError, match=f"not in the files it names .*'{NORM}': '{other}'"):
         load_target(shards)
 
 
@@ -183,7 +183,7 @@ def test_a_name_that_a_header_holds_twice(folder: Path) -> None:
 
 
 class PanicException(BaseException):
-    """What the library raises where its own code panics has this name."""
+    """Has the name of what the library raises when its own code panics."""
 
 
 @pytest.mark.parametrize("error", [PanicException("index out of range"), TypeError("no such type")])

@@ -124,7 +124,7 @@ def test_a_damaged_one_is_set_aside(folder):
     assert step == 2
     assert_same(state, make_state(2))
     assert len(told) == 1
-    assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes and should have \d+", told[0])
+    assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes, expected \d+", told[0])
     assert "unreadable" in told[0]
     checkpoints.save(3, make_state(3), progress={})
     checkpoints.close()
@@ -203,7 +203,7 @@ def test_an_older_one_has_sizes_alone(folder):
     checkpoints.close()
     assert step == 2
     assert_same(state, make_state(2))
-    assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes and should have \d+", told[0])
+    assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes, expected \d+", told[0])
 
 
 def test_one_changed_byte_is_noticed(folder):
@@ -249,7 +249,7 @@ def test_one_with_numbers_that_are_not_finite_is_set_aside(folder, leaf, value):
     checkpoints.close()
     assert step == 3
     assert_same(state, make_state(3))
-    assert re.match(rf"Checkpoint 4 cannot be used \({leaf}/\S+ is not finite\); moved", told[0])
+    assert re.match(rf"Checkpoint 4 cannot be used \({leaf}/\S+ is not finite\)\. It was ", told[0])
 
 
 def test_second_moments_may_overflow(folder):
@@ -269,15 +269,15 @@ def test_a_loop_sets_one_aside(folder):
     told: list[str] = []
     checkpoints = TrainCheckpoints(folder, keep=2)
     step, _, _ = checkpoints.restore_latest(shapes(make_state()))
-    checkpoints.set_aside(step, "gives no finite loss", report=told.append)
+    checkpoints.set_aside(step, "gives a loss that is not finite", report=told.append)
     assert checkpoints.latest_step() == 2
     step, state, _ = checkpoints.restore_latest(shapes(make_state()))
     assert step == 2
     assert_same(state, make_state(2))
-    checkpoints.set_aside(2, "gives no finite loss", report=told.append)
+    checkpoints.set_aside(2, "gives a loss that is not finite", report=told.append)
     assert checkpoints.restore_latest(shapes(make_state())) is None
     checkpoints.close()
-    assert told[0].startswith("Checkpoint 3 gives no finite loss; moved to ")
+    assert told[0].startswith("Checkpoint 3 gives a loss that is not finite. It was moved to ")
     assert steps(folder.parent / "unreadable") == ["2", "3"]
 
 
@@ -293,7 +293,7 @@ def test_one_that_cannot_be_moved_is_one_message(folder):
 
 def test_read_only_passes_over_one(folder):
     checkpoints = TrainCheckpoints(folder, keep=2, read_only=True)
-    checkpoints.set_aside(3, "gives no finite loss", report=lambda _: None)
+    checkpoints.set_aside(3, "gives a loss that is not finite", report=lambda _: None)
     step, _, _ = checkpoints.restore_latest(shapes(make_state()))
     checkpoints.close()
     assert step == 2
@@ -359,7 +359,7 @@ def a_record_of(text: str):
     ("break_it", "message"),
     [
         (nothing_but_the_folder, "cannot be read"),
-        (a_file_instead, "cannot be read (it is no folder)"),
+        (a_file_instead, "cannot be read (it is not a folder)"),
         (a_folder_instead_of_a_file, "cannot be read (run/metadata is missing)"),
         (a_folder_instead_of_the_record, f"cannot be read ({RECORD} cannot be read: Is a dir"),
         (a_record_of(""), f"cannot be read ({RECORD} is damaged)"),

@@ -106,7 +106,7 @@ def test_outputs_that_are_no_json_file(call, tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         call("folder.json")
     (tmp_path / "graph.png").mkdir()
-    with pytest.raises(ValueError, match=r"the picture of --output .*graph\.png is a folder"):
+    with pytest.raises(ValueError, match=r"The picture next to --output .*graph\.png is a folder"):
         call("graph.json")
 
 

@@ -1,4 +1,4 @@
-"""eval.py's command: the output is tried first, and a stopped process says how it goes on."""
+"""eval.py's command: the output is tried first, and a stopped process says how to continue."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_neighbours_of_the_output_are_tried_too(tmp_path, capsys):
     (tmp_path / "x.md").mkdir()
     arguments = [*SMALL, "--output", str(tmp_path / "x.json")]
     assert run_as_command(eval_script.main, arguments) == USER_MISTAKE
-    assert "x.md is a folder, but a file of that name is written next to" in capsys.readouterr().err
+    assert "x.md is a folder, but a file of this name has to be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_a_stopped_command_says_how_to_continue(
     kept = output.with_suffix(ENDING)
     assert said.err == f"{word}\n"
     assert said.out.endswith(
-        f"1 of 2 rows are kept in {kept}: the same command continues from there.\n"
+        f"1 of 2 rows are saved in {kept}. The same command continues from there.\n"
     )
     assert not output.exists()
     assert run_as_command(eval_script.main, arguments) == 0
-    assert f"1 of 2 rows are measured already ({kept}): continuing." in capsys.readouterr().out
+    assert f"Continuing: 1 of 2 rows are already in {kept}." in capsys.readouterr().out
     assert output.is_file() and not kept.exists()

@@ -177,14 +177,14 @@ FULL = "error: Standard output cannot be written to. No space left on device. "
     ("arguments", "redirection", "message"),
     [
         ("--help", "> /dev/full", FULL),
-        ("--help", ">&-", "error: Standard output is closed (>&-): give it a place"),
+        ("--help", ">&-", "error: Standard output is closed (>&-): redirect it"),
         ("--config absent.py", "> /dev/full", "error: Config file not found: 'absent.py'."),
         ("--help", "> /dev/full 2> /dev/full", ""),
         ("--config absent.py", "2>&-", ""),
     ],
 )
 def test_full_and_closed_streams(tmp_path, arguments, redirection, message):
-    """Status 2 and no word of the interpreter's at exit."""
+    """Status 2, and the interpreter prints nothing at exit."""
     done = subprocess.run(
         ["bash", "-c", f'"$0" "$1" {arguments} {redirection}', sys.executable, ROOT / "train.py"],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Chat templates: the same text as transformers, and an end to whatever a template does."""
+"""Chat templates: the same text as transformers, and a limit to what a template does."""
 
 import threading
 
@@ -158,7 +158,7 @@ def test_too_much_is_refused(name, monkeypatch):
         ("{{ 1 | nothing }}", "cannot be read: No filter named 'nothing'"),
         ("{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}", "cannot be read: maximum recursion depth"),
         ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "cannot be read: too many"),
-        ("x" * (template_sandbox.MOST_SOURCE + 1), "cannot be read: it has 200001 characters"),
+        ("x" * (template_sandbox.MOST_SOURCE + 1), "cannot be read: it has 200,001 characters"),
     ],
 )
 def test_mistakes_of_a_template_are_one_message(source, message):

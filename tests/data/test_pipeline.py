@@ -243,16 +243,16 @@ def test_a_damaged_cache_is_made_again(cached, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: {"tokens": d.tokens[:-1]}, "do not agree"),
-        (lambda d: {"tokens": d.tokens.astype(np.float32)}, "tokens is float32"),
-        (lambda d: {"tokens": d.tokens[None]}, "expected int32 in one axis"),
-        (lambda d: {"tokens": d.tokens + 10**6}, "beyond the vocabulary"),
-        (lambda d: {"tokens": d.tokens - 10**6}, "beyond the vocabulary"),
+        (lambda d: {"tokens": d.tokens[:-1]}, "do not fit together"),
+        (lambda d: {"tokens": d.tokens.astype(np.float32)}, "tokens: got float32"),
+        (lambda d: {"tokens": d.tokens[None]}, "expected int32 [length]"),
+        (lambda d: {"tokens": d.tokens + 10**6}, "outside the vocabulary"),
+        (lambda d: {"tokens": d.tokens - 10**6}, "outside the vocabulary"),
         (lambda d: {"offsets": d.offsets[::-1].copy()}, "offsets do not rise from 0"),
         (lambda d: {"offsets": np.sort(np.append(d.offsets, 0))}, "offsets do not rise from 0"),
-        (lambda d: {"offsets": d.offsets[:0]}, "do not agree"),
+        (lambda d: {"offsets": d.offsets[:0]}, "do not fit together"),
         (lambda d: {"names": d.names[:-1]}, "names for"),
-        (lambda d: {"names": (1,) * len(d.names)}, "names that are no texts"),
+        (lambda d: {"names": (1,) * len(d.names)}, "a name is not text"),
         (lambda d: {"loss_mask": ~d.loss_mask}, "first token is learned"),
     ],
 )
@@ -281,7 +281,7 @@ def test_without_room_for_a_cache_the_run_goes_on(tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(pipeline_module, "CACHE_FROM", 1)
     data = dataclasses.replace(DATA, data_dir=str(tmp_path / "file"))
     assert len(make_pipeline(data, tokenizer).rows) > 0
-    assert "not kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_prompts_alone_cannot_be_trained_on(tokenizer, monkeypatch):

@@ -62,16 +62,16 @@ def test_bad_lists_are_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("read", "value", "expected"),
     [
-        ("text", None, "got None, expected a text that is not empty"),
-        ("text", " \n", "got ' .n', expected a text that is not empty"),
-        ("text", 7, "got 7, expected a text"),
-        ("text", ["a"], "got .'a'., expected a text"),
-        ("text", "\ud83d", "expected a text of whole characters"),
+        ("text", None, "got None, expected non-empty text"),
+        ("text", " \n", "got ' .n', expected non-empty text"),
+        ("text", 7, "got 7, expected non-empty text"),
+        ("text", ["a"], "got .'a'., expected non-empty text"),
+        ("text", "\ud83d", "expected text without half of a surrogate"),
         ("text", ["x" * 999], "got .'x+[.]{3}, expected"),
-        ("texts", "abc", "got 'abc', expected a list of texts"),
-        ("texts", [], "expected a list of texts"),
-        ("texts", ["a", None], "expected a list of texts"),
-        ("texts", ["a", "\udfff"], "expected a text of whole characters"),
+        ("texts", "abc", "got 'abc', expected a list of non-empty texts"),
+        ("texts", [], "expected a list of non-empty texts"),
+        ("texts", ["a", None], "expected a list of non-empty texts"),
+        ("texts", ["a", "\udfff"], "expected text without half of a surrogate"),
         ("number", "601", "got '601', expected a whole number"),
         ("number", True, "got True, expected a whole number"),
         ("number", 1.0, "got 1.0, expected a whole number"),
@@ -88,7 +88,7 @@ def test_fields_are_read():
     assert record.text("a") == "x" and record.texts("b") == ["y"] and record.number("c") == 3
     assert record.text("d", may_be_empty=True) == ""
     assert "a" in record and "e" not in record
-    with pytest.raises(ValueError, match=r"^No field 'e' in here: its fields are \['a', 'b', "):
+    with pytest.raises(ValueError, match=r"^No field 'e' in here: the fields are \['a', 'b', "):
         record.text("e")
 
 

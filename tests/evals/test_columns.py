@@ -96,7 +96,7 @@ def test_speed_ratios_with_their_intervals_and_what_they_rest_on():
     assert "| speedup | speedup (95%) | timed | differ |" in lines[0]
     assert lines[2].endswith("| 1.50x | 1.20–1.80x | 6 | 0 |")
     assert lines[3].endswith("| 1.50x | – | 3 | 0 |")
-    assert "over them, and takes 6." in " ".join(lines)
+    assert "over them and needs at least 6." in " ".join(lines)
     text = markdown_table([diffusion_row(speedup_ci95=[1.1, 1.3], timed_prompts=6)])
     assert "| speed | speed (95%) | timed | pass costs |" in text
     assert "| 1.23 | 1.10–1.30 | 6 | 1.25 |" in text

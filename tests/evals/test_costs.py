@@ -33,5 +33,5 @@ def test_only_what_was_measured_is_said():
     assert len(set(said.values())) == 3
     assert "accelerator" not in "".join(said.values())
     on_cpu = explain_costs([(8.0, 8)], platform="cpu", rows_are="states")
-    assert on_cpu.startswith(said["arithmetic"].replace("the rows", "the states"))
+    assert on_cpu.startswith(said["arithmetic"].replace("of rows", "of states"))
     assert "accelerator" in on_cpu

@@ -1,4 +1,4 @@
-"""Intervals: what they rest on, and how often they hold the truth."""
+"""Intervals: what they rest on, and how often they contain the true value."""
 
 from __future__ import annotations
 

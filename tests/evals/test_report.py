@@ -204,7 +204,7 @@ def test_depths_of_few_passes_are_left_out():
     older = {key: value for key, value in enough.items() if key != "reached_by_block"}
     assert depths_table([older]) == table, "at most all three responses reached a block"
     assert depths_table([diffusion_row("ssd")]) == (
-        "Accepted depth by block: left out, every block had fewer than 30 passes with drafts.\n"
+        "Accepted depth by block: not shown, as every block had fewer than 30 passes with drafts.\n"
     )
     assert depths_table([diffusion_row(accepted_depth_by_block=[0.0, None])]) == ""
 
@@ -212,7 +212,7 @@ def test_depths_of_few_passes_are_left_out():
 def test_a_tau_of_few_prompts_has_no_interval():
     text = markdown_table([result_row(prompts=1, tau_ci95=None)])
     assert "| gsm8k | uniform | 1 | 2.00 | 1.90 |" in text
-    assert "which takes 6 responses" in " ".join(text.split())
+    assert "which needs at least 6 responses" in " ".join(text.split())
 
 
 def shown(results, *, width=80) -> str:

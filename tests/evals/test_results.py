@@ -111,12 +111,12 @@ def test_what_figures_rest_on_may_be_missing_but_not_wrong():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reached_at": [3, 1]}, "reached_at must be as long as accept_at: got 2 and 3 values"),
+        ({"reached_at": [3, 1]}, "reached_at must have as many values as accept_at: got 2 and 3"),
         ({"reached_at": [3, 1, -1]}, r"reached_at must hold counts, 0 or more: got \[3, 1, -1\]"),
         ({"reached_at": [3, 1.5, 0]}, "reached_at must hold counts"),
         ({"reached_at": [3, True, 0]}, "reached_at must hold counts"),
         ({"reached_at": 3}, "reached_at must be list or tuple: got int"),
-        ({"accept_at_intervals": [None]}, "accept_at_intervals must be as long as accept_at"),
+        ({"accept_at_intervals": [None]}, "accept_at_intervals must have as many values as acc"),
         (
             {"accept_at_intervals": [None, [0.5], None]},
             r"accept_at_intervals\[1\] must be \[low, high\]: got \[0.5\]",

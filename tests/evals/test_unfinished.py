@@ -1,4 +1,4 @@
-"""Which evaluation may continue which: by what is measured, and where."""
+"""Which evaluations may be continued: what they measure, and on which machine, must be equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.evals.drafter_folders import SETTINGS, write_folders
 
 
 class Killed(BaseException):
-    """The end of a process, played in this one."""
+    """The end of a process, simulated in this one."""
 
 
 def kill_after_a_row(line: str) -> None:
@@ -58,7 +58,7 @@ def kept(folders, tmp_path_factory):
 
 
 def refusal(kept, tmp_path, config, workdirs):
-    """What another evaluation is told that finds the file; the file stays as it is."""
+    """The differences in the refusal of another evaluation, which does not change the file."""
     file = tmp_path / kept.name
     shutil.copy(kept, file)
     with pytest.raises(ValueError, match=r"rows of another evaluation \(1 finished\):") as raised:
@@ -66,7 +66,7 @@ def refusal(kept, tmp_path, config, workdirs):
     assert file.read_bytes() == kept.read_bytes()
     assert not (tmp_path / "results.json").exists()
     first, *different, last = str(raised.value).splitlines()
-    assert str(file) in first and "remove the file to start afresh" in last
+    assert str(file) in first and "To start over, delete the file" in last
     return dict(line.strip().split(": ", 1) for line in different)
 
 
@@ -139,14 +139,14 @@ def test_other_code_and_machines_are_named(folders, kept, tmp_path, monkeypatch)
 
 
 def test_a_moved_target_is_the_same(folders, kept, tmp_path):
-    """Folders count by what they hold."""
+    """Folders are compared by content."""
     moved = tmp_path / "elsewhere" / "target"
     shutil.copytree(folders[0], moved)
     shutil.copy(kept, tmp_path)
     lines = []
     output = tmp_path / "results.json"
     evaluate(config_of(moved), workdirs=folders[1], output=output, echo=lines.append)
-    assert lines[0].startswith("1 of 2 rows are measured already (")
+    assert lines[0].startswith("Continuing: 1 of 2 rows are already in ")
     assert not output.with_suffix(ENDING).exists()
 
 
@@ -197,7 +197,7 @@ def test_a_row_that_no_file_may_hold_is_refused_at_once(folders, tmp_path, monke
             config_of(folders[0]), workdirs=folders[1], output=tmp_path / "r.json",
             echo=lines.append,
         )  # fmt: skip
-    assert lines[-1].startswith("0 of 2 rows are kept in ")
+    assert lines[-1].startswith("0 of 2 rows are saved in ")
 
 
 def test_another_draft_graph_is_another_decoder(tmp_path):

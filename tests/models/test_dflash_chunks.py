@@ -58,7 +58,7 @@ def test_chunks_change_neither_output_nor_gradients(config: DrafterConfig) -> No
 
 
 def test_chunks_must_divide_the_blocks() -> None:
-    with pytest.raises(ValueError, match=r"chunk_blocks is 4, which does not divide the 6 blocks"):
+    with pytest.raises(ValueError, match=r"chunk_blocks is 4, but must divide the 6 blocks"):
         hidden_and_gradients(dataclasses.replace(CONFIG, chunk_blocks=4))
 
 

@@ -61,7 +61,7 @@ MISTAKES = {
         {"drafter": {"num_heads": 3, "num_kv_heads": 2}},
         "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
     ),
-    "chunks that do not divide": ({"drafter": {"chunk_blocks": 3}}, "does not divide the 4 blocks"),
+    "chunks that do not divide": ({"drafter": {"chunk_blocks": 3}}, "must divide the 4 blocks"),
     "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
     "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
     "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f' cannot be imp"),

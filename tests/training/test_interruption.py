@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is saved, and the program says so with a status of its own."""
+"""SIGTERM and Ctrl-C: the step is saved, and the program says so with its own exit status."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_step_is_saved(run_config, finished_run, tmp_path, stopped_at, step,
     assert signal.getsignal(signal.SIGTERM) is before
     saved = max(runs.saved_steps(tmp_path / "run"))
     assert saved == step + 1, "the signal came before the next step was taken"
-    assert f"Stopped at step {saved}, which is saved in" in capsys.readouterr().out
+    assert f"Stopped: step {saved} is saved in" in capsys.readouterr().out
     train(run_config, workdir=tmp_path / "run")
     assert runs.rows(tmp_path / "run") == runs.rows(finished_run)
     weights = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()

@@ -58,5 +58,5 @@ def test_a_finished_run_stays_as_it_is(copy_of_run, run_config, capsys):
     before = runs.contents(workdir)
     row = train(run_config, workdir=workdir)
     assert row["step"] == runs.STEPS
-    assert f"is finished: it has taken all {runs.STEPS} steps" in capsys.readouterr().out
+    assert f"is finished: all {runs.STEPS} steps are done" in capsys.readouterr().out
     assert runs.contents(workdir) == before

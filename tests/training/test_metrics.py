@@ -83,8 +83,8 @@ def test_foreign_lines_are_kept_aside(tmp_path, capsys):
     assert path.read_bytes().splitlines() == own
     assert aside.read_bytes().splitlines() == list(FOREIGN)
     (said,) = capsys.readouterr().out.splitlines()
-    lines = f"{len(FOREIGN)} of {len(FOREIGN) + len(own)} lines of {path}"
-    assert said.startswith(f"{lines} are no rows of metrics")
+    lines = f"{len(FOREIGN)} of {len(FOREIGN) + len(own)} lines in {path}"
+    assert said.startswith(f"{lines} are not metrics")
     assert str(aside) in said
 
     with path.open("a") as file:

@@ -155,7 +155,7 @@ def test_damage_that_shows_only_in_the_next_step_falls_back(
         checkpoints.save(16, dataclasses.replace(state, params=huge), progress=progress)
     train(run_config, workdir=workdir)
     printed = capsys.readouterr().out
-    assert "Checkpoint 16 gives no finite loss at the next step; moved to" in printed
+    assert "Checkpoint 16 gives a loss that is not finite. It was moved to" in printed
     assert "Continuing from step 12" in printed
     assert [entry.name for entry in (workdir / "unreadable").iterdir()] == ["16"]
     assert [row["step"] for row in runs.rows(workdir)] == list(range(1, 21))

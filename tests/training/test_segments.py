@@ -1,4 +1,4 @@
-"""What a run was started with, and what it may be continued with."""
+"""The settings that a run was started with, and those it may be continued with."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_another_loss_is_refused_with_a_table():
 
 
 def test_other_weights_of_the_same_shape_are_refused():
-    with pytest.raises(ValueError, match=r"target.path \(its weights\) +other +same"):
+    with pytest.raises(ValueError, match=r"target.path \(weights\) +other +same"):
         continued_record(record(), record("other"), step=40, workdir=WORKDIR)
 
 
@@ -140,7 +140,7 @@ def test_fewer_steps_are_refused():
     assert "--restart_schedule" not in str(caught.value)
 
 
-def test_a_checkpoint_without_a_record_is_continued_only_knowingly():
+def test_a_checkpoint_without_a_record_continues_only_if_changes_are_accepted():
     with pytest.raises(ValueError, match="did not record"):
         continued_record(None, record(), step=40, workdir=WORKDIR)
     got = continued_record(None, record(), step=40, workdir=WORKDIR, accept_changes=True)

@@ -2,7 +2,8 @@
 
     python -m tests.trust.mortal SIGKILL 7 --target.path ...
 
-Every write of the command is counted: answers kept, files forced to disk, renamed and removed.
+Every write of the command is counted: answers that are kept, and files that are forced to disk,
+renamed or removed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WRITES: tuple[tuple[Any, str], ...] = (
 
 @contextlib.contextmanager
 def watched(before: Callable[[], None]) -> Iterator[None]:
-    """Calls `before` ahead of every write."""
+    """Calls `before` just before every write."""
 
     def ahead(write: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -44,7 +45,7 @@ def watched(before: Callable[[], None]) -> Iterator[None]:
 
 
 def main(argv: list[str]) -> int:
-    """Regenerates, and sends itself a signal ahead of one write."""
+    """Regenerates, and sends itself a signal just before one write."""
     from jaxspec.cli import main as console
     from jaxspec.cli.configuration import run_as_command
 

@@ -1,4 +1,4 @@
-"""Damage that is done to files at random, from a seed that is printed and can be set."""
+"""Random damage to files, from a seed that is printed and can be set."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import random
 SEED = int(os.environ.get("JAXSPEC_TRUST_SEED", "0"))
 """Other seeds try other cases."""
 SECONDS = 30
-"""A case in this process that takes longer counts as a hang."""
+"""A case in this process that takes longer than this counts as a hang."""
 
 
 def damaged(content: bytes, *, at: random.Random) -> tuple[str, bytes]:
-    """A JSON file that was damaged as a whole, and what was done to it.
+    """What was done to a JSON file as a whole, and the damaged content.
 
-    Except for "bytes", none of the results is a JSON object.
+    Except for "bytes", no result is a JSON object.
     """
     kinds = {
         "cut": content[: at.randrange(len(content) - 1)],
@@ -22,7 +22,7 @@ def damaged(content: bytes, *, at: random.Random) -> tuple[str, bytes]:
         "byte order mark": b"\xef\xbb\xbf" + content,
         "UTF-16": content.decode().encode("utf-16"),
         "not UTF-8": content.replace(b'"', b'"\xff', 1),
-        "more behind": content + b"}",
+        "more at the end": content + b"}",
         "zero bytes": b"\0" * 100,
         "brackets": b"[" * 100_000,
         "braces": b'{"a":' * 100_000,

@@ -1,12 +1,12 @@
-"""What came of each thing that was tried: counted, printed and judged.
+"""The outcomes of everything that was tried: counted, printed and judged.
 
-A case is *clean* if it did what it should: it worked, or was refused in one message. Everything
-else has a name, and none of it may happen:
+A case is *clean* if it did what it should: it worked, or was refused in one message. Every other
+outcome has a name, and none of them may occur:
 
-- traceback: an exception that is no user's message, or a process that ended by a signal;
+- traceback: an exception that is not a message for the user, or a process that a signal ended;
 - hang: no end within the time limit;
-- silent: something wrong that nobody was told of;
-- lost: work that was done and is gone.
+- silent: something wrong that no message reported;
+- lost: finished work that is gone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outcomes:
         """Calls `function`; counts a refusal (ValueError) as clean, other errors as tracebacks.
 
         Returns:
-          What it returned, which is not counted yet; None if it raised.
+          What it returned (which is not counted yet), or None if it raised.
         """
         try:
             return function()
@@ -55,7 +55,7 @@ class Outcomes:
         return None
 
     def summary(self) -> str:
-        """One line: tried, clean and the four others."""
+        """One line: tried, clean and the four bad outcomes."""
         tried = self.clean + sum(map(len, self.bad.values()))
         counts = ", ".join(f"{len(self.bad[kind])} {kind}" for kind in BAD)
         return f"{self.name}: {tried} tried, {self.clean} clean, {counts}"
@@ -73,13 +73,13 @@ class Ended:
     """A command that has ended."""
 
     status: int | None
-    """Exit status, negative for a signal; None: it was ended after the time limit."""
+    """Exit status, negative for a signal; None if it was killed after the time limit."""
     out: str
     err: str
 
     @property
     def outcome(self) -> str:
-        """ "clean", "traceback" or "hang", by status and what was printed."""
+        """ "clean", "traceback" or "hang", by the status and what was printed."""
         if self.status is None:
             return "hang"
         if "Traceback (most recent call last)" in self.err or self.status < 0:
@@ -90,7 +90,7 @@ class Ended:
 
 
 def is_one_message(err: str) -> bool:
-    """Whether a refusal says something, and no more than a screen of it."""
+    """Whether a refusal is a message, and no longer than a screen."""
     lines = err.strip().splitlines()
     return bool(lines) and len(lines) <= 60 and len(err) <= 20_000
 
@@ -101,7 +101,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     patience: float = PATIENCE_SECONDS,
 ) -> Ended:
-    """Runs ``python ARGUMENTS`` in the repository's root to its end."""
+    """Runs ``python ARGUMENTS`` in the repository's root until it ends."""
     command = [sys.executable, *arguments]
     settings = {**os.environ, **(environment or {})}
     try:

@@ -1,4 +1,4 @@
-"""A run that is started again with other settings is refused, and stays as it was."""
+"""A run that is started again with other settings is refused, and is not changed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FREE = {
 
 @pytest.fixture(scope="module", params=["finished", "stopped"])
 def before(request, finished_run, tmp_path_factory):
-    """A run, and the same run as if it had been killed after its checkpoint of step 16."""
+    """A run, and the same run as if it had been killed after its checkpoint at step 16."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     shutil.copytree(finished_run, workdir)
     if request.param == "stopped":
@@ -81,7 +81,7 @@ def test_other_weights_of_the_same_shape_are_refused(before, config_file, tmp_pa
     other = runs.write_target(tmp_path / "other", seed=1)
     contents = runs.contents(before)
     assert start(config_file, before, "--target.path", str(other)) == 2
-    assert "target.path (its weights)" in capsys.readouterr().err
+    assert "target.path (weights)" in capsys.readouterr().err
     assert runs.contents(before) == contents
 
 
@@ -99,7 +99,7 @@ def test_what_may_change_changes_nothing_of_a_finished_run(copy_of_run, config_f
 
 
 def test_accepted_changes_are_recorded_with_the_weights(copy_of_run, config_file, capsys):
-    """A finished run goes on as a uniform one: everything that it leaves says so."""
+    """A finished run is continued with the uniform loss: everything that it leaves says so."""
     workdir = copy_of_run()
     uniform = ["--loss.decay", "None", "--loss.focal", "0", "--loss.chain", "0"]
     longer = ["--training.steps", "24", "--restart_schedule", "True"]
@@ -114,7 +114,7 @@ def test_accepted_changes_are_recorded_with_the_weights(copy_of_run, config_file
     rows = runs.rows(workdir)
     assert [row["step"] for row in rows] == list(range(1, 25))
     assert max(row["learning_rate"] for row in rows[20:]) == rows[0]["learning_rate"]
-    # Once more: nothing is left to do, and the first settings are those of the past.
+    # Once more: nothing is left to do, and the first settings no longer apply.
     contents = runs.contents(workdir)
     assert start(config_file, workdir, *uniform, "--training.steps", "24") == 0
     assert start(config_file, workdir) == 2

@@ -1,8 +1,8 @@
 """Odd values on command lines, one at a time, each command run to its end.
 
-The outcome is a result, or status 2 and one message. Every case runs in this process; what a limit
-has to stop before the compiler sees it runs in a process of its own with ``--slow``, since the
-compiler could end that process.
+The outcome must be a result, or status 2 and one message. Every case runs in this process, except
+those that a limit must stop before the compiler sees them: with ``--slow``, these run in separate
+processes, which the compiler could end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.trust.outcomes import Ended, Outcomes, run
 LONG = "9" * 5000
 PATIENCE_SECONDS = 300
 FAST = 4
-"""Of all cases, every so many-th is tried without ``--slow``."""
+"""Without ``--slow``, one case in this many is tried."""
 
 REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
@@ -130,7 +130,7 @@ ABORTED = ("drafter.block_size", "data.sequence_length", "drafter.num_layers", "
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What the commands work on."""
+    """The files that the commands work on."""
 
     folder: Path
     config: Path
@@ -228,7 +228,7 @@ def here(arguments: Sequence[str]) -> Ended:
 
 
 def count(outcomes: Outcomes, ended: Ended, case: Sequence[str], *, expected: int) -> None:
-    """A status other than the expected one is silence: nobody was told, or a right value was."""
+    """An unexpected status counts as silent: a wrong value passed, or a right one was refused."""
     shown = f"{' '.join(text[:60] for text in case)}: {ended.status}\n{ended.err[-1500:]}"
     outcome = ended.outcome
     if outcome == "clean" and ended.status != expected:
@@ -257,8 +257,8 @@ def test_values_that_are_odd_and_right(place: Place, is_slow: bool) -> None:
 
 def test_sizes_that_reached_the_compiler(place: Place, is_slow: bool) -> None:
     if not is_slow:
-        pytest.skip("each case is a process of its own: --slow")
-    outcomes = Outcomes("sizes in processes of their own")
+        pytest.skip("each case needs a separate process: --slow")
+    outcomes = Outcomes("sizes in separate processes")
     for case in cases(REFUSED):
         if case[0] == "train" and case[1] in ABORTED and case[2] == "1000000000":
             ended = run(["-m", "jaxspec.cli.main", *place.arguments(*case)])

@@ -1,4 +1,4 @@
-"""Damaged data, every kind: refused with the file's name, or read as if nothing had happened."""
+"""Damaged data of every kind: refused with the file's name, or read as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def data(tmp_path, monkeypatch):
 
 
 def _replaced(file: Path, field: str, value: Any) -> str:
-    """Puts a value into a field of the last record; returns where that is."""
+    """Puts a value into a field of the last record; returns the record's place."""
     is_list = file.suffix == ".json"
     text = file.read_text()
     records = json.loads(text) if is_list else [json.loads(line) for line in text.splitlines()]
@@ -188,7 +188,7 @@ def _examples(count: int) -> list[Example]:
 
 
 def test_damaged_folders_of_examples(is_slow, tmp_path):
-    """A flipped byte of a manifest may change what nobody compares: then the examples are equal."""
+    """A flipped byte of a manifest may change what is not compared; the examples are then equal."""
     outcomes = Outcomes("folders of examples")
     write_examples(tmp_path, _examples(3), manifest={})
     write_examples(tmp_path, _examples(2), manifest={"settings": {"seed": 1}})
@@ -214,7 +214,7 @@ def test_damaged_folders_of_examples(is_slow, tmp_path):
 
 @pytest.mark.parametrize("with_raw", [True, False])
 def test_damaged_prepared_files(is_slow, data, with_raw, monkeypatch):
-    """With the raw files they are prepared again; without, the message says what to remove."""
+    """With raw files, they are prepared again; without, the message says what to remove."""
     outcomes = Outcomes(f"prepared files, {'with' if with_raw else 'without'} raw ones")
     monkeypatch.setattr("urllib.request.urlopen", None)
     expected = list(load_examples("gsm8k", split="train", data=data))
@@ -230,7 +230,7 @@ def test_damaged_prepared_files(is_slow, data, with_raw, monkeypatch):
                 outcomes,
                 f"{name}: {damage}",
                 lambda: list(load_examples("gsm8k", split="train", data=used)),
-                names=(str(folder), "raw" if with_raw else "remove that folder"),
+                names=(str(folder), "raw" if with_raw else "Remove that folder"),
                 expected=expected,
             )
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""A damaged run folder: the run ends as if nothing had happened, or one message says why not."""
+"""A damaged run folder: the run ends as if nothing had happened, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def becomes_a_file(folder: Path) -> None:
 
 
 def appears(file: Path, content: bytes = b"x") -> None:
-    """A file that nobody expects."""
+    """An unexpected file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
 
@@ -91,7 +91,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ),
     "tensorboard a file": lambda w: becomes_a_file(w / "tensorboard"),
     "unreadable a file": lambda w: (becomes_a_file(w / "unreadable"), cut(biggest(w))),
-    "a lock that nobody holds": lambda w: appears(w / LOCK, b"process 1 on a machine of old"),
+    "a lock that no process holds": lambda w: appears(w / LOCK, b"process 1 on a machine of old"),
 }
 METRICS_GONE = ("metrics missing", "metrics cut", "metrics not UTF-8")
 """Lines that are gone do not come back; those of the steps that are left are written."""

@@ -1,7 +1,7 @@
-"""Full, closed and impossible disks: a command's end is one message that names the place.
+"""Full, read-only and impossible places: a command ends with one message that names the place.
 
-A limit on the size of files stands in for a full disk: the write that crosses it fails as it would
-there, also inside of the libraries that write checkpoints and shards.
+A limit on the size of files stands in for a full disk: a write that crosses it fails as it would
+there, even inside the libraries that write checkpoints and shards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IMPOSSIBLE = (
     "{file}/a/b",
     "{long}",
 )
-"""Places where nothing can be written, whoever runs the command."""
+"""Places where nothing can be written, no matter who runs the command."""
 OUTPUTS = {
     "train": "workdir",
     "eval": "output",
@@ -84,7 +84,7 @@ FULL = {
 def test_disks_that_fill_up_in_the_middle(
     place: Place, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """What an earlier call of the same command wrote stays as it is."""
+    """What an earlier call of the same command wrote is not changed."""
     monkeypatch.setattr("jaxspec.files._TRIAL_BYTES", 1)  # Not noticed at the start.
     outcomes = Outcomes(f"disks that fill up: {command}")
     earlier = place.arguments(command, OUTPUTS[command], str(place.folder / f"{command}.json"))
@@ -105,7 +105,7 @@ def test_disks_that_fill_up_in_the_middle(
     count(outcomes, ended, (command, "full"), expected=2 if named else -1)
     after = runs.contents(place.folder)
     wanted = before
-    if command == "train":  # Its record of settings and its metrics go on.
+    if command == "train":  # The record of its settings and its metrics continue.
         wanted = {name: digest for name, digest in before.items() if "checkpoints/2/" in name}
     if not wanted.items() <= after.items():
         outcomes.add("lost", f"{command}: {sorted(set(wanted) - set(after))}")

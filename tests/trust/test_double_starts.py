@@ -1,4 +1,4 @@
-"""Two processes in one folder: the second is told so, and the first goes on unharmed."""
+"""Two processes in one folder: the second gets a message, and the first is unharmed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_read(run_config, copy_of_
 
 
 def test_20_double_starts_harm_nothing(is_slow, config_file, finished_run, tmp_path):
-    """Real processes; the second starts at another moment of the first's life each time."""
+    """Real processes; each time, the second starts at another moment in the first one's life."""
     if not is_slow:
         pytest.skip("starts 40 programs: run with --slow")
     outcomes = Outcomes("double starts")

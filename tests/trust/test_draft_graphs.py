@@ -1,4 +1,4 @@
-"""Mutated files of draft graphs: refused in one message, or graphs that decode within bounds."""
+"""Mutated files of draft graphs: refused in one message, or read as graphs within the bounds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def places(value, path=()):
 
 
 def changed(raw: dict, rng: random.Random) -> dict:
-    """A document with one place replaced, left out, renamed or there twice."""
+    """A document with one place replaced, removed, renamed or duplicated."""
     path = rng.choice(list(places(raw)))
     holder = raw
     for key in path[:-1]:
@@ -100,7 +100,7 @@ def mutated(rng: random.Random) -> bytes:
 
 
 def wrong_with(graph: DraftGraph) -> str:
-    """What would go beyond a block, a vocabulary or a table; "": nothing."""
+    """What is outside a block, a vocabulary or a table; "" if nothing."""
     if graph.size > MOST_NODES or not graph.num_tokens <= MOST_TOKENS:
         return "too large"
     if graph.num_positions > BLOCK:

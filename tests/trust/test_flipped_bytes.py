@@ -1,4 +1,4 @@
-"""One byte of a checkpoint changes on the disk: it is noticed, and the step before is used.
+"""One byte of a checkpoint changes on disk: it is noticed, and the previous checkpoint is used.
 
 ``JAXSPEC_FLIP_SEED`` repeats a run; the seed is printed.
 """
@@ -49,7 +49,7 @@ def shapes() -> State:
 
 
 def progress(step: int) -> dict[str, Any]:
-    """What a training loop stores beside the state."""
+    """What a training loop stores besides the state."""
     return {"loader": {"step": step}, "seed": 0, "config": {"loss": {"decay": 4.0}}}
 
 

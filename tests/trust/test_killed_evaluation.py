@@ -1,4 +1,4 @@
-"""An evaluation that is killed and started again ends with the file of an undisturbed one."""
+"""An evaluation that is killed and started again gives the same file as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNTIMED = {"timing_prompts": 0, "prompts": 2, "benchmarks": BENCHMARKS}
 
 
 class Killed(BaseException):
-    """The end of a process, played in this one."""
+    """The end of a process, simulated in this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +119,12 @@ def partial(kind, tmp_path_factory) -> Path:
 
 
 def is_row(line: str) -> bool:
-    """Whether eval.py says with this line that a row is finished."""
+    """Whether this line of eval.py says that a row is finished."""
     return ": tau " in line or " passes per response" in line
 
 
 def killed_after(rows: int, *, said: list[str] | None = None) -> Callable[[str], None]:
-    """What takes lines of text and dies when this many rows are finished.
+    """A function that takes lines of text and raises `Killed` when this many rows are finished.
 
     Args:
       rows: measured by this process.
@@ -143,7 +143,7 @@ def killed_after(rows: int, *, said: list[str] | None = None) -> Callable[[str],
 
 
 def timeless(output: Path) -> Any:
-    """A result file without the moments at which it was started; nothing is timed here."""
+    """A result file without the times of its starts; no speed is measured here."""
     document = json.loads(output.read_text(encoding="utf-8"))
     for name in ("time", "continued", "command"):
         document["provenance"].pop(name, None)
@@ -151,7 +151,7 @@ def timeless(output: Path) -> Any:
 
 
 def judge(outcomes: Outcomes, case: str, output: Path, expected: Path) -> None:
-    """Counts what a continued evaluation left."""
+    """Judges the files of a continued evaluation, and counts the outcome."""
     names = sorted(entry.name for entry in output.parent.iterdir())
     if timeless(output) != timeless(expected / "results.json"):
         outcomes.add("silent", f"{case}: other results")
@@ -162,15 +162,15 @@ def judge(outcomes: Outcomes, case: str, output: Path, expected: Path) -> None:
 
 
 def test_killed_after_each_row(kind, undisturbed, tmp_path):
-    """One evaluation, whose process dies again and again: none of them measures a row twice."""
+    """One evaluation whose process dies again and again: no row is measured twice."""
     outcomes = Outcomes(f"{kind.name} killed after each row")
     output = tmp_path / "results.json"
     for rows in range(1, kind.num_rows + 1):
         lines: list[str] = []
         with pytest.raises(Killed):
             kind.run(output, echo=killed_after(1, said=lines))
-        said = [line for line in lines if "are measured already" in line]
-        expected = f"{rows - 1} of {kind.num_rows} rows are measured already"
+        said = [line for line in lines if "rows are already in" in line]
+        expected = f"Continuing: {rows - 1} of {kind.num_rows} rows are already in"
         kept = output.with_suffix(ENDING).read_bytes().count(b'"kind": "row"')
         ok = kept == rows and (rows == 1 or (len(said) == 1 and said[0].startswith(expected)))
         outcomes.add("clean" if ok else "lost", f"row {rows}: {kept} rows, {said}")
@@ -201,7 +201,7 @@ def test_nothing_is_decoded_twice(kind, undisturbed, tmp_path, monkeypatch):
         patch.setattr(f"{kind.module}.write_report", full)
         with pytest.raises(ValueError, match=r"^--output .* No space left on device\.$"):
             kind.run(output, echo=lines.append)
-    assert f"{kind.num_rows} of {kind.num_rows} rows are kept in" in lines[-1]
+    assert f"{kind.num_rows} of {kind.num_rows} rows are saved in" in lines[-1]
     monkeypatch.setattr(f"{kind.module}.{kind.decode}", decode)
     kind.run(output)
     assert timeless(output) == timeless(undisturbed / "results.json")
@@ -231,7 +231,7 @@ def test_a_full_disk_loses_no_finished_row(kind, undisturbed, tmp_path, monkeypa
     sync = os.fsync
 
     def fill(descriptor: int) -> None:
-        """The disk is full when a half of the last line is written."""
+        """The disk is full when half of the last line is written."""
         place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if place.name.endswith(ENDING) and b'"kind": "row"' in place.read_bytes().split(b"\n")[-2]:
             os.truncate(place, place.stat().st_size - 100)
@@ -269,7 +269,7 @@ def test_a_second_process_is_refused(kind, undisturbed, tmp_path):
 
 
 def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_slow):
-    """By SIGKILL, at each line that they print; each is then continued by the same command."""
+    """By SIGKILL, at each line that they print; the same command then continues each of them."""
     if not is_slow and kind.name != "drafters":
         pytest.skip("starts two more programs: run with --slow")
     outcomes = Outcomes(f"{kind.name}: SIGKILL after each line")
@@ -291,7 +291,7 @@ def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_sl
             outcomes.add("lost" if ended.outcome == "clean" else ended.outcome, case + ended.err)
         elif rows < sum(map(is_row, printed)) and not was_complete:
             outcomes.add("lost", f"{case}: {rows} rows are kept")
-        elif bool(rows) != (f"{rows} of {kind.num_rows} rows are measured" in ended.out):
+        elif bool(rows) != (f"{rows} of {kind.num_rows} rows are already in" in ended.out):
             outcomes.add("silent", f"{case}: nothing is said")
         else:
             judge(outcomes, case, output, undisturbed)
@@ -323,7 +323,7 @@ def opened(path: Path, identity: Any) -> Unfinished[Any, Value]:
 
 
 def test_damaged_files(kind, partial, tmp_path, is_slow):
-    """A row that was cut is measured again; all other damage is refused and left as it is."""
+    """A row that was cut is measured again; other damage is refused and not changed."""
     outcomes = Outcomes(f"{kind.name}: damaged rows")
     whole = partial.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -350,7 +350,7 @@ def test_damaged_files(kind, partial, tmp_path, is_slow):
 
 
 def damages(lines: list[bytes], *, every: int) -> Iterator[tuple[str, bytes]]:
-    """What can happen to a file of lines: cuts, flipped bytes, missing and foreign lines."""
+    """Ways to damage a file of lines: cuts, flipped bytes, missing and foreign lines."""
     whole = b"".join(lines)
     for length in range(0, len(whole), every):
         yield f"cut at {length}", whole[:length]

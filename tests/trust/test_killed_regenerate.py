@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Killed(BaseException):
-    """What a process that was killed does next: nothing."""
+    """Simulates a kill in this process."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def arguments(target: Path, output: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(target, tmp_path_factory):
-    """The folder of a run that nobody disturbed, its writes, and how many answers it kept."""
+    """The folder of an undisturbed run, its number of writes, and that of its kept answers."""
     folder = tmp_path_factory.mktemp("whole") / "answers"
     writes = 0
 
@@ -88,7 +88,7 @@ def _count_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def difference(folder: Path, whole: Path) -> str:
-    """What differs from the folder of the undisturbed run; "": nothing."""
+    """What differs from the folder of the undisturbed run; "" if nothing."""
     names = [sorted(file.name for file in each.iterdir()) for each in (folder, whole)]
     if names[0] != names[1]:
         return f"files {names[0]}"
@@ -106,7 +106,7 @@ def difference(folder: Path, whole: Path) -> str:
 
 
 def test_killed_at_every_write(is_slow, target, whole, tmp_path, monkeypatch):
-    """Within this process: after the kill, no write happens any more, not even in a `finally`."""
+    """In this process: after the kill there are no more writes, not even in a `finally`."""
     outcomes = Outcomes("regenerate, killed at a write")
     folder, writes, answers = whole
     assert writes > 20
@@ -152,7 +152,10 @@ def test_stopped_by_sigterm(is_slow, target, whole, tmp_path):
     for last in SLOW_KILLS[1:]:
         output = tmp_path / f"{last}"
         ended = run(["-m", "tests.trust.mortal", "SIGTERM", str(last), *arguments(target, output)])
-        said = ended.status == STOPPED_AND_SAVED and "The same command continues." in ended.out
+        said = (
+            ended.status == STOPPED_AND_SAVED
+            and "The same command continues from there." in ended.out
+        )
         outcomes.add("clean" if said else "traceback", f"write {last}: {ended}")
         outcomes.attempt(f"write {last}", lambda: regenerate(target, output))  # noqa: B023
         wrong = difference(output, whole[0])
@@ -161,7 +164,7 @@ def test_stopped_by_sigterm(is_slow, target, whole, tmp_path):
 
 
 def test_two_at_once(is_slow, target, whole, tmp_path, capsys):
-    """The first is halted at a write while the second tries; it has the lock from the third on."""
+    """The second starts while the first, which has taken the lock, is halted at a write."""
     outcomes = Outcomes("regenerate, two at once")
     for last in SLOW_KILLS[1:] if is_slow else SLOW_KILLS[1:2]:
         output = tmp_path / f"{last}"

@@ -1,6 +1,6 @@
-"""Killed or stopped anywhere, started again: the run is one that nothing happened to.
+"""A run that is killed or stopped anywhere and started again equals an undisturbed one.
 
-tests/training/test_resume.py kills one run in every test run; here are the others.
+tests/training/test_resume.py kills one run in every test run; this file has the other kills.
 """
 
 from __future__ import annotations

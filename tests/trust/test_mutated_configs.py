@@ -1,4 +1,4 @@
-"""Mutated config.json files of every family: refused, or what the file says is what is read."""
+"""Mutated config.json files of every family: refused, or read exactly as they say."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def replaced(document: Document, place: Key, value: Any) -> Document:
 
 
 def fields(description: Any, *, prefix: str = "") -> dict[str, Any]:
-    """All fields of a configuration, those of configurations in it as well."""
+    """All fields of a configuration, those of nested configurations included."""
     found = {}
     for field in dataclasses.fields(description):
         value = getattr(description, field.name)
@@ -178,7 +178,7 @@ def fields(description: Any, *, prefix: str = "") -> dict[str, Any]:
 
 
 def says(key: Key, value: Any, got: Any) -> bool:
-    """Whether a field's value is what the file says under a key."""
+    """Whether a field's value is the file's value under a key."""
     stated = value
     for each in key:
         stated = MEANINGS.get(str(each), lambda same: same)(stated)
@@ -191,7 +191,7 @@ def says(key: Key, value: Any, got: Any) -> bool:
 
 
 def is_told(key: Key, value: Any, *, got: Any, base: Any) -> bool:
-    """Whether everything that differs from the original configuration stands in the file."""
+    """Whether the file states everything that differs from the original configuration."""
     if value is REMOVED or value in (None, {}):
         return True  # A default, or what it leaves out.
     if type(got) is not type(base):
@@ -222,7 +222,7 @@ def fits(description: Any, family: str) -> bool:
 
 
 def opened(folder: Path, *, key: Key) -> tuple[Any, str]:
-    """The configuration and its family; a refusal that says too little is an error."""
+    """The configuration and its family; a refusal with too little information is an error."""
     try:
         stored = open_folder(folder)
         return stored.description, stored.family.name

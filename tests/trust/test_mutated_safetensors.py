@@ -1,7 +1,7 @@
 """Damaged headers of safetensors files, and damaged indices: refused, or read with the same values.
 
-Left out is what no reader can notice: headers that are as right as the original one, such as two
-tensors of one shape that changed places.
+Damage that no reader can notice is left out: headers as valid as the original, such as one with two
+tensors of the same shape swapped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tokenizer folders with one mutation each: refused in one message, or the same ids as before.
 
-A mutation may also leave a sound tokenizer that is another one (a changed splitting rule, say).
-Nobody can notice that from the files, so for those mutations that can do it, it is enough that text
-comes back as it was, in ids of the vocabulary.
+Some mutations can also leave a sound but different tokenizer (with another splitting rule, say).
+The files do not show that, so for these mutations it is enough that text is the same after encoding
+and decoding, with ids in the vocabulary.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Observed:
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """A damage of a folder."""
+    """One way to damage a folder."""
 
     apply: Callable[[Path, random.Random], str]
     """Changes one file and says what was done."""
@@ -102,7 +102,7 @@ def _file(folder: Path, chance: random.Random, *, suffixes: tuple[str, ...] = ()
 
 
 def _places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON tree; a long list or object gives a few of its places."""
+    """Every place in a JSON tree; of a long list or object, only a few."""
     entries = (
         list(document.items())
         if isinstance(document, dict)
@@ -152,7 +152,7 @@ def _duplicated(folder: Path, chance: random.Random) -> str:
             return "appended once more"
         other = chance.choice(list(parent))
         parent[other] = copy.deepcopy(parent[key])
-        return f"also stands at {other!r}"
+        return f"also occurs at {other!r}"
 
     return _changed_tree(folder, chance, duplicate)
 
@@ -240,7 +240,8 @@ def _observe(folder: Path) -> Observed:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether text comes back, in ids of the vocabulary, and no text gives a special id."""
+    """Whether text survives encoding and decoding, all ids are in the vocabulary, and no text gives
+    a special id."""
     opened = Tokenizer.load(folder)
     tokens = opened.vocabulary()
     ids = [opened.encode(text) for text in TEXTS]

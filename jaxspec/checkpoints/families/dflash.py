@@ -173,8 +173,8 @@ def _layer_ids(
         return default_layer_ids(num_target_layers, num_layers)
     except ValueError:
         reader.problems.append(
-            f"target_layer_ids: got none, expected some, because {num_target_layers} layers of the "
-            f"target (num_target_layers) are too few for a default with {num_layers} layers"
+            "target_layer_ids: got none, expected a list of layer ids, because num_target_layers "
+            f"({num_target_layers}) is too small for the default spread over {num_layers} layers"
         )
         return ()
 

@@ -14,7 +14,7 @@ class Aime24(ConversationBuilder):
     FILES: ClassVar = {"test": ("aime/aime24_qa.jsonl",)}
 
     def turns(self, record: Record, *, split: str) -> Turns:
-        """The problem alone: its answer comes without a worked solution to learn from."""
+        """The problem alone: its answer has no worked solution to learn from."""
         return [("user", record.text("problem" if "problem" in record else "question"))]
 
 

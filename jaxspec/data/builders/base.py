@@ -127,11 +127,11 @@ class ConversationBuilder(
                 )
                 number += 1
             if not records:
-                raise ValueError(f"{path} holds no records: put the original file there.")
+                raise ValueError(f"{path} holds no records: replace it with the original file.")
         if not number:
             raise ValueError(
-                f"No record of {self._raw_dir} is in the {split} split of {source}: put the "
-                "original files there."
+                f"No record in {self._raw_dir} belongs to the {split} split of {source}: replace "
+                "the files with the original ones."
             )
         self._metadata["excluded"][split] = excluded
 
@@ -146,8 +146,8 @@ def prepare(
     """A builder whose files are ready to read; the work is done only once.
 
     Prepared files are kept in a folder named after a hash of the raw files, so that a changed or
-    shortened raw file is never mistaken for the original. They are read through first: damaged ones
-    are prepared again.
+    shortened raw file is never mistaken for the original. They are checked first, and
+    prepared again if they are damaged.
 
     Args:
       builder_class: the data set.
@@ -156,7 +156,7 @@ def prepare(
 
     Raises:
       ValueError: raw files are missing or unreadable, or cannot be downloaded; or prepared files
-        are damaged and there are no raw ones.
+        are damaged and there are no raw files.
     """
     prepared = data_dir / "prepared"
     names = builder_class.raw_names()
@@ -172,8 +172,8 @@ def prepare(
             found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
             if found is None:
                 raise ValueError(
-                    f"The prepared files in {kept[-1].parent} are damaged ({problem}): remove that "
-                    "folder to have them prepared again, from data.raw_dir or from a download."
+                    f"The prepared files in {kept[-1].parent} are damaged ({problem}). Remove that "
+                    "folder, and they are prepared again, from data.raw_dir or from a download."
                 )
             return found
         files = raw_files.download(names, folder=raw_dir)
@@ -187,7 +187,7 @@ def prepare(
             found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
             if found is not None:
                 return found
-            _log.warning("%s is damaged (%s): it is prepared again.", path, problem)
+            _log.warning("%s is damaged (%s): preparing it again.", path, problem)
             _remove(path)
         builder = builder_class(raw_dir=raw_dir, data_dir=folder)
         _write(builder)
@@ -202,7 +202,7 @@ def prepare(
 def _open(
     builder_class: type[ConversationBuilder], *, raw_dir: Path, data_dir: Path
 ) -> tuple[ConversationBuilder | None, str]:
-    """A builder of prepared files that are whole; or None, and what is wrong with them."""
+    """A builder of prepared files if they are complete; otherwise None, and what is wrong."""
     try:
         builder = builder_class(raw_dir=raw_dir, data_dir=data_dir)
         for split in builder_class.FILES:
@@ -212,13 +212,13 @@ def _open(
                 count = count_records(Path(file))
                 if count != expected:
                     return None, f"{file} holds {count} records, expected {expected}"
-    except Exception as error:  # TFDS raises nearly anything for a damaged file.
+    except Exception as error:  # TFDS may raise almost anything for a damaged file.
         return None, f"{type(error).__name__}: {error}"
     return builder, ""
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder at once, for whoever looks for it: it is moved away first."""
+    """Removes a folder. It is moved away first, so that it disappears at once."""
     aside = path.with_name(f".{path.name}.damaged-{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):  # Another process was faster.
         path.rename(aside)

@@ -148,11 +148,11 @@ def _fetch(name: str, *, folder: Path) -> None:
             "JAXSPEC_RAW_DATA to RAW."
         ) from error
     try:
-        # An interrupted download is never taken for a complete file.
+        # An interrupted download is never mistaken for a complete file.
         with replaced_file(folder / name) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise ValueError(
-            f"{name} cannot be kept in {folder} ({error}): set data.data_dir or the environment "
+            f"{name} cannot be saved in {folder} ({error}): set data.data_dir or the environment "
             "variable JAXSPEC_DATA_DIR to a folder that can be written to."
         ) from error

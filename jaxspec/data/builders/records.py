@@ -1,13 +1,13 @@
-"""The records of raw files, with fields that are checked as they are read.
+"""The records of raw files, whose fields are checked as they are read.
 
-Every message names the file, and the line or the record.
+Every message names the file and the line or record.
 
 >>> record = Record({"question": "Why?", "answer": None}, place="line 1 of a.jsonl")
 >>> record.text("question")
 'Why?'
 >>> record.text("answer")
 Traceback (most recent call last):
-ValueError: Field 'answer' in line 1 of a.jsonl: got None, expected a text that is not empty.
+ValueError: Field 'answer' in line 1 of a.jsonl: got None, expected non-empty text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_LINE = 1 << 26
-"""Most bytes of a line: 64 MiB, more than any conversation has."""
+"""Bytes that a line may have: 64 MiB, more than any conversation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Record:
         """The text in a field.
 
         Raises:
-          ValueError: no such field, or something else is in it.
+          ValueError: there is no such field, or it holds something else.
         """
         value = self._value(name)
         if not isinstance(value, str) or not (may_be_empty or value.strip()):
-            raise self._wrong(name, "a text" if may_be_empty else "a text that is not empty")
+            raise self._wrong(name, "text" if may_be_empty else "non-empty text")
         return self._whole(name, value)
 
     def texts(self, name: str) -> list[str]:
-        """The list of texts in a field; it holds at least one.
+        """The list of texts in a field; it has at least one.
 
         Raises:
           ValueError: see `text`.
@@ -56,7 +56,7 @@ class Record:
             or not value
             or not all(isinstance(text, str) and text.strip() for text in value)
         ):
-            raise self._wrong(name, "a list of texts that are not empty")
+            raise self._wrong(name, "a list of non-empty texts")
         return [self._whole(name, text) for text in value]
 
     def number(self, name: str) -> int:
@@ -73,16 +73,16 @@ class Record:
     def _value(self, name: str) -> Any:
         if name not in self.fields:
             raise ValueError(
-                f"No field {name!r} in {self.place}: its fields are {sorted(self.fields)}."
+                f"No field {name!r} in {self.place}: the fields are {sorted(self.fields)}."
             )
         return self.fields[name]
 
     def _whole(self, name: str, text: str) -> str:
-        """Refuses half a character, which JSON can write as half of a surrogate pair."""
+        """Refuses half of a surrogate pair, which JSON can contain but text cannot."""
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise self._wrong(name, "a text of whole characters") from None
+            raise self._wrong(name, "text without half of a surrogate pair") from None
         return text
 
     def _wrong(self, name: str, expected: str) -> ValueError:
@@ -95,7 +95,7 @@ def read_records(path: Path) -> Iterator[Record]:
     """Objects of a .jsonl file (one per line) or of a .json file (one list).
 
     Raises:
-      ValueError: the file is not what its name says; for .jsonl, the message gives the line.
+      ValueError: the content does not fit the ending; for .jsonl, the message gives the line.
     """
     if path.suffix == ".json":
         whole = _parse(read_text(path), place=str(path))
@@ -119,8 +119,8 @@ def read_text(path: Path, *, up_to: str = "") -> str:
 
     Args:
       path: the file.
-      up_to: leave out what follows the last of these marks, and the mark; "": read all. A file
-        without one gives "".
+      up_to: leave out the last of these marks and what follows it; "": read all. A file without a
+        mark gives "".
 
     Raises:
       ValueError: the file is not UTF-8; the message gives the line.

@@ -41,11 +41,11 @@ PRESENT = -1
 """The present state's number among parents."""
 
 MOST_NODES = 1024
-"""The most nodes of a graph in a file. Each is a state that a pass may read."""
+"""The most nodes that a graph in a file may have. Each is a state that a pass may read."""
 MOST_POSITIONS = 4096
 """The most ranks of positions in a file. A block has one rank for each of its positions."""
 MOST_TOKENS = 128
-"""The most ranks of tokens in a file. Each is a search through the vocabulary."""
+"""The most ranks of tokens in a file. Each rank takes a search through the vocabulary."""
 _MOST_LINES = 10
 
 
@@ -143,7 +143,7 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
         if (same := first.setdefault(frozenset(node.pairs), number)) != number:
             problems.append(f"{name}: the same as node {same}")
         if len(set(node.parents)) != len(node.parents):
-            problems.append(f"{name}: a parent twice in {_short(repr(list(node.parents)))}")
+            problems.append(f"{name}: a parent occurs twice in {_short(repr(list(node.parents)))}")
         missing = [parent for parent in node.parents if not PRESENT <= parent < len(nodes)]
         if not node.parents:
             problems.append(f"{name}: not connected: no parents, and not the present state (-1)")
@@ -160,7 +160,7 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
             if not set(nodes[parent].pairs) < set(node.pairs):
                 problems.append(
                     f"node {number} {_short(repr(list(node.pairs)))}: parent {parent} "
-                    f"{_short(repr(list(nodes[parent].pairs)))} is no part of it"
+                    f"{_short(repr(list(nodes[parent].pairs)))} is not a part of it"
                 )
     return problems
 
@@ -261,15 +261,15 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
     if not isinstance(raw, Mapping) or raw.get("format") not in (FORMAT, OLD_FORMAT):
         got = raw.get("format") if isinstance(raw, Mapping) else raw
         raise ValueError(
-            f"{where}: not a draft graph; format is {_short(repr(got))}, expected {FORMAT!r} or "
-            f"{OLD_FORMAT!r}."
+            f"{where}: not a draft graph; its format is {_short(repr(got))}, expected {FORMAT!r} "
+            f"or {OLD_FORMAT!r}."
         )
     # A misspelt "settings" would make the graph fit every decoder.
     unknown = sorted(set(raw) - {"format", "settings", "nodes", "provenance"})
     if unknown:
         raise ValueError(
-            f"{where}: unknown keys {_short(repr(unknown))}, expected format, settings, nodes and "
-            "provenance."
+            f"{where}: got the unknown keys {_short(repr(unknown))}, expected only format, "
+            "settings, nodes and provenance."
         )
     nodes = _nodes_from_json(raw.get("nodes"), where=where)
     provenance, settings = raw.get("provenance", {}), raw.get("settings", {})
@@ -288,11 +288,11 @@ def graph_from_json(raw: Any, *, where: str) -> DraftGraph:
 
 
 def _nodes_from_json(listed: Any, *, where: str) -> tuple[Node, ...]:
-    """The nodes in a file, with ranks that the format allows; not yet checked as a graph."""
+    """The nodes in a file, with ranks that the format allows; the graph is not yet checked."""
     if not isinstance(listed, list):
         raise ValueError(f"{where}: nodes is {_short(repr(listed))}, expected a list.")
     if len(listed) > MOST_NODES:
-        raise ValueError(f"{where}: {len(listed):,} nodes, expected at most {MOST_NODES:,}.")
+        raise ValueError(f"{where}: got {len(listed):,} nodes, expected at most {MOST_NODES:,}.")
 
     def integers(value: Any) -> bool:
         return isinstance(value, list) and all(type(each) is int for each in value)
@@ -331,7 +331,7 @@ def _with_fields(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def save_graph(path: str | os.PathLike[str], graph: DraftGraph) -> None:
-    """Writes a graph as JSON, one node per line; the file appears whole."""
+    """Writes a graph as JSON, one node per line, whole or not at all."""
     content = graph_to_json(graph)
     nodes = ",\n    ".join(json.dumps(node) for node in content["nodes"])
     settings, provenance = (
@@ -359,11 +359,11 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that JSON has.")
+    raise ValueError(f"{name} is not a number in JSON.")
 
 
 def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -> None:
-    """Refuses a graph that was calibrated for something else, or does not fit into a block.
+    """Refuses a graph that was calibrated for other settings, or does not fit into a block.
 
     Args:
       graph: one without settings goes with any decoder.
@@ -371,7 +371,7 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
       where: what to call the graph in messages.
 
     Raises:
-      ValueError: names every setting that differs, or the rank that no block has.
+      ValueError: a setting differs (the message names each one), or the block has no such rank.
     """
     wrong = [
         f"{name}: got {settings.get(name)!r}, expected {value!r}"
@@ -387,6 +387,6 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     if block_length is not None and graph.num_positions > int(block_length):
         raise ValueError(
             f"{where} names the mask of rank {graph.num_positions - 1}, but a block of "
-            f"{block_length} tokens has ranks 0 to {int(block_length) - 1}: calibrate a graph for "
-            "these settings."
+            f"{block_length} tokens has only ranks 0 to {int(block_length) - 1}: calibrate a graph "
+            "for these settings."
         )

@@ -251,8 +251,8 @@ def summarise_passes(
     Returns:
       nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that reached a
       block; reached_by_block: how many these are. accepted_depth: steps that were taken from a
-      draft, per pass that had drafts; a block's first pass has none, so None where there was no
-      other. identical_share: of responses equal to the base decoder's, token by token.
+      draft, per pass that had drafts; a block's first pass has none, so None if there was no
+      other. identical_share: share of responses that equal the base decoder's, token by token.
     """
     passes, steps = (
         _by_block([getattr(response, name) for response in responses])

@@ -59,13 +59,13 @@ class DiffusionSpeed:
         return self.drafted_pass_ms / self.block_pass_ms
 
     def formula(self, *, reduction: float) -> str:
-        """Whether drafting pays: what a pass with drafts costs against the passes that it saves."""
+        """Whether drafting pays: the cost of a pass with drafts against the passes it saves."""
         pays, faster = self.pass_ratio < reduction, self.speedup > 1.0
         verdict = "drafting pays" if pays else "drafting does not pay"
         if pays and not faster:
-            verdict = "drafting should pay by its passes, but was not faster"
+            verdict = "drafting should pay, judging by its passes, but was not faster"
         elif faster and not pays:
-            verdict = "drafting should not pay by its passes, but was faster"
+            verdict = "drafting should not pay, judging by its passes, but was faster"
         return (
             f"{self.speedup:.2f}x {bracketed(self.speedup_ci95, of='timed prompts')} measured; "
             f"{reduction:.2f} times fewer passes / a pass with drafts costs "

@@ -149,15 +149,15 @@ def _say_what_is_unusual(
 ) -> None:
     if not target.tokenizer.has_template:
         echo(
-            f"{target.name} has no chat template: conversations are given as their contents one "
-            "after the other, answers closed by the end of text."
+            f"{target.name} has no chat template: a conversation is given as the contents of its "
+            "turns, one after the other, with an end-of-text token after each answer."
         )
     for drafter in drafters:
         if drafter.trained_on_other_target:
             echo(
-                f"{for_terminal(drafter.name)} was trained on other weights than "
-                f"{for_terminal(target.name)} has: it is "
-                f"measured all the same, and its rows are marked {OTHER_TARGET!r}."
+                f"{for_terminal(drafter.name)} was trained on other weights than those of "
+                f"{for_terminal(target.name)}: it is measured anyway, and its rows are marked "
+                f"{OTHER_TARGET!r}."
             )
 
 

@@ -116,7 +116,7 @@ def build_strategy(
 
 
 def _check_sizes(settings: EvaluationConfig, positions: int) -> None:
-    """Raises ValueError if what a round drafts is longer than any text of the target's."""
+    """Raises ValueError if a round drafts more tokens than the target has positions."""
     sizes = {
         "evaluation.block_size": settings.block_size,
         "evaluation.tree_nodes": settings.tree_nodes,
@@ -126,7 +126,7 @@ def _check_sizes(settings: EvaluationConfig, positions: int) -> None:
         if size > positions:
             raise ValueError(
                 f"{name} is {size}, but the target has only {positions} positions: choose a "
-                "smaller one."
+                "smaller size."
             )
 
 

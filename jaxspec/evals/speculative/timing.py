@@ -36,10 +36,10 @@ from jaxspec.evals.intervals import Interval, bracketed
 from jaxspec.models.transformer import TransformerOutput
 
 _BEYOND_NOISE = 0.8
-"""Share of the turns in which a round has to take longer than its parts: if nothing were left, 12
-of 15 turns would say so once in 50 times."""
+"""Share of the turns in which a round must take longer than its parts. If there were no rest, 12 of
+15 turns would still show one once in 50 times."""
 _CLOSE_TO_TAU = 0.9
-"""Share of tau from which on a speed-up is said to be close to it."""
+"""A speed-up of at least this share of tau is called close to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Speed:
     rule_ms: float
     """From logits to the tokens that are emitted."""
     looped_round_ms: float
-    """A round in the loops in which its parts were timed: what they are parts of."""
+    """A round that was timed together with its parts: the whole that they are parts of."""
     rest_ms: float | None
-    """What such a round takes besides its three parts: bookkeeping. None where that is lost in the
-    noise, or where parts timed alone take longer than the whole."""
+    """The time of such a round besides its three parts: bookkeeping. None if that is lost in the
+    noise, or if the parts timed alone take longer than the whole."""
     autoregressive_step_ms: float
     tau: float
     """Tokens emitted per round on the timed prompts."""
@@ -98,12 +98,12 @@ class Speed:
         )
 
     def _parts(self) -> str:
-        """The parts of a round as they were measured; never a negative rest."""
+        """The parts of a round as they were measured; the rest is never negative."""
         if self.verified_rows == 1:
-            return "nothing is drafted: a round is a step"
+            return "nothing is drafted: a round is one step"
         whole = self.looped_round_ms
         parts = (
-            f"in loops of their own: draft {self.draft_ms:.2f} + verification of "
+            f"timed alone: draft {self.draft_ms:.2f} + verification of "
             f"{self.verified_rows} rows {self.verify_ms:.2f} + rule {self.rule_ms:.2f}"
         )
         if self.rest_ms is not None:
@@ -111,14 +111,14 @@ class Speed:
         together = self.draft_ms + self.verify_ms + self.rule_ms
         if together > whole:
             return (
-                f"{parts}; parts timed alone add up to {together:.2f} ms, more than the round's "
-                f"{whole:.2f} ms: they overlap inside the compiled loop"
+                f"{parts}; these add up to {together:.2f} ms, more than the {whole:.2f} ms of the "
+                "round: they overlap inside the compiled loop"
             )
-        return f"{parts}, of a round of {whole:.2f} ms; a rest is lost in the noise"
+        return f"{parts}, of a round of {whole:.2f} ms; any rest is lost in the noise"
 
 
 def explain(speeds: Sequence[Speed]) -> str:
-    """Why speed-ups are what they are on this machine, in a few sentences; of medians.
+    """Why speed-ups are what they are on this machine, in a few sentences, from medians.
 
     Raises:
       ValueError: no speeds.
@@ -163,7 +163,7 @@ def _explain_gap(costs: Mapping[str, float], *, tau: float, speedup: float) -> s
     name, cost = max(costs.items(), key=lambda item: item[1])
     if cost <= 0.0:
         return f"None of the parts timed alone keeps {speeds}."
-    return f"What keeps {speeds} is most of all {name}: {cost:.1f} steps of a round."
+    return f"What keeps {speeds} is mainly {name}: it costs {cost:.1f} steps per round."
 
 
 def measure_speed(
@@ -254,7 +254,7 @@ class RoundParts(NamedTuple):
     """Milliseconds of a round and of its parts, each part in a loop of its own."""
 
     round_ms: float
-    """A whole round of the real loop, on one prompt."""
+    """A whole round of the real loop, for one prompt."""
     draft_ms: float
     """The drafter's pass, what is made of it, and taking in new context."""
     target_ms: float
@@ -265,8 +265,7 @@ class RoundParts(NamedTuple):
     """Bookkeeping: what is appended, recorded and kept of both caches. The writes are in the parts
     before as well, and so is the drafter's taking in of context."""
     rest_ms: float | None
-    """What a round takes longer than draft, target and rule, turn by turn; None unless it does so
-    beyond the noise."""
+    """Time of a round beyond draft, target and rule; None unless it exceeds the noise."""
 
 
 def measure_round_parts(
@@ -298,7 +297,7 @@ def measure_round_parts(
 
     rounds = int(whole()().step) - int(state.step)
     if not rounds:
-        raise ValueError("There is no round to time: the response ends with its first token.")
+        raise ValueError("There is no round to time: the response has only one token.")
     seconds = seconds_by_turn(
         {
             "round": whole,
@@ -328,7 +327,7 @@ def measure_round_parts(
 
 
 def beyond_noise(rests_ms: Sequence[float]) -> float | None:
-    """The median of what was left in each turn; None unless most turns had something left."""
+    """The median of the rests of all turns; None unless most of them are positive."""
     positive = sum(rest > 0.0 for rest in rests_ms)
     return statistics.median(rests_ms) if positive >= _BEYOND_NOISE * len(rests_ms) else None
 
@@ -395,7 +394,7 @@ def _rule_loop(
     strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array, turns: int
 ) -> Any:
     def body(turn: jax.Array, choice: Choice) -> Choice:
-        # Tied to the turn before, or all of it could be done once in front of the loop.
+        # Tied to the turn before, or all of it could be done once before the loop.
         plan_, logits_, _ = jax.lax.optimization_barrier((plan, logits_BYV, choice))
         turn_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys_B)
         return strategy.verify(turn_keys_B, plan_, logits_)

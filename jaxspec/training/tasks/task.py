@@ -132,14 +132,14 @@ class PreparedTask:
                 self.tokenizer.save(whole)
 
     def is_exported(self, workdir: Path, *, step: int) -> bool:
-        """Whether WORKDIR/export is there, complete, and of this step."""
+        """Whether WORKDIR/export exists, is complete and is from this step."""
         try:
             return read_object(workdir / "export" / "provenance.json").get("step") == step
         except ValueError:
             return False
 
     def export(self, params: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
-        """Writes WORKDIR/export from what was trained, with the run's record."""
+        """Writes what was trained to WORKDIR/export, with the run's record."""
         config, folder = self.task.config, workdir / "export"
         self.task.save(
             folder,

@@ -141,8 +141,8 @@ def test_files_are_read_back(tmp_path):
         ([Node(((0, -1),))], "count from 0"),
         ([Node((A,)), Node((A, B), ())], r"node 1 .*: not connected: no parents"),
         ([Node((A, B), (4,))], "no node 4"),
-        ([Node((A,)), Node((B, (2, 0)), (0,))], "is no part of it"),
-        ([Node((A,), (-1, -1))], "a parent twice"),
+        ([Node((A,)), Node((B, (2, 0)), (0,))], "is not a part of it"),
+        ([Node((A,), (-1, -1))], "a parent occurs twice"),
         ([Node((A,), (-2,))], "there is no node"),
         ([Node((A,), (number,)) for number in range(2000)], "and 1.* more"),
     ],
@@ -205,7 +205,7 @@ def test_ranks_beyond_the_block_are_refused():
         ({"settings": ""}, "settings is '', expected an object"),
         ({"settingz": {}}, "unknown keys"),
         ({"format": "jaxspec-draft-graph-3"}, "format is 'jaxspec-draft-graph-3'"),
-        ({"provenance": {"count": float("nan")}}, "NaN is no number"),
+        ({"provenance": {"count": float("nan")}}, "NaN is not a number"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, changes, message):

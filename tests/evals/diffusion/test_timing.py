@@ -1,4 +1,4 @@
-"""Whether drafting pays is said of what was measured."""
+"""Whether drafting pays is judged from what was measured."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_the_formula_by_hand():
     [
         (150.0, 1.8, "drafting pays"),
         (80.0, 1.1, "drafting does not pay"),
-        (90.0, 1.8, "drafting should pay by its passes, but was not faster"),
-        (110.0, 1.1, "drafting should not pay by its passes, but was faster"),
+        (90.0, 1.8, "drafting should pay, judging by its passes, but was not faster"),
+        (110.0, 1.1, "drafting should not pay, judging by its passes, but was faster"),
     ],
 )
 def test_the_verdict_heeds_the_clock(tokens_per_s, reduction, verdict):
@@ -51,9 +51,9 @@ def test_the_verdict_heeds_the_clock(tokens_per_s, reduction, verdict):
 @pytest.mark.parametrize(
     ("drafted_pass_ms", "found"),
     [
-        (2.4, "The states of a pass cost about as much as one"),
-        (5.0, "The states of a pass cost more than one, and less than one by one"),
-        (9.0, "The cost grows about with the states: here a pass is bound by arithmetic."),
+        (2.4, "All states of a pass together cost about as much as one"),
+        (5.0, "All states of a pass together cost more than one, but less than each"),
+        (9.0, "The cost grows with the number of states: here, a pass is bound by arithmetic."),
     ],
 )
 def test_the_explanation_follows_the_cost_of_a_pass(drafted_pass_ms, found):

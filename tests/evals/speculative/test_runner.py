@@ -285,7 +285,7 @@ def test_a_drafter_of_other_weights_is_marked(folders, tmp_path):
         output = tmp_path / "r.json"
         (row,) = evaluate(config, workdirs=[run], output=output, echo=lines.append)["results"]
         assert (row["trained_on_other_target"], row["loss"]) == (is_other, loss)
-        warnings = [line for line in lines if "other weights than target has" in line]
+        warnings = [line for line in lines if "other weights than those of target" in line]
         assert len(warnings) == bool(is_other)
         if is_other:
             assert lines.index(warnings[0]) < lines.index("embedded/math: target alone: 1 prompts")

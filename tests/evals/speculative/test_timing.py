@@ -1,4 +1,4 @@
-"""What is said of speeds follows from what was measured."""
+"""The text about speeds follows from what was measured."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def speed(**changes):
 
 def test_the_formula_by_hand():
     assert SPEED.formula() == (
-        "2.00x [1.80, 2.25] measured; tau 3.00 x step 10.00 ms / round 15.00 ms = 2.00x (in loops "
-        "of their own: draft 3.00 + verification of 8 rows 10.00 + rule 1.00 + rest 2.00, of a "
-        "round of 16.00 ms)"
+        "2.00x [1.80, 2.25] measured; tau 3.00 x step 10.00 ms / round 15.00 ms = 2.00x (timed "
+        "alone: draft 3.00 + verification of 8 rows 10.00 + rule 1.00 + rest 2.00, of a round of "
+        "16.00 ms)"
     )
     few = speed(speedup_ci95=None, timed_prompts=1)
     assert few.formula().startswith("2.00x (no interval: fewer than 6 timed prompts) measured;")
@@ -55,13 +55,13 @@ def test_the_formula_by_hand():
 
 def test_without_drafts_a_round_is_a_step():
     text = speed(verified_rows=1, draft_ms=0.0, rest_ms=None).formula()
-    assert text.endswith("(nothing is drafted: a round is a step)")
+    assert text.endswith("(nothing is drafted: a round is one step)")
 
 
 def test_parts_that_overlap_have_no_negative_rest():
     text = speed(looped_round_ms=13.0, rest_ms=None).formula()
     assert (
-        "parts timed alone add up to 14.00 ms, more than the round's 13.00 ms: they overlap inside "
+        "these add up to 14.00 ms, more than the 13.00 ms of the round: they overlap inside "
         "the compiled loop"
     ) in text
     assert "rest" not in text
@@ -69,7 +69,7 @@ def test_parts_that_overlap_have_no_negative_rest():
 
 def test_a_rest_within_the_noise_is_not_told():
     text = speed(looped_round_ms=14.2, rest_ms=None).formula()
-    assert "of a round of 14.20 ms; a rest is lost in the noise" in text
+    assert "of a round of 14.20 ms; any rest is lost in the noise" in text
 
 
 @pytest.mark.parametrize("looped", [0.1, 13.9, 14.0, 14.1, 100.0])
@@ -91,8 +91,8 @@ def test_a_rest_has_to_be_there_in_most_turns():
     [
         (8.0, "cost about as much as one", "bound by arithmetic"),
         (14.0, "not into arithmetic", "bound by arithmetic"),
-        (30.0, "a part is arithmetic", "bound by arithmetic"),
-        (75.0, "here a pass is bound by arithmetic", "as much as one"),
+        (30.0, "part is arithmetic", "bound by arithmetic"),
+        (75.0, "here, a pass is bound by arithmetic", "as much as one"),
     ],
 )
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -104,17 +104,17 @@ def test_the_explanation_follows_the_cost_of_verification(verify_ms, found, not_
 
 def test_drafters_that_differ_are_said_to_differ():
     text = explain([speed(), speed(verify_ms=75.0)])
-    assert "differs from measurement to measurement" in text
+    assert "differs between the measurements" in text
     assert "bound by" not in text
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"draft_ms": 20.0}, "is most of all the draft: 2.0 steps of a round."),
-        ({"verify_ms": 25.0}, "is most of all verification beyond the cost of one step: 1.5 steps"),
-        ({"rule_ms": 8.0}, "is most of all the rejection rule: 0.8 steps"),
-        ({"rest_ms": 9.0}, "is most of all bookkeeping: 0.9 steps"),
+        ({"draft_ms": 20.0}, "is mainly the draft: it costs 2.0 steps per round."),
+        ({"verify_ms": 25.0}, "is mainly verification beyond the cost of one step: it costs 1.5"),
+        ({"rule_ms": 8.0}, "is mainly the rejection rule: it costs 0.8 steps"),
+        ({"rest_ms": 9.0}, "is mainly bookkeeping: it costs 0.9 steps"),
         ({"speedup": 2.8}, "The speed-up (2.80) is close to tau (3.00)"),
         (
             {"draft_ms": 0.0, "verify_ms": 8.0, "rule_ms": 0.0, "rest_ms": None},
@@ -155,7 +155,7 @@ def looking_up():
 
 
 def test_rounds_of_a_response_that_ends_early_are_counted(looking_up, monkeypatch):
-    """The loop asks for ten rounds; what is longer than its parts depends on those that it got."""
+    """The loop asks for ten rounds; the rest is computed from those that really ran."""
     model, params = looking_up
     loops_s = {"round": 0.06, "draft": 0.1, "target": 0.2, "rule": 0.0, "finish": 0.0}
     asked = []

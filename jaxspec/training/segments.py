@@ -84,8 +84,10 @@ def continued_record(
       The recorded one where nothing differs, else one with a new segment.
 
     Raises:
-      ValueError: settings or weights that differ, with a table of them, unless they were accepted.
+      ValueError: settings or weights that differ, with a table of them, unless they were accepted;
+        also then if no step is left that they could decide.
     """
+    is_over = fresh["config"]["training"]["steps"] <= step
     if recorded is None:
         if not accept_changes:
             raise ValueError(
@@ -93,6 +95,8 @@ def continued_record(
                 "record settings, so they cannot be compared. Use another --workdir, or continue "
                 "knowingly with --accept_changes True."
             )
+        if is_over:
+            raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
         return _with_segment({"config": None}, fresh, step=step)
     config = from_jsonable(RunConfig, recorded["config"], where="recorded config")
     recorded = {**recorded, "config": jsonable(config)}  # New settings have their defaults.
@@ -103,8 +107,12 @@ def continued_record(
     refused = [d for d in found if not (may_be_longer and d is steps)]
     if refused and not accept_changes:
         raise ValueError(
-            _refusal(refused, step=step, workdir=workdir, may_restart=steps in refused)
+            _refusal(
+                refused, step=step, workdir=workdir, may_restart=steps in refused, is_over=is_over
+            )
         )
+    if found and is_over:
+        raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
     if not found:
         return {**recorded, "resumed": [*recorded.get("resumed", []), _start(fresh, step)]}
     schedule_from = step if restarts else recorded["schedule_from_step"]
@@ -163,17 +171,31 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
 
 def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:
     """Whether more or fewer steps change no learning rate from here on."""
+    begin = recorded["schedule_from_step"]
     return all(
         record["config"]["optimizer"]["schedule"] == "constant"
         and warmup_steps(
-            record["config"]["optimizer"]["warmup_fraction"], record["config"]["training"]["steps"]
+            record["config"]["optimizer"]["warmup_fraction"],
+            record["config"]["training"]["steps"] - begin,
         )
-        <= step
+        <= step - begin
         for record in (recorded, fresh)
     )
 
 
-def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: bool) -> str:
+def _no_step_left(fresh: Record, *, step: int, workdir: Path) -> str:
+    steps = fresh["config"]["training"]["steps"]
+    return (
+        f"The run in {workdir} has taken {step} steps, and training.steps is {steps}: no step is "
+        "left that other settings could decide. "
+        "Give it more steps, or use another --workdir. To write the weights of this run as they "
+        "are, use `jaxspec export`."
+    )
+
+
+def _refusal(
+    found: list[Difference], *, step: int, workdir: Path, may_restart: bool, is_over: bool
+) -> str:
     rows = [("setting", "got", "recorded")]
     rows += [(d.setting, _shown(d.got), _shown(d.recorded)) for d in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -185,10 +207,12 @@ def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: 
         if may_restart
         else ""
     )
+    more = " and more steps" if is_over else ""
     return (
         f"The run in {workdir} was started with other settings; its checkpoint is at step {step}:\n"
         f"\n{table}\n\nUse the recorded settings, or another --workdir.{longer} To continue from "
-        f"step {step} with these, add --accept_changes True: provenance.json then lists both parts."
+        f"step {step} with these{more}, add --accept_changes True: provenance.json then lists both "
+        "parts."
     )
 
 

@@ -51,14 +51,9 @@ class Start:
           workdir: the run's folder.
 
         Raises:
-          ValueError: a run of fewer steps, with other settings, or with other data.
+          ValueError: a run with other settings, or with other data.
         """
         step, state, progress = restored
-        if step > steps:
-            raise ValueError(
-                f"The checkpoint in {workdir} is at step {step}, but training.steps is "
-                f"{steps}. Use at least {step} steps, or another --workdir."
-            )
         # An earlier checkpoint than the one that was compared first may be of another segment.
         record = record_at(step, progress)
         is_new_segment = len(record.get("segments", ())) > len(

@@ -34,6 +34,21 @@ class InUse(ValueError):
     """Another process writes to the folder or file."""
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user types it, with a leading "~" or "~name" replaced by that home folder.
+
+    Raises:
+      ValueError: nobody has that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} begins with the home folder of nobody on this machine: write "
+            "the folder out."
+        ) from error
+
+
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends without an error.

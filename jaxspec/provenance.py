@@ -28,7 +28,7 @@ import numpy as np
 
 import jaxspec
 from jaxspec.config import RunConfig
-from jaxspec.files import try_file, write_text
+from jaxspec.files import try_file, user_path, write_text
 
 PACKAGES = {
     "jax": "jax",
@@ -162,7 +162,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
       ValueError: not a .json file (files written next to it have other endings), or a place that
         cannot be written to.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix != ".json":
         raise ValueError(f"--output must be a .json file: got {str(path)!r}.")
     try_file(file, option="--output")

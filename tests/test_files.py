@@ -19,6 +19,7 @@ from jaxspec.files import (
     replaced_file,
     replaced_folder,
     try_file,
+    user_path,
     write_text,
 )
 
@@ -44,6 +45,14 @@ def test_a_file_is_old_or_new_and_nothing_is_left(tmp_path):
         raise RuntimeError
     assert file.read_text() == "old"
     assert [entry.name for entry in file.parent.iterdir()] == ["notes.txt"]
+
+
+def test_a_home_folder_is_found_or_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/runs/a") == tmp_path / "runs" / "a"
+    assert str(user_path("runs/~a")) == "runs/~a"
+    with pytest.raises(ValueError, match="'~nobody-at-all/a' begins with the home folder"):
+        user_path("~nobody-at-all/a")
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path):

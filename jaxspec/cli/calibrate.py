@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
-from jaxspec.files import try_file
+from jaxspec.files import try_file, user_path
 
 if TYPE_CHECKING:
     from jaxspec.decoding import DiffusionResponse
@@ -107,7 +107,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     from jaxspec.evals.plots import plot_draft_graph
     from jaxspec.provenance import check_output, jsonable, provenance
 
-    output = Path(command.output).expanduser()
+    output = user_path(command.output)
     _check(command)
     check_output(output)
     picture = output.with_suffix(".png")

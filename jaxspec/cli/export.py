@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxspec.config import Dtype, RunConfig
-from jaxspec.files import replaced_folder, try_file
+from jaxspec.files import replaced_folder, try_file, user_path
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def export(command: ExportCommand) -> Path:
     from jaxspec.training.run_record import read_run_config
     from jaxspec.training.tasks.registry import task_of
 
-    workdir, output = Path(command.workdir).expanduser(), Path(command.output).expanduser()
+    workdir, output = user_path(command.workdir), user_path(command.output)
     run = read_run_config(workdir)
     kind = task_of(run)
     rewrite = kind.formats.get(command.format)

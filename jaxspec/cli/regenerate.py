@@ -21,7 +21,7 @@ from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.config import RunConfig
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
-from jaxspec.files import held
+from jaxspec.files import held, user_path
 from jaxspec.interruption import ending_on_sigterm
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
         that is in use, is damaged, or holds something else or answers made with other settings.
     """
     _check(command)
-    output = Path(command.output).expanduser()
+    output = user_path(command.output)
     with held(output, option="--output"):
         _regenerate(command, output, echo=echo)
     return output

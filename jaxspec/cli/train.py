@@ -12,6 +12,7 @@ from typing import ClassVar
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
+from jaxspec.files import user_path
 from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
 
 _OF_TASKS = {group for groups in GROUPS.values() for group in groups}
@@ -85,7 +86,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
 
     train(
         command.run,
-        workdir=command.workdir,
+        workdir=user_path(command.workdir),
         accept_changes=command.accept_changes,
         restart_schedule=command.restart_schedule,
     )

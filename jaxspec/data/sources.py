@@ -28,6 +28,7 @@ from jaxspec.data.example_files import (
     write_examples,
 )
 from jaxspec.data.examples import Example
+from jaxspec.files import user_path
 
 if TYPE_CHECKING:
     from jaxspec.data.builders.base import ConversationBuilder
@@ -116,7 +117,7 @@ SOURCES: dict[str, Source] = {
 def data_folder(data: DataConfig) -> Path:
     """The folder in which all prepared data is kept."""
     chosen = data.data_dir or os.environ.get("JAXSPEC_DATA_DIR") or "~/.cache/jaxspec"
-    return Path(chosen).expanduser()
+    return user_path(chosen)
 
 
 def builder_for(name: str, *, split: str, data: DataConfig) -> ConversationBuilder:
@@ -138,7 +139,7 @@ def builder_for(name: str, *, split: str, data: DataConfig) -> ConversationBuild
     raw = data.raw_dir or os.environ.get("JAXSPEC_RAW_DATA", "")
     return prepare(
         builder_class,
-        raw_dir=Path(raw).expanduser() if raw else None,
+        raw_dir=user_path(raw) if raw else None,
         data_dir=data_folder(data),
     )
 

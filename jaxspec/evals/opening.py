@@ -40,6 +40,7 @@ from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.files import user_path
 from jaxspec.json_files import read_object
 from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
 from jaxspec.ops.sampling import Sampling
@@ -333,7 +334,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     Raises:
       ValueError: no exported weights there, a drafter for another target, or another tokenizer.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     weights = exported_weights(folder)
     stored = open_folder(weights)
     name = kind_of(stored.config)

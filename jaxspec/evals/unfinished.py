@@ -30,7 +30,7 @@ from jaxspec.evals.conversations import AnsweredT
 from jaxspec.evals.opening import OpenedTarget
 from jaxspec.evals.progress import Echo
 from jaxspec.evals.results import check_results
-from jaxspec.files import held_file, refusing
+from jaxspec.files import held_file, refusing, user_path
 from jaxspec.provenance import check_output, jsonable
 from jaxspec.tokenizer_files import READ_FILES
 
@@ -181,7 +181,7 @@ def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       ValueError: it cannot be written to, or another process writes to it.
     """
-    file = Path(output).expanduser()
+    file = user_path(output)
     check_output(file)
     for ending in (".md", ENDING):
         if (neighbour := file.with_suffix(ending)).is_dir():

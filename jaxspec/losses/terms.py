@@ -34,7 +34,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Protocol
 
@@ -42,6 +41,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.config import ExtraTerm, LossConfig
+from jaxspec.files import user_path
 from jaxspec.losses.chain import chain_terms
 from jaxspec.losses.first_error import first_error_slots, first_error_terms
 from jaxspec.losses.objectives import OBJECTIVES, Objective, find_objective
@@ -218,7 +218,7 @@ def _import_term(extra: ExtraTerm) -> Term:
 def _import(source: str) -> ModuleType:
     if not source.endswith(".py"):
         return importlib.import_module(source)
-    file = Path(source).expanduser().resolve()
+    file = user_path(source).resolve()
     digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:12]
     name = f"jaxspec_terms_{file.stem}_{digest}"
     if name in sys.modules:

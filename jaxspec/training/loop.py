@@ -87,7 +87,7 @@ def train(
         task.objective.check()
 
         # 3. A run continues only with the settings that it was started with.
-        fresh = fresh_record(task)
+        fresh = fresh_record(run)
 
         def record_at(step: int, progress: dict[str, Any]) -> Record:
             return continued_record(

@@ -23,7 +23,7 @@ from jaxspec.provenance import jsonable, provenance
 from jaxspec.training.optimizer import warmup_steps
 from jaxspec.training.run_record import from_jsonable
 from jaxspec.training.tasks.settings import GROUPS, groups_read
-from jaxspec.training.tasks.task import Task
+from jaxspec.training.tasks.task import PreparedTask
 
 Record = dict[str, Any]
 
@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "target.architecture.remat",
 )
 """Groups and settings that may differ when a run continues."""
+_DATA, _CONTENT = "data", "data (texts or tokenizer)"
 _PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
 
 
@@ -52,11 +53,13 @@ class Difference:
     recorded: Any
 
 
-def fresh_record(task: Task) -> Record:
+def fresh_record(run: PreparedTask) -> Record:
     """The record of a run that begins now."""
+    config, reads = run.task.config, run.task.reads
+    weights = {setting: fingerprint(path) for setting, path in reads.items()}
     return {
-        **provenance(config=task.config, seed=task.config.training.seed),
-        "fingerprints": {setting: fingerprint(path) for setting, path in task.reads.items()},
+        **provenance(config=config, seed=config.training.seed),
+        "fingerprints": {**weights, _DATA: run.pipeline.fingerprint},
         "schedule_from_step": 0,
     }
 
@@ -85,7 +88,9 @@ def continued_record(
 
     Raises:
       ValueError: settings or weights differ and were not accepted; the message has a table of them.
+        Also if they were accepted but no step is left.
     """
+    is_over = fresh["config"]["training"]["steps"] <= step
     if recorded is None:
         if not accept_changes:
             raise ValueError(
@@ -93,6 +98,8 @@ def continued_record(
                 "record settings, so they cannot be compared. Use another --workdir, or add "
                 "--accept_changes True to continue with the present settings."
             )
+        if is_over:
+            raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
         return _with_segment({"config": None}, fresh, step=step)
     config = from_jsonable(RunConfig, recorded["config"], where="recorded config")
     recorded = {**recorded, "config": jsonable(config)}  # New settings have their defaults.
@@ -103,8 +110,12 @@ def continued_record(
     refused = [d for d in found if not (may_be_longer and d is steps)]
     if refused and not accept_changes:
         raise ValueError(
-            _refusal(refused, step=step, workdir=workdir, may_restart=steps in refused)
+            _refusal(
+                refused, step=step, workdir=workdir, may_restart=steps in refused, is_over=is_over
+            )
         )
+    if found and is_over:
+        raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
     if not found:
         return {**recorded, "resumed": [*recorded.get("resumed", []), _start(fresh, step)]}
     schedule_from = step if restarts else recorded["schedule_from_step"]
@@ -154,26 +165,44 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
         for difference in differences(fresh["config"], recorded["config"])
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
-    weights = [
-        dataclasses.replace(difference, setting=f"{difference.setting} (weights)")
+    contents = [
+        dataclasses.replace(
+            difference,
+            setting=_CONTENT if difference.setting == _DATA else f"{difference.setting} (weights)",
+        )
         for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
+        # If settings of the data differ, so does its content.
+        if difference.setting != _DATA or not any(d.setting.startswith("data.") for d in settings)
     ]
-    return settings + weights
+    return settings + contents
 
 
 def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:
     """Whether more or fewer steps change no learning rate from here on."""
+    begin = recorded["schedule_from_step"]
     return all(
         record["config"]["optimizer"]["schedule"] == "constant"
         and warmup_steps(
-            record["config"]["optimizer"]["warmup_fraction"], record["config"]["training"]["steps"]
+            record["config"]["optimizer"]["warmup_fraction"],
+            record["config"]["training"]["steps"] - begin,
         )
-        <= step
+        <= step - begin
         for record in (recorded, fresh)
     )
 
 
-def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: bool) -> str:
+def _no_step_left(fresh: Record, *, step: int, workdir: Path) -> str:
+    steps = fresh["config"]["training"]["steps"]
+    return (
+        f"The run in {workdir} has taken {step} steps, and training.steps is {steps}: no step is "
+        "left for other settings. Set more steps, or use another --workdir. `jaxspec export` writes "
+        "the weights of this run as they are."
+    )
+
+
+def _refusal(
+    found: list[Difference], *, step: int, workdir: Path, may_restart: bool, is_over: bool
+) -> str:
     rows = [("setting", "got", "recorded")]
     rows += [(d.setting, _shown(d.got), _shown(d.recorded)) for d in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -185,11 +214,12 @@ def _refusal(found: list[Difference], *, step: int, workdir: Path, may_restart: 
         if may_restart
         else ""
     )
+    more = " and more steps" if is_over else ""
     return (
         f"The run in {workdir} was started with other settings. Its checkpoint is at step {step}.\n"
         f"\n{table}\n\nUse the recorded settings, or another --workdir.{longer} To continue from "
-        f"step {step} with the new settings, add --accept_changes True: provenance.json then lists "
-        "both parts."
+        f"step {step} with the new settings{more}, add --accept_changes True: provenance.json then "
+        "lists both parts."
     )
 
 

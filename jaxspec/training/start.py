@@ -1,6 +1,6 @@
 """Where the training loop starts: at step 0, or where a checkpoint was saved.
 
->>> Start(state=state, record=fresh_record(task)).step                         # doctest: +SKIP
+>>> Start(state=state, record=fresh_record(run)).step                         # doctest: +SKIP
 0
 """
 
@@ -51,14 +51,9 @@ class Start:
           workdir: the run's folder.
 
         Raises:
-          ValueError: the run has fewer steps than the checkpoint, other settings or other data.
+          ValueError: the run has other settings or other data.
         """
         step, state, progress = restored
-        if step > steps:
-            raise ValueError(
-                f"The checkpoint in {workdir} is at step {step}, but training.steps is {steps}. "
-                f"Set training.steps to at least {step}, or use another --workdir."
-            )
         # This may be an earlier checkpoint than the one first compared, of another segment.
         record = record_at(step, progress)
         is_new_segment = len(record.get("segments", ())) > len(

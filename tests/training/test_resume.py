@@ -129,7 +129,7 @@ def test_another_architecture_is_one_message_and_status_2(config_file, copy_of_r
     workdir = copy_of_run()
     before = runs.contents(workdir)
     arguments = ["--config", str(config_file), "--workdir", str(workdir)]
-    changes = ["--drafter.num_layers", "2", "--accept_changes", "True"]
+    changes = ["--drafter.num_layers", "2", "--training.steps", "24", "--accept_changes", "True"]
     assert run_as_command(program.main, [*arguments, *changes]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: The checkpoint at step 20 in ")

@@ -134,6 +134,32 @@ def test_a_constant_rate_may_go_on_after_the_warm_up(step, is_allowed):
             continued_record(recorded, longer, step=step, workdir=WORKDIR)
 
 
+def test_a_constant_rate_may_go_on_only_after_a_second_warm_up():
+    """A schedule that starts again at step 100 warms up over steps 101 to 110."""
+    longer, longest = (
+        record(training={"steps": steps}, optimizer=CONSTANT) for steps in (200, 300)
+    )
+    recorded = continued_record(
+        record(optimizer=CONSTANT), longer, step=100, workdir=WORKDIR, restart_schedule=True
+    )
+    with pytest.raises(ValueError, match=r"training\.steps"):
+        continued_record(recorded, longest, step=110, workdir=WORKDIR)
+    got = continued_record(recorded, longest, step=120, workdir=WORKDIR)
+    assert got["schedule_from_step"] == 100
+
+
+def test_what_no_step_decides_gets_no_label():
+    """A finished run is exported again: nothing was trained with what is accepted now."""
+    uniform = record(loss={"focal": 0.0})
+    with pytest.raises(ValueError, match="with these and more steps, add --accept_changes"):
+        continued_record(record(), uniform, step=100, workdir=WORKDIR)
+    fewer = record(training={"steps": 50})
+    for recorded, fresh in ((record(), uniform), (record(), fewer), (None, record())):
+        with pytest.raises(ValueError, match=r"has taken 100 steps.*no step is left"):
+            continued_record(recorded, fresh, step=100, workdir=WORKDIR, accept_changes=True)
+    assert "segments" not in continued_record(record(), record(), step=100, workdir=WORKDIR)
+
+
 def test_fewer_steps_are_refused():
     with pytest.raises(ValueError, match=r"training.steps +50 +100") as caught:
         continued_record(record(), record(training={"steps": 50}), step=60, workdir=WORKDIR)

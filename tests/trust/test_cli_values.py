@@ -24,6 +24,7 @@ from tests.training import runs
 from tests.trust.outcomes import Ended, Outcomes, run
 
 LONG = "9" * 5000
+NOBODY = "~nobody-at-all/x.json"
 PATIENCE_SECONDS = 300
 FAST = 4
 """Without ``--slow``, one case in this many is tried."""
@@ -61,7 +62,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "target.path": ("", "absent", "/dev/null", "n" * 300),
         "target.dtype": ("float16", ""),
         "config": ("", "absent.py", "/dev/null", "/", "n" * 300 + ".py", "é.py"),
-        "workdir": ("/proc/x", "/dev/null", "/dev/null/x", "n" * 300),
+        "workdir": ("/proc/x", "/dev/null", "/dev/null/x", "n" * 300, NOBODY),
     },
     "eval": {
         "evaluation.temperature": ("-1", "nan", "inf", "1e-45"),
@@ -82,6 +83,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "diffusion.guidance": ("-1", "nan"),
         "drafters": ("nope", "é", LONG),
         "output": ("", "x.txt", "/proc/x.json", "/", "/dev/null/x.json", "n" * 300 + ".json"),
+        "workdir": (NOBODY,),
     },
     "plan": {
         "data.batch_size": ("0", "7", str(10**30)),
@@ -90,18 +92,20 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "export": {
         "format": ("nope", ""),
-        "output": ("/proc/x", "/dev/null", "/dev/null/x", "n" * 300),
-        "workdir": ("", "absent", "/dev/null"),
+        "output": ("/proc/x", "/dev/null", "/dev/null/x", "n" * 300, NOBODY),
+        "workdir": ("", "absent", "/dev/null", NOBODY),
     },
     "regenerate": {
         "split": ("test", "nope"),
         "source": ("", "nope", "/"),
-        "target.path": ("absent", "/dev/null"),
+        "target.path": ("absent", "/dev/null", NOBODY),
+        "output": (NOBODY,),
     },
     "calibrate": {
         "prompts": ("0", "-1"),
         "evaluation.seed": ("99999999999999999999",),
         "diffusion.factor": ("0", "nan"),
+        "output": (NOBODY,),
     },
 }
 """Command -> option -> values that it has to refuse."""

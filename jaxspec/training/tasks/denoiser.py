@@ -26,6 +26,7 @@ from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.files import user_path
 from jaxspec.models.registry import make_denoiser
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
@@ -127,7 +128,7 @@ def _source(settings: DenoiserConfig) -> Path | None:
     """Where the weights lie that training starts from; None: from scratch."""
     if settings.path == "embedded":
         return target_folder(settings.path)
-    return exported_weights(Path(settings.path).expanduser()) if settings.path else None
+    return exported_weights(user_path(settings.path)) if settings.path else None
 
 
 def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:

@@ -195,8 +195,8 @@ def _no_step_left(fresh: Record, *, step: int, workdir: Path) -> str:
     steps = fresh["config"]["training"]["steps"]
     return (
         f"The run in {workdir} has taken {step} steps, and training.steps is {steps}: no step is "
-        "left for other settings. Set more steps, or use another --workdir. `jaxspec export` writes "
-        "the weights of this run as they are."
+        "left for other settings. Set more steps, or use another --workdir. `jaxspec export` "
+        "writes the weights of this run as they are."
     )
 
 

@@ -182,3 +182,15 @@ def test_a_record_of_fewer_settings_has_their_defaults():
 def test_nested_settings_that_are_absent():
     found = differences({"a": None, "b": {"c": [1]}}, {"a": {"x": 1}, "b": {"c": [1]}})
     assert [(d.setting, d.got, d.recorded) for d in found] == [("a", None, {"x": 1})]
+
+
+def test_other_texts_under_the_same_settings_are_refused():
+    recorded = {**record(), "fingerprints": {"target.path": "same", "data": "old"}}
+    fresh = {**record(), "fingerprints": {"target.path": "same", "data": "new"}}
+    with pytest.raises(ValueError, match=r"data \(texts or tokenizer\) +new +old"):
+        continued_record(recorded, fresh, step=40, workdir=WORKDIR)
+    # Where a setting says so already, one line is enough.
+    fresh = {**record(data={"seed": 5}), "fingerprints": fresh["fingerprints"]}
+    with pytest.raises(ValueError, match=r"data\.seed +5 +0") as caught:
+        continued_record(recorded, fresh, step=40, workdir=WORKDIR)
+    assert "texts or tokenizer" not in str(caught.value)

@@ -312,7 +312,9 @@ def test_settings_of_denoising_reach_the_strategy(adapted, run_config):
     assert ordered.proposer.rule == "in_order"
     chains = strategy(temperature=1.0, chains=3, draft_temperature=1.5)
     assert (chains.num_chains, chains.proposer.sampling.temperature) == (3, 1.5)
-    with pytest.raises(ValueError, match="block of 300 slots is longer than the drafter's 256"):
+    with pytest.raises(
+        ValueError, match=r"block_size is 300, but the target has only 256 positions"
+    ):
         strategy(block_size=300)
 
 

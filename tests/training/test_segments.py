@@ -151,7 +151,7 @@ def test_a_constant_rate_may_go_on_only_after_a_second_warm_up():
 def test_what_no_step_decides_gets_no_label():
     """A finished run is exported again: nothing was trained with what is accepted now."""
     uniform = record(loss={"focal": 0.0})
-    with pytest.raises(ValueError, match="with these and more steps, add --accept_changes"):
+    with pytest.raises(ValueError, match="new settings and more steps, add --accept_changes"):
         continued_record(record(), uniform, step=100, workdir=WORKDIR)
     fewer = record(training={"steps": 50})
     for recorded, fresh in ((record(), uniform), (record(), fewer), (None, record())):

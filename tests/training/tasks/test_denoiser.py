@@ -312,9 +312,7 @@ def test_settings_of_denoising_reach_the_strategy(adapted, run_config):
     assert ordered.proposer.rule == "in_order"
     chains = strategy(temperature=1.0, chains=3, draft_temperature=1.5)
     assert (chains.num_chains, chains.proposer.sampling.temperature) == (3, 1.5)
-    with pytest.raises(
-        ValueError, match=r"block_size is 300, but the target has only 256 positions"
-    ):
+    with pytest.raises(ValueError, match=r"block_size is 300.* only 256 positions"):
         strategy(block_size=300)
 
 

@@ -187,9 +187,8 @@ def _no_step_left(fresh: Record, *, step: int, workdir: Path) -> str:
     steps = fresh["config"]["training"]["steps"]
     return (
         f"The run in {workdir} has taken {step} steps, and training.steps is {steps}: no step is "
-        "left that other settings could decide. "
-        "Give it more steps, or use another --workdir. To write the weights of this run as they "
-        "are, use `jaxspec export`."
+        "left that other settings could decide. Give it more steps, or use another --workdir. To "
+        "write the weights of this run as they are, use `jaxspec export`."
     )
 
 

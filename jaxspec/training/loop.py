@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxspec.checkpoints.train_state import TrainCheckpoints, saved_progress
+from jaxspec.checkpoints.train_state import TrainCheckpoints, check_folder, saved_progress
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
@@ -74,6 +74,7 @@ def train(
         initialise_processes()
         stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
         if jax.process_index() == 0:
+            check_folder(workdir)
             stack.enter_context(held(workdir, option="--workdir"))
             if settings.export:
                 check_export_folder(workdir / "export", config)

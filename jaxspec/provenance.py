@@ -29,6 +29,7 @@ import numpy as np
 import jaxspec
 from jaxspec.config import RunConfig
 from jaxspec.files import try_file, user_path, write_text
+from jaxspec.json_files import read_object
 
 PACKAGES = {
     "jax": "jax",
@@ -155,17 +156,33 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}.")
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str], *, holding: str) -> None:
     """Checks, before hours of work, that a file of results can be written.
 
+    Args:
+      path: the file.
+      holding: the part that such files have besides "provenance": "results".
+
     Raises:
-      ValueError: not a .json file (files written next to it have other endings), or a place that
-        cannot be written to.
+      ValueError: not a .json file (files written next to it have other endings), a place that
+        cannot be written to, or a file of another kind, which would be lost.
     """
     file = user_path(path)
     if file.suffix != ".json":
         raise ValueError(f"--output must be a .json file: got {str(path)!r}.")
     try_file(file, option="--output")
+    if file.exists() and file.stat().st_size and not _holds(file, {"provenance", holding}):
+        raise ValueError(
+            f"--output {path} is there already and is no earlier output of this command, which has "
+            f"provenance and {holding}: it would be lost. Name another file, or move it away."
+        )
+
+
+def _holds(file: Path, keys: set[str]) -> bool:
+    try:
+        return keys <= read_object(file).keys()
+    except ValueError:
+        return False
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

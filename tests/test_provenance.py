@@ -16,7 +16,7 @@ import pytest
 import jaxspec
 from jaxspec import provenance as module
 from jaxspec.config import LossConfig, RunConfig
-from jaxspec.provenance import jsonable, provenance, write_json
+from jaxspec.provenance import check_output, jsonable, provenance, write_json
 
 
 def test_record_is_complete_and_plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +124,25 @@ def test_write_json_replaces_whole_files(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 2}
     assert os.listdir(path.parent) == ["results.json"], "temporary files are left"
+
+
+@pytest.mark.parametrize(
+    ("content", "is_kept"),
+    [
+        ('{"provenance": {}, "results": []}', False),
+        ("", False),
+        ('{"provenance": {}, "nodes": []}', True),
+        ('{"model_type": "qwen3"}', True),
+        ("my notes", True),
+    ],
+)
+def test_an_output_replaces_only_earlier_ones(tmp_path: Path, content: str, is_kept: bool) -> None:
+    file = tmp_path / "results.json"
+    check_output(file, holding="results")
+    file.write_text(content)
+    if is_kept:
+        with pytest.raises(ValueError, match="it would be lost"):
+            check_output(file, holding="results")
+    else:
+        check_output(file, holding="results")
+    assert file.read_text() == content

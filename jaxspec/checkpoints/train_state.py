@@ -244,6 +244,23 @@ the previous checkpoint.
         self._manager.close()
 
 
+def check_folder(folder: Path) -> None:
+    """Finds out, before hours of work, whether checkpoints in a folder could be read again.
+
+    orbax searches with a pattern that the path is part of, and hands the path on as UTF-8.
+
+    Raises:
+      ValueError: a path with characters that patterns use, or that UTF-8 does not have.
+    """
+    path = str(folder.absolute())
+    wrong = sorted({char for char in path if char in "*?[]\\" or "\ud800" <= char <= "\udfff"})
+    if wrong:
+        raise ValueError(
+            f"Checkpoints in {path!a} could not be read again, because of {''.join(wrong)!a} in "
+            "the path: name another folder."
+        )
+
+
 def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Step and `progress` of the newest checkpoint, read without its arrays.
 

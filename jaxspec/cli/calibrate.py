@@ -109,7 +109,7 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
 
     output = user_path(command.output)
     _check(command)
-    check_output(output)
+    check_output(output, holding="nodes")
     picture = output.with_suffix(".png")
     try_file(picture, option="The picture next to --output")
     run, settings = command.run, command.run.evaluation

@@ -87,7 +87,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.provenance import check_output
 
-    check_output(command.output)
+    check_output(command.output, holding="results")
     with ending_on_sigterm():
         _evaluate(command, argv, program=program)
 

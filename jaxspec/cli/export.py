@@ -83,6 +83,7 @@ def export(command: ExportCommand) -> Path:
     from jaxspec.provenance import provenance, write_json
     from jaxspec.training.run_record import read_run_config
     from jaxspec.training.tasks.registry import task_of
+    from jaxspec.training.tasks.task import check_export_folder
 
     workdir, output = user_path(command.workdir), user_path(command.output)
     run = read_run_config(workdir)
@@ -101,6 +102,7 @@ def export(command: ExportCommand) -> Path:
         )
     # Tried before anything is read. The folder then appears complete.
     try_file(output / "config.json", option="--output")
+    check_export_folder(output, run)
     with replaced_folder(output, is_own=is_exported) as temporary:
         weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
         whole = temporary / "whole"
@@ -149,6 +151,7 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
 def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     import jax
 
+    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.training.optimizer import make_optimizer
     from jaxspec.training.state import TrainState
@@ -181,5 +184,6 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
         params=task.whole(state.params),
         save=task.save,
         tokenizer=tokenizer,
-        record={**progress["record"], "step": step},
+        # Checkpoints of older versions have none.
+        record={**(progress.get("record") or read_json(workdir / "provenance.json")), "step": step},
     )

@@ -182,7 +182,7 @@ def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
       ValueError: it cannot be written to, or another process writes to it.
     """
     file = user_path(output)
-    check_output(file)
+    check_output(file, holding="results")
     for ending in (".md", ENDING):
         if (neighbour := file.with_suffix(ending)).is_dir():
             raise ValueError(

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxspec.checkpoints.huggingface import is_exported
-from jaxspec.checkpoints.train_state import TrainCheckpoints, saved_progress
+from jaxspec.checkpoints.train_state import TrainCheckpoints, check_folder, saved_progress
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
-from jaxspec.files import check_replaceable, held
+from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
@@ -39,7 +38,7 @@ from jaxspec.training.start import Start
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
-from jaxspec.training.tasks.task import PreparedTask
+from jaxspec.training.tasks.task import PreparedTask, check_export_folder
 
 
 def train(
@@ -75,9 +74,10 @@ def train(
         initialise_processes()
         stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
         if jax.process_index() == 0:
+            check_folder(workdir)
             stack.enter_context(held(workdir, option="--workdir"))
             if settings.export:
-                check_replaceable(workdir / "export", is_own=is_exported)
+                check_export_folder(workdir / "export", config)
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
 
@@ -184,13 +184,10 @@ def train(
         # 7. The export: weights that other programs load.
         checkpoints.wait()
         stops.state = f"step {settings.steps} is saved, but the export is not complete"
-        if settings.export and not run.is_exported(workdir, step=settings.steps):
+        record = {**start.record, "step": settings.steps}
+        if settings.export and not run.is_exported(workdir, record=record):
             alone = jax.process_count() == 1
-            run.export(
-                jax.device_get(params) if alone else params,
-                workdir=workdir,
-                record={**start.record, "step": settings.steps},
-            )
+            run.export(jax.device_get(params) if alone else params, workdir=workdir, record=record)
         return row
 
 

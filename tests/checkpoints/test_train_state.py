@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints, describe, saved_progress
+from jaxspec.checkpoints.train_state import (
+    RECORD,
+    TrainCheckpoints,
+    check_folder,
+    describe,
+    saved_progress,
+)
 from jaxspec.config import TrainingConfig
 
 
@@ -321,6 +327,14 @@ def test_progress_is_read_without_the_arrays(folder):
     (folder / "3" / "run" / "metadata").unlink()
     assert saved_progress(folder) is None
     assert steps(folder) == before
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a\\b", "a?", "\udcff"])
+def test_a_folder_whose_checkpoints_could_not_be_read(tmp_path, name):
+    with pytest.raises(ValueError, match="could not be read again, because of") as caught:
+        check_folder(tmp_path / name)
+    assert str(caught.value).isascii()
+    check_folder(tmp_path / "é {b} %20")
 
 
 def test_there_is_no_progress_before_the_first_save(tmp_path):

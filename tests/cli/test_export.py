@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -158,6 +159,21 @@ def test_what_is_no_run(tmp_path, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_of_a_version_without_records(drafter_run, tmp_path):
+    workdir = shutil.copytree(drafter_run[0], tmp_path / "run")
+    for step in (workdir / "checkpoints").iterdir():
+        file = step / "run" / "metadata"
+        described = json.loads(file.read_text())
+        del described["progress"]["record"]
+        file.write_text(json.dumps(described))
+        (step / "run" / "file_digests.json").unlink()
+    call = {"workdir": str(workdir), "output": str(tmp_path / "out")}
+    command.export(command.ExportCommand(**call))
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert record["step"] == 5
+    assert record["config"] == json.loads((workdir / "provenance.json").read_text())["config"]
+
+
 def test_nothing_to_export_yet(drafter_run, tmp_path):
     workdir, _ = drafter_run
     call = {"workdir": str(tmp_path), "output": str(tmp_path / "out")}
@@ -178,6 +194,7 @@ def test_nothing_to_export_yet(drafter_run, tmp_path):
             r"--output .*file/out/config.json cannot be written to: Not a directory",
         ),
         ("{tmp}/file", r"--output .*file/config.json cannot be written to: .*file"),
+        ("{tmp}/model", r"model holds a model without provenance.json"),
         ("{tmp}/full", r"full holds files that are not part of an export .*\['mine.txt'\]"),
     ],
 )
@@ -189,6 +206,7 @@ def test_the_place_is_tried_before_weights_are_read(
     (tmp_path / "file").write_text("kept")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("kept")
+    shutil.copytree(workdir.parent / "target", tmp_path / "model")
     before = runs.contents(tmp_path)
     output = place.format(tmp=tmp_path)
     with pytest.raises(ValueError, match=message):

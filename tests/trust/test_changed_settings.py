@@ -98,6 +98,43 @@ def test_what_may_change_changes_nothing_of_a_finished_run(copy_of_run, config_f
     assert runs.contents(workdir) == contents
 
 
+def test_a_run_without_its_checkpoints_is_trained_and_exported_anew(copy_of_run, config_file):
+    """What the first run left in export/ is not taken for the second one's."""
+    workdir = copy_of_run()
+    before = (workdir / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(workdir / "checkpoints")
+    assert start(config_file, workdir, "--loss.focal", "0", "--loss.chain", "0") == 0
+    record = json.loads((workdir / "export" / "provenance.json").read_text())
+    assert record["config"]["loss"]["focal"] == 0
+    assert (workdir / "export" / "model.safetensors").read_bytes() != before
+
+
+def test_what_no_step_decided_is_not_exported(copy_of_run, config_file, capsys):
+    workdir = copy_of_run()
+    shutil.rmtree(workdir / "export")
+    contents = runs.contents(workdir)
+    assert start(config_file, workdir, "--loss.focal", "0", "--accept_changes", "True") == 2
+    assert "no step is left" in capsys.readouterr().err
+    assert runs.contents(workdir) == contents
+    assert start(config_file, workdir) == 0
+    record = json.loads((workdir / "export" / "provenance.json").read_text())
+    assert record["config"]["loss"]["focal"] == 0.3
+
+
+@pytest.mark.parametrize("record", ["", "{}"])
+def test_a_target_is_not_replaced_by_what_is_trained_on_it(
+    run_config, config_file, tmp_path, capsys, record
+):
+    target = shutil.copytree(run_config.target.path, tmp_path / "run" / "export")
+    if record:  # As if jaxspec had trained it.
+        (target / "provenance.json").write_text(record)
+    contents = runs.contents(tmp_path)
+    assert start(config_file, tmp_path / "run", "--target.path", str(target)) == 2
+    error = capsys.readouterr().err
+    assert "jaxspec did not export it" in error or "that target.path names" in error
+    assert runs.contents(tmp_path) == contents
+
+
 def test_accepted_changes_are_recorded_with_the_weights(copy_of_run, config_file, capsys):
     """A finished run is continued with the uniform loss: everything that it leaves says so."""
     workdir = copy_of_run()

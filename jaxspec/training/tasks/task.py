@@ -25,10 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.checkpoints.huggingface import is_exported
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.files import replaced_folder
+from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 from jaxspec.training.objectives import Objective
@@ -131,12 +132,18 @@ class PreparedTask:
             with replaced_folder(kept, is_own=TOKENIZER_FILES.__contains__) as whole:
                 self.tokenizer.save(whole)
 
-    def is_exported(self, workdir: Path, *, step: int) -> bool:
-        """Whether WORKDIR/export exists, is complete and is from this step."""
+    def is_exported(self, workdir: Path, *, record: Mapping[str, Any]) -> bool:
+        """Whether WORKDIR/export is there, complete, and of this run and step.
+
+        Args:
+          workdir: the run's folder; an earlier run may have left its export there.
+          record: the run's record, with the "step" that it has reached.
+        """
         try:
-            return read_object(workdir / "export" / "provenance.json").get("step") == step
+            found = read_object(workdir / "export" / "provenance.json")
         except ValueError:
             return False
+        return all(found.get(key) == record[key] for key in ("time", "step"))
 
     def export(self, params: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
         """Writes what was trained to WORKDIR/export, with the run's record."""
@@ -183,6 +190,31 @@ class TaskKind:
         if jax.process_index() == 0:
             print(f"Data: {pipeline.statistics.summary}", flush=True)
         return PreparedTask(kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline)
+
+
+def check_export_folder(folder: Path, config: RunConfig) -> None:
+    """Finds out, before hours of work, whether a run's weights may be written to a folder.
+
+    Raises:
+      ValueError: it holds other files, a model that jaxspec did not export, or one that the run
+        reads.
+    """
+    check_replaceable(folder, is_own=is_exported)
+    if (folder / "config.json").exists() and not (folder / "provenance.json").exists():
+        raise ValueError(
+            f"{folder} holds a model without provenance.json: jaxspec did not export it, and it "
+            "would be lost. Move it away, or name another folder."
+        )
+    for setting, path in (
+        ("target.path", config.target.path),
+        ("denoiser.path", config.denoiser.path),
+    ):
+        source = user_path(path).resolve()
+        if path and folder.resolve() in (source, source / "export"):
+            raise ValueError(
+                f"{folder} is the folder that {setting} names, and its weights would be replaced: "
+                "move it, or write elsewhere."
+            )
 
 
 def kept_tokenizer(workdir: Path) -> Path:

@@ -12,6 +12,8 @@ command continues a run that was stopped or killed. Only one process at a time w
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -119,7 +121,19 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
     if len(examples) == 0:
         raise ValueError(f"{command.source!r} holds no examples: there is nothing to ask.")
     settings = _settings(command)
-    done, dropped = _progress_of(output, settings)
+    done, dropped = _progress_of(output, settings, examples)
+    questions = _Questions(examples[:done])
+
+    def keep(answered: list[Example], *, done: int) -> None:
+        _write(
+            output,
+            answered,
+            command,
+            settings=settings,
+            done=done,
+            questions=questions,
+            dropped=dropped,
+        )
 
     remove_unfinished(output)
     journal = AnswerJournal(output / JOURNAL)
@@ -142,15 +156,15 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             echo(f"Continuing after {done} questions in {output}{_kept(journal)}.")
         else:
             # From here on, the same command recognises the folder and continues it.
-            _write(output, [], command, settings=settings, done=0, dropped={})
+            keep([], done=0)
         while done < len(examples):
             shard = examples[done : done + command.shard_prompts]
             answered, lost = answers.of(shard)
             for reason, count in lost.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-            reached = done + len(shard)
-            _write(output, answered, command, settings=settings, done=reached, dropped=dropped)
-            done = reached
+            questions.add(shard)
+            keep(answered, done=done + len(shard))
+            done += len(shard)
             journal.clear()
     except KeyboardInterrupt:
         echo(
@@ -310,7 +324,9 @@ def _settings(command: RegenerateCommand) -> dict[str, Any]:
     return {**settings, "target": fingerprint(folder), "dtype": target.dtype}
 
 
-def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str, int]]:
+def _progress_of(
+    output: Path, settings: dict[str, Any], examples: Sequence[Example]
+) -> tuple[int, dict[str, int]]:
     """Number of questions that a folder has handled, and how many were dropped for each reason."""
     from jaxspec.data.example_files import (
         MANIFEST,
@@ -350,7 +366,37 @@ def _progress_of(output: Path, settings: dict[str, Any]) -> tuple[int, dict[str,
             f"{output} holds answers made with other settings. Use the same settings, or another "
             "--output:\n  " + "\n  ".join(wrong)
         )
+    asked = manifest.get("questions_digest")  # Older versions kept none.
+    if asked is not None and done <= len(examples) and asked != _Questions(examples[:done]).digest:
+        raise ValueError(
+            f"{output} holds answers to other questions than {settings['source']!r} has now: the "
+            "data were changed. Bring back the data of the first start, or choose another --output."
+        )
     return done, dict(dropped)
+
+
+class _Questions:
+    """Tells the questions that are answered from others.
+
+    >>> from jaxspec.data.examples import Example
+    >>> asked = _Questions([Example("a", (("user", "1 + 1?"),), "math")])
+    >>> asked.digest == _Questions([]).digest
+    False
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._hash = hashlib.sha256()
+        self.add(examples)
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Notes that the questions of these examples are answered as well."""
+        for example in examples:
+            self._hash.update(json.dumps([example.id, *example.user_turns]).encode())
+
+    @property
+    def digest(self) -> str:
+        """A hash of all of them, in their order."""
+        return self._hash.hexdigest()[:16]
 
 
 def _write(
@@ -360,6 +406,7 @@ def _write(
     *,
     settings: dict[str, Any],
     done: int,
+    questions: _Questions,
     dropped: dict[str, int],
 ) -> None:
     from jaxspec.data.example_files import write_examples
@@ -372,6 +419,7 @@ def _write(
             "split": command.split,
             "settings": settings,
             "questions_done": done,
+            "questions_digest": questions.digest,
             "dropped": dropped,
             "provenance": jsonable(provenance(config=_recorded(command), seed=command.seed)),
         },

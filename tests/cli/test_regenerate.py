@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -205,6 +206,19 @@ def test_damaged_counts_are_named(ask, tmp_path, change, message):
     (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
     with pytest.raises(ValueError, match=rf"manifest\.json is damaged: .*{message}.*, expected"):
         ask(limit=2)
+
+
+def test_other_questions_of_the_same_name_are_refused(ask, tmp_path):
+    source, _ = ask("source", limit=3)
+    folder, _ = ask("answers", source=str(source), limit=2)
+    longer, _ = ask("source", limit=4)
+    ask("answers", source=str(longer), limit=3)
+    before = runs.contents(folder)
+    shutil.rmtree(source)
+    ask("source", source="embedded/math", limit=4)
+    with pytest.raises(ValueError, match="holds answers to other questions"):
+        ask("answers", source=str(source), limit=4)
+    assert runs.contents(folder) == before
 
 
 def test_other_folders_are_left_alone(ask, tmp_path):

@@ -13,12 +13,14 @@ recorded='b')]
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.config import RunConfig
+from jaxspec.files import user_path
 from jaxspec.provenance import jsonable, provenance
 from jaxspec.training.optimizer import warmup_steps
 from jaxspec.training.run_record import from_jsonable
@@ -40,6 +42,7 @@ MAY_CHANGE = (
     "target.architecture.remat",
 )
 """Groups and settings that a run may be continued with although they differ."""
+_OWN_TERM = "loss.extra"
 _PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
 
 
@@ -56,8 +59,22 @@ def fresh_record(task: Task) -> Record:
     """The record of a run that begins now."""
     return {
         **provenance(config=task.config, seed=task.config.training.seed),
-        "fingerprints": {setting: fingerprint(path) for setting, path in task.reads.items()},
+        "fingerprints": {
+            **{setting: fingerprint(path) for setting, path in task.reads.items()},
+            **_own_terms(task.config),
+        },
         "schedule_from_step": 0,
+    }
+
+
+def _own_terms(config: RunConfig) -> dict[str, str]:
+    """Tells files with terms of the loss from what they are after a change."""
+    if "loss" not in groups_read(config.training.task, objective=config.denoiser.objective):
+        return {}
+    files = [term.source for term in config.loss.extra_terms if term.source.endswith(".py")]
+    return {
+        f"{_OWN_TERM} {file}": hashlib.sha256(user_path(file).read_bytes()).hexdigest()[:16]
+        for file in files
     }
 
 
@@ -162,11 +179,12 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
         for difference in differences(fresh["config"], recorded["config"])
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
-    weights = [
-        dataclasses.replace(difference, setting=f"{difference.setting} (its weights)")
+    contents = [
+        dataclasses.replace(difference, setting=f"{difference.setting} (its {kind})")
         for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
+        for kind in ["code" if difference.setting.startswith(_OWN_TERM) else "weights"]
     ]
-    return settings + weights
+    return settings + contents
 
 
 def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:

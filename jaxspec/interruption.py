@@ -21,7 +21,7 @@ from typing import Any
 STOPPED_AND_SAVED = 75
 """Exit status of a command that was stopped; the same command continues (EX_TEMPFAIL)."""
 _ENDED_AT_ONCE = 130
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
 _REPEAT_SECONDS = 0.1
 
@@ -71,7 +71,7 @@ def repeating_lost_signals() -> Iterator[None]:
 
 
 class StopRequests:
-    """Notices SIGTERM and Ctrl-C between the steps of a run. Use it as a context manager.
+    """Notices SIGTERM, SIGHUP and Ctrl-C between the steps of a run. Use it as a context manager.
 
     Inside `noticed_between_steps` a signal only sets `requested`; elsewhere it ends the program
     with `STOPPED_AND_SAVED`. Three Ctrl-C in quick succession end it at once, whatever it is doing.
@@ -102,6 +102,10 @@ class StopRequests:
             self._stack.callback(signal.set_wakeup_fd, before)
             threading.Thread(target=_count_presses, args=(read,), daemon=True).start()
             for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                is_nohup = number == signal.SIGHUP and handler is signal.SIG_IGN
+                if is_nohup or handler is None:  # None: it was set outside of Python.
+                    continue
                 self._stack.callback(signal.signal, number, signal.signal(number, self._notice))
         return self
 

@@ -13,12 +13,14 @@ recorded='b')]
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.config import RunConfig
+from jaxspec.files import user_path
 from jaxspec.provenance import jsonable, provenance
 from jaxspec.training.optimizer import warmup_steps
 from jaxspec.training.run_record import from_jsonable
@@ -40,7 +42,7 @@ MAY_CHANGE = (
     "target.architecture.remat",
 )
 """Groups and settings that may differ when a run continues."""
-_DATA, _CONTENT = "data", "data (texts or tokenizer)"
+_DATA, _OWN_TERM = "data", "loss.extra"
 _PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
 
 
@@ -59,8 +61,19 @@ def fresh_record(run: PreparedTask) -> Record:
     weights = {setting: fingerprint(path) for setting, path in reads.items()}
     return {
         **provenance(config=config, seed=config.training.seed),
-        "fingerprints": {**weights, _DATA: run.pipeline.fingerprint},
+        "fingerprints": {**weights, **_own_terms(config), _DATA: run.pipeline.fingerprint},
         "schedule_from_step": 0,
+    }
+
+
+def _own_terms(config: RunConfig) -> dict[str, str]:
+    """Tells files with terms of the loss from what they are after a change."""
+    if "loss" not in groups_read(config.training.task, objective=config.denoiser.objective):
+        return {}
+    files = [term.source for term in config.loss.extra_terms if term.source.endswith(".py")]
+    return {
+        f"{_OWN_TERM} {file}": hashlib.sha256(user_path(file).read_bytes()).hexdigest()[:16]
+        for file in files
     }
 
 
@@ -166,15 +179,20 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
     contents = [
-        dataclasses.replace(
-            difference,
-            setting=_CONTENT if difference.setting == _DATA else f"{difference.setting} (weights)",
-        )
+        dataclasses.replace(difference, setting=_content(difference.setting))
         for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
         # If settings of the data differ, so does its content.
         if difference.setting != _DATA or not any(d.setting.startswith("data.") for d in settings)
     ]
     return settings + contents
+
+
+def _content(fingerprinted: str) -> str:
+    """What messages call something that has a fingerprint."""
+    if fingerprinted == _DATA:
+        return f"{_DATA} (texts or tokenizer)"
+    kind = "code" if fingerprinted.startswith(_OWN_TERM) else "weights"
+    return f"{fingerprinted} ({kind})"
 
 
 def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:

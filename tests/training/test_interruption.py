@@ -48,7 +48,9 @@ def stopped_at(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize(("step", "number"), [(6, signal.SIGTERM), (3, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("step", "number"), [(6, signal.SIGTERM), (3, signal.SIGINT), (2, signal.SIGHUP)]
+)
 def test_the_step_is_saved(run_config, finished_run, tmp_path, stopped_at, step, number, capsys):
     before = signal.getsignal(signal.SIGTERM)
     stopped_at(step, number)
@@ -135,3 +137,14 @@ def test_a_signal_that_is_lost_in_a_callback_is_sent_again(error):
     with ending_on_sigterm(), pytest.raises(error), repeating_lost_signals():
         _Callback(error)
         time.sleep(10)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_closed_terminal_stops_the_run_unless_nohup_ignores_it(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopRequests() as stops, stops.noticed_between_steps():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stops.requested == (handler is signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -85,6 +85,20 @@ def test_other_weights_of_the_same_shape_are_refused(before, config_file, tmp_pa
     assert runs.contents(before) == contents
 
 
+def test_another_version_of_a_loss_term_is_refused(run_config, config_file, tmp_path, capsys):
+    term, workdir = tmp_path / "mine.py", tmp_path / "run"
+    term.write_text(
+        "def mine(slots, *, mask_NG, weights_G):\n    return -slots.log_p_NG.sum(), mask_NG.sum()\n"
+    )
+    extra = ["--loss.extra", f"{term}:mine=0.5", "--training.steps", "4"]
+    assert start(config_file, workdir, *extra) == 0
+    term.write_text(term.read_text() + "# Changed.\n")
+    contents = runs.contents(workdir)
+    assert start(config_file, workdir, *extra) == 2
+    assert f"loss.extra {term} (code)" in capsys.readouterr().err
+    assert runs.contents(workdir) == contents
+
+
 def test_the_same_weights_elsewhere_are_welcome(copy_of_run, run_config, config_file, tmp_path):
     moved = shutil.copytree(run_config.target.path, tmp_path / "moved")
     assert start(config_file, copy_of_run(), "--target.path", str(moved)) == 0

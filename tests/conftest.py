@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def is_slow(request: pytest.FixtureRequest) -> bool:
     """Whether every case is to be tried, which takes hours."""
     return bool(request.config.getoption("--slow"))
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also in tests that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 MOST_MAPPINGS = 30_000

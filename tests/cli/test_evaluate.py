@@ -53,6 +53,7 @@ def test_neighbours_of_the_output_are_tried_too(tmp_path, capsys):
     assert "x.md is a folder, but a file of this name has to be written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize(
     ("number", "status", "word"),
     [

@@ -118,7 +118,7 @@ def test_drafters_that_differ_are_said_to_differ():
         ({"speedup": 2.8}, "The speed-up (2.80) is close to tau (3.00)"),
         (
             {"draft_ms": 0.0, "verify_ms": 8.0, "rule_ms": 0.0, "rest_ms": None},
-            "is mainly time that the parts, timed alone, do not show: it costs 0.7 steps per round.",
+            "mainly time that the parts, timed alone, do not show: it costs 0.7 steps per round.",
         ),
         (
             {"draft_ms": 0.0, "verify_ms": 8.0, "rule_ms": 0.0, "rest_ms": None, "round_ms": 8.0},

@@ -1,7 +1,7 @@
 """Writes files and folders whole or not at all, tries places before the work, and locks them.
 
-Everything that jaxspec leaves behind is written under a temporary name next to its place and then
-renamed. What a killed process left there is removed by the next one that writes the same file.
+Files and folders are written under a temporary name next to their place and then renamed. What a
+killed process left there is removed by the next one that writes the same file.
 
 >>> with held("runs/full", option="--workdir"), replaced_file("runs/full/notes.txt") as temporary:
 ...     _ = temporary.write_text("whole")                                      # doctest: +SKIP

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -86,15 +86,27 @@ class ChatTemplate:
         found, place = _find_source(folder, config)
         return cls(place, source=found or default, variables=variables, is_own=bool(found))
 
-    def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
+    def render(
+        self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()
+    ) -> str:
         """The text of a conversation, followed by the header of an answer if wanted.
+
+        Args:
+          turns: the conversation.
+          add_generation_prompt: whether the assistant's answer comes next.
+          tools: what the assistant may call.
 
         Raises:
           ValueError: no template, one that cannot be read, or one that refuses the conversation.
         """
         check_turns(turns)
         template = self._compiled
-        conversation = {"messages": turns, "add_generation_prompt": add_generation_prompt}
+        conversation = {
+            "messages": turns,
+            "add_generation_prompt": add_generation_prompt,
+            # Templates test it for None, or for truth.
+            "tools": list(tools) or None,
+        }
         try:
             return _sandbox().rendered(template, {**self._variables, **conversation})
         except Exception as error:  # A template is a program: a broken one can raise anything.

@@ -1,7 +1,8 @@
 """Folders of examples: what `jaxspec regenerate` writes and training reads.
 
 A folder holds array_record shards and a ``manifest.json``. Each record is one JSON object ({"id",
-"source", "turns": [{"role", "content"}]}). Every call of `write_examples` adds one shard and then
+"source", "turns": [{"role", "content"}]}; "tools" and further fields of a turn where there are
+any). Every call of `write_examples` adds one shard and then
 enters it in the manifest, with its size and a digest. Both are written under a temporary name and
 then renamed: a killed run loses only the shard that it was writing.
 
@@ -241,18 +242,23 @@ def _sha256(file: Path) -> str:
 
 def _to_bytes(example: Example) -> bytes:
     record = {"id": example.id, "source": example.source, "turns": example.conversation}
+    if example.tools:
+        record["tools"] = example.tool_list
     return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _from_bytes(record: bytes, *, where: str) -> Example:
     try:
         value = json.loads(record)
-        turns = tuple((turn["role"], turn["content"]) for turn in value["turns"])
-        texts = (value["id"], value["source"], *itertools.chain(*turns))
+        turns, tools = value["turns"], value.get("tools", [])
+        texts = [value["id"], value["source"]]
+        texts += [turn[name] for turn in turns for name in ("role", "content")]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a value is not text")
-        return Example(id=value["id"], turns=turns, source=value["source"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if not isinstance(tools, list):
+            raise TypeError("tools is not a list")
+        return Example.from_conversation(turns, id=value["id"], source=value["source"], tools=tools)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{where} is not a conversation ({type(error).__name__}: {error}): expected "
             '{"id", "source", "turns": [{"role", "content"}]}.'

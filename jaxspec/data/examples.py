@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
-Conversation = list[dict[str, str]]
-"""What chat templates read: ``[{"role": "user", "content": "..."}, ...]``."""
+Conversation = list[dict[str, Any]]
+"""What chat templates read: ``[{"role": "user", "content": "..."}, ...]``. A turn may have further
+fields, such as tool_calls; its content is always text, "" where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Example:
     Benchmarks with several rounds and no reference answers hold user turns only.
 
     Raises:
-      ValueError: no turns, or a role other than system, user and assistant.
+      ValueError: no turns, a role that is not in `ROLES`, or details that do not fit the turns.
     """
 
     id: str
@@ -30,6 +34,11 @@ class Example:
     """(role, content) of each turn, in order."""
     source: str
     """Name of the data set it comes from."""
+    details: tuple[str, ...] = ()
+    """Further fields of each turn (tool_calls, reasoning_content and so on) as a JSON object, ""
+    for a turn without any; (): no turn has any."""
+    tools: str = ""
+    """The tools that the assistant may call, as a JSON list; "": none."""
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -39,11 +48,60 @@ class Example:
                 raise ValueError(
                     f"Example {self.id!r} has a turn of role {role!r}: expected one of {ROLES}."
                 )
+        if self.details and len(self.details) != len(self.turns):
+            raise ValueError(
+                f"Example {self.id!r} has details of {len(self.details)} turns: expected "
+                f"{len(self.turns)}, one for each turn, or none."
+            )
+
+    @classmethod
+    def from_conversation(
+        cls,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        id: str,
+        source: str,
+        tools: Sequence[Any] = (),
+    ) -> Example:
+        """An example of turns in the form that `conversation` gives.
+
+        Args:
+          turns: a "role" and a "content" each, and any further fields that JSON can hold.
+          id: its name.
+          source: name of the data set.
+          tools: what the assistant may call.
+
+        Raises:
+          ValueError: see `Example`.
+        """
+        further = [
+            {name: value for name, value in turn.items() if name not in ("role", "content")}
+            for turn in turns
+        ]
+        details = tuple(_to_json(fields) if fields else "" for fields in further)
+        return cls(
+            id=id,
+            turns=tuple((turn["role"], turn["content"]) for turn in turns),
+            source=source,
+            details=details if any(details) else (),
+            tools=_to_json(list(tools)) if tools else "",
+        )
 
     @property
     def conversation(self) -> Conversation:
         """Every turn, in the form a chat template reads."""
-        return [{"role": role, "content": content} for role, content in self.turns]
+        turns = [{"role": role, "content": content} for role, content in self.turns]
+        if not self.details:
+            return turns
+        return [
+            {**turn, **json.loads(fields or "{}")}
+            for turn, fields in zip(turns, self.details, strict=True)
+        ]
+
+    @property
+    def tool_list(self) -> list[Any]:
+        """The tools that the assistant may call, in the form a chat template reads."""
+        return list(json.loads(self.tools)) if self.tools else []
 
     @property
     def prompt_turns(self) -> Conversation:
@@ -67,3 +125,7 @@ class Example:
     def user_turns(self) -> tuple[str, ...]:
         """The user's questions in order, for benchmarks of several rounds."""
         return tuple(content for role, content in self.turns if role == "user")
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

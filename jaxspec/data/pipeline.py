@@ -14,7 +14,6 @@ Dimension key: B rows of this process, S positions of a row.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -283,7 +282,10 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
         if not example.is_running_text:
             digest.update(json.dumps(tokenizer.encode_conversation(example.conversation)).encode())
     for example in examples:
-        digest.update(json.dumps(dataclasses.astuple(example)).encode())
+        fields = [example.id, example.turns, example.source]
+        # Only where there are any: the digests of plain conversations stay what they were.
+        further = [example.details, example.tools] if example.details or example.tools else []
+        digest.update(json.dumps(fields + further).encode())
     return digest.hexdigest()[:32]
 
 

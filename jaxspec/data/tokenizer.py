@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -232,13 +232,17 @@ class Tokenizer:
         """Text of ids, without special tokens unless asked for."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special))
 
-    def render(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
+    def render(
+        self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()
+    ) -> str:
         """The chat template's text for a conversation.
 
         Raises:
           ValueError: the folder has no chat template, or the template refuses the conversation.
         """
-        return self._template.render(turns, add_generation_prompt=add_generation_prompt)
+        return self._template.render(
+            turns, add_generation_prompt=add_generation_prompt, tools=tools
+        )
 
     def encode_prompt(self, turns: Conversation) -> list[int]:
         """Ids of a conversation that the assistant is to continue.

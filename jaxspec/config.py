@@ -51,6 +51,7 @@ from jaxspec.ranges import (
 MOST_GENERATED = 10**7
 """The most examples that the embedded corpus generates."""
 
+AnchorSampling = Literal["document", "row"]
 Steps = Annotated[int, whole(1, MOST_STEPS)]
 Blocks = Annotated[int, whole(0, MOST_POSITIONS)]
 Decay = Annotated[float, Range(0.0, math.inf, "positive, inf or None", "", without=(0.0,))]
@@ -263,6 +264,10 @@ class DataConfig:
     this is how LLaDA learns to stop. Only without packing."""
     anchors: Annotated[int, whole(1, MOST_ROWS)] = 16
     """Blocks to draft per row."""
+    anchor_sampling: AnchorSampling = "document"
+    """How the blocks of a row are spread over its documents. "document": in proportion to their
+    tokens, and at least one each, so that a short answer gets its share whatever lies next to it;
+    "row": uniformly over all learned tokens of the row."""
     loss_on: Literal["response", "all"] = "response"
     """Which tokens are learned: the assistant's, or all of them (for a target from scratch)."""
     max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0

@@ -28,7 +28,8 @@ class PlanCommand(TaskCommand):
 
     reads: ClassVar[tuple[str, ...]] = (
         *("name", "target", "drafter", "denoiser", "loss"),
-        *("data.sequence_length", "data.batch_size", "data.packing", "data.anchors"),
+        *("data.sequence_length", "data.batch_size", "data.packing"),
+        *("data.anchors", "data.anchor_sampling"),
         *("optimizer", "mesh"),
         *("training.task", "training.steps", "training.gradient_accumulation"),
     )

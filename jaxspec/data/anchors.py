@@ -3,6 +3,12 @@
 DFlash (arXiv 2602.06036) trains on blocks at random places in the response: an anchor is a response
 token that is followed by another one. Everything here is jit-able and takes whole batches.
 
+A row holds several documents. Drawn from the row as a whole, anchors follow its learned tokens: a
+short answer gets few of them or none, and how many depends on the documents next to it. Drawn by
+document, each gets the share of the row's anchors that it has of the row's tokens, and at least
+one. That is the only share which uses all anchors of a full row and still does not depend on the
+neighbours, because the tokens of the documents add up to the row whichever they are.
+
 >>> anchors, valid = sample_anchors(key, loss_mask, segments, count=16)         # doctest: +SKIP
 >>> labels, mask = block_labels(                                                # doctest: +SKIP
 ...     tokens, loss_mask, segments, anchors, valid, block_size=16)
@@ -12,9 +18,13 @@ Dimension key: B rows, S positions per row, N blocks per row, G drafted slots (b
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from jaxspec.config import AnchorSampling
 
 
 def anchor_candidates(loss_mask_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
@@ -37,9 +47,14 @@ def anchor_candidates(loss_mask_BS: jax.Array, segments_BS: jax.Array) -> jax.Ar
 
 
 def sample_anchors(
-    key: jax.Array, loss_mask_BS: jax.Array, segments_BS: jax.Array, *, count: int
+    key: jax.Array,
+    loss_mask_BS: jax.Array,
+    segments_BS: jax.Array,
+    *,
+    count: int,
+    sampling: AnchorSampling = "document",
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws the anchors of each row uniformly without replacement.
+    """Draws the anchors of each row without replacement.
 
     Every position gets a random score, and the `count` best candidates are taken. Rows with fewer
     candidates have invalid blocks at the end.
@@ -49,6 +64,10 @@ def sample_anchors(
       loss_mask_BS: bool, True on learned tokens.
       segments_BS: document of each token, 0 on padding.
       count: N, blocks per row.
+      sampling: "row": uniformly over the candidates of a row. "document": about N * (tokens of the
+        document) / (tokens of all documents) for each document, at least one, and at most as many
+        as it has candidates; uniformly within a document. What a document cannot use goes to the
+        others. If there are more documents than anchors, those that get one are drawn uniformly.
 
     Returns:
       anchors_BN: int32, ascending in each row; 0 where invalid.
@@ -61,13 +80,72 @@ def sample_anchors(
     candidate_BS = anchor_candidates(loss_mask_BS, segments_BS)
     length = candidate_BS.shape[1]
     taken = min(count, length)
-    score_BS = jnp.where(candidate_BS, jax.random.uniform(key, candidate_BS.shape), -1.0)
-    score_BN, anchors_BN = jax.lax.top_k(score_BS, taken)
+    if sampling == "row":
+        score_BS = jax.random.uniform(key, candidate_BS.shape)
+    else:
+        score_BS = _document_scores(key, candidate_BS, segments_BS)
+    score_BN, anchors_BN = jax.lax.top_k(jnp.where(candidate_BS, score_BS, -jnp.inf), taken)
     # Ascending, with `length` standing in for blocks that do not exist.
-    ordered_BN = jnp.sort(jnp.where(score_BN >= 0, anchors_BN, length), axis=1)
+    ordered_BN = jnp.sort(jnp.where(score_BN > -jnp.inf, anchors_BN, length), axis=1)
     ordered_BN = jnp.pad(ordered_BN, ((0, 0), (0, count - taken)), constant_values=length)
     valid_BN = ordered_BN < length
     return jnp.where(valid_BN, ordered_BN, 0).astype(jnp.int32), valid_BN
+
+
+def _document_scores(key: jax.Array, candidate_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+    """Scores [B, S] whose best candidates are spread over the documents like their tokens.
+
+    The candidates of a document come in random order: number r has the score -(r + u) / tokens,
+    where u, uniform in [0, 1), is the document's own. So about t * tokens of its candidates are
+    above a score of -t (the apportionment of seats by systematic sampling). Number 0 of every
+    document comes before all others.
+    """
+    for_order, for_offsets = jax.random.split(key)
+    batch, length = candidate_BS.shape
+    shuffle_BS = jax.random.uniform(for_order, candidate_BS.shape)
+    offset_BS = jax.random.uniform(for_offsets, (batch, length + 1))
+
+    def row(
+        candidate_S: jax.Array, segments_S: jax.Array, shuffle_S: jax.Array, offset_S: Any
+    ) -> Any:
+        order_S = jnp.lexsort((shuffle_S, ~candidate_S, segments_S))
+        place_S = jnp.zeros(length, jnp.int32).at[order_S].set(jnp.arange(length))
+        tokens_S = jnp.zeros(length + 1, jnp.int32).at[segments_S].add(1)
+        first_S = jnp.cumsum(tokens_S) - tokens_S
+        number_S = place_S - first_S[segments_S]
+        offset_S = offset_S[segments_S]
+        score_S = -(number_S + offset_S) / tokens_S[segments_S]
+        return jnp.where(number_S == 0, 1.0 - offset_S, score_S)
+
+    return jax.vmap(row)(candidate_BS, segments_BS, shuffle_BS, offset_BS)
+
+
+def coverage(
+    loss_mask_BS: jax.Array, anchors_BN: jax.Array, mask_BNG: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """How many of the learned tokens are in at least one block.
+
+    Args:
+      loss_mask_BS: bool, True on learned tokens.
+      anchors_BN: positions of the anchors.
+      mask_BNG: which slots count, from `block_labels`.
+
+    Returns:
+      (learned tokens that are a label of some block, learned tokens), as float32 scalars: a metric
+      to be summed over batches before it is divided.
+    """
+    length = loss_mask_BS.shape[1]
+    slots = jnp.arange(1, mask_BNG.shape[-1] + 1)
+    # Slots that do not count point past the end, where a scatter drops them.
+    position_BNG = jnp.where(mask_BNG, anchors_BN[..., None] + slots, length)
+    covered_BS = jax.vmap(
+        lambda position_NG: jnp.zeros(length, bool).at[position_NG.ravel()].set(True, mode="drop")
+    )(position_BNG)
+    learned_BS = loss_mask_BS.astype(bool)
+    return (
+        jnp.sum(covered_BS & learned_BS, dtype=jnp.float32),
+        jnp.sum(learned_BS, dtype=jnp.float32),
+    )
 
 
 def block_labels(

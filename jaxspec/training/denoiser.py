@@ -23,7 +23,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import LossConfig
+from jaxspec.config import AnchorSampling, LossConfig
+from jaxspec.data.anchors import coverage
 from jaxspec.losses import (
     LossWeights,
     answer_terms,
@@ -71,6 +72,7 @@ class DenoiserObjective:
     block_size: int
     batch_size: int
     """Rows of the global batch; times are spread evenly over them."""
+    anchor_sampling: AnchorSampling = "document"
 
     @property
     def in_blocks(self) -> bool:
@@ -96,7 +98,8 @@ class DenoiserObjective:
             chunk_blocks=self.loss.chunk_blocks,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
+        metrics = drafter_metrics(slots, mask_BNG, config=self.loss)
+        return terms, metrics | {"coverage": coverage(batch["loss_mask"], anchors_BN, mask_BNG)}
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         """See `jaxspec.training.objectives.Objective`."""
@@ -123,7 +126,13 @@ class DenoiserObjective:
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Anchors [B, N], labels and their mask [B, N, G]."""
-        return draw_blocks(batch, key, count=self.anchors, block_size=self.block_size)
+        return draw_blocks(
+            batch,
+            key,
+            count=self.anchors,
+            block_size=self.block_size,
+            sampling=self.anchor_sampling,
+        )
 
     def _head(self, params: Any) -> Any:
         mask_id = self.model.config.mask_id

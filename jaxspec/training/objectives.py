@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxspec.config import LossConfig
-from jaxspec.data.anchors import block_labels, sample_anchors
+from jaxspec.config import AnchorSampling, LossConfig
+from jaxspec.data.anchors import block_labels, coverage, sample_anchors
 from jaxspec.losses import (
     LossWeights,
     SlotStatistics,
@@ -75,13 +75,15 @@ class Objective(Protocol):
 
 
 def draw_blocks(
-    batch: Batch, key: jax.Array, *, count: int, block_size: int
+    batch: Batch, key: jax.Array, *, count: int, block_size: int, sampling: AnchorSampling
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Anchors [B, N], labels and their mask [B, N, G]; each row has its own random stream."""
 
     def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
         own = jax.random.fold_in(key, number)
-        anchors, valid = sample_anchors(own, loss_mask_S[None], segments_S[None], count=count)
+        anchors, valid = sample_anchors(
+            own, loss_mask_S[None], segments_S[None], count=count, sampling=sampling
+        )
         return anchors[0], valid[0]
 
     anchors_BN, valid_BN = jax.vmap(row)(batch["rows"], batch["loss_mask"], batch["segments"])
@@ -164,6 +166,7 @@ class DrafterObjective:
     drafter: DFlash
     loss: LossConfig
     anchors: int
+    anchor_sampling: AnchorSampling = "document"
 
     def __call__(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
@@ -194,7 +197,8 @@ class DrafterObjective:
             target_hidden_BNGD=target_hidden_BNGD,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
-        return terms, drafter_metrics(slots, mask_BNG, config=self.loss)
+        metrics = drafter_metrics(slots, mask_BNG, config=self.loss)
+        return terms, metrics | {"coverage": coverage(batch["loss_mask"], anchors_BN, mask_BNG)}
 
     def counts(self, batch: Batch, key: jax.Array, weights: LossWeights) -> dict[str, jax.Array]:
         _, _, mask_BNG = self.blocks(batch, key)
@@ -209,7 +213,13 @@ class DrafterObjective:
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Anchors [B, N], labels and their mask [B, N, G]."""
         block_size = self.drafter.config.block_size
-        return draw_blocks(batch, key, count=self.anchors, block_size=block_size)
+        return draw_blocks(
+            batch,
+            key,
+            count=self.anchors,
+            block_size=block_size,
+            sampling=self.anchor_sampling,
+        )
 
     def hidden(
         self,

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,28 @@ def read_run_config(workdir: Path) -> RunConfig:
             f"No run in {workdir}: expected the --workdir of train.py, with provenance.json."
         )
     try:
-        config = from_jsonable(RunConfig, read_object(file)["config"], where="config")
+        return recorded_config(read_object(file)["config"], where="config")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds no configuration of a run ({error!r}).") from error
+
+
+def recorded_config(recorded: Mapping[str, Any], *, where: str) -> RunConfig:
+    """The configuration in the record of a run.
+
+    A setting that it lacks, because the run is older, is what jaxspec did at that time. That is the
+    default, except that anchors were drawn by row.
+
+    Args:
+      recorded: what `jsonable` made of the configuration.
+      where: what messages call it.
+
+    Raises:
+      ValueError: settings that this version does not know.
+    """
+    if recorded.get("training", {}).get("task") != "target":  # A target has no anchors.
+        data = {"anchor_sampling": "row", **recorded.get("data", {})}
+        recorded = {**recorded, "data": data}
+    config = from_jsonable(RunConfig, recorded, where=where)
     assert isinstance(config, RunConfig)
     return config
 

@@ -23,7 +23,7 @@ from jaxspec.config import RunConfig
 from jaxspec.files import user_path
 from jaxspec.provenance import jsonable, provenance
 from jaxspec.training.optimizer import warmup_steps
-from jaxspec.training.run_record import from_jsonable
+from jaxspec.training.run_record import recorded_config
 from jaxspec.training.tasks.settings import GROUPS, groups_read
 from jaxspec.training.tasks.task import PreparedTask
 
@@ -114,8 +114,8 @@ def continued_record(
         if is_over:
             raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
         return _with_segment({"config": None}, fresh, step=step)
-    config = from_jsonable(RunConfig, recorded["config"], where="recorded config")
-    recorded = {**recorded, "config": jsonable(config)}  # New settings have their defaults.
+    config = recorded_config(recorded["config"], where="recorded config")
+    recorded = {**recorded, "config": jsonable(config)}
     found = _changes(recorded, fresh)
     steps = next((d for d in found if d.setting == "training.steps" and d.got > step), None)
     restarts = restart_schedule and steps is not None

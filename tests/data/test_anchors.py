@@ -8,6 +8,8 @@ import pytest
 from jaxspec.data import anchors as anchors_module
 from jaxspec.data.anchors import block_labels, sample_anchors
 
+BOTH = pytest.mark.parametrize("sampling", ["document", "row"])
+
 # Two documents and padding; learned: 2-5 and 7 of the first, 10-13 of the second.
 SEGMENTS = np.array([[1] * 8 + [2] * 6 + [0] * 2], np.int32)
 LEARNED = np.zeros((1, 16), bool)
@@ -15,37 +17,9 @@ LEARNED[0, [2, 3, 4, 5, 7, 10, 11, 12, 13]] = True
 TOKENS = np.arange(100, 116, dtype=np.int32)[None]
 CANDIDATES = [2, 3, 4, 10, 11, 12]
 
-sample = jax.jit(sample_anchors, static_argnames="count")
+sample = jax.jit(sample_anchors, static_argnames=("count", "sampling"))
 label = jax.jit(block_labels, static_argnames="block_size")
-
-
-@jax.jit
-def coverage(
-    loss_mask_BS: jax.Array, anchors_BN: jax.Array, mask_BNG: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How many of the learned tokens are in at least one block.
-
-    Args:
-      loss_mask_BS: bool, True on learned tokens.
-      anchors_BN: positions of the anchors.
-      mask_BNG: which slots count, from `block_labels`.
-
-    Returns:
-      (learned tokens that are a label of some block, learned tokens), as float32 scalars: a metric
-      to be summed over batches before it is divided.
-    """
-    length = loss_mask_BS.shape[1]
-    slots = jnp.arange(1, mask_BNG.shape[-1] + 1)
-    # Slots that do not count point past the end, where a scatter drops them.
-    position_BNG = jnp.where(mask_BNG, anchors_BN[..., None] + slots, length)
-    covered_BS = jax.vmap(
-        lambda position_NG: jnp.zeros(length, bool).at[position_NG.ravel()].set(True, mode="drop")
-    )(position_BNG)
-    learned_BS = loss_mask_BS.astype(bool)
-    return (
-        jnp.sum(covered_BS & learned_BS, dtype=jnp.float32),
-        jnp.sum(learned_BS, dtype=jnp.float32),
-    )
+coverage = jax.jit(anchors_module.coverage)
 
 
 def _random_batch(seed, *, rows=4, length=40):
@@ -95,15 +69,17 @@ def _slow_labels(tokens, learned, segments, anchors, valid, *, block_size):
     return labels, mask
 
 
-def test_all_candidates_are_drawn_once_and_the_rest_is_invalid():
-    anchors, valid = sample(jax.random.key(0), LEARNED, SEGMENTS, count=9)
+@BOTH
+def test_all_candidates_are_drawn_once_and_the_rest_is_invalid(sampling):
+    anchors, valid = sample(jax.random.key(0), LEARNED, SEGMENTS, count=9, sampling=sampling)
     assert anchors.dtype == jnp.int32 and valid.dtype == jnp.bool_
     assert anchors[0].tolist() == [*CANDIDATES, 0, 0, 0]
     assert valid[0].tolist() == [True] * 6 + [False] * 3
 
 
-def test_more_blocks_than_positions():
-    anchors, valid = sample(jax.random.key(0), LEARNED, SEGMENTS, count=20)
+@BOTH
+def test_more_blocks_than_positions(sampling):
+    anchors, valid = sample(jax.random.key(0), LEARNED, SEGMENTS, count=20, sampling=sampling)
     assert anchors.shape == valid.shape == (1, 20)
     assert int(valid.sum()) == 6
 
@@ -137,10 +113,12 @@ def test_a_block_at_the_end_of_the_row_is_short():
     assert mask[0, 0].tolist() == [True, True, False, False, False, False, False]
 
 
+@BOTH
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_to_the_slow_form(seed):
+def test_equal_to_the_slow_form(seed, sampling):
     tokens, learned, segments = _random_batch(seed)
-    anchors, valid = map(np.asarray, sample(jax.random.key(seed), learned, segments, count=12))
+    drawn = sample(jax.random.key(seed), learned, segments, count=12, sampling=sampling)
+    anchors, valid = map(np.asarray, drawn)
     candidates = _slow_candidates(learned, segments)
     drawn = [(row, int(anchors[row, block])) for row, block in np.argwhere(valid)]
     assert len(set(drawn)) == len(drawn)
@@ -183,7 +161,7 @@ def test_draws_are_uniform_without_replacement(count):
     repeats = 4000
     learned = np.repeat(LEARNED, repeats, axis=0)
     segments = np.repeat(SEGMENTS, repeats, axis=0)
-    anchors, valid = sample(jax.random.key(11), learned, segments, count=count)
+    anchors, valid = sample(jax.random.key(11), learned, segments, count=count, sampling="row")
     assert bool(valid.all())
     subsets = list(itertools.combinations(CANDIDATES, count))
 
@@ -200,6 +178,82 @@ def test_draws_are_uniform_without_replacement(count):
     biased = drawn[(drawn != CANDIDATES[0]).any(axis=1)][:-300]
     biased = np.concatenate([biased, np.repeat([subsets[-1]], 300, axis=0)])
     assert chi_square(biased) > limit
+
+
+def row_of(*documents: tuple[int, int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(learned, segments) of a row of documents: (tokens, learned tokens at their end)."""
+    learned, segments = np.zeros(length, bool), np.zeros(length, np.int32)
+    start = 0
+    for segment, (tokens, answer) in enumerate(documents, start=1):
+        segments[start : start + tokens] = segment
+        learned[start + tokens - answer : start + tokens] = True
+        start += tokens
+    return learned, segments
+
+
+def anchors_per_document(*documents, length, count, repeats=2000, sampling="document"):
+    """Anchors of each document, [repeats, documents]."""
+    learned, segments = row_of(*documents, length=length)
+    rows = [np.repeat(array[None], repeats, axis=0) for array in (learned, segments)]
+    anchors, valid = sample(jax.random.key(3), *rows, count=count, sampling=sampling)
+    drawn = np.where(valid, segments[np.asarray(anchors)], 0)
+    return np.stack([(drawn == n).sum(axis=1) for n in range(1, len(documents) + 1)], axis=1)
+
+
+SHORT, OTHERS = (32, 12), [[(224, 200)], [(224, 20)], [(100, 90), (124, 60)], [(56, 50)] * 4]
+
+
+@pytest.mark.parametrize("others", OTHERS)
+def test_a_documents_share_does_not_depend_on_its_neighbours(others):
+    counts = anchors_per_document(SHORT, *others, length=256, count=32)
+    if sum(answer - 1 for _, answer in (SHORT, *others)) < 32:  # All candidates are drawn.
+        assert (counts == [11, 19]).all()
+        return
+    assert (counts.sum(axis=1) == 32).all()
+    assert counts[:, 0].mean() == pytest.approx(32 * 32 / 256, abs=0.15)
+    by_row = anchors_per_document(SHORT, *others, length=256, count=32, sampling="row")
+    assert abs(by_row[:, 0].mean() - 4) > 1.5, "negative control"
+
+
+def test_every_document_gets_an_anchor():
+    documents = [(200, 180), (8, 2), (8, 2), (8, 3), (32, 2)]
+    counts = anchors_per_document(*documents, length=256, count=8)
+    assert counts.min() == 1
+    assert (counts.sum(axis=1) == 8).all()
+    by_row = anchors_per_document(*documents, length=256, count=8, sampling="row")
+    assert by_row.min() == 0, "negative control"
+
+
+def test_fewer_anchors_than_documents_are_shared_evenly():
+    counts = anchors_per_document((100, 90), (20, 10), (20, 10), (8, 3), length=148, count=2)
+    assert counts.max() == 1
+    np.testing.assert_allclose(counts.mean(axis=0), 0.5, atol=0.05)
+
+
+def test_what_a_document_cannot_use_goes_to_the_others():
+    # Half of the row, but only 3 candidates; the other two share the rest like their lengths.
+    counts = anchors_per_document((128, 4), (96, 90), (32, 30), length=256, count=32)
+    assert (counts[:, 0] == 3).all()
+    np.testing.assert_allclose(counts.mean(axis=0)[1:], [29 * 0.75, 29 * 0.25], atol=0.15)
+
+
+def test_draws_are_uniform_within_a_document():
+    learned, segments = row_of((10, 7), (30, 25), length=40)
+    rows = [np.repeat(array[None], 6000, axis=0) for array in (learned, segments)]
+    anchors, _ = sample(jax.random.key(4), *rows, count=4)
+    drawn = np.bincount(np.asarray(anchors).ravel(), minlength=40)
+    for candidates in (slice(3, 9), slice(15, 39)):
+        expected = drawn[candidates].mean()
+        # Six or 24 cells without replacement vary less than chi-square; its 99.9% quantiles.
+        limit = 20.5 if candidates.stop == 9 else 49.7
+        assert ((drawn[candidates] - expected) ** 2 / expected).sum() < limit
+
+
+@BOTH
+def test_an_empty_document_changes_nothing_for_the_others(sampling):
+    learned, segments = row_of((10, 0), (20, 15), length=40)
+    _, valid = sample(jax.random.key(0), learned[None], segments[None], count=6, sampling=sampling)
+    assert bool(valid.all())
 
 
 def test_no_anchor_in_rows_without_two_learned_neighbours():

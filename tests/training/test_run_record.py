@@ -16,10 +16,11 @@ from jaxspec.config import (
     MaskedTransformerConfig,
     RunConfig,
     TargetConfig,
+    TrainingConfig,
     TransformerConfig,
 )
 from jaxspec.provenance import jsonable, provenance, write_json
-from jaxspec.training.run_record import from_jsonable, read_run_config
+from jaxspec.training.run_record import from_jsonable, read_run_config, recorded_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,17 @@ def test_configurations_survive_json(tmp_path):
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, decay=float("inf")))
     write_json(tmp_path / "provenance.json", provenance(config=config, seed=0))
     assert read_run_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("task", "sampling"), [("drafter", "row"), ("denoiser", "row"), ("target", "document")]
+)
+def test_older_runs_drew_their_anchors_by_row(task, sampling):
+    recorded = jsonable(RunConfig(training=TrainingConfig(task=task)))
+    del recorded["data"]["anchor_sampling"]
+    assert recorded_config(recorded, where="config").data.anchor_sampling == sampling
+    recorded["data"]["anchor_sampling"] = "document"
+    assert recorded_config(recorded, where="config").data.anchor_sampling == "document"
 
 
 @pytest.mark.parametrize("model", [GPT2Config(), GPT2Config(family="gpt_neo"), TransformerConfig()])

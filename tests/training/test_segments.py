@@ -194,3 +194,12 @@ def test_other_texts_under_the_same_settings_are_refused():
     with pytest.raises(ValueError, match=r"data\.seed +5 +0") as caught:
         continued_record(recorded, fresh, step=40, workdir=WORKDIR)
     assert "texts or tokenizer" not in str(caught.value)
+
+
+def test_an_older_run_continues_with_the_anchors_that_it_had():
+    recorded = record()
+    del recorded["config"]["data"]["anchor_sampling"]
+    with pytest.raises(ValueError, match=r"data.anchor_sampling +document +row"):
+        continued_record(recorded, record(), step=40, workdir=WORKDIR)
+    by_row = record(data={"anchor_sampling": "row"})
+    assert "segments" not in continued_record(recorded, by_row, step=40, workdir=WORKDIR)

@@ -36,8 +36,10 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
 
 
 def objective(loss: LossConfig = LOSS, anchors: int = 6) -> DrafterObjective:
-    """The drafter's objective on the tiny target."""
-    return DrafterObjective(target=TARGET, drafter=DRAFTER, loss=loss, anchors=anchors)
+    """The drafter's objective on the tiny target; the stored trace draws its anchors by row."""
+    return DrafterObjective(
+        target=TARGET, drafter=DRAFTER, loss=loss, anchors=anchors, anchor_sampling="row"
+    )
 
 
 def target_params(seed: int = 0):

@@ -72,6 +72,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             config.loss,
             settings.objective,
             anchors=config.data.anchors,
+            anchor_sampling=config.data.anchor_sampling,
             block_size=settings.block_size,
             batch_size=config.data.batch_size,
         ),

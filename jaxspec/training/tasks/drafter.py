@@ -82,7 +82,11 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         title=f"drafter ({config.loss.label})",
         config=dataclasses.replace(config, drafter=drafter_config),
         objective=DrafterObjective(
-            target=target, drafter=drafter, loss=config.loss, anchors=config.data.anchors
+            target=target,
+            drafter=drafter,
+            loss=config.loss,
+            anchors=config.data.anchors,
+            anchor_sampling=config.data.anchor_sampling,
         ),
         init=init,
         save=_saves(drafter_config, architecture),

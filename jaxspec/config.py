@@ -272,6 +272,10 @@ class DataConfig:
     """Which tokens are learned: the assistant's, or all of them (for a target from scratch)."""
     max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0
     """Read only the first N examples of each source; 0: all of them."""
+    validation: Annotated[float, fraction(one=False)] = 0.0
+    """Share of the conversations of each source that is kept out of training, to measure the loss
+    on them; a hash of the prompt decides which. A folder that has a validation part of its own
+    (`jaxspec import-data`) keeps that, whatever this says."""
     seed: Seed = 0
     """Seed for the order of the examples."""
     embedded_examples: Annotated[int, whole(1, MOST_GENERATED)] = 20_000
@@ -341,6 +345,8 @@ class TrainingConfig:
     language model (a denoiser) that drafts for it or answers on its own."""
     steps: Steps = 1000
     """Optimizer steps of the run."""
+    epochs: NotNegative = 0.0
+    """Passes over the data, instead of `steps`; 0: as many steps as `steps` says."""
     gradient_accumulation: Annotated[int, whole(1, MOST_ROWS)] = 1
     """Parts that each batch is split into; they are computed one after the other."""
     seed: Seed = 0
@@ -350,11 +356,21 @@ class TrainingConfig:
     checkpoint_every: Steps = 250
     """Steps between two checkpoints; the last step always gets one."""
     keep_checkpoints: Annotated[int, whole(0, MOST_STEPS, words="0 (keep all) or more")] = 2
-    """How many of the newest checkpoints to keep; 0: all of them."""
+    """How many of the newest checkpoints to keep, besides the best one; 0: all of them."""
+    validate_every: Annotated[int, whole(0, MOST_STEPS, words="0 (never) or more")] | None = None
+    """Steps between two measurements on held-out data, besides those at checkpoints; None: only at
+    checkpoints; 0: never. There must be held-out data: see `data.validation`."""
+    validation_batches: Annotated[int, whole(1, MOST_STEPS)] = 8
+    """How many batches of held-out data are measured, always the same ones."""
+    logging: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
+    """Where metrics go besides metrics.jsonl. "wandb" (Weights & Biases) needs that package."""
     capture_tolerance: NotNegative = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True
     """Write WORKDIR/export (safetensors, config.json, tokenizer) at the end."""
+    export_best: bool = True
+    """Export the checkpoint that did best on held-out data (simulated tau, or else the loss), which
+    is kept besides the newest ones. False, or without held-out data: the last one."""
     export_dtype: Literal["", "float32", "bfloat16"] = ""
     """Type of the exported weights; "": the type of the parameters."""
 

@@ -12,10 +12,11 @@ killed before that leaves a checkpoint without a record, which is used unchecked
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _SIZES = "run/file_sizes.json"
 """What older checkpoints have instead: only sizes."""
 _JSON = "run/metadata"
 """Everything that is not an array, under the name that orbax gives it."""
+SCORE = "score"
+"""Name of a `Score` in a checkpoint's progress."""
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 """What reading JSON of unknown content may raise."""
 
@@ -43,8 +46,74 @@ class _Unusable(Exception):
     """A checkpoint that cannot be used; the message continues "Checkpoint 3 "."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a checkpoint did on held-out data."""
+
+    value: float
+    """Higher is better."""
+    measure: str
+    """Fingerprint of what was measured: only scores of one measure compare."""
+    text: str
+    """For messages: "validation tau 1.93"."""
+
+    @classmethod
+    def of(cls, progress: dict[str, Any]) -> Score | None:
+        """The score in a checkpoint's progress, if it has one."""
+        try:
+            return cls(**progress[SCORE])
+        except _DAMAGED:
+            return None
+
+
+def saved_scores(folder: Path) -> dict[int, Score]:
+    """Step -> score of the checkpoints in a folder that have one."""
+    scores = {step: Score.of(progress_at(folder, step)) for step in _steps(folder)}
+    return {step: score for step, score in scores.items() if score is not None}
+
+
+def best_step(scores: Mapping[int, Score]) -> int | None:
+    """The step with the best score, the latest of several; None without any.
+
+    Scores of another measure than the latest one do not count.
+
+    >>> best_step({4: Score(value=2.0, measure="a", text=""),
+    ...            8: Score(value=1.0, measure="a", text="")})
+    4
+    """
+    if not scores:
+        return None
+    measure = scores[max(scores)].measure
+    alike = [step for step in scores if scores[step].measure == measure]
+    return max(alike, key=lambda step: (scores[step].value, step))
+
+
+@dataclasses.dataclass
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest checkpoints, and the best one."""
+
+    newest: int
+    scores: dict[int, Score]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: ocp.checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """See orbax; `checkpoints` are in the order of their steps."""
+        del context
+        steps = [info.step for info in checkpoints]
+        there = {step: self.scores[step] for step in steps if step in self.scores}
+        kept = {*steps[-self.newest :], best_step(there)}
+        return [step in kept for step in steps]
+
+
 class TrainCheckpoints:
     """The checkpoints of one run.
+
+    A checkpoint whose progress says how it did on held-out data (`SCORE`) may be kept for that: the
+    best one stays besides the newest.
 
     Args:
       folder: where they are kept, one subfolder per step.
@@ -57,6 +126,7 @@ class TrainCheckpoints:
         self._keep = keep
         self._read_only = read_only
         self._passed_over: set[int] = set()
+        self._scores = {} if read_only else saved_scores(self.folder)
         self._manager = self._open()
         self._recorder = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._recording: Future[None] | None = None
@@ -74,7 +144,7 @@ class TrainCheckpoints:
             finally:
                 log.setLevel(level)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep or None,
+            preservation_policy=_NewestAndBest(self._keep, self._scores) if self._keep else None,
             enable_async_checkpointing=True,
             # Leftovers of a run that was killed while saving.
             cleanup_tmp_directories=True,
@@ -99,6 +169,8 @@ class TrainCheckpoints:
         """
         self.wait()
         description = {"progress": jsonable(progress), "shapes": describe(state)}
+        if score := Score.of(progress):
+            self._scores[step] = score
         with naming(self.folder):
             is_saved = self._manager.save(
                 step,
@@ -149,6 +221,26 @@ class TrainCheckpoints:
             )
             raise ValueError(f"None of the checkpoints in {self.folder} can be read.{moved}")
         return None
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[int, Any, dict[str, Any]]:
+        """One checkpoint, checked like the newest; nothing is set aside.
+
+        Args:
+          step: its step.
+          abstract_state: shapes with the shardings that the state is restored to.
+
+        Raises:
+          ValueError: there is no such checkpoint, it is damaged, or it has another architecture.
+        """
+        self.wait()
+        if step not in _steps(self.folder):
+            found = ", ".join(map(str, sorted(_steps(self.folder)))) or "none"
+            raise ValueError(f"No checkpoint of step {step} in {self.folder}: there are {found}.")
+        try:
+            state, progress = self._restore(step, abstract_state)
+        except _Unusable as problem:
+            raise ValueError(f"Checkpoint {step} in {self.folder} {problem}.") from problem
+        return step, state, progress
 
     def set_aside(self, step: int, reason: str, *, report: Callable[[str], None] = print) -> None:
         """Moves a checkpoint to "unreadable", next to the folder (read-only: passes over it).
@@ -282,6 +374,14 @@ def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
         except _Unusable:
             continue
     return None
+
+
+def progress_at(folder: Path, step: int) -> dict[str, Any]:
+    """`progress` of one checkpoint, read without its arrays; {} if that cannot be read."""
+    try:
+        return _read_run(folder / str(step))["progress"]
+    except _Unusable:
+        return {}
 
 
 def _steps(folder: Path) -> list[int]:

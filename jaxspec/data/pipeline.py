@@ -29,6 +29,7 @@ from jaxspec.config import DataConfig
 from jaxspec.data import sources
 from jaxspec.data.examples import Example
 from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, pack
+from jaxspec.data.parts import training_examples
 from jaxspec.files import replaced_file
 
 if TYPE_CHECKING:
@@ -177,18 +178,7 @@ def make_pipeline(
     Raises:
       ValueError: an unknown source or split, missing files, or nothing to learn from.
     """
-    examples: list[Example] = []
-    for name in data.sources:
-        examples.extend(sources.load_examples(name, split=data.split, data=data))
-    documents, digest = tokenized_documents(examples, tokenizer, data=data)
-    rows = pack(
-        documents,
-        sequence_length=data.sequence_length,
-        seed=data.seed,
-        packing=data.packing,
-        pad_id=tokenizer.pad_id,
-        fill_id=tokenizer.eos_id if data.fill_rows else None,
-    )
+    rows, digest = packed_rows(training_examples(data), tokenizer, data=data)
     settings = [digest, data.sequence_length, data.batch_size, data.packing, data.seed]
     if data.fill_rows:
         settings.append("filled")
@@ -202,6 +192,26 @@ def make_pipeline(
         start_step=start_step,
         fingerprint=fingerprint,
     )
+
+
+def packed_rows(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig
+) -> tuple[PackedRows, str]:
+    """The rows that examples make, and a digest of their documents.
+
+    Raises:
+      ValueError: nothing to learn from.
+    """
+    documents, digest = tokenized_documents(examples, tokenizer, data=data)
+    rows = pack(
+        documents,
+        sequence_length=data.sequence_length,
+        seed=data.seed,
+        packing=data.packing,
+        pad_id=tokenizer.pad_id,
+        fill_id=tokenizer.eos_id if data.fill_rows else None,
+    )
+    return rows, digest
 
 
 def tokenize(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +33,15 @@ def memory_of(device: jax.Device) -> int | None:
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def memory_used() -> int:
+    """Bytes that the first device of this process has used at most, or else this process itself."""
+    used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if used:
+        return int(used)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.
 
 
 def check_state_fits(state: Any, shardings: Any) -> None:

@@ -40,6 +40,7 @@ def spread(
     path: Literal["jit", "shard_map", "pmap"],
     state_shardings: Any = None,
     frozen_shardings: Any = None,
+    keeps_state: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
     """Compiles `body` for a mesh.
 
@@ -51,11 +52,13 @@ def spread(
       path: how to spread the step.
       state_shardings: of the state, for jit; None: replicated.
       frozen_shardings: of the frozen tree, for jit; None: replicated.
+      keeps_state: the body only measures: it returns ((), metrics), and the state stays usable.
 
     Returns:
       step(state, frozen, batch, hyper) -> (state, metrics). The state is donated. Arrays go in
       and come out global, on every path.
     """
+    donated = () if keeps_state else (0,)
     if path == "jit":
         whole = replicated(mesh)
         return jax.jit(
@@ -68,8 +71,11 @@ def spread(
                 batch_sharding(mesh),
                 whole,
             ),
-            out_shardings=(whole if state_shardings is None else state_shardings, whole),
-            donate_argnums=0,
+            out_shardings=(
+                whole if state_shardings is None or keeps_state else state_shardings,
+                whole,
+            ),
+            donate_argnums=donated,
         )
 
     if path == "shard_map":
@@ -92,7 +98,7 @@ def spread(
                 in_specs=(whole_spec, whole_spec, rows, whole_spec),
                 out_specs=(whole_spec, whole_spec),
             ),
-            donate_argnums=0,
+            donate_argnums=donated,
         )
 
     return _pmapped(body, mesh)

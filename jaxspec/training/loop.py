@@ -11,16 +11,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxspec.checkpoints.train_state import TrainCheckpoints, check_folder, saved_progress
+from jaxspec.checkpoints.train_state import (
+    SCORE,
+    TrainCheckpoints,
+    best_step,
+    check_folder,
+    progress_at,
+    saved_progress,
+    saved_scores,
+)
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
@@ -28,17 +33,21 @@ from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, check_batch_size, global_batch
+from jaxspec.parallel.rules import Rules, check_batch_size
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import jsonable, write_json
-from jaxspec.training.metrics import MetricsLog, Reporter, Sums, add, last_row
+from jaxspec.training.boards import Logging, check_logging, open_boards
+from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.progress import FirstSteps, Reporter
 from jaxspec.training.segments import Record, continued_record, fresh_record
 from jaxspec.training.start import Start
 from jaxspec.training.state import TrainState
-from jaxspec.training.step import Hyper, make_body
+from jaxspec.training.step import make_body
+from jaxspec.training.stepper import Stepper
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import PreparedTask, check_export_folder
+from jaxspec.training.validation import Validation
 
 
 def train(
@@ -68,7 +77,8 @@ def train(
         examples and the last good checkpoint).
       SystemExit: 75, after SIGTERM or Ctrl-C: the step has been finished and saved.
     """
-    settings, workdir = config.training, Path(workdir)
+    workdir = Path(workdir)
+    check_logging(config.training.logging)
     with contextlib.ExitStack() as stack:
         # 1. Processes, the folder and the mesh.
         initialise_processes()
@@ -76,14 +86,15 @@ def train(
         if jax.process_index() == 0:
             check_folder(workdir)
             stack.enter_context(held(workdir, option="--workdir"))
-            if settings.export:
+            if config.training.export:
                 check_export_folder(workdir / "export", config)
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
 
         # 2. Tokenizer, models and data: everything that can be wrong is checked here.
         run = task_of(config).prepare(config, workdir=workdir)
-        task = run.task
+        task, config = run.task, run.task.config
+        settings = config.training
         task.objective.check()
 
         # 3. A run continues only with the settings that it was started with.
@@ -129,31 +140,38 @@ def train(
             state_shardings=shardings,
             frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
         )
-        weights = LossWeights.from_config(config.loss)
-        base_key = jax.random.fold_in(key, 1)
-
-        def take_step(
-            state: TrainState, batch: dict[str, np.ndarray], rate: np.float32
-        ) -> tuple[TrainState, Sums]:
-            hyper = Hyper(jnp.float32(rate), base_key, weights)
-            stepped: tuple[TrainState, Sums] = step(state, frozen, global_batch(batch, mesh), hyper)
-            return stepped
+        stepper = Stepper(
+            step,
+            frozen=frozen,
+            mesh=mesh,
+            key=jax.random.fold_in(key, 1),
+            weights=LossWeights.from_config(config.loss),
+        )
+        validation = None
+        if run.held_out is not None:
+            validation = Validation.of(
+                run.held_out,
+                task.objective,
+                config=config,
+                local_rows=run.pipeline.local_rows,
+                frozen=frozen,
+                mesh=mesh,
+                params_shardings=shardings.params,
+                fingerprints=fresh["fingerprints"],
+            )
 
         # 6. The newest checkpoint, if there is one; otherwise a fresh state. Then the loop.
         workdir.mkdir(parents=True, exist_ok=True)
         checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=settings.keep_checkpoints)
         stack.enter_context(contextlib.closing(checkpoints))
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        )
         has_fallen_back = False
         while True:
-            restored = checkpoints.restore_latest(
-                jax.tree.map(
-                    lambda leaf, sharding: jax.ShapeDtypeStruct(
-                        leaf.shape, leaf.dtype, sharding=sharding
-                    ),
-                    abstract,
-                    shardings,
-                )
-            )
+            restored = checkpoints.restore_latest(placed)
             if restored is None and has_fallen_back:
                 raise ValueError(
                     f"There is no earlier checkpoint in {checkpoints.folder}. Start again to train "
@@ -175,7 +193,7 @@ def train(
             if has_fallen_back:  # If this one gives no finite loss either, the run diverges.
                 start = dataclasses.replace(start, may_be_damaged=False)
             try:
-                params, row = _loop(start, take_step, run, checkpoints, stops, config, workdir)
+                params, row = _loop(start, stepper, validation, run, checkpoints, stops, workdir)
                 break
             except _BrokenStart:
                 has_fallen_back = True
@@ -184,11 +202,55 @@ def train(
         # 7. The export: weights that other programs load.
         checkpoints.wait()
         stops.state = f"step {settings.steps} is saved, but the export is not complete"
-        record = {**start.record, "step": settings.steps}
-        if settings.export and not run.is_exported(workdir, record=record):
-            alone = jax.process_count() == 1
-            run.export(jax.device_get(params) if alone else params, workdir=workdir, record=record)
+        if settings.export:
+            last = _Exported({**start.record, "step": settings.steps}, params)
+            _export(last, run, checkpoints, placed, workdir)
         return row
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exported:
+    """What is exported."""
+
+    record: Record
+    """The run's record, with the "step" that the parameters are of."""
+    params: Any
+
+
+def _export(
+    last: _Exported, run: PreparedTask, checkpoints: TrainCheckpoints, placed: Any, workdir: Path
+) -> None:
+    """Exports the best checkpoint, or the last step if none was measured; nothing if that is done.
+
+    Args:
+      last: the end of the run.
+      run: the run.
+      checkpoints: its checkpoints.
+      placed: shapes of the state, with shardings.
+      workdir: its folder.
+    """
+    chosen, step = last, last.record["step"]
+    scores = saved_scores(checkpoints.folder)
+    best = best_step(scores) if run.task.config.training.export_best else None
+    if best is not None:
+        reason = f"its {scores[best].text} is the best of the checkpoints that were measured"
+        record = progress_at(checkpoints.folder, best).get("record") or last.record
+        record = {**record, "step": best, "chosen": reason}
+        if run.is_exported(workdir, record=record):
+            return
+        print(f"Exporting step {best:,} of {step:,}: {reason}.", flush=True)
+        if best == step:
+            chosen = _Exported(record, last.params)
+        else:
+            try:
+                chosen = _Exported(record, checkpoints.restore(best, placed)[1].params)
+            except ValueError as problem:
+                print(f"{problem} The last step is exported instead.", flush=True)
+    if run.is_exported(workdir, record=chosen.record):
+        return
+    alone = jax.process_count() == 1
+    params = jax.device_get(chosen.params) if alone else chosen.params
+    run.export(params, workdir=workdir, record=chosen.record)
 
 
 class _BrokenStart(Exception):
@@ -197,11 +259,11 @@ class _BrokenStart(Exception):
 
 def _loop(
     start: Start,
-    take_step: Callable[[TrainState, dict[str, np.ndarray], np.float32], tuple[TrainState, Sums]],
+    stepper: Stepper,
+    validation: Validation | None,
     run: PreparedTask,
     checkpoints: TrainCheckpoints,
     stops: StopRequests,
-    config: RunConfig,
     workdir: Path,
 ) -> tuple[Any, dict[str, Any]]:
     """Takes the remaining steps.
@@ -211,7 +273,8 @@ def _loop(
     Returns:
       (parameters, the last line of metrics).
     """
-    settings, pipeline, state = config.training, run.pipeline, start.state
+    config, pipeline, state = run.task.config, run.pipeline, start.state
+    settings = config.training
     if start.step == settings.steps:
         return state.params, last_row(workdir)
     is_first = jax.process_index() == 0
@@ -224,48 +287,69 @@ def _loop(
     )
     row: dict[str, Any] = {}
     window: list[Sums] = [start.window]
-    tokens, started = 0, time.monotonic()
     with contextlib.ExitStack() as stack:
-        log = MetricsLog(workdir, first_step=start.step) if is_first else None
+        log = _metrics_log(workdir, start, settings.logging) if is_first else None
         if log is not None:
             stack.enter_context(contextlib.closing(log))
         reporter = stack.enter_context(
-            Reporter(steps=settings.steps, first_step=start.step, title=run.task.title)
+            Reporter(
+                steps=settings.steps,
+                first_step=start.step,
+                title=run.task.title,
+                steps_per_epoch=pipeline.steps_per_epoch,
+                is_silent=not is_first,
+            )
         )
         stack.enter_context(stops.noticed_between_steps())
+        with reporter.compiling():
+            first = {**pipeline.batch(start.step), "rows": pipeline.local_rows}
+            needs = stepper.compile(state, first, rates[start.step])
+        if needs is not None:
+            reporter.say(needs.summary)
+        first_steps = FirstSteps(left=settings.steps - start.step, say=reporter.say)
+        clock = _Clock(start.step)
         for index in range(start.step, settings.steps):
             batch = next(pipeline)
-            tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
-            state, metrics = take_step(state, {**batch, "rows": pipeline.local_rows}, rates[index])
+            clock.tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
+            state, metrics = stepper(state, {**batch, "rows": pipeline.local_rows}, rates[index])
+            first_steps.after(metrics)
             window.append(metrics)
             done = index + 1
             # Windows end at checkpoints too: a run that continues from one has the same lines.
             save = done == settings.steps or done % settings.checkpoint_every == 0
-            line = save or done % settings.log_every == 0
+            measures = validation is not None and (save or validation.is_due(done))
+            line = save or measures or done % settings.log_every == 0
             stop = stops.requested or _preempted(done)
+            score = None
             if line or stop:
                 bad_step = int(state.bad_step)
                 window = [add(jax.device_get(window))]
                 if start.may_be_damaged and bad_step == start.step:
                     raise _BrokenStart
             if line or (stop and bad_step >= 0):
-                now = time.monotonic()
+                extra: dict[str, Any] = {
+                    "learning_rate": float(rates[index]),
+                    "epoch": done / pipeline.steps_per_epoch,
+                    "tokens_per_s": clock.tokens_per_s,
+                }
+                seconds_per_step = clock.seconds_per_step(done)
+                if validation is not None and measures and bad_step < 0:
+                    measured = validation.measure(state.params)
+                    score = validation.score(measured)
+                    extra |= measured
                 if log is not None:
-                    extra = {
-                        "learning_rate": float(rates[index]),
-                        "tokens_per_s": tokens / (now - started),
-                    }
                     row = log.write(done, window[0], extra=extra)
-                    reporter.update(row)
+                    reporter.update(row, seconds_per_step=seconds_per_step)
                 if bad_step >= 0:
                     checkpoints.wait()
                     raise ValueError(_diverged(bad_step, pipeline, checkpoints, config))
-                window, tokens, started = [], 0, now
+                window, clock = [], _Clock(done)
             if save or stop:
                 progress = {
                     "loader": pipeline.get_state(),
                     "record": start.record,
                     "window": jsonable(add(window)),
+                    SCORE: jsonable(score),
                 }
                 checkpoints.save(done, state, progress=progress)
                 if start.is_new_segment and is_first:
@@ -280,6 +364,26 @@ def _loop(
                 )
                 raise SystemExit(STOPPED_AND_SAVED)
     return state.params, row
+
+
+def _metrics_log(workdir: Path, start: Start, logging: Logging) -> MetricsLog:
+    boards = open_boards(logging, workdir, first_step=start.step, record=start.record)
+    return MetricsLog(workdir, first_step=start.step, boards=boards)
+
+
+class _Clock:
+    """Speed since a line was written; what is measured on held-out data is left out."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._started = step, time.monotonic()
+        self.tokens = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / (time.monotonic() - self._started)
+
+    def seconds_per_step(self, step: int) -> float:
+        return (time.monotonic() - self._started) / (step - self._step)
 
 
 def _preempted(step: int) -> bool:

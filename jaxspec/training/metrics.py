@@ -1,4 +1,4 @@
-"""Metrics on their way from the devices to metrics.jsonl, TensorBoard and the screen.
+"""Metrics on their way from the devices to metrics.jsonl, and from there to other programs.
 
 They travel as (sum, count) and are divided when a line is written. metrics.jsonl holds one object
 per logged step. A run that continues from a checkpoint first drops the lines after it, so that the
@@ -12,25 +12,14 @@ metrics.foreign.jsonl.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from jaxspec.files import naming, replaced_file
-from jaxspec.names import for_terminal
+from jaxspec.training.boards import Board
 
 Sums = dict[str, tuple[Any, Any]]
 
@@ -66,15 +55,16 @@ def means(sums: Sums) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard event files of one run.
+    """Writes metrics.jsonl of one run, and shows each line on its boards.
 
     Args:
       workdir: the run's folder.
       first_step: steps already taken; lines of later steps are dropped from the file. Lines that
         are not metrics are moved to metrics.foreign.jsonl, and a message says so.
+      boards: see `jaxspec.training.boards.open_boards`. They are closed with the log.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int) -> None:
+    def __init__(self, workdir: Path, *, first_step: int, boards: Sequence[Board] = ()) -> None:
         self.path = workdir / "metrics.jsonl"
         self.last_row: dict[str, Any] = {}
         """The newest line."""
@@ -99,31 +89,37 @@ class MetricsLog:
         with replaced_file(self.path) as temporary:
             temporary.write_bytes(_joined(kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
-        )
+        self._boards = boards
 
-    def write(self, step: int, sums: Sums, *, extra: dict[str, float]) -> dict[str, Any]:
+    def write(self, step: int, sums: Sums, *, extra: dict[str, Any]) -> dict[str, Any]:
         """Appends one line and returns it."""
         row = {"step": step, **means(sums), **extra}
         self.last_row = row
         with naming(self.path):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
-        for name, value in row.items():
-            if isinstance(value, list):
-                for slot, each in enumerate(value, start=1):
-                    if each is not None:
-                        self._board.add_scalar(f"{name}/{slot:02d}", each, step)
-            elif value is not None and name != "step":
-                self._board.add_scalar(name, value, step)
+        for board in self._boards:
+            board.show(step, _scalars(row))
         return row
 
     def close(self) -> None:
         """Flushes everything."""
         with naming(self.path):
             self._file.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line by name; those of a list are "NAME/01", "NAME/02" and so on."""
+    numbers: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            each = {f"{name}/{slot:02d}": at for slot, at in enumerate(value, start=1)}
+            numbers |= {slot: at for slot, at in each.items() if at is not None}
+        elif value is not None and name != "step":
+            numbers[name] = value
+    return numbers
 
 
 def last_row(workdir: Path) -> dict[str, Any]:
@@ -156,57 +152,3 @@ def _refuse(constant: str) -> None:
 
 def _joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
-
-
-class Reporter:
-    """Shows progress: a bar on a terminal, plain lines elsewhere.
-
-    Args:
-      steps: length of the run.
-      first_step: steps already taken.
-      title: shown before the bar.
-    """
-
-    def __init__(self, *, steps: int, first_step: int, title: str) -> None:
-        self._console = Console()
-        self._steps = steps
-        self._started = time.monotonic()
-        self._first = first_step
-        self._progress: Progress | None = None
-        if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._progress.add_task(
-                for_terminal(title), total=steps, completed=first_step, numbers=""
-            )
-
-    def __enter__(self) -> Reporter:
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def update(self, row: dict[str, Any]) -> None:
-        """Shows one line of metrics."""
-        step = row["step"]
-        numbers = [f"loss {row['loss']:.3f}" if row.get("loss") is not None else "loss nan"]
-        if row.get("accepted") is not None:
-            numbers.append(f"accepted {row['accepted']:.2f}")
-        numbers.append(f"{row['tokens_per_s']:,.0f} tokens/s")
-        if self._progress:
-            self._progress.update(self._task, completed=step, numbers="  ".join(numbers))
-            return
-        done = max(1, step - self._first)
-        left = (time.monotonic() - self._started) / done * (self._steps - step)
-        numbers.append(f"{left:.0f} s left")
-        print(f"step {step}/{self._steps}  " + "  ".join(numbers), flush=True)

@@ -34,7 +34,9 @@ MAY_CHANGE = (
     # Models and data are compared by fingerprint, not by path.
     *("target.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
-    *("training.export", "training.export_dtype", "training.capture_tolerance"),
+    *("training.export", "training.export_dtype", "training.export_best"),
+    *("training.validate_every", "training.validation_batches", "training.logging"),
+    "training.capture_tolerance",
     # How layers are computed, not what they compute.
     *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from jaxspec.training import metrics
-from jaxspec.training.metrics import MetricsLog, Reporter, add, means
+from jaxspec.training.metrics import MetricsLog, add, means
 
 
 def test_windows_add_before_they_divide():
@@ -51,7 +48,6 @@ def test_lines_behind_the_checkpoint_are_dropped(tmp_path):
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-    assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
 FOREIGN = (
@@ -118,23 +114,3 @@ def test_the_last_line_may_have_no_end(tmp_path, capsys, last, is_kept, is_aside
     assert bool(capsys.readouterr().out) == is_aside
     if is_aside:
         assert aside.read_bytes() == last + b"\n"
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys):
-    with Reporter(steps=10, first_step=4, title="demo") as reporter:
-        reporter.update({"step": 6, "loss": 1.5, "accepted": 2.25, "tokens_per_s": 1234.0})
-        reporter.update({"step": 7, "loss": None, "tokens_per_s": 1.0})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step 6/10  loss 1.500  accepted 2.25  1,234 tokens/s")
-    assert first.endswith(" s left")
-    assert second.startswith("step 7/10  loss nan  1 tokens/s")
-
-
-def test_titles_are_text(monkeypatch):
-    """A loss label holds names of a user's own terms."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, color_system=None, width=160)
-    monkeypatch.setattr(metrics, "Console", lambda: console)
-    with Reporter(steps=10, first_step=0, title="drafter (a\x1b[2J[red]b [/])\n"):
-        pass
-    assert r"drafter (a\x1b[2J[red]b [/])\n" in stream.getvalue()

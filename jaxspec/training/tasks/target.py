@@ -17,7 +17,7 @@ from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
 from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
-from jaxspec.data.sources import load_examples
+from jaxspec.data.parts import training_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.registry import make_model
 from jaxspec.training.objectives import TargetObjective
@@ -72,12 +72,7 @@ def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
     kept = kept_tokenizer(workdir)
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.load(kept)
-    texts = [
-        content
-        for source in config.data.sources
-        for example in load_examples(source, split=config.data.split, data=config.data)
-        for _, content in example.turns
-    ]
+    texts = [content for example in training_examples(config.data) for _, content in example.turns]
     print(f"Training a tokenizer of {config.data.tokenizer_vocab} tokens.", flush=True)
     folder = tempfile.mkdtemp(prefix="jaxspec-tokenizer-")
     try:

@@ -17,6 +17,7 @@ A run is assembled in three stages, and each needs more than the one before:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +32,11 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
+from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
+from jaxspec.training.data_statistics import data_lines
 from jaxspec.training.objectives import Objective
+from jaxspec.training.validation import HeldOut, read_held_out
 
 Init = Callable[[jax.Array], Any]
 """key -> parameters."""
@@ -119,6 +123,8 @@ class PreparedTask:
     task: Task
     tokenizer: Tokenizer
     pipeline: Pipeline
+    held_out: HeldOut | None
+    """None: the run does not measure itself on held-out data."""
 
     def check_capture(self, frozen: Any) -> None:
         """Runs the task's check on one row of the data, the same on every process."""
@@ -187,9 +193,38 @@ class TaskKind:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        steps = steps_of(config, rows=len(pipeline.rows))
+        training = dataclasses.replace(config.training, steps=steps)
+        task = dataclasses.replace(task, config=dataclasses.replace(task.config, training=training))
+        held_out = read_held_out(config, tokenizer)
         if jax.process_index() == 0:
-            print(f"Data: {pipeline.statistics.summary}", flush=True)
-        return PreparedTask(kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline)
+            for line in data_lines(pipeline, task.objective, held_out=held_out, steps=steps):
+                print(line, flush=True)
+        return PreparedTask(
+            kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline, held_out=held_out
+        )
+
+
+def steps_of(config: RunConfig, *, rows: int) -> int:
+    """The steps of a run: as many as it says, or those of its epochs.
+
+    Args:
+      config: the run.
+      rows: packed rows of its data.
+
+    Raises:
+      ValueError: more steps than a run may have.
+    """
+    epochs = config.training.epochs
+    if not epochs:
+        return config.training.steps
+    steps = max(1, math.ceil(epochs * rows / config.data.batch_size))
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"training.epochs is {epochs:g}, which is {steps:,} steps of {rows:,} rows: expected "
+            f"at most {MOST_STEPS:,} steps."
+        )
+    return steps
 
 
 def check_export_folder(folder: Path, config: RunConfig) -> None:

@@ -1,0 +1,98 @@
+"""What a compiled step needs of each device, and how much arithmetic it does.
+
+>>> def step(x_DF):
+...     return jax.lax.scan(lambda carry, _: (carry @ carry, None), x_DF, None, length=3)[0]
+>>> matmul_operations(jax.make_jaxpr(step)(jnp.ones((8, 8))))
+3072.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one step takes."""
+
+    argument_bytes: int
+    """State, frozen weights and batch, on each device."""
+    temporary_bytes: int
+    """What the step needs in addition, on each device."""
+    operations: float
+    """Multiplications and additions of the matrix products, over all devices."""
+    compile_s: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one device; the new state overwrites the old one."""
+        return self.argument_bytes + self.temporary_bytes
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        whole, arguments, temporaries = (
+            f"{size / 2**30:,.2f}"
+            for size in (self.memory_bytes, self.argument_bytes, self.temporary_bytes)
+        )
+        return (
+            f"A step needs {whole} GiB on each device (state, weights and batch {arguments}, "
+            f"temporaries {temporaries}) and {self.operations / 1e12:,.3g} TFLOP in matrix "
+            f"products; compiled in {self.compile_s:.0f} s."
+        )
+
+
+def compile_step(step: Any, *arguments: Any) -> tuple[Any, Needs]:
+    """Compiles a jitted function for its arguments (arrays or their shapes).
+
+    Returns:
+      (the compiled function, what it needs).
+    """
+    started = time.monotonic()
+    traced = step.trace(*arguments)
+    compiled = traced.lower().compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None, "this backend does not say what a program needs"
+    return compiled, Needs(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        operations=matmul_operations(traced.jaxpr),
+        compile_s=time.monotonic() - started,
+    )
+
+
+def matmul_operations(jaxpr: Any) -> float:
+    """Operations of the matrix products in a jaxpr: 2 x batch x rows x inner x columns each.
+
+    A loop of known length counts once for each turn; the compiler's own analysis counts it once. A
+    loop of unknown length counts once, and of several branches the largest counts.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = math.prod(left[axis] for axis in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+            continue
+        inside = [matmul_operations(inner) for inner in _jaxprs(parameters)]
+        if name == "cond":
+            total += max(inside)
+            continue
+        times = parameters["length"] if name == "scan" else 1
+        if name == "shard_map":  # Its body is that of one device.
+            times = parameters["mesh"].size
+        total += times * sum(inside)
+    return total
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    for value in parameters.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(getattr(each, "jaxpr", each), "eqns"):
+                yield each

@@ -1,0 +1,196 @@
+"""Held-out data: what is measured, that training does not notice, and what is kept and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxspec.checkpoints.huggingface import load_drafter
+from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.data.packing import Documents, pack
+from jaxspec.losses import LossWeights
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.training.loop import train
+from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation
+from tests.training import runs, tiny
+
+_CONFIG = RunConfig(loss=tiny.LOSS)
+
+
+def changed(config, **groups):
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in groups.items()
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out_config(run_config):
+    """The tiny run with a validation part."""
+    return changed(
+        run_config,
+        data={"validation": 0.3},
+        training={"steps": 12, "validate_every": 3, "validation_batches": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def validated(held_out_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("validated") / "run"
+    train(held_out_config, workdir=workdir)
+    return workdir
+
+
+def weights_of(workdir):
+    return (workdir / "export" / "model.safetensors").read_bytes()
+
+
+def test_training_does_not_notice(held_out_config, validated, tmp_path, capsys):
+    config = changed(held_out_config, training={"validate_every": 0})
+    train(config, workdir=tmp_path / "run")
+    assert "validation" not in capsys.readouterr().out
+    measured = {row["step"]: row for row in runs.rows(validated)}
+    for row in runs.rows(tmp_path / "run"):
+        assert row == {
+            name: value
+            for name, value in measured[row["step"]].items()
+            if not name.startswith("validation_")
+        }
+    last = changed(held_out_config, training={"export_best": False})
+    train(last, workdir=validated)  # Only the export differs.
+    assert weights_of(validated) == weights_of(tmp_path / "run")
+    train(held_out_config, workdir=validated)
+
+
+def test_it_is_measured_at_checkpoints_and_in_between(validated):
+    rows = runs.rows(validated)
+    measured = [row["step"] for row in rows if TAU in row]
+    assert measured == [3, 4, 6, 8, 9, 12], "every 3 steps, and at the checkpoints 4, 8 and 12"
+    for row in rows:
+        if TAU in row:
+            assert row[TAU] == 1 + row["validation_accepted"] >= 1
+            assert np.isfinite(row[LOSS]) and len(row["validation_accept_at"]) == 3
+
+
+def test_a_run_that_continues_measures_the_same(held_out_config, validated, tmp_path, monkeypatch):
+    steps = 0
+    original = Validation.measure
+
+    def stopping(self, params):
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+        return original(self, params)
+
+    monkeypatch.setattr(Validation, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(held_out_config, workdir=tmp_path / "run")
+    train(held_out_config, workdir=tmp_path / "run")
+    assert runs.rows(tmp_path / "run") == runs.rows(validated)
+    assert weights_of(tmp_path / "run") == weights_of(validated)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(held_out_config, tmp_path, monkeypatch, capsys):
+    """Step 4 is made the best of 20."""
+    config = changed(
+        held_out_config, training={"steps": 20, "validate_every": None, "keep_checkpoints": 2}
+    )
+    original = Validation.measure
+    taus = iter([2.0, 1.5, 1.7, 1.2, 1.9])
+    seen = []
+
+    def measure(self, params):
+        seen.append(jax.device_get(params["fc"]["kernel"]))
+        return {**original(self, params), TAU: next(taus)}
+
+    monkeypatch.setattr(Validation, "measure", measure)
+    workdir = tmp_path / "run"
+    train(config, workdir=workdir)
+    assert runs.saved_steps(workdir) == {4, 16, 20}
+    assert "Exporting step 4 of 20: its validation tau 2.000 is the best" in capsys.readouterr().out
+    _, params = load_drafter(workdir / "export", target_config=runs.ARCHITECTURE)
+    np.testing.assert_array_equal(params["fc"]["kernel"], seen[0])
+    record = json.loads((workdir / "export" / "provenance.json").read_text())
+    assert record["step"] == 4 and "validation tau 2.000" in record["chosen"]
+    before = runs.contents(workdir)
+    train(config, workdir=workdir)
+    assert runs.contents(workdir) == before
+    # The last one on request.
+    train(changed(config, training={"export_best": False}), workdir=workdir)
+    record = json.loads((workdir / "export" / "provenance.json").read_text())
+    assert record["step"] == 20 and "chosen" not in record
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_last(
+    held_out_config, validated, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(validated, workdir)
+    metadata = workdir / "checkpoints" / "8" / "run" / "metadata"
+    document = json.loads(metadata.read_text())
+    document["progress"]["score"]["value"] = 9.0
+    metadata.write_text(json.dumps(document))  # Its digest is no longer the recorded one.
+    shutil.rmtree(workdir / "export")
+    train(held_out_config, workdir=workdir)
+    printed = capsys.readouterr().out
+    assert "Exporting step 8 of 12" in printed
+    assert "The last step is exported instead." in printed
+    record = json.loads((workdir / "export" / "provenance.json").read_text())
+    assert record["step"] == 12
+
+
+def documents(count):
+    rng = np.random.default_rng(1)
+    return Documents.from_list(
+        [(rng.integers(4, 64, 20), np.arange(20) >= 8) for _ in range(count)]
+    )
+
+
+@pytest.mark.parametrize("path", ["jit", "shard_map", "pmap"])
+def test_all_paths_measure_the_same(path):
+    """Six rows in batches of 4: the second one is filled with empty rows."""
+    held_out = HeldOut(rows=pack(documents(6), sequence_length=24), digest="")
+    assert len(held_out.rows) == 6
+    mesh = make_mesh(MeshConfig(path=path), devices=jax.devices()[:2])
+    objective = tiny.objective()
+    config = changed(
+        _CONFIG, mesh={"path": path}, data={"batch_size": 4}, training={"validation_batches": 5}
+    )
+    params = tiny.drafter_params()
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    frozen = jax.device_put(tiny.target_params(), whole)
+    validation = Validation.of(
+        held_out,
+        objective,
+        config=config,
+        local_rows=np.arange(4),
+        frozen=frozen,
+        mesh=mesh,
+        params_shardings=jax.tree.map(lambda _: whole, params),
+        fingerprints={},
+    )
+    assert [batch["rows"].tolist() for batch in validation.batches] == [[0, 1, 2, 3]] * 2
+    assert not validation.batches[1]["segments"][2:].any()
+    row = validation.measure(jax.device_put(params, whole))
+    # The slow form: every row alone, and one loss of all of them.
+    total, weights = {}, LossWeights.from_config(config.loss)
+    measure = jax.jit(objective)
+    for number, batch in enumerate(validation.batches):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        for index in range(4):
+            one = {name: value[index : index + 1] for name, value in batch.items()}
+            terms, _ = measure(params, tiny.target_params(), one, key, weights)
+            for name, (value, count) in terms.items():
+                old = total.get(name, (0.0, 0.0))
+                total[name] = (old[0] + float(value), old[1] + float(count))
+    expected = float(objective.total(total, weights))
+    assert row[LOSS] == pytest.approx(expected, rel=1e-5)

@@ -363,6 +363,9 @@ class DrafterConfig:
       ValueError: a block of fewer than 2 slots, or layer types that do not fit the layers.
     """
 
+    path: str = ""
+    """Drafter to start training from: a run's folder, or a DFlash drafter in z-lab's format or that
+    of speculators. Its shape is then that of the drafter. "": start from random weights."""
     block_size: BlockSize = 16
     """Slots of a block, including the anchor (slot 0)."""
     mask_token_id: TokenId | None = None

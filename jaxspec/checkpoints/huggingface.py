@@ -137,6 +137,17 @@ def load_params(
     return read_weights(stored, stored.family, description, dtype=dtype, shardings=None)
 
 
+def read_drafter_config(folder: Folder, *, target_config: LanguageModelConfig) -> DrafterConfig:
+    """A DFlash drafter's configuration, with what it leaves to its target filled in.
+
+    Raises:
+      ValueError: not a DFlash drafter, or a drafter for another target.
+    """
+    stored = open_folder(folder)
+    where = str(stored.folder)
+    return dflash.fitted(stored.as_drafter(), "float32", target=target_config, where=where).config
+
+
 def load_drafter(
     folder: Folder,
     *,

@@ -49,12 +49,14 @@ class TrainCommand(TaskCommand):
     )
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype"),
-        *("drafter.block_size", "drafter.num_layers"),
+        *("drafter.path", "drafter.block_size", "drafter.num_layers"),
         *("denoiser.path", "denoiser.objective", "denoiser.context", "denoiser.block_size"),
         *("loss.decay", "loss.focal", "loss.chain", "loss.objective"),
-        *("data.sources", "data.sequence_length", "data.batch_size", "data.anchors"),
+        *("data.sources", "data.validation"),
+        *("data.sequence_length", "data.batch_size", "data.anchors"),
         *("optimizer.learning_rate", "mesh.data", "mesh.fsdp", "mesh.tensor"),
-        *("training.task", "training.steps", "training.seed", "training.checkpoint_every"),
+        *("training.task", "training.steps", "training.epochs", "training.seed"),
+        *("training.checkpoint_every", "training.logging"),
     )
     example: ClassVar[str] = (
         "{program} --config configs/quickstart.py --workdir runs/full\n"

@@ -32,7 +32,7 @@ Record = dict[str, Any]
 MAY_CHANGE = (
     *("name", "evaluation", "diffusion", "mesh"),
     # Models and data are compared by fingerprint, not by path.
-    *("target.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
+    *("target.path", "drafter.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
     *("training.export", "training.export_dtype", "training.export_best"),
     *("training.validate_every", "training.validation_batches", "training.logging"),

@@ -16,10 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoints.families.dflash import speculators_json
-from jaxspec.checkpoints.folders import target_folder
-from jaxspec.checkpoints.huggingface import load_drafter, load_target, read_config, save_drafter
+from jaxspec.checkpoints.folders import exported_weights, target_folder
+from jaxspec.checkpoints.huggingface import (
+    load_drafter,
+    load_target,
+    read_config,
+    read_drafter_config,
+    save_drafter,
+)
 from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.files import user_path
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.training.capture_check import capture_check
@@ -28,6 +35,8 @@ from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, 
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
 """What target.architecture may say differently from the target's folder."""
+_COMPUTED = ("path", "dtype", "param_dtype", "unroll_layers", "remat", "chunk_blocks")
+"""What a run chooses for itself when it starts from a drafter."""
 
 
 def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
@@ -46,9 +55,9 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     else:
         architecture = _checked_target(config, tokenizer)
         mask_token_id = tokenizer.mask_id
-    drafter_config = resolve_config(
-        config.drafter, target=architecture, mask_token_id=mask_token_id
-    )
+    source = exported_weights(user_path(config.drafter.path)) if config.drafter.path else None
+    given = config.drafter if source is None else _imported(config.drafter, source, architecture)
+    drafter_config = resolve_config(given, target=architecture, mask_token_id=mask_token_id)
     check_chunks(drafter_config.chunk_blocks, blocks=config.data.anchors)
     target = make_model(architecture)
     drafter = DFlash(drafter_config, architecture.hidden_size)
@@ -62,6 +71,20 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         folder = target_folder(config.target.path)
         _, params = load_target(folder, dtype=config.target.dtype, shardings=shardings)
         return params
+
+    def load_initial(shardings: Any) -> Any:
+        assert source is not None, "there is a drafter to start from"
+        _, params = load_drafter(
+            source,
+            target_config=architecture,
+            dtype=drafter_config.param_dtype,
+            shardings=shardings,
+        )
+        return params
+
+    reads = {"target.path": target_folder(config.target.path)} if tokenizer else {}
+    if source is not None:
+        reads["drafter.path"] = source
 
     def check(frozen: Any, tokens_BS: np.ndarray) -> None:
         difference = capture_check(
@@ -92,9 +115,33 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         save=_saves(drafter_config, architecture),
         frozen_shapes=jax.eval_shape(initialiser(target), jax.random.key(0)),
         load_frozen=load_frozen,
-        reads={"target.path": target_folder(config.target.path)} if tokenizer else {},
+        load_initial=None if source is None else load_initial,
+        reads=reads,
         capture_check=check,
     )
+
+
+def _imported(asked: DrafterConfig, source: Path, target: LanguageModelConfig) -> DrafterConfig:
+    """The shape of the drafter that training starts from, computed as the run asks for.
+
+    Raises:
+      ValueError: the drafter is for another target, or settings of the run contradict it.
+    """
+    found = read_drafter_config(source, target_config=target)
+    default = DrafterConfig()
+    wrong = [
+        f"drafter.{name}: got {getattr(asked, name)}, but the drafter has {getattr(found, name)}"
+        for name in (field.name for field in dataclasses.fields(DrafterConfig))
+        if name not in _COMPUTED
+        and getattr(asked, name) not in (getattr(default, name), getattr(found, name))
+    ]
+    if wrong:
+        raise ValueError(
+            f"Training starts from the drafter in {source} (drafter.path), whose shape differs "
+            "from the settings:\n  " + "\n  ".join(wrong) + "\nGive these settings the drafter's "
+            "values, or leave them out."
+        )
+    return dataclasses.replace(found, **{name: getattr(asked, name) for name in _COMPUTED})
 
 
 def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:

@@ -242,6 +242,7 @@ def check_export_folder(folder: Path, config: RunConfig) -> None:
         )
     for setting, path in (
         ("target.path", config.target.path),
+        ("drafter.path", config.drafter.path),
         ("denoiser.path", config.denoiser.path),
     ):
         source = user_path(path).resolve()

@@ -84,9 +84,13 @@ def matmul_operations(jaxpr: Any) -> float:
         if name == "cond":
             total += max(inside)
             continue
-        times = parameters["length"] if name == "scan" else 1
-        if name == "shard_map":  # Its body is that of one device.
+        times = 1
+        if name == "scan":
+            times = parameters["length"]
+        elif name == "shard_map":  # Its body is that of one device, as is that of pmap.
             times = parameters["mesh"].size
+        elif name == "xla_pmap":
+            times = parameters["global_axis_size"]
         total += times * sum(inside)
     return total
 

@@ -3,7 +3,7 @@
 Nothing is loaded or allocated: shapes and shardings are enough for the compiler.
 
 >>> plan = compile_plan(config, devices=topology_devices("v5p:2x2x2"))      # doctest: +SKIP
->>> plan.memory_bytes <= 95 * 2**30                                           # doctest: +SKIP
+>>> plan.needs.memory_bytes <= 95 * 2**30                                       # doctest: +SKIP
 True
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
+from jaxspec.training.needs import Needs, compile_step
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
@@ -43,6 +43,14 @@ MEMORY_BYTES = {
     "TPU v6 lite": 32 * 2**30,
 }
 """High-bandwidth memory of one device, by jax's name of its kind (Cloud TPU documentation)."""
+PEAK_OPERATIONS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+"""Operations of one device in a second, in bfloat16 (the same documentation)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +66,17 @@ class Plan:
     """Parameters that are trained."""
     frozen: int
     """Parameters of the frozen target."""
-    argument_bytes: int
-    """State, frozen target and batch."""
-    temporary_bytes: int
-    """What the step needs in addition."""
-    flops: float | None
-    """Of one device, as the compiler counts; it may count a loop over layers only once."""
-    compile_s: float
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of one device; the new state overwrites the old one."""
-        return self.argument_bytes + self.temporary_bytes
+    needs: Needs
 
     @property
     def available_bytes(self) -> int | None:
         """Of one device; None where its kind is not known."""
         return MEMORY_BYTES.get(self.device_kind)
+
+    def seconds_per_step(self, *, utilisation: float) -> float | None:
+        """Time of a step at a share of the peak speed; None where that is not known."""
+        peak = PEAK_OPERATIONS.get(self.device_kind)
+        return peak and self.needs.operations / (self.devices * peak * utilisation)
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
@@ -141,9 +143,8 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
         placed(batch, jax.tree.map(lambda _: rows, batch)),
         placed(hyper, jax.tree.map(lambda _: whole, hyper)),
     )
-    started = time.monotonic()
     try:
-        compiled = jax.jit(step).lower(*arguments).compile()
+        _, needs = compile_step(jax.jit(step), *arguments)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -151,8 +152,6 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
         raise ValueError(
             f"The step does not fit into the memory of {mesh.devices.flat[0].device_kind}: {first}"
         ) from error
-    memory = compiled.memory_analysis()
-    assert memory is not None, "this backend does not say what a program needs"
     return Plan(
         device_kind=mesh.devices.flat[0].device_kind,
         devices=mesh.devices.size,
@@ -160,10 +159,7 @@ def compile_plan(config: RunConfig, *, devices: Sequence[jax.Device] | None = No
         rows=config.data.batch_size / batch_parts(mesh),
         trained=_count(state.params),
         frozen=_count(task.frozen_shapes),
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        flops=(compiled.cost_analysis() or {}).get("flops"),
-        compile_s=time.monotonic() - started,
+        needs=needs,
     )
 
 

@@ -15,9 +15,11 @@ from jaxspec.config import (
     MeshConfig,
     RunConfig,
     TargetConfig,
+    TrainingConfig,
     TransformerConfig,
 )
-from jaxspec.training.plan import MEMORY_BYTES, compile_plan, topology_devices
+from jaxspec.training.needs import Needs
+from jaxspec.training.plan import MEMORY_BYTES, Plan, compile_plan, topology_devices
 
 CONFIG = RunConfig(
     name="tiny",
@@ -39,8 +41,8 @@ def test_sharding_divides_what_each_device_holds():
     assert (whole.trained, whole.frozen) == (split.trained, split.frozen)
     # Trained weights and two moments of AdamW, frozen weights; norms stay whole on each device.
     weights = 4 * (3 * whole.trained + whole.frozen)
-    assert 0.99 * weights < whole.argument_bytes < 1.05 * weights
-    assert 0.99 * weights / 8 < split.argument_bytes < 1.3 * weights / 8
+    assert 0.99 * weights < whole.needs.argument_bytes < 1.05 * weights
+    assert 0.99 * weights / 8 < split.needs.argument_bytes < 1.3 * weights / 8
 
 
 def test_batch_that_does_not_divide_is_refused():
@@ -59,6 +61,35 @@ def test_command_prints_the_plan(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "tiny on 8 x cpu" in printed
     assert "fsdp 8" in printed
+    assert "not known for cpu" in printed
+
+
+def test_time_and_cost_follow_from_the_operations():
+    needs = Needs(argument_bytes=0, temporary_bytes=0, operations=8 * 459e12, compile_s=1.0)
+    plan = Plan(
+        device_kind="TPU v5p", devices=8, mesh={}, rows=1.0, trained=1, frozen=1, needs=needs
+    )
+    assert plan.seconds_per_step(utilisation=0.5) == 2.0
+    training = TrainingConfig(steps=1800)
+    options = command.PlanCommand(
+        config="",
+        run=dataclasses.replace(CONFIG, training=training),
+        utilisation=0.5,
+        price_per_chip_hour=4.2,
+    )
+    assert dict(command._time_and_cost(plan, options)) == {
+        "time": "60 minutes for 1,800 steps of 2 s, if the chips reach 50% of their peak speed",
+        "cost": "8.0 chip-hours x 4.2 = 33.60",
+    }
+
+
+def test_a_share_of_the_speed_is_a_share(tmp_path):
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from tests.cli.test_plan import CONFIG\n\n\ndef get_config():\n    return CONFIG\n"
+    )
+    with pytest.raises(ValueError, match="utilisation"):
+        command.main(["--config", str(config), "--utilisation", "1.5"])
 
 
 def test_unknown_slice_is_refused():

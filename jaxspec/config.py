@@ -363,7 +363,8 @@ class TrainingConfig:
     validation_batches: Annotated[int, whole(1, MOST_STEPS)] = 8
     """How many batches of held-out data are measured, always the same ones."""
     logging: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
-    """Where metrics go besides metrics.jsonl. "wandb" (Weights & Biases) needs that package."""
+    """Where metrics go besides metrics.jsonl. "wandb" (Weights & Biases) needs that package. For
+    train.py, --logging is short for this."""
     capture_tolerance: NotNegative = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True

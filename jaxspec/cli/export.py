@@ -3,7 +3,8 @@
     jaxspec export --workdir runs/full --output my-drafter --dtype bfloat16
     jaxspec export --workdir runs/stopped --output my-drafter --from checkpoint
 
-The weights come from WORKDIR/export if the run has finished, otherwise from its newest checkpoint.
+The weights come from WORKDIR/export if the run has finished, otherwise from a checkpoint: the one
+that did best on held-out data, if the run measured that, or else the newest.
 Drafters are written like z-lab's checkpoints, or with a config.json for speculators; targets as
 Qwen3 or Llama models; denoisers with their learned low-rank updates added to the weights. A run
 that is still training is read but never changed.
@@ -40,7 +41,10 @@ class ExportCommand:
     dtype: Dtype = "bfloat16"
     """Type of the stored weights."""
     source: Annotated[Literal["auto", "export", "checkpoint"], tyro.conf.arg(name="from")] = "auto"
-    """auto: WORKDIR/export if there is one, otherwise the newest checkpoint."""
+    """auto: WORKDIR/export if there is one, otherwise a checkpoint."""
+    step: str = ""
+    """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
+    exports that (training.export_best) and has measured it, otherwise the last."""
     target_name: str = ""
     """Name that servers load the target by (speculators only); "": the name of its folder."""
 
@@ -94,7 +98,12 @@ def export(command: ExportCommand) -> Path:
             f"--format {command.format} is only for DFlash drafters, but {workdir} holds a "
             f"{kind.name}: leave it out."
         )
-    finished = (workdir / "export" / "config.json").is_file()
+    if command.step and command.source == "export":
+        raise ValueError(
+            f"--step {command.step} names a checkpoint, but --from export takes {workdir}/export: "
+            "leave one of them out."
+        )
+    finished = (workdir / "export" / "config.json").is_file() and not command.step
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
         raise ValueError(
@@ -104,7 +113,11 @@ def export(command: ExportCommand) -> Path:
     try_file(output / "config.json", option="--output")
     check_export_folder(output, run)
     with replaced_folder(output, is_own=is_exported) as temporary:
-        weights = _exported(workdir, run) if use_export else _from_checkpoint(workdir, run)
+        weights = (
+            _exported(workdir, run)
+            if use_export
+            else _from_checkpoint(workdir, run, asked=command.step)
+        )
         whole = temporary / "whole"
         weights.save(
             whole,
@@ -123,7 +136,11 @@ def export(command: ExportCommand) -> Path:
         whole.rmdir()
     title = kind.name.capitalize() + (f" ({command.format})" if kind.formats else "")
     step = weights.record.get("step")
-    origin = f"{workdir / 'export'}" if use_export else f"the checkpoint of step {step}"
+    origin = f"the checkpoint of step {step}"
+    if use_export:
+        origin = str(workdir / "export") + (f" (step {step})" if step is not None else "")
+    if reason := weights.record.get("chosen"):
+        origin += f": {reason}"
     print(f"{title} in {command.dtype} written to {output}, from {origin}.", flush=True)
     return output
 
@@ -148,7 +165,33 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
     )
 
 
-def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
+def _chosen_step(folder: Path, asked: str, *, export_best: bool) -> tuple[int | None, str]:
+    """The checkpoint to take (None: the newest that can be used), and why.
+
+    Raises:
+      ValueError: `asked` is neither "best", "last" nor a step, or there is no best one.
+    """
+    from jaxspec.checkpoints.train_state import best_step, saved_scores
+
+    if asked.isdecimal():
+        return int(asked), ""
+    if asked not in ("", "best", "last"):
+        raise ValueError(f"--step must be best, last or the step of a checkpoint: got {asked!r}.")
+    if asked == "last" or not (asked or export_best):
+        return None, ""
+    scores = saved_scores(folder)
+    best = best_step(scores)
+    if best is None:
+        if asked:
+            raise ValueError(
+                f"--step best: none of the checkpoints in {folder} was measured on held-out data "
+                "(see data.validation). Use --step last, or name a step."
+            )
+        return None, ""
+    return best, f"its {scores[best].text} is the best of the checkpoints that were measured"
+
+
+def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str) -> Weights:
     import jax
 
     from jaxspec.checkpoints.config_reader import read_json
@@ -160,6 +203,9 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
+    chosen, reason = _chosen_step(
+        workdir / "checkpoints", asked, export_best=run.training.export_best
+    )
     if run.data.tokenizer == "train":  # The run has already trained it; read that one.
         data = dataclasses.replace(run.data, tokenizer=str(kept_tokenizer(workdir)))
         run = dataclasses.replace(run, data=data)
@@ -174,16 +220,21 @@ def _from_checkpoint(workdir: Path, run: RunConfig) -> Weights:
     )
     checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=1, read_only=True)
     try:
-        restored = checkpoints.restore_latest(abstract)
+        restored = (
+            checkpoints.restore_latest(abstract)
+            if chosen is None
+            else checkpoints.restore(chosen, abstract)
+        )
     finally:
         checkpoints.close()
     if restored is None:
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
     step, state, progress = restored
+    # Checkpoints of older versions have none.
+    record = progress.get("record") or read_json(workdir / "provenance.json")
     return Weights(
         params=task.whole(state.params),
         save=task.save,
         tokenizer=tokenizer,
-        # Checkpoints of older versions have none.
-        record={**(progress.get("record") or read_json(workdir / "provenance.json")), "step": step},
+        record={**record, "step": step, **({"chosen": reason} if reason else {})},
     )

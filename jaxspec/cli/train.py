@@ -6,15 +6,19 @@ jaxspec train --config configs/quickstart.py --workdir runs/try --training.steps
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.next_commands import next_commands
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
 from jaxspec.files import user_path
 from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
 
+_LOGGING = re.compile(r"^--logging(?==|$)")
+"""Short for --training.logging."""
 _OF_TASKS = {group for groups in GROUPS.values() for group in groups}
 
 
@@ -61,7 +65,9 @@ class TrainCommand(TaskCommand):
     example: ClassVar[str] = (
         "{program} --config configs/quickstart.py --workdir runs/full\n"
         "{program} --config configs/quickstart.py --workdir runs/uniform \\\n"
-        "    --loss.decay None --loss.focal 0 --loss.chain 0"
+        "    --loss.decay None --loss.focal 0 --loss.chain 0\n"
+        "{program} --config configs/quickstart.py --workdir runs/longer --training.epochs 12 \\\n"
+        "    --data.validation 0.02 --logging wandb"
     )
 
     workdir: str
@@ -76,6 +82,7 @@ class TrainCommand(TaskCommand):
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     """Parses the command line and trains."""
+    argv = [_LOGGING.sub("--training.logging", argument) for argument in argv]
     command = parse_command(
         TrainCommand,
         argv,
@@ -83,15 +90,40 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
         description="Train a drafter on a frozen target, a diffusion language model, or a target "
         "from scratch (--training.task).",
     )
+    run = _with_one_length(command.run, argv)
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.training.loop import train
 
     train(
-        command.run,
+        run,
         workdir=user_path(command.workdir),
         accept_changes=command.accept_changes,
         restart_schedule=command.restart_schedule,
     )
+    if run.training.export:
+        print(
+            next_commands(
+                run, config=command.config, workdir=command.workdir, argv=argv, program=program
+            ),
+            flush=True,
+        )
+
+
+def _with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The run with the length that the command line gives, in steps or in epochs.
+
+    Raises:
+      ValueError: it gives both.
+    """
+    steps, epochs = (given_value(argv, f"training.{name}") for name in ("steps", "epochs"))
+    if steps is None:
+        return run
+    if epochs is not None:
+        raise ValueError(
+            f"The length of a run is given in steps or in epochs: got --training.steps {steps} and "
+            f"--training.epochs {epochs}. Leave one of them out."
+        )
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, epochs=0.0))
 
 
 def _task_and_objective(run: RunConfig, argv: Sequence[str]) -> tuple[str, str]:

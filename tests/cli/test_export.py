@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxspec.checkpoints.families.dflash import speculators_json
+from jaxspec.checkpoints.file_digests import write_record
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
-from jaxspec.checkpoints.train_state import TrainCheckpoints
+from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints
 from jaxspec.cli import export as command
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
@@ -231,3 +232,51 @@ def test_an_export_that_fails_at_its_end_leaves_the_earlier_one(drafter_run, tmp
     monkeypatch.undo()
     command.export(command.ExportCommand(**call, format="speculators"))
     assert "speculators_config" in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.fixture
+def scored_run(drafter_run, tmp_path):
+    """A copy of the stopped run whose checkpoints were measured; the first one is the best."""
+    workdir = Path(shutil.copytree(drafter_run[0], tmp_path / "scored"))
+    for step, value in ((3, 2.5), (5, 2.0)):
+        metadata = workdir / "checkpoints" / str(step) / "run" / "metadata"
+        document = json.loads(metadata.read_text())
+        score = {"value": value, "measure": "m", "text": f"validation tau {value}"}
+        document["progress"]["score"] = score
+        metadata.write_text(json.dumps(document))
+        write_record(workdir / "checkpoints" / str(step), RECORD)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [((), 3), (("--step", "best"), 3), (("--step", "last"), 5), (("--step", "5"), 5)],
+)
+def test_the_best_checkpoint_or_the_one_that_is_named(scored_run, tmp_path, capsys, options, step):
+    output = tmp_path / "out"
+    arguments = ["export", "--workdir", str(scored_run), "--output", str(output)]
+    assert run_as_command(console.dispatch, [*arguments, *options]) == 0
+    printed = capsys.readouterr().out
+    assert f"from the checkpoint of step {step}" in printed
+    assert ("validation tau 2.5 is the best" in printed) == (step == 3)
+    assert json.loads((output / "provenance.json").read_text())["step"] == step
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--step", "4"), "No checkpoint of step 4"),
+        (("--step", "newest"), "--step must be best, last or the step"),
+        (("--step", "5", "--from", "export"), "leave one of them out"),
+    ],
+)
+def test_steps_that_are_not_there(scored_run, tmp_path, capsys, options, message):
+    arguments = ["export", "--workdir", str(scored_run), "--output", str(tmp_path / "out")]
+    assert run_as_command(console.dispatch, [*arguments, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_checkpoint_was_measured(drafter_run, tmp_path, capsys):
+    arguments = ["export", "--workdir", str(drafter_run[0]), "--output", str(tmp_path / "out")]
+    assert run_as_command(console.dispatch, [*arguments, "--step", "best"]) == 2
+    assert "none of the checkpoints" in capsys.readouterr().err

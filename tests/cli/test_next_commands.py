@@ -1,0 +1,59 @@
+"""What is printed after a run can be typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jaxspec.cli.configuration import parse_command
+from jaxspec.cli.evaluate import EvalCommand
+from jaxspec.cli.next_commands import next_commands
+from jaxspec.config import DenoiserConfig, RunConfig, TargetConfig, TrainingConfig
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+
+
+def lines(run: RunConfig, *argv: str, program: str = "train.py", workdir: str = "runs/a b"):
+    printed = next_commands(
+        run, config=QUICKSTART, workdir=workdir, argv=list(argv), program=program
+    )
+    first, *commands = printed.splitlines()
+    assert first == "Next:"
+    return [shlex.split(command) for command in commands]
+
+
+@pytest.mark.parametrize("program", ["train.py", "jaxspec train"])
+def test_after_a_drafter(program):
+    run = RunConfig(target=TargetConfig(path="/models/my target"))
+    argv = ["--target.path", "/models/my target", "--loss.focal", "0"]
+    evaluate, generate, parity, export = lines(run, *argv, program=program)
+    assert evaluate[:2] == (["python", "eval.py"] if program == "train.py" else ["jaxspec", "eval"])
+    command = parse_command(EvalCommand, evaluate[2:], program="eval.py")
+    assert command.workdir == ("runs/a b",)
+    assert command.run.target.path == "/models/my target"
+    assert generate[:4] == ["jaxspec", "generate", "--target.path", "/models/my target"]
+    assert parity[2:] == ["--target", "/models/my target", "--drafter", "runs/a b/export"]
+    assert export[:4] == ["jaxspec", "export", "--workdir", "runs/a b"]
+
+
+@pytest.mark.parametrize(
+    ("task", "objective", "expected"),
+    [
+        ("target", "elbo", ["jaxspec", "generate", "--target.path", "runs/a b/export"]),
+        ("denoiser", "llada", ["python", "eval.py", "--config", QUICKSTART, "--target.path"]),
+        ("denoiser", "draft", ["python", "eval.py", "--config", QUICKSTART, "--workdir"]),
+    ],
+)
+def test_after_other_models(task, objective, expected):
+    run = dataclasses.replace(
+        RunConfig(),
+        training=TrainingConfig(task=task),
+        denoiser=DenoiserConfig(objective=objective),
+    )
+    first, *_, last = lines(run)
+    assert first[: len(expected)] == expected
+    assert last[:2] == ["jaxspec", "export"]

@@ -51,4 +51,4 @@ def validation_examples(data: DataConfig) -> list[Example]:
 
 
 def _is_divided(name: str) -> bool:
-    return name not in sources.SOURCES and (user_path(name) / _VALIDATION).is_dir()
+    return name not in sources.SOURCES and sources.is_example_folder(user_path(name) / _VALIDATION)

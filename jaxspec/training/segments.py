@@ -37,6 +37,7 @@ MAY_CHANGE = (
     *("training.export", "training.export_dtype", "training.export_best"),
     *("training.validate_every", "training.validation_batches", "training.logging"),
     "training.capture_tolerance",
+    "training.epochs",  # Their steps are compared.
     # How layers are computed, not what they compute.
     *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),

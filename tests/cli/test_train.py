@@ -35,11 +35,14 @@ def test_epochs_become_steps(start, tmp_path, capsys):
     assert f"{len(rows)} steps are 0." in printed
     assert "Next:\n  python eval.py --config " in printed
     assert not (tmp_path / "run" / "tensorboard").exists()
-    # The same command again; and as many steps, given as steps, are another setting.
-    assert start("--training.epochs", "0.5") == 0
-    assert "is finished" in capsys.readouterr().out
+    # The same command again, or as many steps. More epochs are more steps.
+    for options in (["--training.epochs", "0.5"], ["--training.steps", str(len(rows))]):
+        assert start(*options) == 0
+        assert "is finished" in capsys.readouterr().out
     assert start("--training.epochs", "1") == 2
-    assert "training.epochs" in capsys.readouterr().err
+    assert "training.steps" in capsys.readouterr().err
+    assert start("--training.epochs", "1", "--restart_schedule", "True") == 0
+    assert len(runs.rows(tmp_path / "run")) == 2 * len(rows)
 
 
 def test_steps_and_epochs_are_one_too_many(start, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from jaxspec.config import DataConfig
 from jaxspec.data import sources
+from jaxspec.data.example_files import write_examples
 from jaxspec.data.examples import Example
 from jaxspec.data.parts import training_examples, validation_examples
 
@@ -39,8 +40,8 @@ def test_a_share_of_every_source_is_held_out():
 
 def test_a_folder_with_a_part_of_its_own_keeps_it(tmp_path, monkeypatch):
     folder = tmp_path / "own"
-    (folder / "validation").mkdir(parents=True)
     example = Example("1", (("user", "Hi"), ("assistant", "Hello")), "own")
+    write_examples(folder / "validation", [example], manifest={"split": "validation"})
     asked = []
 
     def load(name, *, split, data):

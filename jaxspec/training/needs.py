@@ -35,15 +35,16 @@ class Needs:
     @property
     def summary(self) -> str:
         """One line for a log."""
-        whole, arguments, temporaries = (
-            f"{size / 2**30:,.2f}"
-            for size in (self.memory_bytes, self.argument_bytes, self.temporary_bytes)
-        )
         return (
-            f"A step needs {whole} GiB on each device (state, weights and batch {arguments}, "
-            f"temporaries {temporaries}) and {self.operations / 1e12:,.3g} TFLOP in matrix "
-            f"products; compiled in {self.compile_s:.0f} s."
+            f"A step needs {_size(self.memory_bytes)} on each device (state, weights and batch "
+            f"{_size(self.argument_bytes)}, temporaries {_size(self.temporary_bytes)}) and "
+            f"{self.operations / 1e9:,.2f} GFLOP in matrix products; compiled in "
+            f"{self.compile_s:.0f} s."
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def compile_step(step: Any, *arguments: Any) -> tuple[Any, Needs]:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxspec.config import MeshConfig
 from jaxspec.parallel.mesh import BATCH_AXES, make_mesh
-from jaxspec.training.needs import compile_step, matmul_operations
+from jaxspec.training.needs import Needs, compile_step, matmul_operations
 
 A, B = jnp.ones((4, 8)), jnp.ones((8, 16))
 
@@ -54,4 +54,7 @@ def test_a_compiled_step():
     assert (compiled(A, B) == A @ B).all()
     assert needs.argument_bytes == 4 * (4 * 8 + 8 * 16)
     assert needs.operations == 2 * 4 * 8 * 16
-    assert "GiB on each device" in needs.summary
+    assert needs.summary.startswith("A step needs 0 MiB on each device")
+    large = Needs(argument_bytes=3 << 30, temporary_bytes=0, operations=2e12, compile_s=9.0)
+    assert "3.0 GiB on each device" in large.summary
+    assert "2,000.00 GFLOP" in large.summary

@@ -15,6 +15,7 @@ from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.data.packing import Documents, pack
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules
 from jaxspec.training.loop import train
 from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation
 from tests.training import runs, tiny
@@ -155,19 +156,33 @@ def documents(count):
     )
 
 
-@pytest.mark.parametrize("path", ["jit", "shard_map", "pmap"])
-def test_all_paths_measure_the_same(path):
+@pytest.mark.parametrize(
+    "mesh_config",
+    [
+        MeshConfig(),
+        MeshConfig(data=1, fsdp=2),
+        MeshConfig(path="shard_map"),
+        MeshConfig(path="pmap"),
+    ],
+    ids=["jit", "fsdp", "shard_map", "pmap"],
+)
+def test_all_paths_measure_the_same(mesh_config):
     """Six rows in batches of 4: the second one is filled with empty rows."""
     held_out = HeldOut(rows=pack(documents(6), sequence_length=24), digest="")
     assert len(held_out.rows) == 6
-    mesh = make_mesh(MeshConfig(path=path), devices=jax.devices()[:2])
+    mesh = make_mesh(mesh_config, devices=jax.devices()[:2])
     objective = tiny.objective()
     config = changed(
-        _CONFIG, mesh={"path": path}, data={"batch_size": 4}, training={"validation_batches": 5}
+        _CONFIG,
+        mesh=dataclasses.asdict(mesh_config),
+        data={"batch_size": 4},
+        training={"validation_batches": 5},
     )
     params = tiny.drafter_params()
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    frozen = jax.device_put(tiny.target_params(), whole)
+    rules = Rules.of(mesh_config)
+    shardings = rules.shardings(params, mesh)
+    target = tiny.target_params()
+    frozen = jax.device_put(target, rules.shardings(target, mesh))
     validation = Validation.of(
         held_out,
         objective,
@@ -175,12 +190,12 @@ def test_all_paths_measure_the_same(path):
         local_rows=np.arange(4),
         frozen=frozen,
         mesh=mesh,
-        params_shardings=jax.tree.map(lambda _: whole, params),
+        params_shardings=shardings,
         fingerprints={},
     )
     assert [batch["rows"].tolist() for batch in validation.batches] == [[0, 1, 2, 3]] * 2
     assert not validation.batches[1]["segments"][2:].any()
-    row = validation.measure(jax.device_put(params, whole))
+    row = validation.measure(jax.device_put(params, shardings))
     # The slow form: every row alone, and one loss of all of them.
     total, weights = {}, LossWeights.from_config(config.loss)
     measure = jax.jit(objective)
@@ -188,7 +203,7 @@ def test_all_paths_measure_the_same(path):
         key = jax.random.fold_in(jax.random.key(0), number)
         for index in range(4):
             one = {name: value[index : index + 1] for name, value in batch.items()}
-            terms, _ = measure(params, tiny.target_params(), one, key, weights)
+            terms, _ = measure(params, target, one, key, weights)
             for name, (value, count) in terms.items():
                 old = total.get(name, (0.0, 0.0))
                 total[name] = (old[0] + float(value), old[1] + float(count))

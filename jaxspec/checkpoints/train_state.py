@@ -61,9 +61,11 @@ class Score:
     def of(cls, progress: dict[str, Any]) -> Score | None:
         """The score in a checkpoint's progress, if it has one."""
         try:
-            return cls(**progress[SCORE])
+            found = progress[SCORE]
+            value, measure, text = float(found["value"]), found["measure"], found["text"]
         except _DAMAGED:
             return None
+        return cls(value=value, measure=str(measure), text=str(text))
 
 
 def saved_scores(folder: Path) -> dict[int, Score]:
@@ -169,6 +171,7 @@ class TrainCheckpoints:
         """
         self.wait()
         description = {"progress": jsonable(progress), "shapes": describe(state)}
+        self._scores.pop(step, None)  # Of a checkpoint of this step that was set aside.
         if score := Score.of(progress):
             self._scores[step] = score
         with naming(self.folder):

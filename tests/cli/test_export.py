@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxspec.checkpoints.families.dflash import speculators_json
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
 from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli import export as command
@@ -47,7 +46,7 @@ def drafter_run(tmp_path_factory):
     config = RunConfig(
         target=TargetConfig(path=str(runs.write_target(folder / "target"))),
         drafter=resolve_config(
-            DrafterConfig(block_size=4, num_features=2, num_layers=1),
+            DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
             target=runs.ARCHITECTURE,
             mask_token_id=3,
         ),
@@ -112,11 +111,6 @@ def test_speculators_count_layers_from_one(drafter_run, tmp_path):
     config, loaded = load_drafter(output, target_config=runs.ARCHITECTURE)
     assert config.target_layer_ids == (0, 1)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-
-
-def test_speculators_cannot_say_no_norms():
-    with pytest.raises(ValueError, match="use the zlab format"):
-        speculators_json({"dflash_config": {"qk_norm": False}}, target_name="x")
 
 
 def test_a_target_from_its_checkpoint(tmp_path):

@@ -139,7 +139,8 @@ def _expected(key: str, value: Any, raw: Mapping[str, Any]) -> str:
     if key == "eagle_aux_hidden_state_layer_ids":
         special = raw.get("dflash_config")
         stated_ids = special.get("target_layer_ids") if isinstance(special, Mapping) else None
-        shifted = isinstance(stated_ids, list) and all(type(i) is int for i in stated_ids)
-        is_same = shifted and value == [i + 1 for i in stated_ids]
-        return "" if is_same else "target_layer_ids, each one higher"
+        shifted = None
+        if isinstance(stated_ids, list) and all(type(i) is int for i in stated_ids):
+            shifted = [i + 1 for i in stated_ids]
+        return "" if value == shifted else "target_layer_ids, each one higher"
     return "no such key: jaxspec does not know what it changes"

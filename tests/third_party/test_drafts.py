@@ -12,6 +12,7 @@ import functools
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ pytestmark = pytest.mark.skipif(
     + ("" if platform.system() == "Linux" else ", on Linux with Python 3.11"),
 )
 
-PROMPTS, NEW_TOKENS, BLOCK = 20, 24, 6
+PROMPTS, NEW_TOKENS, BLOCK = 20, 18, 6
 RANDOM = {"vocab_size": 24, "hidden_size": 32, "num_layers": 4, "num_heads": 4}
 ROTATED = {"num_kv_heads": 2, "head_dim": 8, "intermediate_size": 48, "tie_embeddings": False}
 TARGETS: dict[str, LanguageModelConfig | None] = {
@@ -105,7 +106,9 @@ def random_run(name: str, folder: Path) -> list[list[int]]:
     network = DFlash(drafter, architecture.hidden_size)
     states = jnp.zeros((1, 2, len(drafter.target_layer_ids) * architecture.hidden_size))
     first = jax.jit(functools.partial(network.init, method="initialise"))
-    weights = first(jax.random.key(4), states)["params"]
+    # Seeds with which some drafts are accepted.
+    seed = 13 if isinstance(architecture, GPT2Config) else 4
+    weights = first(jax.random.key(seed), states)["params"]
     write_run(folder, folder / "target", architecture, drafter, weights)
     generator = np.random.default_rng(5)
     return [generator.integers(0, 23, 3 + row % 7).tolist() for row in range(PROMPTS)]
@@ -207,8 +210,8 @@ def answers(
         [PYTHON, Path(__file__).parent / "program.py", folder],
         capture_output=True,
         text=True,
-        timeout=300,
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2"},
+        timeout=200,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     print(done.stdout)
@@ -225,18 +228,13 @@ class Ours:
     emitted: list[list[int]]
 
 
-@functools.cache
-def _models(target: str, drafter: str) -> tuple[Any, Any, Any]:
-    config, params = load_target(target)
-    drafter_config, drafter_params = load_drafter(drafter, target_config=config)
-    model = make_model(config)
-    proposer = DFlashProposer(model, DFlash(drafter_config, config.hidden_size), block_size=BLOCK)
-    return model, proposer, {"target": params, "drafter": drafter_params}
-
-
-def ours(case: dict[str, Any], answer: dict[str, Any], *, format: str) -> Ours:
+def ours(case: dict[str, Any], answer: dict[str, Any]) -> Ours:
     """Drafts of the decoding pass at the anchors of a text, and the rounds of the decoding loop."""
-    model, proposer, params = _models(case["target"], case[format])
+    config, target_params = load_target(case["target"])
+    drafter, drafter_params = load_drafter(case["zlab"], target_config=config)
+    model = make_model(config)
+    proposer = DFlashProposer(model, DFlash(drafter, config.hidden_size), block_size=BLOCK)
+    params = {"target": target_params, "drafter": drafter_params}
     responses = generate(
         Speculative(model, proposer, DecodeRules(NEW_TOKENS)),
         params,
@@ -273,6 +271,13 @@ def ours(case: dict[str, Any], answer: dict[str, Any], *, format: str) -> Ours:
     )
 
 
+@pytest.fixture(scope="module")
+def mine_of(
+    exported: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]
+) -> Callable[[str], Ours]:
+    return functools.cache(lambda name: ours(exported[name], answers[name]))
+
+
 def full_rounds(emitted: list[int]) -> list[int]:
     """The rounds that the limit does not cut: z-lab's loop drafts a shorter block there."""
     starts = np.concatenate([[0], np.cumsum(emitted)[:-1]])
@@ -281,10 +286,9 @@ def full_rounds(emitted: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_zlab_drafts_and_accepts_the_same(
-    name: str, exported: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]
+    name: str, answers: dict[str, dict[str, Any]], mine_of: Callable[[str], Ours]
 ) -> None:
-    case, answer = exported[name], answers[name]
-    mine = ours(case, answer, format="zlab")
+    answer, mine = answers[name], mine_of(name)
     drafted = equal = accepted = 0
     for row in range(PROMPTS):
         theirs = answer["zlab"][row]
@@ -303,10 +307,9 @@ def test_zlab_drafts_and_accepts_the_same(
 
 @pytest.mark.parametrize("name", CASES)
 def test_speculators_and_the_reference_draft_the_same(
-    name: str, exported: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]
+    name: str, answers: dict[str, dict[str, Any]], mine_of: Callable[[str], Ours]
 ) -> None:
-    case, answer = exported[name], answers[name]
-    mine = ours(case, answer, format="speculators")
+    answer, mine = answers[name], mine_of(name)
     total = sum(each.size for each in mine.drafts)
 
     def equal(theirs: list[Any], to: list[Any]) -> int:
@@ -326,6 +329,17 @@ def test_speculators_and_the_reference_draft_the_same(
         # Its training pass counts the window from the anchor; servers count it from each slot.
         assert equal(answer["speculators"], answer["reference_from_anchor"]) == total
         assert figures["speculators"] < total
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_formats_are_read_alike(name: str, exported: dict[str, dict[str, Any]]) -> None:
+    case, target = exported[name], read_config(exported[name]["target"])
+    first, second = (
+        load_drafter(case[format], target_config=target) for format in ("zlab", "speculators")
+    )
+    assert dataclasses.replace(second[0], is_causal=first[0].is_causal) == first[0]
+    assert second[0].reach == first[0].reach
+    jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
 
 
 def walked(drafts: list[Any], mine: Ours) -> list[list[int]]:

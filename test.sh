@@ -16,6 +16,7 @@ stage() {
 }
 
 stage setup bash scripts/setup_venv.sh test,dev
+stage setup bash scripts/setup_third_party.sh
 export PATH="$PWD/.venv/bin:$PATH"
 export PYTHONHASHSEED=0
 

@@ -374,6 +374,9 @@ class DrafterConfig:
     """Target layers whose outputs are the features; (): DFlash's default spread."""
     num_features: Layers = 3
     """How many target layers are captured if `target_layer_ids` is empty."""
+    last_state: Literal["", "normed"] = ""
+    """Filled in where the target's last layer is captured: its output is taken after the target's
+    final norm, as servers see it. Records of runs from before this rule do not have it."""
     num_layers: Layers = 2
     """Layers of the drafter."""
     num_heads: Annotated[int, whole(0, MOST_HEADS)] = 0
@@ -388,6 +391,8 @@ class DrafterConfig:
     """Added to the mean square before its root; 0: the target's, or 1e-6 if it has none."""
     rope_theta: NotNegative = 0.0
     """Base of the rotary wavelengths; 0: the target's, or 10000 if it has none."""
+    rope_scaling: Llama3RopeScaling | None = None
+    """Llama 3 position scaling; None: plain RoPE, whatever the target has."""
     qk_norm: bool = True
     """Per-head RMS norm of queries and keys before the rotation."""
     layer_types: tuple[LayerType, ...] = ()

@@ -44,7 +44,7 @@ from jaxspec.tokenizer_files import TOKENIZER_FILES
 Params = dict[str, Any]
 
 EXPORT_FILES = frozenset(
-    (*TOKENIZER_FILES, "config.json", "generation_config.json", "provenance.json",
+    (*TOKENIZER_FILES, "README.md", "config.json", "generation_config.json", "provenance.json",
      safetensors_io.INDEX)
 )  # fmt: skip
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")

@@ -4,16 +4,17 @@
     jaxspec export --workdir runs/stopped --output my-drafter --from checkpoint
 
 The weights come from WORKDIR/export if the run has finished, otherwise from a checkpoint: the one
-that did best on held-out data, if the run measured that, or else the newest.
-Drafters are written like z-lab's checkpoints, or with a config.json for speculators; targets as
-Qwen3 or Llama models; denoisers with their learned low-rank updates added to the weights. A run
-that is still training is read but never changed.
+that did best on held-out data, if the run measured that, or else the newest. Drafters are written
+like z-lab's checkpoints, or with a config.json for speculators, each with a model card (README.md);
+targets as models of their family; denoisers with their learned low-rank updates added to the
+weights. A run that is still training is read but never changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,7 +47,11 @@ class ExportCommand:
     """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
     exports that (training.export_best) and has measured it, otherwise the last."""
     target_name: str = ""
-    """Name that servers load the target by (speculators only); "": the name of its folder."""
+    """Name that servers load a drafter's target by; "": the one in the target's config.json
+    (_name_or_path) if it is a name on the Hub, otherwise the target's folder."""
+    results: str = ""
+    """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
+    card."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +87,8 @@ def export(command: ExportCommand) -> Path:
       ValueError: no such run, nothing to export yet, a format that is not for this kind of model,
         or an output folder that holds other files.
     """
-    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.huggingface import is_exported
-    from jaxspec.provenance import provenance, write_json
+    from jaxspec.provenance import provenance
     from jaxspec.training.run_record import read_run_config
     from jaxspec.training.tasks.registry import task_of
     from jaxspec.training.tasks.task import check_export_folder
@@ -103,6 +107,7 @@ def export(command: ExportCommand) -> Path:
             f"--step {command.step} names a checkpoint, but --from export takes {workdir}/export: "
             "leave one of them out."
         )
+    results = _results(command.results, kind.name) if command.results else []
     finished = (workdir / "export" / "config.json").is_file() and not command.step
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
@@ -127,10 +132,11 @@ def export(command: ExportCommand) -> Path:
             # The record of the run stays as it was written in training.
             provenance={**weights.record, "exported": provenance(config=None, seed=None)},
         )
-        if rewrite is not None:
-            name = command.target_name or Path(run.target.path).name
-            document = read_json(whole / "config.json")
-            write_json(whole / "config.json", rewrite(document, target_name=name))
+        lines = []
+        if kind.formats:
+            lines = _for_servers(
+                whole, run, weights.record, command=command, rewrite=rewrite, results=results
+            )
         for file in whole.iterdir():
             file.rename(temporary / file.name)
         whole.rmdir()
@@ -142,7 +148,92 @@ def export(command: ExportCommand) -> Path:
     if reason := weights.record.get("chosen"):
         origin += f": {reason}"
     print(f"{title} in {command.dtype} written to {output}, from {origin}.", flush=True)
+    for line in lines:
+        print(line, flush=True)
     return output
+
+
+def _for_servers(
+    folder: Path,
+    run: RunConfig,
+    record: Mapping[str, Any],
+    *,
+    command: ExportCommand,
+    rewrite: Callable[..., dict[str, Any]] | None,
+    results: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Writes a drafter's config.json in the format that was asked for, and its model card.
+
+    Returns:
+      Lines to print.
+
+    Raises:
+      ValueError: a drafter that servers, or the format, cannot compute.
+    """
+    from jaxspec.checkpoints.config_reader import read_json
+    from jaxspec.checkpoints.families import dflash, servers
+    from jaxspec.checkpoints.folders import target_folder
+    from jaxspec.cli.model_card import model_card
+    from jaxspec.files import write_text
+    from jaxspec.provenance import write_json
+
+    document = read_json(folder / "config.json")
+    servers.check_servable(document)
+    dflash.check_last_state(document, run.drafter)
+    source = target_folder(run.target.path)
+    target = read_json(source / "config.json")
+    name = command.target_name or hub_name(target) or str(source.resolve())
+    warnings = servers.warnings(document, format=command.format, target=target)
+    if rewrite is not None:
+        architectures = target.get("architectures") or []
+        rewritten = rewrite(document, target_name=name, target_architectures=architectures)
+        write_json(folder / "config.json", rewritten)
+    card = model_card(
+        document,
+        record=record,
+        target=name,
+        drafter=user_path(command.output).resolve().name,
+        results=results,
+        warnings=warnings,
+    )
+    write_text(folder / "README.md", card)
+    lines = [f"Warning: {line}" for line in warnings]
+    if name == str(source.resolve()):
+        lines.append(
+            f"The target is named by its folder, {name}: for other machines, give the name that "
+            "they load it by (--target_name)."
+        )
+    return lines
+
+
+def hub_name(target: Mapping[str, Any]) -> str:
+    """The name on the Hub in a target's config.json; "" if there is none.
+
+    >>> hub_name({"_name_or_path": "Qwen/Qwen3-4B"})
+    'Qwen/Qwen3-4B'
+    >>> hub_name({"_name_or_path": "/data/models/qwen"})
+    ''
+    """
+    for key in ("_name_or_path", "name_or_path"):
+        name = target.get(key)
+        if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            return name
+    return ""
+
+
+def _results(file: str, kind: str) -> list[dict[str, Any]]:
+    from jaxspec.evals.report import read_json
+    from jaxspec.evals.results import is_diffusion
+
+    if kind != "drafter":
+        raise ValueError(
+            f"--results is only for drafters, but the run holds a {kind}: leave it out."
+        )
+    _, results = read_json(user_path(file))
+    rows = [row for row in results if not is_diffusion(row)]
+    if not rows:
+        raise ValueError(f"--results {file} has no row of a drafter: expected eval.py's --output.")
+    return rows
 
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:

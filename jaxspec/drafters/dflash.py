@@ -25,7 +25,7 @@ from jaxspec.drafters.kind import (
 )
 from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
-from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, resolve_config, served_features
 from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
@@ -63,6 +63,9 @@ class DFlashProposer:
         self, params: Any, features_BSE: jax.Array | None, start_B: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         assert features_BSE is not None, "a DFlash drafter reads the target's hidden states"
+        features_BSE = served_features(
+            self.target, params["target"], features_BSE, layer_ids=self.capture
+        )
         batch, length, _ = features_BSE.shape
         positions_BS = jnp.broadcast_to(start_B[:, None] + jnp.arange(length), (batch, length))
         return self.drafter.apply(

@@ -36,6 +36,7 @@ from flax import linen as nn
 
 from jaxspec.config import DrafterConfig, GPT2Config, LanguageModelConfig
 from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
+from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
 
@@ -43,27 +44,67 @@ from jaxspec.ops import attention, rope
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
 
 
+def spread_layer_ids(start: int, end: int, count: int) -> tuple[int, ...]:
+    """`count` layer ids from `start` to `end`, evenly spread and rounded as in DFlash's formula."""
+    return tuple(round(start + i * (end - start) / (count - 1)) for i in range(count))
+
+
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
     """The target layers that DFlash captures by default; id = output of block id.
 
-    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one. Targets with too
-    few layers for that formula get an even spread that ends at the last block.
+    round(1 + i (L - 4) / (count - 1)) for i < count, and L // 2 for a single one. Where that does
+    not give different ids, the spread takes in block L - 2, and then block 0. The last block is
+    never among them: servers see its output after the target's final norm.
 
     >>> default_layer_ids(36, 5)
     (1, 9, 17, 25, 33)
+    >>> default_layer_ids(4, 3)
+    (0, 1, 2)
+
+    Raises:
+      ValueError: the target has too few layers before its last one.
     """
-    if count == 1:
-        return (num_target_layers // 2,)
-    if not 1 < count <= num_target_layers:
+    last = num_target_layers - 1
+    if not 1 <= count <= last:
         raise ValueError(
-            f"drafter.num_features must be from 1 to {num_target_layers}, the number of the "
-            f"target's layers: got {count}."
+            f"drafter.num_features must be from 1 to {last}, the number of the target's layers "
+            f"before its last one: got {count}. To capture the last layer as well, name the "
+            "layers: drafter.target_layer_ids."
+            if last
+            else "The target has 1 layer, and the last one is not captured by default: to capture "
+            "it, set drafter.target_layer_ids to 0."
         )
-    if num_target_layers - 4 >= count - 1:
-        span = (num_target_layers - 4) / (count - 1)
-        return tuple(round(1 + i * span) for i in range(count))
-    step = num_target_layers / count
-    return tuple(round((i + 1) * step) - 1 for i in range(count))
+    if count == 1:
+        return (min(num_target_layers // 2, last - 1),)
+    start, end = next(
+        (start, end)
+        for start, end in ((1, last - 2), (1, last - 1), (0, last - 1))
+        if end - start >= count - 1
+    )
+    return spread_layer_ids(start, end, count)
+
+
+def served_features(
+    target: LanguageModel, params: Any, features: jax.Array, *, layer_ids: tuple[int, ...]
+) -> jax.Array:
+    """Captured states as servers see them: the last block's output after the final norm.
+
+    Hugging Face's ``hidden_states[id + 1]`` is the output of block id, except that the last one has
+    passed the final norm; z-lab's code, and drafters trained for it, read that list.
+
+    Args:
+      target: the model that they were captured from.
+      params: its parameters.
+      features: [..., E], as the target returns them.
+      layer_ids: the captured layers.
+    """
+    if layer_ids[-1] != target.config.num_layers - 1:
+        return features
+    width = target.config.hidden_size
+    last = target.apply(
+        {"params": params}, features[..., -width:], method=lambda model, x: model.final_norm(x)
+    )
+    return jnp.concatenate([features[..., :-width], last], axis=-1)
 
 
 def resolve_config(
@@ -123,6 +164,7 @@ def resolve_config(
         mask_token_id=mask,
         target_layer_ids=tuple(layer_ids),
         num_features=len(layer_ids),
+        last_state="normed" if layer_ids[-1] == target.num_layers - 1 else "",
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -314,7 +356,8 @@ class DFlash(nn.Module):
     def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         cfg = self.config
         return rope.rotation_angles(
-            positions, rope.inverse_frequencies(cfg.head_dim, theta=cfg.rope_theta)
+            positions,
+            rope.inverse_frequencies(cfg.head_dim, theta=cfg.rope_theta, scaling=cfg.rope_scaling),
         )
 
     def context(

@@ -33,7 +33,7 @@ from jaxspec.losses import (
     terms_of,
     total_from_terms,
 )
-from jaxspec.models.dflash import DFlash
+from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
 
 Batch = dict[str, jax.Array]
@@ -180,7 +180,13 @@ class DrafterObjective:
             capture=self.drafter.config.target_layer_ids,
         )
         output = jax.lax.stop_gradient(output)
-        hidden_BNGD = self.hidden(params, frozen, batch, anchors_BN, output.features_BSE)
+        features_BSE = served_features(
+            self.target,
+            frozen,
+            output.features_BSE,
+            layer_ids=self.drafter.config.target_layer_ids,
+        )
+        hidden_BNGD = self.hidden(params, frozen, batch, anchors_BN, features_BSE)
         target_hidden_BNGD = None
         if terms_needing_target_rows(self.loss):
             # The target's row for slot k is its prediction after the token before that slot.

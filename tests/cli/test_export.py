@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxspec.checkpoints.families.dflash import speculators_json
+from jaxspec.checkpoints.families import servers
 from jaxspec.checkpoints.file_digests import write_record
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
 from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints
@@ -22,6 +22,7 @@ from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.provenance import provenance, write_json
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.run_record import read_run_config
 from jaxspec.training.state import TrainState
 from tests.training import runs
 
@@ -48,7 +49,7 @@ def drafter_run(tmp_path_factory):
     config = RunConfig(
         target=TargetConfig(path=str(runs.write_target(folder / "target"))),
         drafter=resolve_config(
-            DrafterConfig(block_size=4, num_features=2, num_layers=1),
+            DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
             target=runs.ARCHITECTURE,
             mask_token_id=3,
         ),
@@ -115,9 +116,143 @@ def test_speculators_count_layers_from_one(drafter_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-def test_speculators_cannot_say_no_norms():
-    with pytest.raises(ValueError, match="use the zlab format"):
-        speculators_json({"dflash_config": {"qk_norm": False}}, target_name="x")
+def exported(drafter_run, output: Path, **options) -> dict:
+    """config.json of an export of the drafter."""
+    call = command.ExportCommand(workdir=str(drafter_run[0]), output=str(output), **options)
+    command.export(call)
+    return json.loads((output / "config.json").read_text())
+
+
+def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
+    target = drafter_run[0].parent / "target"
+    verifier = exported(drafter_run, tmp_path / "a", format="speculators")["speculators_config"][
+        "verifier"
+    ]
+    assert verifier == {"architectures": ["Qwen3ForCausalLM"], "name_or_path": str(target)}
+    assert "for other machines, give the name" in capsys.readouterr().out
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "_name_or_path": "some/model"}))
+    try:
+        document = exported(drafter_run, tmp_path / "b", format="speculators")
+    finally:
+        (target / "config.json").write_text(json.dumps(config))
+    assert document["speculators_config"]["verifier"]["name_or_path"] == "some/model"
+    assert "for other machines" not in capsys.readouterr().out
+
+
+ROW = {
+    "target": "target", "drafter": "run", "loss": "full", "benchmark": "gsm8k", "prompts": 40,
+    "temperature": 0.0, "block_size": 4, "verifier": "greedy", "tau_micro": 2.314,
+    "tau_macro": 2.456, "tau_ci95": [2.2, 2.7], "accepted_per_round": 1.3,
+    "accept_at": [0.8, 0.4, 0.1], "rounds": 900, "tokens": 2000, "tokens_per_s": None,
+    "baseline_tokens_per_s": None, "speedup": None, "compile_s": None, "mismatched_prompts": 0,
+}  # fmt: skip
+
+
+def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_run, tmp_path):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"provenance": {}, "results": [ROW]}))
+    options = {"target_name": "some/model", "results": str(results)}
+    exported(drafter_run, tmp_path / "my-drafter", **options)
+    card = (tmp_path / "my-drafter" / "README.md").read_text()
+    for line in (
+        "# my-drafter",
+        "| Target | some/model |",
+        "| Data | embedded |",
+        "| Loss | focal+chain (decay inf, focal 0.3, chain 40.0) |",
+        "| Steps | 5 |",
+        "| gsm8k | 40 | 0 | 4 | 2.31 | 2.46 | 2.20 to 2.70 |",
+        '"method": "dflash", "model": "my-drafter", "num_speculative_tokens": 3}',
+        "--speculative-num-draft-tokens 4",
+        "--speculative-algorithm DFLASH",
+        "dflash benchmark transformers --model some/model",
+        "--draft my-drafter --block-size 4",
+    ):
+        assert line in card, line
+    exported(drafter_run, tmp_path / "my-drafter", target_name="some/model")
+    assert "Not measured." in (tmp_path / "my-drafter" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"provenance": {}, "results": []}', "has no row of a drafter|holds no"),
+        ("no JSON", "is not JSON"),
+    ],
+)
+def test_results_that_are_none(drafter_run, tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        exported(drafter_run, tmp_path / "out", results=str(tmp_path / "results.json"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["zlab", "speculators"])
+def test_a_drafter_without_norms_is_for_no_server(drafter_run, tmp_path, format):
+    workdir, _ = drafter_run
+    config = read_run_config(workdir)
+    config = dataclasses.replace(config, drafter=dataclasses.replace(config.drafter, qk_norm=False))
+    shape = runs.ARCHITECTURE
+    features = np.zeros((1, 2, 2 * shape.hidden_size), np.float32)
+    save_run(tmp_path / "run", config, DFlash(config.drafter, shape.hidden_size), features)
+    with pytest.raises(ValueError, match="qk_norm: got false, expected true"):
+        exported((tmp_path / "run", None), tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_states_from_before_the_final_norm_are_not_exported(drafter_run, tmp_path):
+    """As an earlier version recorded it: nothing about the last layer."""
+    message = r"before the target's final norm[\s\S]*train it again"
+    workdir = shutil.copytree(drafter_run[0], tmp_path / "run")
+    record = json.loads((workdir / "provenance.json").read_text())
+    del record["config"]["drafter"]["last_state"]
+    (workdir / "provenance.json").write_text(json.dumps(record))
+    for format in ("zlab", "speculators"):
+        with pytest.raises(ValueError, match=message):
+            exported((workdir, None), tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+    whole = tmp_path / "whole"
+    exported(drafter_run, whole)
+    assert load_drafter(whole, target_config=runs.ARCHITECTURE)[0].last_state == "normed"
+    (whole / "provenance.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        load_drafter(whole, target_config=runs.ARCHITECTURE)
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "causal", "format", "servers_named"),
+    [
+        ([FULL, FULL], None, "zlab", []),
+        ([FULL, FULL], False, "zlab", []),
+        ([FULL, FULL], True, "zlab", ["SGLang", "tpu-inference"]),
+        ([SLIDING, SLIDING], None, "zlab", ["tpu-inference", "tpu-inference"]),
+        ([SLIDING, SLIDING], False, "zlab", ["tpu-inference", "SGLang"]),
+        ([SLIDING, FULL], None, "zlab", ["tpu-inference", "vLLM", "tpu-inference"]),
+        (
+            [SLIDING, FULL],
+            None,
+            "speculators",
+            ["tpu-inference", "vLLM", "speculators", "vLLM", "tpu-inference"],
+        ),
+    ],
+)
+def test_servers_that_compute_something_else_are_named(kinds, causal, format, servers_named):
+    document = {
+        "layer_types": kinds,
+        "is_causal": causal,
+        "num_target_layers": 6,
+        "dflash_config": {"target_layer_ids": [1, 3]},
+    }
+    lines = servers.warnings(document, format=format, target={"model_type": "qwen3"})
+    assert [line.split()[0] for line in lines] == servers_named
+    document["dflash_config"]["target_layer_ids"] = [1, 5]
+    more = servers.warnings(document, format="speculators", target={"model_type": "gpt2"})
+    assert any("last layer is captured" in line for line in more)
+    assert any("no embedding in a GPT-2" in line for line in more)
 
 
 def test_a_target_from_its_checkpoint(tmp_path):

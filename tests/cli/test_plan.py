@@ -29,7 +29,7 @@ CONFIG = RunConfig(
             vocab_size=64, hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32
         ),
     ),
-    drafter=DrafterConfig(block_size=4, num_features=2, num_layers=1),
+    drafter=DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
     data=DataConfig(sequence_length=16, batch_size=8, anchors=2),
 )
 

@@ -62,7 +62,7 @@ def dflash(model, **changes):
 @functools.cache
 def _drafter(model):
     config = resolve_config(
-        DrafterConfig(block_size=BLOCK_SIZE, num_features=2, num_layers=2),
+        DrafterConfig(block_size=BLOCK_SIZE, target_layer_ids=(0, 1), num_layers=2),
         target=model.config,
         mask_token_id=model.config.vocab_size - 1,
     )

@@ -55,7 +55,7 @@ def write_folders(root: Path, *, seed: int = 0) -> tuple[Path, list[Path]]:
     params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
     save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
     config = resolve_config(
-        DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
         target=architecture,
         mask_token_id=tokenizer.mask_id,
     )

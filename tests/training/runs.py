@@ -35,7 +35,7 @@ def get_config():
     return RunConfig(
         name="tiny",
         target=TargetConfig(path={target!r}),
-        drafter=DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        drafter=DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
         loss=LossConfig(),
         data=DataConfig(
             sources=("embedded/math",),

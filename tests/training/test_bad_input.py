@@ -62,7 +62,10 @@ MISTAKES = {
         "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
     ),
     "chunks that do not divide": ({"drafter": {"chunk_blocks": 3}}, "must divide the 4 blocks"),
-    "more features than layers": ({"drafter": {"num_features": 3}}, "from 1 to 2.*got 3"),
+    "more features than layers": (
+        {"drafter": {"target_layer_ids": (), "num_features": 2}},
+        "from 1 to 1.*got 2",
+    ),
     "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
     "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f' cannot be imp"),
     "rows that do not divide": (

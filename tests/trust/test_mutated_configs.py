@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.checkpoints.families import dflash
+from jaxspec.checkpoints.families import dflash, speculators
 from jaxspec.checkpoints.families.registry import FAMILIES, open_folder, target_family
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import (
@@ -89,8 +89,10 @@ def documents() -> dict[str, Document]:
         ),
         "denoiser": FAMILIES["denoiser"].to_json(masked, **options),
         "dflash, z-lab": drafter,
-        "dflash, speculators": dflash.speculators_json(
-            dflash.to_json(slides, target_config=QWEN3, dtype="float32"), target_name="x"
+        "dflash, speculators": speculators.from_zlab(
+            dflash.to_json(slides, target_config=QWEN3, dtype="float32"),
+            target_name="x",
+            target_architectures=["Qwen3ForCausalLM"],
         ),
     }  # fmt: skip
 

@@ -1,9 +1,7 @@
-"""The DFlash drafter, in z-lab's format and in that of the speculators library.
+"""The DFlash drafter as z-lab stores it, which vLLM, SGLang and their TPU ports load.
 
-vLLM, SGLang and their TPU ports load z-lab's checkpoints. The speculators format, which vLLM reads
-as well, has the same tensors; its layer ids are one higher (0 is the embedding), and it names the
-target. Its field names follow the DFlash configuration of vllm-project/speculators and the
-converter in vLLM, as seen in their repositories in 2026; the result was not tried in a server.
+`speculators` has the other format; both are read here. What the drafter here would compute
+differently from its authors is refused by the key's name (`drafter_keys`).
 
 Letters in shapes: those of `qwen_llama`, and E captured layers x width.
 
@@ -14,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
+from jaxspec.checkpoints.families import drafter_keys, speculators
 from jaxspec.checkpoints.families.family import Family, Layout
 from jaxspec.checkpoints.families.qwen_llama import (
     BLOCK,
@@ -28,9 +28,9 @@ from jaxspec.checkpoints.families.qwen_llama import (
     sliding_to_json,
 )
 from jaxspec.checkpoints.key_maps import Row
-from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig
-from jaxspec.json_files import shown
-from jaxspec.models.dflash import default_layer_ids, resolve_config
+from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig, LayerType
+from jaxspec.json_files import read_object, shown
+from jaxspec.models.dflash import resolve_config, spread_layer_ids
 
 ARCHITECTURE = "DFlashDraftModel"
 
@@ -40,19 +40,13 @@ FEATURES = (
     Row("hidden_norm.weight", "hidden_norm/scale", ("D",)),
 )
 # fmt: on
-IGNORED_SPECULATORS = (
-    "embed_tokens.weight",
-    "lm_head.weight",
-    "verifier_norm.weight",
-    "verifier_lm_head.weight",
-)
-"""The target's own tensors, which the speculators format may keep next to a drafter's."""
 
-_OWN = (
-    "architectures", "auto_map", "block_size", "dflash_config", "dtype", "is_causal",
-    "num_target_layers",
-)  # fmt: skip
-"""Entries of z-lab's config.json that do not describe the layers in the speculators format."""
+_TRAINED_BEFORE = (
+    "{what} reads the output of its target's last layer, and was trained by a version of jaxspec "
+    "that took it before the target's final norm. Servers and this version take it after the norm, "
+    "so it would draft worse than it was trained to: train it again (by default, the last layer is "
+    "not captured any more)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +76,10 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     Raises:
       ValueError: not a DFlash drafter, or features that the drafter here does not have.
     """
-    is_speculators = "speculators_model_type" in raw
+    is_speculators = speculators.recognises(raw)
+    problems: list[str] = []
     if is_speculators:
-        raw, problems = _from_speculators(raw)
-    else:
-        problems = []
+        raw, problems = speculators.as_zlab(raw)
     reader = ConfigReader(raw)
     reader.problems += problems
     special = reader.section("dflash_config")
@@ -96,16 +89,9 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
             f"{shown(raw.get('architectures'))} and no dflash_config, expected "
             f"{[ARCHITECTURE]} with one."
         )
-    if special.get("projector_type", "dflash") != "dflash":
-        reader.problems.append(
-            f"projector_type: got {shown(special['projector_type'])}, expected 'dflash'"
-        )
-    if reader.flag("shift_label", within=special):
-        reader.problems.append("shift_label: got true, expected false (output k predicts slot k)")
+    reader.problems += drafter_keys.key_problems(raw)
     num_layers = reader.integer("num_hidden_layers", largest=bounds.LAYERS)
     theta, scaling = reader.rope()
-    if scaling is not None:
-        reader.problems.append("rope_type: got 'llama3', expected 'default' in a drafter")
     reader.plain_layers()
     if reader.flag("attention_bias"):
         reader.problems.append("attention_bias: got true, expected false")
@@ -149,8 +135,9 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
         "intermediate_size": reader.integer("intermediate_size", largest=bounds.WIDTH),
         "rms_norm_eps": reader.number("rms_norm_eps", 1e-6, limits=bounds.EPSILON),
         "rope_theta": theta,
+        "rope_scaling": scaling,
         "qk_norm": reader.flag("qk_norm", True, within=special),
-        **reader.sliding_layers(num_layers),
+        **_sliding_layers(reader, special, num_layers),
         "is_causal": reader.causality(special),
     }
     vocab_size = reader.integer("vocab_size", largest=bounds.VOCABULARY)
@@ -169,44 +156,54 @@ def _layer_ids(
     """Ids of the captured layers, as stated or by default."""
     if stated is not None or num_target_layers is None:
         return reader.layer_ids("target_layer_ids", stated)
-    try:
-        return default_layer_ids(num_target_layers, num_layers)
-    except ValueError:
+    if num_layers == 1:
+        return (num_target_layers // 2,)
+    ids = spread_layer_ids(1, num_target_layers - 3, num_layers)
+    if list(ids) != sorted(set(ids)):
         reader.problems.append(
             "target_layer_ids: got none, expected a list of layer ids, because num_target_layers "
             f"({num_target_layers}) is too small for the default spread over {num_layers} layers"
         )
-        return ()
+    return ids
 
 
-def _from_speculators(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A speculators file, whose layer ids are one higher (0: the embedding), in z-lab's format."""
-    reader = ConfigReader(raw)
-    if raw["speculators_model_type"] != "dflash":
+def _sliding_layers(
+    reader: ConfigReader, special: Mapping[str, Any], num_layers: int
+) -> dict[str, Any]:
+    """The fields layer_types and sliding_window; empty when no layer slides.
+
+    Servers go by layer_types; use_sliding_window counts only without it, as in transformers.
+    """
+    kinds, window = reader.raw.get("layer_types"), reader.raw.get("sliding_window")
+    if kinds is None:
+        sliding = reader.sliding_layers(num_layers)
+        kinds, window = list(sliding.get("layer_types", ())), sliding.get("sliding_window")
+    elif not isinstance(kinds, list) or not all(kind in get_args(LayerType) for kind in kinds):
         reader.problems.append(
-            f"speculators_model_type: got {shown(raw['speculators_model_type'])}, expected 'dflash'"
+            f"layer_types: got {shown(kinds)}, expected a list of 'full_attention' and "
+            "'sliding_attention'"
         )
-    inner = reader.section("transformer_layer_config")
-    if raw.get("draft_vocab_size") not in (None, inner.get("vocab_size")):
+        return {}
+    elif len(kinds) != num_layers:
+        reader.problems.append(f"layer_types: got {len(kinds)} entries for {num_layers} layers")
+    slides = "sliding_attention" in kinds
+    for key in ("use_swa", "swa_window_size"):
+        value = special.get(key, reader.raw.get(key))
+        harmless = (None, False) if key == "use_swa" else (None,)
+        agrees = slides and value == (True if key == "use_swa" else window)
+        if not any(value is each for each in harmless) and not agrees:
+            reader.problems.append(
+                f"{key}: got {shown(value)}, expected what layer_types and sliding_window say: got "
+                f"{shown(kinds or None)} and {shown(window)}"
+            )
+    if not slides:
+        return {}
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         reader.problems.append(
-            f"draft_vocab_size: got {shown(raw['draft_vocab_size'])}, expected the target's "
-            f"vocabulary ({shown(inner.get('vocab_size'))}); pruned vocabularies are not supported"
+            f"sliding_window: got {shown(window)}, expected a positive integer, because "
+            "layer_types names 'sliding_attention'"
         )
-    if reader.flag("sample_from_anchor"):
-        reader.problems.append("sample_from_anchor: got true, expected false (slot 0 is unused)")
-    layer_ids = raw.get("aux_hidden_state_layer_ids")
-    if isinstance(layer_ids, list):
-        layer_ids = [i - 1 if type(i) is int else i for i in layer_ids]
-    special = {
-        "mask_token_id": raw.get("mask_token_id"),
-        "target_layer_ids": layer_ids,
-        "projector_type": raw.get("projector_type", "dflash"),
-        "shift_label": raw.get("shift_label", False),
-    }
-    own = {"block_size": raw.get("block_size"), "dflash_config": special}
-    if reader.flag("sliding_window_non_causal"):
-        own["is_causal"] = False
-    return {**inner, **own}, reader.problems
+    return {"layer_types": tuple(kinds), "sliding_window": window}
 
 
 def to_json(
@@ -229,10 +226,9 @@ def to_json(
     if config.is_causal is not None:
         special["causal"] = causality["is_causal"] = config.is_causal
     return {
-        "architectures": ["DFlashDraftModel"],
+        "architectures": [ARCHITECTURE],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
         "block_size": config.block_size,
         "dflash_config": special,
         "dtype": dtype,
@@ -249,57 +245,12 @@ def to_json(
         "num_key_value_heads": config.num_kv_heads,
         "num_target_layers": target_config.num_layers,
         "rms_norm_eps": config.rms_norm_eps,
-        **rope_to_json(config.rope_theta, None),
+        **rope_to_json(config.rope_theta, config.rope_scaling),
         **sliding_to_json(config),
         "tie_word_embeddings": target_config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": target_config.vocab_size,
-    }
-
-
-def speculators_json(document: Mapping[str, Any], *, target_name: str) -> dict[str, Any]:
-    """The configuration in the format of speculators.
-
-    Args:
-      document: config.json of a drafter in z-lab's format.
-      target_name: what servers load as the target: its name on the Hub, or a folder.
-
-    Raises:
-      ValueError: a drafter that the format cannot describe.
-    """
-    special = document["dflash_config"]
-    if special.get("qk_norm") is False:
-        raise ValueError(
-            "The speculators format does not support drafters without query/key norms "
-            "(drafter.qk_norm false): use the zlab format."
-        )
-    causal, kinds = document.get("is_causal"), document["layer_types"]
-    if causal and "full_attention" in kinds:
-        raise ValueError(
-            "The speculators format does not support full attention layers that are causal inside "
-            f"a block (drafter.is_causal true with layer_types {kinds}): use the zlab format."
-        )
-    layer = {key: value for key, value in document.items() if key not in _OWN}
-    return {
-        "architectures": ["DFlashSpeculator"],
-        "aux_hidden_state_layer_ids": [i + 1 for i in special["target_layer_ids"]],
-        "block_size": document["block_size"],
-        "draft_vocab_size": document["vocab_size"],
-        "dtype": document["dtype"],
-        "mask_token_id": special["mask_token_id"],
-        **({"sliding_window_non_causal": causal is False} if "sliding_attention" in kinds else {}),
-        "speculators_config": {
-            "algorithm": "dflash",
-            "default_proposal_method": "greedy",
-            "proposal_methods": [
-                {"proposal_type": "greedy", "speculative_tokens": document["block_size"] - 1}
-            ],
-            "verifier": {"name_or_path": target_name},
-        },
-        "speculators_model_type": "dflash",
-        "torch_dtype": document["dtype"],
-        "transformer_layer_config": layer,
     }
 
 
@@ -318,7 +269,7 @@ def layout(stored: StoredDrafter, names: Collection[str] = ()) -> Layout:
             "E": len(config.target_layer_ids) * width,
         },
         num_layers=config.num_layers,
-        ignored=IGNORED_SPECULATORS if stored.is_speculators else (),
+        ignored=speculators.IGNORED if stored.is_speculators else (),
     )
 
 
@@ -327,8 +278,14 @@ def fitted(
 ) -> StoredDrafter:
     """The drafter in a dtype, with what it leaves to its target filled in.
 
+    Args:
+      stored: as its config.json describes it.
+      dtype: of its parameters and its computation.
+      target: the one it is to draft for; None: not known yet.
+      where: its folder.
+
     Raises:
-      ValueError: it was trained for another target.
+      ValueError: it was trained for another target, or on other states of its target's last layer.
     """
     config = dataclasses.replace(stored.config, dtype=dtype, param_dtype=dtype)
     if target is None:
@@ -344,17 +301,42 @@ def fitted(
         raise ValueError(f"The drafter in {where} is for another target: {'; '.join(wrong)}.")
     resolved = resolve_config(config, target=target, mask_token_id=0)
     resolved = dataclasses.replace(resolved, mask_token_id=config.mask_token_id)
+    _check_trained_on(resolved, Path(where) / "provenance.json")
     return dataclasses.replace(stored, config=resolved)
+
+
+def check_last_state(document: Mapping[str, Any], trained: DrafterConfig) -> None:
+    """Raises ValueError if a run from before `DrafterConfig.last_state` captured the last layer.
+
+    Args:
+      document: config.json of the drafter, in z-lab's format.
+      trained: the drafter's configuration in the record of its run.
+    """
+    last = document["num_target_layers"] - 1
+    if last in document["dflash_config"]["target_layer_ids"] and not trained.last_state:
+        raise ValueError(_TRAINED_BEFORE.format(what="This drafter"))
+
+
+def _check_trained_on(config: DrafterConfig, record: Path) -> None:
+    """`check_last_state` for a folder that an earlier version of jaxspec wrote."""
+    if not config.last_state or not record.is_file():
+        return
+    trained: Any = read_object(record)
+    for key in ("config", "drafter"):
+        trained = trained.get(key) if isinstance(trained, Mapping) else None
+    if isinstance(trained, Mapping) and "last_state" not in trained:
+        raise ValueError(_TRAINED_BEFORE.format(what=f"The drafter in {record.parent}"))
 
 
 def recognises(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a DFlash drafter, in either format."""
-    return "speculators_model_type" in raw or "dflash_config" in raw or _names_itself(raw)
+    return speculators.recognises(raw) or "dflash_config" in raw or _names_itself(raw)
 
 
 def _names_itself(raw: Mapping[str, Any]) -> bool:
     architectures = raw.get("architectures")
-    return isinstance(architectures, list) and ARCHITECTURE in architectures
+    names = (ARCHITECTURE, drafter_keys.DFLASH2)
+    return isinstance(architectures, list) and any(name in architectures for name in names)
 
 
 DFLASH = Family(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.checkpoints.families.dflash import speculators_json
+from jaxspec.checkpoints.families import speculators
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.checkpoints.huggingface import (
     load_drafter,
@@ -251,5 +251,5 @@ DRAFTER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
-    formats={"speculators": speculators_json},
+    formats={"speculators": speculators.from_zlab},
 )

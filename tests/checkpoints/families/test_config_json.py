@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jaxspec.checkpoints.families import dflash
-from jaxspec.checkpoints.families.dflash import StoredDrafter, speculators_json
+from jaxspec.checkpoints.families import dflash, speculators
+from jaxspec.checkpoints.families.dflash import StoredDrafter
 from jaxspec.checkpoints.families.registry import target_family, target_from_json
 from jaxspec.config import DrafterConfig, LayerType, Llama3RopeScaling, TransformerConfig
 
@@ -117,6 +117,10 @@ def named(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def in_speculators_format(raw: dict[str, Any]) -> dict[str, Any]:
+    return speculators.from_zlab(raw, target_name="x", target_architectures=["X"])
+
+
 MIXED = ("sliding_attention", "full_attention", "sliding_attention")
 
 
@@ -149,9 +153,9 @@ def test_sliding_drafters_make_the_round_trip(
     raw = dflash.to_json(config, target_config=QWEN3, dtype="float32")
     if is_causal and kinds != MIXED[::2]:
         with pytest.raises(ValueError, match="use the zlab format"):
-            speculators_json(raw, target_name="x")
+            in_speculators_format(raw)
     else:
-        got = drafter(speculators_json(raw, target_name="x")).config
+        got = drafter(in_speculators_format(raw)).config
         assert (got.layer_types, got.reach) == (config.layer_types, config.reach)
 
 
@@ -186,73 +190,3 @@ def test_sliding_drafters_make_the_round_trip(
 def test_unsupported_targets_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         target(QWEN3_JSON, **changes)
-
-
-def test_older_spellings_of_a_drafter() -> None:
-    assert drafter(rope_parameters=None) == drafter()
-    assert drafter(rope_theta=None, rope_parameters={"rope_theta": 10_000.0}) == drafter()
-    default = drafter(dflash_config={"mask_token_id": 39}, num_target_layers=36)
-    assert default.config.target_layer_ids == (1, 33)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dflash_config": None, "architectures": ["Qwen3ForCausalLM"]}, "not describe a DFlash"),
-        ({"block_size": None}, "block_size: got None"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'"),
-        ({"is_causal": "yes"}, "is_causal: got .*'yes'"),
-        (
-            {"is_causal": True, "dflash_config": {"target_layer_ids": [0], "causal": False}},
-            "the same under both names",
-        ),
-        ({"attention_bias": True}, "attention_bias: got true"),
-        (
-            {"rope_scaling": LLAMA_JSON["rope_scaling"], "rope_parameters": None},
-            "expected 'default' in a drafter",
-        ),
-        ({"dflash_config": {"mask_token_id": "x", "target_layer_ids": [0]}}, "mask_token_id"),
-        ({"dflash_config": {"target_layer_ids": "02"}}, "expected a list of layer ids"),
-        ({"dflash_config": {"target_layer_ids": [0, 2], "shift_label": True}}, "shift_label"),
-        ({"block_size": 1}, "must be at least 2"),
-    ],
-)
-def test_unsupported_drafters_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        drafter(**changes)
-
-
-SPECULATORS_JSON = {
-    "architectures": ["DFlashSpeculator"],
-    "speculators_model_type": "dflash",
-    "transformer_layer_config": {
-        key: value
-        for key, value in DRAFTER_JSON.items()
-        if key not in ("architectures", "block_size", "dflash_config", "num_target_layers")
-    },
-    "draft_vocab_size": 40,
-    "block_size": 8,
-    "aux_hidden_state_layer_ids": [1, 3],
-    "mask_token_id": 39,
-}
-
-
-def test_speculators_format_counts_layers_from_one() -> None:
-    assert drafter(SPECULATORS_JSON) == dataclasses.replace(
-        drafter(), num_target_layers=None, is_speculators=True
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"draft_vocab_size": 20}, "draft_vocab_size: got 20"),
-        ({"sample_from_anchor": True}, "sample_from_anchor"),
-        ({"projector_type": "domino"}, "projector_type: got 'domino'"),
-        ({"aux_hidden_state_layer_ids": [0, 3]}, "target_layer_ids: got"),
-        ({"speculators_model_type": "eagle3"}, "got 'eagle3', expected 'dflash'"),
-    ],
-)
-def test_unsupported_speculators_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        drafter(SPECULATORS_JSON, **changes)

@@ -93,7 +93,7 @@ def dflash(gpt2, tmp_path_factory):
     """A random drafter for it; the end of text stands for the mask."""
     bundle = open_target(TargetConfig(path=str(gpt2)))
     config = resolve_config(
-        DrafterConfig(block_size=4, num_features=2, num_layers=1),
+        DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
         target=bundle.config,
         mask_token_id=bundle.tokenizer.eos_id,
     )

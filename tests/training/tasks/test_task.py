@@ -22,7 +22,7 @@ def run(task: str) -> RunConfig:
         target=TargetConfig(path="", architecture=runs.ARCHITECTURE),
         denoiser=DenoiserConfig(architecture=DiTConfig(vocab_size=64, hidden_size=16, num_heads=2)),
     )
-    drafter = dataclasses.replace(config.drafter, num_features=2)
+    drafter = dataclasses.replace(config.drafter, target_layer_ids=(0, 1))
     training = dataclasses.replace(config.training, task=task)
     return dataclasses.replace(config, drafter=drafter, training=training)
 

@@ -13,6 +13,7 @@ as its unchanged contents (`jaxspec.data.chat_template.PLAIN`).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -56,6 +57,9 @@ _SPECIAL_KEYS = {"bos_token", "eos_token", "pad_token", "unk_token", "mask_token
 # values can be learned), runs of symbols, and a line break with the indentation after it.
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s+(?!\S)|\s+"
 
+# Texts between special tokens whose ids are kept: the prompts of a conversation repeat them.
+_PIECES_KEPT = 128
+
 
 class Tokenizer:
     """Converts text to ids and back, and conversations to ids with the response marked.
@@ -74,6 +78,8 @@ class Tokenizer:
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
+        self.template_options: dict[str, Any] = dict(template_options or {})
+        """Further variables of the chat template."""
         with refusing(self.folder):
             config = read_tokenizer_config(self.folder, model_config=model_config)
             self._tokenizer = _thinking_shown(read_tokenizer(self.folder, config))
@@ -108,9 +114,12 @@ class Tokenizer:
             self._template = ChatTemplate.read(
                 self.folder,
                 config,
-                variables={**self._names, **(template_options or {})},
+                variables={**self._names, **self.template_options},
                 default=PLAIN if is_gpt2(config) else default_template,
             )
+        self._encode_piece = functools.lru_cache(_PIECES_KEPT)(
+            lambda piece: tuple(self.encode(self._guard.show(piece)))
+        )
         self._served = ServedTurns(
             str(self.folder),
             render=self._template.render,
@@ -346,11 +355,11 @@ class Tokenizer:
         position = 0
         for match in self._special_pattern.finditer(text):
             if match.start() > position:
-                ids += self.encode(self._guard.show(text[position : match.start()]))
+                ids += self._encode_piece(text[position : match.start()])
             ids.append(self._special[match.group(0).strip()])
             position = match.end()
         if position < len(text):
-            ids += self.encode(self._guard.show(text[position:]))
+            ids += self._encode_piece(text[position:])
         return ids
 
     def _find_special(self) -> dict[str, int]:

@@ -358,7 +358,7 @@ def test_white_space_that_a_special_token_swallows(folder):
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ messages[0]['content'] + 1 }}", "refused"),
         ("{{ messages | length }} turns", "writes its content 0 times"),
-        (templates.NO_PROMPT, "a template without generation prompt.*'<|im_start|>assistant"),
+        (templates.NO_PROMPT, r"a template without generation prompt.*'<\|im_start\|>assistant"),
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
             "does not end an assistant turn with one of the stop tokens",

@@ -120,6 +120,10 @@ class ChatTemplate:
                 f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
 
+    def reads(self, variable: str) -> bool:
+        """Whether the template mentions a variable."""
+        return variable in (self._source or "")
+
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
         if self._source is None:

@@ -14,6 +14,7 @@ as its unchanged contents (`jaxspec.data.chat_template.PLAIN`).
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -37,7 +38,7 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer_config,
     refusing,
 )
-from jaxspec.tokenizer_files import TOKENIZER_FILES
+from jaxspec.tokenizer_files import READ_FILES, TOKENIZER_FILES
 
 EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded" / "tokenizer"
 
@@ -125,7 +126,7 @@ class Tokenizer:
             render=self._template.render,
             encode=self._encode_rendered,
             stop_after=self._stop_after,
-            stops=[self._tokenizer.id_to_token(id_) for id_ in self.stop_ids],
+            stops=[str(self._tokenizer.id_to_token(id_)) for id_ in self.stop_ids],
         )
         self.has_template: bool = self._template.is_own
         """Whether the folder has a chat template of its own."""
@@ -246,6 +247,22 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids, without special tokens unless asked for."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special))
+
+    def files_digest(self) -> str:
+        """A hash of the files that decide ids and the text of conversations."""
+        digest = hashlib.sha256()
+        for name in READ_FILES:
+            if (self.folder / name).is_file():
+                digest.update(name.encode() + (self.folder / name).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def thinks_first(self) -> bool:
+        """Whether the chat template lets the model think before it answers."""
+        prompt = self.render([{"role": "user", "content": "Hi."}], add_generation_prompt=True)
+        if prompt.rstrip().endswith(END_THINK):
+            return False
+        # A model whose thinking can be turned off thinks unless told otherwise.
+        return prompt.rstrip().endswith(THINK) or self._template.reads("enable_thinking")
 
     def render(
         self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()

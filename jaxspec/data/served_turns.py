@@ -126,9 +126,15 @@ class ServedTurns:
         """The text after which the model generates its answer.
 
         Raises:
-          ValueError: the template refuses the conversation, or has no generation prompt.
+          Refused: the template refuses the conversation, or does not write its tools.
+          ValueError: there is no template, or it has no generation prompt.
         """
         text = self._render(turns, add_generation_prompt=True, tools=tools)
+        if tools and text == self._render(turns, add_generation_prompt=True, tools=()):
+            raise Refused(
+                f"The chat template of {self._place!r} does not write the tools of a conversation: "
+                "expected a template that reads tools, or conversations without them."
+            )
         if not self._asks:
             self._check_asks(text, turns, tools)
         return text
@@ -210,6 +216,15 @@ class ServedTurns:
                 turn=index,
             )
         text = self._render([*before, turn], add_generation_prompt=False, tools=tools)
+        if turn.get("tool_calls"):
+            without = {**turn, "tool_calls": None}
+            if text == self._render([*before, without], add_generation_prompt=False, tools=tools):
+                raise LeftOut(
+                    f"The chat template of {self._place!r} does not write the tool calls of turn "
+                    f"{index}: expected a template that reads tool_calls.",
+                    reason=NOT_WRITTEN,
+                    turn=index,
+                )
         if text.startswith(prompt):
             answer = text[len(prompt) :]
             if not _thinks(turn) and (empty := _EMPTY_THINKING.match(answer)):

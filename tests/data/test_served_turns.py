@@ -6,13 +6,21 @@ import pathlib
 
 import pytest
 
+from jaxspec.config import DataConfig
+from jaxspec.data.examples import Example
+from jaxspec.data.pipeline import tokenize
 from jaxspec.data.served_turns import (
+    END_THINK,
     NO_QUESTION,
     NOT_CLOSED,
+    NOT_WRITTEN,
     REFUSED,
+    THINK,
     THINKS,
     TOKEN_IDS,
 )
+from jaxspec.data.sources import load_examples
+from jaxspec.data.template_parity import CHECKED, check_parity
 from jaxspec.data.tokenizer import Tokenizer
 from tests.data import templates
 
@@ -179,6 +187,17 @@ def test_what_a_template_refuses_is_left_out(opened):
     assert "only user and assistant" in str(found.left_out[0]) and not found.rows
 
 
+def test_a_template_without_tools_is_named(opened):
+    tokenizer = opened(templates.OPENING)
+    found = tokenizer.encode_turns(CALLED, tools=WEATHER)
+    assert [error.reason for error in found.left_out] == [REFUSED] * 2 and not found.rows
+    with pytest.raises(ValueError, match="does not write the tools of a conversation"):
+        tokenizer.encode_prompt(CALLED[:1], tools=WEATHER)
+    found = tokenizer.encode_turns(CALLED)
+    assert [(error.reason, error.turn) for error in found.left_out] == [(NOT_WRITTEN, 1)]
+    assert "does not write the tool calls of turn 1" in str(found.left_out[0])
+
+
 def test_an_answer_without_end_is_left_out(opened):
     template = (
         "{% for m in messages %}{{ m.content }}"
@@ -252,3 +271,25 @@ def test_qwen3s_own_template(qwen3):
         call, answer = (answer for row in found for answer in row)
         assert call.startswith('<tool_call>\n{"name": "weather", "arguments": {"a": "Oslo"}}')
         assert answer == "4 degrees.<|im_end|>"
+
+
+@pytest.mark.parametrize(("thinking", "documents"), [(None, 100), (False, 200)])
+def test_gsm8k_with_qwen3s_own_template(qwen3, thinking, documents, tmp_path):
+    """No answer learns an empty block of thinking, whether thinking is on or off."""
+    data = DataConfig(max_examples=300, data_dir=str(tmp_path))
+    asked = list(load_examples("gsm8k", split="train", data=data))
+    tokenizer = qwen3(thinking=thinking)
+    one = tokenize(asked, tokenizer, loss_on="response", sequence_length=512)
+    assert (one.answers, len(one.documents), one.left_out) == (300, 300, {})
+    learned = one.documents.tokens[one.documents.loss_mask].tolist()
+    assert not {tokenizer.vocabulary()[tag] for tag in (THINK, END_THINK)} & set(learned)
+    texts = [[*tokenizer.encode(each.turns[1][1]), 151645] for each in asked]
+    assert learned == [id_ for text in texts for id_ in text]
+
+    pairs = [
+        Example(f"pair/{number}", (*asked[number].turns, *asked[number + 100].turns), "pairs")
+        for number in range(100)
+    ]
+    two = tokenize(pairs, tokenizer, loss_on="response", sequence_length=512)
+    assert (two.answers, len(two.documents), two.left_out) == (200, documents, {})
+    assert check_parity(pairs, two.documents, tokenizer) == 2 * CHECKED

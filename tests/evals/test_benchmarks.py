@@ -87,11 +87,14 @@ def test_where_answers_are_given_only_the_first_question_is_asked():
     assert [turns[-1]["content"] for turns in questions(USER_ONLY)] == ["First?", "Second?"]
 
 
-def test_a_conversation_that_ends_with_a_tools_turn_is_asked_as_it_is(tokenizer):
+def test_a_conversation_that_ends_with_a_tools_turn_is_asked_as_it_is(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.THINKING)
+    tokenizer = Tokenizer.load(folder)
+    call = {"function": {"name": "weather", "arguments": {}}}
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather"}}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "4 C, rain"},
     ]
     example = Example.from_conversation(turns, id="w", source="demo", tools=[{"name": "weather"}])

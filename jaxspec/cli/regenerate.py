@@ -16,10 +16,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.settings import given_names
+from jaxspec.cli.target_answers import Answers
 from jaxspec.config import RunConfig
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
@@ -27,13 +29,19 @@ from jaxspec.files import held, user_path
 from jaxspec.interruption import ending_on_sigterm
 
 if TYPE_CHECKING:
-    from jaxspec.evals.progress import Pace
+    from jaxspec.data.tokenizer import Tokenizer
 
 JOURNAL = "answers.unfinished.jsonl"
 """File in the output folder with the answers of the unfinished shard."""
+ANSWER_TOKENS, THINKING_TOKENS = 1024, 4096
+"""Longest answer by default, without and with thinking."""
+MANY_CUT = 0.25
+"""A larger share of answers without an end is a warning."""
 LARGEST_BATCH = 4096
 """More prompts than any device can decode together."""
 _PROGRESS_SECONDS = 5.0
+_NO_ENDS = {"answers": 0, "cut": 0}
+_TEMPLATE = "chat template and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class RegenerateCommand(ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target; "": the defaults, with --target.path."""
+    """Python file whose get_config() gives the target; "": the defaults, with --target.path. Then
+    the target computes in the type of its weights, unless --target.dtype says otherwise."""
     source: str
     """Data set whose questions are asked, or a folder of examples."""
     split: str = "train"
@@ -61,8 +70,9 @@ class RegenerateCommand(ConfigCommand):
     """0: greedy; above: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
-    max_new_tokens: int = 256
-    """Longest answer."""
+    max_new_tokens: int = 0
+    """Longest answer; 0: 1,024, or 4,096 if the target thinks first, and at most half of its
+    positions."""
     batch_size: int = 32
     """Prompts decoded together."""
     shard_prompts: int = 512
@@ -85,6 +95,8 @@ def main(argv: Sequence[str]) -> None:
         program="jaxspec regenerate",
         description="Answer the questions of a data set with the target, as training data.",
     )
+    if not {"config", "target.dtype"} & set(given_names(argv)):
+        command = _in_stored_dtype(command)
     with ending_on_sigterm():
         regenerate(command)
 
@@ -106,10 +118,31 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
     return output
 
 
+def _in_stored_dtype(command: RegenerateCommand) -> RegenerateCommand:
+    from jaxspec.checkpoints.huggingface import read_config
+
+    target = command.run.target
+    dtype = read_config(target_folder(target.path)).param_dtype
+    target = dataclasses.replace(target, dtype=dtype)
+    return dataclasses.replace(command, run=dataclasses.replace(command.run, target=target))
+
+
+def _with_length(command: RegenerateCommand, tokenizer: Tokenizer) -> RegenerateCommand:
+    """The command with a longest answer that fits the target."""
+    from jaxspec.checkpoints.huggingface import read_config
+
+    if command.max_new_tokens:
+        return command
+    usual = THINKING_TOKENS if tokenizer.thinks_first() else ANSWER_TOKENS
+    positions = read_config(target_folder(command.run.target.path)).max_position_embeddings
+    return dataclasses.replace(command, max_new_tokens=max(1, min(usual, positions // 2)))
+
+
 def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str], None]) -> None:
     """`regenerate`, in a folder that is held."""
     from jaxspec.data.example_files import remove_unfinished
     from jaxspec.data.sources import load_examples
+    from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.decoding import Autoregressive, DecodeRules
     from jaxspec.evals.opening import open_target
     from jaxspec.evals.progress import Pace
@@ -120,8 +153,13 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
     examples = load_examples(command.source, split=command.split, data=data)
     if len(examples) == 0:
         raise ValueError(f"{command.source!r} holds no examples: there is nothing to ask.")
-    settings = _settings(command)
-    done, dropped = _progress_of(output, settings, examples)
+    tokenizer = Tokenizer.load(
+        target_folder(command.run.target.path),
+        template_options=command.run.target.template_options,
+    )
+    command = _with_length(command, tokenizer)
+    settings = _settings(command, tokenizer)
+    done, dropped, ends = _progress_of(output, settings, examples)
     questions = _Questions(examples[:done])
 
     def keep(answered: list[Example], *, done: int) -> None:
@@ -133,6 +171,7 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             done=done,
             questions=questions,
             dropped=dropped,
+            ends=ends,
         )
 
     remove_unfinished(output)
@@ -162,6 +201,7 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             answered, lost = answers.of(shard)
             for reason, count in lost.items():
                 dropped[reason] = dropped.get(reason, 0) + count
+            ends = {name: ends[name] + count for name, count in answers.take_ends().items()}
             questions.add(shard)
             keep(answered, done=done + len(shard))
             done += len(shard)
@@ -172,125 +212,27 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
+    if ends["cut"]:
+        echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))
+
+
+def _cut_line(command: RegenerateCommand, ends: dict[str, int], *, thinks: bool) -> str:
+    """Says how many answers reached the limit, and what to do."""
+    share = ends["cut"] / ends["answers"]
+    is_dropped = command.unfinished == "drop"
+    bias = " The data lacks the target's longer answers." if is_dropped else ""
+    advice = ", or --target.enable_thinking False, which gives short answers" if thinks else ""
+    return (
+        f"{'Warning: ' if share > MANY_CUT else ''}{ends['cut']:,} of {ends['answers']:,} answers "
+        f"({share:.0%}) had not ended after {command.max_new_tokens:,} tokens and were "
+        f"{'dropped' if is_dropped else 'kept without their end'}.{bias} To have them whole, start "
+        f"again with another --output and a larger --max_new_tokens{advice}."
+    )
 
 
 def _kept(journal: AnswerJournal) -> str:
     return f", and {len(journal)} answers of the next shard are saved" if len(journal) else ""
-
-
-class Answers:
-    """Plays conversations with the target, in batches: the user's turns are the examples'."""
-
-    def __init__(
-        self,
-        strategy: Any,
-        params: Any,
-        tokenizer: Any,
-        command: RegenerateCommand,
-        progress: Pace,
-        journal: AnswerJournal,
-    ) -> None:
-        self._strategy = strategy
-        self._params = params
-        self._tokenizer = tokenizer
-        self._command = command
-        self._progress = progress
-        self._journal = journal
-        positions = strategy.model.config.max_position_embeddings
-        self._longest = positions - command.max_new_tokens
-        if self._longest < 1:
-            raise ValueError(
-                f"--max_new_tokens is {command.max_new_tokens}, but the target has only "
-                f"{positions} positions: there would be no room for a question."
-            )
-
-    def of(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
-        """Examples with the target's answers, and how many were dropped for each reason.
-
-        Later turns of a conversation follow the target's own answers.
-        """
-        from jaxspec.evals.conversations import play
-
-        played = play(
-            examples,
-            answer=self._ask,
-            tokenizer=self._tokenizer,
-            max_prompt_tokens=self._longest,
-            questions=lambda example: example.user_turns,
-            name=lambda example, turn: f"{example.id}#{turn}",
-            refuse=self._refuse,
-        )
-        # If a conversation ended early, the turns answered before that are kept.
-        kept = [
-            dataclasses.replace(
-                example, turns=tuple((t["role"], t["content"]) for t in conversation)
-            )
-            for example, conversation in zip(examples, played.conversations, strict=True)
-            if any(t["role"] == "assistant" for t in conversation)
-        ]
-        # Running text has no questions.
-        reasons = ["no_question" for example in examples if not example.user_turns]
-        reasons += [
-            end.reason if end.turn == 0 else f"later_{end.reason}" for end in played.ended.values()
-        ]
-        counts: dict[str, int] = {}
-        for reason in reasons:
-            counts[reason] = counts.get(reason, 0) + 1
-        self._progress.finished(len(examples))
-        return kept, counts
-
-    def _refuse(self, response: Any, text: str) -> str:
-        """Why an answer cannot be training data; "": it can."""
-        if not response.stopped and self._command.unfinished == "drop":
-            return "unfinished"
-        return "" if text.strip() else "empty"
-
-    def _ask(self, prompts: list[list[int]], names: list[str]) -> list[Any]:
-        from jaxspec.decoding import Response
-
-        found: dict[int, Response] = {}
-        for place, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
-            if (kept := self._journal.find(name, prompt)) is not None:
-                found[place] = Response(name, *kept)
-        missing = [place for place in range(len(prompts)) if place not in found]
-
-        def answered(number: int, response: Response) -> None:
-            self._journal.add(
-                response.prompt_id,
-                prompts[missing[number]],
-                tokens=response.tokens,
-                stopped=response.stopped,
-            )
-
-        if missing:
-            responses = self._generate(
-                [prompts[place] for place in missing],
-                [names[place] for place in missing],
-                answered,
-            )
-            self._progress.tokens(sum(len(response.tokens) for response in responses))
-            found |= dict(zip(missing, responses, strict=True))
-        return [found[place] for place in range(len(prompts))]
-
-    def _generate(
-        self,
-        prompts: list[list[int]],
-        names: list[str],
-        answered: Callable[[int, Any], None],
-    ) -> list[Any]:
-        from jaxspec.decoding import generate
-
-        return generate(
-            self._strategy,
-            self._params,
-            prompts,
-            ids=names,
-            batch_size=self._command.batch_size,
-            seed=self._command.seed,
-            progress=self._progress.prompts,
-            answered=answered,
-        )
 
 
 def _check(command: RegenerateCommand) -> None:
@@ -300,7 +242,12 @@ def _check(command: RegenerateCommand) -> None:
             "trained on a test split cannot be measured on it. Use the train split, or eval.py to "
             "decode test prompts."
         )
-    for name in ("max_new_tokens", "batch_size", "shard_prompts"):
+    if command.max_new_tokens < 0:
+        raise ValueError(
+            f"--max_new_tokens must be 0 (chosen for the target) or more: got "
+            f"{command.max_new_tokens}."
+        )
+    for name in ("batch_size", "shard_prompts"):
         if getattr(command, name) < 1:
             raise ValueError(f"--{name} must be at least 1: got {getattr(command, name)}.")
     if command.batch_size > LARGEST_BATCH:
@@ -314,20 +261,29 @@ def _check(command: RegenerateCommand) -> None:
         raise ValueError(f"--seed must be from 0 to {2**32 - 1:,}: got {command.seed}.")
 
 
-def _settings(command: RegenerateCommand) -> dict[str, Any]:
+def _settings(command: RegenerateCommand, tokenizer: Tokenizer) -> dict[str, Any]:
     """The settings that decide the answers: a folder is continued only with the same ones."""
     names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
-    settings |= target.template_options
-    folder = target_folder(target.path)
-    return {**settings, "target": fingerprint(folder), "dtype": target.dtype}
+    return {
+        **settings,
+        "enable_thinking": target.enable_thinking,
+        "target": fingerprint(target_folder(target.path)),
+        "dtype": target.dtype,
+        _TEMPLATE: tokenizer.files_digest(),
+    }
 
 
 def _progress_of(
     output: Path, settings: dict[str, Any], examples: Sequence[Example]
-) -> tuple[int, dict[str, int]]:
-    """Number of questions that a folder has handled, and how many were dropped for each reason."""
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """What a folder has handled.
+
+    Returns:
+      The number of questions; reason -> how many were dropped; and how many "answers" were given
+      and "cut" at the limit.
+    """
     from jaxspec.data.example_files import (
         MANIFEST,
         foreign_files,
@@ -341,25 +297,28 @@ def _progress_of(
                 f"{output} has no {MANIFEST}, and holds files that `jaxspec regenerate` did not "
                 f"write: {', '.join(foreign[:5])}. Choose a new folder (--output)."
             )
-        return 0, {}
+        return 0, {}, dict(_NO_ENDS)
     manifest = read_examples(output).manifest
     before = manifest.get("settings")
     done, dropped = manifest.get("questions_done"), manifest.get("dropped")
+    ends = manifest.get("ends", _NO_ENDS)  # Older versions kept none.
     if not isinstance(before, dict) or done is None:
         raise ValueError(f"{output} was not written by `jaxspec regenerate`: choose a new folder.")
     if (
         not (type(done) is int and done >= 0)
-        or not isinstance(dropped, dict)
-        or not all(type(count) is int for count in dropped.values())
+        or not _is_counts(dropped)
+        or not (_is_counts(ends) and ends.keys() == _NO_ENDS.keys())
     ):
         raise ValueError(
-            f"{output / MANIFEST} is damaged: got {done!r} as questions_done and {dropped!r} as "
-            "dropped, expected a whole number and an object of counts. Choose a new folder."
+            f"{output / MANIFEST} is damaged: got {done!r} as questions_done, {dropped!r} as "
+            f"dropped and {ends!r} as ends, expected a whole number and two objects of counts. "
+            "Choose a new folder."
         )
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()
-        if before.get(name) != value
+        # Older versions kept no digest of the template.
+        if before.get(name) != value and (name in before or name != _TEMPLATE)
     ]
     if wrong:
         raise ValueError(
@@ -372,7 +331,11 @@ def _progress_of(
             f"{output} holds answers to other questions than {settings['source']!r} has now: the "
             "data were changed. Bring back the data of the first start, or choose another --output."
         )
-    return done, dict(dropped)
+    return done, dict(dropped), dict(ends)
+
+
+def _is_counts(value: Any) -> TypeGuard[dict[str, int]]:
+    return isinstance(value, dict) and all(type(count) is int for count in value.values())
 
 
 class _Questions:
@@ -391,7 +354,10 @@ class _Questions:
     def add(self, examples: Sequence[Example]) -> None:
         """Notes that the questions of these examples are answered as well."""
         for example in examples:
-            self._hash.update(json.dumps([example.id, *example.user_turns]).encode())
+            asked = [example.id, *example.user_turns]
+            # Only where there are any: the digests of plain conversations stay what they were.
+            further = [example.details, example.tools] if example.details or example.tools else []
+            self._hash.update(json.dumps(asked + further).encode())
 
     @property
     def digest(self) -> str:
@@ -408,6 +374,7 @@ def _write(
     done: int,
     questions: _Questions,
     dropped: dict[str, int],
+    ends: dict[str, int],
 ) -> None:
     from jaxspec.data.example_files import write_examples
     from jaxspec.provenance import jsonable, provenance
@@ -421,6 +388,7 @@ def _write(
             "questions_done": done,
             "questions_digest": questions.digest,
             "dropped": dropped,
+            "ends": ends,
             "provenance": jsonable(provenance(config=_recorded(command), seed=command.seed)),
         },
     )

@@ -40,6 +40,10 @@ PLAIN = (
 _LONGEST_REASON = 300
 
 
+class Refused(ValueError):
+    """A chat template refuses a conversation: a role, an order of turns, a missing field."""
+
+
 class ChatTemplate:
     """The chat template of a model's folder.
 
@@ -97,7 +101,8 @@ class ChatTemplate:
           tools: what the assistant may call.
 
         Raises:
-          ValueError: no template, one that cannot be read, or one that refuses the conversation.
+          ValueError: no template, or one that cannot be read.
+          Refused: the template refuses the conversation.
         """
         check_turns(turns)
         template = self._compiled
@@ -110,10 +115,14 @@ class ChatTemplate:
         try:
             return _sandbox().rendered(template, {**self._variables, **conversation})
         except Exception as error:  # A template is a program: a broken one can raise anything.
-            raise ValueError(
+            raise Refused(
                 f"The chat template of {self._place!r} refused a conversation with roles "
                 f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template mentions a variable."""
+        return variable in (self._source or "")
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
@@ -145,6 +154,31 @@ def check_turns(turns: Conversation) -> None:
             raise ValueError(
                 f"A turn must be a dict with a role from {ROLES} and text as content: got {turn!r}."
             )
+
+
+def as_served(turns: Conversation) -> Conversation:
+    """Turns in the form in which servers give them to a template.
+
+    The arguments of a tool call are an object there, not its JSON text, as in OpenAI's format.
+    """
+    return [
+        {**turn, "tool_calls": [_with_arguments(call) for call in turn["tool_calls"]]}
+        if isinstance(turn.get("tool_calls"), list)
+        else turn
+        for turn in turns
+    ]
+
+
+def _with_arguments(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if "function" in call:
+        return {**call, "function": _with_arguments(call["function"])}
+    try:
+        arguments = json.loads(call["arguments"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
 def _find_source(

@@ -14,10 +14,12 @@ Dimension key: B rows of this process, S positions of a row.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +32,8 @@ from jaxspec.data import sources
 from jaxspec.data.examples import Example
 from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, pack
 from jaxspec.data.parts import training_examples
+from jaxspec.data.served_turns import LeftOut
+from jaxspec.data.template_parity import check_parity
 from jaxspec.files import replaced_file
 
 if TYPE_CHECKING:
@@ -62,6 +66,8 @@ class Pipeline:
       process_count: number of processes; must divide `batch_size`.
       start_step: step of the first batch.
       fingerprint: identifies the data; a saved state with another fingerprint is refused.
+      left_out: reason -> answers of the data that are not learned for it.
+      notes: lines for the log about what was left out and checked.
 
     Raises:
       ValueError: `process_count` does not divide `batch_size`.
@@ -77,6 +83,8 @@ class Pipeline:
         process_count: int = 1,
         start_step: int = 0,
         fingerprint: str = "",
+        left_out: Mapping[str, int] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if batch_size % process_count or not 0 <= process_index < process_count:
             raise ValueError(
@@ -89,6 +97,8 @@ class Pipeline:
         self.step = start_step
         self.batch_size = batch_size
         self.fingerprint = fingerprint
+        self.left_out = dict(left_out or {})
+        self.notes = tuple(notes)
         self._local = batch_size // process_count
         self._first = process_index * self._local
         # grain's seeds have 32 bits. Only row numbers are shuffled, which also serve to look up
@@ -176,9 +186,20 @@ def make_pipeline(
       start_step: step of the first batch.
 
     Raises:
-      ValueError: an unknown source or split, missing files, or nothing to learn from.
+      ValueError: an unknown source or split, missing files, nothing to learn from, more answers
+        that cannot be learned than others, or a learned text that is not the generation prompt's.
     """
-    rows, digest = packed_rows(training_examples(data), tokenizer, data=data)
+    examples = training_examples(data)
+    rows, tokenized, digest = packed_rows(examples, tokenizer, data=data)
+    checked = check_parity(examples, tokenized.documents, tokenizer)
+    notes = [tokenized.left_out_line] if tokenized.left_out else []
+    if checked:
+        notes.append(
+            f"{checked:,} learned answers were compared with the generation prompt: each follows "
+            "exactly its ids and ends with a stop token."
+        )
+    for note in notes:
+        _log.info("%s", note)
     settings = [digest, data.sequence_length, data.batch_size, data.packing, data.seed]
     if data.fill_rows:
         settings.append("filled")
@@ -191,27 +212,47 @@ def make_pipeline(
         process_count=process_count,
         start_step=start_step,
         fingerprint=fingerprint,
+        left_out=tokenized.left_out,
+        notes=notes,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+    """Documents, and what could not be one."""
+
+    documents: Documents
+    answers: int
+    """Answers of conversations that are learned."""
+    left_out: Mapping[str, int]
+    """Reason -> answers that are not."""
+
+    @property
+    def left_out_line(self) -> str:
+        """One line for a log about the answers that are not learned."""
+        reasons = ", ".join(f"{count:,} ({reason})" for reason, count in self.left_out.items())
+        lost = sum(self.left_out.values())
+        return f"{lost:,} of {self.answers + lost:,} answers are left out: {reasons}."
 
 
 def packed_rows(
     examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig
-) -> tuple[PackedRows, str]:
-    """The rows that examples make, and a digest of their documents.
+) -> tuple[PackedRows, Tokenized, str]:
+    """The rows that examples make, their documents, and a digest of these.
 
     Raises:
-      ValueError: nothing to learn from.
+      ValueError: nothing to learn from, or more answers that cannot be learned than others.
     """
-    documents, digest = tokenized_documents(examples, tokenizer, data=data)
+    tokenized, digest = tokenized_documents(examples, tokenizer, data=data)
     rows = pack(
-        documents,
+        tokenized.documents,
         sequence_length=data.sequence_length,
         seed=data.seed,
         packing=data.packing,
         pad_id=tokenizer.pad_id,
         fill_id=tokenizer.eos_id if data.fill_rows else None,
     )
-    return rows, digest
+    return rows, tokenized, digest
 
 
 def tokenize(
@@ -220,21 +261,28 @@ def tokenize(
     *,
     loss_on: Literal["response", "all"],
     sequence_length: int,
-) -> Documents:
+) -> Tokenized:
     """Turns examples into documents.
 
-    Conversations go through the chat template. Running text does not: it is followed by the end
-    token, all of it is learned, and it is split if it is longer than a row.
+    Conversations go through the chat template, which makes one document of each, or one of each
+    answer (`jaxspec.data.served_turns`). Running text does not: it is followed by the end token,
+    all of it is learned, and it is split if it is longer than a row.
 
     Args:
       examples: what to tokenize.
       tokenizer: the target's tokenizer.
       loss_on: what to learn: "response": the assistant's tokens; "all": every token except the
-        first one of a document.
+        first one of a document, and what the conversation's document before has too.
       sequence_length: length of a row.
+
+    Raises:
+      ValueError: more answers cannot be learned than can.
     """
     documents: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
     names: list[str] = []
+    answers = 0
+    left_out: Counter[str] = Counter()
+    first: tuple[str, LeftOut] | None = None
     for example in examples:
         if example.is_running_text:
             ids_S = np.asarray(
@@ -247,20 +295,42 @@ def tokenize(
             documents.extend((piece, np.ones(len(piece), np.bool_)) for piece in pieces)
             names.extend([example.id] * len(pieces))
             continue
-        ids, response = tokenizer.encode_conversation(example.conversation)
-        learned = response if loss_on == "response" else np.ones(len(ids), np.bool_)
-        documents.append((np.asarray(ids, np.int32), np.asarray(learned, np.bool_)))
-        names.append(example.id)
-    return Documents.from_list(documents, names=names)
+        learned = tokenizer.encode_turns(example.conversation, tools=example.tool_list)
+        before = np.zeros(0, np.int32)
+        for row in learned.rows:
+            ids_S = np.asarray(row.ids, np.int32)
+            mask_S = np.asarray(row.learned, np.bool_)
+            if loss_on == "all":
+                mask_S = np.arange(len(ids_S)) >= _common_length(before, ids_S)
+            documents.append((ids_S, mask_S))
+            names.append(example.id)
+            before = ids_S
+            answers += len(row.answers)
+        for error in learned.left_out:
+            left_out[error.reason] += 1
+            first = first or (example.id, error)
+    made = Tokenized(
+        Documents.from_list(documents, names=names), answers, dict(left_out.most_common())
+    )
+    if first and left_out.total() > answers:
+        raise ValueError(f"{made.left_out_line} The first is in example {first[0]!r}: {first[1]}")
+    return made
+
+
+def _common_length(one_S: NDArray[np.int32], other_S: NDArray[np.int32]) -> int:
+    """Ids that two documents have in common at their beginnings."""
+    shorter = min(len(one_S), len(other_S))
+    differs = np.flatnonzero(one_S[:shorter] != other_S[:shorter])
+    return int(differs[0]) if len(differs) else shorter
 
 
 def tokenized_documents(
     examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConfig
-) -> tuple[Documents, str]:
-    """The documents of `tokenize`, cached on disk if there are `CACHE_FROM` examples or more.
+) -> tuple[Tokenized, str]:
+    """The result of `tokenize`, cached on disk if there are `CACHE_FROM` examples or more.
 
     Returns:
-      The documents, and a digest of everything that they depend on.
+      The result, and a digest of everything that the documents depend on.
     """
     digest = _digest(examples, tokenizer, data=data)
     if len(examples) < CACHE_FROM:
@@ -287,10 +357,14 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
         path = Path(tokenizer.folder) / file
         if path.is_file():
             digest.update(path.read_bytes())
+    if tokenizer.template_options:
+        digest.update(json.dumps(tokenizer.template_options, sort_keys=True).encode())
     # The code that reads those files may change, too: that shows in the ids of a few examples.
     for example in examples[:: max(1, len(examples) // 16)]:
         if not example.is_running_text:
-            digest.update(json.dumps(tokenizer.encode_conversation(example.conversation)).encode())
+            learned = tokenizer.encode_turns(example.conversation, tools=example.tool_list)
+            for row in learned.rows:
+                digest.update(json.dumps([row.ids, row.learned]).encode())
     for example in examples:
         fields = [example.id, example.turns, example.source]
         # Only where there are any: the digests of plain conversations stay what they were.
@@ -299,25 +373,31 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
     return digest.hexdigest()[:32]
 
 
-def _load(path: Path, *, vocab_size: int) -> Documents | None:
-    """Documents from the cache; None if they are damaged, which is logged."""
+def _load(path: Path, *, vocab_size: int) -> Tokenized | None:
+    """What the cache holds; None if it is damaged, which is logged, or made by an older version."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if "answers" not in arrays.files:
+                return None
             documents = Documents(
                 tokens=arrays["tokens"],
                 loss_mask=arrays["loss_mask"],
                 offsets=arrays["offsets"],
                 names=tuple(json.loads(arrays["names"].tobytes())),
             )
+            answers, left_out = json.loads(arrays["answers"].tobytes())
         documents.check(vocab_size=vocab_size)
+        if type(answers) is not int or not all(type(count) is int for count in left_out.values()):
+            raise ValueError("a number of answers is not a whole number")
     except Exception as error:  # Damaged bytes make zipfile and numpy raise almost anything.
         _log.warning("%s is damaged (%s): tokenizing the examples again.", path, error)
         return None
-    return documents
+    return Tokenized(documents, answers, left_out)
 
 
-def _save(documents: Documents, path: Path) -> None:
+def _save(made: Tokenized, path: Path) -> None:
     """Caches documents for the next run; if that is impossible, this run continues without."""
+    documents = made.documents
     try:
         with replaced_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
@@ -326,6 +406,7 @@ def _save(documents: Documents, path: Path) -> None:
                 loss_mask=documents.loss_mask,
                 offsets=documents.offsets,
                 names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
+                answers=np.frombuffer(json.dumps([made.answers, made.left_out]).encode(), np.uint8),
             )
     except OSError as error:
         _log.warning("Tokenized examples cannot be cached in %s: %s.", path.parent, error)

@@ -13,6 +13,8 @@ as its unchanged contents (`jaxspec.data.chat_template.PLAIN`).
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -23,8 +25,10 @@ from typing import Any
 
 import tokenizers
 
-from jaxspec.data.chat_template import CHATML, PLAIN, ChatTemplate, check_turns
+from jaxspec.data.chat_template import CHATML, PLAIN, ChatTemplate, as_served, check_turns
 from jaxspec.data.examples import Conversation
+from jaxspec.data.guarded_text import Guard
+from jaxspec.data.served_turns import END_THINK, THINK, TOKEN_IDS, LearnedTurns, ServedTurns
 from jaxspec.data.tokenizer_files import (
     GPT2_NAMES,
     byte_level,
@@ -34,7 +38,7 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer_config,
     refusing,
 )
-from jaxspec.tokenizer_files import TOKENIZER_FILES
+from jaxspec.tokenizer_files import READ_FILES, TOKENIZER_FILES
 
 EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded" / "tokenizer"
 
@@ -54,8 +58,8 @@ _SPECIAL_KEYS = {"bos_token", "eos_token", "pad_token", "unk_token", "mask_token
 # values can be learned), runs of symbols, and a line break with the indentation after it.
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s+(?!\S)|\s+"
 
-# Enclose the number that replaces a special token's text in a message while it is rendered.
-_GUARD_OPEN, _GUARD_CLOSE = "\U000fff00", "\U000fff01"
+# Texts between special tokens whose ids are kept: the prompts of a conversation repeat them.
+_PIECES_KEPT = 128
 
 
 class Tokenizer:
@@ -75,9 +79,11 @@ class Tokenizer:
     ) -> None:
         """Read a folder; see `load`."""
         self.folder = pathlib.Path(folder)
+        self.template_options: dict[str, Any] = dict(template_options or {})
+        """Further variables of the chat template."""
         with refusing(self.folder):
             config = read_tokenizer_config(self.folder, model_config=model_config)
-            self._tokenizer = read_tokenizer(self.folder, config)
+            self._tokenizer = _thinking_shown(read_tokenizer(self.folder, config))
             self._names = _special_names(self.folder, config)
             added = {
                 token.content: id_
@@ -100,7 +106,7 @@ class Tokenizer:
             )
             """Ids that end a response, `eos_id` first."""
             self._special = self._find_special()
-            self._literals = sorted(self._special, key=len, reverse=True)
+            self._guard = Guard(self._special)
             self._special_pattern = self._compile_special()
             # From here on, the library itself reads special tokens as plain text; only
             # `_encode_rendered` makes special ones.
@@ -109,9 +115,19 @@ class Tokenizer:
             self._template = ChatTemplate.read(
                 self.folder,
                 config,
-                variables={**self._names, **(template_options or {})},
+                variables={**self._names, **self.template_options},
                 default=PLAIN if is_gpt2(config) else default_template,
             )
+        self._encode_piece = functools.lru_cache(_PIECES_KEPT)(
+            lambda piece: tuple(self.encode(self._guard.show(piece)))
+        )
+        self._served = ServedTurns(
+            str(self.folder),
+            render=self._template.render,
+            encode=self._encode_rendered,
+            stop_after=self._stop_after,
+            stops=[str(self._tokenizer.id_to_token(id_)) for id_ in self.stop_ids],
+        )
         self.has_template: bool = self._template.is_own
         """Whether the folder has a chat template of its own."""
 
@@ -232,6 +248,22 @@ class Tokenizer:
         """Text of ids, without special tokens unless asked for."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special))
 
+    def files_digest(self) -> str:
+        """A hash of the files that decide ids and the text of conversations."""
+        digest = hashlib.sha256()
+        for name in READ_FILES:
+            if (self.folder / name).is_file():
+                digest.update(name.encode() + (self.folder / name).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def thinks_first(self) -> bool:
+        """Whether the chat template lets the model think before it answers."""
+        prompt = self.render([{"role": "user", "content": "Hi."}], add_generation_prompt=True)
+        if prompt.rstrip().endswith(END_THINK):
+            return False
+        # A model whose thinking can be turned off thinks unless told otherwise.
+        return prompt.rstrip().endswith(THINK) or self._template.reads("enable_thinking")
+
     def render(
         self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()
     ) -> str:
@@ -244,11 +276,16 @@ class Tokenizer:
             turns, add_generation_prompt=add_generation_prompt, tools=tools
         )
 
-    def encode_prompt(self, turns: Conversation) -> list[int]:
+    def encode_prompt(self, turns: Conversation, *, tools: Sequence[Any] = ()) -> list[int]:
         """Ids of a conversation that the assistant is to continue.
 
+        Args:
+          turns: the conversation; it ends with a turn of the user's or of a tool.
+          tools: what the assistant may call.
+
         Raises:
-          ValueError: the last turn is the assistant's.
+          ValueError: the last turn is the assistant's, the template refuses the conversation, or it
+            has no generation prompt.
         """
         check_turns(turns)
         if turns[-1]["role"] == "assistant":
@@ -256,92 +293,78 @@ class Tokenizer:
                 "A prompt must end with the user's turn: got a conversation that ends with the "
                 "assistant's. Leave out its last turn."
             )
-        rendered = self._template.render(self._guard(turns), add_generation_prompt=True)
-        return self._encode_rendered(rendered)
+        guarded = self._guarded(turns)
+        return self._encode_rendered(self._served.prompt(guarded, tools=self._guard.hide([*tools])))
 
-    def encode_conversation(self, turns: Conversation) -> tuple[list[int], list[bool]]:
-        """Ids of a whole conversation, and which of them are the assistant's to generate.
+    def encode_turns(self, turns: Conversation, *, tools: Sequence[Any] = ()) -> LearnedTurns:
+        """The rows that are learned of a conversation (`jaxspec.data.served_turns`).
 
-        A response begins after the generation prompt, exactly as in `encode_prompt`, and ends with
-        the token that closes the turn.
+        Each answer follows exactly the ids of `encode_prompt` for the turns before it, and ends
+        with a stop token.
+
+        Args:
+          turns: the conversation.
+          tools: what the assistant may call.
+
+        Returns:
+          One row if the template only appends; else one for each answer. Answers that cannot be
+          learned are named beside them.
+
+        Raises:
+          ValueError: malformed turns, no template, or one without a generation prompt.
+        """
+        check_turns(turns)
+        generated = {
+            number: turn[TOKEN_IDS]
+            for number, turn in enumerate(turns)
+            if TOKEN_IDS in turn and self.is_generated(turn[TOKEN_IDS], turn["content"])
+        }
+        return self._served.rows(
+            self._guarded(turns), tools=self._guard.hide([*tools]), generated=generated
+        )
+
+    def encode_conversation(
+        self, turns: Conversation, *, tools: Sequence[Any] = ()
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation that is one row, and which of them are the assistant's to generate.
 
         Returns:
           (ids, response_mask), of equal length.
 
         Raises:
-          ValueError: a template whose text for a conversation does not begin with its text for the
-            first turns, or that does not close an assistant turn with a stop token.
+          ValueError: an answer cannot be learned, or the template rewrites earlier turns.
         """
-        check_turns(turns)
-        guarded = self._guard(turns)
-        text = self._template.render(guarded, add_generation_prompt=False)
-        ids: list[int] = []
-        mask: list[bool] = []
-
-        def append(piece: str, *, is_response: bool) -> None:
-            piece_ids = self._encode_rendered(piece)
-            ids.extend(piece_ids)
-            mask.extend([is_response] * len(piece_ids))
-
-        done = 0
-        for index, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            start = self._response_start(guarded, index, text=text, done=done)
-            stop = self._response_stop(text, start)
-            append(text[done:start], is_response=False)
-            append(text[start:stop], is_response=True)
-            done = stop
-        append(text[done:], is_response=False)
-        return ids, mask
-
-    def _response_start(self, guarded: Conversation, index: int, *, text: str, done: int) -> int:
-        """Where the answer of turn `index` begins in a conversation's text."""
-        prompt = ""
-        if index:
-            prompt = self._template.render(guarded[:index], add_generation_prompt=True)
-        if not prompt or not text.startswith(prompt) or len(prompt) < done:
+        learned = self.encode_turns(turns, tools=tools)
+        if learned.left_out:
+            raise learned.left_out[0]
+        if len(learned.rows) > 1:
             raise ValueError(
-                f"The chat template of {str(self.folder)!r} changes the text before turn {index} "
-                "when that turn is added, so the response cannot be told apart from the prompt. "
-                "Use a template that only appends, or conversations of one round that begin with "
-                "a user turn."
+                f"The chat template of {str(self.folder)!r} rewrites earlier turns, so a "
+                f"conversation is {len(learned.rows)} rows: use encode_turns."
             )
-        return len(prompt)
+        return learned.rows[0].ids, learned.rows[0].learned
 
-    def _response_stop(self, text: str, start: int) -> int:
-        """Where the answer that begins at `start` ends, including its stop token."""
-        # Content is guarded, so the first stop token after it is the template's own.
-        for match in self._special_pattern.finditer(text, start):
-            if self._special[match.group(0).strip()] in self.stop_ids:
-                return match.end()
-        raise ValueError(
-            f"The chat template of {str(self.folder)!r} does not end an assistant turn with one of "
-            f"the stop tokens {[self._tokenizer.id_to_token(id_) for id_ in self.stop_ids]}: set "
-            "eos_token in tokenizer_config.json to the token that closes a turn."
+    def is_generated(self, ids: Any, text: str) -> bool:
+        """Whether ids are an answer of this text with the stop token that ends it."""
+        return (
+            isinstance(ids, list)
+            and all(type(id_) is int and 0 <= id_ < self.vocab_size for id_ in ids)
+            and [id_ in self.stop_ids for id_ in ids] == [False] * (len(ids) - 1) + [True]
+            and self.decode(ids) == text
         )
 
-    def _guard(self, turns: Conversation) -> Conversation:
-        """Contents with the text of special tokens replaced by numbered marks.
-
-        With marks, templates may still strip or split a content; that would not work if the content
-        were cut out instead.
-        """
-        guarded = []
-        for turn in turns:
-            content = turn["content"]
-            for number, literal in enumerate(self._literals):
-                if literal in content:
-                    content = content.replace(literal, f"{_GUARD_OPEN}{number}{_GUARD_CLOSE}")
-            guarded.append({**turn, "content": content})
+    def _guarded(self, turns: Conversation) -> Conversation:
+        """Turns as the template reads them, the text of special tokens hidden."""
+        plain = [{k: v for k, v in turn.items() if k != TOKEN_IDS} for turn in turns]
+        guarded: Conversation = self._guard.hide(as_served(plain))
         return guarded
 
-    def _unguard(self, text: str) -> str:
-        if _GUARD_OPEN not in text:
-            return text
-        for number, literal in enumerate(self._literals):
-            text = text.replace(f"{_GUARD_OPEN}{number}{_GUARD_CLOSE}", literal)
-        return text
+    def _stop_after(self, text: str) -> int | None:
+        """Where the first stop token of guarded text ends, with the white space it absorbs."""
+        for match in self._special_pattern.finditer(text):
+            if self._special[match.group(0).strip()] in self.stop_ids:
+                return match.end()
+        return None
 
     def _encode_rendered(self, text: str) -> list[int]:
         """Ids of (a piece of) guarded template text: only the template's special tokens count."""
@@ -349,11 +372,11 @@ class Tokenizer:
         position = 0
         for match in self._special_pattern.finditer(text):
             if match.start() > position:
-                ids += self.encode(self._unguard(text[position : match.start()]))
+                ids += self._encode_piece(text[position : match.start()])
             ids.append(self._special[match.group(0).strip()])
             position = match.end()
         if position < len(text):
-            ids += self.encode(self._unguard(text[position:]))
+            ids += self._encode_piece(text[position:])
         return ids
 
     def _find_special(self) -> dict[str, int]:
@@ -386,7 +409,7 @@ class Tokenizer:
         tokens = {t.content: t for t in self._tokenizer.get_added_tokens_decoder().values()}
         alternatives = [
             r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
-            for literal in self._literals
+            for literal in sorted(self._special, key=len, reverse=True)
         ]
         # If there are no special tokens: a pattern that never matches.
         return re.compile("|".join(alternatives) or r"(?!)")
@@ -437,6 +460,20 @@ def _special_names(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, st
                     f"{value!r:.60}."
                 )
     return names
+
+
+def _thinking_shown(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer with the tags of thinking as ordinary added tokens, as Qwen3 has them.
+
+    Where they are flagged as special, decoding leaves them out, and answers hold no thinking.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    if not any(token.special and token.content in (THINK, END_THINK) for token in added):
+        return tokenizer
+    document = json.loads(tokenizer.to_str())
+    for entry in document["added_tokens"]:
+        entry["special"] = entry["special"] and entry["content"] not in (THINK, END_THINK)
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 _NAMED_IDS = 5

@@ -2,7 +2,8 @@
 
 A benchmark is the test split of a data set of that name (`jaxspec.data.sources`). Where examples
 hold questions only, as in MT-Bench, all of them are asked, one after the other, and the
-conversation so far holds the target's own answers; elsewhere the first question is asked.
+conversation so far holds the target's own answers; elsewhere the first question is asked. Where an
+example has tools, the target is told of them.
 
 Running text (wikitext2, tinystories) is to be continued: its first tokens are the prompt, encoded
 as training encodes it, without a chat template. It suits targets that know no turns.
@@ -23,10 +24,10 @@ from typing import Generic
 import numpy as np
 
 from jaxspec.config import DataConfig, EvaluationConfig
-from jaxspec.data.examples import Example
+from jaxspec.data.examples import Conversation, Example
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.evals.conversations import TOO_LONG, Answer, AnsweredT, play
+from jaxspec.evals.conversations import REFUSED, TOO_LONG, Answer, AnsweredT, play, user_questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,15 @@ def load_benchmarks(settings: EvaluationConfig, *, data: DataConfig) -> dict[str
     }
 
 
-def questions(example: Example) -> tuple[str, ...]:
-    """What is asked, turn by turn: every user turn where nothing is answered, else the first."""
-    if any(role == "assistant" for role, _ in example.turns):
-        return example.user_turns[:1]
-    return example.user_turns
+def questions(example: Example) -> list[Conversation]:
+    """What is asked, turn by turn: every user turn where nothing is answered, else the first.
+
+    A conversation that ends with a tool's turn is asked as it is: the answer to the tool follows.
+    """
+    if example.turns[-1][0] == "tool":
+        return [example.conversation]
+    asked = user_questions(example)
+    return asked[:1] if any(role == "assistant" for role, _ in example.turns) else asked
 
 
 def ask(
@@ -100,7 +105,7 @@ def ask(
         given whole.
 
     Raises:
-      ValueError: no prompt is short enough.
+      ValueError: no prompt is short enough, or the chat template refuses one.
     """
     played = play(
         examples,
@@ -110,6 +115,12 @@ def ask(
         questions=questions,
         passage_tokens=passage_tokens,
     )
+    for place, end in played.ended.items():
+        if end.reason == REFUSED:
+            raise ValueError(
+                f"Example {examples[place].id!r} cannot be asked: {end.message} Leave it out, or "
+                "choose a target whose template takes it."
+            )
     skipped = sum(end.reason == TOO_LONG for end in played.ended.values())
     asked = played.asked
     if not asked:

@@ -1,10 +1,11 @@
 """Plays conversations with a model: the user's turns of examples, and the model's own answers.
 
 Every conversation that is still open is asked its next question, all of them in one batch; then
-come the next turns. Later questions follow the answers that the model gave itself.
+come the next turns. Later questions follow the answers that the model gave itself. Where an example
+has tools, the model is told of them.
 
 >>> played = play(examples, answer=answer, tokenizer=tokenizer, max_prompt_tokens=512,
-...               questions=lambda example: example.user_turns)                # doctest: +SKIP
+...               questions=user_questions)                                    # doctest: +SKIP
 >>> played.conversations[0][-1]["role"]                                        # doctest: +SKIP
 'assistant'
 """
@@ -15,6 +16,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from jaxspec.data.chat_template import Refused
 from jaxspec.data.examples import Conversation, Example
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 TOO_LONG = "too_long"
 """Why a conversation ended whose next prompt was longer than allowed."""
+REFUSED = "refused"
+"""Why a conversation ended whose next prompt the chat template refuses."""
 
 
 class Answered(Protocol):
@@ -57,6 +61,8 @@ class Ended:
     turn: int
     """The question that has no answer, from 0."""
     reason: str
+    message: str = ""
+    """What the chat template says about it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Played(Generic[AnsweredT]):
     asked: list[Asked[AnsweredT]]
     """All first questions, in the order of the examples, then all second ones and so on."""
     conversations: list[Conversation]
-    """Of each example: the system's turns, then questions and answers in turn."""
+    """Of each example: questions and answers in turn, up to the last answer that was taken."""
     ended: dict[int, Ended]
     """By place of the example: conversations that ended early."""
 
@@ -74,6 +80,24 @@ class Played(Generic[AnsweredT]):
 def name_of_turn(example: Example, turn: int) -> str:
     """The example's name, with "#2" after it for its second question."""
     return example.id if turn == 0 else f"{example.id}#{turn + 1}"
+
+
+def user_questions(example: Example) -> list[Conversation]:
+    """What an example asks: each user turn, after the system's turns that come before it.
+
+    It ends before a tool's turn: what a tool says depends on the call.
+    """
+    found: list[Conversation] = []
+    before: Conversation = []
+    for turn in example.conversation:
+        if turn["role"] == "tool":
+            break
+        if turn["role"] == "system":
+            before = [*before, turn]
+        if turn["role"] == "user":
+            found.append([*before, turn])
+            before = []
+    return found
 
 
 def accept_all(response: Answered, text: str) -> str:
@@ -88,7 +112,7 @@ def play(
     answer: Answer[AnsweredT],
     tokenizer: Tokenizer,
     max_prompt_tokens: int,
-    questions: Callable[[Example], Sequence[str]],
+    questions: Callable[[Example], Sequence[Conversation]],
     name: Callable[[Example, int], str] = name_of_turn,
     passage_tokens: int = 0,
     refuse: Callable[[AnsweredT, str], str] = accept_all,
@@ -100,16 +124,14 @@ def play(
       answer: decodes a batch of prompts.
       tokenizer: the model's.
       max_prompt_tokens: a conversation ends early (`TOO_LONG`) where its next prompt is longer.
-      questions: what an example is asked, turn by turn. With none it is not asked at all.
+      questions: the turns that come before each answer. With none an example is not asked at all.
       name: of a prompt; its random stream depends on it.
       passage_tokens: this many first tokens of running text are its prompt, without a chat
         template; 0: running text is asked its `questions`, of which it has none.
-      refuse: why an answer cannot be used (its question is then taken back, and the conversation
-        ends), given the response and its text; "": it can.
+      refuse: why an answer cannot be used (the conversation then ends before its question), given
+        the response and its text; "": it can.
     """
-    conversations: list[Conversation] = [
-        [turn for turn in example.prompt_turns if turn["role"] == "system"] for example in examples
-    ]
+    conversations: list[Conversation] = [[] for _ in examples]
     is_passage = [bool(passage_tokens) and example.is_running_text for example in examples]
     waiting = [
         1 if passage else len(questions(example))
@@ -126,13 +148,15 @@ def play(
             if is_passage[place]:
                 prompt = tokenizer.encode(example.running_text)[:passage_tokens]
             else:
-                question = {"role": "user", "content": questions(example)[turn]}
-                prompt = tokenizer.encode_prompt([*conversations[place], question])
+                asks = [*conversations[place], *questions(example)[turn]]
+                try:
+                    prompt = tokenizer.encode_prompt(asks, tools=example.tool_list)
+                except Refused as error:
+                    ended[place] = Ended(turn, REFUSED, str(error))
+                    continue
             if len(prompt) > max_prompt_tokens:
                 ended[place] = Ended(turn, TOO_LONG)
                 continue
-            if not is_passage[place]:
-                conversations[place].append(question)
             batch.append((place, prompt))
         if not batch:
             return Played(asked, conversations, ended)
@@ -142,9 +166,9 @@ def play(
             asked.append(Asked(place, turn, its_name, tuple(prompt), response))
             text = tokenizer.decode(response.tokens)
             if reason := refuse(response, text):
-                if not is_passage[place]:
-                    conversations[place].pop()
                 ended[place] = Ended(turn, reason)
-            else:
-                conversations[place].append({"role": "assistant", "content": text})
+                continue
+            if not is_passage[place]:
+                conversations[place] += questions(examples[place])[turn]
+            conversations[place].append({"role": "assistant", "content": text})
         turn += 1

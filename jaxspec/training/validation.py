@@ -91,7 +91,7 @@ def read_held_out(config: RunConfig, tokenizer: Tokenizer) -> HeldOut | None:
     examples = validation_examples(config.data)
     if not examples:
         return None
-    rows, digest = packed_rows(examples, tokenizer, data=config.data)
+    rows, _, digest = packed_rows(examples, tokenizer, data=config.data)
     return HeldOut(rows=rows, digest=digest)
 
 

@@ -23,6 +23,7 @@ from jaxspec.decoding import Response
 from jaxspec.evals.progress import Pace
 from jaxspec.files import InUse, held
 from jaxspec.interruption import STOPPED_AND_SAVED
+from tests.data import templates
 from tests.training import runs
 
 QUESTIONS = 5
@@ -238,6 +239,8 @@ def test_other_folders_are_left_alone(ask, tmp_path):
 class Scripted(command.Answers):
     """Says "Yes." unless the question says otherwise; no model runs."""
 
+    says = " Yes."
+
     def __init__(self, tokenizer: Tokenizer, *, unfinished: str) -> None:
         config = SimpleNamespace(max_position_embeddings=120)
         settings = SimpleNamespace(max_new_tokens=20, unfinished=unfinished)
@@ -245,6 +248,7 @@ class Scripted(command.Answers):
         strategy = SimpleNamespace(model=SimpleNamespace(config=config))
         super().__init__(strategy, None, tokenizer, settings, progress, AnswerJournal("nowhere"))
         self.prompts: list[str] = []
+        self.given: list[list[int]] = []
 
     def _ask(self, prompts, names):
         responses = []
@@ -252,10 +256,11 @@ class Scripted(command.Answers):
             text = self._tokenizer.decode(prompt)
             self.prompts.append(text)
             question = text.rsplit("user", 1)[-1]
-            answer = "" if "silence" in question else " Yes."
+            answer = "" if "silence" in question else self.says
             tokens = [*self._tokenizer.encode(answer), self._tokenizer.eos_id]
             stopped = "endless" not in question
             responses.append(Response(name, tuple(tokens if stopped else tokens[:-1]), stopped))
+            self.given.append([*prompt, *responses[-1].tokens])
         return responses
 
 
@@ -306,6 +311,149 @@ def test_unfinished_answers_can_be_kept():
     kept, lost = answers.of([conversation("endless", "An endless one?")])
     assert lost == {}
     assert kept[0].turns[-1] == ("assistant", " Yes.")
+
+
+def relearned(folder, tokenizer) -> list[list[int]]:
+    """The rows of a folder up to their last learned id."""
+    rows = []
+    for example in read_examples(folder):
+        learned = tokenizer.encode_turns(example.conversation, tools=example.tool_list)
+        assert not learned.left_out
+        rows += [row.ids[: row.answers[-1].stop] for row in learned.rows]
+    return rows
+
+
+def test_what_is_relearned_is_what_was_generated(ask, tmp_path, monkeypatch):
+    """A random target, whose ids no text would give again, and a template that thinks."""
+    target = runs.write_target(tmp_path / "target")
+    (target / "chat_template.jinja").write_text(templates.THINKING)
+    generate, made = command.Answers._generate, []
+
+    def kept(self, prompts, names, answered):
+        responses = generate(self, prompts, names, answered)
+        pairs = zip(prompts, responses, strict=True)
+        made.extend([*prompt, *reply.tokens] for prompt, reply in pairs if reply.stopped)
+        return responses
+
+    monkeypatch.setattr(command.Answers, "_generate", kept)
+    config = RunConfig(target=TargetConfig(path=str(target)))
+    settings = {"limit": 40, "batch_size": 20, "shard_prompts": 40, "max_new_tokens": 120}
+    folder, said = ask(run=config, unfinished="drop", source="embedded/math", **settings)
+    assert len(made) >= 3
+    tokenizer = Tokenizer.load(target)
+    assert sorted(relearned(folder, tokenizer)) == sorted(made)
+    assert any("token_ids" in "".join(example.details) for example in read_examples(folder))
+    assert f"{40 - len(made)} of 40 answers" in said[-2] and said[-2].startswith("Warning: ")
+    assert "had not ended after 120 tokens and were dropped" in said[-2]
+    assert "--target.enable_thinking False" in said[-2]
+    assert read_manifest(folder)["ends"] == {"answers": 40, "cut": 40 - len(made)}
+
+
+def test_thinking_is_kept_as_it_was_generated(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.THINKING)
+    asked = [conversation("a", "One?", "Two?")]
+    for says in ("<think>\nHm.\n</think>\n\nYes.", "<think> Hm.</think>Yes. ", "\n\nYes."):
+        tokenizer = Tokenizer.load(folder)
+        answers = Scripted(tokenizer, unfinished="drop")
+        answers.says = says
+        kept, _ = answers.of(asked)
+        assert [content for role, content in kept[0].turns if role == "assistant"] == [says, says]
+        rows = tokenizer.encode_turns(kept[0].conversation).rows
+        last = [row.ids[: row.answers[-1].stop] for row in rows]
+        assert last == answers.given if len(last) == 2 else last[-1] == answers.given[-1]
+        # Only where the template writes the text in another way.
+        assert bool(kept[0].details) == (says != "<think>\nHm.\n</think>\n\nYes.")
+
+
+def test_a_conversation_ends_before_a_tools_turn(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.THINKING)
+    answers = Scripted(Tokenizer.load(folder), unfinished="drop")
+    call = {"function": {"name": "weather"}}
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4 C, rain"},
+        {"role": "assistant", "content": "Rain."},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    example = Example.from_conversation(turns, id="w", source="demo", tools=tools)
+    kept, lost = answers.of([example])
+    assert lost == {"before_tool_turn": 1}
+    assert kept[0].turns == (("user", "Weather?"), ("assistant", " Yes."))
+    assert kept[0].tool_list == tools and '"weather"' in answers.prompts[0]
+
+
+def test_prompts_that_the_template_refuses_are_counted(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.BRACKETS)
+    answers = Scripted(Tokenizer.load(folder), unfinished="drop")
+    asked = [conversation("a", "One?"), conversation("b", "Two?", system="Be brief.")]
+    kept, lost = answers.of(asked)
+    assert [example.id for example in kept] == ["a"] and lost == {"refused": 1}
+
+
+def test_another_template_is_not_mixed_in(ask, tmp_path):
+    target = runs.write_target(tmp_path / "target")
+    config = RunConfig(target=TargetConfig(path=str(target)))
+    folder, _ = ask(limit=2, run=config)
+    (target / "chat_template.jinja").write_text(templates.THINKING)
+    before = runs.contents(folder)
+    with pytest.raises(ValueError, match=r"other settings.*\n  chat template and tokenizer: got "):
+        ask(limit=3, run=config)
+    silent = dataclasses.replace(config.target, enable_thinking=False)
+    with pytest.raises(ValueError, match="enable_thinking: got False, expected None"):
+        ask(limit=3, run=dataclasses.replace(config, target=silent))
+    assert runs.contents(folder) == before
+    # Older versions kept no digest.
+    manifest = read_manifest(folder)
+    del manifest["settings"]["chat template and tokenizer"], manifest["ends"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    ask(limit=3, run=config)
+
+
+def test_no_answer_is_longer_than_half_of_the_positions(target):
+    config = RunConfig(target=TargetConfig(path=str(target)))
+    asked = command.RegenerateCommand(source="gsm8k", output="x", run=config)
+    assert command._with_length(asked, Tokenizer.load(target)).max_new_tokens == 128
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "expected"),
+    [
+        (None, None, 1024),
+        (templates.THINKING, None, 4096),
+        (templates.THINKING, False, 1024),
+        (templates.OPENING, None, 4096),
+    ],
+)
+def test_a_target_that_thinks_may_answer_longer(tmp_path, template, thinking, expected):
+    target = runs.write_target(tmp_path / "target")
+    document = json.loads((target / "config.json").read_text())
+    document["max_position_embeddings"] = 40_960
+    (target / "config.json").write_text(json.dumps(document))
+    if template:
+        (target / "chat_template.jinja").write_text(template)
+    config = TargetConfig(path=str(target), enable_thinking=thinking)
+    asked = command.RegenerateCommand(source="gsm8k", output="x", run=RunConfig(target=config))
+    tokenizer = Tokenizer.load(target, template_options=config.template_options)
+    assert command._with_length(asked, tokenizer).max_new_tokens == expected
+    longer = dataclasses.replace(asked, max_new_tokens=9)
+    assert command._with_length(longer, tokenizer) is longer
+
+
+def test_the_target_computes_in_its_own_type(tmp_path, monkeypatch):
+    target = runs.write_target(tmp_path / "target")
+    document = json.loads((target / "config.json").read_text())
+    document["torch_dtype"] = document["dtype"] = "bfloat16"
+    (target / "config.json").write_text(json.dumps(document))
+    asked = []
+    monkeypatch.setattr(command, "regenerate", asked.append)
+    arguments = ["--source", "embedded/math", "--output", "x", "--target.path", str(target)]
+    config = runs.write_config(tmp_path / "tiny.py", target=target)
+    further = [[], ["--target.dtype", "float32"], ["--config", str(config)]]
+    for more in further:
+        command.main([*arguments, *more])
+    dtypes = [each.run.target.dtype for each in asked]
+    assert dtypes == ["bfloat16", "float32", "float32"]
 
 
 def test_fingerprints_tell_targets_apart(target, tmp_path):

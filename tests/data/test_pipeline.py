@@ -172,7 +172,7 @@ def test_running_text_ends_with_the_end_token_and_is_split_where_it_is_long(toke
         tokenizer,
         loss_on="response",
         sequence_length=64,
-    )
+    ).documents
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     assert documents.tokens.tolist() == ids
     assert len(documents) == -(-len(ids) // 64)
@@ -191,9 +191,10 @@ def test_many_examples_are_tokenized_once(tokenizer, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("tokenized/*")] == [f"{digest}.npz"]
     monkeypatch.setattr(pipeline_module, "tokenize", None)  # not called again
     kept, same_digest = tokenized_documents(examples, tokenizer, data=data)
-    assert same_digest == digest and kept.names == plain.names
+    assert same_digest == digest and kept.documents.names == plain.documents.names
+    assert (kept.answers, kept.left_out) == (plain.answers, plain.left_out)
     for name in ("tokens", "loss_mask", "offsets"):
-        np.testing.assert_array_equal(getattr(kept, name), getattr(plain, name))
+        np.testing.assert_array_equal(getattr(kept.documents, name), getattr(plain.documents, name))
     other = dataclasses.replace(data, loss_on="all")
     with pytest.raises(TypeError):  # other settings, other documents
         tokenized_documents(examples, tokenizer, data=other)
@@ -207,7 +208,7 @@ def cached(tokenizer, tmp_path, monkeypatch):
     examples = pipeline_module.sources.load_examples("embedded", split="train", data=data)
 
     def read():
-        return tokenized_documents(examples, tokenizer, data=data)[0]
+        return tokenized_documents(examples, tokenizer, data=data)[0].documents
 
     read()
     (file,) = tmp_path.glob("tokenized/*.npz")
@@ -259,7 +260,8 @@ def test_a_damaged_cache_is_made_again(cached, caplog):
 def test_wrong_arrays_in_the_cache_are_made_again(cached, caplog, change, message):
     file, read = cached
     whole = read()
-    pipeline_module._save(dataclasses.replace(whole, **change(whole)), file)
+    changed = dataclasses.replace(whole, **change(whole))
+    pipeline_module._save(pipeline_module.Tokenized(changed, 1, {}), file)
     assert _same(read(), whole)
     assert f"{file} is damaged" in caplog.text and message in caplog.text
 

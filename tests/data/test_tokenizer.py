@@ -13,6 +13,7 @@ import tokenizers
 
 from jaxspec.data.embedded import build_tokenizer, corpus
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
+from tests.data import templates
 
 ONE_ROUND = [
     {"role": "user", "content": "How far is it to the lake?"},
@@ -78,6 +79,11 @@ def _parity(ours, theirs, turns):
     assert ours.encode_conversation(turns)[0] == theirs.apply_chat_template(
         turns, return_dict=False
     )
+    _prompt_parity(ours, theirs, turns)
+
+
+def _prompt_parity(ours, theirs, turns):
+    """The text of a conversation and the ids of its prompt are those of transformers."""
     assert ours.encode_prompt(turns[:-1]) == theirs.apply_chat_template(
         turns[:-1], add_generation_prompt=True, return_dict=False
     )
@@ -182,21 +188,9 @@ def test_transformers_agrees_on_qwen_vocabulary_and_merges(qwen_folder):
     assert (ours.eos_id, ours.pad_id, ours.stop_ids) == (151643, 151643, (151643, 151645))
     assert ours.vocab_size == len(theirs) == 151670
     for turns in (ONE_ROUND, TWO_ROUNDS):
-        _parity(ours, theirs, turns)
+        _prompt_parity(ours, theirs, turns)
     for text in ("It's 2024, I'LL go.\r\n\r\n  def f(x):\n\treturn x**2", "ﬁne e\u0301 日本語 🙂"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
-
-
-def test_qwen_template_marks_the_thinking_part_as_response(qwen_folder):
-    ours = Tokenizer.load(qwen_folder)
-    assert _responses(ours, TWO_ROUNDS) == [
-        "It is 12 miles away.\n#### 12<|im_end|>",
-        "<think>\n\n</think>\n\n24 miles.<|im_end|>",
-    ]
-    silent = Tokenizer(qwen_folder, template_options={"enable_thinking": False})
-    assert _responses(silent, ONE_ROUND) == ["It is 12 miles away.\n#### 12<|im_end|>"]
-    with pytest.raises(ValueError, match="changes the text before turn 2"):
-        silent.encode_conversation(TWO_ROUNDS)
 
 
 def test_a_mask_flagged_as_ordinary_cannot_be_written(qwen_folder):
@@ -363,7 +357,8 @@ def test_white_space_that_a_special_token_swallows(folder):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ messages[0]['content'] + 1 }}", "refused"),
-        ("{{ messages | length }} turns", "changes the text before turn 1"),
+        ("{{ messages | length }} turns", "writes its content 0 times"),
+        (templates.NO_PROMPT, r"a template without generation prompt.*'<\|im_start\|>assistant"),
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
             "does not end an assistant turn with one of the stop tokens",

@@ -7,6 +7,7 @@ from jaxspec.data.examples import Example
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding import Response
 from jaxspec.evals.benchmarks import ask, load_benchmark, questions
+from tests.data import templates
 
 USER_ONLY = Example("mt/1", (("user", "First?"), ("user", "Second?")), "mt")
 ONE_TURN = Example("mt/2", (("system", "Be brief."), ("user", "Only?")), "mt")
@@ -82,8 +83,28 @@ def test_running_text_is_continued_from_its_first_tokens(tokenizer):
 
 
 def test_where_answers_are_given_only_the_first_question_is_asked():
-    assert questions(ANSWERED) == ("A?",)
-    assert questions(USER_ONLY) == ("First?", "Second?")
+    assert [turns[-1]["content"] for turns in questions(ANSWERED)] == ["A?"]
+    assert [turns[-1]["content"] for turns in questions(USER_ONLY)] == ["First?", "Second?"]
+
+
+def test_a_conversation_that_ends_with_a_tools_turn_is_asked_as_it_is(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.THINKING)
+    tokenizer = Tokenizer.load(folder)
+    call = {"function": {"name": "weather", "arguments": {}}}
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4 C, rain"},
+    ]
+    example = Example.from_conversation(turns, id="w", source="demo", tools=[{"name": "weather"}])
+    assert questions(example) == [turns]
+    reference = play([example], Target(tokenizer))
+    assert reference.ids == ("w",)
+    assert "4 C, rain" in tokenizer.decode(reference.prompts[0])
+    answered = [*turns, {"role": "assistant", "content": "Rain."}]
+    example = Example.from_conversation(answered, id="w", source="demo")
+    assert questions(example) == [turns[:2]]
 
 
 def test_prompts_that_are_too_long_are_counted_and_left_out(tokenizer):
@@ -121,3 +142,12 @@ def test_an_empty_benchmark_is_refused(monkeypatch):
     monkeypatch.setattr("jaxspec.evals.benchmarks.load_examples", lambda *_, **__: [])
     with pytest.raises(ValueError, match="'gsm8k' holds no prompts"):
         load_benchmark("gsm8k", prompts=2, data=DataConfig(), seed=0)
+
+
+def test_a_prompt_that_the_template_refuses_is_named(tmp_path):
+    folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.BRACKETS)
+    target = Target(Tokenizer.load(folder))
+    with pytest.raises(
+        ValueError, match=r"^Example 'mt/2' cannot be asked: .*\['system', 'user'\]"
+    ):
+        play([USER_ONLY, ONE_TURN], target)

@@ -244,7 +244,7 @@ def test_damaged_caches(is_slow, data, monkeypatch, caplog):
     tokenizer, examples = Tokenizer.load("embedded"), _examples(8)
 
     def read() -> tuple[list[list[int]], list[bool]]:
-        documents, _ = pipeline.tokenized_documents(examples, tokenizer, data=data)
+        documents = pipeline.tokenized_documents(examples, tokenizer, data=data)[0].documents
         tokens = [documents[number][0].tolist() for number in range(len(documents))]
         return tokens, documents.loss_mask.tolist()
 

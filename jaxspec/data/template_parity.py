@@ -1,0 +1,119 @@
+"""Checks that what is learned is what will be decoded, before a run begins.
+
+For some examples of each source, the ids before each learned answer are compared with those that
+`Tokenizer.encode_prompt` gives in evaluation, and the answer's last id with the stop tokens. The
+documents may come from a cache or from other code: only the ids count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxspec.data.examples import Example
+from jaxspec.data.packing import Documents
+
+if TYPE_CHECKING:
+    from jaxspec.data.tokenizer import Tokenizer
+
+CHECKED = 32
+"""Examples of each source that are checked."""
+_SHOWN = 8
+"""Tokens that a message shows on each side of a difference."""
+
+
+def check_parity(examples: Sequence[Example], documents: Documents, tokenizer: Tokenizer) -> int:
+    """Compares learned documents with the prompts of evaluation.
+
+    Args:
+      examples: what was tokenized.
+      documents: the result, with names.
+      tokenizer: the target's.
+
+    Returns:
+      How many answers were checked.
+
+    Raises:
+      ValueError: a difference; the message names the example, the turn and both texts.
+    """
+    chosen = {example.id: example for example in _spread(examples)}
+    places: dict[str, list[int]] = {name: [] for name in chosen}
+    for place, name in enumerate(documents.names):
+        if name in places:
+            places[name].append(place)
+    return sum(
+        _check(example, [documents[place] for place in places[name]], tokenizer)
+        for name, example in chosen.items()
+    )
+
+
+def _spread(examples: Sequence[Example]) -> list[Example]:
+    """Up to `CHECKED` conversations of each source, evenly over it; a name must say which it is."""
+    named = Counter(example.id for example in examples)
+    by_source: dict[str, list[Example]] = {}
+    for example in examples:
+        if named[example.id] == 1 and not example.is_running_text:
+            by_source.setdefault(example.source, []).append(example)
+    return [
+        source[place * len(source) // min(CHECKED, len(source))]
+        for source in by_source.values()
+        for place in range(min(CHECKED, len(source)))
+    ]
+
+
+def _check(
+    example: Example,
+    found: list[tuple[NDArray[np.int32], NDArray[np.bool_]]],
+    tokenizer: Tokenizer,
+) -> int:
+    turns, tools = example.conversation, example.tool_list
+    rows = tokenizer.encode_turns(turns, tools=tools).rows
+    if len(found) != len(rows):
+        raise ValueError(
+            f"Example {example.id!r} was tokenized into {len(found)} documents: expected "
+            f"{len(rows)}, as its chat template writes it. {_ADVICE}"
+        )
+    checked = 0
+    for (ids_S, learned_S), row in zip(found, rows, strict=True):
+        for answer in row.answers:
+            where = f"Example {example.id!r}, turn {answer.turn}"
+            prompt = tokenizer.encode_prompt(turns[: answer.turn], tools=tools)
+            _compare(ids_S[: answer.start].tolist(), prompt, tokenizer, where=where)
+            learned = ids_S[answer.start : answer.stop].tolist()
+            if not learned or learned[-1] not in tokenizer.stop_ids:
+                end = tokenizer.decode(learned[-_SHOWN:], skip_special=False)
+                raise ValueError(
+                    f"{where}: the learned answer ends with {end!r}, expected one of the stop "
+                    f"tokens at its end. {_ADVICE}"
+                )
+            # The first token of a document is never learned.
+            if not learned_S[max(1, answer.start) : answer.stop].all():
+                raise ValueError(f"{where}: the answer is not marked as learned. {_ADVICE}")
+            checked += 1
+    return checked
+
+
+def _compare(learned: list[int], prompt: list[int], tokenizer: Tokenizer, *, where: str) -> None:
+    if learned == prompt:
+        return
+    place = next(
+        (place for place, (a, b) in enumerate(zip(learned, prompt, strict=False)) if a != b),
+        min(len(learned), len(prompt)),
+    )
+    window = slice(max(0, place - _SHOWN), place + _SHOWN)
+    one, other = (tokenizer.decode(ids[window], skip_special=False) for ids in (learned, prompt))
+    raise ValueError(
+        f"{where}: the text before the learned answer is not the generation prompt. They differ at "
+        f"token {place}: learned {one!r}, generation prompt {other!r}. {_ADVICE}"
+    )
+
+
+_ADVICE = (
+    "Remove the folder 'tokenized' of data.data_dir, which may hold documents of another chat "
+    "template. If this stays, the template gives different texts for one conversation: take the "
+    "model's own."
+)

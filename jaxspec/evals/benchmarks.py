@@ -1,9 +1,9 @@
 """Benchmarks by name: which prompts are decoded, and what the target alone answers to them.
 
 A benchmark is the test split of a data set of that name (`jaxspec.data.sources`), or a user's own
-file of conversations or prompts. Where examples
-hold questions only, as in MT-Bench, all of them are asked, one after the other, and the
-conversation so far holds the target's own answers; elsewhere the first question is asked.
+file of conversations or prompts. Where examples hold questions only, as in MT-Bench, all of them
+are asked, one after the other, and the conversation so far holds the target's own answers;
+elsewhere the first question is asked.
 
 Running text (wikitext2, tinystories) is to be continued: its first tokens are the prompt, encoded
 as training encodes it, without a chat template. It suits targets that know no turns.

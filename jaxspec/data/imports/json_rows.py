@@ -48,15 +48,17 @@ def read_json(file: BinaryIO, *, name: str, fields: Collection[str]) -> Iterator
         yield from read_lines(whole, name=name)
         return
     text = _JsonText(whole)
-    if text.take("["):
-        is_whole = yield from _list_rows(text, name=name)
-        if is_whole and text.peek():
-            problem = BadRow("text after the list", f"got {text.shown()}")
-            yield Row(0, f"the end of {name}", problem=problem)
-    elif _has_field(head, fields=fields):
-        yield from _value_rows(text, name=name)
-    else:
-        yield from _rows_within(text, name=name)
+    try:
+        if text.take("["):
+            is_whole = yield from _list_rows(text, name=name)
+            if is_whole and text.peek():
+                raise BadRow("text after the list", f"got {text.shown()}")
+        elif _has_field(head, fields=fields):
+            yield from _value_rows(text, name=name)
+        else:
+            yield from _rows_within(text, name=name)
+    except BadRow as problem:  # Before the first row, or after the last one.
+        yield Row(0, name, problem=problem)
 
 
 def read_lines(file: BinaryIO, *, name: str) -> Iterator[Row]:

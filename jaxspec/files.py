@@ -112,7 +112,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(
-    folder: str | os.PathLike[str], *, is_own: Callable[[str], bool]
+    folder: str | os.PathLike[str],
+    *,
+    is_own: Callable[[str], bool],
+    keep_existing: bool = False,
 ) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends without an error.
 
@@ -121,6 +124,7 @@ def replaced_folder(
     Args:
       folder: may exist if it holds nothing but what an earlier call wrote.
       is_own: file name -> whether an earlier call wrote it.
+      keep_existing: leave the folder as it is if another process has made it in the meantime.
 
     Raises:
       ValueError: the folder holds other files, which would be lost, or is a file.
@@ -135,6 +139,10 @@ def replaced_folder(
     try:
         with naming(folder, temporary=temporary):
             yield temporary
+            if keep_existing:
+                with _ignoring(errno.ENOTEMPTY, errno.EEXIST):
+                    temporary.rename(target)
+                return
             if target.exists():
                 target.rename(previous)
             temporary.rename(target)
@@ -142,6 +150,16 @@ def replaced_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         if previous.exists() and target.exists():
             shutil.rmtree(previous)
+
+
+@contextlib.contextmanager
+def _ignoring(*numbers: int) -> Iterator[None]:
+    """Ignores system errors with these numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
 
 
 def check_replaceable(folder: Path, *, is_own: Callable[[str], bool]) -> None:

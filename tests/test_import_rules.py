@@ -55,6 +55,7 @@ WITHIN: dict[str, tuple[str, ...]] = {
     "checkpoints.families": ("checkpoints.huggingface", "checkpoints.denoiser"),
     "training.tasks": ("training.loop", "training.plan", "training.step"),
     "data.embedded": ("data.sources", "data.pipeline", "data.builders", "data.packing"),
+    "data.imports": ("data.sources", "data.pipeline", "data.packing"),
     "drafters.protocol": ("drafters.registry", "drafters.dflash", "drafters.denoiser"),
     "decoding.state": ("decoding.diffusion",),
     "decoding.speculative": ("decoding.diffusion",),

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, compiler, data."),
     "eval": ("jaxspec.cli.evaluate", "Measure drafters, or decoders of a diffusion model."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
+    "import-data": ("jaxspec.cli.import_data", "Make your own conversations a data set."),
     "plan": ("jaxspec.cli.plan", "Show how much memory a training step needs on a TPU slice."),
     "regenerate": (
         "jaxspec.cli.regenerate",

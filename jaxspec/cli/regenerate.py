@@ -60,7 +60,8 @@ class RegenerateCommand(ConfigCommand):
     """Python file whose get_config() gives the target; "": the defaults, with --target.path. Then
     the target computes in the type of its weights, unless --target.dtype says otherwise."""
     source: str
-    """Data set whose questions are asked, or a folder of examples."""
+    """Data set whose questions are asked, a folder of examples, or a file of conversations or
+    prompts."""
     split: str = "train"
     """Its split. Only training splits are allowed: answers to a test split must not be trained
     on."""
@@ -150,7 +151,7 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
 
     sampling = Sampling(command.temperature, top_p=command.top_p)
     data = dataclasses.replace(command.run.data, max_examples=command.limit)
-    examples = load_examples(command.source, split=command.split, data=data)
+    examples = load_examples(command.source, split=command.split, data=data, use="prompts")
     if len(examples) == 0:
         raise ValueError(f"{command.source!r} holds no examples: there is nothing to ask.")
     tokenizer = Tokenizer.load(

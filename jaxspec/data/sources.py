@@ -1,8 +1,9 @@
 """The data sets by name, and how to load their examples.
 
-A name is one of `SOURCES`, or a folder written by `jaxspec regenerate`. A set that is meant for
-evaluation has no "train" split, and training splits contain no prompt of any test split. Running
-text has no prompts; none of it is in both splits of a set.
+A name is one of `SOURCES`; a folder written by `jaxspec import-data` or `jaxspec regenerate`; or a
+file or folder of conversations in one of the usual formats (`jaxspec.data.imports`). A set that is
+meant for evaluation has no "train" split, and training splits contain no prompt of any test split.
+Running text has no prompts; none of it is in both splits of a set.
 
 >>> examples = load_examples("embedded/math", split="test", data=DataConfig())
 >>> examples[0].source
@@ -28,7 +29,9 @@ from jaxspec.data.example_files import (
     write_examples,
 )
 from jaxspec.data.examples import Example
+from jaxspec.data.imports.use import RECORD, VALIDATION, Use
 from jaxspec.files import user_path
+from jaxspec.names import did_you_mean
 
 if TYPE_CHECKING:
     from jaxspec.data.builders.base import ConversationBuilder
@@ -48,6 +51,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_USES: dict[str, Use] = {"train": "training", "test": "benchmark"}
+"""Split of a user's file -> what its conversations are for, unless the caller says."""
 EMBEDDED_TEST_EXAMPLES = 300
 """Size of the test split of each kind of embedded text."""
 
@@ -144,19 +149,25 @@ def builder_for(name: str, *, split: str, data: DataConfig) -> ConversationBuild
     )
 
 
-def load_examples(name: str, *, split: str, data: DataConfig) -> Sequence[Example]:
+def load_examples(
+    name: str, *, split: str, data: DataConfig, use: Use | None = None
+) -> Sequence[Example]:
     """The examples of a data set in a fixed order, with random access.
 
     Args:
-      name: one of `SOURCES`, or a folder of examples.
-      split: "train" or "test".
+      name: one of `SOURCES`, a folder of examples, or a file or folder of conversations.
+      split: "train" or "test"; of a folder that has one, also "validation".
       data: where files are, the size of the embedded corpus, and `max_examples`.
+      use: what users' own conversations are for: those for training need answers. None: training,
+        and for the test split a benchmark.
 
     Raises:
-      ValueError: an unknown name or split, or files that are missing or cannot be downloaded.
+      ValueError: an unknown name or split, files that are missing or cannot be downloaded, or a
+        row of a user's file that cannot be used.
     """
     if name not in SOURCES:
-        return _folder(name, split=split, limit=data.max_examples)
+        own = _own_examples(name, split=split, data=data, use=use or _USES.get(split, "training"))
+        return own[: data.max_examples] if data.max_examples else own
     source = SOURCES[name]
     if split not in source.splits:
         why = " It is for evaluation only, never for training." if split == "train" else ""
@@ -238,16 +249,50 @@ def _embedded(name: str, *, split: str, data: DataConfig) -> list[Example]:
     return corpus.generate_mixture(split, count)
 
 
-def _folder(name: str, *, split: str, limit: int) -> Sequence[Example]:
-    if not is_example_folder(name):
+def _own_examples(name: str, *, split: str, data: DataConfig, use: Use) -> Sequence[Example]:
+    """The examples of a user's own folder or file."""
+    path = user_path(name)
+    if is_example_folder(path):
+        return _folder(path, split=split, use=use)
+    if not path.exists():
+        hint = did_you_mean(name, SOURCES)
+        if name.startswith("hf:"):
+            hint = f" Download it first: jaxspec import-data {name} --output FOLDER"
         raise ValueError(
-            f"Unknown data set {name!r}: expected one of {', '.join(SOURCES)}, or a folder written "
-            "by `jaxspec regenerate`."
+            f"Unknown data set {name!r}: expected one of {', '.join(SOURCES)}, a file of "
+            "conversations (JSONL, JSON, Parquet, text), or a folder of such files or of examples "
+            f"written by `jaxspec import-data` or `jaxspec regenerate`.{hint}"
         )
-    examples = read_examples(name)
+    if split not in _USES:
+        raise ValueError(
+            f"{name} has no split {split!r}: got a file, or a folder of files. `jaxspec "
+            f"import-data {name} --validation 0.01 --output FOLDER` makes one."
+        )
+    # Imported here because most runs need no files of the user's.
+    from jaxspec.data.imports.direct import read_direct
+
+    return read_direct(name, use=use, data_dir=data_folder(data))
+
+
+def _folder(path: Path, *, split: str, use: Use) -> Sequence[Example]:
+    """The examples of a folder that jaxspec wrote."""
+    examples = read_examples(path)
+    if split == VALIDATION and examples.manifest["split"] != split:
+        if not is_example_folder(path / VALIDATION):
+            raise ValueError(
+                f"The folder {path} has no validation split: import the files again with "
+                "--validation 0.01, for example."
+            )
+        examples = read_examples(path / VALIDATION)
     if examples.manifest["split"] != split:
         raise ValueError(
-            f"The folder {name} holds the {examples.manifest['split']} split: got {split!r}. "
+            f"The folder {path} holds the {examples.manifest['split']} split: got {split!r}. "
             "Splits are never mixed."
         )
-    return examples[:limit] if limit else examples
+    record = examples.manifest.get(RECORD)
+    if use == "training" and isinstance(record, dict) and record.get("use") == "prompts":
+        raise ValueError(
+            f"The folder {path} holds prompts, not answers to learn: let the target answer them "
+            f"(jaxspec regenerate --source {path} --output FOLDER), and train on FOLDER."
+        )
+    return examples

@@ -1,9 +1,9 @@
 """Benchmarks by name: which prompts are decoded, and what the target alone answers to them.
 
-A benchmark is the test split of a data set of that name (`jaxspec.data.sources`). Where examples
-hold questions only, as in MT-Bench, all of them are asked, one after the other, and the
-conversation so far holds the target's own answers; elsewhere the first question is asked. Where an
-example has tools, the target is told of them.
+A benchmark is the test split of a data set of that name (`jaxspec.data.sources`), or a user's own
+file of conversations or prompts. Where examples hold questions only, as in MT-Bench, all of them
+are asked, one after the other, and the conversation so far holds the target's own answers;
+elsewhere the first question is asked. Where an example has tools, the target is told of them.
 
 Running text (wikitext2, tinystories) is to be continued: its first tokens are the prompt, encoded
 as training encodes it, without a chat template. It suits targets that know no turns.
@@ -25,9 +25,10 @@ import numpy as np
 
 from jaxspec.config import DataConfig, EvaluationConfig
 from jaxspec.data.examples import Conversation, Example
-from jaxspec.data.sources import load_examples
+from jaxspec.data.sources import SOURCES, load_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.evals.conversations import REFUSED, TOO_LONG, Answer, AnsweredT, play, user_questions
+from jaxspec.files import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,16 @@ def load_benchmark(
       ValueError: an unknown name, missing files, or a set without examples in this split.
     """
     # A limit on training examples is no limit on benchmarks.
-    examples = load_examples(name, split=split, data=dataclasses.replace(data, max_examples=0))
+    examples = load_examples(
+        name,
+        split=split,
+        data=dataclasses.replace(data, max_examples=0),
+        use="benchmark" if split == "test" else "prompts",
+    )
     if len(examples) == 0:
         raise ValueError(f"Benchmark {name!r} holds no prompts: there is nothing to decode.")
-    order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(examples))
+    key = zlib.crc32(own_name(name).encode())
+    order = np.random.default_rng([seed, key]).permutation(len(examples))
     return [examples[int(index)] for index in order[:prompts]]
 
 
@@ -69,10 +76,20 @@ def load_benchmarks(settings: EvaluationConfig, *, data: DataConfig) -> dict[str
     Raises:
       ValueError: see `load_benchmark`.
     """
+    names = [own_name(name) for name in settings.benchmarks]
     return {
-        name: load_benchmark(name, prompts=settings.prompts, data=data, seed=settings.seed)
-        for name in settings.benchmarks
+        # Of two files of one name, both are called by their paths.
+        (own if names.count(own) == 1 else name): load_benchmark(
+            name, prompts=settings.prompts, data=data, seed=settings.seed
+        )
+        for own, name in zip(names, settings.benchmarks, strict=True)
     }
+
+
+def own_name(benchmark: str) -> str:
+    """What results call a benchmark: a data set's name; of a file, its name without folders."""
+    path = user_path(benchmark)
+    return path.name if benchmark not in SOURCES and path.is_file() else benchmark
 
 
 def questions(example: Example) -> list[Conversation]:

@@ -16,7 +16,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LONGEST_LINE = 1 << 26
 """Bytes that a line may have: 64 MiB, more than any conversation."""
@@ -105,13 +105,25 @@ def read_records(path: Path) -> Iterator[Record]:
             yield _record(value, place=f"record {number} of {path}")
         return
     with path.open("rb") as file:
-        for line, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        for line, raw in numbered_lines(file):
             place = f"line {line} of {path}"
             if len(raw) > LONGEST_LINE:
                 raise ValueError(f"Expected at most {LONGEST_LINE:,} bytes in {place}: got more.")
             text = _decoded(raw, path=path, first_line=line)
             if text.strip():
                 yield _record(_parse(text, place=place), place=place)
+
+
+def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1.
+
+    Of a line of more than `LONGEST_LINE` bytes, one byte more than that is given.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        rest = line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE + 1)
+        yield number, line
 
 
 def read_text(path: Path, *, up_to: str = "") -> str:

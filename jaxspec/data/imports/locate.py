@@ -1,0 +1,134 @@
+"""Which files a source names: a file, a folder of files, or a folder saved by `datasets`.
+
+>>> files_of_split(["data/train-0.parquet", "data/test-0.parquet"], "train")
+['data/train-0.parquet']
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.data.imports.open_rows import DATA_ENDINGS
+from jaxspec.files import user_path
+from jaxspec.json_files import read_object
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+}
+"""Words in the names of files -> the split that they are of."""
+_STATE = "state.json"
+_SPLIT_LIST = "dataset_dict.json"
+_NO_DATA = (_STATE, _SPLIT_LIST, "dataset_info.json", "dataset_infos.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFiles:
+    """The files that a source names, in a fixed order."""
+
+    source: str
+    """What was typed."""
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    """What each is called in the ids of its examples."""
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Where they come from, for the record."""
+
+
+def locate(source: str, *, split: str) -> DataFiles:
+    """The files of a path.
+
+    Args:
+      source: a file, or a folder.
+      split: which files of a folder: those with this split in their names, or with none.
+
+    Raises:
+      ValueError: nothing is there, or no data.
+    """
+    path = user_path(source)
+    if path.is_dir():
+        files = _in_folder(path, split=split)
+        names = tuple(str(file.relative_to(path)) for file in files)
+        return DataFiles(source, tuple(files), names)
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {source!r}: check the path.")
+    if not path.is_file():
+        raise ValueError(f"{source} is neither a file nor a folder.")
+    return DataFiles(source, (path,), (path.name,))
+
+
+def files_of_split(names: Sequence[str], split: str) -> list[str]:
+    """The names of files that are of a split; where no name tells a split, all of them.
+
+    Raises:
+      ValueError: they are all of other splits.
+    """
+    if named := [name for name in names if _names(name, split)]:
+        return named
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        its_split = next((_SPLITS[word] for word in _SPLITS if _names(name, word)), "")
+        by_split.setdefault(its_split, []).append(name)
+    found = by_split.get(_SPLITS.get(split, split)) or by_split.get("")
+    if not found:
+        raise ValueError(
+            f"No file is of the split {split!r}: these are of {', '.join(sorted(by_split))}. "
+            "Choose one of them with --split."
+        )
+    return found
+
+
+def _names(file: str, split: str) -> bool:
+    """Whether the name of a file has that of a split as a word: "train_sft-0.parquet" both."""
+    return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", file, re.IGNORECASE) is not None
+
+
+def _in_folder(folder: Path, *, split: str) -> list[Path]:
+    if (folder / _SPLIT_LIST).is_file():  # datasets.DatasetDict.save_to_disk
+        chosen = folder / split
+        if not chosen.is_dir():
+            there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+            raise ValueError(
+                f"{folder} has no split {split!r}: choose one of {', '.join(there)} with --split."
+            )
+        folder = chosen
+    if (folder / _STATE).is_file():  # datasets.Dataset.save_to_disk
+        return _saved_files(folder)
+    every = sorted(
+        str(file.relative_to(folder))
+        for file in folder.rglob("*")
+        if file.suffix in DATA_ENDINGS
+        and file.name not in _NO_DATA
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+    if not every:
+        raise ValueError(
+            f"{folder} holds no data: expected files ending in {', '.join(DATA_ENDINGS)}, a folder "
+            "saved by `datasets`, or one written by jaxspec."
+        )
+    return [folder / name for name in files_of_split(every, split)]
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    state = read_object(folder / _STATE)
+    listed = state.get("_data_files")
+    names = [
+        entry.get("filename") if isinstance(entry, dict) else None
+        for entry in (listed if isinstance(listed, list) else [])
+    ]
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ValueError(
+            f"{folder / _STATE} names no data files: expected a folder saved by `datasets`."
+        )
+    return [folder / str(name) for name in names]

@@ -1,0 +1,147 @@
+"""Reads conversations from files: checked, without duplicates, and counted.
+
+>>> tally = Tally()
+>>> found = locate("chats.jsonl", split="train")                               # doctest: +SKIP
+>>> examples = list(read_conversations(found, use="training", tally=tally))    # doctest: +SKIP
+>>> print(tally.line(found))                                                   # doctest: +SKIP
+chats.jsonl: 43 conversations in OpenAI's `messages` format
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+
+from jaxspec.data.examples import Example
+from jaxspec.data.heldout import HeldOutPrompts
+from jaxspec.data.imports.conversations import TEXTS, content_of, to_example
+from jaxspec.data.imports.locate import DataFiles
+from jaxspec.data.imports.open_rows import open_rows
+from jaxspec.data.imports.rows import BadRow, Row, StoppedAtBadRow
+from jaxspec.data.imports.use import Use
+
+MOST_PLACES = 3
+"""Bad rows of one kind that are named at the end."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was read, and what became of it."""
+
+    rows: int = 0
+    turns: int = 0
+    duplicates: int = 0
+    """Rows left out because the same turns came before."""
+    held_out: int = 0
+    """Rows left out because they contain a prompt of a benchmark."""
+    forms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Conversations by what their format is called, duplicates and the like included."""
+    bad: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Bad rows by reason."""
+    places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Reason -> the first bad rows."""
+
+    @property
+    def kept(self) -> int:
+        """Conversations that are neither duplicates nor held out."""
+        return self.forms.total() - self.duplicates - self.held_out
+
+    def add_bad(self, row: Row, problem: BadRow) -> None:
+        """Counts a row that is left out."""
+        self.bad[problem.reason] += 1
+        places = self.places.setdefault(problem.reason, [])
+        if len(places) < MOST_PLACES:
+            places.append(f"{row.place}: {problem.detail}" if problem.detail else row.place)
+
+    @property
+    def left_out(self) -> str:
+        """How many were left out for each cause, in words; "": none."""
+        causes = {
+            "duplicates": self.duplicates,
+            "with a benchmark's prompt": self.held_out,
+            "bad rows": self.bad.total(),
+        }
+        return ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count)
+
+    def line(self, source: str) -> str:
+        """What a source holds, on one line."""
+        what = "texts" if {*self.forms} == {TEXTS} else "conversations"
+        total = self.forms.total()
+        if len(self.forms) == 1:
+            (form,) = self.forms
+            return f"{source}: {total:,} {what}{f' in {form}' if what != 'texts' else ''}"
+        kinds = ", ".join(f"{count:,} in {form}" for form, count in self.forms.most_common())
+        return f"{source}: {total:,} {what} ({kinds})"
+
+    def bad_rows(self) -> list[str]:
+        """The reasons with their counts and the first places, one a line."""
+        return [
+            line
+            for reason, count in self.bad.most_common()
+            for line in (f"{count:,} {reason}", *(f"  {place}" for place in self.places[reason]))
+        ]
+
+
+def read_conversations(
+    found: DataFiles,
+    *,
+    use: Use,
+    tally: Tally,
+    seen: set[bytes],
+    skip_bad: bool = False,
+    progress: Callable[[Tally], None] | None = None,
+) -> Iterator[Example]:
+    """The conversations of a source, one after the other.
+
+    Args:
+      found: the files.
+      use: what they are for.
+      tally: is counted up.
+      seen: 128-bit hashes of the conversations so far; those of this source are added. They take
+        about 100 MB of memory per million conversations.
+      skip_bad: leave bad rows out and count them.
+      progress: is called after every row.
+
+    Raises:
+      StoppedAtBadRow: the first bad row.
+      ValueError: a file that cannot be read, or nothing is left.
+    """
+    held_out = None if use == "benchmark" else HeldOutPrompts.load()
+    kept = tally.kept
+    for path, name in zip(found.files, found.names, strict=True):
+        rows = tally.rows
+        for row in open_rows(path):
+            tally.rows += 1
+            try:
+                if row.problem is not None:
+                    raise row.problem
+                example, form = to_example(
+                    row.value,
+                    id=f"{name}/{row.number}",
+                    source=name,
+                    needs_answer=use == "training",
+                )
+            except BadRow as problem:
+                if not skip_bad:
+                    raise StoppedAtBadRow(f"{row.place}: {problem}.") from problem
+                tally.add_bad(row, problem)
+            else:
+                tally.forms[form] += 1
+                content = hashlib.blake2b(content_of(example), digest_size=16).digest()
+                if content in seen:
+                    tally.duplicates += 1
+                elif held_out is not None and held_out.contains(example.turns):
+                    tally.held_out += 1
+                else:
+                    seen.add(content)
+                    tally.turns += len(example.turns)
+                    yield example
+            if progress is not None:
+                progress(tally)
+        if tally.rows == rows:
+            raise ValueError(f"{path} holds nothing: expected conversations or text.")
+    if tally.kept == kept:
+        nothing = f"Nothing is left of {found.source}: {tally.left_out}."
+        raise ValueError("\n  ".join([nothing, *tally.bad_rows()]))

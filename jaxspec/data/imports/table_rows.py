@@ -1,0 +1,82 @@
+"""Rows of Parquet and Arrow files, read batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxspec.data.imports.rows import Row
+
+_BATCH_ROWS = 256
+
+
+def read_parquet(path: Path, *, fields: Collection[str]) -> Iterator[Row]:
+    """The rows of a Parquet file.
+
+    Args:
+      path: the file.
+      fields: columns that conversations have; others are not read unless there is none of these.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            columns = [name for name in file.schema_arrow.names if name in fields]
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns or None)
+            yield from _rows(batches, path=path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_arrow(path: Path, *, is_stream: bool) -> Iterator[Row]:
+    """The rows of an Arrow file.
+
+    Args:
+      path: the file.
+      is_stream: whether it has the format of streams, as files of `datasets` have.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            if is_stream:
+                yield from _rows(pa.ipc.open_stream(source), path=path)
+            else:
+                reader = pa.ipc.open_file(source)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+                yield from _rows(batches, path=path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _rows(batches: Any, *, path: Path) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            for value in batch.slice(start, _BATCH_ROWS).to_pylist():
+                number += 1
+                yield Row(number, f"row {number} of {path}", _without_nulls(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without empty fields: all objects of a column have the fields that one of them has.
+
+    >>> _without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
+    {'b': [{'c': 1}]}
+    """
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return ValueError(f"{path} is damaged: {reason}. Replace it with a good copy.")

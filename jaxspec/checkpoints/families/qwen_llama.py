@@ -117,20 +117,33 @@ def family_name(config: TransformerConfig) -> str:
             f"The family of a TransformerConfig is {family!r}, expected "
             f"{' or '.join(map(repr, KINDS))}, or '' to choose by qk_norm."
         )
-    document = _document(config, family, dtype=config.param_dtype, special_ids={})
-    read = from_json(document, where=f"A {family} of this shape")
-    wrong = [
-        f"{field.name}: got {getattr(config, field.name)!r}, expected {value!r}"
-        for field in dataclasses.fields(read)
-        if field.name not in _HOW_IT_RUNS
-        and getattr(config, field.name) != (value := getattr(read, field.name))
-    ]
+    wrong = unlike(config, family)
     if wrong:
+        differences = "; ".join(
+            f"{name}: got {getattr(config, name)!r}, expected {value!r}"
+            for name, value in wrong.items()
+        )
         raise ValueError(
-            f"transformers does not have a {family} of this shape ({'; '.join(wrong)}): choose "
-            "another family, or the expected settings."
+            f"transformers does not have a {family} of this shape ({differences}): choose another "
+            "family, or the expected settings."
         )
     return family
+
+
+def unlike(config: TransformerConfig, family: str) -> dict[str, Any]:
+    """Fields of a configuration that a family cannot have, with the values that it would have.
+
+    Raises:
+      ValueError: numbers that are not read from any config.json.
+    """
+    document = _document(config, family, dtype=config.param_dtype, special_ids={})
+    read = from_json(document, where=f"A {family} of this shape")
+    return {
+        field.name: getattr(read, field.name)
+        for field in dataclasses.fields(read)
+        if field.name not in _HOW_IT_RUNS
+        and getattr(config, field.name) != getattr(read, field.name)
+    }
 
 
 _HOW_IT_RUNS = ("family", "dtype", "param_dtype", "unroll_layers", "remat")

@@ -104,6 +104,34 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
     return reader.build(TransformerConfig, where=where, **fields)
 
 
+def multimodal_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig:
+    """The text model of a Gemma 3 that also reads images; images cannot be given to it here.
+
+    Raises:
+      ValueError: see `from_json`.
+    """
+    text = ConfigReader(raw).section("text_config")
+    if text.get("model_type") != "gemma3_text":
+        raise ValueError(
+            f"{where}: text_config.model_type is {shown(text.get('model_type'))}, expected "
+            "'gemma3_text'."
+        )
+    outer = ("dtype", "torch_dtype", "tie_word_embeddings")
+    stated = {key: raw[key] for key in outer if raw.get(key) is not None}
+    return from_json({**_GEMMA3_SIZES, **stated, **text}, where=f"{where}, text_config")
+
+
+_GEMMA3_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+"""What transformers assumes: the published files of larger Gemma 3 leave sizes out."""
+
+
 def family_name(config: TransformerConfig) -> str:
     """The model type that a configuration is written as.
 
@@ -298,4 +326,15 @@ DENOISER = Family(
     to_json=denoiser_to_json,
     layout=layout,
 )
-TARGETS = tuple(_target(family, kind) for family, kind in KINDS.items())
+TARGETS = (
+    *(_target(family, kind) for family, kind in KINDS.items()),
+    Family(
+        name="gemma3",
+        role="target",
+        recognises=lambda raw: raw.get("model_type") == "gemma3",
+        from_json=multimodal_from_json,
+        to_json=to_json,
+        layout=layout,
+        architectures=("Gemma3ForConditionalGeneration",),
+    ),
+)

@@ -1,8 +1,8 @@
 """Finds out from config.json which family a folder belongs to.
 
 >>> sorted(FAMILIES)  # doctest: +NORMALIZE_WHITESPACE
-['denoiser', 'dflash', 'gemma3_text', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm', 'mistral',
- 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
+['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm',
+ 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """
@@ -184,18 +184,10 @@ def open_folder(folder: Folder) -> StoredModel:
     return StoredModel(path, read_bytes(path / "config.json"))
 
 
-_HINTS: Mapping[str, str] = MappingProxyType(
-    {
-        "gemma3": " Of Gemma 3, the models without image input are read (Gemma3ForCausalLM: 270M "
-        "and 1B).",
-    }
-)
-"""More about model types that are close to one that is read."""
-
-
 def _unknown(raw: Mapping[str, Any], expected: list[str], *, where: str) -> str:
-    named, kind = raw.get("architectures"), raw.get("model_type")
+    named = raw.get("architectures")
     return (
-        f"{where}: model_type is {shown(kind)}, expected {' or '.join(map(repr, expected))}"
-        f"{f' (architectures: {shown(named)})' if named else ''}.{_HINTS.get(str(kind), '')}"
+        f"{where}: model_type is {shown(raw.get('model_type'))}, expected "
+        f"{' or '.join(map(repr, expected))}"
+        f"{f' (architectures: {shown(named)})' if named else ''}."
     )

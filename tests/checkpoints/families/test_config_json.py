@@ -158,7 +158,7 @@ def test_sliding_drafters_make_the_round_trip(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma3"}, "model_type is 'gemma3', expected 'qwen3' or 'llama'"),
+        ({"model_type": "gemma2"}, "model_type is 'gemma2', expected 'qwen3' or 'llama'"),
         ({"hidden_size": None, "vocab_size": "40"}, r"hidden_size: got None[\s\S]*vocab_size"),
         ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, "'yarn' lacks factor"),
         ({"rope_scaling": {"type": "dynamic"}}, r"rope_scaling: got .*'dynamic'.*, expected what"),

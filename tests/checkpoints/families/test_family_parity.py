@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.family_parity import CASES, make_reference, measure
+from benchmarks.family_parity import CASES, COMMON, make_reference, measure
 from jaxspec.checkpoints.families.kinds import KINDS
 from jaxspec.checkpoints.families.qwen_llama import DENOISER
 from jaxspec.checkpoints.families.registry import open_folder
@@ -99,3 +99,31 @@ def test_a_denoiser_can_start_from_any_family(tmp_path: Path) -> None:
     document = DENOISER.to_json(denoiser, dtype="float32", special_ids={})
     again = DENOISER.from_json(document, where="FILE")
     assert dataclasses.replace(again, mask_token_id=None) == denoiser
+
+
+def test_the_text_model_of_a_gemma_that_reads_images(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: no reference")
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {**COMMON, **CASES["gemma3"].document, "pad_token_id": 0}
+    vision = dict.fromkeys(("hidden_size", "intermediate_size", "image_size"), 16)
+    config = Gemma3Config(
+        text_config={key: value for key, value in text.items() if key != "torch_dtype"},
+        vision_config={
+            **vision, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8
+        },
+        mm_tokens_per_image=4, boi_token_index=58, eoi_token_index=59, image_token_index=60,
+    )  # fmt: skip
+    model = Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    tokens_BS = np.random.default_rng(0).integers(0, 50, (2, 12))
+    with torch.no_grad():
+        states = model(torch.tensor(tokens_BS), output_hidden_states=True).hidden_states
+    ours, params = load_target(tmp_path)
+    assert ours.family == "gemma3_text"
+    output = jax.jit(make_model(ours).apply)({"params": params}, tokens_BS)
+    np.testing.assert_allclose(
+        output.hidden_BSD, states[-1].numpy(), atol=TOLERANCE, rtol=TOLERANCE
+    )
+    save_target(tmp_path / "text", ours, params)
+    assert load_target(tmp_path / "text")[0] == ours

@@ -1,7 +1,8 @@
 """Finds out from config.json which family a folder belongs to.
 
->>> sorted(FAMILIES)
-['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
+>>> sorted(FAMILIES)  # doctest: +NORMALIZE_WHITESPACE
+['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm',
+ 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """
@@ -151,8 +152,8 @@ class StoredModel:
         target = self.as_target()
         if isinstance(target, GPT2Config):
             raise ValueError(
-                f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen3 or "
-                "Llama."
+                f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen, a "
+                "Llama or a relative."
             )
         return qwen_llama.masked(target, where=self.where)
 

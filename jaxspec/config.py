@@ -28,6 +28,7 @@ from jaxspec.architectures import TransformerConfig as TransformerConfig
 from jaxspec.architectures import require
 from jaxspec.evaluation_settings import DiffusionEvaluationConfig as DiffusionEvaluationConfig
 from jaxspec.evaluation_settings import EvaluationConfig as EvaluationConfig
+from jaxspec.evaluation_settings import Suppress as Suppress
 from jaxspec.ranges import (
     MOST_DEVICES,
     MOST_EXAMPLES,

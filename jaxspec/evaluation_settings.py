@@ -29,6 +29,8 @@ from jaxspec.ranges import (
 
 MOST_REPEATS = 1000
 """The most times that something may be timed."""
+Suppress = Literal["none", "unused", "special"]
+"""Tokens that a target may not emit: none, ids that have no token, or these and special ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,10 @@ class EvaluationConfig:
     min_p: Annotated[float, fraction()] = 0.0
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
     from all."""
+    suppress: Suppress = "none"
+    """Tokens that the target may not emit: "none": it answers as it would by itself, like
+    transformers' generate(). "unused": rows of the embedding that have no token. "special": these,
+    and the special and padding tokens that do not end an answer."""
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
-from jaxspec.config import RunConfig
+from jaxspec.config import RunConfig, Suppress
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
 from jaxspec.files import held, user_path
@@ -61,6 +61,8 @@ class RegenerateCommand(ConfigCommand):
     """0: greedy; above: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
+    suppress: Suppress = "none"
+    """Tokens that no answer may hold; see `evaluation.suppress`."""
     max_new_tokens: int = 256
     """Longest answer."""
     batch_size: int = 32
@@ -141,7 +143,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         journal.clear()
     try:
         target = open_target(command.run.target)
-        rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)
+        suppressed = target.suppressed_ids(command.suppress)
+        rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
         answers = Answers(
             Autoregressive(target.model, rules, sampling),
             target.params,
@@ -316,7 +319,7 @@ def _check(command: RegenerateCommand) -> None:
 
 def _settings(command: RegenerateCommand) -> dict[str, Any]:
     """The settings that decide the answers: a folder is continued only with the same ones."""
-    names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
+    names = ("source", "temperature", "top_p", "suppress", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
     settings |= target.template_options
@@ -356,6 +359,7 @@ def _progress_of(
             f"{output / MANIFEST} is damaged: got {done!r} as questions_done and {dropped!r} as "
             "dropped, expected a whole number and an object of counts. Choose a new folder."
         )
+    before = {"suppress": "special", **before}  # Older versions always suppressed these.
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()

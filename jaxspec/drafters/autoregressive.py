@@ -144,7 +144,7 @@ def _proposer(
         network,
         settings.block_size,
         sampling=settings.sampling,
-        suppressed_ids=target.suppressed_ids,
+        suppressed_ids=settings.suppressed_ids,
     )
 
 

@@ -63,4 +63,4 @@ def test_a_diffusion_target_needs_no_weights_to_be_judged(tmp_path):
     assert is_diffusion_target(asked) and not is_diffusion_target(TargetConfig())
     opened = open_diffusion_target(asked)
     assert opened.params is None and opened.with_weights().params is not None
-    assert opened.mask_id not in {*opened.stop_ids, *opened.suppressed_ids}
+    assert opened.mask_id not in {*opened.stop_ids, *opened.reserved_ids}

@@ -55,7 +55,7 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
         ),
         guidance=settings.guidance,
         stop_ids=target.stop_ids,
-        suppressed_ids=target.suppressed_ids,
+        suppressed_ids=target.suppressed_ids(evaluation.suppress),
     )
 
 

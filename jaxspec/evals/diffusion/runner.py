@@ -102,7 +102,9 @@ def evaluate_diffusion(
                 if found.is_new:
                     echo(_summary(row))
             record = finished.complete(record)
-            paragraphs = [explain(speeds), "\n".join(f"- {n}" for n in notes)] if speeds else []
+            paragraphs = [target.explain_suppressed(settings.suppress)]
+            if speeds:
+                paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
                 files = write_report(file, provenance=record, results=results, notes=paragraphs)
     echo("")
@@ -198,6 +200,7 @@ class DiffusionEvaluation:
             "turns": len(responses),
             "skipped_prompts": reference.skipped,
             "temperature": settings.temperature,
+            "suppress": settings.suppress,
             "response_length": rules.response_length,
             "block_length": rules.block_length,
             "unmasking": str(rules.unmasking),

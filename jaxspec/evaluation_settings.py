@@ -158,11 +158,19 @@ class DiffusionEvaluationConfig:
     confidence ("threshold"), or as many as can be revealed together at a bounded risk ("factor",
     Fast-dLLM)."""
     steps: Annotated[int, whole(0, MOST_SLOTS)] = 0
-    """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
+    """Steps that unmasking "scheduled" takes to fill one block; 0: one per token. The `steps` of
+    LLaDA's and Fast-dLLM's programs are those of the whole response: divide them by its number of
+    blocks. (256 steps for 256 tokens in blocks of 32 are 32 here.)"""
     threshold: Annotated[float, fraction(zero=False)] = 0.9
     """Confidence that unmasking "threshold" requires."""
     factor: Positive = 1.0
     """Risk that unmasking "factor" accepts; near 0: one token per step."""
+    end_of_text: Literal["allowed", "last", "never"] = "allowed"
+    """When an answer may end: a model that was trained on padded answers may fill a long block with
+    end-of-text tokens, of which it is surest. "allowed": whenever it is sure. "last": tokens that
+    end an answer have confidence 0, so they are revealed after everything else in their block.
+    "never": the tokenizer's end-of-text token is not revealed, though an end-of-turn token is.
+    LLaDA's own evaluation calls these confidence_eos_eot_inf and logits_eos_inf."""
     caching: Literal["none", "prefix", "dual"] = "dual"
     """Which keys and values are reused while a block is filled: none ("none"), those before it
     ("prefix"), or all but its own ("dual")."""

@@ -40,7 +40,7 @@ class CalibrateCommand(ConfigCommand):
         *("evaluation.max_prompt_tokens", "evaluation.passage_tokens", "evaluation.seed"),
         *("diffusion.block_length", "diffusion.unmasking", "diffusion.steps"),
         *("diffusion.threshold", "diffusion.factor", "diffusion.caching"),
-        *("diffusion.block_causal", "diffusion.guidance"),
+        *("diffusion.block_causal", "diffusion.guidance", "diffusion.end_of_text"),
     )
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "evaluation.max_new_tokens", "evaluation.batch_size"),

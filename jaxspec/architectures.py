@@ -1,6 +1,7 @@
 """Shapes of models: targets, denoisers and drafters. `jaxspec.config` re-exports them.
 
-Nothing here touches jax.
+Nothing here touches jax. The shape of a `Transformer` has a file of its own,
+`jaxspec.transformer_shapes`.
 
 >>> DiTConfig().head_dim
 64
@@ -9,7 +10,6 @@ Nothing here touches jax.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Annotated, Literal
 
 from jaxspec.ranges import (
@@ -22,11 +22,9 @@ from jaxspec.ranges import (
     BlockSize,
     Epsilon,
     Heads,
-    HeadWidth,
     Layers,
     NotNegative,
     Positions,
-    Positive,
     TokenId,
     Vocabulary,
     Width,
@@ -34,137 +32,18 @@ from jaxspec.ranges import (
     check_ranges,
     whole,
 )
+from jaxspec.transformer_shapes import UNLIMITED as UNLIMITED
+from jaxspec.transformer_shapes import Dtype as Dtype
+from jaxspec.transformer_shapes import ExpertsConfig as ExpertsConfig
+from jaxspec.transformer_shapes import LayerType as LayerType
+from jaxspec.transformer_shapes import LinearRopeScaling as LinearRopeScaling
+from jaxspec.transformer_shapes import Llama3RopeScaling as Llama3RopeScaling
+from jaxspec.transformer_shapes import RopeScaling as RopeScaling
+from jaxspec.transformer_shapes import TransformerConfig as TransformerConfig
+from jaxspec.transformer_shapes import YarnRopeScaling as YarnRopeScaling
+from jaxspec.transformer_shapes import check_layer_types, require, windows_of
 
-Dtype = Literal["float32", "bfloat16"]
 Context = Literal["bidirectional", "causal", "block_causal"]
-LayerType = Literal["full_attention", "sliding_attention"]
-"""Hugging Face's names for the kinds of attention layers."""
-UNLIMITED = MOST_POSITIONS
-"""A window that no position reaches past."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ValueError with the message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_layer_types(layer_types: tuple[str, ...], window: int, num_layers: int) -> None:
-    if layer_types:
-        unknown = sorted(set(map(str, layer_types)) - set(typing.get_args(LayerType)))
-        require(
-            not unknown,
-            f"layer_types: got {unknown}, expected 'full_attention' or 'sliding_attention'.",
-        )
-        require(
-            len(layer_types) == num_layers,
-            f"layer_types: got {len(layer_types)} entries for {num_layers} layers.",
-        )
-    if "sliding_attention" in layer_types:
-        require(
-            1 <= window < UNLIMITED,
-            f"sliding_window must be from 1 to {UNLIMITED - 1} where layer_types names "
-            f"'sliding_attention': got {window}.",
-        )
-    else:
-        require(
-            window == 0,
-            f"sliding_window is {window}, but no layer slides: expected 0, or "
-            "'sliding_attention' in layer_types.",
-        )
-
-
-def _windows(layer_types: tuple[str, ...], window: int) -> tuple[int, ...]:
-    if "sliding_attention" not in layer_types:
-        return ()
-    return tuple(window if kind == "sliding_attention" else UNLIMITED for kind in layer_types)
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3RopeScaling:
-    """Frequency-dependent position scaling of Llama 3.1 and later."""
-
-    factor: Positive = 8.0
-    """How many times longer the context became."""
-    low_freq_factor: Positive = 1.0
-    """Wavelengths above original / this are divided by `factor`."""
-    high_freq_factor: Positive = 4.0
-    """Wavelengths below original / this are left alone; between, the two are mixed."""
-    original_max_position_embeddings: Positions = 8192
-    """Positions of the model before its context was extended."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, prefix="rope_scaling.")
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of a causal transformer of the Qwen3 / Llama family.
-
-    Raises:
-      ValueError: sizes that do not fit together (for example, a number of heads that is not a
-        multiple of the number of key/value heads).
-    """
-
-    family: Literal["", "qwen3", "llama"] = dataclasses.field(default="", compare=False)
-    """Model type that it is exported as; "": Qwen3 with `qk_norm`, Llama without. It does not
-    change any computation, so it is ignored when shapes are compared."""
-    vocab_size: Vocabulary = 1024
-    """Rows of the embedding, padded rows included."""
-    hidden_size: Width = 128
-    """Width of the residual stream."""
-    num_layers: Layers = 4
-    """Transformer blocks."""
-    num_heads: Heads = 4
-    """Query heads."""
-    num_kv_heads: Heads = 2
-    """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    head_dim: HeadWidth = 32
-    """Width of a head; even, for the rotation."""
-    intermediate_size: Width = 384
-    """Width inside the SwiGLU MLP."""
-    rms_norm_eps: Epsilon = 1e-6
-    """Added to the mean square before its root."""
-    rope_theta: Positive = 10_000.0
-    """Base of the rotary wavelengths."""
-    rope_scaling: Llama3RopeScaling | None = None
-    """Llama 3 position scaling; None: plain RoPE."""
-    qk_norm: bool = True
-    """Per-head RMS norm of queries and keys before the rotation (Qwen3: yes, Llama: no)."""
-    attention_bias: bool = False
-    """Biases on the query, key and value projections."""
-    layer_types: tuple[LayerType, ...] = ()
-    """Kind of each layer; (): full attention in all of them."""
-    sliding_window: Window = 0
-    """Positions that a sliding layer sees, including the query's own; 0: no layer slides. This is
-    only a mask: a sliding layer keeps its whole cache and takes as long as a full one."""
-    tie_embeddings: bool = True
-    """Whether the head is the transposed embedding."""
-    max_position_embeddings: Positions = 1024
-    """Longest sequence the model is made for."""
-    dtype: Dtype = "float32"
-    """What matrix products compute in; parameters stay in `param_dtype`."""
-    param_dtype: Dtype = "float32"
-    """What parameters and optimizer state are stored in."""
-    unroll_layers: bool = False
-    """Unroll the scan over layers: faster on a CPU, slower to compile."""
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads must be a multiple of num_kv_heads: got {self.num_heads} and "
-            f"{self.num_kv_heads}.",
-        )
-        require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE: got {self.head_dim}.")
-        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
-
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
-        return _windows(self.layer_types, self.sliding_window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +94,7 @@ class GPT2Config:
             f"hidden_size must be a multiple of num_heads: got {self.hidden_size} and "
             f"{self.num_heads}.",
         )
-        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+        check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
         require(
             self.family == "gpt_neo" or not self.windows,
             "A GPT-2 has no sliding layers: got layer_types with 'sliding_attention', expected "
@@ -235,7 +114,7 @@ class GPT2Config:
     @property
     def windows(self) -> tuple[int, ...]:
         """Window of each layer, UNLIMITED in full ones; () when no layer slides."""
-        return _windows(self.layer_types, self.sliding_window)
+        return windows_of(self.layer_types, self.sliding_window)
 
 
 LanguageModelConfig = TransformerConfig | GPT2Config
@@ -409,7 +288,7 @@ class DrafterConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="drafter.")
-        _check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
+        check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
 
     @property
     def reach(self) -> tuple[tuple[int, int], ...]:

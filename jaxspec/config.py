@@ -19,12 +19,16 @@ from jaxspec.architectures import Context as Context
 from jaxspec.architectures import DiTConfig as DiTConfig
 from jaxspec.architectures import DrafterConfig as DrafterConfig
 from jaxspec.architectures import Dtype as Dtype
+from jaxspec.architectures import ExpertsConfig as ExpertsConfig
 from jaxspec.architectures import GPT2Config as GPT2Config
 from jaxspec.architectures import LanguageModelConfig as LanguageModelConfig
 from jaxspec.architectures import LayerType as LayerType
+from jaxspec.architectures import LinearRopeScaling as LinearRopeScaling
 from jaxspec.architectures import Llama3RopeScaling as Llama3RopeScaling
 from jaxspec.architectures import MaskedTransformerConfig as MaskedTransformerConfig
+from jaxspec.architectures import RopeScaling as RopeScaling
 from jaxspec.architectures import TransformerConfig as TransformerConfig
+from jaxspec.architectures import YarnRopeScaling as YarnRopeScaling
 from jaxspec.architectures import require
 from jaxspec.evaluation_settings import DiffusionEvaluationConfig as DiffusionEvaluationConfig
 from jaxspec.evaluation_settings import EvaluationConfig as EvaluationConfig

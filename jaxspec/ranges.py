@@ -25,6 +25,8 @@ LARGEST = 3.4028234e38
 MOST_VOCABULARY = 1 << 24
 MOST_LAYERS = 1 << 12
 MOST_HEADS = 1 << 14
+MOST_EXPERTS = 1 << 14
+"""Of a layer."""
 MOST_HEAD_WIDTH = 1 << 12
 """The rotation of a head is a matrix of this width."""
 MOST_WIDTH = 1 << 22

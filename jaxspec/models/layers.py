@@ -1,10 +1,14 @@
-"""Layers that targets and drafters share: norms, linear, SwiGLU, projections of attention heads.
+"""Layers that targets and drafters share: norms, linear, gated MLP, projections of heads.
 
 Dimension key: D model width, F MLP width, Q query heads, R key/value heads, C head width; leading
 axes are tokens.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +18,26 @@ from jaxspec.ops import rope
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32, returned in the dtype of x."""
+    """x / rms(x) * scale over the last axis, computed in float32, returned in the dtype of x.
+
+    Zhang & Sennrich 2019, arXiv 1910.07467. With `offset`, the factor is 1 + scale.
+    """
 
     eps: float
     param_dtype: str = "float32"
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        start = nn.initializers.zeros if self.offset else nn.initializers.ones
+        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype)
+        scale32 = scale.astype(jnp.float32)
+        if self.offset:
+            scale32 = 1 + scale32
         x32 = x.astype(jnp.float32)
         # float32: a mean of squares loses small channels in bfloat16.
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+        return (normed * scale32).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -77,24 +89,40 @@ class Linear(nn.Module):
         return out.reshape(*x.shape[:-1], self.features)
 
 
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+)
+
+
 class Mlp(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
+    """A gated MLP (Shazeer 2020, arXiv 2002.05202): down(activation(gate(x)) * up(x)).
+
+    With `fused`, one matrix gives gate and up, next to each other.
+    """
 
     width: int
     dtype: str = "float32"
     param_dtype: str = "float32"
+    activation: str = "silu"
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x_D: jax.Array) -> jax.Array:
-        gate_F = Linear(self.width, self.dtype, self.param_dtype, name="gate")(x_D)
-        up_F = Linear(self.width, self.dtype, self.param_dtype, name="up")(x_D)
-        return Linear(x_D.shape[-1], self.dtype, self.param_dtype, name="down")(
-            nn.silu(gate_F) * up_F
-        )
+        def linear(width: int, name: str) -> Linear:
+            return Linear(width, self.dtype, self.param_dtype, name=name)
+
+        if self.fused:
+            gate_F, up_F = jnp.split(linear(2 * self.width, "gate_up")(x_D), 2, axis=-1)
+        else:
+            gate_F, up_F = linear(self.width, "gate")(x_D), linear(self.width, "up")(x_D)
+        return linear(x_D.shape[-1], "down")(ACTIVATIONS[self.activation](gate_F) * up_F)
 
 
 class HeadProjections(nn.Module):
-    """The four projections of grouped-query attention, with RoPE and optional norms per head."""
+    """The four projections of grouped-query attention, with RoPE and optional norms.
+
+    With `fused`, one matrix gives queries, keys and values, next to each other.
+    """
 
     width: int
     num_heads: int
@@ -105,32 +133,56 @@ class HeadProjections(nn.Module):
     use_bias: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    norm_offset: bool = False
+    qk_norm_whole: bool = False
+    fused: bool = False
 
     def setup(self) -> None:
         def linear(features: int, use_bias: bool = False) -> Linear:
             return Linear(features, self.dtype, self.param_dtype, use_bias)
 
-        self.q = linear(self.num_heads * self.head_dim, self.use_bias)
-        self.k = linear(self.num_kv_heads * self.head_dim, self.use_bias)
-        self.v = linear(self.num_kv_heads * self.head_dim, self.use_bias)
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        if self.fused:
+            self.qkv = linear(queries + 2 * keys, self.use_bias)
+        else:
+            self.q = linear(queries, self.use_bias)
+            self.k = linear(keys, self.use_bias)
+            self.v = linear(keys, self.use_bias)
         self.o = linear(self.width)
         if self.qk_norm:
-            self.q_norm = RMSNorm(self.rms_norm_eps, self.param_dtype)
-            self.k_norm = RMSNorm(self.rms_norm_eps, self.param_dtype)
+            self.q_norm = RMSNorm(self.rms_norm_eps, self.param_dtype, self.norm_offset)
+            self.k_norm = RMSNorm(self.rms_norm_eps, self.param_dtype, self.norm_offset)
 
     def queries(self, x_D: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """[..., D] -> [..., Q, C], normed and rotated."""
-        q_QC = self.q(x_D).reshape(*x_D.shape[:-1], self.num_heads, self.head_dim)
-        return rope.rotate(self.q_norm(q_QC) if self.qk_norm else q_QC, cos, sin)
+        # The compiler merges this product by `qkv` with that of the keys and values.
+        queries = self._fused(x_D)[0] if self.fused else self.q(x_D)
+        return rope.rotate(self._heads(queries, self.num_heads, "q_norm"), cos, sin)
 
     def keys_and_values(
         self, x_D: jax.Array, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """[..., D] -> keys (normed and rotated) and values, each [..., R, C]."""
-        shape = (*x_D.shape[:-1], self.num_kv_heads, self.head_dim)
-        k_RC, v_RC = self.k(x_D).reshape(shape), self.v(x_D).reshape(shape)
-        return rope.rotate(self.k_norm(k_RC) if self.qk_norm else k_RC, cos, sin), v_RC
+        keys, values = self._fused(x_D)[1:] if self.fused else (self.k(x_D), self.v(x_D))
+        k_RC = self._heads(keys, self.num_kv_heads, "k_norm")
+        return rope.rotate(k_RC, cos, sin), self._heads(values, self.num_kv_heads)
 
     def output(self, heads_QC: jax.Array) -> jax.Array:
         """[..., Q, C] -> [..., D]."""
         return self.o(heads_QC.reshape(*heads_QC.shape[:-2], -1))
+
+    def _fused(self, x_D: jax.Array) -> list[jax.Array]:
+        ends = [
+            self.num_heads * self.head_dim,
+            (self.num_heads + self.num_kv_heads) * self.head_dim,
+        ]
+        return jnp.split(self.qkv(x_D), ends, axis=-1)
+
+    def _heads(self, projected: jax.Array, heads: int, norm: str = "") -> jax.Array:
+        """A projection split into heads, normed by the named norm if there is one."""
+        shape = (*projected.shape[:-1], heads, self.head_dim)
+        if not (norm and self.qk_norm):
+            return projected.reshape(shape)
+        if self.qk_norm_whole:
+            return getattr(self, norm)(projected).reshape(shape)
+        return getattr(self, norm)(projected.reshape(shape))

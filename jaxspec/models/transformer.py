@@ -1,4 +1,4 @@
-"""Causal transformer of the Qwen3 and Llama families, chosen by `TransformerConfig`.
+"""Causal transformer of Qwen, Llama and their relatives, chosen by `TransformerConfig`.
 
 Dimension key: B batch rows, S tokens of a pass, T cache slots, I rows of queries (S * U), L layers,
 D model width, Q query heads, R key/value heads, U = Q / R query heads per key/value head, C head
@@ -15,6 +15,7 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from flax import linen as nn
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.cache import KVCache
+from jaxspec.models.experts import Experts
 from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm
 from jaxspec.ops import attention, rope
 
@@ -40,8 +42,17 @@ class TransformerOutput(NamedTuple):
     values_LBRSC: jax.Array
 
 
+class Kinds(NamedTuple):
+    """What differs between layers besides weights and windows; None: nothing does."""
+
+    rotation: jax.Array | None
+    """Which of the pass's sets of angles a layer turns by."""
+    is_dense: jax.Array | None
+    """Whether a layer has an MLP and not experts."""
+
+
 class Layer(nn.Module):
-    """Pre-norm attention and SwiGLU; scanned, so that one compiled body serves all layers."""
+    """Attention and MLP; scanned, so that one compiled body serves all layers."""
 
     config: TransformerConfig
 
@@ -52,6 +63,7 @@ class Layer(nn.Module):
         slot: jax.Array,
         window: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
+        kinds: Kinds,
         angles: tuple[jax.Array, jax.Array],
         masks: tuple[jax.Array, jax.Array | None],
         positions_BS: jax.Array | None,
@@ -61,6 +73,8 @@ class Layer(nn.Module):
         masks = limit_to_window(
             masks, window, positions_BS, groups=cfg.num_heads // cfg.num_kv_heads
         )
+        if kinds.rotation is not None:
+            angles = angles[0][kinds.rotation], angles[1][kinds.rotation]
         heads = HeadProjections(
             width=cfg.hidden_size,
             num_heads=cfg.num_heads,
@@ -71,18 +85,56 @@ class Layer(nn.Module):
             use_bias=cfg.attention_bias,
             dtype=cfg.dtype,
             param_dtype=cfg.param_dtype,
+            norm_offset=cfg.norm_offset,
+            qk_norm_whole=cfg.qk_norm_whole,
+            fused=cfg.fused_projections,
             name="attention",
         )
-        normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
+        normed = self._norm("input_norm", x_BSD, before=True)
         k_BSRC, v_BSRC = heads.keys_and_values(normed, *angles)
         k_BRSC, v_BRSC = k_BSRC.swapaxes(1, 2), v_BSRC.swapaxes(1, 2)
-        mixed_BSQC = attend(heads.queries(normed, *angles), (k_BRSC, v_BRSC), cached, masks)
-        x_BSD = x_BSD + heads.output(mixed_BSQC.astype(cfg.dtype))
-        normed = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
-        x_BSD = x_BSD + Mlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")(normed)
+        q_BSQC = heads.queries(normed, *angles)
+        if cfg.query_pre_attn_scalar:
+            q_BSQC = q_BSQC * jnp.asarray(cfg.query_pre_attn_scalar**-0.5, q_BSQC.dtype)
+        mixed_BSQC = attend(
+            q_BSQC, (k_BRSC, v_BRSC), cached, masks, scaled=not cfg.query_pre_attn_scalar
+        )
+        mixed_BSD = heads.output(mixed_BSQC.astype(cfg.dtype))
+        x_BSD = x_BSD + self._norm("attention_output_norm", mixed_BSD, before=False)
+        normed = self._norm("post_norm", x_BSD, before=True)
+        mixed_BSD = self._feed_forward(normed, kinds.is_dense)
+        x_BSD = x_BSD + self._norm("mlp_output_norm", mixed_BSD, before=False)
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), (k_BRSC, v_BRSC)
+
+    def _norm(self, name: str, x_BSD: jax.Array, *, before: bool) -> jax.Array:
+        """The named norm before or after attention or MLP; x itself where the model has none."""
+        cfg = self.config
+        if cfg.norms == ("after" if before else "before"):
+            return x_BSD
+        return RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, cfg.norm_offset, name=name)(x_BSD)
+
+    def _feed_forward(self, x_BSD: jax.Array, is_dense: jax.Array | None) -> jax.Array:
+        """The MLP or the experts. Where only some layers have experts, all have room for both."""
+        cfg = self.config
+        choices: list[Callable[[nn.Module, jax.Array], jax.Array]] = []
+        if cfg.experts is not None:
+            experts = Experts(cfg.experts, cfg.dtype, cfg.param_dtype, name="experts")
+            choices.append(lambda _, x_BSD: experts(x_BSD))
+        if cfg.dense_layers:
+            mlp = Mlp(
+                cfg.intermediate_size,
+                cfg.dtype,
+                cfg.param_dtype,
+                cfg.activation,
+                cfg.fused_projections,
+                name="mlp",
+            )
+            choices.append(lambda _, x_BSD: mlp(x_BSD))
+        if is_dense is None or self.is_initializing():
+            return [choice(self, x_BSD) for choice in choices][0]
+        return nn.switch(is_dense.astype(jnp.int32), choices, self, x_BSD)
 
 
 def limit_to_window(
@@ -188,18 +240,18 @@ def through_layers(
     x_BSD: jax.Array,
     windows: tuple[int, ...],
     cached: tuple[jax.Array, jax.Array] | None,
-    *shared: Any,
+    *more: Any,
     num_layers: int,
     capture: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
     """The scan over layers: its output, the captured features, keys and values.
 
     Args:
-      layers: scanned layers ((x, features), slot, window, cached, *shared) -> (carry, (k, v)).
+      layers: scanned layers ((x, features), slot, window, cached, *more) -> (carry, (k, v)).
       x_BSD: what the first layer reads.
       windows: one per layer; () if no layer slides.
       cached: the cache's keys and values.
-      *shared: inputs that are the same for every layer.
+      *more: further inputs of the layers, which their scan splits or shares.
       num_layers: L.
       capture: layers whose outputs are returned.
     """
@@ -216,7 +268,7 @@ def through_layers(
         jnp.asarray(slots_L),
         jnp.asarray(windows, jnp.int32) if windows else None,
         cached,
-        *shared,
+        *more,
     )
     features_BSE = None
     if features_MBSD is not None:
@@ -272,6 +324,38 @@ def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     return logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
 
 
+def softcap(logits: jax.Array, cap: float) -> jax.Array:
+    """c tanh(logits / c), so that no logit lies beyond the cap; 0: as they are."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def rotations(
+    cfg: TransformerConfig, positions_BS: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
+    """Cosines and sines of a pass, and which set of them each layer turns by.
+
+    Returns:
+      ([B, S, C / 2] each, None) where all layers turn alike; otherwise one set for each kind of
+      layer ([kinds, B, S, C / 2]), and the index of each layer's kind, [L].
+    """
+    width = cfg.rotary_dim or cfg.head_dim
+
+    def angles(kind: str) -> tuple[jax.Array, jax.Array]:
+        if kind == "none":  # An angle of 0 turns nothing.
+            return rope.rotation_angles(positions_BS, np.zeros(width // 2, np.float32))
+        theta = cfg.sliding_rope_theta if kind == "sliding" else cfg.rope_theta
+        scaling = None if kind == "sliding" else cfg.rope_scaling
+        frequencies = rope.inverse_frequencies(width, theta=theta, scaling=scaling)
+        return rope.rotation_angles(positions_BS, frequencies, scaling=scaling)
+
+    kinds = sorted(set(cfg.rotations))
+    sets = [angles(kind) for kind in kinds]
+    if len(kinds) == 1:
+        return sets[0], None
+    cos, sin = (jnp.stack(arrays) for arrays in zip(*sets, strict=True))
+    return (cos, sin), jnp.asarray([kinds.index(kind) for kind in cfg.rotations])
+
+
 class Transformer(nn.Module):
     """The target model. Parameters are stacked over layers (axis 0 under "layers")."""
 
@@ -285,11 +369,11 @@ class Transformer(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.unroll_layers else 1,
         )(cfg)
-        self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype)
+        self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, cfg.norm_offset)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)
 
@@ -325,9 +409,9 @@ class Transformer(nn.Module):
         check_layer_ids(capture, cfg.num_layers)
         if positions_BS is None:
             positions_BS = next_positions(tokens_BS, cache)
-        frequencies = rope.inverse_frequencies(
-            cfg.head_dim, theta=cfg.rope_theta, scaling=cfg.rope_scaling
-        )
+        angles, rotation_L = rotations(cfg, positions_BS)
+        dense_L = np.isin(np.arange(cfg.num_layers), cfg.dense_layers)
+        is_mixed = dense_L.any() and not dense_L.all()
         masks, cached = visible(
             tokens_BS.shape[1],
             cache=cache,
@@ -338,10 +422,11 @@ class Transformer(nn.Module):
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
             self.layers,
-            self.embed(tokens_BS),
+            self._inputs(tokens_BS),
             cfg.windows,
             cached,
-            rope.rotation_angles(positions_BS, frequencies),
+            Kinds(rotation_L, jnp.asarray(dense_L) if is_mixed else None),
+            angles,
             masks,
             positions_BS if cfg.windows else None,
             num_layers=cfg.num_layers,
@@ -352,10 +437,22 @@ class Transformer(nn.Module):
             self.head(hidden_BSD)
         return TransformerOutput(hidden_BSD, features_BSE, keys_LBRSC, values_LBRSC)
 
+    def _inputs(self, tokens_BS: jax.Array) -> jax.Array:
+        x_BSD = self.embed(tokens_BS)
+        if self.config.scale_embeddings:
+            # The factor is rounded too, as in transformers.
+            x_BSD = x_BSD * jnp.asarray(self.config.hidden_size**0.5, x_BSD.dtype)
+        return x_BSD
+
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the embedding, in the compute dtype: [...] -> [..., D]."""
+        """Rows of the embedding as stored, in the compute dtype: [...] -> [..., D].
+
+        Not multiplied where `scale_embeddings` is set: a drafter shares the table, not the factor.
+        """
         return self.embed(tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits of hidden states after the final norm: [..., D] -> [..., V]."""
-        return self.embed.attend(hidden) if self.config.tie_embeddings else self.head(hidden)
+        cfg = self.config
+        logits = self.embed.attend(hidden) if cfg.tie_embeddings else self.head(hidden)
+        return softcap(logits, cfg.logit_softcap)

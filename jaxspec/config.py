@@ -21,6 +21,7 @@ from jaxspec.architectures import DrafterConfig as DrafterConfig
 from jaxspec.architectures import Dtype as Dtype
 from jaxspec.architectures import ExpertsConfig as ExpertsConfig
 from jaxspec.architectures import GPT2Config as GPT2Config
+from jaxspec.architectures import GPTNeoXConfig as GPTNeoXConfig
 from jaxspec.architectures import LanguageModelConfig as LanguageModelConfig
 from jaxspec.architectures import LayerType as LayerType
 from jaxspec.architectures import LinearRopeScaling as LinearRopeScaling

@@ -1,7 +1,7 @@
 """Finds out from config.json which family a folder belongs to.
 
 >>> sorted(FAMILIES)
-['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
+['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """
@@ -17,12 +17,13 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxspec.checkpoints.config_reader import read_bytes
-from jaxspec.checkpoints.families import dflash, gpt2, llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families import dflash, gpt2, gpt_neox, llada, mdlm, qwen_llama
 from jaxspec.checkpoints.families.family import Family
 from jaxspec.config import (
     DiTConfig,
     DrafterConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LanguageModelConfig,
     MaskedTransformerConfig,
 )
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             dflash.DFLASH,
             *qwen_llama.TARGETS,
             *gpt2.TARGETS,
+            gpt_neox.TARGET,
         )
     }
 )
@@ -59,6 +61,8 @@ def target_family(config: LanguageModelConfig) -> Family:
     Raises:
       ValueError: layers that its family does not have.
     """
+    if isinstance(config, GPTNeoXConfig):
+        return gpt_neox.TARGET
     if isinstance(config, GPT2Config):
         return FAMILIES[config.family]
     return FAMILIES[qwen_llama.family_name(config)]
@@ -149,10 +153,10 @@ class StoredModel:
             config: AnyDenoiserConfig = self.description
             return config
         target = self.as_target()
-        if isinstance(target, GPT2Config):
+        if isinstance(target, GPT2Config | GPTNeoXConfig):
             raise ValueError(
-                f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen3 or "
-                "Llama."
+                f"{self.where}: a GPT-2, GPT-Neo or GPT-NeoX cannot become a denoiser: expected a "
+                "Qwen3 or Llama."
             )
         return qwen_llama.masked(target, where=self.where)
 

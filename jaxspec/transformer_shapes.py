@@ -122,7 +122,7 @@ class Llama3RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnRopeScaling:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071, section 3): wavelengths by parts, sharper scores."""
+    """YaRN (Peng et al. 2023, arXiv 2309.00071): long wavelengths stretched, scores sharpened."""
 
     factor: Positive = 4.0
     """How many times longer the context became."""

@@ -15,6 +15,7 @@ from jaxspec.config import UNLIMITED
 WIDTH = ranges.MOST_WIDTH
 HEADS = ranges.MOST_HEADS
 HEAD_DIM = ranges.MOST_HEAD_WIDTH
+EXPERTS = ranges.MOST_EXPERTS
 LAYERS = ranges.MOST_LAYERS
 VOCABULARY = ranges.MOST_VOCABULARY
 POSITIONS = UNLIMITED - 1
@@ -26,3 +27,5 @@ EPSILON = (1e-20, 1.0)
 ROPE_THETA = (1.0, 1e15)
 FACTOR = (1e-3, 1e6)
 """Ratios of context lengths and of wavelengths."""
+SCORE = (1e-6, 1e9)
+"""Caps of logits, and what scores are divided by."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,24 @@ from typing import Any, TypeVar, get_args
 
 from jaxspec import json_files
 from jaxspec.checkpoints import bounds
-from jaxspec.config import Dtype, LayerType, Llama3RopeScaling
+from jaxspec.config import (
+    Dtype,
+    LayerType,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
 from jaxspec.json_files import shown
 
 Config = TypeVar("Config")
 
 QWEN3_WINDOW, QWEN3_MAX_WINDOW_LAYERS = 4096, 28
 """What transformers assumes if use_sliding_window is true and the file says nothing more."""
+
+_LENGTH = ": the wavelengths would depend on the length of the text"
+_ROPE_REASONS = {"dynamic": _LENGTH, "longrope": _LENGTH, "su": _LENGTH}
+"""Why some position scalings are not computed."""
 
 STORED_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -32,6 +44,12 @@ class ConfigReader:
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw
         self.problems: list[str] = []
+
+    def over(self, raw: Mapping[str, Any]) -> ConfigReader:
+        """A reader of another file that reports its problems here."""
+        reader = ConfigReader(raw)
+        reader.problems = self.problems
+        return reader
 
     def integer(
         self,
@@ -94,9 +112,9 @@ class ConfigReader:
         self.problems.append(f"{key}: got {shown(value)}, expected {' or '.join(stated)}")
         return allowed[0]
 
-    def section(self, key: str) -> Mapping[str, Any]:
+    def section(self, key: str, *, within: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """An object; absent: {}."""
-        value = self.raw.get(key)
+        value = (self.raw if within is None else within).get(key)
         if value is not None and not isinstance(value, Mapping):
             self.problems.append(f"{key}: got {shown(value)}, expected an object")
         return value if isinstance(value, Mapping) else {}
@@ -123,61 +141,147 @@ class ConfigReader:
         return tuple(value)
 
     def rope(self) -> tuple[float, Llama3RopeScaling | None]:
-        """Base and scaling, from the top level or from rope_parameters (transformers 5)."""
+        """Base and scaling where only Llama 3's scaling can be computed."""
+        theta, scaling = self.rope_rule(types=("default", "llama3"))
+        assert scaling is None or isinstance(scaling, Llama3RopeScaling)
+        return theta, scaling
+
+    def rope_rule(
+        self,
+        *,
+        types: Sequence[str],
+        theta: float = 10_000.0,
+        positions: int | None = None,
+        part: str = "",
+        partial: bool = False,
+    ) -> tuple[float, RopeScaling | None]:
+        """Base and scaling, from the top level or from rope_parameters (transformers 5).
+
+        Args:
+          types: values of rope_type that can be computed.
+          theta: what an absent rope_theta means.
+          positions: what an absent original_max_position_embeddings means.
+          part: entry of rope_parameters that holds them; "": rope_parameters itself.
+          partial: whether only some channels may be rotated.
+        """
         parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
+        if part:
+            parameters = self.section(part, within=parameters)
         merged = {**old, **parameters}
-        places = {
-            "rope_theta": self.raw.get("rope_theta"),
-            "rope_parameters.rope_theta": parameters.get("rope_theta"),
-        }
+        differ = sorted(key for key in old.keys() & parameters.keys() if old[key] != merged[key])
+        if differ:
+            self.problems.append(
+                f"rope_scaling: got {shown({key: old[key] for key in differ})}, expected what "
+                f"rope_parameters says ({shown({key: merged[key] for key in differ})})"
+            )
+        place = f"rope_parameters.{part}." if part else "rope_parameters."
+        theta = self._theta(
+            "rope_theta", {f"{place}rope_theta": parameters.get("rope_theta")}, default=theta
+        )
+        share = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
+        if share not in (None, 1, 1.0) and not partial:
+            self.problems.append(
+                f"partial_rotary_factor: got {shown(share)}, expected 1 (the whole head is rotated)"
+            )
+        kind = merged.get("rope_type", merged.get("type"))
+        if kind is None or kind == "default":
+            return theta, None
+        if kind not in types:
+            self.problems.append(
+                f"rope_type: got {shown(kind)}, expected {' or '.join(map(repr, types))}"
+                f"{_ROPE_REASONS.get(kind, '')}"
+            )
+            return theta, None
+        return theta, self._rope_scaling(kind, merged, positions=positions)
+
+    def sliding_rope_theta(self, default: float) -> float:
+        """Base in the sliding layers of a model that has one for each kind of layer."""
+        part = self.section("sliding_attention", within=self.section("rope_parameters"))
+        kind = part.get("rope_type", part.get("type"))
+        if kind not in (None, "default"):
+            self.problems.append(
+                f"rope_type: got {shown(kind)} in sliding layers, expected 'default'"
+            )
+        place = "rope_parameters.sliding_attention.rope_theta"
+        return self._theta("rope_local_base_freq", {place: part.get("rope_theta")}, default=default)
+
+    def _theta(self, key: str, elsewhere: Mapping[str, Any], *, default: float) -> float:
+        """A base of wavelengths, which two places may state."""
+        places = {key: self.raw.get(key), **elsewhere}
         stated = {place: theta for place, theta in places.items() if theta is not None}
         first = next(iter(stated.values()), None)
         if any(value != first for value in stated.values()):
-            self.problems.append(f"rope_theta: got different values, expected one: {shown(stated)}")
-        theta = self.number(
-            "rope_theta", 10_000.0, limits=bounds.ROPE_THETA, within={"rope_theta": first}
-        )
-        partial = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
-        if partial not in (None, 1, 1.0):
-            self.problems.append(
-                f"partial_rotary_factor: got {shown(partial)}, expected 1 (the whole head is "
-                "rotated)"
-            )
-        kind = merged.get("rope_type", merged.get("type"))
-        if kind not in (None, "default", "llama3"):
-            self.problems.append(f"rope_type: got {shown(kind)}, expected 'default' or 'llama3'")
-        if kind != "llama3":
-            return theta, None
-        defaults = Llama3RopeScaling()
-        missing = [f.name for f in dataclasses.fields(defaults) if f.name not in merged]
-        if missing:
-            self.problems.append(f"rope_type 'llama3' lacks {', '.join(missing)}")
-        low, high = (
-            self.number(key, getattr(defaults, key), limits=bounds.FACTOR, within=merged)
-            for key in ("low_freq_factor", "high_freq_factor")
-        )
-        if low >= high:
-            self.problems.append(
-                f"high_freq_factor: got {high}, expected more than low_freq_factor ({low})"
-            )
-        scaling = Llama3RopeScaling(
-            factor=self.number("factor", defaults.factor, limits=bounds.FACTOR, within=merged),
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_position_embeddings=self.integer(
-                "original_max_position_embeddings",
-                defaults.original_max_position_embeddings,
-                largest=bounds.POSITIONS,
-                within=merged,
-            ),
-        )
-        return theta, scaling
+            self.problems.append(f"{key}: got different values, expected one: {shown(stated)}")
+        return self.number(key, default, limits=bounds.ROPE_THETA, within={key: first})
 
-    def plain_layers(self) -> None:
-        """Records every layer feature that the models here do not have."""
+    def _rope_scaling(
+        self, kind: str, stated: Mapping[str, Any], *, positions: int | None
+    ) -> RopeScaling:
+        """The scaling that `stated` describes, with the defaults of transformers."""
+        needed = {
+            "linear": ("factor",),
+            "llama3": tuple(f.name for f in dataclasses.fields(Llama3RopeScaling)),
+            "yarn": ("factor",),
+        }[kind]
+        missing = [key for key in needed if stated.get(key) is None]
+        if missing:
+            self.problems.append(f"rope_type {kind!r} lacks {', '.join(missing)}")
+
+        def number(key: str, default: float) -> float:
+            return self.number(key, default, limits=bounds.FACTOR, within=stated)
+
+        factor = number("factor", 1.0)
+        if kind == "linear":
+            return LinearRopeScaling(factor)
+        original = self._original_positions(stated, positions)
+        if kind == "llama3":
+            low, high = number("low_freq_factor", 1.0), number("high_freq_factor", 4.0)
+            if low >= high:
+                self.problems.append(
+                    f"high_freq_factor: got {high}, expected more than low_freq_factor ({low})"
+                )
+            return Llama3RopeScaling(factor, low, high, original)
+        return YarnRopeScaling(
+            factor=factor,
+            attention_factor=number("attention_factor", self._yarn_attention(stated, factor)),
+            beta_fast=number("beta_fast", 32.0),
+            beta_slow=number("beta_slow", 1.0),
+            truncate=self.flag("truncate", True, within=stated),
+            original_max_position_embeddings=original,
+        )
+
+    def _original_positions(self, stated: Mapping[str, Any], positions: int | None) -> int:
+        key = "original_max_position_embeddings"
+        inner, outer = stated.get(key), self.raw.get(key)
+        if None not in (inner, outer) and inner != outer:
+            self.problems.append(f"{key}: got {shown(inner)} and {shown(outer)}, expected one")
+        value = outer if inner is None else inner
+        return self.integer(key, positions, largest=bounds.POSITIONS, within={key: value})
+
+    def _yarn_attention(self, stated: Mapping[str, Any], factor: float) -> float:
+        """YaRN's factor of the scores' root where the file states none, as transformers has it."""
+
+        def scale(weight: float) -> float:
+            return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+        if not (stated.get("mscale") and stated.get("mscale_all_dim")):
+            return scale(1.0)
+        top, bottom = (
+            self.number(key, 1.0, limits=bounds.FACTOR, within=stated)
+            for key in ("mscale", "mscale_all_dim")
+        )
+        return scale(top) / scale(bottom)
+
+    def plain_layers(self, *, key: str = "hidden_act", activation: str = "silu") -> None:
+        """Records every layer feature that the models here do not have.
+
+        Args:
+          key: entry that names the activation.
+          activation: the only one that can be computed.
+        """
         raw = self.raw
-        if raw.get("hidden_act", "silu") != "silu":
-            self.problems.append(f"hidden_act: got {shown(raw['hidden_act'])}, expected 'silu'")
+        if raw.get(key, activation) != activation:
+            self.problems.append(f"{key}: got {shown(raw[key])}, expected {activation!r}")
         if self.flag("mlp_bias"):
             self.problems.append("mlp_bias: got true, expected false")
         if raw.get("quantization_config"):
@@ -203,16 +307,7 @@ class ConfigReader:
             types = [
                 "sliding_attention" if i >= first else "full_attention" for i in range(num_layers)
             ]
-        if not isinstance(types, list):
-            self.problems.append(f"layer_types: got {shown(types)}, expected a list")
-            return {}
-        other = sorted({str(t) for t in types} - set(get_args(LayerType)))
-        if other:
-            self.problems.append(
-                f"layer_types: got {shown(other)}, expected 'full_attention' or 'sliding_attention'"
-            )
-        if len(types) != num_layers:
-            self.problems.append(f"layer_types: got {len(types)} entries for {num_layers} layers")
+        types = self.layer_kinds(types, num_layers=num_layers)
         if "sliding_attention" not in types:
             return {}
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
@@ -222,6 +317,20 @@ class ConfigReader:
                 "because layer_types names 'sliding_attention'"
             )
         return {"layer_types": tuple(types), "sliding_window": window}
+
+    def layer_kinds(self, types: Any, *, num_layers: int) -> list[str]:
+        """layer_types, or what stands for it, once it has been checked; []: it is no list."""
+        if not isinstance(types, list):
+            self.problems.append(f"layer_types: got {shown(types)}, expected a list")
+            return []
+        other = sorted({str(t) for t in types} - set(get_args(LayerType)))
+        if other:
+            self.problems.append(
+                f"layer_types: got {shown(other)}, expected 'full_attention' or 'sliding_attention'"
+            )
+        if len(types) != num_layers:
+            self.problems.append(f"layer_types: got {len(types)} entries for {num_layers} layers")
+        return types
 
     def causality(self, special: Mapping[str, Any]) -> bool | None:
         """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither is set."""

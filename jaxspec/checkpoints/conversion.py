@@ -187,15 +187,13 @@ def _read_sharded(
 def _read_part(
     tensors: TensorFolder, row: Row, index: tuple[slice, ...], *, dtype: Dtype
 ) -> np.ndarray:
-    """Part `index` of a parameter, filled layer by layer so that nothing else is in memory."""
-    out = np.empty([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
-    within = index[1:] if row.stacked else index
+    """Part `index` of a parameter, filled tensor by tensor so that nothing else is in memory."""
+    new = np.empty if row.layers is None else np.zeros
+    out = new([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
+    axes, within = index[: row.stack_axes], index[row.stack_axes :]
     stored = within[::-1] if row.transpose else within
-    parts = {row.name: out}
-    if row.stacked:
-        layers = range(index[0].start, index[0].stop)
-        parts = {row.name.replace("{i}", str(i)): out[i - layers.start] for i in layers}
-    for name, part in parts.items():
+    for place, name in row.tensors([range(axis.start, axis.stop) for axis in axes]):
+        part = out[tuple(i - axis.start for i, axis in zip(place, axes, strict=True))]
         array = tensors.read(name, stored)
         with np.errstate(over="ignore"):  # A number too large for `dtype` becomes infinite.
             part[...] = array.T if row.transpose else array
@@ -223,7 +221,6 @@ def stored_tensors(
     params: Mapping[str, Any],
     rows: tuple[Row, ...],
     *,
-    num_layers: int,
     zeros: Mapping[str, tuple[int, ...]],
     dtype: Dtype,
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -231,8 +228,8 @@ def stored_tensors(
     leaves = flatten_paths(params)
     for row in rows:
         whole = _to_host(leaves[row.path])
-        for layer, name in enumerate(key_maps.tensor_names(row.name, num_layers=num_layers)):
-            array = whole[layer] if row.stacked else whole
+        for place, name in row.tensors([*map(range, whole.shape[: row.stack_axes])]):
+            array = whole[place]
             yield name, (array.T if row.transpose else array).astype(NUMPY_DTYPES[dtype])
     for name, shape in zeros.items():
         yield name, np.zeros(shape, NUMPY_DTYPES[dtype])

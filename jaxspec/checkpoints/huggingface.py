@@ -305,9 +305,7 @@ def write_folder(
         raise ValueError(f"The parameters are not those the configuration describes:{lines}")
     shapes = {**layout.tensor_shapes, **layout.zeros}
     item_bytes = NUMPY_DTYPES[dtype].itemsize
-    stream = conversion.stored_tensors(
-        params, layout.rows, num_layers=layout.num_layers, zeros=layout.zeros, dtype=dtype
-    )
+    stream = conversion.stored_tensors(params, layout.rows, zeros=layout.zeros, dtype=dtype)
     written = dict(documents)
     if provenance is not None:
         written["provenance.json"] = provenance

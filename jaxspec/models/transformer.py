@@ -132,9 +132,10 @@ class Layer(nn.Module):
                 name="mlp",
             )
             choices.append(lambda _, x_BSD: mlp(x_BSD))
-        if is_dense is None or self.is_initializing():
-            return [choice(self, x_BSD) for choice in choices][0]
-        return nn.switch(is_dense.astype(jnp.int32), choices, self, x_BSD)
+        if is_dense is not None and not self.is_initializing():
+            return nn.switch(is_dense.astype(jnp.int32), choices, self, x_BSD)
+        first, *_ = [choice(self, x_BSD) for choice in choices]
+        return first
 
 
 def limit_to_window(
@@ -325,7 +326,7 @@ def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 def softcap(logits: jax.Array, cap: float) -> jax.Array:
-    """c tanh(logits / c), so that no logit lies beyond the cap; 0: as they are."""
+    """Logits as c tanh(logits / c), with the cap as c; 0: as they are."""
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 

@@ -5,7 +5,7 @@ type "llada", whose field names are OLMo's, and the tensors that `ROWS` lists. S
 2510.06303) has Qwen3's layers and tensor names, and is block-causal. All differences are reported
 at once; nothing is executed, and the models' own Python files are not read.
 
-Letters in shapes: those of `qwen_llama`.
+Letters in shapes: those of `tensors`.
 
 >>> llada_from_json(document, where="config.json")  # doctest: +SKIP
 """

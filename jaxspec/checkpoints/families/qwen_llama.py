@@ -1,15 +1,11 @@
-"""Qwen3 and Llama: targets, and denoisers with the same layers.
+"""Qwen, Llama and their relatives (`kinds`): targets, and denoisers with the same layers.
 
 What the models here cannot compute is refused, never ignored: if a rotary rule or a window were
-silently dropped, the model would look fine and be wrong. Sliding windows are read as Qwen3 in
-transformers reads them: they count only with use_sliding_window, and if layer_types is absent, the
-layers from max_window_layers on slide.
+silently dropped, the model would look fine and be wrong. A configuration is written only if reading
+it again gives the same one: a family whose transformers code computes something else is refused.
 
 A transformer that fills in masks is stored like a target, with one more entry in config.json that
 distinguishes it from a language model: ``"denoiser": {"mask_token_id": 3, "context": "causal"}``.
-
-Letters in shapes, for one layer: V vocabulary, D width, F MLP width, C head width, QC query heads x
-head width, RC key/value heads x head width.
 
 >>> from_json(document, where="Qwen3-4B/config.json")  # doctest: +SKIP
 """
@@ -20,81 +16,26 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
-from jaxspec.checkpoints import bounds, key_maps
+from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
+from jaxspec.checkpoints.families import tensors
 from jaxspec.checkpoints.families.family import Family, Layout
-from jaxspec.checkpoints.key_maps import Row, under
-from jaxspec.config import (
-    Context,
-    DrafterConfig,
-    Dtype,
-    Llama3RopeScaling,
-    MaskedTransformerConfig,
-    TransformerConfig,
-)
+from jaxspec.checkpoints.families.features import Shape
+from jaxspec.checkpoints.families.features import rope_to_json as rope_to_json
+from jaxspec.checkpoints.families.features import sliding_to_json as sliding_to_json
+from jaxspec.checkpoints.families.kinds import KINDS as KINDS
+from jaxspec.checkpoints.families.kinds import Kind
+from jaxspec.checkpoints.families.tensors import BLOCK as BLOCK
+from jaxspec.checkpoints.families.tensors import FINAL_NORM as FINAL_NORM
+from jaxspec.checkpoints.families.tensors import QK_NORM as QK_NORM
+from jaxspec.checkpoints.families.tensors import sizes as sizes
+from jaxspec.config import Context, Dtype, MaskedTransformerConfig, TransformerConfig
 from jaxspec.json_files import shown
 
 DENOISER_ENTRY = "denoiser"
 """Entry of config.json that makes a transformer a denoiser."""
-
-# fmt: off
-BLOCK = (
-    Row("layers.{i}.input_layernorm.weight", "layers/input_norm/scale", ("D",)),
-    Row("layers.{i}.self_attn.q_proj.weight", "layers/attention/q/kernel", ("D", "QC"), True),
-    Row("layers.{i}.self_attn.k_proj.weight", "layers/attention/k/kernel", ("D", "RC"), True),
-    Row("layers.{i}.self_attn.v_proj.weight", "layers/attention/v/kernel", ("D", "RC"), True),
-    Row("layers.{i}.self_attn.o_proj.weight", "layers/attention/o/kernel", ("QC", "D"), True),
-    Row("layers.{i}.post_attention_layernorm.weight", "layers/post_norm/scale", ("D",)),
-    Row("layers.{i}.mlp.gate_proj.weight", "layers/mlp/gate/kernel", ("D", "F"), True),
-    Row("layers.{i}.mlp.up_proj.weight", "layers/mlp/up/kernel", ("D", "F"), True),
-    Row("layers.{i}.mlp.down_proj.weight", "layers/mlp/down/kernel", ("F", "D"), True),
-)
-QK_NORM = (
-    Row("layers.{i}.self_attn.q_norm.weight", "layers/attention/q_norm/scale", ("C",)),
-    Row("layers.{i}.self_attn.k_norm.weight", "layers/attention/k_norm/scale", ("C",)),
-)
-ATTENTION_BIAS = (
-    Row("layers.{i}.self_attn.q_proj.bias", "layers/attention/q/bias", ("QC",)),
-    Row("layers.{i}.self_attn.k_proj.bias", "layers/attention/k/bias", ("RC",)),
-    Row("layers.{i}.self_attn.v_proj.bias", "layers/attention/v/bias", ("RC",)),
-)
-EMBED = (Row("embed_tokens.weight", "embed/embedding", ("V", "D")),)
-FINAL_NORM = (Row("norm.weight", "final_norm/scale", ("D",)),)
-HEAD = (Row("lm_head.weight", "head/kernel", ("D", "V"), True),)
-# fmt: on
-
-OUTPUT_BIAS = "model.layers.{i}.self_attn.o_proj.bias"
-"""A bias that transformers gives to every model with `attention_bias`; our layers have none. It is
-written as zeros, and a folder in which it is not zero is refused."""
-TIED_HEAD = "lm_head.weight"
-"""Some folders with tied embeddings also store the head; it must equal the embedding."""
-IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
-"""A constant that old checkpoints contain: wavelengths."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What distinguishes one model type from another."""
-
-    architecture: str
-    """The class in transformers."""
-    positions: int
-    """What transformers assumes for a config.json without max_position_embeddings."""
-    head_dim: int = 0
-    """What it assumes for one without head_dim; 0: width / heads."""
-    qk_norm: bool
-    """Whether queries and keys have norms."""
-    slides: bool
-    """Whether layers may slide."""
-
-
-KINDS = {
-    "qwen3": Kind(
-        architecture="Qwen3ForCausalLM", positions=32_768, head_dim=128, qk_norm=True, slides=True
-    ),
-    "llama": Kind(architecture="LlamaForCausalLM", positions=2_048, qk_norm=False, slides=False),
-}
-"""The model types, as `TransformerConfig.family` names them."""
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+"""Our names of activations, and those of transformers."""
 
 
 def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> TransformerConfig:
@@ -125,14 +66,17 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
             f"hidden_size: got {hidden_size} without head_dim, expected a multiple of "
             f"num_attention_heads ({num_heads})"
         )
-    theta, scaling = reader.rope()
-    reader.plain_layers()
-    sliding = reader.sliding_layers(num_layers)
-    if sliding and not kind.slides:
-        reader.problems.append(
-            f"sliding_window: got {sliding['sliding_window']} in a {family}, expected full "
-            "attention in every layer, as transformers computes it"
-        )
+    head_dim = reader.integer("head_dim", default_head_dim, largest=bounds.HEAD_DIM)
+    positions = reader.integer("max_position_embeddings", kind.positions, largest=bounds.POSITIONS)
+    theta, scaling = reader.rope_rule(
+        types=kind.rope_types,
+        theta=kind.theta,
+        positions=positions,
+        part=kind.rope_part,
+        partial=kind.partial_rotary,
+    )
+    activation = ACTIVATIONS[kind.fixed.get("activation", "silu")]
+    reader.plain_layers(key=kind.activation_key, activation=activation)
     dtype = reader.stored_dtype()
     fields: dict[str, Any] = {
         "family": family,
@@ -141,21 +85,22 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
         "num_layers": num_layers,
         "num_heads": num_heads,
         "num_kv_heads": reader.integer("num_key_value_heads", num_heads, largest=bounds.HEADS),
-        "head_dim": reader.integer("head_dim", default_head_dim, largest=bounds.HEAD_DIM),
+        "head_dim": head_dim,
         "intermediate_size": reader.integer("intermediate_size", largest=bounds.WIDTH),
-        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6, limits=bounds.EPSILON),
+        "rms_norm_eps": reader.number("rms_norm_eps", kind.eps, limits=bounds.EPSILON),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "qk_norm": kind.qk_norm,
-        "attention_bias": reader.flag("attention_bias"),
-        **sliding,
-        "tie_embeddings": reader.flag("tie_word_embeddings"),
-        "max_position_embeddings": reader.integer(
-            "max_position_embeddings", kind.positions, largest=bounds.POSITIONS
+        "attention_bias": (
+            reader.flag("attention_bias") if kind.bias == "stated" else kind.bias == "always"
         ),
+        "tie_embeddings": reader.flag("tie_word_embeddings", kind.tied),
+        "max_position_embeddings": positions,
         "dtype": dtype,
         "param_dtype": dtype,
+        **kind.fixed,
     }
+    for feature in (kind.sliding, *kind.more):
+        fields |= feature.read(reader, Shape(num_layers=num_layers, head_dim=head_dim))
     return reader.build(TransformerConfig, where=where, **fields)
 
 
@@ -172,20 +117,24 @@ def family_name(config: TransformerConfig) -> str:
             f"The family of a TransformerConfig is {family!r}, expected "
             f"{' or '.join(map(repr, KINDS))}, or '' to choose by qk_norm."
         )
-    kind = KINDS[family]
-    if config.qk_norm != kind.qk_norm:
+    document = _document(config, family, dtype=config.param_dtype, special_ids={})
+    read = from_json(document, where=f"A {family} of this shape")
+    wrong = [
+        f"{field.name}: got {getattr(config, field.name)!r}, expected {value!r}"
+        for field in dataclasses.fields(read)
+        if field.name not in _HOW_IT_RUNS
+        and getattr(config, field.name) != (value := getattr(read, field.name))
+    ]
+    if wrong:
         raise ValueError(
-            f"A {family} in transformers has {'' if kind.qk_norm else 'no '}query/key norms: got "
-            f"family {family!r} with qk_norm {str(config.qk_norm).lower()}, expected qk_norm "
-            f"{str(kind.qk_norm).lower()} or another family."
-        )
-    if config.windows and not kind.slides:
-        raise ValueError(
-            "transformers has no model with sliding layers and no query/key norms: got layer_types "
-            f"{list(config.layer_types)} with qk_norm false, expected qk_norm true (a Qwen3) or "
-            "full attention in every layer."
+            f"transformers does not have a {family} of this shape ({'; '.join(wrong)}): choose "
+            "another family, or the expected settings."
         )
     return family
+
+
+_HOW_IT_RUNS = ("family", "dtype", "param_dtype", "unroll_layers", "remat")
+"""Fields of a configuration that config.json does not hold."""
 
 
 def to_json(
@@ -201,9 +150,15 @@ def to_json(
     Raises:
       ValueError: see `family_name`.
     """
-    family = family_name(config)
-    return {
-        "architectures": [KINDS[family].architecture],
+    return _document(config, family_name(config), dtype=dtype, special_ids=special_ids)
+
+
+def _document(
+    config: TransformerConfig, family: str, *, dtype: Dtype, special_ids: Mapping[str, Any]
+) -> dict[str, Any]:
+    kind = KINDS[family]
+    document = {
+        "architectures": [kind.architecture],
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
         # Written even if unknown: otherwise transformers falls back on ids 1 and 2 for a Llama.
@@ -211,7 +166,7 @@ def to_json(
         "dtype": dtype,
         "eos_token_id": special_ids.get("eos_token_id"),
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        kind.activation_key: ACTIVATIONS[config.activation],
         "hidden_size": config.hidden_size,
         "initializer_range": 0.02,
         "intermediate_size": config.intermediate_size,
@@ -223,63 +178,22 @@ def to_json(
         "pad_token_id": special_ids.get("pad_token_id"),
         "rms_norm_eps": config.rms_norm_eps,
         **rope_to_json(config.rope_theta, config.rope_scaling),
-        **(sliding_to_json(config) if config.windows else {}),
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
-
-
-def rope_to_json(theta: float, scaling: Llama3RopeScaling | None) -> dict[str, Any]:
-    """Both spellings: most servers read the first two keys, transformers 5 the last one."""
-    rule = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else None
-    return {
-        "rope_theta": theta,
-        "rope_scaling": rule,
-        "rope_parameters": {**(rule or {"rope_type": "default"}), "rope_theta": theta},
-    }
-
-
-def sliding_to_json(config: TransformerConfig | DrafterConfig) -> dict[str, Any]:
-    """Kinds of layers. max_window_layers is only for readers that do not know layer_types."""
-    return {
-        "layer_types": list(config.layer_types) or ["full_attention"] * config.num_layers,
-        "max_window_layers": config.num_layers,
-        "sliding_window": config.sliding_window or None,
-        "use_sliding_window": config.sliding_window > 0,
-    }
+    for feature in (kind.sliding, *kind.more):
+        document |= feature.write(config)
+    return document
 
 
 def layout(config: TransformerConfig, names: Collection[str] = ()) -> Layout:
     """The tensors of a target, or of a denoiser with the same layers."""
-    del names
-    rows = EMBED + BLOCK + (QK_NORM if config.qk_norm else ()) + FINAL_NORM
-    rows = under("model.", rows + (ATTENTION_BIAS if config.attention_bias else ()))
-    zeros: dict[str, tuple[int, ...]] = {}
-    if config.attention_bias:
-        biases = key_maps.tensor_names(OUTPUT_BIAS, num_layers=config.num_layers)
-        zeros = dict.fromkeys(biases, (config.hidden_size,))
-    return Layout(
-        rows=rows if config.tie_embeddings else rows[:1] + HEAD + rows[1:],
-        sizes=sizes(config),
-        num_layers=config.num_layers,
-        zeros=zeros,
-        tied_head=TIED_HEAD if config.tie_embeddings else "",
-        ignored=IGNORED,
+    kind = KINDS[config.family or ("qwen3" if config.qk_norm else "llama")]
+    return tensors.layout(
+        config, names, output_bias=config.attention_bias and kind.bias == "stated"
     )
-
-
-def sizes(config: TransformerConfig) -> dict[str, int]:
-    """What the letters in shapes mean."""
-    return {
-        "V": config.vocab_size,
-        "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "C": config.head_dim,
-        "QC": config.num_heads * config.head_dim,
-        "RC": config.num_kv_heads * config.head_dim,
-    }
 
 
 def denoiser_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerConfig:

@@ -126,7 +126,7 @@ def test_sliding_targets_make_the_round_trip() -> None:
     assert (raw["use_sliding_window"], raw["sliding_window"]) == (True, 8)
     assert target(raw) == config
     llama = dataclasses.replace(LLAMA, layer_types=MIXED, sliding_window=8)
-    with pytest.raises(ValueError, match="expected qk_norm true"):
+    with pytest.raises(ValueError, match=r"a llama of this shape .*sliding_window: got 8, exp"):
         target_family(llama).to_json(llama, dtype="float32", special_ids={})
     window = {"layer_types": list(MIXED), "sliding_window": 8, "use_sliding_window": True}
     with pytest.raises(ValueError, match="sliding_window: got 8 in a llama, expected full"):
@@ -160,7 +160,9 @@ def test_sliding_drafters_make_the_round_trip(
     [
         ({"model_type": "gemma3"}, "model_type is 'gemma3', expected 'qwen3' or 'llama'"),
         ({"hidden_size": None, "vocab_size": "40"}, r"hidden_size: got None[\s\S]*vocab_size"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_parameters": None}, "'yarn'"),
+        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, "'yarn' lacks factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic', expected .* length of"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope', expected 'default' or .* length of"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: got 0\.5, expected 1"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor"),
         ({"rope_parameters": [1]}, r"rope_parameters: got \[1\], expected an object"),

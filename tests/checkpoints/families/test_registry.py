@@ -107,13 +107,13 @@ def test_a_family_that_does_not_go_with_the_layers_is_refused(tmp_path):
     wrong = dataclasses.replace(TINY, family="qwen3")
     tokens_BS = jax.ShapeDtypeStruct((1, 4), "int32")
     params = jax.eval_shape(make_model(wrong).init, jax.random.key(0), tokens_BS)["params"]
-    with pytest.raises(ValueError, match="'qwen3' with qk_norm false, expected qk_norm true"):
+    with pytest.raises(ValueError, match=r"qwen3 of this shape \(qk_norm: got False, exp"):
         save_target(tmp_path / "out", wrong, params)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_family_that_transformers_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="is 'gpt2', expected 'qwen3' or 'llama', or ''"):
+    with pytest.raises(ValueError, match=r"is 'gpt2', expected 'qwen3' or .*, or ''"):
         target_family(dataclasses.replace(TINY, family="gpt2"))
 
 

@@ -126,6 +126,8 @@ class GPTNeoXConfig:
       ValueError: sizes that cannot work together.
     """
 
+    family: Literal["gpt_neox"] = "gpt_neox"
+    """Model type that it is exported as."""
     vocab_size: Vocabulary = 50_304
     """Rows of the embedding, padded rows included."""
     hidden_size: Width = 768

@@ -15,7 +15,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ def _on_host(sharding: jax.sharding.Sharding | None) -> bool:
     """Whether a parameter's device memory is the host's."""
     if sharding is None:
         return jax.default_backend() == "cpu"
-    return all(device.platform == "cpu" for device in sharding.device_set)
+    return all(cast(Any, device).platform == "cpu" for device in sharding.device_set)
 
 
 def _read_by_layer(

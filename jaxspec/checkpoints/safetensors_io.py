@@ -261,7 +261,7 @@ def _fill(file: BinaryIO, out: np.ndarray, start: int) -> None:
     Raises:
       EOFError: the file ends before that.
     """
-    view = memoryview(out.view(np.uint8)).cast("B")
+    view = out.reshape(-1).view(np.uint8).data
     while view:
         count = os.preadv(file.fileno(), [view], start)
         if not count:

@@ -119,7 +119,8 @@ def never_drafted(
 
     A GPT-2 has no token to spare: its drafters use the end of text as their mask.
     """
-    return tuple(sorted({*settings.suppressed_ids, *({mask_id} & set(target.reserved_ids))}))
+    mask = {mask_id} if mask_id is not None and mask_id in target.reserved_ids else set()
+    return tuple(sorted(mask | set(settings.suppressed_ids)))
 
 
 def recorded_group(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:

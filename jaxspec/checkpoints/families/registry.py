@@ -61,9 +61,7 @@ def target_family(config: LanguageModelConfig) -> Family:
     Raises:
       ValueError: layers that its family does not have.
     """
-    if isinstance(config, GPTNeoXConfig):
-        return gpt_neox.TARGET
-    if isinstance(config, GPT2Config):
+    if isinstance(config, GPT2Config | GPTNeoXConfig):
         return FAMILIES[config.family]
     return FAMILIES[qwen_llama.family_name(config)]
 

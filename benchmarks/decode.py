@@ -221,7 +221,7 @@ def transformers_speeds(case: Case, args: argparse.Namespace) -> list[Row]:
         "do_sample": False,
         "eos_token_id": list(target.stop_ids),
         "pad_token_id": target.tokenizer.pad_id,
-        "suppress_tokens": list(target.suppressed_ids),
+        "suppress_tokens": list(target.suppressed_ids(rules.suppress)) or None,
     }
     block = case.drafters["ngram"].block_size
     options: dict[str, dict[str, Any]] = {

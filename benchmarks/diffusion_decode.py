@@ -318,7 +318,9 @@ def step_parts(decoder: Spiffy, params: Any, args: argparse.Namespace, batch: in
     masked_BP = decoder.masked(state)
 
     def sort(logits_BPV: jax.Array) -> Any:
-        return rank_masks(graph, decoder.unmasker.clean_logits(logits_BPV), masked_BP)
+        unmasker = decoder.unmasker
+        clean_BPV = unmasker.clean_logits(logits_BPV)
+        return rank_masks(graph, clean_BPV, masked_BP, unmasker=unmasker)
 
     def fill(ranking: Any) -> Any:
         filled = fill_ranked(graph, ranking, decoder.block_tokens(state), masked_BP)

@@ -25,6 +25,7 @@ from jaxspec.ranges import (
     Layers,
     NotNegative,
     Positions,
+    Positive,
     TokenId,
     Vocabulary,
     Width,
@@ -117,7 +118,84 @@ class GPT2Config:
         return windows_of(self.layer_types, self.sliding_window)
 
 
-LanguageModelConfig = TransformerConfig | GPT2Config
+@dataclasses.dataclass(frozen=True)
+class GPTNeoXConfig:
+    """Shape of a causal transformer of the GPT-NeoX family; the defaults are those of Pythia-160M.
+
+    Raises:
+      ValueError: sizes that cannot work together.
+    """
+
+    family: Literal["gpt_neox"] = "gpt_neox"
+    """Model type that it is exported as."""
+    vocab_size: Vocabulary = 50_304
+    """Rows of the embedding, padded rows included."""
+    hidden_size: Width = 768
+    """Width of the residual stream; the heads share it."""
+    num_layers: Layers = 12
+    """Transformer blocks."""
+    num_heads: Heads = 12
+    """Heads; each has its own keys and values."""
+    intermediate_size: Width = 3072
+    """Width inside the MLP."""
+    layer_norm_eps: Epsilon = 1e-5
+    """Added to the variance before its root."""
+    rope_theta: Positive = 10_000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """Position scaling; None: plain RoPE."""
+    rotary_dim: Annotated[int, whole(2, MOST_HEAD_WIDTH)] = 16
+    """Channels of a head that are rotated, the first ones; even."""
+    parallel_residual: bool = True
+    """Whether attention and MLP read the same input; otherwise the MLP reads what attention has
+    added to it."""
+    attention_bias: bool = True
+    """Biases on the projections of attention."""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """What the MLP's hidden values go through; "gelu_tanh": GELU in its tanh form."""
+    tie_embeddings: bool = False
+    """Whether the head is the transposed embedding."""
+    max_position_embeddings: Positions = 2048
+    """Longest sequence the model is made for."""
+    dtype: Dtype = "float32"
+    """What matrix products compute in; parameters stay in `param_dtype`."""
+    param_dtype: Dtype = "float32"
+    """What parameters are stored in."""
+    unroll_layers: bool = False
+    """Unroll the scan over layers: faster on a CPU, slower to compile."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size must be a multiple of num_heads: got {self.hidden_size} and "
+            f"{self.num_heads}.",
+        )
+        require(
+            self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim,
+            f"rotary_dim must be even and at most the width of a head ({self.head_dim}): got "
+            f"{self.rotary_dim}.",
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads: as many as heads."""
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """(): no layer slides."""
+        return ()
+
+
+LanguageModelConfig = TransformerConfig | GPT2Config | GPTNeoXConfig
 """Shape of a target, or of a language model that drafts."""
 
 

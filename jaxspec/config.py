@@ -21,6 +21,7 @@ from jaxspec.architectures import DrafterConfig as DrafterConfig
 from jaxspec.architectures import Dtype as Dtype
 from jaxspec.architectures import ExpertsConfig as ExpertsConfig
 from jaxspec.architectures import GPT2Config as GPT2Config
+from jaxspec.architectures import GPTNeoXConfig as GPTNeoXConfig
 from jaxspec.architectures import LanguageModelConfig as LanguageModelConfig
 from jaxspec.architectures import LayerType as LayerType
 from jaxspec.architectures import LinearRopeScaling as LinearRopeScaling
@@ -32,6 +33,7 @@ from jaxspec.architectures import YarnRopeScaling as YarnRopeScaling
 from jaxspec.architectures import require
 from jaxspec.evaluation_settings import DiffusionEvaluationConfig as DiffusionEvaluationConfig
 from jaxspec.evaluation_settings import EvaluationConfig as EvaluationConfig
+from jaxspec.evaluation_settings import Suppress as Suppress
 from jaxspec.ranges import (
     MOST_DEVICES,
     MOST_EXAMPLES,

@@ -29,6 +29,8 @@ from jaxspec.ranges import (
 
 MOST_REPEATS = 1000
 """The most times that something may be timed."""
+Suppress = Literal["none", "unused", "special"]
+"""Tokens that a target may not emit: none, ids that have no token, or these and special ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,10 @@ class EvaluationConfig:
     min_p: Annotated[float, fraction()] = 0.0
     """Sample only from tokens that are at least this fraction as likely as the likeliest one; 0:
     from all."""
+    suppress: Suppress = "none"
+    """Tokens that the target may not emit: "none": it answers as it would by itself, like
+    transformers' generate(). "unused": rows of the embedding that have no token. "special": these,
+    and the special and padding tokens that do not end an answer."""
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
@@ -152,11 +158,19 @@ class DiffusionEvaluationConfig:
     confidence ("threshold"), or as many as can be revealed together at a bounded risk ("factor",
     Fast-dLLM)."""
     steps: Annotated[int, whole(0, MOST_SLOTS)] = 0
-    """Steps that unmasking "scheduled" takes to fill a block; 0: one per token."""
+    """Steps that unmasking "scheduled" takes to fill one block; 0: one per token. The `steps` of
+    LLaDA's and Fast-dLLM's programs are those of the whole response: divide them by its number of
+    blocks. (256 steps for 256 tokens in blocks of 32 are 32 here.)"""
     threshold: Annotated[float, fraction(zero=False)] = 0.9
     """Confidence that unmasking "threshold" requires."""
     factor: Positive = 1.0
     """Risk that unmasking "factor" accepts; near 0: one token per step."""
+    end_of_text: Literal["allowed", "last", "never"] = "allowed"
+    """When an answer may end: a model that was trained on padded answers may fill a long block with
+    end-of-text tokens, of which it is surest. "allowed": whenever it is sure. "last": tokens that
+    end an answer have confidence 0, so they are revealed after everything else in their block.
+    "never": the tokenizer's end-of-text token is not revealed, though an end-of-turn token is.
+    LLaDA's own evaluation calls these confidence_eos_eot_inf and logits_eos_inf."""
     caching: Literal["none", "prefix", "dual"] = "dual"
     """Which keys and values are reused while a block is filled: none ("none"), those before it
     ("prefix"), or all but its own ("dual")."""

@@ -1,6 +1,8 @@
 """Converts between safetensors folders and parameter trees, following a table of `key_maps`.
 
 Reading works in slices: one layer of one tensor at a time, and only the part that a device keeps.
+Each byte is read once, and into the array that keeps it: what the host holds in addition to the
+parameters are pieces of a few megabytes, and a layer's part where a device has memory of its own.
 Writing gathers one parameter at a time.
 
 >>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
@@ -9,9 +11,11 @@ Writing gathers one parameter at a time.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,7 @@ from jaxspec.json_files import shortened
 
 _MOST_LINES = 50
 """Differences in one message."""
+_ALIGNMENT = 64
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 
 
@@ -155,32 +160,69 @@ def read_params(
             )
     leaves = {}
     for row in rows:
-        shape = shapes[row.path]
-        if placed[row.path] is None:
-            whole = tuple(slice(0, size) for size in shape)
-            leaves[row.path] = jnp.asarray(_read_part(tensors, row, whole, dtype=dtype))
-        else:
-            leaves[row.path] = _read_sharded(tensors, row, shape, placed[row.path], dtype=dtype)
+        shape, sharding = shapes[row.path], placed[row.path]
+        read = _read_by_layer if row.stacked and not _on_host(sharding) else _read_at_once
+        leaves[row.path] = read(tensors, row, shape, sharding, dtype=dtype)
     return nest_paths(leaves)
 
 
-def _read_sharded(
+def _on_host(sharding: jax.sharding.Sharding | None) -> bool:
+    """Whether a parameter's device memory is the host's."""
+    if sharding is None:
+        return jax.default_backend() == "cpu"
+    return all(cast(Any, device).platform == "cpu" for device in sharding.device_set)
+
+
+def _read_by_layer(
     tensors: TensorFolder,
     row: Row,
     shape: tuple[int, ...],
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.Sharding | None,
     *,
     dtype: Dtype,
 ) -> jax.Array:
+    """A stacked parameter, put together on the device: the host holds one layer at a time."""
+    one_layer = (1, *shape[1:])
+    if sharding is not None and sharding.shard_shape(shape)[0] != shape[0]:
+        # A device holds only some of the layers.
+        return _read_at_once(tensors, row, shape, sharding, dtype=dtype)
+    stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    for layer in range(shape[0]):
+        part = _read_at_once(tensors, row, one_layer, sharding, dtype=dtype, first=layer)
+        stack = _with_layer(stack, part, layer)
+        # Before the next one is read: otherwise many would wait on the host.
+        stack.block_until_ready()
+    return stack
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, 0)
+
+
+def _read_at_once(
+    tensors: TensorFolder,
+    row: Row,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding | None,
+    *,
+    dtype: Dtype,
+    first: int = 0,
+) -> jax.Array:
+    """A parameter of which each device's part is read whole; of a stack, from layer `first` on."""
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
         if bounds not in parts:  # Replicas ask for the same part.
-            whole = tuple(slice(*bound) for bound in bounds)
-            parts[bounds] = _read_part(tensors, row, whole, dtype=dtype)
+            whole = [slice(*bound) for bound in bounds]
+            if first:
+                whole[0] = slice(whole[0].start + first, whole[0].stop + first)
+            parts[bounds] = _read_part(tensors, row, tuple(whole), dtype=dtype)
         return parts[bounds]
 
+    if sharding is None:
+        return jax.device_put(part((slice(None),) * len(shape)))
     return jax.make_array_from_callback(shape, sharding, part, dtype=NUMPY_DTYPES[dtype])
 
 
@@ -188,17 +230,24 @@ def _read_part(
     tensors: TensorFolder, row: Row, index: tuple[slice, ...], *, dtype: Dtype
 ) -> np.ndarray:
     """Part `index` of a parameter, filled tensor by tensor so that nothing else is in memory."""
-    new = np.empty if row.layers is None else np.zeros
-    out = new([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
+    out = _aligned([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
+    if row.layers is not None:
+        out[...] = 0
     axes, within = index[: row.stack_axes], index[row.stack_axes :]
     stored = within[::-1] if row.transpose else within
     for place, name in row.tensors([range(axis.start, axis.stop) for axis in axes]):
         part = out[tuple(i - axis.start for i, axis in zip(place, axes, strict=True))]
-        array = tensors.read(name, stored)
-        with np.errstate(over="ignore"):  # A number too large for `dtype` becomes infinite.
-            part[...] = array.T if row.transpose else array
+        tensors.read_into(part.T if row.transpose else part, name, stored)
         _check_finite(part, where=f"{name} in {tensors.folder}")
     return out
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes: jax then uses it on a CPU as it is."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _check_finite(values: np.ndarray, *, where: str) -> None:

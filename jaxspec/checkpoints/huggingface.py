@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ from jaxspec.checkpoints.families.registry import (
     open_folder,
     target_family,
 )
+from jaxspec.checkpoints.reading_pace import ReadingPace
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES, NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, nest_paths
 from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig
 from jaxspec.files import replaced_folder
 from jaxspec.models.dflash import resolve_config
+from jaxspec.names import for_terminal
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 
 Params = dict[str, Any]
@@ -107,7 +110,9 @@ def read_weights(
         conversion.check_redundant(
             tensors, layout.redundant, tied_head=layout.tied_head, embedding=layout.rows[0].name
         )
-        return conversion.read_params(
+        pace = ReadingPace(for_terminal(str(stored.folder)), tensors.num_bytes, echo=_say)
+        tensors.on_read = pace.so_far
+        params = conversion.read_params(
             tensors,
             layout.rows,
             layout.sizes,
@@ -115,6 +120,14 @@ def read_weights(
             dtype=dtype,
             shardings=shardings,
         )
+        pace.finished(tensors.bytes_read)
+        return params
+
+
+def _say(line: str) -> None:
+    """On stderr: what a command prints may be read by a program."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def load_params(

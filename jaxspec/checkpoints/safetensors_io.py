@@ -1,5 +1,9 @@
 """Folders of safetensors files (one file, or shards with an index): read by slice, written whole.
 
+The safetensors library checks the headers. The tensors are then read from the files straight into
+the arrays that hold them: a mapped file would be in memory a second time, and a large model does
+not fit there twice.
+
 Only safetensors are supported: PyTorch's pickled formats can run code when they are opened.
 
 >>> with TensorFolder("Qwen3-4B") as tensors:  # doctest: +SKIP
@@ -8,15 +12,19 @@ Only safetensors are supported: PyTorch's pickled formats can run code when they
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
+import math
 import os
 import re
+import shlex
 import sys
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +36,12 @@ from jaxspec.json_files import parse_object, shortened, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+FLOAT_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 """Stored types that can be read. (Quantised ones would need their scales.)"""
 
 NUMPY_DTYPES = {
@@ -36,6 +49,21 @@ NUMPY_DTYPES = {
     "bfloat16": np.dtype(jnp.bfloat16),
 }
 DEFAULT_SHARD_BYTES = 5_000_000_000
+_PIECE_BYTES = 1 << 23
+"""Tensors are read in pieces of about this size, several at a time."""
+_MOST_ROWS = 256
+"""Rows of a piece that is turned or converted: longer columns would not stay in a core's cache, and
+turning takes up to 4 times as long."""
+_MOST_THREADS = 4
+
+
+class _Stored(NamedTuple):
+    """Where a tensor is."""
+
+    file: BinaryIO
+    start: int
+    """Of its first byte in the file."""
+    dtype: np.dtype[Any]
 
 
 class TensorFolder:
@@ -59,28 +87,36 @@ class TensorFolder:
         ]
         self._ignored = re.compile("|".join(patterns) or r"(?!)")
         self._stack = contextlib.ExitStack()
-        self._files: dict[str, Any] = {}
-        self._file_of: dict[str, str] = {}
+        self._stored: dict[str, _Stored] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shape of each tensor as stored."""
+        self.bytes_read = 0
+        """By all readers so far."""
+        self.on_read: Callable[[int], None] = lambda bytes_read: None
+        """Is told `bytes_read` after each tensor."""
         listed = self._listed()
         with contextlib.ExitStack() as opened:
             stored_dtypes: dict[str, str] = {}
             for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
                 path = self.folder / file_name
-                with _refusing(str(path)):
-                    file = opened.enter_context(safe_open(path, framework="np"))
-                    self._files[file_name] = file
-                    for name in file.keys():  # noqa: SIM118  (not a dict)
-                        is_elsewhere = bool(listed) and listed.get(name) != file_name
-                        if is_elsewhere or self._ignored.fullmatch(name):
-                            continue
-                        view = file.get_slice(name)
-                        self._file_of[name] = file_name
-                        self.shapes[name] = tuple(view.get_shape())
-                        stored_dtypes[name] = str(view.get_dtype())
-                _check_header(path)
+                with _refusing(str(path)), safe_open(path, framework="np") as checked:
+                    found = {
+                        name: checked.get_slice(name)
+                        for name in checked.keys()  # noqa: SIM118  (not a dict)
+                        if not (listed and listed.get(name) != file_name)
+                        and not self._ignored.fullmatch(name)
+                    }
+                file = opened.enter_context(path.open("rb", buffering=0))
+                starts = _starts(file, path)
+                for name, view in found.items():
+                    stored_dtypes[name] = str(view.get_dtype())
+                    self.shapes[name] = tuple(view.get_shape())
+                    if dtype := FLOAT_DTYPES.get(stored_dtypes[name]):
+                        self._stored[name] = _Stored(file, starts[name], dtype)
             self._check(listed, stored_dtypes)
+            self._threads = opened.enter_context(
+                ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+            )
             self._stack = opened.pop_all()
 
     def _listed(self) -> dict[str, str]:
@@ -90,16 +126,9 @@ class TensorFolder:
         if not (self.folder / INDEX).exists():
             if (self.folder / WEIGHTS).is_file():
                 return {}
-            pickles = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(
-                p.name for p in self.folder.glob("*.pt*")
+            raise ValueError(
+                f"No {WEIGHTS} and no {INDEX} in {self.folder}.{_about_pickles(self.folder)}"
             )
-            found = ""
-            if pickles:
-                found = (
-                    f" It has {', '.join(pickles)}, which are pickles and are never opened: "
-                    "convert them with transformers' save_pretrained, which writes safetensors."
-                )
-            raise ValueError(f"No {WEIGHTS} and no {INDEX} in {self.folder}.{found}")
         listed = read_json(self.folder / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise ValueError(f"{self.folder / INDEX} has no weight_map: expected tensor -> file.")
@@ -167,15 +196,104 @@ class TensorFolder:
         Raises:
           ValueError: the file can no longer be read.
         """
-        file = self._files[self._file_of[name]]
-        with _refusing(f"{shortened(name)} in {self.folder / self._file_of[name]}"):
-            if index is None:
-                return file.get_tensor(name)
-            bounds = tuple(
-                slice(*s.indices(size)[:2])
-                for s, size in zip(index, self.shapes[name], strict=True)
+        bounds = self._bounds(name, index)
+        out = np.empty([bound.stop - bound.start for bound in bounds], self._stored[name].dtype)
+        self.read_into(out, name, bounds)
+        return out
+
+    def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] | None = None) -> None:
+        """Fills an array with a tensor, or with the part that `index` selects, in its dtype.
+
+        Args:
+          out: of the shape of the part. It need not be contiguous, and numbers that are too large
+            for its dtype become infinite.
+          name: of the tensor.
+          index: one slice per axis; None: everything.
+
+        Raises:
+          ValueError: the file can no longer be read.
+        """
+        file, start, dtype = self._stored[name]
+        first, *others = self._bounds(name, index) or (slice(0, 1),)
+        shape = self.shapes[name][1:]
+        rows = out.reshape(1) if out.ndim == 0 else out
+        row_bytes = math.prod(shape) * dtype.itemsize
+        is_whole = all(o == slice(0, size) for o, size in zip(others, shape, strict=True))
+        is_plain = is_whole and out.dtype == dtype and out.flags.c_contiguous
+        step = max(1, _PIECE_BYTES // max(1, row_bytes))
+        if not is_plain:
+            step = min(step, _MOST_ROWS)
+
+        def piece(row: int) -> None:
+            part = rows[row - first.start : row - first.start + step]
+            target = part if is_plain else np.empty((len(part), *shape), dtype)
+            _fill(file, target, start + row * row_bytes)
+            if not is_plain:
+                with np.errstate(over="ignore"):
+                    part[...] = target[(slice(None), *others)].astype(out.dtype, copy=False)
+
+        with _refusing(f"{shortened(name)} in {file.name}"):
+            # To the end, so that the first error is raised here.
+            collections.deque(
+                self._threads.map(piece, range(first.start, first.stop, step)), maxlen=0
             )
-            return file.get_slice(name)[bounds]
+
+        self.bytes_read += row_bytes * (first.stop - first.start)
+        self.on_read(self.bytes_read)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(
+            math.prod(self.shapes[name]) * stored.dtype.itemsize
+            for name, stored in self._stored.items()
+        )
+
+    def _bounds(self, name: str, index: tuple[slice, ...] | None) -> tuple[slice, ...]:
+        """An index with its ends filled in."""
+        shape = self.shapes[name]
+        if index is None:
+            return tuple(slice(0, size) for size in shape)
+        return tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
+
+
+def _fill(file: BinaryIO, out: np.ndarray, start: int) -> None:
+    """Fills a contiguous array with the bytes of a file from `start` on; several threads may.
+
+    Raises:
+      EOFError: the file ends before that.
+    """
+    view = out.reshape(-1).view(np.uint8).data
+    while view:
+        count = os.preadv(file.fileno(), [view], start)
+        if not count:
+            raise EOFError("the file ends early")
+        view, start = view[count:], start + count
+
+
+def _about_pickles(folder: Path) -> str:
+    """How to convert a folder that holds PyTorch's pickles; "" if it does not."""
+    names = sorted(
+        path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}")
+    )
+    if not names:
+        return ""
+    converted = f"{folder}-safetensors"
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({converted!r}); "
+        f"T.from_pretrained({str(folder)!r}).save_pretrained({converted!r})"
+    )
+    how = "save the model with transformers' save_pretrained, which writes safetensors."
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
+        how = (
+            f"convert them with transformers, and give {converted}:\n  "
+            f"python -c {shlex.quote(code)}"
+        )
+    return (
+        f" It has {shortened(', '.join(names))}: pickles, which can run code, so they are never "
+        f"opened. Instead, {how}"
+    )
 
 
 @contextlib.contextmanager
@@ -190,11 +308,19 @@ def _refusing(what: str) -> Iterator[None]:
         raise
 
 
-def _check_header(path: Path) -> None:
-    """Raises ValueError if a header names a tensor twice: the library would use the last one."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        parse_object(file.read(length), name=f"The header of {path}")
+def _starts(file: BinaryIO, path: Path) -> dict[str, int]:
+    """Where each tensor of a file begins, in bytes; the library has checked the header.
+
+    Raises:
+      ValueError: the header names a tensor twice: the library would use the last one.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    header = parse_object(file.read(length), name=f"The header of {path}")
+    return {
+        name: 8 + length + int(entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def write_tensors(

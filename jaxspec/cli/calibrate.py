@@ -36,11 +36,11 @@ class CalibrateCommand(ConfigCommand):
         *("target.path", "target.dtype", "target.enable_thinking"),
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
         *("evaluation.max_new_tokens", "evaluation.batch_size", "evaluation.temperature"),
-        *("evaluation.top_k", "evaluation.top_p", "evaluation.min_p"),
+        *("evaluation.top_k", "evaluation.top_p", "evaluation.min_p", "evaluation.suppress"),
         *("evaluation.max_prompt_tokens", "evaluation.passage_tokens", "evaluation.seed"),
         *("diffusion.block_length", "diffusion.unmasking", "diffusion.steps"),
         *("diffusion.threshold", "diffusion.factor", "diffusion.caching"),
-        *("diffusion.block_causal", "diffusion.guidance"),
+        *("diffusion.block_causal", "diffusion.guidance", "diffusion.end_of_text"),
     )
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "evaluation.max_new_tokens", "evaluation.batch_size"),

@@ -22,7 +22,7 @@ from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
 from jaxspec.cli.target_answers import Answers
-from jaxspec.config import RunConfig
+from jaxspec.config import RunConfig, Suppress
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
 from jaxspec.files import held, user_path
@@ -71,6 +71,8 @@ class RegenerateCommand(ConfigCommand):
     """0: greedy; above: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
+    suppress: Suppress = "none"
+    """Tokens that no answer may hold; see `evaluation.suppress`."""
     max_new_tokens: int = 0
     """Longest answer; 0: 1,024, or 4,096 if the target thinks first, and at most half of its
     positions."""
@@ -181,7 +183,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         journal.clear()
     try:
         target = open_target(command.run.target)
-        rules = DecodeRules(command.max_new_tokens, target.stop_ids, target.suppressed_ids)
+        suppressed = target.suppressed_ids(command.suppress)
+        rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
         answers = Answers(
             Autoregressive(target.model, rules, sampling),
             target.params,
@@ -264,7 +267,7 @@ def _check(command: RegenerateCommand) -> None:
 
 def _settings(command: RegenerateCommand, tokenizer: Tokenizer) -> dict[str, Any]:
     """The settings that decide the answers: a folder is continued only with the same ones."""
-    names = ("source", "temperature", "top_p", "max_new_tokens", "unfinished", "seed")
+    names = ("source", "temperature", "top_p", "suppress", "max_new_tokens", "unfinished", "seed")
     settings = {name: getattr(command, name) for name in names}
     target = command.run.target
     return {
@@ -315,6 +318,7 @@ def _progress_of(
             f"dropped and {ends!r} as ends, expected a whole number and two objects of counts. "
             "Choose a new folder."
         )
+    before = {"suppress": "special", **before}  # Older versions always suppressed these.
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()

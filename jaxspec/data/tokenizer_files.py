@@ -27,7 +27,12 @@ _QWEN_PIECES = (
 
 GPT2_NAMES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 """Special tokens of a GPT2Tokenizer whose files name none, as in transformers."""
-_GPT2_MODEL_TYPES = ("gpt2", "gpt_neo")
+_BASE_TOKENIZERS = {
+    "gpt2": "GPT2Tokenizer",
+    "gpt_neo": "GPT2Tokenizer",
+    "gpt_neox": "GPTNeoXTokenizer",
+}
+"""model_type -> class of the tokenizer, for families of models that know no turns."""
 LARGEST_FILE_BYTES = 1 << 28
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes of surrogates. A pair of them is a character; one alone is not valid in text."""
@@ -138,14 +143,15 @@ def read_tokenizer_config(
             f"tokenizer_class in {str(folder / 'tokenizer_config.json')!r} must be a name: got "
             f"{stated!r}."
         )
-    if not stated and model_config.get("model_type") in _GPT2_MODEL_TYPES:
-        config["tokenizer_class"] = "GPT2Tokenizer"
+    by_model = _BASE_TOKENIZERS.get(str(model_config.get("model_type")))
+    if not stated and by_model:
+        config["tokenizer_class"] = by_model
     return config
 
 
 def is_gpt2(config: Mapping[str, Any]) -> bool:
-    """Whether tokenizer_config.json is that of a GPT-2."""
-    return str(config.get("tokenizer_class") or "").startswith("GPT2")
+    """Whether tokenizer_config.json is that of a GPT-2 or GPT-NeoX, which know no turns."""
+    return str(config.get("tokenizer_class") or "").startswith(("GPT2", "GPTNeoX"))
 
 
 def byte_level(pieces: str) -> tokenizers.pre_tokenizers.PreTokenizer:

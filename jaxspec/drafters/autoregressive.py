@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec.config import GPT2Config, LanguageModelConfig, TransformerConfig
+from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings, History
 from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
@@ -144,7 +144,7 @@ def _proposer(
         network,
         settings.block_size,
         sampling=settings.sampling,
-        suppressed_ids=target.suppressed_ids,
+        suppressed_ids=settings.suppressed_ids,
     )
 
 
@@ -156,7 +156,7 @@ def _history(config: LanguageModelConfig, run: Mapping[str, Any]) -> History:
 KIND = DrafterKind(
     proposer=_proposer,
     block_size=5,
-    configs=(TransformerConfig, GPT2Config),
+    configs=(TransformerConfig, GPT2Config, GPTNeoXConfig),
     network=_network,
     tokenizer="compared",
     history=_history,

@@ -39,6 +39,7 @@ from jaxspec.drafters.kind import (
     DrafterKind,
     DraftSettings,
     History,
+    never_drafted,
     recorded_group,
     recorded_loss,
 )
@@ -56,7 +57,7 @@ class _Denoising(abc.ABC):
 
     Raises:
       ValueError: a block longer than the model, sampled drafts that are to be judged as a point
-        mass, no passes, or a mask that the target may emit.
+        mass, or no passes.
     """
 
     model: AnyDenoiser
@@ -89,11 +90,6 @@ class _Denoising(abc.ABC):
             )
         if self.num_passes < 1:
             raise ValueError(f"A draft takes at least 1 denoising pass: got {self.num_passes}.")
-        if config.mask_id < self.vocabulary and config.mask_id not in self.suppressed_ids:
-            raise ValueError(
-                f"The drafter's mask is id {config.mask_id}, which the target may emit: it must be "
-                "a suppressed token, or an id beyond the target's vocabulary."
-            )
 
     other_passes = 0
     """Passes of a round that do not fill the block."""
@@ -333,6 +329,12 @@ def _proposer(
             "The drafter is block-causal: such a diffusion language model is decoded by itself "
             "(--target.path) and does not draft."
         )
+    mask_id = network.config.mask_id
+    if mask_id < target.model.config.vocab_size and mask_id not in target.reserved_ids:
+        raise ValueError(
+            f"The drafter's mask is id {mask_id}, which is text for the target: expected one of "
+            "its special or unused ids, or an id beyond its vocabulary."
+        )
     kind = CachedDenoiserProposer if context == "causal" else DenoiserProposer
     return kind(
         network,
@@ -342,7 +344,7 @@ def _proposer(
         num_passes=settings.denoising.num_passes,
         order=settings.denoising.order,
         rule=settings.denoising.rule,
-        suppressed_ids=target.suppressed_ids,
+        suppressed_ids=never_drafted(target, settings, mask_id=mask_id),
     )
 
 

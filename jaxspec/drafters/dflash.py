@@ -21,6 +21,7 @@ from jaxspec.drafters.kind import (
     DrafterKind,
     DraftSettings,
     History,
+    never_drafted,
     recorded_loss,
 )
 from jaxspec.drafters.protocol import Draft, draw, no_draft
@@ -45,7 +46,7 @@ class DFlashProposer:
     """K; may differ from the block that the drafter was trained with."""
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
-    """Never drafted: the mask token and everything else that the target never emits."""
+    """Never drafted, such as the mask token."""
 
     marginal_passes = 1
 
@@ -143,7 +144,7 @@ def _proposer(network: DFlash, target: DraftedTarget, settings: DraftSettings) -
         drafter=network,
         block_size=settings.block_size,
         sampling=settings.sampling,
-        suppressed_ids=target.suppressed_ids,
+        suppressed_ids=never_drafted(target, settings, mask_id=network.config.mask_token_id),
     )
 
 

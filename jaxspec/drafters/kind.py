@@ -45,8 +45,8 @@ class DraftedTarget(Protocol):
         """The mask token of its tokenizer, if there is one."""
 
     @property
-    def suppressed_ids(self) -> tuple[int, ...]:
-        """Tokens that it never emits."""
+    def reserved_ids(self) -> tuple[int, ...]:
+        """Ids that are no text: unused ones, and special ones that do not end a response."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class DraftSettings:
     block_size: int
     sampling: Sampling
     denoising: Denoising
+    suppressed_ids: tuple[int, ...]
+    """Never drafted; the target may emit some of them, as verification is exact for any drafts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,17 @@ class DrafterKind:
     def drafts(self) -> bool:
         """False for the target alone."""
         return self.proposer is not None
+
+
+def never_drafted(
+    target: DraftedTarget, settings: DraftSettings, *, mask_id: int | None
+) -> tuple[int, ...]:
+    """What a drafter with a mask does not draft: the mask too, unless it is a token of the text.
+
+    A GPT-2 has no token to spare: its drafters use the end of text as their mask.
+    """
+    mask = {mask_id} if mask_id is not None and mask_id in target.reserved_ids else set()
+    return tuple(sorted(mask | set(settings.suppressed_ids)))
 
 
 def recorded_group(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:

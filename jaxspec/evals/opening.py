@@ -30,6 +30,7 @@ from jaxspec.config import (
     Dtype,
     LanguageModelConfig,
     MaskedTransformerConfig,
+    Suppress,
     TargetConfig,
 )
 from jaxspec.data.chat_template import PLAIN
@@ -93,13 +94,31 @@ class OpenedTarget:
         return tuple(i for i in self.tokenizer.stop_ids if i < self.config.vocab_size)
 
     @property
-    def suppressed_ids(self) -> tuple[int, ...]:
-        """Tokens that no response may hold: special ones that do not end it, and unused rows."""
-        rows = self.config.vocab_size
+    def unused_ids(self) -> tuple[int, ...]:
+        """Rows of the embedding that have no token."""
+        return tuple(range(self.tokenizer.vocab_size, self.config.vocab_size))
+
+    @property
+    def reserved_ids(self) -> tuple[int, ...]:
+        """Ids that are no text: unused ones, and special ones that do not end a response."""
         special = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
-        unused = range(self.tokenizer.vocab_size, rows)
-        banned = (special | set(unused)) - set(self.stop_ids)
-        return tuple(sorted(i for i in banned if i < rows))
+        reserved = (special | set(self.unused_ids)) - set(self.stop_ids)
+        return tuple(sorted(i for i in reserved if i < self.config.vocab_size))
+
+    def suppressed_ids(self, suppress: Suppress) -> tuple[int, ...]:
+        """Ids that no response may hold, by `EvaluationConfig.suppress`."""
+        return {"none": (), "unused": self.unused_ids, "special": self.reserved_ids}[suppress]
+
+    def explain_suppressed(self, suppress: Suppress) -> str:
+        """A sentence for reports."""
+        ids = self.suppressed_ids(suppress)
+        if not ids:
+            return "No token was suppressed in the target: it answered as it would by itself."
+        kind = "ids without a token" if suppress == "unused" else "special, padding and unused ids"
+        return (
+            f"{len(ids)} {kind} were suppressed in the target (evaluation.suppress {suppress!r}): "
+            "its answers may differ from those it would give by itself."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,9 +147,14 @@ class DiffusionTarget(OpenedTarget):
         return tuple(i for i in super().stop_ids if i != self.mask_id)
 
     @property
-    def suppressed_ids(self) -> tuple[int, ...]:
-        """Tokens that no response may hold, but for the mask, which decoding leaves out itself."""
-        return tuple(i for i in super().suppressed_ids if i != self.mask_id)
+    def unused_ids(self) -> tuple[int, ...]:
+        """Rows of the embedding that have no token, but for the mask's."""
+        return tuple(i for i in super().unused_ids if i != self.mask_id)
+
+    @property
+    def reserved_ids(self) -> tuple[int, ...]:
+        """Ids that are no text, but for the mask, which decoding leaves out itself."""
+        return tuple(i for i in super().reserved_ids if i != self.mask_id)
 
     def with_weights(self) -> DiffusionTarget:
         """The same one, ready to decode.
@@ -188,8 +212,11 @@ class DrafterBundle:
         block_size: int = 0,
         sampling: Sampling,
         denoising: Denoising | None = None,
+        suppress: Suppress = "none",
     ) -> Proposer:
         """The drafter as decoding wants it; a `block_size` of 0 is its own.
+
+        It drafts neither what the target may not emit, nor ids without a token.
 
         Raises:
           ValueError: settings that the drafter cannot follow.
@@ -200,6 +227,7 @@ class DrafterBundle:
             block_size=block_size or self.block_size,
             sampling=sampling,
             denoising=denoising or Denoising(),
+            suppressed_ids=tuple(sorted({*target.unused_ids, *target.suppressed_ids(suppress)})),
         )
         try:
             return make(self.model, target, settings)

@@ -123,14 +123,18 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "tokens_per_pass_ci95": _LIST_OR_NONE,
     "reached_by_block": _LIST,
     "trained_on_other_target": (bool, type(None)),
+    "suppress": (str,),
+    "end_of_text": (str,),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
 the rounds that it rests on and its 95% interval. `reached_by_block`: responses that reached each
 block of `nfe_by_block`. `looped_round_ms`: time of a round that was timed next to its parts;
 `rest_ms`: what these leave over, None unless it exceeds the noise. `trained_on_other_target`:
-whether the drafter's run recorded other weights than the target's; None if it recorded none. An
-interval (`*_ci95`) is None if too few prompts were measured."""
+whether the drafter's run recorded other weights than the target's; None if it recorded none.
+`suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
+diffusion language model could end its answer. An interval (`*_ci95`) is None if too few prompts
+were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",

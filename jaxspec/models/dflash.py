@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.config import DrafterConfig, GPT2Config, LanguageModelConfig
+from jaxspec.config import DrafterConfig, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import check_layer_ids
@@ -141,8 +141,10 @@ def resolve_config(
             "rows: choose an unused id inside it (a reserved special token, for example)."
         )
     eps, theta = _NORM_EPS, _ROPE_THETA
-    if not isinstance(target, GPT2Config):
+    if isinstance(target, TransformerConfig):
         eps, theta = target.rms_norm_eps, target.rope_theta
+    elif isinstance(target, GPTNeoXConfig):
+        theta = target.rope_theta
     head_dim = config.head_dim or target.head_dim
     if head_dim % 2:
         raise ValueError(

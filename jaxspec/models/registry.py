@@ -10,13 +10,20 @@ cache, captured layers and a mask of a tree; `logits`; `embed_tokens`. Denoisers
 
 from __future__ import annotations
 
-from jaxspec.config import DiTConfig, GPT2Config, LanguageModelConfig, MaskedTransformerConfig
+from jaxspec.config import (
+    DiTConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LanguageModelConfig,
+    MaskedTransformerConfig,
+)
 from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.models.dit import DiT
 from jaxspec.models.gpt2 import GPT2
+from jaxspec.models.gpt_neox import GPTNeoX
 from jaxspec.models.transformer import Transformer
 
-LanguageModel = Transformer | GPT2
+LanguageModel = Transformer | GPT2 | GPTNeoX
 AnyDenoiser = DiT | BidirectionalTransformer
 """Each is a `Denoiser` with a head of its own (`logits`), and its configuration names the mask and
 the context."""
@@ -24,6 +31,8 @@ the context."""
 
 def make_model(config: LanguageModelConfig) -> LanguageModel:
     """The module of a configuration."""
+    if isinstance(config, GPTNeoXConfig):
+        return GPTNeoX(config)
     return GPT2(config) if isinstance(config, GPT2Config) else Transformer(config)
 
 

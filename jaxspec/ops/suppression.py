@@ -1,8 +1,9 @@
-"""Tokens that must never be drafted or emitted: their logits become -inf.
+"""Tokens that must not be drafted or emitted: their logits become -inf.
 
-Mask and padding tokens are in the vocabulary, and so are rows that only pad the embedding. The same
-ids are suppressed for drafter and target, which keeps verification exact: both distributions are
-over the same tokens.
+Mask and padding tokens are in the vocabulary, and so are rows that only pad the embedding. Drafter
+and target may suppress different ids: verification is exact for any distribution of the drafts.
+What is suppressed in the target changes its answers, so that happens only if
+`evaluation.suppress` asks for it.
 
 Dimension key: V vocabulary; leading axes ("...") are batch axes.
 

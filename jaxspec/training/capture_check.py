@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import GPT2Config, LanguageModelConfig, TransformerConfig
+from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.models.registry import LanguageModel
 
 
@@ -78,7 +78,7 @@ def _final_norm(
     config: LanguageModelConfig, params: Mapping[str, jax.Array], x_BSD: jax.Array
 ) -> jax.Array:
     scale_D = params["scale"].astype(jnp.float32)
-    if isinstance(config, GPT2Config):
+    if isinstance(config, GPT2Config | GPTNeoXConfig):
         mean = jnp.mean(x_BSD, axis=-1, keepdims=True)
         deviation = jnp.sqrt(jnp.var(x_BSD, axis=-1, keepdims=True) + config.layer_norm_eps)
         return (x_BSD - mean) / deviation * scale_D + params["bias"].astype(jnp.float32)

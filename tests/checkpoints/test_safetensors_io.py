@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints import safetensors_io
+from jaxspec.checkpoints import conversion, safetensors_io
 from jaxspec.checkpoints.families.registry import target_family
-from jaxspec.checkpoints.folders import fingerprint, target_folder
+from jaxspec.checkpoints.folders import EMBEDDED_TARGET, fingerprint, target_folder
 from jaxspec.checkpoints.huggingface import load_target, save_target
-from jaxspec.checkpoints.safetensors_io import INDEX, WEIGHTS, TensorFolder
+from jaxspec.checkpoints.safetensors_io import INDEX, NUMPY_DTYPES, WEIGHTS, TensorFolder
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import Dtype, TransformerConfig
 
@@ -187,17 +195,60 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize("error", [PanicException("index out of range"), TypeError("no such type")])
-def test_what_the_library_raises_late_names_the_tensor(
+def test_what_the_library_raises_names_the_file(
     folder: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken:
-        def get_slice(self, name: str) -> Any:
-            raise error
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
 
+    monkeypatch.setattr(safetensors_io, "safe_open", broken)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} cannot be read as safetensors: {error}"):
+        load_target(folder)
+
+
+def test_a_file_that_is_cut_while_it_is_read(folder: Path) -> None:
     with TensorFolder(folder) as tensors:
-        monkeypatch.setitem(tensors._files, WEIGHTS, Broken())
-        with pytest.raises(ValueError, match=rf"{NORM} in .*{WEIGHTS} cannot be read as saf"):
-            tensors.read(NORM, (slice(0, 2),))
+        os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 4)
+        last = max(tensors.shapes, key=lambda name: tensors._stored[name].start)
+        with pytest.raises(ValueError, match=rf"{last} in .*{WEIGHTS} cannot be .* ends early"):
+            tensors.read(last)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 23])
+@pytest.mark.parametrize("stored", ["f2", "f4", "f8", "bfloat16"])
+def test_parts_of_tensors_in_any_layout(
+    tmp_path: Path, stored: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of a few rows, slices on each axis, turned or not, into either dtype."""
+    monkeypatch.setattr(safetensors_io, "_PIECE_BYTES", piece_bytes)
+    generator = np.random.default_rng(0)
+    dtype = jnp.dtype(stored)
+    tensors = {
+        "first": generator.standard_normal(3).astype(dtype),
+        "matrix": generator.standard_normal((7, 10)).astype(dtype),
+        "cube": generator.standard_normal((4, 3, 5)).astype(dtype),
+        "number": np.array(2.5).astype(dtype),
+    }
+    save_file(tensors, tmp_path / WEIGHTS)
+    cuts: dict[str, list[tuple[slice, ...]]] = {
+        "first": [(slice(None),), (slice(1, 3),)],
+        "matrix": [(slice(None),) * 2, (slice(2, 6), slice(None)), (slice(1, 7), slice(3, 9))],
+        "cube": [(slice(None),) * 3, (slice(1, 3), slice(0, 2), slice(4, 5)), (slice(2, 2),) * 3],
+        "number": [()],
+    }
+    with TensorFolder(tmp_path) as folder:
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(folder.read(name), array)
+            for cut in cuts[name]:
+                expected = array[cut]
+                np.testing.assert_array_equal(folder.read(name, cut), expected)
+                for dtype in NUMPY_DTYPES.values():
+                    plain = np.empty(expected.shape, dtype)
+                    turned = np.empty(expected.shape[::-1], dtype)
+                    folder.read_into(plain, name, cut)
+                    folder.read_into(turned.T, name, cut)
+                    np.testing.assert_array_equal(plain, expected.astype(dtype))
+                    np.testing.assert_array_equal(turned, expected.astype(dtype).T)
 
 
 def test_an_interruption_is_not_taken_for_damage(
@@ -216,6 +267,124 @@ def test_many_unexpected_tensors_are_one_short_message(folder: Path) -> None:
     with pytest.raises(ValueError, match="450 more") as caught:
         load_target(folder)
     assert "\x1b" not in str(caught.value) and len(str(caught.value).splitlines()) < 60
+
+
+def test_pickles_are_refused_with_a_command_that_converts_them(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: it writes such files")
+    import transformers
+
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=24, head_dim=8,
+        )
+    )  # fmt: skip
+    folder = tmp_path / "it's a model"
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(EMBEDDED_TARGET / name, folder / name)
+    state = model.state_dict()
+    files = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    weight_map = {name: files[i % 2] for i, name in enumerate(state)}
+    for file in files:
+        part = {name: state[name] for name, where in weight_map.items() if where == file}
+        torch.save(part, folder / file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="pickles, which can run code") as caught:
+        load_target(folder)
+    message = str(caught.value)
+    python, flag, code = shlex.split(message.splitlines()[-1])
+    assert (python, flag) == ("python", "-c")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    converted = Path(f"{folder}-safetensors")
+    assert str(converted) in message
+    _, params = load_target(converted)
+    expected = state["model.layers.0.mlp.up_proj.weight"].numpy().T
+    np.testing.assert_array_equal(params["layers"]["mlp"]["up"]["kernel"][0], expected)
+    assert (converted / "tokenizer.json").is_file()
+
+
+def test_other_pickles_are_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match=r"weights\.pt: pickles.* save_pretrained, which writes"):
+        TensorFolder(tmp_path)
+
+
+# How it is read.
+
+
+def test_each_byte_is_read_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: dict[str, list[tuple[int, int]]] = {}
+    preadv = os.preadv
+
+    def counted(descriptor: int, buffers: list[memoryview], start: int) -> int:
+        count = preadv(descriptor, buffers, start)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        read.setdefault(name, []).append((start, start + count))
+        return count
+
+    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(safetensors_io, "_PIECE_BYTES", 200)
+    load_target(shards)
+    assert len(read) == len(list(shards.glob("*.safetensors"))) > 1
+    for name, pieces in read.items():
+        starts, ends = zip(*sorted(pieces), strict=True)
+        assert starts[1:] == ends[:-1], "pieces overlap or leave a gap"
+        assert ends[-1] == os.path.getsize(name)
+        header = int.from_bytes(Path(name).read_bytes()[:8], "little")
+        assert starts[0] == 8 + header
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_little_more_than_the_parameters_is_in_memory(tmp_path: Path, dtype: Dtype) -> None:
+    config = dataclasses.replace(
+        CONFIG, vocab_size=3000, hidden_size=256, num_layers=4, intermediate_size=1000
+    )
+    shapes = target_family(config).layout(config, ()).parameter_shapes
+    save_target(
+        tmp_path / "model", config, nest_paths({p: np.ones(s, "f4") for p, s in shapes.items()})
+    )
+    load_target(tmp_path / "model", dtype=dtype)  # Whatever is made once is there.
+    tracemalloc.start()
+    try:
+        _, params = load_target(tmp_path / "model", dtype=dtype)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    leaves = jax.tree.leaves(params)
+    held = sum(leaf.nbytes for leaf in leaves)
+    pieces = safetensors_io._MOST_THREADS * safetensors_io._MOST_ROWS * 1000 * 4 * 1.5
+    assert held > 10_000_000 / (2 if dtype == "bfloat16" else 1)
+    assert peak < held + pieces, "more than the parameters and the pieces that are being read"
+
+
+@pytest.mark.parametrize("spread", [None, PartitionSpec(None, "data"), PartitionSpec("data")])
+def test_devices_with_memory_of_their_own_get_layer_by_layer(
+    shards: Path,
+    params: dict[str, Any],
+    spread: PartitionSpec | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversion, "_on_host", lambda sharding: False)
+    mesh = jax.make_mesh((2,), ("data",))
+    shardings = None
+    if spread is not None:
+        shapes = target_family(CONFIG).layout(CONFIG, ()).parameter_shapes
+        shardings = nest_paths(
+            {
+                path: NamedSharding(mesh, spread if "mlp/up" in path else PartitionSpec())
+                for path in shapes
+            }
+        )
+    _, loaded = load_target(shards, shardings=shardings)
+    got, expected = flatten_paths(loaded), flatten_paths(params)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(got[path], array)
+        if shardings is not None:
+            asked = flatten_paths(shardings)[path]
+            assert got[path].sharding.is_equivalent_to(asked, array.ndim), path
 
 
 # Values.

@@ -14,7 +14,7 @@ from jaxspec.cli import regenerate as command
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DataConfig, RunConfig, TargetConfig
 from jaxspec.data.answer_journal import AnswerJournal
-from jaxspec.data.example_files import read_examples, read_manifest, write_examples
+from jaxspec.data.example_files import MANIFEST, read_examples, read_manifest, write_examples
 from jaxspec.data.examples import Example
 from jaxspec.data.pipeline import make_pipeline
 from jaxspec.data.sources import load_examples
@@ -111,6 +111,17 @@ def test_a_killed_run_goes_on(ask):
     with pytest.raises(ValueError, match=r"other settings.*\n  temperature: got 0.5, expected 1.0"):
         ask("whole", temperature=0.5)
     assert runs.contents(whole) == before
+
+
+def test_an_older_folder_suppressed_special_tokens(ask):
+    folder, _ = ask("older", suppress="special")
+    manifest = read_manifest(folder)
+    assert manifest["settings"].pop("suppress") == "special"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="suppress: got 'none', expected 'special'"):
+        ask("older")
+    _, said = ask("older", suppress="special")
+    assert said[0].startswith("All 5 questions have already been answered")
 
 
 @pytest.mark.parametrize(

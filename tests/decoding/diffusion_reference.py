@@ -158,7 +158,9 @@ def slow_decode(params, prompt, rules, *, key=None):
             for t in masked:
                 row = seen[t].copy()
                 row[[MASK, *rules.suppressed_ids]] = -np.inf
-                probs = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+                others = row.copy()
+                others[list(rules.last_ids)] = -np.inf
+                probs = np.exp(others - others.max()) / np.exp(others - others.max()).sum()
                 token = int(row.argmax())
                 if not rules.sampling.greedy:
                     folded = jax.random.fold_in(jax.random.fold_in(key, at), t)

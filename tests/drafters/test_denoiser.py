@@ -171,9 +171,6 @@ def test_what_cannot_work_is_refused():
         DenoiserProposer(model, VOCABULARY, 33)
     with pytest.raises(ValueError, match="at least 1 denoising pass: got 0"):
         DenoiserProposer(model, VOCABULARY, 4, num_passes=0)
-    with pytest.raises(ValueError, match="mask is id 20, which the target may emit"):
-        DenoiserProposer(model, 21, 4)
-    DenoiserProposer(model, 21, 4, suppressed_ids=(MASK,))
     with pytest.raises(ValueError, match="order must be one of ancestral"):
         drafter = DenoiserProposer(model, VOCABULARY, 4, order="confidence")
         state = drafter.begin({}, PROMPTS, None, LENGTHS, capacity=CAPACITY)

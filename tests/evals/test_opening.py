@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
+import tokenizers
 
 from jaxspec.checkpoints.families.registry import open_folder
 from jaxspec.checkpoints.folders import EMBEDDED_TARGET
-from jaxspec.config import MaskedTransformerConfig, TargetConfig, TransformerConfig
+from jaxspec.checkpoints.huggingface import save_target
+from jaxspec.config import (
+    EvaluationConfig,
+    GPTNeoXConfig,
+    MaskedTransformerConfig,
+    TargetConfig,
+    TransformerConfig,
+)
+from jaxspec.decoding import generate
 from jaxspec.evals.opening import (
     is_diffusion_target,
     open_diffusion_target,
@@ -16,6 +27,8 @@ from jaxspec.evals.opening import (
     open_target,
     untrained_drafter,
 )
+from jaxspec.evals.speculative.strategies import build_autoregressive, build_strategy
+from jaxspec.models.registry import make_model
 from jaxspec.ops.sampling import Sampling
 from tests.evals.diffusion_folders import write_model
 
@@ -57,10 +70,36 @@ def test_a_drafter_that_cannot_follow_is_named(target, tmp_path):
         drafter.proposer(target, sampling=Sampling(0.0))
 
 
+def test_a_gpt_neox_knows_no_turns(tmp_path):
+    """Its folder as Pythia's: tokenizer.json, and no chat template."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(["how many miles is it"], special_tokens=["<|endoftext|>"])
+    config = GPTNeoXConfig(
+        vocab_size=trained.get_vocab_size() + 3, hidden_size=32, num_layers=2, num_heads=4,
+        intermediate_size=64, rotary_dim=2,
+    )  # fmt: skip
+    model = make_model(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    save_target(tmp_path, config, params)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    opened = open_target(TargetConfig(path=str(tmp_path)))
+    end = trained.token_to_id("<|endoftext|>")
+    assert (opened.stop_ids, opened.mask_id) == ((end,), None)
+    assert not opened.tokenizer.has_template
+    question = [{"role": "user", "content": "how many miles"}]
+    prompt = opened.tokenizer.encode_prompt(question)
+    assert opened.tokenizer.decode(prompt) == "how many miles"
+    settings = EvaluationConfig(max_new_tokens=12)
+    strategy = build_strategy(settings, opened, untrained_drafter("ngram"))
+    alone = build_autoregressive(settings, opened)
+    drafted = generate(strategy, {"target": opened.params, "drafter": {}}, [prompt], ids=["a"])
+    assert drafted[0].tokens == generate(alone, opened.params, [prompt], ids=["a"])[0].tokens
+
+
 def test_a_diffusion_target_needs_no_weights_to_be_judged(tmp_path):
     folder = write_model(tmp_path / "model")
     asked = TargetConfig(path=str(folder))
     assert is_diffusion_target(asked) and not is_diffusion_target(TargetConfig())
     opened = open_diffusion_target(asked)
     assert opened.params is None and opened.with_weights().params is not None
-    assert opened.mask_id not in {*opened.stop_ids, *opened.suppressed_ids}
+    assert opened.mask_id not in {*opened.stop_ids, *opened.reserved_ids}

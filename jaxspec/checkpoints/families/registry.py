@@ -1,8 +1,8 @@
 """Finds out from config.json which family a folder belongs to.
 
 >>> sorted(FAMILIES)  # doctest: +NORMALIZE_WHITESPACE
-['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'llada', 'llama', 'mdlm',
- 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
+['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada', 'llama',
+ 'mdlm', 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """
@@ -18,12 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxspec.checkpoints.config_reader import read_bytes
-from jaxspec.checkpoints.families import dflash, gpt2, llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families import dflash, gpt2, gpt_neox, llada, mdlm, qwen_llama
 from jaxspec.checkpoints.families.family import Family
 from jaxspec.config import (
     DiTConfig,
     DrafterConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LanguageModelConfig,
     MaskedTransformerConfig,
 )
@@ -43,6 +44,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             dflash.DFLASH,
             *qwen_llama.TARGETS,
             *gpt2.TARGETS,
+            gpt_neox.TARGET,
         )
     }
 )
@@ -60,7 +62,7 @@ def target_family(config: LanguageModelConfig) -> Family:
     Raises:
       ValueError: layers that its family does not have.
     """
-    if isinstance(config, GPT2Config):
+    if isinstance(config, GPT2Config | GPTNeoXConfig):
         return FAMILIES[config.family]
     return FAMILIES[qwen_llama.family_name(config)]
 
@@ -150,10 +152,10 @@ class StoredModel:
             config: AnyDenoiserConfig = self.description
             return config
         target = self.as_target()
-        if isinstance(target, GPT2Config):
+        if isinstance(target, GPT2Config | GPTNeoXConfig):
             raise ValueError(
-                f"{self.where}: a GPT-2 or GPT-Neo cannot become a denoiser: expected a Qwen, a "
-                "Llama or a relative."
+                f"{self.where}: a GPT-2, GPT-Neo or GPT-NeoX cannot become a denoiser: expected a "
+                "Qwen, a Llama or a relative."
             )
         return qwen_llama.masked(target, where=self.where)
 

@@ -106,7 +106,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
                 reach=rules.num_blocks,
             )
             logits_BPV = decoder.unmasker.clean_logits(logits_BPV)
-            confidence_BP = jnp.exp(logits_BPV.max(axis=-1) - jax.nn.logsumexp(logits_BPV, axis=-1))
+            confidence_BP = decoder.unmasker.best_confidence(logits_BPV)
             left_BP = revealed_BP > step
             positions_BP, _ = ranked(jnp.where(left_BP, confidence_BP, -jnp.inf))
             chosen_BP1 = jnp.take_along_axis(logits_BPV, final_BP[..., None], axis=-1)
@@ -217,6 +217,7 @@ def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
         "unmasking": rule.name,
         **parameters,
         "guidance": str(float(rules.guidance)),
+        **({"last_ids": str(rules.last_ids)} if rules.last_ids else {}),
     }
 
 

@@ -71,6 +71,8 @@ class DiffusionRules:
     """A block that holds one of these is the last. (): all blocks are filled."""
     suppressed_ids: tuple[int, ...] = ()
     """Never revealed; the mask need not be among them."""
+    last_ids: tuple[int, ...] = ()
+    """Revealed only when a block has no other candidate left (`Unmasker.last_ids`)."""
 
     def __post_init__(self) -> None:
         check_caching(self.caching)
@@ -151,6 +153,7 @@ class BlockDiffusion:
             "mask_id": (rules.mask_id,),
             "stop_ids": rules.stop_ids,
             "suppressed_ids": rules.suppressed_ids,
+            "last_ids": rules.last_ids,
         }
         for name, ids in named.items():
             wrong = [i for i in ids if not 0 <= i < config.vocab_size]
@@ -187,7 +190,9 @@ class BlockDiffusion:
     def unmasker(self) -> Unmasker:
         """The unmasking rule in the form that the loop calls."""
         rules = self.rules
-        return Unmasker(rules.unmasking, rules.mask_id, rules.sampling, rules.suppressed_ids)
+        return Unmasker(
+            rules.unmasking, rules.mask_id, rules.sampling, rules.suppressed_ids, rules.last_ids
+        )
 
     @functools.partial(jax.jit, static_argnums=0)
     def start(self, prompts: Prompts) -> DiffusionState:

@@ -37,7 +37,7 @@ import numpy as np
 from jaxspec.decoding.diffusion.block_model import BlockContext, Layout
 from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionState
 from jaxspec.decoding.diffusion.draft_graph import PRESENT, DraftGraph
-from jaxspec.decoding.diffusion.unmasking import ranked
+from jaxspec.decoding.diffusion.unmasking import Unmasker, ranked
 from jaxspec.ops.sampling import largest_index
 
 
@@ -54,7 +54,12 @@ class Drafts(NamedTuple):
 
 
 def fill_formulas(
-    graph: DraftGraph, logits_BPV: jax.Array, block_BP: jax.Array, masked_BP: jax.Array
+    graph: DraftGraph,
+    logits_BPV: jax.Array,
+    block_BP: jax.Array,
+    masked_BP: jax.Array,
+    *,
+    unmasker: Unmasker,
 ) -> Drafts:
     """Drafted states of a block, from the distribution that led to it.
 
@@ -64,11 +69,12 @@ def fill_formulas(
         (`Unmasker.clean_logits`).
       block_BP: the block as it is now.
       masked_BP: positions that are still to be revealed.
+      unmasker: says how sure a candidate is.
 
     Returns:
       `Drafts`. Equal probabilities are ranked from the left, and by the smaller id.
     """
-    ranking = rank_masks(graph, logits_BPV, masked_BP)
+    ranking = rank_masks(graph, logits_BPV, masked_BP, unmasker=unmasker)
     return fill_ranked(graph, ranking, block_BP, masked_BP)
 
 
@@ -81,11 +87,13 @@ class Ranking(NamedTuple):
     log_p_BIJ: jax.Array
 
 
-def rank_masks(graph: DraftGraph, logits_BPV: jax.Array, masked_BP: jax.Array) -> Ranking:
+def rank_masks(
+    graph: DraftGraph, logits_BPV: jax.Array, masked_BP: jax.Array, *, unmasker: Unmasker
+) -> Ranking:
     """Ranks what a graph's formulas may name; see `fill_formulas`."""
     # float32 throughout, as in the confidences of `Unmasker`.
     total_BP = jax.nn.logsumexp(logits_BPV, axis=-1)
-    confidence_BP = jnp.exp(logits_BPV.max(axis=-1) - total_BP)
+    confidence_BP = unmasker.best_confidence(logits_BPV)
     rank_BP, _ = ranked(jnp.where(masked_BP, confidence_BP, -jnp.inf))
     wanted = min(graph.num_positions, masked_BP.shape[1])
     at_BIP = rank_BP[:, None] == jnp.arange(wanted)[:, None]
@@ -264,7 +272,13 @@ class Spiffy(BlockDiffusion):
     def draft(self, state: DiffusionState, logits_BPV: jax.Array) -> Drafts:
         """The formulas filled with the logits that led to `state`."""
         logits_BPV = self.unmasker.clean_logits(logits_BPV)
-        drafts = fill_formulas(self.graph, logits_BPV, self.block_tokens(state), self.masked(state))
+        drafts = fill_formulas(
+            self.graph,
+            logits_BPV,
+            self.block_tokens(state),
+            self.masked(state),
+            unmasker=self.unmasker,
+        )
         if self.num_drafts == self.graph.size:
             return drafts
         return prune(self.graph, drafts, kept=self.num_drafts)

@@ -165,6 +165,9 @@ class Unmasker:
     """How candidates are drawn. Temperature 0: the argmax."""
     suppressed_ids: tuple[int, ...] = ()
     """Never revealed."""
+    last_ids: tuple[int, ...] = ()
+    """A candidate among these has confidence 0, and other candidates the confidence that they would
+    have without these: they are revealed once no other candidate is left."""
 
     def clean_logits(self, logits_BPV: jax.Array) -> jax.Array:
         """The logits, with -inf at tokens that may not be revealed; at least float32."""
@@ -200,10 +203,11 @@ class Unmasker:
         """
         logits_BPV = self.clean_logits(logits_BPV)
         candidates_BP = self._candidates(logits_BPV, positions_BP, step_B, keys_B)
+        others_BPV = suppress(logits_BPV, self.last_ids)
         chosen_BP = jnp.take_along_axis(
-            logits_BPV, jnp.maximum(candidates_BP, 0)[..., None], axis=-1
+            others_BPV, jnp.maximum(candidates_BP, 0)[..., None], axis=-1
         )[..., 0]
-        confidence_BP = jnp.exp(chosen_BP - jax.nn.logsumexp(logits_BPV, axis=-1))
+        confidence_BP = jnp.exp(chosen_BP - jax.nn.logsumexp(others_BPV, axis=-1))
         sound_BP = (candidates_BP >= 0) & jnp.isfinite(confidence_BP)
         failed_B = (masked_BP & ~sound_BP).any(axis=-1)
         confidence_BP = jnp.where(masked_BP, confidence_BP, -jnp.inf)
@@ -213,6 +217,13 @@ class Unmasker:
         revealed_BP = masked_BP & (rank_BP < number_B[:, None])
         tokens_BP = jnp.where(revealed_BP, candidates_BP, tokens_BP)
         return Unmasked(tokens_BP, revealed_BP, failed_B)
+
+    def best_confidence(self, logits_BPV: jax.Array) -> jax.Array:
+        """Confidence of each position's likeliest token, [B, P], from clean logits."""
+        others_BPV = suppress(logits_BPV, self.last_ids)
+        best_BP = others_BPV.max(axis=-1)
+        confidence_BP = jnp.exp(best_BP - jax.nn.logsumexp(others_BPV, axis=-1))
+        return jnp.where(best_BP < logits_BPV.max(axis=-1), 0.0, confidence_BP)
 
     def _candidates(
         self, logits_BPV: jax.Array, positions_BP: jax.Array, step_B: jax.Array, keys_B: jax.Array

@@ -40,6 +40,7 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
             f"blocks of {block_length} tokens (diffusion.block_length): got "
             f"{evaluation.max_new_tokens}."
         )
+    never = (target.tokenizer.eos_id,) if settings.end_of_text == "never" else ()
     return DiffusionRules(
         model.mask_id,
         response_length=evaluation.max_new_tokens,
@@ -54,8 +55,9 @@ def diffusion_rules(config: RunConfig, target: DiffusionTarget) -> DiffusionRule
             min_p=evaluation.min_p,
         ),
         guidance=settings.guidance,
-        stop_ids=target.stop_ids,
-        suppressed_ids=target.suppressed_ids,
+        stop_ids=tuple(i for i in target.stop_ids if i not in never),
+        suppressed_ids=(*target.suppressed_ids(evaluation.suppress), *never),
+        last_ids=target.stop_ids if settings.end_of_text == "last" else (),
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoints.families.registry import StoredModel
-from jaxspec.config import RunConfig
+from jaxspec.config import DiffusionEvaluationConfig, RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
@@ -102,7 +102,9 @@ def evaluate_diffusion(
                 if found.is_new:
                     echo(_summary(row))
             record = finished.complete(record)
-            paragraphs = [explain(speeds), "\n".join(f"- {n}" for n in notes)] if speeds else []
+            paragraphs = [target.explain_suppressed(settings.suppress), _ending(config.diffusion)]
+            if speeds:
+                paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
                 files = write_report(file, provenance=record, results=results, notes=paragraphs)
     echo("")
@@ -111,6 +113,15 @@ def evaluate_diffusion(
         echo(explain(speeds))
     echo(f"Written: {', '.join(map(str, files))}")
     return {"provenance": record, "results": results}
+
+
+def _ending(settings: DiffusionEvaluationConfig) -> str:
+    """A sentence for reports about `DiffusionEvaluationConfig.end_of_text`."""
+    return {
+        "allowed": "The end-of-text token was revealed like any other.",
+        "last": "Tokens that end an answer were revealed last in their block (end_of_text 'last').",
+        "never": "The end-of-text token was never revealed (end_of_text 'never').",
+    }[settings.end_of_text]
 
 
 def _decoder_identity(name: str, decoder: BlockDiffusion) -> str:
@@ -198,12 +209,14 @@ class DiffusionEvaluation:
             "turns": len(responses),
             "skipped_prompts": reference.skipped,
             "temperature": settings.temperature,
+            "suppress": settings.suppress,
             "response_length": rules.response_length,
             "block_length": rules.block_length,
             "unmasking": str(rules.unmasking),
             "caching": rules.caching,
             "block_causal": rules.block_causal,
             "guidance": rules.guidance,
+            "end_of_text": self.config.diffusion.end_of_text,
             "layout": decoder.layout if isinstance(decoder, Spiffy) else None,
             "graph_size": decoder.graph.size if isinstance(decoder, Spiffy) else 0,
             "drafts_per_pass": decoder.num_drafts if isinstance(decoder, Spiffy) else 0,

@@ -131,7 +131,9 @@ def evaluate(
                 if found.is_new:
                     echo(_summary(row, speed))
             record = finished.complete(record)
-            paragraphs = [explain(speeds), "\n".join(f"- {n}" for n in notes)] if speeds else []
+            paragraphs = [target.explain_suppressed(settings.suppress)]
+            if speeds:
+                paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
                 files = write_report(file, provenance=record, results=results, notes=paragraphs)
     echo("")
@@ -296,6 +298,7 @@ class Evaluation:
             "turns": len(responses),
             "skipped_prompts": reference.skipped,
             "temperature": self.settings.temperature,
+            "suppress": self.settings.suppress,
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,

@@ -25,8 +25,9 @@ AnyStrategy = Autoregressive | Speculative | Adaptive
 
 
 def decode_rules(settings: EvaluationConfig, target: TargetBundle) -> DecodeRules:
-    """When responses end."""
-    return DecodeRules(settings.max_new_tokens, target.stop_ids, target.suppressed_ids)
+    """When responses end, and what they may not hold."""
+    suppressed = target.suppressed_ids(settings.suppress)
+    return DecodeRules(settings.max_new_tokens, target.stop_ids, suppressed)
 
 
 def target_sampling(settings: EvaluationConfig) -> Sampling:
@@ -95,6 +96,7 @@ def build_strategy(
         block_size=settings.block_size,
         sampling=draft_sampling(settings) if wants_samples else GREEDY,
         denoising=denoising_of(settings),
+        suppress=settings.suppress,
     )
     rules, sampling = decode_rules(settings, target), target_sampling(settings)
     common = (target.model, proposer, rules, verifier, sampling)

@@ -257,5 +257,5 @@ def test_exports_say_of_which_class_the_tokenizer_is(tmp_path: Path) -> None:
 
 def test_it_cannot_be_made_a_denoiser(saved: tuple[GPT2Config, Path]) -> None:
     """Masked diffusion sees both ways, and takes a `Transformer` without its causal mask."""
-    with pytest.raises(ValueError, match="a GPT-2 or GPT-Neo cannot become a denoiser"):
+    with pytest.raises(ValueError, match="a GPT-2, GPT-Neo or GPT-NeoX cannot become a denoiser"):
         read_denoiser(saved[1])

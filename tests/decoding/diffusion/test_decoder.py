@@ -196,6 +196,15 @@ def test_suppressed_tokens_do_not_appear():
     assert not {token for tokens, _, _ in got for token in tokens} & set(banned)
 
 
+@pytest.mark.parametrize("unmasking", [Scheduled(2), Threshold(0.3)], ids=str)
+def test_tokens_that_come_last(unmasking):
+    often = tuple(sorted({token for tokens, _, _ in decode(RULES) for token in tokens}))[:5]
+    plain = check_against_the_reference(change(unmasking=unmasking))
+    got = check_against_the_reference(change(unmasking=unmasking, last_ids=often))
+    assert got != plain
+    assert {token for tokens, _, _ in got for token in tokens} & set(often)
+
+
 def test_nan_ends_its_row_alone_and_names_the_prompt():
     weights = params()
     broken = weights["embed"]["embedding"].at[EOS].set(jnp.nan)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold
+from jaxspec.decoding import BlockDiffusion, Scheduled, Threshold, Unmasker
 from jaxspec.decoding.diffusion.draft_graph import (
     PRESENT,
     DraftGraph,
@@ -23,8 +23,9 @@ from jaxspec.decoding.diffusion.draft_graph import (
 from jaxspec.decoding.diffusion.spiffy import Drafts, Spiffy, fill_formulas, prune
 from jaxspec.ops.sampling import Sampling
 from tests.decoding.diffusion.test_decoder import batch, change
-from tests.decoding.diffusion_reference import MASK, MODEL, parameters
+from tests.decoding.diffusion_reference import MASK, MODEL, VOCABULARY, parameters
 
+UNMASKER = Unmasker(Scheduled(1), MASK)
 GRAPH = from_formulas(
     [[(0, 0)], [(1, 0)], [(2, 0)], [(0, 1)], [(0, 0), (1, 0)], [(0, 0), (2, 0)],
      [(1, 0), (2, 0)], [(0, 0), (1, 0), (2, 0)]]
@@ -48,7 +49,9 @@ def test_formulas_filled_by_hand():
         [[(0, 0)], [(0, 1)], [(1, 0)], [(0, 0), (1, 1)], [(0, 0), (1, 1), (2, 0)]]
     )
     logits = jnp.log(jnp.asarray(probs))[None].repeat(2, 0)
-    drafts = jax.jit(functools.partial(fill_formulas, graph))(logits, block, block == 9)
+    drafts = jax.jit(functools.partial(fill_formulas, graph, unmasker=UNMASKER))(
+        logits, block, block == 9
+    )
     numbers = {node.pairs: number for number, node in enumerate(graph.nodes)}
     expected = {
         ((0, 0),): ([9, 1, 2, 9, 7], [0, 1, 7, 0, 9]),
@@ -87,7 +90,9 @@ def test_filling_equals_the_definition():
     for graph in (GRAPH, wide, chain(6)):
         logits = rng.standard_normal((8, 6, 12)).astype("f4")
         block = np.where(rng.random((8, 6)) < 0.6, MASK, rng.integers(0, 12, (8, 6)))
-        drafts = fill_formulas(graph, jnp.asarray(logits), jnp.asarray(block), block == MASK)
+        drafts = fill_formulas(
+            graph, jnp.asarray(logits), jnp.asarray(block), block == MASK, unmasker=UNMASKER
+        )
         for row in range(8):
             for number, wanted in enumerate(slow_fill(graph, logits[row], block[row].tolist())):
                 assert drafts.valid_BX[row, number] == (wanted is not None)
@@ -95,11 +100,28 @@ def test_filling_equals_the_definition():
                     assert drafts.states_BXP[row, number].tolist() == wanted
 
 
+def test_drafts_end_last():
+    """Token 2 has confidence 0; without it the masks rank 0.8, 0.6 / 0.9, 0.5 / 0.8."""
+    probs = np.array([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9], [0.5, 0.3, 0.2], [0.8, 0.2, 0.0]], "f4")
+    unmasker = Unmasker(Scheduled(1), MASK, last_ids=(2,))
+    block = jnp.full((1, 4), MASK)
+    logits = jnp.log(jnp.asarray(probs))[None]
+    np.testing.assert_allclose(
+        unmasker.best_confidence(logits)[0], [0.6 / 0.9, 0, 0.5 / 0.8, 0.8], rtol=1e-5
+    )
+    drafts = fill_formulas(chain(3), logits, block, block == MASK, unmasker=unmasker)
+    assert drafts.states_BXP[0].tolist() == [
+        [MASK, MASK, MASK, 0], [0, MASK, MASK, 0], [0, MASK, 0, 0],
+    ]  # fmt: skip
+
+
 def test_scores_are_geometric_means_of_probabilities():
     probs = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], "f4")
     graph = from_formulas([[(0, 0)], [(0, 2)], [(0, 0), (1, 1)]])
     block = jnp.full((1, 2), 9)
-    drafts = fill_formulas(graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9)
+    drafts = fill_formulas(
+        graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9, unmasker=UNMASKER
+    )
     expected = [np.log(0.7), np.log(0.1), np.log(0.7 * 0.3) / 2]
     np.testing.assert_allclose(drafts.score_BX[0], expected, rtol=1e-5)
 
@@ -185,6 +207,7 @@ CASES = {
     "dual": change(caching="dual", unmasking=ONE),
     "dual_threshold": change(caching="dual", unmasking=Threshold(0.7)),
     "dual_warm": change(caching="dual", unmasking=ONE, sampling=Sampling(0.3)),
+    "dual_last": change(caching="dual", unmasking=ONE, last_ids=tuple(range(0, VOCABULARY, 3))),
     "block_causal": change(caching="prefix", block_causal=True, unmasking=ONE),
     "block_causal_uncached": change(block_causal=True, unmasking=ONE),
 }

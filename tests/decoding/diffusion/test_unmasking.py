@@ -36,11 +36,13 @@ def logits(*confidences, first=0):
     return jnp.asarray(np.array(rows, "f4"))[None]
 
 
-def step(rule, logits_BPV, block, *, initial=None, at=0, sampling=None, keys=None, positions=None):
+def step(
+    rule, logits_BPV, block, *, initial=None, at=0, sampling=None, keys=None, positions=None, **ids
+):
     tokens_BP = jnp.asarray(block)[None]
     masked_BP = tokens_BP == MASK
     initial = masked_BP.sum() if initial is None else initial
-    unmasker = Unmasker(rule, MASK, sampling or Sampling(0.0))
+    unmasker = Unmasker(rule, MASK, sampling or Sampling(0.0), **ids)
     return unmasker.unmask(
         logits_BPV,
         tokens_BP,
@@ -83,6 +85,34 @@ LOGITS = logits(0.5, 0.9, 0.7, 0.99)
 )
 def test_steps_by_hand(rule, block, expected):
     assert block_after(rule, LOGITS, block) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "block", "expected"),
+    [
+        # Token 3 has confidence 0; without it, the others have 0.6, 0.93 and 0.78.
+        (Scheduled(2), [4, 4, 4, 4], [4, 1, 2, 4]),
+        (Threshold(0.95), [4, 4, 4, 4], [4, 1, 4, 4]),
+        (Threshold(0.75), [4, 4, 4, 4], [4, 1, 2, 4]),
+        # What is left is revealed, sure or not.
+        (Scheduled(1), [4, 4, 4, 4], [0, 1, 2, 3]),
+        (Threshold(0.75), [0, 1, 2, 4], [0, 1, 2, 3]),
+    ],
+)
+def test_an_answer_ends_last(rule, block, expected):
+    assert block_after(rule, LOGITS, block, last_ids=(3,)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        # Without token 3, its position has three tokens of equal probability.
+        (Scheduled(1), [0, 1, 2, 0]),
+        (Scheduled(2), [4, 1, 2, 4]),
+    ],
+)
+def test_an_answer_does_not_end(rule, expected):
+    assert block_after(rule, LOGITS, [4, 4, 4, 4], suppressed_ids=(3,)) == expected
 
 
 def test_a_schedule_is_larger_at_first():

@@ -157,7 +157,14 @@ def test_rules_are_those_of_the_settings(folder, target):
     assert (plain.caching, plain.block_causal, plain.guidance) == ("prefix", True, 0.5)
     assert plain.mask_id == target.model.config.mask_id
     assert plain.stop_ids == target.tokenizer.stop_ids
-    assert target.model.config.vocab_size - 2 in plain.suppressed_ids, "a row without a token"
+    assert (plain.last_ids, plain.suppressed_ids) == ((), ())
+    end = target.tokenizer.eos_id
+    assert end in plain.stop_ids
+    last, never = rules(end_of_text="last"), rules(end_of_text="never")
+    assert (last.last_ids, last.suppressed_ids) == (plain.stop_ids, ())
+    assert (never.last_ids, never.suppressed_ids) == ((), (end,))
+    assert never.stop_ids == tuple(i for i in plain.stop_ids if i != end)
+    assert target.model.config.vocab_size - 2 in target.reserved_ids, "a row without a token"
     assert not {plain.mask_id, *plain.stop_ids} & set(plain.suppressed_ids)
 
 

@@ -243,13 +243,16 @@ def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
         open_drafter(wide, target=target)
 
 
-def test_suppressed_and_stop_tokens_of_a_target(folders):
+def test_reserved_and_stop_tokens_of_a_target(folders):
     target = open_target(TargetConfig(path=str(folders[0])))
     tokenizer = target.tokenizer
     assert target.stop_ids == tokenizer.stop_ids
     padded_rows = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
-    assert {tokenizer.mask_id, *padded_rows} <= set(target.suppressed_ids)
-    assert not set(target.suppressed_ids) & set(target.stop_ids)
+    assert {tokenizer.mask_id, *padded_rows} <= set(target.reserved_ids)
+    assert not set(target.reserved_ids) & set(target.stop_ids)
+    assert target.suppressed_ids("none") == ()
+    assert target.suppressed_ids("unused") == tuple(padded_rows)
+    assert target.suppressed_ids("special") == target.reserved_ids
 
 
 def test_a_drafter_is_found_with_and_without_its_run(folders):

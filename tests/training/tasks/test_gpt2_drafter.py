@@ -85,7 +85,7 @@ def test_train_export_and_decode(target, run_config, tmp_path):
     assert isinstance(bundle.model, GPT2)
     assert bundle.stop_ids == (end,)
     drafter = open_drafter(workdir, target=bundle)
-    rules = DecodeRules(16, stop_ids=bundle.stop_ids, suppressed_ids=bundle.suppressed_ids)
+    rules = DecodeRules(16, stop_ids=bundle.stop_ids, suppressed_ids=bundle.reserved_ids)
     proposer = drafter.proposer(bundle, sampling=Sampling(0.0))
     turns = [{"role": "user", "content": "How many miles is it?"}]
     prompts = [bundle.tokenizer.encode_prompt(turns), bundle.tokenizer.encode("12 miles")]

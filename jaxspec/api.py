@@ -86,6 +86,11 @@ class Generator:
         self._params = strategy.prepare(params if self.drafter.entry.drafts else target.params)
         self._compiled: set[int] = set()
 
+    @property
+    def block_size(self) -> int:
+        """The most tokens of a round."""
+        return self._strategy.round_tokens
+
     def needs_compiling(self, prompt: Sequence[int]) -> bool:
         """Whether prompts of this length have not been decoded yet."""
         return bucket_length(len(prompt)) not in self._compiled

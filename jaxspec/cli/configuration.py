@@ -40,6 +40,7 @@ from jaxspec.cli.settings import (
     part_of,
     read_settings,
     setting_names,
+    with_flag_values,
 )
 from jaxspec.cli.values import (
     REGISTRIES,
@@ -180,6 +181,7 @@ def parse_command(
         by this command, or a config refuses a value.
       SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
+    argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
     reads = command_type.reads_now(run, argv)

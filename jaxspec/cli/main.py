@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, compiler, data."),
     "eval": ("jaxspec.cli.evaluate", "Measure drafters, or decoders of a diffusion model."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
+    "generate": ("jaxspec.cli.generate", "Answer prompts or chat, and show what was drafted."),
     "plan": ("jaxspec.cli.plan", "Show how much memory a training step needs on a TPU slice."),
     "regenerate": (
         "jaxspec.cli.regenerate",

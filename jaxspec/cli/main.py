@@ -12,6 +12,7 @@ from jaxspec.names import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("jaxspec.cli.calibrate", "Find the draft graph of a diffusion language model."),
+    "configs": ("jaxspec.cli.configs", "List the configurations that come with jaxspec."),
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, compiler, data."),
     "eval": ("jaxspec.cli.evaluate", "Measure drafters, or decoders of a diffusion model."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),

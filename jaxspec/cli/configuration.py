@@ -28,6 +28,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
+from jaxspec.cli import shipped_configs
 from jaxspec.cli.help import all_settings_header, short_help
 from jaxspec.cli.mistakes import TRACEBACK_VARIABLE, message_of
 from jaxspec.cli.settings import (
@@ -40,6 +41,7 @@ from jaxspec.cli.settings import (
     part_of,
     read_settings,
     setting_names,
+    with_flag_values,
 )
 from jaxspec.cli.values import (
     REGISTRIES,
@@ -91,7 +93,8 @@ class ConfigCommand:
     """Options of the command that are names, separated by commas -> the registry that has them."""
 
     config: str
-    """Python file whose get_config() returns the RunConfig (see configs/)."""
+    """Python file whose get_config() returns the RunConfig, or the name of a configuration that
+    comes with jaxspec (`jaxspec configs` lists them)."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
 
     @classmethod
@@ -114,13 +117,13 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     The file is executed: it is the user's own program, like train.py itself.
 
     Args:
-      path: a Python file.
+      path: a Python file, or the name of a configuration that comes with jaxspec.
 
     Raises:
       ValueError: the file is missing or fails, has no get_config, get_config returns something
         other than a RunConfig, or a value in it is of the wrong type.
     """
-    file = Path(path)
+    file = shipped_configs.find(path)
     if not file.is_file():
         raise ValueError(f"Config file not found: {os.fspath(path)!r}. {_available(file)}")
     if file.suffix != ".py":
@@ -180,6 +183,7 @@ def parse_command(
         by this command, or a config refuses a value.
       SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
+    argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
     reads = command_type.reads_now(run, argv)
@@ -355,6 +359,8 @@ def _refuse_unread(
 def _available(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path("configs")
     names = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
+    if file.parent == Path():
+        names += shipped_configs.shipped()
     if not names:
         return "Name a Python file with a get_config()."
     return f"{did_you_mean(str(file), names).lstrip()} There are: {', '.join(names)}.".lstrip()

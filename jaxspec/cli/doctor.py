@@ -79,6 +79,36 @@ def check_devices() -> Iterator[Finding]:
     )
 
 
+def check_accelerator() -> Iterator[Finding]:
+    """Accelerators of this machine that jax does not compute on."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return
+    found = [(name, extra) for name, extra, sees in ACCELERATORS if sees()]
+    for name, extra in found:
+        yield Finding(
+            "accelerator",
+            "note",
+            f"this machine has {name}, but jax computes on the CPU: "
+            f'pip install "jaxspec-decoding[{extra}]"',
+        )
+
+
+def _has_device(*patterns: str) -> bool:
+    return any(True for pattern in patterns for _ in DEVICES.glob(pattern))
+
+
+DEVICES = Path("/dev")
+ACCELERATORS: tuple[tuple[str, str, Callable[[], bool]], ...] = (
+    # The control device is there wherever the driver is loaded; nvidia0 is the first GPU.
+    ("an NVIDIA GPU", "cuda13", lambda: _has_device("nvidia[0-9]*")),
+    # VFIO also passes on other devices; only its numbered groups are in use.
+    ("a TPU", "tpu", lambda: _has_device("accel[0-9]*", "vfio/[0-9]*")),
+)
+"""What it is called, the extra that installs jax for it, and whether this machine has one."""
+
+
 def check_compile() -> Iterator[Finding]:
     """Compiles a small gradient and compares it with the known answer."""
     import jax
@@ -134,6 +164,7 @@ def check_disk() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_devices,
+    check_accelerator,
     check_compile,
     check_embedded,
     check_raw_data,
@@ -157,8 +188,9 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table; returns 1 when a check failed."""
     parser = argparse.ArgumentParser(
         prog="jaxspec doctor",
-        description="Check this machine: versions, devices, a small compilation, shipped files, "
-        "raw data, disk. The exit status is 0 when everything that a run needs is there, else 1.",
+        description="Check this machine: versions, devices, accelerators that jax does not use, a "
+        "small compilation, shipped files, raw data, disk. The exit status is 0 when everything "
+        "that a run needs is there, else 1.",
     )
     parser.parse_args(argv)
     findings = examine()

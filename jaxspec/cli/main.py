@@ -12,9 +12,11 @@ from jaxspec.names import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("jaxspec.cli.calibrate", "Find the draft graph of a diffusion language model."),
+    "configs": ("jaxspec.cli.configs", "List the configurations that come with jaxspec."),
     "doctor": ("jaxspec.cli.doctor", "Check this machine: versions, devices, compiler, data."),
     "eval": ("jaxspec.cli.evaluate", "Measure drafters, or decoders of a diffusion model."),
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
+    "generate": ("jaxspec.cli.generate", "Answer prompts or chat, and show what was drafted."),
     "import-data": ("jaxspec.cli.import_data", "Make your own conversations a data set."),
     "plan": ("jaxspec.cli.plan", "Show how much memory a training step needs on a TPU slice."),
     "regenerate": (

@@ -79,6 +79,25 @@ def given_value(argv: Sequence[str], name: str) -> str | None:
     return found
 
 
+def with_flag_values(argv: Sequence[str], flags: Collection[str]) -> list[str]:
+    """A command line in which options that are true or false have a value.
+
+    >>> with_flag_values(["--json", "--no-compare", "--seed", "3"], ["json", "compare"])
+    ['--json', 'True', '--compare', 'False', '--seed', '3']
+    """
+    found: list[str] = []
+    for position, argument in enumerate(argv):
+        name = argument[2:].replace("-", "_") if argument.startswith("--") else ""
+        has_value = argv[position + 1 : position + 2] in (["True"], ["False"])
+        if name in flags and not has_value:
+            found += [f"--{name}", "True"]
+        elif name.startswith("no_") and name.removeprefix("no_") in flags:
+            found += [f"--{name.removeprefix('no_')}", "False"]
+        else:
+            found.append(argument)
+    return found
+
+
 def read_settings(run: RunConfig, reads: Collection[str]) -> Iterator[Setting]:
     """The settings of a run that a command reads, in the order of the classes."""
     yield from (s for s in _settings(run, prefix="") if is_read(s.name, reads))

@@ -121,6 +121,22 @@ def check_prompt_ids(
             )
 
 
+def check_positions(
+    prompt: Sequence[int], *, name: str, max_new_tokens: int, positions: int
+) -> None:
+    """Refuses a prompt that leaves too few of the target's positions for a response.
+
+    Raises:
+      ValueError: names the prompt.
+    """
+    if len(prompt) + max_new_tokens > positions:
+        raise ValueError(
+            f"Prompt {name!r} has {len(prompt)} tokens; with {max_new_tokens} new ones "
+            f"that is more than the target's {positions} positions. "
+            "Shorten it, leave it out, or lower max_new_tokens."
+        )
+
+
 def check_prompts(
     prompts: Sequence[Sequence[int]],
     *,
@@ -137,14 +153,13 @@ def check_prompts(
     config, rules = strategy.model.config, strategy.rules
     check_prompt_ids(prompts, ids=ids, vocab_size=config.vocab_size)
     for name, prompt in zip(ids, prompts, strict=True):
-        needed = len(prompt) + rules.max_new_tokens
-        if needed > config.max_position_embeddings:
-            raise ValueError(
-                f"Prompt {name!r} has {len(prompt)} tokens; with {rules.max_new_tokens} new ones "
-                f"that is more than the target's {config.max_position_embeddings} positions. "
-                "Shorten it, leave it out, or lower max_new_tokens."
-            )
-        needed += 2 * strategy.round_tokens
+        check_positions(
+            prompt,
+            name=name,
+            max_new_tokens=rules.max_new_tokens,
+            positions=config.max_position_embeddings,
+        )
+        needed = len(prompt) + rules.max_new_tokens + 2 * strategy.round_tokens
         if capacity is not None and needed > capacity:
             raise ValueError(
                 f"Prompt {name!r} has {len(prompt)} tokens and is too long for the cache: with "

@@ -42,7 +42,7 @@ from jaxspec.drafters.protocol import Draft, Proposer
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import TransformerOutput
-from jaxspec.ops.sampling import GREEDY, Sampling
+from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import Verdict
 from jaxspec.verify.rules import RULES, find_rule, rule_names
@@ -274,6 +274,12 @@ class Speculative:
 
         assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         assert state.draft_passes_B is not None, "a speculative state counts the drafter's passes"
+        assert state.drafted_BX is not None, "a speculative state holds the newest draft"
+        # A smaller size (`Adaptive`) drafts fewer tokens than the state has room for.
+        drafts_BX = plan.rows_BY[:, 1:]
+        drafted_BX = (
+            jnp.full_like(state.drafted_BX, INVALID).at[:, : drafts_BX.shape[1]].set(drafts_BX)
+        )
         passes_B = jnp.ones_like(emitted_B) if plan.passes_B is None else plan.passes_B
         slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
@@ -289,6 +295,7 @@ class Speculative:
             accepted_at_X=state.accepted_at_X.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BO=record(state.verified_BO, verdict.num_accepted_B),
             emitted_BO=record(state.emitted_BO, emitted_B),
+            drafted_BX=jnp.where(ran_B[:, None], drafted_BX, state.drafted_BX),
         )
 
 

@@ -22,6 +22,7 @@ from flax import struct
 
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.sampling import INVALID
 
 NO_ROUND = -1
 """Marks the entries of rounds that did not take place."""
@@ -100,6 +101,9 @@ class DecodeState:
     emitted_BO: jax.Array | None
     """Tokens that each round added to the response: accepted drafts and the target's token, less
     what comes after a stop token or the limit."""
+    drafted_BX: jax.Array | None
+    """int32, what the newest round drafted, accepted or not, in the order of the ranks;
+    `INVALID` after it. None in autoregressive decoding."""
 
 
 def stream_keys(keys_B: jax.Array, step_B: jax.Array, *streams: str) -> tuple[jax.Array, ...]:
@@ -149,6 +153,7 @@ def first_state(
     failed_B = failed_B & active_B
     tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
     rounds_BO = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
+    drafted_BX = jnp.full((batch, drafted_nodes), INVALID, jnp.int32) if drafted_nodes else None
     return DecodeState(
         cache=cache,
         drafter=drafter,
@@ -164,6 +169,7 @@ def first_state(
         accepted_at_X=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
         verified_BO=rounds_BO,
         emitted_BO=rounds_BO,
+        drafted_BX=drafted_BX,
     )
 
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib.metadata
 
+import jax
+import pytest
+
 from jaxspec.cli import doctor
 from jaxspec.cli.doctor import Finding
 
@@ -86,3 +89,33 @@ def test_exit_status_follows_the_findings(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: [Finding("a", "fail", "why")])
     assert doctor.main([]) == 1
     assert "1 problem(s): a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "extra"),
+    [
+        ("nvidia0", "cuda13"),
+        ("accel0", "tpu"),
+        ("vfio/0", "tpu"),
+        ("nvidiactl", ""),
+        ("vfio/vfio", ""),
+    ],
+)
+def test_an_accelerator_that_jax_does_not_use_is_a_note(tmp_path, monkeypatch, device, extra):
+    (tmp_path / device).parent.mkdir(exist_ok=True)
+    (tmp_path / device).touch()
+    monkeypatch.setattr(doctor, "DEVICES", tmp_path)
+    found = list(doctor.check_accelerator())
+    if not extra:
+        assert found == []
+        return
+    (finding,) = found
+    assert (finding.name, finding.status) == ("accelerator", "note")
+    assert f'pip install "jaxspec-decoding[{extra}]"' in finding.detail
+
+
+def test_an_accelerator_in_use_is_no_note(tmp_path, monkeypatch):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(doctor, "DEVICES", tmp_path)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert list(doctor.check_accelerator()) == []

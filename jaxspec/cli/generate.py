@@ -1,0 +1,149 @@
+"""``jaxspec generate``: answers prompts, or chats, and shows what was drafted and accepted.
+
+    jaxspec generate --drafter runs/full --prompt "What is 12 + 30?"
+    jaxspec generate --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json
+    jaxspec generate --drafter runs/full                                      # a chat
+
+Standard output holds the answers and nothing else. What is loaded, compiled and measured is said on
+standard error. With a drafter the target answers once more alone: the text has to be the same, and
+the times are compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.files import try_file, user_path
+from jaxspec.ranges import (
+    MOST_SLOTS,
+    MOST_VOCABULARY,
+    NotNegative,
+    Positions,
+    Seed,
+    check_ranges,
+    fraction,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from jaxspec.cli.generation_report import Answer
+    from jaxspec.data.examples import Conversation
+
+CHAT_HELP = "/reset starts anew, /quit (or Ctrl-D) ends."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateCommand(ConfigCommand):
+    """Options of ``jaxspec generate``."""
+
+    reads: ClassVar[tuple[str, ...]] = ("target.path", "target.dtype", "target.enable_thinking")
+    example: ClassVar[str] = (
+        '{program} --drafter runs/full --prompt "What is 12 + 30?"\n'
+        "{program} --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json\n"
+        "{program} --drafter runs/full"
+    )
+
+    config: str = ""
+    """Python file, or the name of a shipped configuration, whose get_config() gives the target; "":
+    the defaults, with --target.path."""
+    drafter: str = ""
+    """Folder of a drafter: a training run, or an exported one. "ngram": prompt look-up, which needs
+    no training; "": the target alone."""
+    prompt: str | None = None
+    """What to ask."""
+    prompts: str = ""
+    """File of prompts: a .txt with one a line, or a .jsonl of objects with "prompt" or "messages".
+    With neither this nor --prompt, a chat begins."""
+    system: str = ""
+    """System prompt."""
+    max_new_tokens: Positions = 256
+    """Longest answer, in tokens."""
+    temperature: NotNegative = 0.0
+    """0: greedy decoding; above 0: sampling."""
+    top_k: Annotated[int, whole(0, MOST_VOCABULARY)] = 0
+    """Sample only from the k likeliest tokens; 0: from all."""
+    top_p: Annotated[float, fraction(zero=False)] = 1.0
+    """Sample only from the likeliest tokens that together reach this probability; 1: from all."""
+    block_size: Annotated[int, whole(0, MOST_SLOTS)] = 0
+    """Slots of a draft, its anchor included; 0: the drafter's own."""
+    seed: Seed = 0
+    """Seed of the sampling."""
+    compare: bool = True
+    """With a drafter, let the target answer alone as well, and compare the texts and the times
+    (--no-compare: do not). A chat is compared when it ends."""
+    show: Literal["tokens", "rounds", "text"] = "tokens"
+    """tokens: coloured by where they come from (plain text if the output is no terminal, or with
+    NO_COLOR); rounds: a line for each round, with all drafts; text: plain text."""
+    json: bool = False
+    """Print one JSON object for each prompt instead, on a line of its own (docs/generate.md)."""
+    picture: str = ""
+    """SVG file for a picture of the answers, as a terminal of 80 columns shows them; "": none."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and generates."""
+    command = parse_command(
+        GenerateCommand,
+        argv,
+        program="jaxspec generate",
+        description="Answer a prompt, a file of prompts or a chat, and show which tokens were "
+        "drafted, accepted and rejected. The target's output does not change.",
+    )
+    generate(command)
+
+
+def generate(command: GenerateCommand) -> list[Answer]:
+    """Answers what is asked.
+
+    Returns:
+      The answers.
+
+    Raises:
+      ValueError: options that do not go together, an empty prompt, a target or a drafter that
+        cannot be opened or do not fit, or a prompt that is too long. All of this is found before
+        the target's weights are read, except for damaged ones.
+    """
+    conversations = _prompts(command)
+    if command.picture:
+        if user_path(command.picture).suffix != ".svg":
+            raise ValueError(f"--picture must be an .svg file: got {command.picture!r}.")
+        try_file(command.picture, option="--picture")
+    # jax is imported only now: --help and mistakes are answered at once.
+    from rich.console import Console
+
+    from jaxspec.cli.generation_session import Session, open_models
+
+    target, drafter = open_models(command, conversations or [], say=say)
+    session = Session(command, target, drafter, console=Console(highlight=False), say=say)
+    if conversations is None:
+        session.chat()
+    else:
+        session.answer_all(conversations)
+    return session.answers
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _prompts(command: GenerateCommand) -> list[Conversation] | None:
+    """What is asked; None: a chat."""
+    from jaxspec.api import conversation_of
+    from jaxspec.cli.prompt_files import read_prompts
+
+    check_ranges(command, prefix="--")
+    if command.prompt is not None and command.prompts:
+        raise ValueError("Got --prompt and --prompts: give one of them.")
+    if command.prompt is not None:
+        return [conversation_of(command.prompt, system=command.system)]
+    if command.prompts:
+        found = read_prompts(command.prompts)
+        return [conversation_of(turns, system=command.system) for turns in found]
+    if command.json:
+        raise ValueError("--json needs --prompt or --prompts: a chat is not printed as JSON.")
+    return None

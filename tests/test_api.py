@@ -1,0 +1,87 @@
+"""The Python way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import jaxspec
+from jaxspec.config import EvaluationConfig, TargetConfig
+from jaxspec.data.chat_template import PLAIN
+from jaxspec.decoding import generate as decode
+from jaxspec.evals.opening import open_target
+from jaxspec.evals.speculative.strategies import build_autoregressive
+from tests.evals.drafter_folders import write_folders
+
+PROMPT = "What is 12 + 30?"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_folders(tmp_path_factory.mktemp("folders"))
+
+
+def test_the_ten_lines(folders):
+    """As in the README."""
+    path, (run, _) = folders
+    target = jaxspec.open_target(path)
+    drafter = jaxspec.open_drafter(run, target=target)  # or "ngram", which needs no training
+    answer = jaxspec.generate(target, PROMPT, drafter=drafter, max_new_tokens=12)
+    alone = jaxspec.generate(target, PROMPT, max_new_tokens=12)
+
+    assert answer.text == alone.text and answer.tokens == alone.tokens
+    assert answer.tau == 11 / len(answer.rounds) and alone.tau == 1.0
+    assert answer.tokens_per_s > 0 and answer.compile_s > 0 and answer.prefill_s > 0
+    assert not answer.stopped
+    assert {len(each.drafted) for each in answer.rounds} == {3}
+    assert {each.drafted for each in alone.rounds} == {()}
+    # The same as in an evaluation.
+    strategy = build_autoregressive(EvaluationConfig(max_new_tokens=12), target)
+    ids = target.tokenizer.encode_prompt([{"role": "user", "content": PROMPT}])
+    (response,) = decode(strategy, target.params, [ids], ids=["a"], batch_size=1)
+    assert answer.tokens == response.tokens
+    reference = open_target(TargetConfig(path=str(path)), default_template=PLAIN)
+    assert (target.name, target.fingerprint) == (reference.name, reference.fingerprint)
+
+
+def test_look_up_conversations_and_sampling(folders):
+    target = jaxspec.open_target(folders[0])
+    drafter = jaxspec.open_drafter("ngram", target=target)
+    turns = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Bye."},
+    ]
+    asked = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9}
+    first, again = (
+        jaxspec.generate(target, turns, drafter=drafter, seed=3, **asked) for _ in range(2)
+    )
+    assert first.tokens == again.tokens
+    other = jaxspec.generate(target, turns, drafter=drafter, seed=4, **asked)
+    system = jaxspec.generate(target, turns, drafter=drafter, seed=3, system="Be brief.", **asked)
+    assert first.tokens not in (other.tokens, system.tokens)
+
+
+def test_mistakes_are_named(folders):
+    target = jaxspec.open_target(folders[0])
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        jaxspec.generate(target, " \n")
+    with pytest.raises(ValueError, match=r"has \d+ tokens; with 999 new ones"):
+        jaxspec.generate(target, PROMPT, max_new_tokens=999)
+    with pytest.raises(ValueError, match="has a system prompt of its own"):
+        turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        jaxspec.generate(target, turns, system="c")
+    with pytest.raises(ValueError, match="No folder nowhere"):
+        jaxspec.open_drafter("nowhere", target=target)
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        jaxspec.generat  # noqa: B018
+
+
+def test_importing_stays_quick():
+    """Nothing heavy is imported before it is used."""
+    code = "import jaxspec, sys; dir(jaxspec); print({'jax', 'numpy', 'flax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert {"generate", "open_target"} <= set(dir(jaxspec))

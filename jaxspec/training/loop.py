@@ -187,7 +187,8 @@ def train(
         record = {**start.record, "step": settings.steps}
         if settings.export and not run.is_exported(workdir, record=record):
             alone = jax.process_count() == 1
-            run.export(jax.device_get(params) if alone else params, workdir=workdir, record=record)
+            whole = jax.device_get(params) if alone else params
+            run.export(whole, frozen, workdir=workdir, record=record)
         return row
 
 

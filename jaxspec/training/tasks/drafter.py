@@ -23,6 +23,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.training.capture_check import capture_check
+from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
 
@@ -78,6 +79,12 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
                 flush=True,
             )
 
+    def record_drafts(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
+        record = reference_record(
+            params, frozen, target=target, drafter=drafter, tokenizer=tokenizer
+        )
+        return {KEY: record} if record else {}
+
     return Task(
         title=f"drafter ({config.loss.label})",
         config=dataclasses.replace(config, drafter=drafter_config),
@@ -89,6 +96,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         frozen_shapes=jax.eval_shape(initialiser(target), jax.random.key(0)),
         load_frozen=load_frozen,
         reads={"target.path": target_folder(config.target.path)} if tokenizer else {},
+        record_drafts=record_drafts,
         capture_check=check,
     )
 

@@ -276,7 +276,7 @@ def stored_tensors(
     """(name, array) in the order of `key_maps.tensor_shapes`, then `zeros`; gathered one by one."""
     leaves = flatten_paths(params)
     for row in rows:
-        whole = _to_host(leaves[row.path])
+        whole = to_host(leaves[row.path])
         for place, name in row.tensors([*map(range, whole.shape[: row.stack_axes])]):
             array = whole[place]
             yield name, (array.T if row.transpose else array).astype(NUMPY_DTYPES[dtype])
@@ -284,7 +284,8 @@ def stored_tensors(
         yield name, np.zeros(shape, NUMPY_DTYPES[dtype])
 
 
-def _to_host(leaf: Any) -> np.ndarray:
+def to_host(leaf: Any) -> np.ndarray:
+    """The whole of an array; all processes that hold a part of it must call this."""
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)

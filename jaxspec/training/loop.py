@@ -204,7 +204,7 @@ def train(
         stops.state = f"step {settings.steps} is saved, but the export is not complete"
         if settings.export:
             last = _Exported({**start.record, "step": settings.steps}, params)
-            _export(last, run, checkpoints, placed, workdir)
+            _export(last, frozen, run, checkpoints, placed, workdir)
         return row
 
 
@@ -218,12 +218,18 @@ class _Exported:
 
 
 def _export(
-    last: _Exported, run: PreparedTask, checkpoints: TrainCheckpoints, placed: Any, workdir: Path
+    last: _Exported,
+    frozen: Any,
+    run: PreparedTask,
+    checkpoints: TrainCheckpoints,
+    placed: Any,
+    workdir: Path,
 ) -> None:
     """Exports the best checkpoint, or the last step if none was measured; nothing if that is done.
 
     Args:
       last: the end of the run.
+      frozen: the parameters that are not trained.
       run: the run.
       checkpoints: its checkpoints.
       placed: shapes of the state, with shardings.
@@ -250,7 +256,7 @@ def _export(
         return
     alone = jax.process_count() == 1
     params = jax.device_get(chosen.params) if alone else chosen.params
-    run.export(params, workdir=workdir, record=chosen.record)
+    run.export(params, frozen, workdir=workdir, record=chosen.record)
 
 
 class _BrokenStart(Exception):

@@ -100,7 +100,7 @@ def _is_lines(head: bytes, *, fields: Collection[str]) -> bool:
     values = list(_whole_lines(head))
     if len(lines) > 1 and isinstance(values[0], dict):
         return True
-    if any(isinstance(value, dict) and not fields.isdisjoint(value) for value in values[1:]):
+    if any(isinstance(value, dict) and any(key in fields for key in value) for value in values[1:]):
         return True
     return not lines[0].lstrip().startswith(b"{")
 

@@ -30,6 +30,7 @@ from jaxspec.files import user_path
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
 from jaxspec.models.registry import make_model
 from jaxspec.training.capture_check import capture_check
+from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
 
@@ -101,6 +102,12 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
                 flush=True,
             )
 
+    def record_drafts(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
+        record = reference_record(
+            params, frozen, target=target, drafter=drafter, tokenizer=tokenizer
+        )
+        return {KEY: record} if record else {}
+
     return Task(
         title=f"drafter ({config.loss.label})",
         config=dataclasses.replace(config, drafter=drafter_config),
@@ -117,6 +124,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         load_frozen=load_frozen,
         load_initial=None if source is None else load_initial,
         reads=reads,
+        record_drafts=record_drafts,
         capture_check=check,
     )
 

@@ -38,6 +38,9 @@ from jaxspec.training.data_statistics import data_lines
 from jaxspec.training.objectives import Objective
 from jaxspec.training.validation import HeldOut, read_held_out
 
+RecordDrafts = Callable[[Any, Any, Tokenizer], Mapping[str, Any]]
+"""(model's parameters, frozen parameters, tokenizer) -> what an export's provenance.json adds to
+the run's record."""
 Init = Callable[[jax.Array], Any]
 """key -> parameters."""
 
@@ -64,6 +67,11 @@ def _unchanged(params: Any) -> Any:
 
 def _nothing(shardings: Any) -> Any:
     del shardings
+    return {}
+
+
+def _no_record(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
+    del params, frozen, tokenizer
     return {}
 
 
@@ -94,6 +102,7 @@ class Task:
     """Setting -> the folder whose weights it names."""
     whole: Callable[[Any], Any] = _unchanged
     """What is trained -> the model's parameters: updates of low rank are added to their base."""
+    record_drafts: RecordDrafts = _no_record
     capture_check: Callable[[Any, np.ndarray], None] = _no_check
     """(frozen parameters, tokens [B, S]): raises ValueError where hidden states are not captured
     as they should be."""
@@ -151,15 +160,17 @@ class PreparedTask:
             return False
         return all(found.get(key) == record[key] for key in ("time", "step"))
 
-    def export(self, params: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
-        """Writes what was trained to WORKDIR/export, with the run's record."""
+    def export(self, params: Any, frozen: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
+        """Writes what was trained to WORKDIR/export, with the run's record and some drafts."""
         config, folder = self.task.config, workdir / "export"
+        whole = self.task.whole(params)
+        drafts = self.task.record_drafts(whole, frozen, self.tokenizer)
         self.task.save(
             folder,
-            self.task.whole(params),
+            whole,
             tokenizer=self.tokenizer,
             dtype=config.training.export_dtype or None,
-            provenance=record,
+            provenance={**record, **drafts},
         )
         print(f"{self.kind.name.capitalize()} written to {folder}", flush=True)
 

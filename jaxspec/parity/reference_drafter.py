@@ -1,0 +1,244 @@
+"""A DFlash drafter computed from its files alone, in plain numpy: a second opinion.
+
+Nothing of jaxspec's readers, key maps or models is used. The files are read here, one block is
+drafted at a time, and a block is handed only the context that it may see. What is computed follows
+the paper (arXiv 2602.06036, section 3) and z-lab's description of its checkpoints, in the format of
+z-lab and in that of speculators.
+
+A `Reading` says how the files are understood. The default is what the formats say; others are the
+mistakes that trainers and servers make. A drafter that does better under one of those was trained
+with it.
+
+Dimension key: T context positions, K block slots, D width, E captured features, Q query heads,
+R key/value heads, C head width, I queries, J keys of a block's attention (context, then block).
+
+>>> drafter = ReferenceDrafter("runs/full/export")  # doctest: +SKIP
+>>> hidden_KD = drafter(features_TE, embeddings_KD)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_STORED = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+"""Types of safetensors files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a checkpoint is understood; the defaults are what the formats say."""
+
+    layer_shift: int = 0
+    """Added to the ids of the captured layers."""
+    theta_factor: float = 1.0
+    """What the base of the rotary positions is multiplied by."""
+    is_anchor_first: bool = True
+    """Whether slot 0 holds the anchor; False: a mask, like all others."""
+    has_context_norm: bool = True
+    """Whether `hidden_norm` is applied to the context."""
+    has_final_norm: bool = True
+    """Whether `norm` is applied to what the head reads."""
+    is_causal: bool | None = None
+    """Whether a slot sees only slots before it; None: as the configuration says."""
+    has_window: bool = True
+    """Whether sliding layers forget; False: they are computed as full ones."""
+
+
+AS_STATED = Reading()
+
+
+class ReferenceDrafter:
+    """A drafter's folder, ready to compute blocks in float32.
+
+    Attributes:
+      block_size: K.
+      mask_token_id: the token of the slots to be drafted.
+      layer_ids: blocks of the target whose output is read, counted from 0. Block i's output is
+        `hidden_states[i + 1]` of transformers, which for the last block comes after the final norm.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Reads the files.
+
+        Raises:
+          ValueError: rotary positions of a kind that is not known here.
+        """
+        self._raw = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        self._weights = _read_tensors(Path(folder))
+        inner = self._raw.get("transformer_layer_config", self._raw)
+        self._shape: Mapping[str, Any] = inner
+        special = self._raw.get("dflash_config") or {}
+        self.block_size: int = self._raw.get("block_size") or special["block_size"]
+        mask = special.get("mask_token_id", self._raw.get("mask_token_id"))
+        self.mask_token_id: int | None = mask
+        self.layer_ids: tuple[int, ...] = _layer_ids(self._raw, special)
+        self._head_dim: int = inner.get("head_dim") or 128
+        self._eps: float = inner.get("rms_norm_eps", 1e-6)
+        causal = self._raw.get("is_causal", special.get("causal"))
+        if self._raw.get("sliding_window_non_causal"):
+            causal = False
+        self._causal: bool | None = causal
+        layers: int = inner["num_hidden_layers"]
+        self._kinds = inner.get("layer_types") or ["full_attention"] * layers
+
+    def block(self, anchor: int, reading: Reading = AS_STATED) -> list[int]:
+        """The ids of a block that starts with an anchor: [anchor, mask x (K - 1)]."""
+        mask = self.mask_token_id
+        assert mask is not None, "a drafter without a mask token is given one by its target"
+        return [anchor if reading.is_anchor_first else mask, *[mask] * (self.block_size - 1)]
+
+    def __call__(
+        self, features_TE: np.ndarray, embeddings_KD: np.ndarray, reading: Reading = AS_STATED
+    ) -> np.ndarray:
+        """What the target's head reads, float32 [K, D]; slot 0 means nothing.
+
+        Args:
+          features_TE: the captured layers' outputs side by side, of all positions before the
+            anchor. The anchor's position is T.
+          embeddings_KD: the target's embeddings of `block`.
+          reading: how the checkpoint is understood.
+        """
+        context_TD = self._linear(features_TE.astype(np.float32), "fc")
+        if reading.has_context_norm:
+            context_TD = self._norm(context_TD, "hidden_norm")
+        length, slots = len(context_TD), len(embeddings_KD)
+        positions_J = np.arange(length + slots)
+        x_KD = embeddings_KD.astype(np.float32)
+        for number, kind in enumerate(self._kinds):
+            x_KD = x_KD + self._attention(number, kind, x_KD, context_TD, positions_J, reading)
+            normed_KD = self._norm(x_KD, f"layers.{number}.post_attention_layernorm")
+            gate = self._linear(normed_KD, f"layers.{number}.mlp.gate_proj")
+            up = self._linear(normed_KD, f"layers.{number}.mlp.up_proj")
+            # SiLU; tanh does not overflow where exp would.
+            mixed = gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up
+            x_KD = x_KD + self._linear(mixed, f"layers.{number}.mlp.down_proj")
+        return self._norm(x_KD, "norm") if reading.has_final_norm else x_KD
+
+    def _attention(
+        self,
+        number: int,
+        kind: str,
+        x_KD: np.ndarray,
+        context_TD: np.ndarray,
+        positions_J: np.ndarray,
+        reading: Reading,
+    ) -> np.ndarray:
+        """What a layer's attention adds to the block."""
+        name, width = f"layers.{number}.self_attn", self._head_dim
+        own_KD = self._norm(x_KD, f"layers.{number}.input_layernorm")
+        # The context passes no input norm, and is the same in every layer.
+        seen_JD = np.concatenate([context_TD, own_KD])
+        positions_K = positions_J[len(context_TD) :]
+        q_KQC = self._linear(own_KD, f"{name}.q_proj").reshape(len(own_KD), -1, width)
+        k_JRC = self._linear(seen_JD, f"{name}.k_proj").reshape(len(seen_JD), -1, width)
+        v_JRC = self._linear(seen_JD, f"{name}.v_proj").reshape(len(seen_JD), -1, width)
+        if f"{name}.q_norm.weight" in self._weights:
+            q_KQC, k_JRC = self._norm(q_KQC, f"{name}.q_norm"), self._norm(k_JRC, f"{name}.k_norm")
+        q_KQC = self._rotated(q_KQC, positions_K, reading)
+        k_JRC = self._rotated(k_JRC, positions_J, reading)
+        group = q_KQC.shape[1] // k_JRC.shape[1]
+        k_JQC, v_JQC = (np.repeat(array, group, axis=1) for array in (k_JRC, v_JRC))
+        scores_QKJ = np.einsum("kqc,jqc->qkj", q_KQC, k_JQC) / math.sqrt(width)
+        visible_KJ = self._visible(kind, positions_K, positions_J, reading)
+        scores_QKJ = np.where(visible_KJ, scores_QKJ, -np.inf)
+        weights_QKJ = np.exp(scores_QKJ - scores_QKJ.max(-1, keepdims=True))
+        weights_QKJ /= weights_QKJ.sum(-1, keepdims=True)
+        mixed_KQC = np.einsum("qkj,jqc->kqc", weights_QKJ, v_JQC)
+        return self._linear(mixed_KQC.reshape(len(own_KD), -1), f"{name}.o_proj")
+
+    def _visible(
+        self, kind: str, positions_K: np.ndarray, positions_J: np.ndarray, reading: Reading
+    ) -> np.ndarray:
+        """[K, J], True where a slot sees a key.
+
+        Unless told otherwise, sliding layers are causal inside a block and full ones are not
+        (z-lab/dflash, model.py).
+        """
+        behind_KJ = positions_K[:, None] - positions_J
+        slides = kind == "sliding_attention"
+        causal = slides if self._causal is None else self._causal
+        if reading.is_causal is not None:
+            causal = reading.is_causal
+        visible_KJ = behind_KJ >= 0 if causal else np.ones_like(behind_KJ, bool)
+        if slides and reading.has_window:
+            visible_KJ = visible_KJ & (np.abs(behind_KJ) < self._shape["sliding_window"])
+        return visible_KJ
+
+    def _rotated(self, x_IQC: np.ndarray, positions_I: np.ndarray, reading: Reading) -> np.ndarray:
+        """Rotary positions (arXiv 2104.09864): channel c turns with channel c + C / 2."""
+        angles_IC = positions_I[:, None] * np.tile(self._frequencies(reading), 2)
+        first, second = np.split(x_IQC, 2, axis=-1)
+        turned_IQC = np.concatenate([-second, first], axis=-1)
+        cos_IC, sin_IC = np.cos(angles_IC), np.sin(angles_IC)
+        rotated_IQC = x_IQC * cos_IC[:, None] + turned_IQC * sin_IC[:, None]
+        return rotated_IQC.astype(np.float32)
+
+    def _frequencies(self, reading: Reading) -> np.ndarray:
+        """Radians per position, float64 [C / 2]; llama3 stretches the long waves (Llama 3.1)."""
+        rope = {
+            **(self._shape.get("rope_scaling") or {}),
+            **(self._shape.get("rope_parameters") or {}),
+        }
+        theta = rope.get("rope_theta", self._shape.get("rope_theta", 10_000.0))
+        exponents = np.arange(0, self._head_dim, 2) / self._head_dim
+        frequencies = (theta * reading.theta_factor) ** -exponents
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return frequencies
+        if kind != "llama3":
+            raise ValueError(f"rope_type is {kind!r}: expected 'default' or 'llama3' in a drafter.")
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return frequencies * (kept + (1 - kept) / rope["factor"])
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        """A product with a matrix that is stored as [outputs, inputs]."""
+        result: np.ndarray = x @ self._weights[f"{name}.weight"].T
+        return result
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        """RMSNorm over the last axis (arXiv 1910.07467)."""
+        mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+        normed: np.ndarray = x / np.sqrt(mean_square + self._eps) * self._weights[f"{name}.weight"]
+        return normed
+
+
+def _layer_ids(raw: Mapping[str, Any], special: Mapping[str, Any]) -> tuple[int, ...]:
+    """Blocks of the target, counted from 0. speculators counts the embedding as 0."""
+    if "speculators_model_type" in raw:
+        return tuple(number - 1 for number in raw["aux_hidden_state_layer_ids"])
+    stated = special.get("target_layer_ids", raw.get("target_layer_ids"))
+    if stated is not None:
+        return tuple(stated)
+    layers, count = raw["num_target_layers"], raw["num_hidden_layers"]
+    if count == 1:
+        return (layers // 2,)
+    return tuple(round(1 + i * (layers - 4) / (count - 1)) for i in range(count))
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the folder's safetensors files, in float32.
+
+    A file is the length of its header (8 bytes, little-endian), the header (JSON), and the bytes.
+    """
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        content = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                flat = content[start + begin : start + end].view(_STORED[entry["dtype"]])
+                tensors[name] = flat.reshape(entry["shape"]).astype(np.float32)
+    return tensors

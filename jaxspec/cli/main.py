@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("jaxspec.cli.export", "Write a run's weights as a folder that servers load."),
     "generate": ("jaxspec.cli.generate", "Answer prompts or chat, and show what was drafted."),
     "import-data": ("jaxspec.cli.import_data", "Make your own conversations a data set."),
+    "parity": (
+        "jaxspec.cli.parity",
+        "Check that a drafter computes the same in training, decoding and elsewhere.",
+    ),
     "plan": ("jaxspec.cli.plan", "Show how much memory a training step needs on a TPU slice."),
     "regenerate": (
         "jaxspec.cli.regenerate",

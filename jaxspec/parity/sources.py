@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxspec.evals.opening import TargetBundle
+from jaxspec.models.dflash import served_features
 from jaxspec.models.registry import LanguageModel
 
 INSTALL = (
@@ -138,7 +139,8 @@ class OwnTarget:
 def _features(
     params: Any, tokens_BS: jax.Array, *, model: LanguageModel, layer_ids: tuple[int, ...]
 ) -> jax.Array:
-    return model.apply({"params": params}, tokens_BS, capture=layer_ids).features_BSE
+    features = model.apply({"params": params}, tokens_BS, capture=layer_ids).features_BSE
+    return served_features(model, params, features, layer_ids=layer_ids)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxspec.config import LossConfig
-from jaxspec.models.dflash import DFlash
+from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
 from jaxspec.training.objectives import Batch, DrafterObjective
 
@@ -63,7 +63,7 @@ def training_pass(
     target: LanguageModel,
     drafter: DFlash,
 ) -> tuple[jax.Array, jax.Array]:
-    """Features [S, E] and float32 draft logits [N, G, V] of a packed row.
+    """What the drafter sees, [S, E], and its float32 draft logits, [N, G, V], of a packed row.
 
     Args:
       params: the drafter's.
@@ -82,6 +82,9 @@ def training_pass(
         segments_BS=batch["segments"],
         capture=drafter.config.target_layer_ids,
     ).features_BSE
+    features_1SE = served_features(
+        target, frozen, features_1SE, layer_ids=drafter.config.target_layer_ids
+    )
     objective = DrafterObjective(
         target=target, drafter=drafter, loss=LossConfig(), anchors=anchors_1N.shape[1]
     )

@@ -44,7 +44,13 @@ def facts(config: DrafterConfig) -> dict[str, Any]:
     """What config.json decides, as JSON has it; layers of one kind are written out."""
     found = {name: getattr(config, name) for name in _FACTS}
     kinds = config.layer_types or ("full_attention",) * config.num_layers
-    return {**found, "layer_types": list(kinds), "target_layer_ids": list(config.target_layer_ids)}
+    scaling = config.rope_scaling
+    return {
+        **found,
+        "layer_types": list(kinds),
+        "rope_scaling": scaling and dataclasses.asdict(scaling),
+        "target_layer_ids": list(config.target_layer_ids),
+    }
 
 
 def reference_record(

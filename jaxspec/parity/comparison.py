@@ -1,0 +1,174 @@
+"""Whether a drafter computes the same in training, in decoding and in an independent program.
+
+>>> findings = compare(TargetConfig(path="embedded"), "runs/full")             # doctest: +SKIP
+>>> [finding.name for finding in findings if finding.status == "FAIL"]         # doctest: +SKIP
+[]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxspec.checkpoints.folders import exported_weights, target_folder
+from jaxspec.config import TargetConfig
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.evals.opening import DrafterBundle, TargetBundle, open_drafter, open_target
+from jaxspec.files import user_path
+from jaxspec.json_files import read_object
+from jaxspec.parity import independent
+from jaxspec.parity.findings import Finding, equal_arrays, equal_drafts, judged
+from jaxspec.parity.passes import by_decoding, by_training
+from jaxspec.parity.questions import QUESTIONS
+from jaxspec.parity.recorded import as_recorded
+from jaxspec.parity.reference_drafter import ReferenceDrafter
+from jaxspec.parity.sources import OwnTarget, Source, TransformersTarget, Unavailable
+from jaxspec.parity.texts import answered
+from jaxspec.training.draft_pass import Text
+from jaxspec.training.draft_record import KEY
+
+NEW_TOKENS = 48
+"""Tokens of an answer."""
+
+
+def compare(
+    target: TargetConfig,
+    drafter: str,
+    *,
+    questions: Sequence[str] = QUESTIONS,
+    new_tokens: int = NEW_TOKENS,
+    with_variants: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Finding]:
+    """Every line of the comparison; all is computed in float32.
+
+    Args:
+      target: the target.
+      drafter: a run's folder, or a drafter's, in z-lab's format or in that of speculators.
+      questions: the target answers them, and the drafter drafts in its answers.
+      new_tokens: length of an answer.
+      with_variants: whether to find out if the checkpoint was trained otherwise than it says.
+      say: is told what is being done.
+
+    Raises:
+      ValueError: folders that cannot be opened, a drafter of another kind or for another target, or
+        questions that do not fit.
+    """
+    # TPUs and GPUs multiply float32 matrices in fewer bits unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        folder = target_folder(target.path)
+        say(f"Opening {target.path} and {drafter} in float32 ...")
+        opened = open_target(target)
+        bundle = open_drafter(drafter, target=opened)
+        if bundle.kind != "dflash":
+            raise ValueError(
+                f"{drafter} is a drafter of kind {bundle.kind}: expected a DFlash drafter, which "
+                "is what servers load."
+            )
+        weights = exported_weights(user_path(drafter))
+        second = ReferenceDrafter(weights)
+        if second.mask_token_id is None:
+            second.mask_token_id = bundle.model.config.mask_token_id
+        say(f"{target.path} answers {len(questions)} questions ...")
+        texts = answered(opened, questions, new_tokens=new_tokens, block_size=second.block_size)
+        say("Comparing ...")
+        own = _own_tokenizer(weights, target)
+        findings = [*_files(opened, bundle, second, texts, own)]
+        findings += _passes(opened, bundle, second, texts, folder, with_variants=with_variants)
+        findings += _record(opened, bundle, weights)
+    return findings
+
+
+def _files(
+    target: TargetBundle,
+    drafter: DrafterBundle,
+    second: ReferenceDrafter,
+    texts: Sequence[Text],
+    own: Tokenizer | None,
+) -> Iterator[Finding]:
+    """What the files say; `own` is the tokenizer in the drafter's folder."""
+    config = drafter.model.config
+    pairs = {
+        "layer ids": (list(config.target_layer_ids), list(second.layer_ids)),
+        "mask token": (config.mask_token_id, second.mask_token_id),
+        "block size": (config.block_size, second.block_size),
+    }
+    for name, (ours, theirs) in pairs.items():
+        detail = f"{ours}" if ours == theirs else f"{ours} and {theirs}"
+        yield judged(f"read alike: {name}", ours == theirs, detail)
+    mask = second.mask_token_id
+    assert mask is not None, "open_drafter refuses a drafter without one"
+    uses = sum(text.tokens.count(mask) for text in texts)
+    detail = f"id {mask} of {target.config.vocab_size} rows"
+    if uses or mask in target.stop_ids:
+        detail += ", but texts use it: choose an unused row, and train with it"
+    yield judged("mask row is unused", not uses and mask not in target.stop_ids, detail)
+    if own is not None and own.has_template and target.tokenizer.has_template:
+        turns = [{"role": "user", "content": QUESTIONS[0]}]
+        same = own.encode_prompt(turns) == target.tokenizer.encode_prompt(turns)
+        detail = "the same prompt ids" if same else "the drafter's folder has another one"
+        yield judged("chat template", same, detail)
+
+
+def _own_tokenizer(weights: Path, target: TargetConfig) -> Tokenizer | None:
+    if not has_tokenizer(weights):
+        return None
+    return Tokenizer.load(weights, template_options=target.template_options)
+
+
+def _passes(
+    target: TargetBundle,
+    drafter: DrafterBundle,
+    second: ReferenceDrafter,
+    texts: Sequence[Text],
+    folder: Path,
+    *,
+    with_variants: bool,
+) -> Iterator[Finding]:
+    """What is computed, three times."""
+    source: Source = OwnTarget(target)
+    try:
+        source = TransformersTarget(folder)
+    except Unavailable as reason:
+        yield Finding("captured layers as in transformers", "not run", str(reason))
+    features, training_NGV = by_training(target, drafter, texts)
+    if isinstance(source, TransformersTarget):
+        theirs = [source.features(text.tokens, second.layer_ids) for text in texts]
+        got_SE, expected_SE = np.concatenate(features), np.concatenate(theirs)
+        name = "captured layers as in transformers"
+        if got_SE.shape == expected_SE.shape:
+            yield equal_arrays(name, got_SE, expected_SE)
+        else:
+            yield judged(name, False, f"got {got_SE.shape[1]} features, not {expected_SE.shape[1]}")
+    decoding_NGV = by_decoding(target, drafter, texts)
+    stated_NGV = independent.drafts(second, source, texts)
+    yield equal_drafts("drafts: training, decoding", training_NGV, decoding_NGV)
+    same_shape = stated_NGV.shape == training_NGV.shape
+    for name, ours_NGV in (("training", training_NGV), ("decoding", decoding_NGV)):
+        line = f"drafts: {name}, independent"
+        if same_shape:
+            yield equal_drafts(line, ours_NGV, stated_NGV)
+        else:
+            yield judged(line, False, f"got {ours_NGV.shape[1]} slots, not {stated_NGV.shape[1]}")
+    if with_variants:
+        yield from independent.variants(
+            second, source, texts, stated_NGV, num_layers=target.config.num_layers
+        )
+
+
+def _record(target: TargetBundle, drafter: DrafterBundle, weights: Path) -> list[Finding]:
+    """What the export said of itself."""
+    file = weights / "provenance.json"
+    whole = read_object(file) if file.is_file() else {}
+    record = whole.get(KEY)
+    if not isinstance(record, dict):
+        reason = "the folder has no record of its drafts: an export of jaxspec carries one"
+        return [Finding("as exported", "not run", reason)]
+    raw = read_object(weights / "config.json")
+    stored = raw.get("dtype") or raw.get("torch_dtype")
+    is_rounded = stored != "float32" or record.get("computed_in") != ["float32"]
+    return as_recorded(record, target, drafter, is_rounded=is_rounded)

@@ -5,9 +5,11 @@
 
 A drafter drafts what its target would say, so it should learn from that and not from the answers in
 the data set. An answer is kept as its text; where encoding that again would give other ids, its ids
-are kept too, so that training learns what was generated. The output is a folder of array_record shards (`jaxspec.data.example_files`) that
-grows shard by shard. The answers of the unfinished shard are kept in a journal, so that the same
-command continues a run that was stopped or killed. Only one process at a time writes to a folder.
+are kept too, so that training learns what was generated.
+
+The output is a folder of array_record shards (`jaxspec.data.example_files`) that grows shard by
+shard. The answers of the unfinished shard are kept in a journal, so that the same command continues
+a run that was stopped or killed. Only one process at a time writes to a folder.
 """
 
 from __future__ import annotations

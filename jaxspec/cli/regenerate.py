@@ -4,9 +4,12 @@
     python train.py ... --data.sources runs/gsm8k_answers
 
 A drafter drafts what its target would say, so it should learn from that and not from the answers in
-the data set. The output is a folder of array_record shards (`jaxspec.data.example_files`) that
-grows shard by shard. The answers of the unfinished shard are kept in a journal, so that the same
-command continues a run that was stopped or killed. Only one process at a time writes to a folder.
+the data set. An answer is kept as its text; where encoding that again would give other ids, its ids
+are kept too, so that training learns what was generated.
+
+The output is a folder of array_record shards (`jaxspec.data.example_files`) that grows shard by
+shard. The answers of the unfinished shard are kept in a journal, so that the same command continues
+a run that was stopped or killed. Only one process at a time writes to a folder.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ class RegenerateCommand(ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target; "": the defaults, with --target.path. Then
-    the target computes in the type of its weights, unless --target.dtype says otherwise."""
+    """Python file whose get_config() gives the target; "": --target.path, in the type of its
+    weights unless --target.dtype says otherwise."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
     prompts."""
@@ -420,5 +423,5 @@ def _summary(output: Path) -> str:
         f"{manifest['examples']} examples from {manifest['questions_done']} questions in "
         f"{len(manifest['shards'])} shards in {output}"
         + (f"; dropped or cut short: {lost}" if lost else "")
-        + f". Train on them with --data.sources {output}"
+        + (f". Train on them with --data.sources {output}" if manifest["examples"] else "")
     )

@@ -7,8 +7,8 @@ prompt where thinking is off. A server only ever sees prompts, so each answer is
 * Its prompt is the template's text for the turns before it, with the generation prompt.
 * The answer is what the model would have to generate after that prompt: the rest of the template's
   text for these turns and the answer, up to the stop token, without an empty block of thinking.
-  Where that text does not begin with the prompt, it is the turn's own text, and the template's
-  closing of a turn.
+  Where that text does not begin with the prompt, or lacks the answer's thinking, it is the turn's
+  own text, and the template's closing of a turn.
 
 A prompt that continues the row before (its prompt and answer) becomes part of that row. So a
 conversation is one row under a template that only appends, and one row an answer under a template
@@ -225,7 +225,8 @@ class ServedTurns:
                     reason=NOT_WRITTEN,
                     turn=index,
                 )
-        if text.startswith(prompt):
+        drops_thinking = END_THINK in turn["content"] and END_THINK not in text[len(prompt) :]
+        if text.startswith(prompt) and not drops_thinking:
             answer = text[len(prompt) :]
             if not _thinks(turn) and (empty := _EMPTY_THINKING.match(answer)):
                 answer = answer[empty.end() :]

@@ -80,6 +80,8 @@ def _check(
     checked = 0
     for (ids_S, learned_S), row in zip(found, rows, strict=True):
         for answer in row.answers:
+            if turns[answer.turn - 1]["role"] == "assistant":
+                continue  # Evaluation never asks for a second answer.
             where = f"Example {example.id!r}, turn {answer.turn}"
             prompt = tokenizer.encode_prompt(turns[: answer.turn], tools=tools)
             _compare(ids_S[: answer.start].tolist(), prompt, tokenizer, where=where)

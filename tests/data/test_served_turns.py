@@ -135,6 +135,14 @@ def test_a_prompt_that_begins_the_thinking(opened):
     assert learned(tokenizer, ONE) == [["\n</think>\n\n12 miles.<|im_end|>"]]
 
 
+def test_a_template_that_drops_all_thinking(opened):
+    """An older DeepSeek-R1: the model thinks, but no turn is written with its thinking."""
+    tokenizer = opened(templates.OPENING.replace("<think>\n", ""))
+    assert "Hm." not in tokenizer.render(THOUGHT, add_generation_prompt=False)
+    assert learned(tokenizer, THOUGHT) == [["<think>\nHm.\n</think>\n\n12 miles.<|im_end|>"]]
+    assert learned(tokenizer, TWO) == [["12 miles.<|im_end|>", "24 miles.<|im_end|>"]]
+
+
 def test_calls_and_answers_are_learned_but_not_the_tools_words(opened):
     for thinking, rows in ((None, 1), (False, 2)):
         tokenizer = opened(templates.THINKING, thinking=thinking)

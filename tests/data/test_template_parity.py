@@ -84,6 +84,13 @@ def test_a_difference_is_named(silent, change, message):
         check_parity(examples, changed(documents, 2, **change), silent)
 
 
+def test_two_answers_in_a_row_are_learned(silent):
+    twice = [example(0, ("assistant", "Or 15 miles."))]
+    made = tokenize(twice, silent, loss_on="response", sequence_length=128)
+    assert (made.answers, made.left_out) == (3, {})
+    assert check_parity(twice, made.documents, silent) == 2
+
+
 def test_documents_of_another_template_are_noticed(silent):
     examples = [example(number) for number in range(3)]
     other = Tokenizer.load("embedded")

@@ -167,6 +167,10 @@ class ConfigReader:
         parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
         if part:
             parameters = self.section(part, within=parameters)
+        elif nested := sorted(set(get_args(LayerType)) & parameters.keys()):
+            self.problems.append(
+                f"rope_parameters: got {shown(nested)}, expected one rule for all layers"
+            )
         parameters, old = _with_rope_type(parameters), _with_rope_type(old)
         merged = {**old, **parameters}
         differ = sorted(key for key in old.keys() & parameters.keys() if old[key] != merged[key])

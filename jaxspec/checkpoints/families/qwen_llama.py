@@ -200,7 +200,7 @@ def _document(
     kind = KINDS[family]
     document = {
         "architectures": [kind.architecture],
-        "attention_bias": config.attention_bias,
+        **({"attention_bias": config.attention_bias} if kind.bias == "stated" else {}),
         "attention_dropout": 0.0,
         # Written even if unknown: otherwise transformers falls back on ids 1 and 2 for a Llama.
         "bos_token_id": special_ids.get("bos_token_id"),

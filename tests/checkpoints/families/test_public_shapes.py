@@ -181,6 +181,14 @@ def changed(name: str, **changes: Any) -> dict[str, Any]:
             ),
             "rope_type: got 'linear' in sliding layers",
         ),
+        (
+            changed("Gemma-3-1B", rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+            "'yarn', expected 'default' or 'linear' or 'llama3'",
+        ),
+        (
+            changed("Qwen2.5-0.5B", rope_parameters={"full_attention": {"rope_theta": 5.0}}),
+            r"rope_parameters: got \['full_attention'\], expected one rule for all layers",
+        ),
         (changed("Qwen3-30B-A3B", num_experts_per_tok=129), "at most num_experts .128."),
         (changed("Qwen3-30B-A3B", mlp_only_layers=[1.5]), r"mlp_only_layers: got \[1.5\]"),
         (changed("Qwen3-30B-A3B", num_experts="many"), "num_experts: got 'many'"),

@@ -12,8 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 libraries=(speculators==0.9.0 hs-connectors==0.9.0 dflash==0.1.0)
-# The newest datasets contradicts constraints.txt, so pip finds the newest one that does not.
-needed=(torch transformers safetensors pydantic loguru==0.7.3 openai datasets)
+needed=(torch transformers safetensors pydantic loguru==0.7.3 openai==3.57.0 datasets==5.2.0)
 folder=".venv-third-party"
 stamp="$folder/installed"
 

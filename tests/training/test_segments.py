@@ -82,6 +82,19 @@ def test_another_loss_is_refused_with_a_table():
     assert "--accept_changes True" in str(caught.value)
 
 
+def test_states_of_the_last_layer_from_before_the_final_norm_are_refused():
+    """Older records say nothing about them."""
+    ids = {"target_layer_ids": (1, 3)}
+    older = record(drafter=ids)
+    del older["config"]["drafter"]["last_state"]
+    message = r"drafter\.last_state.*'?normed'?"
+    with pytest.raises(ValueError, match=message):
+        continued_record(
+            older, record(drafter={**ids, "last_state": "normed"}), step=40, workdir=WORKDIR
+        )
+    assert "segments" not in continued_record(older, record(drafter=ids), step=40, workdir=WORKDIR)
+
+
 def test_other_weights_of_the_same_shape_are_refused():
     with pytest.raises(ValueError, match=r"target.path \(weights\) +other +same"):
         continued_record(record(), record("other"), step=40, workdir=WORKDIR)

@@ -321,8 +321,8 @@ class DrafterConfig:
     """
 
     path: str = ""
-    """Drafter to start training from: a run's folder, or a DFlash drafter in z-lab's format or that
-    of speculators. Its shape is then that of the drafter. "": start from random weights."""
+    """Drafter to start training from, which decides the shape: a run's folder, or one in the format
+    of z-lab or speculators; "": random weights."""
     block_size: BlockSize = 16
     """Slots of a block, including the anchor (slot 0)."""
     mask_token_id: TokenId | None = None

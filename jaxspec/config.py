@@ -279,9 +279,8 @@ class DataConfig:
     max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0
     """Read only the first N examples of each source; 0: all of them."""
     validation: Annotated[float, fraction(one=False)] = 0.0
-    """Share of the conversations of each source that is kept out of training, to measure the loss
-    on them; a hash of the prompt decides which. A folder that has a validation part of its own
-    (`jaxspec import-data`) keeps that, whatever this says."""
+    """Share of the conversations that is not learned but measured. A folder with a validation part
+    of its own (`jaxspec import-data`) keeps that."""
     seed: Seed = 0
     """Seed for the order of the examples."""
     embedded_examples: Annotated[int, whole(1, MOST_GENERATED)] = 20_000
@@ -352,7 +351,7 @@ class TrainingConfig:
     steps: Steps = 1000
     """Optimizer steps of the run."""
     epochs: NotNegative = 0.0
-    """Passes over the data, instead of `steps`; 0: as many steps as `steps` says."""
+    """Passes over the data, instead of `steps`; 0: `steps` counts."""
     gradient_accumulation: Annotated[int, whole(1, MOST_ROWS)] = 1
     """Parts that each batch is split into; they are computed one after the other."""
     seed: Seed = 0
@@ -369,8 +368,7 @@ class TrainingConfig:
     validation_batches: Annotated[int, whole(1, MOST_STEPS)] = 8
     """How many batches of held-out data are measured, always the same ones."""
     logging: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
-    """Where metrics go besides metrics.jsonl. "wandb" (Weights & Biases) needs that package. For
-    train.py, --logging is short for this."""
+    """Where metrics go besides metrics.jsonl; "wandb" needs that package. Short: --logging."""
     capture_tolerance: NotNegative = 1e-3
     """Largest difference in log-probability that the capture check accepts."""
     export: bool = True

@@ -6,7 +6,7 @@ Next:
   python eval.py --config configs/quickstart.py --workdir runs/a --output runs/a/results.json
   jaxspec generate --drafter runs/a --prompt "What is 12 + 30?"
   jaxspec parity --target embedded --drafter runs/a/export
-  jaxspec export --workdir runs/a --output my-drafter
+  jaxspec export --workdir runs/a --output my-model
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
+from jaxspec.training.tasks.registry import task_of
 
 _OF_TARGET = ("target.path", "target.dtype", "target.enable_thinking")
 """Settings that eval.py and jaxspec generate read as well."""
@@ -42,30 +43,25 @@ def next_commands(
         if (value := given_value(argv, name)) is not None
         for word in (f"--{name}", value)
     ]
-    if run.training.task == "target":
-        lines = [
-            f'jaxspec generate {_words("--target.path", export)} --prompt "What is 12 + 30?"',
-            _words("jaxspec", "export", "--workdir", workdir, "--output", "my-target"),
-        ]
-        return _listed(lines)
-    measures_alone = run.training.task == "denoiser" and run.denoiser.objective == "llada"
-    measured = ["--target.path", export] if measures_alone else [*changed, "--workdir", workdir]
-    results = str(Path(workdir) / "results.json")
-    lines = [f"{evaluate} {_words('--config', config, *measured, '--output', results)}"]
-    if run.training.task == "drafter":
-        asked = _words(*changed, "--drafter", workdir)
-        lines += [
-            f'jaxspec generate {asked} --prompt "What is 12 + 30?"',
-            f"jaxspec parity {_words('--target', run.target.path, '--drafter', export)}",
-        ]
-    name = "my-drafter" if run.training.task == "drafter" else "my-model"
-    lines.append(_words("jaxspec", "export", "--workdir", workdir, "--output", name))
-    return _listed(lines)
+    results = ("--output", str(Path(workdir) / "results.json"))
+    model = ("--target.path", export)
+    own = ("--workdir", workdir)
+    save = _words("jaxspec", "export", *own, "--output", "my-model")
+    asks = '--prompt "What is 12 + 30?"'
+    use = task_of(run).becomes(run)
+    lines = {
+        "target": [f"jaxspec generate {_words(*model)} {asks}", save],
+        "diffusion model": [f"{evaluate} {_words('--config', config, *model, *results)}", save],
+        "drafter": [f"{evaluate} {_words('--config', config, *changed, *own, *results)}", save],
+        "dflash": [
+            f"{evaluate} {_words('--config', config, *changed, *own, *results)}",
+            f"jaxspec generate {_words(*changed, '--drafter', workdir)} {asks}",
+            _words("jaxspec", "parity", "--target", run.target.path, "--drafter", export),
+            save,
+        ],
+    }
+    return "\n  ".join(["Next:", *lines[use]])
 
 
 def _words(*words: str) -> str:
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return "\n  ".join(["Next:", *lines])

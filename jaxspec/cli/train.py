@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
-from jaxspec.cli.next_commands import next_commands
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
 from jaxspec.files import user_path
@@ -58,16 +57,13 @@ class TrainCommand(TaskCommand):
         *("loss.decay", "loss.focal", "loss.chain", "loss.objective"),
         *("data.sources", "data.validation"),
         *("data.sequence_length", "data.batch_size", "data.anchors"),
-        *("optimizer.learning_rate", "mesh.data", "mesh.fsdp", "mesh.tensor"),
-        *("training.task", "training.steps", "training.epochs", "training.seed"),
-        *("training.checkpoint_every", "training.logging"),
+        *("optimizer.learning_rate", "mesh.data", "mesh.fsdp"),
+        *("training.task", "training.steps", "training.epochs"),
     )
     example: ClassVar[str] = (
         "{program} --config configs/quickstart.py --workdir runs/full\n"
         "{program} --config configs/quickstart.py --workdir runs/uniform \\\n"
-        "    --loss.decay None --loss.focal 0 --loss.chain 0\n"
-        "{program} --config configs/quickstart.py --workdir runs/longer --training.epochs 12 \\\n"
-        "    --data.validation 0.02 --logging wandb"
+        "    --loss.decay None --loss.focal 0 --loss.chain 0"
     )
 
     workdir: str
@@ -92,6 +88,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     )
     run = _with_one_length(command.run, argv)
     # jax is imported only now: --help and mistakes are answered at once.
+    from jaxspec.cli.next_commands import next_commands
     from jaxspec.training.loop import train
 
     train(

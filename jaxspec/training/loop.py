@@ -244,7 +244,8 @@ def _export(
         record = {**record, "step": best, "chosen": reason}
         if run.is_exported(workdir, record=record):
             return
-        print(f"Exporting step {best:,} of {step:,}: {reason}.", flush=True)
+        if jax.process_index() == 0:
+            print(f"Exporting step {best:,} of {step:,}: {reason}.", flush=True)
         if best == step:
             chosen = _Exported(record, last.params)
         else:

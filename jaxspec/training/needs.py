@@ -1,5 +1,6 @@
 """What a compiled step needs of each device, and how much arithmetic it does.
 
+>>> import jax, jax.numpy as jnp
 >>> def step(x_DF):
 ...     return jax.lax.scan(lambda carry, _: (carry @ carry, None), x_DF, None, length=3)[0]
 >>> matmul_operations(jax.make_jaxpr(step)(jnp.ones((8, 8))))

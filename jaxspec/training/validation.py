@@ -6,7 +6,9 @@ has the weights of one without.
 
 Dimension key: B rows of this process, S positions of a row.
 
->>> validation = Validation.of(rows, objective, mesh=mesh, config=config, ...)  # doctest: +SKIP
+>>> validation = Validation.of(                                               # doctest: +SKIP
+...     held_out, objective, config=config, local_rows=rows, frozen=frozen, mesh=mesh,
+...     params_shardings=shardings, fingerprints={})
 >>> validation.measure(state.params)["validation_tau"]                        # doctest: +SKIP
 1.93
 """

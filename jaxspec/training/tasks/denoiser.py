@@ -244,4 +244,5 @@ DENOISER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
+    becomes=lambda config: "diffusion model" if config.denoiser.objective == "llada" else "drafter",
 )

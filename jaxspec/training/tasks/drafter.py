@@ -259,5 +259,6 @@ DRAFTER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
+    becomes=lambda config: "dflash",
     formats={"speculators": speculators.from_zlab},
 )

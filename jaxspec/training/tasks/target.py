@@ -120,5 +120,9 @@ def _saves(architecture: LanguageModelConfig) -> Save:
 
 
 TARGET = TaskKind(
-    name="target", open_tokenizer=open_tokenizer, build=build, read_export=read_export
+    name="target",
+    open_tokenizer=open_tokenizer,
+    build=build,
+    read_export=read_export,
+    becomes=lambda config: "target",
 )

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class PreparedTask:
     task: Task
     tokenizer: Tokenizer
     pipeline: Pipeline
-    held_out: HeldOut | None
+    held_out: HeldOut | None = None
     """None: the run does not measure itself on held-out data."""
 
     def check_capture(self, frozen: Any) -> None:
@@ -186,6 +186,8 @@ class TaskKind:
     read_export: Callable[[RunConfig, Path], tuple[Any, Save]]
     """(configuration, WORKDIR/export) -> the parameters there, and how to write them again. It
     must not need what the run started from, which may be gone."""
+    becomes: Callable[[RunConfig], Literal["target", "diffusion model", "dflash", "drafter"]]
+    """What the export of a run is used as, to say what to type next."""
     formats: Mapping[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)
     """Forms of config.json besides the one that `Task.save` writes: name -> function(document of
     that form, target_name=...)."""

@@ -42,6 +42,8 @@ COMMON: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500.0,
     "max_position_embeddings": 128,
+    # What public files say; the weights here are in float32 all the same.
+    "torch_dtype": "bfloat16",
     # Those of transformers lie outside of so small a vocabulary.
     "bos_token_id": None,
     "eos_token_id": None,
@@ -166,8 +168,10 @@ def make_reference(case: Case, folder: Path) -> Reference:
 
     text = json.dumps({**COMMON, **case.document})
     (folder / "config.json").write_text(text)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    model.eval().float()
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(folder), dtype=torch.float32
+    )
+    model.eval()
     generator = torch.Generator().manual_seed(0)
     states: list[np.ndarray] = []
     with torch.no_grad():

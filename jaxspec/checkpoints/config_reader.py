@@ -167,6 +167,11 @@ class ConfigReader:
         parameters, old = self.section("rope_parameters"), self.section("rope_scaling")
         if part:
             parameters = self.section(part, within=parameters)
+        elif nested := sorted(set(get_args(LayerType)) & parameters.keys()):
+            self.problems.append(
+                f"rope_parameters: got {shown(nested)}, expected one rule for all layers"
+            )
+        parameters, old = _with_rope_type(parameters), _with_rope_type(old)
         merged = {**old, **parameters}
         differ = sorted(key for key in old.keys() & parameters.keys() if old[key] != merged[key])
         if differ:
@@ -174,16 +179,18 @@ class ConfigReader:
                 f"rope_scaling: got {shown({key: old[key] for key in differ})}, expected what "
                 f"rope_parameters says ({shown({key: merged[key] for key in differ})})"
             )
-        place = f"rope_parameters.{part}." if part else "rope_parameters."
-        theta = self._theta(
-            "rope_theta", {f"{place}rope_theta": parameters.get("rope_theta")}, default=theta
-        )
+        place = f"rope_parameters.{part}" if part else "rope_parameters"
+        places = {
+            f"{place}.rope_theta": parameters.get("rope_theta"),
+            "rope_scaling.rope_theta": old.get("rope_theta"),
+        }
+        theta = self._theta("rope_theta", places, default=theta)
         share = merged.get("partial_rotary_factor", self.raw.get("partial_rotary_factor"))
         if share not in (None, 1, 1.0) and not partial:
             self.problems.append(
                 f"partial_rotary_factor: got {shown(share)}, expected 1 (the whole head is rotated)"
             )
-        kind = merged.get("rope_type", merged.get("type"))
+        kind = merged.get("rope_type")
         if kind is None or kind == "default":
             return theta, None
         if kind not in types:
@@ -197,7 +204,7 @@ class ConfigReader:
     def sliding_rope_theta(self, default: float) -> float:
         """Base in the sliding layers of a model that has one for each kind of layer."""
         part = self.section("sliding_attention", within=self.section("rope_parameters"))
-        kind = part.get("rope_type", part.get("type"))
+        kind = _with_rope_type(part).get("rope_type")
         if kind not in (None, "default"):
             self.problems.append(
                 f"rope_type: got {shown(kind)} in sliding layers, expected 'default'"
@@ -375,6 +382,11 @@ class ConfigReader:
             return config(**fields)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _with_rope_type(rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rule of position scaling with its type under the newer name."""
+    return {"rope_type": rule["type"], **rule} if "type" in rule else rule
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -72,8 +72,8 @@ class TensorFolder:
     If there is an index, it decides: each tensor is read from the file that the index names for it,
     and everything else in the folder is ignored.
 
-    Tensors whose names match a pattern in `ignored` ({i} is a layer) are treated as absent,
-    whatever their type.
+    Tensors whose names match a pattern in `ignored` ({i} is a layer, * anything) are treated as
+    absent, whatever their type.
 
     Raises:
       ValueError: no safetensors in the folder, an index that cannot be read, a missing shard that
@@ -82,7 +82,9 @@ class TensorFolder:
 
     def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
-        patterns = [re.escape(pattern).replace(r"\{i\}", r"\d+") for pattern in ignored]
+        patterns = [
+            re.escape(pattern).replace(r"\{i\}", r"\d+").replace(r"\*", ".*") for pattern in ignored
+        ]
         self._ignored = re.compile("|".join(patterns) or r"(?!)")
         self._stack = contextlib.ExitStack()
         self._stored: dict[str, _Stored] = {}

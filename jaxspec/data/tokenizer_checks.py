@@ -1,4 +1,9 @@
-"""Checks the files of a byte-level tokenizer, so that text and ids can be trusted.
+"""Checks the files of a tokenizer, so that text and ids can be trusted.
+
+Byte-level tokenizers are accepted, and those of Gemma's kind: characters, with spaces written as
+"▁" and bytes for what the vocabulary lacks. Both encode what stands before and after a special
+token independently. Tokenizers that put a space before a text (Llama 2, Mistral 7B, Phi-3) do not:
+the ids of an answer would depend on where it is cut from its prompt.
 
 The tokenizers library opens many damaged files: it gives a token a different id from the file's,
 keeps one of two tokens with the same id, and drops characters that are not in the vocabulary. All
@@ -15,6 +20,8 @@ from typing import Any
 import tokenizers
 
 _NAMED = 3
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+"""The normalizer of Gemma's tokenizers."""
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _PROBE = "".join(
     map(chr, [*range(0x801), *range(0x1000, 0x11000, 0x1000), *range(0x40000, 0x110000, 0x40000)])
@@ -23,22 +30,19 @@ _PROBE = "".join(
 
 
 def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
-    """A tokenizer.json is byte-level, and has nothing that the library misreads."""
-    decoder = _object(document, "decoder", file=file)
-    decoders = decoder.get("decoders") or [decoder]
-    if not isinstance(decoders, list) or not any(
-        isinstance(entry, dict) and entry.get("type") == "ByteLevel" for entry in decoders
-    ):
+    """A tokenizer.json is of a supported kind, and has nothing that the library misreads."""
+    if not (_is_byte_level(document, file=file) or _writes_spaces(document, file=file)):
         raise ValueError(
             f"The tokenizer in {str(file.parent)!r} is not byte-level, and only byte-level ones "
-            "are supported (Qwen, Llama 3, GPT-2 and their relatives): choose another target."
+            "(Qwen, Llama 3, GPT-2 and their relatives) and those of Gemma's kind are supported: "
+            "choose another target."
         )
     model = _object(document, "model", file=file)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ValueError(
                 f"model.{key} in {str(file)!r} must be null: got {model[key]!r:.60}. It does not "
-                "fit a byte-level tokenizer that gives the same ids each time."
+                "fit a tokenizer of bytes or characters that gives the same ids each time."
             )
     if isinstance(model.get("vocab"), dict):
         check_distinct(model["vocab"], file=file)
@@ -50,6 +54,28 @@ def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
         raise ValueError(f"added_tokens in {str(file)!r} must be a list: got {added!r:.60}.")
     for entry in added:
         check_added(entry, file=file)
+
+
+def _is_byte_level(document: Mapping[str, Any], *, file: pathlib.Path) -> bool:
+    decoder = _object(document, "decoder", file=file)
+    decoders = decoder.get("decoders") or [decoder]
+    return isinstance(decoders, list) and any(
+        isinstance(entry, dict) and entry.get("type") == "ByteLevel" for entry in decoders
+    )
+
+
+def _writes_spaces(document: Mapping[str, Any], *, file: pathlib.Path) -> bool:
+    """Whether spaces become "▁" and nothing else is put before or after a text."""
+    decoders = _object(document, "decoder", file=file).get("decoders")
+    if not isinstance(decoders, list):
+        return False
+    types = [entry.get("type") for entry in decoders if isinstance(entry, dict)]
+    return (
+        _object(document, "model", file=file).get("byte_fallback") is True
+        and document.get("normalizer") == _SPACES
+        and types == ["Replace", "ByteFallback", "Fuse"]
+        and _object(document, "pre_tokenizer", file=file).get("type") in (None, "Split")
+    )
 
 
 def check_vocab(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
@@ -153,16 +179,18 @@ def check_stated_ids(
 
 def check_keeps_text(tokenizer: tokenizers.Tokenizer, *, folder: pathlib.Path) -> None:
     """Text of any characters is the same after it is encoded and decoded."""
-    text = _PROBE if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(_PROBE)
+    text = _PROBE
     ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
+    if tokenizer.normalizer is not None:
+        text, back = (tokenizer.normalizer.normalize_str(each) for each in (text, back))
     # Some rules put a space before the first word.
     if back.lstrip(" ") != text.lstrip(" "):
         lost = sorted(set(text) - set(back))
         what = f"{', '.join(map(repr, lost[:_NAMED]))} and so on" if lost else "their order"
         raise ValueError(
             f"The tokenizer in {str(folder)!r} loses characters of text ({what}): its splitting "
-            "rule, vocabulary or decoder is damaged, or it is not byte-level."
+            "rule, vocabulary or decoder is damaged, or its kind is not supported."
         )
 
 

@@ -175,7 +175,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
       The tokenizer with its added tokens, neither padding nor truncating.
 
     Raises:
-      ValueError: no folder, no tokenizer in it, or one that is not byte-level.
+      ValueError: no folder, no tokenizer in it, or one of another kind (see `tokenizer_checks`).
     """
     if not folder.is_dir():
         raise ValueError(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig
+from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.models.registry import LanguageModel
 
 
@@ -55,8 +55,11 @@ def capture_check(
         kernel_DV = (
             params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
         )
-        rebuilt = normed.astype(config.dtype) @ kernel_DV.astype(config.dtype)
-        gap = jax.nn.log_softmax(own) - jax.nn.log_softmax(rebuilt.astype(jnp.float32))
+        rebuilt = (normed.astype(config.dtype) @ kernel_DV.astype(config.dtype)).astype(jnp.float32)
+        cap = config.logit_softcap if isinstance(config, TransformerConfig) else 0.0
+        if cap:
+            rebuilt = cap * jnp.tanh(rebuilt / cap)
+        gap = jax.nn.log_softmax(own) - jax.nn.log_softmax(rebuilt)
         # On CPUs XLA's maximum over a long axis skips NaN (seen with jax 0.10, width 1024).
         return jnp.where(jnp.isnan(gap).any(), jnp.nan, jnp.abs(gap).max())
 
@@ -79,5 +82,7 @@ def _final_norm(
         mean = jnp.mean(x_BSD, axis=-1, keepdims=True)
         deviation = jnp.sqrt(jnp.var(x_BSD, axis=-1, keepdims=True) + config.layer_norm_eps)
         return (x_BSD - mean) / deviation * scale_D + params["bias"].astype(jnp.float32)
+    if config.norm_offset:
+        scale_D = 1 + scale_D
     mean_square = jnp.mean(x_BSD**2, axis=-1, keepdims=True)
     return x_BSD / jnp.sqrt(mean_square + config.rms_norm_eps) * scale_D

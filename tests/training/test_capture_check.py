@@ -111,3 +111,14 @@ def test_layer_norms_are_rebuilt(family):
     assert check(model, params=params) < 1e-5
     with pytest.raises(ValueError, match="Capture check failed"):
         check(Broken("another final norm", model), params=params)
+
+
+def test_norms_with_an_offset_and_capped_logits_are_rebuilt() -> None:
+    config = dataclasses.replace(
+        tiny.ARCHITECTURE, norms="around", norm_offset=True, logit_softcap=0.5
+    )
+    model = Transformer(config)
+    tokens_BS = jnp.zeros((1, 4), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(0), tokens_BS)["params"]
+    params["final_norm"]["scale"] = jnp.linspace(-0.5, 1.0, config.hidden_size)
+    assert check(model, params=params) < 1e-3

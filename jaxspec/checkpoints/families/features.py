@@ -4,7 +4,7 @@ Each does what the code of transformers does for that model type; a file that sa
 than what transformers would compute is refused.
 
 >>> reader = ConfigReader({"no_rope_layer_interval": 2})
->>> SMOLLM3_NOPE.read(reader, Shape(num_layers=4, head_dim=8))
+>>> SMOLLM3_LAYERS.read(reader, Shape(num_layers=4, head_dim=8))
 {'nope_layers': (1, 3)}
 """
 
@@ -234,7 +234,7 @@ def _nope_layers(reader: ConfigReader, shape: Shape) -> tuple[int, ...]:
     return tuple(i for i, rotates in enumerate(stated[: shape.num_layers]) if not rotates)
 
 
-def _smollm3_sliding(reader: ConfigReader, shape: Shape) -> dict[str, Any]:
+def _smollm3_layers(reader: ConfigReader, shape: Shape) -> dict[str, Any]:
     """Where nothing else is said, the layers without rotation slide."""
     nope, window = _nope_layers(reader, shape), reader.raw.get("sliding_window")
     stated = dict(reader.raw)
@@ -243,16 +243,15 @@ def _smollm3_sliding(reader: ConfigReader, shape: Shape) -> dict[str, Any]:
         stated["layer_types"] = [
             SLIDING if slides and i in nope else FULL for i in range(shape.num_layers)
         ]
-    return reader.over(stated).sliding_layers(shape.num_layers)
+    return {"nope_layers": nope, **reader.over(stated).sliding_layers(shape.num_layers)}
 
 
-SMOLLM3_SLIDING = Feature(_smollm3_sliding, sliding_to_json)
-SMOLLM3_NOPE = Feature(
-    lambda reader, shape: {"nope_layers": _nope_layers(reader, shape)},
-    lambda config: {
-        "no_rope_layers": [int(i not in config.nope_layers) for i in range(config.num_layers)]
-    },
-)
+def _smollm3_layers_to_json(config: TransformerConfig) -> dict[str, Any]:
+    rotated = [int(i not in config.nope_layers) for i in range(config.num_layers)]
+    return {**sliding_to_json(config), "no_rope_layers": rotated}
+
+
+SMOLLM3_LAYERS = Feature(_smollm3_layers, _smollm3_layers_to_json)
 
 
 def _experts(reader: ConfigReader, shape: Shape) -> dict[str, Any]:

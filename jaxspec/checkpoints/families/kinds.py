@@ -94,6 +94,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             theta=1_000_000.0,
             tied=True,
             activation_key="hidden_activation",
+            # transformers looks for YaRN's truncate outside the rule of a kind of layer.
+            rope_types=("default", "linear", "llama3"),
             rope_part="full_attention",
             sliding=features.GEMMA3_SLIDING,
             more=(features.GEMMA3_SCORES,),
@@ -110,8 +112,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             positions=32_768,
             theta=2_000_000.0,
             tied=True,
-            sliding=features.SMOLLM3_SLIDING,
-            more=(features.SMOLLM3_NOPE,),
+            sliding=features.SMOLLM3_LAYERS,
             fixed={"qk_norm": False},
         ),
         "olmo2": Kind(

@@ -153,17 +153,12 @@ def llada_to_json(config: MaskedTransformerConfig, *, eos_id: int, dtype: Dtype)
             f"eos_id must be an id below {config.vocab_size} that is not the mask's "
             f"({config.mask_id}): got {eos_id}."
         )
-    wrong = [
-        name
-        for name, used in {
-            "qk_norm": config.qk_norm,
-            "attention_bias": config.attention_bias,
-            "rope_scaling": config.rope_scaling is not None,
-            "layer_types": bool(config.windows),
-            "head_dim": config.head_dim * config.num_heads != config.hidden_size,
-        }.items()
-        if used
-    ]
+    llamas = {
+        "attention_bias": config.attention_bias,
+        "rope_scaling": config.rope_scaling is not None,
+        "head_dim": config.head_dim * config.num_heads != config.hidden_size,
+    }
+    wrong = [*qwen_llama.unlike(config, "llama"), *(name for name, used in llamas.items() if used)]
     if wrong:
         raise ValueError(
             f"LLaDA's config.json cannot describe {', '.join(wrong)} of {config}. Write a model "

@@ -104,6 +104,34 @@ def from_json(raw: Mapping[str, Any], *, where: str, family: str = "") -> Transf
     return reader.build(TransformerConfig, where=where, **fields)
 
 
+def multimodal_from_json(raw: Mapping[str, Any], *, where: str) -> TransformerConfig:
+    """The text model of a Gemma 3 that also reads images; images cannot be given to it here.
+
+    Raises:
+      ValueError: see `from_json`.
+    """
+    text = ConfigReader(raw).section("text_config")
+    if text.get("model_type") != "gemma3_text":
+        raise ValueError(
+            f"{where}: text_config.model_type is {shown(text.get('model_type'))}, expected "
+            "'gemma3_text'."
+        )
+    outer = ("dtype", "torch_dtype", "tie_word_embeddings")
+    stated = {key: raw[key] for key in outer if raw.get(key) is not None}
+    return from_json({**_GEMMA3_SIZES, **stated, **text}, where=f"{where}, text_config")
+
+
+_GEMMA3_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+"""What transformers assumes: the published files of larger Gemma 3 leave sizes out."""
+
+
 def family_name(config: TransformerConfig) -> str:
     """The model type that a configuration is written as.
 
@@ -117,20 +145,33 @@ def family_name(config: TransformerConfig) -> str:
             f"The family of a TransformerConfig is {family!r}, expected "
             f"{' or '.join(map(repr, KINDS))}, or '' to choose by qk_norm."
         )
-    document = _document(config, family, dtype=config.param_dtype, special_ids={})
-    read = from_json(document, where=f"A {family} of this shape")
-    wrong = [
-        f"{field.name}: got {getattr(config, field.name)!r}, expected {value!r}"
-        for field in dataclasses.fields(read)
-        if field.name not in _HOW_IT_RUNS
-        and getattr(config, field.name) != (value := getattr(read, field.name))
-    ]
+    wrong = unlike(config, family)
     if wrong:
+        differences = "; ".join(
+            f"{name}: got {getattr(config, name)!r}, expected {value!r}"
+            for name, value in wrong.items()
+        )
         raise ValueError(
-            f"transformers does not have a {family} of this shape ({'; '.join(wrong)}): choose "
-            "another family, or the expected settings."
+            f"transformers does not have a {family} of this shape ({differences}): choose another "
+            "family, or the expected settings."
         )
     return family
+
+
+def unlike(config: TransformerConfig, family: str) -> dict[str, Any]:
+    """Fields of a configuration that a family cannot have, with the values that it would have.
+
+    Raises:
+      ValueError: numbers that are not read from any config.json.
+    """
+    document = _document(config, family, dtype=config.param_dtype, special_ids={})
+    read = from_json(document, where=f"A {family} of this shape")
+    return {
+        field.name: getattr(read, field.name)
+        for field in dataclasses.fields(read)
+        if field.name not in _HOW_IT_RUNS
+        and getattr(config, field.name) != getattr(read, field.name)
+    }
 
 
 _HOW_IT_RUNS = ("family", "dtype", "param_dtype", "unroll_layers", "remat")
@@ -159,7 +200,7 @@ def _document(
     kind = KINDS[family]
     document = {
         "architectures": [kind.architecture],
-        "attention_bias": config.attention_bias,
+        **({"attention_bias": config.attention_bias} if kind.bias == "stated" else {}),
         "attention_dropout": 0.0,
         # Written even if unknown: otherwise transformers falls back on ids 1 and 2 for a Llama.
         "bos_token_id": special_ids.get("bos_token_id"),
@@ -285,4 +326,15 @@ DENOISER = Family(
     to_json=denoiser_to_json,
     layout=layout,
 )
-TARGETS = tuple(_target(family, kind) for family, kind in KINDS.items())
+TARGETS = (
+    *(_target(family, kind) for family, kind in KINDS.items()),
+    Family(
+        name="gemma3",
+        role="target",
+        recognises=lambda raw: raw.get("model_type") == "gemma3",
+        from_json=multimodal_from_json,
+        to_json=to_json,
+        layout=layout,
+        architectures=("Gemma3ForConditionalGeneration",),
+    ),
+)

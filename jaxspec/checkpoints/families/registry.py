@@ -1,7 +1,8 @@
 """Finds out from config.json which family a folder belongs to.
 
->>> sorted(FAMILIES)
-['denoiser', 'dflash', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada', 'llama', 'mdlm', 'qwen3', 'sdar']
+>>> sorted(FAMILIES)  # doctest: +NORMALIZE_WHITESPACE
+['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada',
+ 'llama', 'mdlm', 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """
@@ -154,7 +155,7 @@ class StoredModel:
         if isinstance(target, GPT2Config | GPTNeoXConfig):
             raise ValueError(
                 f"{self.where}: a GPT-2, GPT-Neo or GPT-NeoX cannot become a denoiser: expected a "
-                "Qwen3 or Llama."
+                "Qwen, a Llama or a relative."
             )
         return qwen_llama.masked(target, where=self.where)
 

@@ -89,6 +89,10 @@ TIED_HEAD = "lm_head.weight"
 """Some folders with tied embeddings also store the head; it must equal the embedding."""
 IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
 """A constant that old checkpoints contain: wavelengths."""
+MULTIMODAL = "language_model."
+"""What stands before the names of a text model's tensors in the folder of one that reads images."""
+IMAGES = ("vision_tower.*", "multi_modal_projector.*")
+"""The other tensors of such a folder."""
 
 
 def layout(config: TransformerConfig, names: Collection[str] = (), *, output_bias: bool) -> Layout:
@@ -96,25 +100,26 @@ def layout(config: TransformerConfig, names: Collection[str] = (), *, output_bia
 
     Args:
       config: its shape.
-      names: unused; every model of a shape has the same tensors.
+      names: of the tensors in the folder, which may be that of a model that reads images.
       output_bias: whether the family has `OUTPUT_BIAS`.
     """
-    del names
     rows = EMBED + _block(config)
     if config.qk_norm:
         rows += QK_NORM_WHOLE if config.qk_norm_whole else QK_NORM
     rows = under("model.", rows + FINAL_NORM + (ATTENTION_BIAS if config.attention_bias else ()))
+    rows = rows if config.tie_embeddings else rows[:1] + HEAD + rows[1:]
+    prefix = MULTIMODAL if any(name.startswith(MULTIMODAL) for name in names) else ""
     zeros: dict[str, tuple[int, ...]] = {}
     if output_bias:
-        biases = key_maps.tensor_names(OUTPUT_BIAS, num_layers=config.num_layers)
+        biases = key_maps.tensor_names(prefix + OUTPUT_BIAS, num_layers=config.num_layers)
         zeros = dict.fromkeys(biases, (config.hidden_size,))
     return Layout(
-        rows=rows if config.tie_embeddings else rows[:1] + HEAD + rows[1:],
+        rows=under(prefix, rows),
         sizes=sizes(config),
         num_layers=config.num_layers,
         zeros=zeros,
-        tied_head=TIED_HEAD if config.tie_embeddings else "",
-        ignored=IGNORED,
+        tied_head=prefix + TIED_HEAD if config.tie_embeddings else "",
+        ignored=IGNORED + (IMAGES if config.family == "gemma3_text" else ()),
     )
 
 

@@ -1,8 +1,8 @@
 """Finds out from config.json which family a folder belongs to.
 
 >>> sorted(FAMILIES)  # doctest: +NORMALIZE_WHITESPACE
-['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada',
- 'llama', 'mdlm', 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
+['denoiser', 'dflash', 'gemma3', 'gemma3_text', 'gpt2', 'gpt_neo', 'gpt_neox', 'llada', 'llama',
+ 'mdlm', 'mistral', 'olmo2', 'phi3', 'qwen2', 'qwen3', 'qwen3_moe', 'sdar', 'smollm3']
 >>> open_folder("Qwen3-4B").family.role  # doctest: +SKIP
 'target'
 """

@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
-from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings, History
+from jaxspec.drafters.kind import (
+    DraftedTarget,
+    DrafterKind,
+    DraftSettings,
+    History,
+    never_drafted,
+)
 from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel, make_model
@@ -144,7 +150,7 @@ def _proposer(
         network,
         settings.block_size,
         sampling=settings.sampling,
-        suppressed_ids=settings.suppressed_ids,
+        suppressed_ids=never_drafted(target, settings, mask_id=target.mask_id),
     )
 
 

@@ -53,7 +53,9 @@ def test_a_language_model_drafts_token_by_token(target):
     assert (drafter.kind, drafter.loss, drafter.block_size) == (
         "autoregressive", "autoregressive", 5,
     )  # fmt: skip
-    assert drafter.proposer(target, block_size=3, sampling=Sampling(0.0)).block_size == 3
+    proposer = drafter.proposer(target, block_size=3, sampling=Sampling(0.0))
+    assert proposer.block_size == 3
+    assert proposer.suppressed_ids == (target.mask_id,)
 
 
 def test_kinds_without_a_folder(target):

@@ -15,7 +15,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 from typing import Any, BinaryIO
 
 from jaxspec.data.builders import records
@@ -30,7 +30,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-def read_json(file: BinaryIO, *, name: str, fields: Collection[str]) -> Iterator[Row]:
+def read_json(file: BinaryIO, *, name: str, fields: Set[str]) -> Iterator[Row]:
     """The rows of a JSON file in any of the layouts.
 
     Args:
@@ -90,7 +90,7 @@ def holds_rows(head: bytes) -> bool:
     return any(isinstance(value, dict) for value in _whole_lines(head))
 
 
-def _is_lines(head: bytes, *, fields: Collection[str]) -> bool:
+def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
     """Whether the beginning of a file shows that it has one row per line."""
     lines = [line for line in head.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
     if not lines or lines[0].lstrip().startswith(b"["):
@@ -98,7 +98,7 @@ def _is_lines(head: bytes, *, fields: Collection[str]) -> bool:
     values = list(_whole_lines(head))
     if len(lines) > 1 and isinstance(values[0], dict):
         return True
-    if any(isinstance(value, dict) and not fields.isdisjoint(value) for value in values[1:]):
+    if any(isinstance(value, dict) and not fields.isdisjoint(value.keys()) for value in values[1:]):
         return True
     return not lines[0].lstrip().startswith(b"{")
 
@@ -113,7 +113,7 @@ def _whole_lines(head: bytes) -> Iterator[Any]:
                 yield None
 
 
-def _has_field(head: bytes, *, fields: Collection[str]) -> bool:
+def _has_field(head: bytes, *, fields: Set[str]) -> bool:
     """Whether the object that a file begins with is a row: one of its fields says so."""
     text = _JsonText(io.BytesIO(head))
     try:

@@ -82,7 +82,7 @@ def decoded_line(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error) from error
+        raise _not_utf8(error.object[error.start : error.start + 1]) from error
 
 
 def holds_rows(head: bytes) -> bool:
@@ -128,7 +128,7 @@ def _list_rows(text: _JsonText, *, name: str) -> Generator[Row, None, bool]:
     while follows:
         place = f"record {number} of {name}"
         try:
-            yield Row(number, place, text.value())
+            yield Row(number, place, text.value(), text.problem)
             follows = text.take(",")
             if not follows and not text.take("]"):
                 raise BadRow("broken JSON", f"after it, got {text.shown()}, expected a comma")
@@ -145,7 +145,7 @@ def _value_rows(text: _JsonText, *, name: str) -> Iterator[Row]:
     try:
         while text.peek():
             number += 1
-            yield Row(number, f"record {number} of {name}", text.value())
+            yield Row(number, f"record {number} of {name}", text.value(), text.problem)
     except BadRow as problem:
         yield Row(number, f"record {number} of {name}", problem=_last(problem))
 
@@ -191,8 +191,17 @@ def _parsed(text: str) -> Any:
         raise BadRow("not JSON", f"got {start_of(text.strip())} ({error})") from error
 
 
-def _not_utf8(error: UnicodeDecodeError) -> BadRow:
-    return BadRow("not UTF-8", f"got the byte {error.object[error.start : error.start + 1]!r}")
+def _encoding_problem(text: str) -> BadRow | None:
+    """What is wrong with a text that was decoded whatever it was."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return _not_utf8(text[error.start].encode(errors="surrogateescape"))
+    return None
+
+
+def _not_utf8(byte: bytes) -> BadRow:
+    return BadRow("not UTF-8", f"got the byte {byte!r}")
 
 
 class _Rejoined(io.RawIOBase):
@@ -216,7 +225,10 @@ class _JsonText:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        # A byte that is not UTF-8 spoils one value, not all that are read with it.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self.problem: BadRow | None = None
+        """What is wrong with the last value, if there is one."""
         self._text, self._at, self._dropped, self._has_ended = "", 0, 0, False
 
     def peek(self) -> str:
@@ -259,6 +271,7 @@ class _JsonText:
                 continue
             # A number at the very end of what has been read may go on.
             if end < len(self._text) or not self._more():
+                self.problem = _encoding_problem(self._text[self._at : end])
                 self._at = end
                 return value
 
@@ -312,10 +325,7 @@ class _JsonText:
         # As much again as there is: a long value is looked at only a few times.
         raw = self._file.read(max(_CHUNK, kept))
         self._has_ended = not raw
-        try:
-            more = self._decoder.decode(raw, final=self._has_ended)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error) from error
+        more = self._decoder.decode(raw, final=self._has_ended)
         self._dropped += self._at
         self._text, self._at = self._text[self._at :] + more, 0
         return True

@@ -108,7 +108,7 @@ def test_a_folder_of_files_is_a_source(file, data):
 
 
 def test_names_that_are_neither(data, file):
-    with pytest.raises(ValueError, match="a file of conversations .*Did you mean 'gsm8k'"):
+    with pytest.raises(ValueError, match=r"a file of conversations .*Did you mean 'gsm8k'"):
         load("gsm8", data)
     with pytest.raises(ValueError, match="Download it first: jaxspec import-data hf:a/b"):
         load("hf:a/b", data)

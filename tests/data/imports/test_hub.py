@@ -53,7 +53,7 @@ def test_without_a_network_one_message_says_what_to_do(hub, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
-    with pytest.raises(ValueError, match="the Hugging Face Hub cannot be reached.*hf download"):
+    with pytest.raises(ValueError, match=r"the Hugging Face Hub cannot be reached.*hf download"):
         download("hf:someone/chats", split="train")
 
 

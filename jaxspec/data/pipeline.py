@@ -177,10 +177,7 @@ def make_pipeline(
     Raises:
       ValueError: an unknown source or split, missing files, or nothing to learn from.
     """
-    examples: list[Example] = []
-    for name in data.sources:
-        examples.extend(sources.load_examples(name, split=data.split, data=data))
-    documents, digest = tokenized_documents(examples, tokenizer, data=data)
+    documents, digest = tokenized_documents(sources.load_sources(data), tokenizer, data=data)
     rows = pack(
         documents,
         sequence_length=data.sequence_length,

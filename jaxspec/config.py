@@ -244,8 +244,8 @@ class DataConfig:
     """What is read, and how it is made into rows."""
 
     sources: tuple[str, ...] = ("embedded",)
-    """Names of data sets (`jaxspec.data.sources.SOURCES`), or folders written by `jaxspec
-    regenerate`."""
+    """Names of data sets (`jaxspec.data.sources.SOURCES`), folders written by `jaxspec import-data`
+    or `jaxspec regenerate`, or your own files of conversations (JSONL, JSON, Parquet, text)."""
     split: str = "train"
     """Split to read."""
     raw_dir: str = ""

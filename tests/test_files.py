@@ -185,3 +185,14 @@ def test_a_temporary_file_is_called_by_its_final_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replaced_file(place):
         (tmp_path / "other").read_text()
     assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_folder_that_another_process_made_is_kept(tmp_path):
+    folder = tmp_path / "made"
+    options = {"is_own": {"a.txt"}.__contains__, "keep_existing": True}
+    with replaced_folder(folder, **options) as temporary:
+        (temporary / "a.txt").write_text("second")
+        folder.mkdir()
+        (folder / "a.txt").write_text("first")
+    assert (folder / "a.txt").read_text() == "first"
+    assert [*tmp_path.iterdir()] == [folder]

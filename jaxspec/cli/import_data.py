@@ -24,18 +24,19 @@ from jaxspec.interruption import ending_on_sigterm
 if TYPE_CHECKING:
     from jaxspec.data.imports.writing import Imported
 
+# tyro joins lines, and wraps none, unless they begin with a sign.
 _DESCRIPTION = """Make your own conversations a data set for --data.sources.
 
-Reads JSONL, JSON, Parquet, Arrow and plain text. A row holds `messages`
-(OpenAI), `conversations` (ShareGPT), a prompt and a response, a question and an
-answer, an instruction and an output, or a `text`: the content shows which.
-Duplicates are left out, and so is every row that contains a prompt of a
-benchmark. Nothing is written before everything has been read.
+Files: JSONL, JSON, Parquet, Arrow, plain text. What a row may hold:
+- `messages` (OpenAI) or `conversations` (ShareGPT), with tool calls if any
+- prompt and response, question and answer, or instruction and output
+- `text`, without questions
 
-example:
-  jaxspec import-data chats.jsonl --output data/chats
-  python train.py --config configs/quickstart.py --workdir runs/own \\
-      --data.sources data/chats"""
+Left out and counted are duplicates and rows with a prompt of a benchmark.
+
+Examples:
+- jaxspec import-data chats.jsonl --output data/chats
+- jaxspec import-data hf:NAME --output data/chats --validation 0.01"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Folders of examples: what `jaxspec regenerate` writes and training reads.
+"""Folders of examples: what `jaxspec import-data` and `regenerate` write and training reads.
 
 A folder holds array_record shards and a ``manifest.json``. Each record is one JSON object ({"id",
 "source", "turns": [{"role", "content"}]}; "tools" and further fields of a turn where there are
@@ -51,7 +51,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
             f"No examples in {path}: expected a folder with {MANIFEST}, as written by "
-            "`jaxspec regenerate`."
+            "`jaxspec import-data` or `jaxspec regenerate`."
         )
     manifest = read_object(file)
     found = manifest.get("format")
@@ -196,6 +196,11 @@ class FolderExamples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         numbers = range(len(self))[index]
         return self._read(numbers) if isinstance(numbers, range) else self._read([numbers])[0]
+
+    def __iter__(self) -> Iterator[Example]:
+        # Reading in blocks is faster than reading one by one, and a block is little memory.
+        for start in range(0, len(self), 1024):
+            yield from self[start : start + 1024]
 
     def _read(self, numbers: Sequence[int]) -> list[Example]:
         if self._source is None or not numbers:

@@ -10,28 +10,31 @@ Of any other source, `data.validation` says which share is held out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxspec.config import DataConfig
 from jaxspec.data import sources
 from jaxspec.data.examples import Example
+from jaxspec.data.sources import JoinedExamples
 from jaxspec.data.validation import split_examples
 from jaxspec.files import user_path
 
 _VALIDATION = "validation"
 
 
-def training_examples(data: DataConfig) -> list[Example]:
-    """What is learned, source after source.
+def training_examples(data: DataConfig) -> Sequence[Example]:
+    """What is learned, source after source; what lies on disk is read when it is needed.
 
     Raises:
       ValueError: an unknown source or split, or missing files.
     """
-    examples: list[Example] = []
+    parts: list[Sequence[Example]] = []
     for name in data.sources:
         found = sources.load_examples(name, split=data.split, data=data)
         if data.validation and not _is_divided(name):
             found, _ = split_examples(found, data.validation)
-        examples.extend(found)
-    return examples
+        parts.append(found)
+    return parts[0] if len(parts) == 1 else JoinedExamples(parts)
 
 
 def validation_examples(data: DataConfig) -> list[Example]:

@@ -198,8 +198,6 @@ def make_pipeline(
             f"{checked:,} learned answers were compared with the generation prompt: each follows "
             "exactly its ids and ends with a stop token."
         )
-    for note in notes:
-        _log.info("%s", note)
     settings = [digest, data.sequence_length, data.batch_size, data.packing, data.seed]
     if data.fill_rows:
         settings.append("filled")

@@ -12,8 +12,10 @@ Running text has no prompts; none of it is in both splits of a set.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import importlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -223,6 +225,31 @@ class PreparedExamples(Sequence[Example]):
         # Reading in blocks takes half the time of reading one by one.
         for start in range(0, self._length, 1024):
             yield from self[start : start + 1024]
+
+
+class JoinedExamples(Sequence[Example]):
+    """The examples of several sources as one sequence."""
+
+    def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        place = bisect.bisect_right(self._ends, numbers)
+        return self._parts[place][numbers - self._ends[place]]
+
+    def __iter__(self) -> Iterator[Example]:
+        return itertools.chain.from_iterable(self._parts)
 
 
 def _from_record(record: dict[str, Any]) -> Example:

@@ -60,6 +60,7 @@ def data_lines(
     per_epoch = pipeline.steps_per_epoch
     lines = [
         f"Data: {pipeline.statistics.summary}",
+        *pipeline.notes,
         f"{steps:,} steps are {steps / per_epoch:.2f} epochs of {per_epoch:,.4g} steps.",
     ]
     if found := anchor_statistics(pipeline, objective):

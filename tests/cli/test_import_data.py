@@ -1,185 +1,212 @@
-from __future__ import annotations
+"""``jaxspec import-data``: what it writes, what it says, and what it refuses."""
 
 import json
 
 import pytest
 
-from jaxspec.cli import import_data
+from jaxspec.cli import import_data as module
+from jaxspec.cli import main as console
+from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DataConfig
-from jaxspec.data.example_files import read_examples, read_manifest, write_examples
+from jaxspec.data import heldout
+from jaxspec.data.example_files import read_manifest, write_examples
 from jaxspec.data.examples import Example
+from jaxspec.data.heldout import HeldOutPrompts
+from jaxspec.data.imports import writing
 from jaxspec.data.sources import load_examples
 from jaxspec.data.validation import is_validation
-from jaxspec.evals.benchmarks import load_benchmark, load_benchmarks, own_name
+from jaxspec.files import held_file
 
 
-def lines(*prompts, answer="Yes."):
-    return "\n".join(json.dumps({"prompt": prompt, "response": answer}) for prompt in prompts)
+def line(question, answer="So."):
+    turns = [{"role": "user", "content": question}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return json.dumps({"messages": turns}).encode() + b"\n"
+
+
+BAD_ROWS = [
+    line("no answer", None),
+    b'{"messages": []}\n',
+    b'{"messages": [{"role": "oracle", "content": "x"}]}\n',
+    b'{"messages": [{"role": "assistant", "content": "answer first"}]}\n',
+    b"not json\n",
+    b'{"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}]}\n',
+    b'{"messages": [{"role": "user", "content": "\xe9"}]}\n',
+]
+
+
+def run(*arguments):
+    return run_as_command(console.dispatch, ["import-data", *map(str, arguments)])
+
+
+def load(folder, split="train", **options):
+    return load_examples(str(folder), split=split, data=DataConfig(), **options)
 
 
 @pytest.fixture
-def chats(tmp_path):
+def file(tmp_path):
     file = tmp_path / "chats.jsonl"
-    file.write_text(lines(*(f"{number}?" for number in range(40))))
+    file.write_bytes(b"".join(line(f"{n}?") for n in (1, 2, 3, 1)))
     return file
 
 
-@pytest.fixture
-def data(tmp_path):
-    return DataConfig(data_dir=str(tmp_path / "data"))
-
-
-def run(*arguments) -> None:
-    import_data.main([str(argument) for argument in arguments])
-
-
-def test_a_folder_that_training_reads(chats, tmp_path, capsys, data):
-    run(chats, "--output", tmp_path / "own")
-    printed = capsys.readouterr().out
-    assert f"{chats}: 40 conversations in prompt/response pairs" in printed
-    assert "--data.sources" in printed and "jaxspec regenerate" in printed
-    examples = load_examples(str(tmp_path / "own"), split="train", data=data)
-    assert [example.turns[0][1] for example in examples] == [f"{n}?" for n in range(40)]
-    record = read_manifest(tmp_path / "own")["import"]
-    assert (record["rows"], record["conversations"], record["duplicates"]) == (40, 40, 0)
-    assert record["sources"][0]["files"][0]["sha256"]
-
-
-def test_a_bad_row_stops_it_and_nothing_is_written(chats, tmp_path):
-    chats.write_text(chats.read_text() + "\nnot json\n")
-    with pytest.raises(ValueError, match=r"line 41 of .*Nothing was written.*--on-bad-row skip"):
-        run(chats, "--output", tmp_path / "own")
-    assert not (tmp_path / "own").exists()
+def test_a_file_becomes_a_source(file, tmp_path, capsys, monkeypatch):
+    table = HeldOutPrompts.from_table(heldout.table(["3?"]))
+    monkeypatch.setattr(HeldOutPrompts, "load", lambda: table)
+    assert run(file, "--output", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"{file}: 4 conversations in OpenAI's `messages` format\n" in said
+    assert f"Imported 2 conversations with 4 turns into {tmp_path / 'out'} (4 rows in " in said
+    assert "  duplicates left out: 1\n  rows with a benchmark's prompt left out: 1\n" in said
+    assert "  bad rows left out: 0\n" in said
+    assert f"--data.sources {tmp_path / 'out'}\n" in said
+    assert f"--source {tmp_path / 'out'} --output ANSWERS\n" in said
+    assert [example.user_turns for example in load(tmp_path / "out")] == [("1?",), ("2?",)]
+    manifest = read_manifest(tmp_path / "out")
+    assert "settings" not in manifest  # those of a target that answered
+    record = manifest["import"]
+    assert record["sources"][0]["files"][0]["file"] == "chats.jsonl"
+    counts = {"rows": 4, "conversations": 2, "turns": 4, "duplicates": 1, "benchmark_prompts": 1}
+    assert {name: record[name] for name in counts} == counts
+    assert manifest["provenance"]["seed"] is None
 
 
 @pytest.mark.parametrize("option", ["--on-bad-row", "--on_bad_row"])
-def test_bad_rows_can_be_skipped(chats, tmp_path, capsys, option):
-    chats.write_text(chats.read_text() + "\nnot json\n")
-    run(chats, option, "skip", "--output", tmp_path / "own")
-    printed = capsys.readouterr().out
-    assert "bad rows left out: 1" in printed and "line 41" in printed
-    assert len(read_examples(tmp_path / "own")) == 40
+def test_bad_rows_stop_the_import_or_are_left_out_and_said(tmp_path, capsys, option):
+    file, output = tmp_path / "bad.jsonl", tmp_path / "out"
+    file.write_bytes(line("a") + b"".join(BAD_ROWS) + b"\n\xef\xbb\xbf" + line("b")[:-1] + b"\r\n")
+    assert run(file, "--output", output) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: line 2 of {file}: no answer: ")
+    assert "Nothing was written." in error and "--on-bad-row skip" in error
+    assert sorted(tmp_path.iterdir()) == [file]
+    assert run(file, "--output", output, option, "skip") == 0
+    said = capsys.readouterr().out
+    assert "  bad rows left out: 7\n" in said
+    for number, reason in enumerate(
+        (
+            *("no answer", "no turns", "unknown role", "roles out of order", "not JSON"),
+            *("content that is no text", "not UTF-8"),
+        ),
+        start=2,
+    ):
+        assert f"    1 {reason}\n      line {number} of {file}" in said
+    assert [example.user_turns for example in load(output)] == [("a",), ("b",)]
 
 
-def test_a_hash_of_the_prompt_decides_what_is_for_validation(chats, tmp_path, data):
-    run(chats, "--output", tmp_path / "own", "--validation", 0.25)
-    train = load_examples(str(tmp_path / "own"), split="train", data=data)
-    kept_out = load_examples(str(tmp_path / "own"), split="validation", data=data)
-    assert len(train) + len(kept_out) == 40 and kept_out
-    assert all(is_validation(example, 0.25) for example in kept_out)
-    assert not any(is_validation(example, 0.25) for example in train)
+def test_one_bad_row_in_1000_is_found(tmp_path, capsys):
+    file, output = tmp_path / "a.jsonl", tmp_path / "out"
+    lines = [line(f"{n}?") for n in range(1000)]
+    lines[777] = line("x", None)
+    file.write_bytes(b"".join(lines))
+    assert run(file, "--output", output) == 2
+    assert f"line 778 of {file}: no answer" in capsys.readouterr().err
+    assert run(file, "--output", output, "--on-bad-row", "skip") == 0
+    assert "  bad rows left out: 1\n" in capsys.readouterr().out
+    assert len(load(output)) == 999
 
 
-def test_importing_again_replaces_an_import_and_nothing_else(chats, tmp_path):
-    output = tmp_path / "own"
-    run(chats, "--output", output)
-    chats.write_text(lines("new?"))
-    run(chats, "--output", output)
-    assert len(read_examples(output)) == 1
-    (output / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"mine\.txt"):
-        run(chats, "--output", output)
-    answers = tmp_path / "answers"
-    turns = (("user", "a"), ("assistant", "b"))
-    write_examples(answers, [Example("a", turns, "a")], manifest={"split": "train"})
-    with pytest.raises(ValueError, match="would be lost"):
-        run(chats, "--output", answers)
+def test_the_validation_split_lies_in_the_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(writing, "SHARD_EXAMPLES", 16)
+    file, output = tmp_path / "a.jsonl", tmp_path / "out"
+    file.write_bytes(b"".join(line(f"{n}?") for n in range(100)))
+    assert run(file, "--output", output, "--validation", 0.2) == 0
+    training, validation = load(output), load(output, split="validation")
+    assert len(training) + len(validation) == 100 and len(validation) > 5
+    assert all(is_validation(example, 0.2) for example in validation)
+    assert not any(is_validation(example, 0.2) for example in training)
+    assert (
+        f"  for validation: {len(validation)}, in {output}/validation\n" in capsys.readouterr().out
+    )
+    assert run(file, "--output", output) == 0  # an earlier import is replaced
+    assert len(load(output)) == 100
+    with pytest.raises(ValueError, match="has no validation split: import the files again"):
+        load(output, split="validation")
+
+
+def test_prompts_and_benchmarks_need_no_answers(tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(line("1?", None))
+    assert run(file, "--output", tmp_path / "prompts", "--use", "prompts") == 0
+    assert "Let the target answer them: jaxspec regenerate" in capsys.readouterr().out
+    assert len(load(tmp_path / "prompts", use="prompts")) == 1
+    with pytest.raises(ValueError, match="holds prompts, not answers to learn"):
+        load(tmp_path / "prompts")
+    assert run(file, "--output", tmp_path / "bench", "--use", "benchmark") == 0
+    assert f"--evaluation.benchmarks {tmp_path / 'bench'}\n" in capsys.readouterr().out
+    assert len(load(tmp_path / "bench", split="test")) == 1
+    with pytest.raises(ValueError, match="holds the test split"):
+        load(tmp_path / "bench")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--validation", "1"], "--validation must be"),
-        (["--validation", "0.1", "--use", "benchmark"], "--validation is for training"),
+        ([], "Nothing to import: name a file, a folder, or hf:NAME."),
+        (["missing.jsonl"], "There is no file or folder 'missing.jsonl'"),
+        (["empty.jsonl"], "empty.jsonl holds nothing"),
+        (
+            ["chats.jsonl", "--validation", "1"],
+            "--validation must be at least 0 and below 1: got 1",
+        ),
+        (
+            ["chats.jsonl", "--validation", "0.1", "--use", "prompts"],
+            "--validation is for training",
+        ),
     ],
 )
-def test_mistakes(chats, tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        run(chats, "--output", tmp_path / "own", *arguments)
+def test_mistakes_are_one_message(file, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    assert run(*arguments, "--output", "out") == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_file_is_a_source_and_a_changed_one_is_another(chats, data, capsys):
-    first = load_examples(str(chats), split="train", data=data)
-    assert len(first) == 40
-    assert "40 conversations in prompt/response pairs" in capsys.readouterr().out
-    chats.write_text(lines("other?"))
-    (only,) = load_examples(str(chats), split="train", data=data)
-    assert only.turns[0] == ("user", "other?")
+def test_a_folder_with_something_else_is_refused(file, tmp_path, capsys):
+    answers, notes = tmp_path / "answers", tmp_path / "notes"
+    write_examples(answers, [Example("a", (("user", "1?"),), "a")], manifest={"settings": {}})
+    assert run(file, "--output", answers) == 2
+    assert "holds examples that `jaxspec import-data` did not write" in capsys.readouterr().err
+    assert len(load(answers, use="prompts")) == 1
+    notes.mkdir()
+    (notes / "notes.txt").write_text("kept")
+    assert run(file, "--output", notes) == 2
+    assert "notes.txt" in capsys.readouterr().err and (notes / "notes.txt").exists()
+    with held_file(tmp_path / "out", option="--output"):
+        assert run(file, "--output", tmp_path / "out") == 2
+    assert "is in use by process" in capsys.readouterr().err
 
 
-def test_a_file_with_a_bad_row_says_how_to_leave_it_out(chats, data):
-    chats.write_text("not json\n" + chats.read_text())
-    with pytest.raises(ValueError, match=r"import-data .* --on-bad-row skip"):
-        load_examples(str(chats), split="train", data=data)
+def test_a_stopped_import_leaves_what_was_there(file, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    assert run(file, "--output", output) == 0
+    before = list(load(output))
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "is_validation", stop)
+        assert run(file, "--output", output, "--validation", 0.5) == 130
+    assert list(load(output)) == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["chats.jsonl", "out"]
 
 
-def test_prompts_are_asked_and_not_learned(tmp_path, data):
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a?"}\n{"prompt": "b?"}\n')
-    assert len(load_examples(str(file), split="train", data=data, use="prompts")) == 2
-    with pytest.raises(ValueError, match="no answer"):
-        load_examples(str(file), split="train", data=data)
-    run(file, "--use", "prompts", "--output", tmp_path / "own")
-    with pytest.raises(ValueError, match="let the target answer them"):
-        load_examples(str(tmp_path / "own"), split="train", data=data)
+def test_progress_is_said_while_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writing, "_PROGRESS_SECONDS", 0.0)
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"".join(line(f"{n}?") for n in range(300)) + b"x\n" * 300)
+    assert run(file, "--output", tmp_path / "out", "--on-bad-row", "skip") == 0
+    said = capsys.readouterr().out
+    assert "512 rows  " in said and " rows/s  212 bad\n" in said
 
 
-def test_a_file_is_a_benchmark_called_by_its_name(tmp_path, data, chats):
-    assert own_name(str(chats)) == "chats.jsonl"
-    assert own_name("gsm8k") == "gsm8k"
-    asked = load_benchmark(str(chats), prompts=5, data=data, seed=0)
-    assert len(asked) == 5
-    other = tmp_path / "other" / "chats.jsonl"
-    other.parent.mkdir()
-    other.write_text(lines("x?"))
-    from jaxspec.config import EvaluationConfig
-
-    both = EvaluationConfig(benchmarks=(str(chats), str(other)), prompts=2)
-    assert list(load_benchmarks(both, data=data)) == [str(chats), str(other)]
-
-
-class FakeHub:
-    """What `jaxspec.data.imports.hub` uses of huggingface_hub."""
-
-    def __init__(self, folder, error=None):
-        self.folder, self.error, self.asked = folder, error, []
-
-    def dataset_info(self, name, revision):
-        import types
-
-        if self.error is not None:
-            raise self.error
-        self.asked.append((name, revision))
-        names = ["README.md", "data/train-0.jsonl", "data/test-0.jsonl"]
-        siblings = [types.SimpleNamespace(rfilename=each) for each in names]
-        return types.SimpleNamespace(siblings=siblings, sha="abc")
-
-    def fetch(self, name, *, filename, repo_type, revision):
-        assert (repo_type, revision) == ("dataset", "abc")
-        file = self.folder / filename.replace("/", "_")
-        file.write_text(lines(f"{filename}?"))
-        return str(file)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    fake = FakeHub(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.fetch)
-    return fake
-
-
-def test_a_data_set_of_the_hub(hub, tmp_path):
-    run("hf:me/chats", "--revision", "main", "--output", tmp_path / "own")
-    assert hub.asked == [("me/chats", "main")]
-    (only,) = read_examples(tmp_path / "own")
-    assert only.turns[0] == ("user", "data/train-0.jsonl?")
-    assert read_manifest(tmp_path / "own")["import"]["sources"][0]["revision"] == "abc"
-
-
-def test_without_a_network_the_hub_is_one_message(hub, tmp_path):
-    hub.error = ConnectionError("unreachable")
-    with pytest.raises(ValueError, match="cannot be reached"):
-        run("hf:me/chats", "--output", tmp_path / "own")
+def test_the_help_fits_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for option in ("--output", "--on_bad_row", "--use", "--validation", "--split", "--revision"):
+        assert option in text

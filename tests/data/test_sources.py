@@ -16,6 +16,7 @@ from jaxspec.data import heldout, sources
 from jaxspec.data.builders import raw_files
 from jaxspec.data.builders.dialogues import SPEC_BENCH_TASKS
 from jaxspec.data.heldout import keys
+from jaxspec.data.parts import training_examples
 from jaxspec.data.sources import SOURCES, load_examples
 from tests.data.raw_folder import (
     GSM8K,
@@ -427,3 +428,18 @@ def test_a_training_file_is_needed_for_training_only(data):
 def test_real_answers_hold_no_calculator_notes(real_data):
     for example in load_examples("gsm8k", split="train", data=real_data)[:500]:
         assert "<<" not in example.turns[1][1] and "\n#### " in example.turns[1][1]
+
+
+def test_several_sources_are_one_sequence(tmp_path):
+    settings = DataConfig(sources=("embedded/math", "embedded/chat"), embedded_examples=3)
+    joined = training_examples(settings)
+    expected = [
+        example
+        for name in settings.sources
+        for example in load_examples(name, split="train", data=settings)
+    ]
+    assert len(joined) == 6 and list(joined) == expected
+    assert [joined[index] for index in range(-6, 6)] == expected * 2
+    assert joined[::2] == expected[::2] and joined[4:1:-1] == expected[4:1:-1]
+    with pytest.raises(IndexError):
+        joined[6]

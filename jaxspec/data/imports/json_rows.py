@@ -15,7 +15,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 from typing import Any, BinaryIO
 
 from jaxspec.data.builders import records
@@ -30,7 +30,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-def read_json(file: BinaryIO, *, name: str, fields: Collection[str]) -> Iterator[Row]:
+def read_json(file: BinaryIO, *, name: str, fields: Set[str]) -> Iterator[Row]:
     """The rows of a JSON file in any of the layouts.
 
     Args:
@@ -48,17 +48,15 @@ def read_json(file: BinaryIO, *, name: str, fields: Collection[str]) -> Iterator
         yield from read_lines(whole, name=name)
         return
     text = _JsonText(whole)
-    try:
-        if text.take("["):
-            is_whole = yield from _list_rows(text, name=name)
-            if is_whole and text.peek():
-                raise BadRow("text after the list", f"got {text.shown()}")
-        elif _has_field(head, fields=fields):
-            yield from _value_rows(text, name=name)
-        else:
-            yield from _rows_within(text, name=name)
-    except BadRow as problem:  # Before the first row, or after the last one.
-        yield Row(0, name, problem=problem)
+    if text.take("["):
+        is_whole = yield from _list_rows(text, name=name)
+        if is_whole and text.peek():
+            problem = BadRow("text after the list", f"got {text.shown()}")
+            yield Row(0, f"the end of {name}", problem=problem)
+    elif _has_field(head, fields=fields):
+        yield from _value_rows(text, name=name)
+    else:
+        yield from _rows_within(text, name=name)
 
 
 def read_lines(file: BinaryIO, *, name: str) -> Iterator[Row]:
@@ -84,7 +82,7 @@ def decoded_line(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error) from error
+        raise _not_utf8(error.object[error.start : error.start + 1]) from error
 
 
 def holds_rows(head: bytes) -> bool:
@@ -92,7 +90,7 @@ def holds_rows(head: bytes) -> bool:
     return any(isinstance(value, dict) for value in _whole_lines(head))
 
 
-def _is_lines(head: bytes, *, fields: Collection[str]) -> bool:
+def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
     """Whether the beginning of a file shows that it has one row per line."""
     lines = [line for line in head.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
     if not lines or lines[0].lstrip().startswith(b"["):
@@ -100,7 +98,7 @@ def _is_lines(head: bytes, *, fields: Collection[str]) -> bool:
     values = list(_whole_lines(head))
     if len(lines) > 1 and isinstance(values[0], dict):
         return True
-    if any(isinstance(value, dict) and any(key in fields for key in value) for value in values[1:]):
+    if any(isinstance(value, dict) and not fields.isdisjoint(value.keys()) for value in values[1:]):
         return True
     return not lines[0].lstrip().startswith(b"{")
 
@@ -115,7 +113,7 @@ def _whole_lines(head: bytes) -> Iterator[Any]:
                 yield None
 
 
-def _has_field(head: bytes, *, fields: Collection[str]) -> bool:
+def _has_field(head: bytes, *, fields: Set[str]) -> bool:
     """Whether the object that a file begins with is a row: one of its fields says so."""
     text = _JsonText(io.BytesIO(head))
     try:
@@ -130,7 +128,7 @@ def _list_rows(text: _JsonText, *, name: str) -> Generator[Row, None, bool]:
     while follows:
         place = f"record {number} of {name}"
         try:
-            yield Row(number, place, text.value())
+            yield Row(number, place, text.value(), text.problem)
             follows = text.take(",")
             if not follows and not text.take("]"):
                 raise BadRow("broken JSON", f"after it, got {text.shown()}, expected a comma")
@@ -147,7 +145,7 @@ def _value_rows(text: _JsonText, *, name: str) -> Iterator[Row]:
     try:
         while text.peek():
             number += 1
-            yield Row(number, f"record {number} of {name}", text.value())
+            yield Row(number, f"record {number} of {name}", text.value(), text.problem)
     except BadRow as problem:
         yield Row(number, f"record {number} of {name}", problem=_last(problem))
 
@@ -193,8 +191,17 @@ def _parsed(text: str) -> Any:
         raise BadRow("not JSON", f"got {start_of(text.strip())} ({error})") from error
 
 
-def _not_utf8(error: UnicodeDecodeError) -> BadRow:
-    return BadRow("not UTF-8", f"got the byte {error.object[error.start : error.start + 1]!r}")
+def _encoding_problem(text: str) -> BadRow | None:
+    """What is wrong with a text that was decoded whatever it was."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return _not_utf8(text[error.start].encode(errors="surrogateescape"))
+    return None
+
+
+def _not_utf8(byte: bytes) -> BadRow:
+    return BadRow("not UTF-8", f"got the byte {byte!r}")
 
 
 class _Rejoined(io.RawIOBase):
@@ -218,7 +225,10 @@ class _JsonText:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        # A byte that is not UTF-8 spoils one value, not all that are read with it.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self.problem: BadRow | None = None
+        """What is wrong with the last value, if there is one."""
         self._text, self._at, self._dropped, self._has_ended = "", 0, 0, False
 
     def peek(self) -> str:
@@ -261,6 +271,7 @@ class _JsonText:
                 continue
             # A number at the very end of what has been read may go on.
             if end < len(self._text) or not self._more():
+                self.problem = _encoding_problem(self._text[self._at : end])
                 self._at = end
                 return value
 
@@ -314,10 +325,7 @@ class _JsonText:
         # As much again as there is: a long value is looked at only a few times.
         raw = self._file.read(max(_CHUNK, kept))
         self._has_ended = not raw
-        try:
-            more = self._decoder.decode(raw, final=self._has_ended)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error) from error
+        more = self._decoder.decode(raw, final=self._has_ended)
         self._dropped += self._at
         self._text, self._at = self._text[self._at :] + more, 0
         return True

@@ -2,8 +2,10 @@
 
 >>> tally = Tally()
 >>> found = locate("chats.jsonl", split="train")                               # doctest: +SKIP
->>> examples = list(read_conversations(found, use="training", tally=tally))    # doctest: +SKIP
->>> print(tally.line(found))                                                   # doctest: +SKIP
+>>> examples = list(                                                           # doctest: +SKIP
+...     read_conversations(found, use="training", tally=tally, seen=set())
+... )
+>>> print(tally.line(found.source))                                            # doctest: +SKIP
 chats.jsonl: 43 conversations in OpenAI's `messages` format
 """
 

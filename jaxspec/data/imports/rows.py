@@ -33,7 +33,7 @@ class Row:
     place: str
     """Where it is, for messages: "line 3 of chats.jsonl"."""
     value: Any = None
-    """What it holds; None with a problem."""
+    """What it holds; of no use with a problem."""
     problem: BadRow | None = None
     """Why it could not be read."""
 

@@ -1,7 +1,9 @@
 """Writes the conversations of files as a folder of examples, whole or not at all.
 
->>> written = import_files([locate("chats.jsonl", split="train")], "chats",    # doctest: +SKIP
-...                        use="training", echo=print)
+>>> found = locate("chats.jsonl", split="train")                               # doctest: +SKIP
+>>> imported = import_files(                                                   # doctest: +SKIP
+...     [found], Path("data/chats"), use="training", manifest={}, echo=print
+... )
 """
 
 from __future__ import annotations

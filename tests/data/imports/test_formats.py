@@ -1,305 +1,158 @@
-"""Each format of a file, and of a row: what is read, and what is said of a row that cannot be."""
+"""Rows in the usual formats become conversations; rows that cannot be used say why."""
 
-from __future__ import annotations
-
-import gzip
 import json
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from jaxspec.data.imports.conversations import to_example
-from jaxspec.data.imports.locate import DataFiles, locate
-from jaxspec.data.imports.open_rows import open_rows
-from jaxspec.data.imports.reading import Tally, read_conversations
 from jaxspec.data.imports.rows import BadRow
 
-ASKED, ANSWERED = ("user", "Two plus two?"), ("assistant", "Four.")
-MESSAGES = {"messages": [{"role": role, "content": text} for role, text in (ASKED, ANSWERED)]}
-SHAREGPT = {
-    "id": "a",
-    "conversations": [
-        {"from": "human", "value": ASKED[1]},
-        {"from": "gpt", "value": ANSWERED[1]},
-    ],
-}
+ASKED = {"role": "user", "content": "Weather in Oslo?"}
+ANSWERED = {"role": "assistant", "content": "Rain."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"a": 1}'}}
 
 
-def example_of(value, *, needs_answer: bool = True):
-    return to_example(value, id="a/1", source="a", needs_answer=needs_answer)[0]
-
-
-def read(path: Path | str, **options) -> tuple[list, Tally]:
-    tally = Tally()
-    settings = {"use": "training", "seen": set(), **options}
-    examples = list(read_conversations(locate(str(path), split="train"), tally=tally, **settings))
-    return examples, tally
+def read(row, *, needs_answer=True):
+    return to_example(row, id="demo/1", source="demo", needs_answer=needs_answer)
 
 
 @pytest.mark.parametrize(
-    ("value", "form"),
+    ("row", "form"),
     [
-        (MESSAGES, "OpenAI's `messages` format"),
-        (SHAREGPT, "ShareGPT's `conversations` format"),
-        ({"prompt": ASKED[1], "response": ANSWERED[1]}, "prompt/response pairs"),
-        ({"prompt": ASKED[1], "completion": ANSWERED[1]}, "prompt/completion pairs"),
-        ({"question": ASKED[1], "answer": ANSWERED[1]}, "question/answer pairs"),
-        ({"instruction": ASKED[1], "input": "", "output": ANSWERED[1]}, "instruction/output pairs"),
+        ({"messages": [ASKED, ANSWERED]}, "OpenAI's `messages` format"),
         (
-            {"prompt": MESSAGES["messages"][:1], "completion": MESSAGES["messages"][1:]},
-            "prompt/completion pairs",
+            {
+                "conversations": [
+                    {"from": "human", "value": "Weather in Oslo?"},
+                    {"from": "gpt", "value": "Rain."},
+                ]
+            },
+            "ShareGPT's `conversations` format",
+        ),
+        ({"prompt": "Weather in Oslo?", "response": "Rain."}, "prompt/response pairs"),
+        ({"prompt": [ASKED], "completion": [ANSWERED]}, "prompt/completion pairs"),
+        ({"question": "Weather in Oslo?", "answer": "Rain."}, "question/answer pairs"),
+        (
+            {"instruction": "Weather in Oslo?", "input": "", "output": "Rain.", "text": "all"},
+            "instruction/output pairs",
         ),
     ],
 )
-def test_every_form_of_one_conversation(value, form):
-    example, found = to_example(value, id="a/1", source="a", needs_answer=True)
-    assert example.turns == (ASKED, ANSWERED)
+def test_formats_are_told_by_their_fields(row, form):
+    example, found = read(row)
     assert found == form
+    assert example.turns == (("user", "Weather in Oslo?"), ("assistant", "Rain."))
+    assert (example.id, example.source) == ("demo/1", "demo")
 
 
-def test_an_input_follows_its_instruction():
-    value = {"instruction": "Sort the letters.", "input": "cab", "output": "abc"}
-    assert example_of(value).turns[0] == ("user", "Sort the letters.\n\ncab")
+def test_text_is_running_text_and_a_system_field_is_the_first_turn():
+    example, form = read({"text": "Once upon a time."})
+    assert form == "plain text" and example.is_running_text
+    example, _ = read({"system_prompt": "Be brief.", "question": "Why?", "response": "So."})
+    assert example.turns[0] == ("system", "Be brief.")
+    example, _ = read({"instruction": "Sort.", "input": "cab", "output": "abc"})
+    assert example.turns[0] == ("user", "Sort.\n\ncab")
 
 
-def test_calls_of_tools_are_kept_as_templates_read_them():
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    value = {
-        "tools": json.dumps([{"name": "f", "parameters": {}}]),
+def test_tools_and_calls_are_as_servers_hand_them_to_templates():
+    tool = {"name": "weather", "parameters": {}}
+    row = {
+        "tools": json.dumps([tool]),
         "messages": [
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "Ca"}, "ll."]},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c", "content": "7"},
-            {"role": "assistant", "content": "Seven.", "reasoning": "It said 7."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "Weather "}, {"text": "in Oslo?"}],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [CALL], "thinking": "Look it up."},
+            {"role": "function", "name": "weather", "tool_call_id": "c1", "content": "4 C"},
+            ANSWERED,
         ],
     }
-    example = example_of(value)
-    assert example.turns == (
-        ("system", "Be brief."),
-        ("user", "Call."),
-        ("assistant", ""),
-        ("tool", "7"),
-        ("assistant", "Seven."),
-    )
-    turns = example.conversation
-    assert turns[2]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
-    assert turns[3]["tool_call_id"] == "c"
-    assert turns[4]["reasoning_content"] == "It said 7."
-    assert example.tool_list == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-
-
-def turns(*pairs):
-    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+    example, _ = read(row)
+    assert example.tool_list == [{"type": "function", "function": tool}]
+    system, user, call, result, answer = example.conversation
+    assert system["role"] == "system" and user == ASKED and answer == ANSWERED
+    assert call["content"] == "" and call["reasoning_content"] == "Look it up."
+    assert call["tool_calls"] == [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"a": 1}}}
+    ]
+    assert result == {"role": "tool", "content": "4 C", "name": "weather", "tool_call_id": "c1"}
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    "call",
     [
-        (turns(ASKED), "no answer"),
-        (turns(), "no turns"),
-        (turns(("oracle", "x")), "unknown role"),
-        (turns(ANSWERED), "roles out of order"),
-        (turns(ASKED, ANSWERED, ANSWERED), "roles out of order"),
-        (turns(ASKED, ("tool", "x")), "roles out of order"),
-        (turns(ASKED, ASKED, ANSWERED), "roles out of order"),
-        (turns(("user", None), ANSWERED), "content that is no text"),
-        (turns(("user", 5), ANSWERED), "content that is no text"),
-        (turns(("user", [{"type": "image_url"}]), ANSWERED), "content that is no text"),
-        (turns(("user", " "), ANSWERED), "an empty turn"),
-        (turns(("user", "\ud83d"), ANSWERED), "half of a surrogate pair"),
-        ({"messages": "x"}, "turns that are no list"),
-        ({"messages": ["x"]}, "a turn is no object"),
-        ({"words": "x"}, "no conversation"),
-        ({"prompt": "a", "response": 3}, "content that is no text"),
-        ([], "not an object"),
-        ({**MESSAGES, "tools": "{"}, "JSON text that cannot be read"),
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"a": 1}}'},
+        {"role": "assistant", "function_call": {"name": "weather", "arguments": '{"a": 1}'}},
+        {"role": "assistant", "tool_calls": json.dumps([CALL["function"]])},
     ],
 )
-def test_rows_that_cannot_be_used(value, reason):
-    with pytest.raises(BadRow) as problem:
-        example_of(value)
-    assert problem.value.reason == reason
+def test_older_ways_to_write_a_call(call):
+    row = {"conversations": [ASKED, call, {"from": "observation", "value": "4 C"}, ANSWERED]}
+    turn = read(row)[0].conversation[1]
+    expected = {"type": "function", "function": {"name": "weather", "arguments": {"a": 1}}}
+    assert turn == {"role": "assistant", "content": "", "tool_calls": [expected]}
 
 
-def test_questions_alone_are_prompts():
-    questions = turns(ASKED, ("user", "And twice that?"))
-    assert example_of(questions, needs_answer=False).user_turns == (ASKED[1], "And twice that?")
-    with pytest.raises(BadRow):
-        example_of(questions)
-
-
-def as_lines(path: Path) -> None:
-    # A byte order mark, and line ends of Windows.
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MESSAGES).encode() + b"\r\n\r\n")
-
-
-def as_gzip(path: Path) -> None:
-    path.write_bytes(gzip.compress(json.dumps(MESSAGES).encode()))
-
-
-def as_list(path: Path) -> None:
-    path.write_text(json.dumps([MESSAGES], indent=2))
-
-
-def as_object(path: Path) -> None:
-    path.write_text(json.dumps({"version": 1, "data": [MESSAGES]}, indent=2))
-
-
-def as_one_object(path: Path) -> None:
-    path.write_text(json.dumps(MESSAGES, indent=2))
-
-
-def as_parquet(path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([{**MESSAGES, "score": 3}]), path)
-
-
-def as_arrow(path: Path) -> None:
-    table = pa.Table.from_pylist([MESSAGES])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def as_arrow_stream(path: Path) -> None:
-    table = pa.Table.from_pylist([MESSAGES])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-WRITERS = [
-    as_lines,
-    as_gzip,
-    as_list,
-    as_object,
-    as_one_object,
-    as_parquet,
-    as_arrow,
-    as_arrow_stream,
-]
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_the_content_tells_the_kind_of_file(tmp_path, write):
-    path = tmp_path / "data.any"
-    write(path)
-    examples, tally = read(path)
-    assert [example.turns for example in examples] == [(ASKED, ANSWERED)]
-    assert tally.line("data") == "data: 1 conversations in OpenAI's `messages` format"
-
-
-def test_a_list_is_never_held_whole(tmp_path):
-    """The first rows of a list are there before a mistake behind them is seen."""
-    path = tmp_path / "a.json"
-    path.write_text("[" + ", ".join([json.dumps(MESSAGES)] * 2_000) + ", {broken")
-    rows = open_rows(path)
-    assert next(rows).value == MESSAGES
-    *good, last = rows
-    assert len(good) == 1_999
-    assert last.problem is not None
-
-
-def test_texts_are_learned_as_they_are(tmp_path):
-    (tmp_path / "a.txt").write_text("One.\n<|endoftext|>\nTwo.\nlines\n")
-    examples, tally = read(tmp_path / "a.txt")
-    assert [example.running_text for example in examples] == ["One.", "Two.\nlines"]
-    assert tally.line("a.txt") == "a.txt: 2 texts"
-
-
-def test_a_folder_saved_by_datasets(tmp_path):
-    """The files that Dataset.save_to_disk writes; DatasetDict puts one such folder per split."""
-    folder = tmp_path / "saved" / "train"
-    folder.mkdir(parents=True)
-    as_arrow_stream(folder / "data-00000-of-00001.arrow")
-    (folder / "dataset_info.json").write_text("{}")
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
-    (folder / "state.json").write_text(json.dumps(state))
-    assert read(folder)[0][0].turns == (ASKED, ANSWERED)
-    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    assert read(tmp_path / "saved")[0][0].turns == (ASKED, ANSWERED)
-    with pytest.raises(ValueError, match=r"no split 'test'.*choose one of train"):
-        locate(str(tmp_path / "saved"), split="test")
-
-
-def test_a_folder_of_files_is_read_by_split(tmp_path):
-    for name in ("train-0.jsonl", "test-0.jsonl"):
-        (tmp_path / name).write_text(json.dumps({"prompt": name, "response": "Yes."}) + "\n")
-    (tmp_path / "README.md").write_text("about it")
-    assert [example.turns[0][1] for example in read(tmp_path)[0]] == ["train-0.jsonl"]
+def _messages(*turns):
+    return {"messages": list(turns)}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("row", "message"),
     [
-        ("a.jsonl", b"", "holds nothing"),
-        ("a.jsonl", b"\n \n", "holds nothing"),
-        ("a.jsonl", b"\xef\xbb\xbf", "holds nothing"),
-        ("a.json", b"[]", "holds nothing"),
-        ("a.json", b"[" + json.dumps(MESSAGES).encode() + b", {", "record 2 of .*broken JSON"),
-        ("a.json", b"[" + json.dumps(MESSAGES).encode() + b"] and more", "text after the list"),
-        ("a.json", b"[" + json.dumps(MESSAGES).encode() + b"] \xe9", "a.json: not UTF-8"),
-        ("a.jsonl", "Wie spät?".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
-        ("a.jsonl", b'{"text": "\xe9"}\n', "a.jsonl: not UTF-8"),
-        ("a.pkl", b"whatever", "is a pickle"),
-        ("a.jsonl", b"\x80\x04\x95", "is a pickle"),
-        ("a.jsonl", b"PK\x03\x04aaaa", "a zip archive: unpack it first"),
-        ("a.csv", b"a,b\n1,2\n", "a table as text"),
-        ("a.parquet", b"PAR1 and no more", "is damaged"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 999)[:-9], "is damaged"),
-        ("a.bin", b"ab\0\0", "is a pickle, or may be one"),
-        ("a.dat", b"ab\0\0", "holds zero bytes"),
+        (7, "not an object: got 7"),
+        ({"a": 1, "b": 2}, "no conversation: the fields are 'a', 'b', expected messages"),
+        ({"messages": "x"}, "turns that are no list: messages is 'x'"),
+        (_messages(), "no turns"),
+        (_messages("x"), "a turn is no object: turn 1 is 'x'"),
+        (
+            _messages({"role": "oracle", "content": "x"}),
+            "unknown role: turn 1 has 'oracle', expected",
+        ),
+        (_messages(ASKED), "no answer"),
+        (_messages(ANSWERED), r"roles out of order: turn 1 \(assistant\) is the first, expected"),
+        (_messages(ASKED, ASKED, ANSWERED), r"out of order: turn 2 \(user\) follows the user's"),
+        (_messages(ASKED, ANSWERED, ANSWERED), r"turn 3 \(assistant\) follows the assistant's"),
+        (_messages(ASKED, {"role": "tool", "content": "x"}, ANSWERED), r"turn 2 \(tool\) follows"),
+        (_messages(ASKED, ANSWERED, {"role": "system", "content": "x"}), r"turn 3 \(system\)"),
+        (_messages({"role": "user", "content": None}, ANSWERED), r"turn 1 \(user\) has null"),
+        (_messages({"role": "user", "content": 5}, ANSWERED), r"turn 1 \(user\) has 5"),
+        (_messages({"role": "user", "content": " "}, ANSWERED), r"an empty turn: turn 1 \(user\)"),
+        (
+            _messages({"role": "user", "content": [{"type": "image_url"}]}, ANSWERED),
+            r"content that is no text: turn 1 \(user\) has a part of type 'image_url'",
+        ),
+        (_messages(ASKED, {"role": "assistant", "content": "\ud83d"}), "half of a surrogate pair"),
+        (
+            _messages(
+                ASKED, {**ANSWERED, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+            ),
+            "JSON text that cannot be read: arguments of turn 2",
+        ),
+        (_messages(ASKED, {**ANSWERED, "tool_calls": [{"id": "1"}]}), "expected a function's name"),
+        ({"tools": "x", **_messages(ASKED, ANSWERED)}, "JSON text that cannot be read: tools"),
+        (
+            {"tools": [{"v": float("nan")}], **_messages(ASKED, ANSWERED)},
+            "number that is not finite",
+        ),
+        ({"prompt": "a", "response": 5}, "content that is no text: response is 5"),
+        ({"prompt": "a"}, "no answer"),
+        ({"text": ""}, "content that is no text: text is ''"),
     ],
 )
-def test_files_that_are_not_read(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read(tmp_path / name)
+def test_rows_that_cannot_be_used_say_why(row, message):
+    with pytest.raises(BadRow, match=message):
+        read(row)
 
 
-def test_places_without_data(tmp_path):
-    with pytest.raises(ValueError, match="no file or folder"):
-        locate(str(tmp_path / "absent"), split="train")
-    with pytest.raises(ValueError, match="holds no data"):
-        locate(str(tmp_path), split="train")
-
-
-def test_one_bad_row_in_a_thousand(tmp_path):
-    rows = [json.dumps({"prompt": f"{n}?", "response": "Yes."}) for n in range(1_000)]
-    rows[700] = '{"prompt": "700?", "response": "Ye'
-    (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=r"line 701 of .*a\.jsonl: not JSON"):
-        read(tmp_path / "a.jsonl")
-    examples, tally = read(tmp_path / "a.jsonl", skip_bad=True)
-    assert (len(examples), tally.bad.total()) == (999, 1)
-    assert "line 701" in "\n".join(tally.bad_rows())
-
-
-def test_nothing_is_left(tmp_path):
-    (tmp_path / "a.jsonl").write_text("[1]\n{}\n")
-    with pytest.raises(ValueError, match=r"Nothing is left of .*: 2 bad rows\."):
-        read(tmp_path / "a.jsonl", skip_bad=True)
-
-
-def test_duplicates_and_benchmarks_prompts_are_left_out(tmp_path, monkeypatch):
-    from jaxspec.data import heldout
-    from jaxspec.data.imports import reading
-
-    held = heldout.HeldOutPrompts.from_table(heldout.table(["Is it in the test?"]))
-    monkeypatch.setattr(reading.HeldOutPrompts, "load", staticmethod(lambda: held))
-    prompts = ["a?", "a?", "is it in the TEST?", "b?"]
-    lines = [json.dumps({"prompt": prompt, "response": "Yes."}) for prompt in prompts]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    examples, tally = read(tmp_path / "a.jsonl")
-    assert [example.turns[0][1] for example in examples] == ["a?", "b?"]
-    assert (tally.duplicates, tally.held_out, tally.kept) == (1, 1, 2)
-    kept, _ = read(tmp_path / "a.jsonl", use="benchmark")
-    assert len(kept) == 3, "a benchmark may hold its own prompts"
-
-
-def test_ids_name_the_file_and_the_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('\n{"text": "x"}\n{"text": "y"}\n')
-    found = DataFiles("a", (tmp_path / "a.jsonl",), ("b/a.jsonl",))
-    examples = list(read_conversations(found, use="training", tally=Tally(), seen=set()))
-    assert [example.id for example in examples] == ["b/a.jsonl/2", "b/a.jsonl/3"]
-    assert examples[0].source == "b/a.jsonl"
+def test_prompts_need_no_answer():
+    assert read(_messages(ASKED), needs_answer=False)[0].user_turns == ("Weather in Oslo?",)
+    example, _ = read(_messages(ASKED, ASKED), needs_answer=False)
+    assert len(example.user_turns) == 2
+    assert read({"question": "How many?", "answer": 4}, needs_answer=False)[0].user_turns
+    with pytest.raises(BadRow, match="no question"):
+        read(_messages({"role": "system", "content": "Be brief."}), needs_answer=False)
+    with pytest.raises(BadRow, match="roles out of order"):
+        read(_messages(ASKED, ASKED, ANSWERED), needs_answer=False)

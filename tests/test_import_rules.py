@@ -46,6 +46,9 @@ ALLOWED: dict[str, set[str]] = {
         *("ops", "losses", "verify", "models", "drafters", "decoding"),
         *("data", "parallel", "checkpoints"),
     },
+    "parity": {
+        *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
+    },
     "api": {"drafters", "decoding", "data", "evals"},
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""

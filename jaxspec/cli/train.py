@@ -53,7 +53,7 @@ class TrainCommand(TaskCommand):
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype"),
         *("drafter.path", "drafter.block_size", "drafter.num_layers"),
-        *("denoiser.path", "denoiser.objective", "denoiser.context", "denoiser.block_size"),
+        *("denoiser.path", "denoiser.objective", "denoiser.context"),
         *("loss.decay", "loss.focal", "loss.chain", "loss.objective"),
         *("data.sources", "data.validation"),
         *("data.sequence_length", "data.batch_size", "data.anchors"),

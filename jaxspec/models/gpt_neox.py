@@ -8,7 +8,9 @@ Dimension key: B batch rows, S tokens of a pass, T cache slots, L layers, D mode
 width, Q query heads (each with keys and values of its own, so that R = Q), C head width, M captured
 layers, E = M * D captured features, V vocabulary.
 
->>> model = GPTNeoX(GPTNeoXConfig(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4))
+>>> config = GPTNeoXConfig(
+...     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, rotary_dim=2)
+>>> model = GPTNeoX(config)
 >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
 >>> tokens_BS = jnp.array([[5, 8, 13]])
 >>> output = model.apply({"params": params}, tokens_BS, capture=(0, 1))

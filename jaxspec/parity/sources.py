@@ -23,9 +23,7 @@ from jaxspec.evals.opening import TargetBundle
 from jaxspec.models.dflash import served_features
 from jaxspec.models.registry import LanguageModel
 
-INSTALL = (
-    "pip install torch --index-url https://download.pytorch.org/whl/cpu (the small build for CPUs)"
-)
+INSTALL = "pip install torch (pytorch.org says how to get the small build for CPUs)"
 
 
 class Unavailable(Exception):

@@ -252,7 +252,9 @@ def test_lists_of_names_are_looked_up_too(write_config):
     assert list(list_problems("kinds", "", Registry("no.such.module", "NAMES"))) == []
     assert list(list_problems("kinds", " train, eval,", registry)) == []
     (problem,) = list_problems("kinds", "train,evil", registry)
-    assert problem.startswith("kinds: got 'evil', expected 'calibrate', 'doctor', 'eval', ")
+    assert problem.startswith(
+        "kinds: got 'evil', expected 'calibrate', 'configs', 'doctor', 'eval', "
+    )
     assert problem.endswith("Did you mean 'eval'?")
     arguments = ["--config", write_config(""), "--output", "o.json", "--drafters", "none, ngrams"]
     with pytest.raises(ValueError, match=r"^--drafters: got 'ngrams', .*Did you mean 'ngram'\?$"):

@@ -26,12 +26,12 @@ def test_without_a_share_everything_is_learned():
         for name in DATA.sources
         for example in sources.load_examples(name, split="train", data=DATA)
     ]
-    assert training_examples(DATA) == expected
+    assert list(training_examples(DATA)) == expected
 
 
 def test_a_share_of_every_source_is_held_out():
     data = dataclasses.replace(DATA, validation=0.2)
-    learned, held_out = training_examples(data), validation_examples(data)
+    learned, held_out = list(training_examples(data)), validation_examples(data)
     assert sorted(ids(learned + held_out)) == sorted(ids(training_examples(DATA)))
     assert {example.source for example in held_out} == set(DATA.sources)
     assert 40 <= len(held_out) <= 120

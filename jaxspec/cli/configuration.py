@@ -93,8 +93,8 @@ class ConfigCommand:
     """Options of the command that are names, separated by commas -> the registry that has them."""
 
     config: str
-    """Python file whose get_config() returns the RunConfig, or the name of a configuration that
-    comes with jaxspec (`jaxspec configs` lists them)."""
+    """Python file whose get_config() returns the RunConfig, or a name that `jaxspec configs`
+    lists."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
 
     @classmethod

@@ -1,0 +1,119 @@
+"""Ids of the text that a chat template writes, as the tokenizers library gives them for the whole.
+
+The library splits a text at its special tokens and encodes the pieces between them. Here, pieces
+are encoded one by one, so that the text of a special token in a message stays text
+(`jaxspec.data.guarded_text`).
+
+Tokenizers that write spaces as "▁" may put one before a piece: Llama 2, Mistral and Phi-3 before
+each, others only before a piece at the start of the text. They put none where a text goes on: an
+answer after "[/INST]" begins with a space only if the template writes one.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import tokenizers
+
+from jaxspec.data.guarded_text import Guard
+
+# Pieces whose ids are kept, and texts whose special tokens are kept: the prompts of a conversation
+# repeat them.
+_PIECES_KEPT = 128
+_TEXTS_KEPT = 4
+
+_BEFORE = "\U000fff03"
+"""Stands for the text that comes before. No vocabulary has it, so nothing merges with it."""
+
+
+class RenderedText:
+    """Encodes guarded text, in which only the template's own special tokens count.
+
+    Args:
+      tokenizer: it reads special tokens as plain text.
+      special: special tokens by their text.
+      guard: hides the text of special tokens in messages.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, special: Mapping[str, int], guard: Guard
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._guard = guard
+        self._pattern = _special_pattern(tokenizer, special)
+        self._spaced = spaced_pieces(tokenizer)
+        self._find = functools.lru_cache(_TEXTS_KEPT)(self._find_special)
+        self._piece = functools.lru_cache(_PIECES_KEPT)(self._encode_piece)
+
+    def encode(self, text: str, *, after: str = "") -> list[int]:
+        """Ids of a text, or of the part of it that follows `after`."""
+        found = self._find(after)
+        if found and found[-1][1] == len(after):
+            # Some special tokens absorb the white space that follows them.
+            return self._encode(after[found[-1][0] :] + text)[1:]
+        return self._encode(text, goes_on=bool(after))
+
+    def stop_after(self, text: str, stop_ids: Collection[int]) -> int | None:
+        """Where the first stop token of a text ends, with the white space it absorbs."""
+        return next((stop for _, stop, id_ in self._find(text) if id_ in stop_ids), None)
+
+    def readings(self, text: str) -> list[list[int]]:
+        """Ids of plain text wherever it stands: as a piece, and where a piece goes on with it."""
+        return [list(self._piece(text, goes_on)) for goes_on in (False, True)]
+
+    def _encode(self, text: str, *, goes_on: bool = False) -> list[int]:
+        ids: list[int] = []
+        position = 0
+        for start, stop, id_ in self._find(text):
+            ids += self._piece(text[position:start], goes_on)
+            ids.append(id_)
+            position, goes_on = stop, self._spaced == "first"
+        ids += self._piece(text[position:], goes_on)
+        return ids
+
+    def _encode_piece(self, piece: str, goes_on: bool) -> tuple[int, ...]:
+        text = self._guard.show(piece)
+        if goes_on and self._spaced != "none":
+            before = self._ids(_BEFORE)
+            ids = self._ids(_BEFORE + text)
+            assert ids[: len(before)] == before
+            return ids[len(before) :]
+        return self._ids(text)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _find_special(self, text: str) -> list[tuple[int, int, int]]:
+        """Start, end and id of each special token in a text."""
+        return [
+            (match.start(), match.end(), self._special[match.group(0).strip()])
+            for match in self._pattern.finditer(text)
+        ]
+
+
+def spaced_pieces(tokenizer: tokenizers.Tokenizer) -> Literal["none", "first", "every"]:
+    """Before which pieces of a text between special tokens a space is put."""
+    rule = tokenizer.pre_tokenizer
+    scheme = "never"
+    if isinstance(rule, tokenizers.pre_tokenizers.Metaspace):
+        scheme = rule.prepend_scheme
+    elif tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("x") == "▁x":
+        scheme = "always"
+    return {"never": "none", "first": "first", "always": "every"}[scheme]
+
+
+def _special_pattern(
+    tokenizer: tokenizers.Tokenizer, special: Mapping[str, int]
+) -> re.Pattern[str]:
+    """A pattern for special tokens, with the white space that some of them absorb."""
+    tokens = {t.content: t for t in tokenizer.get_added_tokens_decoder().values()}
+    alternatives = [
+        r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
+        for literal in sorted(special, key=len, reverse=True)
+    ]
+    # If there are no special tokens: a pattern that never matches.
+    return re.compile("|".join(alternatives) or r"(?!)")

@@ -1,8 +1,8 @@
 """Ids of the text that a chat template writes, as the tokenizers library gives them for the whole.
 
-The library splits a text at its special tokens and encodes the pieces between them. Here, pieces
-are encoded one by one, so that the text of a special token in a message stays text
-(`jaxspec.data.guarded_text`).
+The library splits a text at its added tokens and encodes the pieces between them. Here, the pieces
+between special tokens are encoded one by one, so that the text of a special token in a message
+stays text (`jaxspec.data.guarded_text`).
 
 Tokenizers that write spaces as "▁" may put one before a piece: Llama 2, Mistral and Phi-3 before
 each, others only before a piece at the start of the text. They put none where a text goes on: an
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 import tokenizers
 
@@ -44,18 +43,21 @@ class RenderedText:
         self._tokenizer = tokenizer
         self._special = special
         self._guard = guard
+        self._added = set(tokenizer.get_added_tokens_decoder())
         self._pattern = _special_pattern(tokenizer, special)
-        self._spaced = spaced_pieces(tokenizer)
+        self._prepends = prepend_scheme(tokenizer)
         self._find = functools.lru_cache(_TEXTS_KEPT)(self._find_special)
         self._piece = functools.lru_cache(_PIECES_KEPT)(self._encode_piece)
 
     def encode(self, text: str, *, after: str = "") -> list[int]:
         """Ids of a text, or of the part of it that follows `after`."""
         found = self._find(after)
-        if found and found[-1][1] == len(after):
-            # Some special tokens absorb the white space that follows them.
-            return self._encode(after[found[-1][0] :] + text)[1:]
-        return self._encode(text, goes_on=bool(after))
+        tail = after[found[-1][0] :] if found else after
+        tail_ids = self._encode(tail)
+        if tail_ids and tail_ids[-1] not in self._added:
+            return self._encode(text, goes_on=True)
+        # An added token ends a piece, and may absorb the white space that follows it.
+        return self._encode(tail + text)[len(tail_ids) :]
 
     def stop_after(self, text: str, stop_ids: Collection[int]) -> int | None:
         """Where the first stop token of a text ends, with the white space it absorbs."""
@@ -71,13 +73,13 @@ class RenderedText:
         for start, stop, id_ in self._find(text):
             ids += self._piece(text[position:start], goes_on)
             ids.append(id_)
-            position, goes_on = stop, self._spaced == "first"
+            position, goes_on = stop, self._prepends == "first"
         ids += self._piece(text[position:], goes_on)
         return ids
 
     def _encode_piece(self, piece: str, goes_on: bool) -> tuple[int, ...]:
         text = self._guard.show(piece)
-        if goes_on and self._spaced != "none":
+        if goes_on and self._prepends != "never":
             before = self._ids(_BEFORE)
             ids = self._ids(_BEFORE + text)
             assert ids[: len(before)] == before
@@ -95,15 +97,14 @@ class RenderedText:
         ]
 
 
-def spaced_pieces(tokenizer: tokenizers.Tokenizer) -> Literal["none", "first", "every"]:
-    """Before which pieces of a text between special tokens a space is put."""
+def prepend_scheme(tokenizer: tokenizers.Tokenizer) -> str:
+    """When a space is put before a piece: "always", "never", or "first": at a text's start."""
     rule = tokenizer.pre_tokenizer
-    scheme = "never"
     if isinstance(rule, tokenizers.pre_tokenizers.Metaspace):
-        scheme = rule.prepend_scheme
-    elif tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("x") == "▁x":
-        scheme = "always"
-    return {"never": "none", "first": "first", "always": "every"}[scheme]
+        return str(rule.prepend_scheme)
+    normalizer = tokenizer.normalizer
+    prepends = normalizer is not None and normalizer.normalize_str("x") == "▁x"
+    return "always" if prepends else "never"
 
 
 def _special_pattern(

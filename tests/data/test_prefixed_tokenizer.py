@@ -105,15 +105,24 @@ def test_a_space_comes_before_an_answer_only_where_a_piece_begins(
     rule: str, tmp_path: Path
 ) -> None:
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "lake"}]
+    content = document(rule)
+    number = len(content["model"]["vocab"])
+    added = {**content["added_tokens"][0], "id": number, "content": "<tag>", "special": False}
+    content["added_tokens"].append(added)
     first = {}
-    for name, template in (("text", BRACKETS), ("special token", TEMPLATES["Phi"])):
-        folder = write(tmp_path / "folder", document(rule), template=template)
-        ours = Tokenizer.load(folder)
+    for name, template in {
+        "text": BRACKETS,
+        "special token": TEMPLATES["Phi"],
+        "added token": BRACKETS.replace("]", "]<tag>", 1),
+    }.items():
+        ours, theirs = _opened(write(tmp_path / "folder", content, template=template))
         names = {id_: token for token, id_ in ours.vocabulary().items()}
         ids, learned = ours.encode_conversation(turns)
+        assert ids == _ids(theirs, ours.render(turns, add_generation_prompt=False))
         first[name] = names[ids[learned.index(True)]]
     assert not first["text"].startswith("▁")
-    assert first["special token"].startswith("▁") == (rule in ("Prepend", "always"))
+    for name in ("special token", "added token"):
+        assert first[name].startswith("▁") == (rule in ("Prepend", "always"))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -189,8 +189,8 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
     elif (folder / "tokenizer.model").is_file():
         raise ValueError(
             f"{str(folder)!r} has its tokenizer only as tokenizer.model: expected tokenizer.json. "
-            'Write it with transformers and sentencepiece installed: python -c "from transformers '
-            "import AutoTokenizer; "
+            "Write it where transformers, sentencepiece and protobuf are installed: "
+            'python -c "from transformers import AutoTokenizer; '
             f'AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
         )
     else:

@@ -7,6 +7,10 @@ stays text (`jaxspec.data.guarded_text`).
 Tokenizers that write spaces as "▁" may put one before a piece: Llama 2, Mistral and Phi-3 before
 each, others only before a piece at the start of the text. They put none where a text goes on: an
 answer after "[/INST]" begins with a space only if the template writes one.
+
+The rule is that of tokenizer.json. So it is in transformers 4 and in its PreTrainedTokenizerFast;
+for a LlamaTokenizer of a Llama model, AutoTokenizer of transformers 5 takes its rule from `legacy`
+and `add_prefix_space` of tokenizer_config.json instead.
 """
 
 from __future__ import annotations
@@ -54,10 +58,12 @@ class RenderedText:
         found = self._find(after)
         tail = after[found[-1][0] :] if found else after
         tail_ids = self._encode(tail)
-        if tail_ids and tail_ids[-1] not in self._added:
-            return self._encode(text, goes_on=True)
-        # An added token ends a piece, and may absorb the white space that follows it.
-        return self._encode(tail + text)[len(tail_ids) :]
+        if not tail_ids or tail_ids[-1] in self._added:
+            # An added token ends a piece, and may absorb the white space that follows it.
+            ids = self._encode(tail + text)
+            if ids[: len(tail_ids)] == tail_ids:
+                return ids[len(tail_ids) :]
+        return self._encode(text, goes_on=True)
 
     def stop_after(self, text: str, stop_ids: Collection[int]) -> int | None:
         """Where the first stop token of a text ends, with the white space it absorbs."""

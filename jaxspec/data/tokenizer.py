@@ -5,8 +5,8 @@
 
 Two kinds are accepted (`jaxspec.data.tokenizer_checks`): byte-level ones (Qwen, Llama 3, GPT-2,
 SmolLM, the embedded one), and those that write spaces as "▁" and have bytes for what the vocabulary
-lacks (Gemma, Llama 2, Mistral, Phi-3). Ids are those of transformers, `jaxspec.data.rendered_text`
-says how.
+lacks (Gemma, Llama 2, Mistral, Phi-3). Ids are those of transformers
+(`jaxspec.data.rendered_text`).
 
 The folder of a GPT-2 or GPT-Neo may hold only vocab.json and merges.txt; "<|endoftext|>" is then
 its one special token. It has no mask token. If it has no chat template, a conversation is rendered

@@ -99,7 +99,7 @@ def check_special(
     for token in special:
         if normalizer is None or not token.normalized:
             continue
-        if normalizer.normalize_str(token.content) != token.content:
+        if normalizer.normalize_str(token.content) == f"▁{token.content}":
             raise ValueError(
                 f"The special token {token.content!r} of the tokenizer in {str(folder)!r} is "
                 '"normalized": it is found only after a space or at the start of a text, and is '

@@ -143,6 +143,19 @@ def test_an_answer_that_would_merge_with_its_prompt_is_learned_as_it_is_generate
     assert learned == [False] * len(prompt) + [True] * 3
 
 
+def test_an_answer_keeps_the_space_that_was_generated(tmp_path: Path) -> None:
+    """Models trained on "[/INST] Hello" write the space even where the template does not."""
+    ours = Tokenizer.load(write(tmp_path / "kept", document("Prepend"), template=BRACKETS))
+    generated = [*ours.encode("lake"), ours.eos_id]
+    assert ours.decode(generated) == "lake"
+    question = {"role": "user", "content": "Hello"}
+    answer = {"role": "assistant", "content": "lake"}
+    told, _ = ours.encode_conversation([question, answer])
+    assert told[-len(generated) :] != generated
+    told, _ = ours.encode_conversation([question, {**answer, "token_ids": generated}])
+    assert told == [*ours.encode_prompt([question]), *generated]
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("rule", RULES)
 def test_special_tokens_in_a_message_stay_text(rule: str, template: str, tmp_path: Path) -> None:

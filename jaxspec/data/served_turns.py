@@ -101,7 +101,7 @@ class ServedTurns:
     Args:
       place: the template's folder, for messages.
       render: turns, add_generation_prompt=, tools= -> text; raises `Refused`.
-      encode: text -> ids; the text before and after a special token is encoded by itself.
+      encode: text, after= -> ids of a text, or of the part of it that follows other text.
       stop_after: text -> place behind its first stop token; None: it has none.
       stops: the stop tokens, for messages.
     """
@@ -111,7 +111,7 @@ class ServedTurns:
         place: str,
         *,
         render: Callable[..., str],
-        encode: Callable[[str], list[int]],
+        encode: Callable[..., list[int]],
         stop_after: Callable[[str], int | None],
         stops: Sequence[str],
     ) -> None:
@@ -165,7 +165,8 @@ class ServedTurns:
                 continue
             text = prompt + answer
             prompt_ids = self._encode(prompt)
-            ids = [*prompt_ids, *(generated.get(index) or self._encode(answer))]
+            answer_ids = generated.get(index) or self._encode(answer, after=prompt)
+            ids = [*prompt_ids, *answer_ids]
             before: tuple[Answer, ...] = ()
             if rows and prompt_ids[: len(rows[-1].ids)] == rows[-1].ids:
                 before = rows.pop().answers
@@ -186,7 +187,7 @@ class ServedTurns:
             raise
         if whole.startswith(text):
             last = rows.pop() if rows else Row([], ())
-            rows.append(Row(last.ids + self._encode(whole[len(text) :]), last.answers))
+            rows.append(Row(last.ids + self._encode(whole[len(text) :], after=text), last.answers))
 
     def _served(self, turns: Conversation, index: int, tools: Sequence[Any]) -> tuple[str, str]:
         """The prompt of the answer `index`, and the answer with its stop token."""

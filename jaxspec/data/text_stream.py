@@ -1,7 +1,8 @@
 """Text of tokens that arrive one by one: never half a character.
 
 A character may be spread over several tokens. Its text is held back until the last of them is
-there.
+there. Text that has been given stays: only where bytes that are no character follow characters made
+of bytes can it differ from the text of the whole, in which some decoders show neither.
 
 >>> from jaxspec.data.tokenizer import Tokenizer
 >>> tokenizer = Tokenizer.load("embedded")

@@ -3,8 +3,10 @@
 >>> Tokenizer.load("embedded").encode_prompt([{"role": "user", "content": "Hi."}])[0]
 1
 
-Only byte-level tokenizers are accepted (Qwen, Llama 3, GPT-2, the embedded one): they encode the
-text before and after a special token independently, and everything here relies on that.
+Two kinds are accepted (`jaxspec.data.tokenizer_checks`): byte-level ones (Qwen, Llama 3, GPT-2,
+SmolLM, the embedded one), and those that write spaces as "▁" and have bytes for what the vocabulary
+lacks (Gemma, Llama 2, Mistral, Phi-3). Ids are those of transformers
+(`jaxspec.data.rendered_text`).
 
 The folder of a GPT-2 or GPT-Neo may hold only vocab.json and merges.txt; "<|endoftext|>" is then
 its one special token. It has no mask token. If it has no chat template, a conversation is rendered
@@ -13,21 +15,21 @@ as its unchanged contents (`jaxspec.data.chat_template.PLAIN`).
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
+from jaxspec.data import tokenizer_checks
 from jaxspec.data.chat_template import CHATML, PLAIN, ChatTemplate, as_served, check_turns
 from jaxspec.data.examples import Conversation
 from jaxspec.data.guarded_text import Guard
+from jaxspec.data.rendered_text import RenderedText
 from jaxspec.data.served_turns import END_THINK, THINK, TOKEN_IDS, LearnedTurns, ServedTurns
 from jaxspec.data.tokenizer_files import (
     GPT2_NAMES,
@@ -58,9 +60,6 @@ _SPECIAL_KEYS = {"bos_token", "eos_token", "pad_token", "unk_token", "mask_token
 # values can be learned), runs of symbols, and a line break with the indentation after it.
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n *|\s+(?!\S)|\s+"
 
-# Texts between special tokens whose ids are kept: the prompts of a conversation repeat them.
-_PIECES_KEPT = 128
-
 
 class Tokenizer:
     """Converts text to ids and back, and conversations to ids with the response marked.
@@ -84,6 +83,7 @@ class Tokenizer:
         with refusing(self.folder):
             config = read_tokenizer_config(self.folder, model_config=model_config)
             self._tokenizer = _thinking_shown(read_tokenizer(self.folder, config))
+            self._num_ids: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
             self._names = _special_names(self.folder, config)
             added = {
                 token.content: id_
@@ -98,8 +98,8 @@ class Tokenizer:
             self.pad_id: int = self.eos_id
             if "pad_token" in self._names:
                 self.pad_id = self._id_of("pad_token")
-            if "bos_token" in self._names:  # Templates print it.
-                self._id_of("bos_token")
+            # Templates print it.
+            self._bos_ids = [self._id_of("bos_token")] if "bos_token" in self._names else []
             ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
             self.stop_ids: tuple[int, ...] = tuple(
                 dict.fromkeys([self.eos_id, *ends, *self._stated_stop_ids()])
@@ -107,10 +107,10 @@ class Tokenizer:
             """Ids that end a response, `eos_id` first."""
             self._special = self._find_special()
             self._guard = Guard(self._special)
-            self._special_pattern = self._compile_special()
             # From here on, the library itself reads special tokens as plain text; only
-            # `_encode_rendered` makes special ones.
+            # `RenderedText` makes special ones.
             self._tokenizer.encode_special_tokens = True
+            self._rendered = RenderedText(self._tokenizer, special=self._special, guard=self._guard)
             self._check_no_text_is_special()
             self._template = ChatTemplate.read(
                 self.folder,
@@ -118,14 +118,11 @@ class Tokenizer:
                 variables={**self._names, **self.template_options},
                 default=PLAIN if is_gpt2(config) else default_template,
             )
-        self._encode_piece = functools.lru_cache(_PIECES_KEPT)(
-            lambda piece: tuple(self.encode(self._guard.show(piece)))
-        )
         self._served = ServedTurns(
             str(self.folder),
             render=self._template.render,
             encode=self._encode_rendered,
-            stop_after=self._stop_after,
+            stop_after=lambda text: self._rendered.stop_after(text, self.stop_ids),
             stops=[str(self._tokenizer.id_to_token(id_)) for id_ in self.stop_ids],
         )
         self.has_template: bool = self._template.is_own
@@ -228,8 +225,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, including special ones; a model's embedding may have more rows."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """Number of ids, including special ones; a model's embedding may have more rows."""
+        return self._num_ids
+
+    def fit_to(self, rows: int) -> bool:
+        """Whether a model whose embedding has so many rows can read the ids.
+
+        Special tokens that end or fill nothing may lack a row: Gemma 3's text models have none for
+        that of an image. From here on, their ids do not count, and a template that writes one is
+        refused.
+        """
+        needed = {self.pad_id, self.mask_id, *self.stop_ids, *self._bos_ids}
+        if not set(range(rows, self._num_ids)) <= set(self._special.values()) - needed:
+            return False
+        self._num_ids = min(rows, self._num_ids)
+        return True
 
     def vocabulary(self) -> dict[str, int]:
         """Every token with its id, including special tokens."""
@@ -238,7 +248,7 @@ class Tokenizer:
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, including the mask, in increasing order."""
-        return tuple(sorted(self._special.values()))
+        return tuple(sorted(id_ for id_ in self._special.values() if id_ < self._num_ids))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; special tokens written in it remain ordinary text."""
@@ -359,24 +369,16 @@ class Tokenizer:
         guarded: Conversation = self._guard.hide(as_served(plain))
         return guarded
 
-    def _stop_after(self, text: str) -> int | None:
-        """Where the first stop token of guarded text ends, with the white space it absorbs."""
-        for match in self._special_pattern.finditer(text):
-            if self._special[match.group(0).strip()] in self.stop_ids:
-                return match.end()
-        return None
-
-    def _encode_rendered(self, text: str) -> list[int]:
-        """Ids of (a piece of) guarded template text: only the template's special tokens count."""
-        ids: list[int] = []
-        position = 0
-        for match in self._special_pattern.finditer(text):
-            if match.start() > position:
-                ids += self._encode_piece(text[position : match.start()])
-            ids.append(self._special[match.group(0).strip()])
-            position = match.end()
-        if position < len(text):
-            ids += self._encode_piece(text[position:])
+    def _encode_rendered(self, text: str, *, after: str = "") -> list[int]:
+        """Ids of guarded template text, or of the part of it that follows `after`."""
+        ids = self._rendered.encode(text, after=after)
+        if ids and max(ids) >= self._num_ids:
+            raise ValueError(
+                f"The chat template of {str(self.folder)!r} writes the token "
+                f"{self._tokenizer.id_to_token(max(ids))!r} (id {max(ids)}), but the model's "
+                f"embedding has only {self._num_ids} rows: leave out what makes it write this "
+                "token."
+            )
         return ids
 
     def _find_special(self) -> dict[str, int]:
@@ -392,27 +394,21 @@ class Tokenizer:
             token = added.setdefault(id_, tokenizers.AddedToken(content, normalized=False))
             token.special = True
         special = {id_: token for id_, token in added.items() if token.special}
+        tokenizer_checks.check_special(
+            [*special.values()], self._tokenizer.normalizer, folder=self.folder
+        )
         self._tokenizer.add_special_tokens(list(special.values()))
         return {token.content: id_ for id_, token in special.items()}
 
     def _check_no_text_is_special(self) -> None:
         for token, id_ in self._special.items():
-            if [id_] in (self.encode(token), self.encode(self._tokenizer.decoder.decode([token]))):
+            texts = (token, self._tokenizer.decoder.decode([token]))
+            if any([id_] in self._rendered.readings(text) for text in texts):
                 raise ValueError(
                     f"The tokenizer in {str(self.folder)!r} has {token!r} (id {id_}) as a special "
                     "token, but ordinary text can also give this id: name another token in "
                     "tokenizer_config.json, special_tokens_map.json or generation_config.json."
                 )
-
-    def _compile_special(self) -> re.Pattern[str]:
-        """A pattern for special tokens, with the white space that some of them absorb."""
-        tokens = {t.content: t for t in self._tokenizer.get_added_tokens_decoder().values()}
-        alternatives = [
-            r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
-            for literal in sorted(self._special, key=len, reverse=True)
-        ]
-        # If there are no special tokens: a pattern that never matches.
-        return re.compile("|".join(alternatives) or r"(?!)")
 
     def _stated_stop_ids(self) -> list[int]:
         """The stop ids in generation_config.json; null, as in base models, gives none."""

@@ -1,9 +1,9 @@
 """Checks the files of a tokenizer, so that text and ids can be trusted.
 
-Byte-level tokenizers are accepted, and those of Gemma's kind: characters, with spaces written as
-"▁" and bytes for what the vocabulary lacks. Both encode what stands before and after a special
-token independently. Tokenizers that put a space before a text (Llama 2, Mistral 7B, Phi-3) do not:
-the ids of an answer would depend on where it is cut from its prompt.
+Two kinds are accepted: byte-level tokenizers, and those of characters, with spaces written as "▁"
+and bytes for what the vocabulary lacks. The latter were SentencePiece models. Gemma's leave a text
+as it is; those of Llama 2, Mistral and Phi-3 put a space before it, by a normalizer (Prepend) or by
+a splitting rule (Metaspace), and decoding takes it away again.
 
 The tokenizers library opens many damaged files: it gives a token a different id from the file's,
 keeps one of two tokens with the same id, and drops characters that are not in the vocabulary. All
@@ -21,8 +21,15 @@ import tokenizers
 
 _NAMED = 3
 _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-"""The normalizer of Gemma's tokenizers."""
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_NORMALIZERS = (
+    _SPACES,
+    {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, _SPACES]},
+)
+"""Those of Gemma and of Llama 2. Where there is none, Metaspace writes the spaces."""
+_DECODERS = ["Replace", "ByteFallback", "Fuse"]
+_WITHOUT_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+"""What an added token says of itself besides its text and id."""
 _PROBE = "".join(
     map(chr, [*range(0x801), *range(0x1000, 0x11000, 0x1000), *range(0x40000, 0x110000, 0x40000)])
 )
@@ -34,7 +41,8 @@ def check_document(document: Mapping[str, Any], *, file: pathlib.Path) -> None:
     if not (_is_byte_level(document, file=file) or _writes_spaces(document, file=file)):
         raise ValueError(
             f"The tokenizer in {str(file.parent)!r} is not byte-level, and only byte-level ones "
-            "(Qwen, Llama 3, GPT-2 and their relatives) and those of Gemma's kind are supported: "
+            "(Qwen, Llama 3, GPT-2 and their relatives) and those that write spaces as '▁' and "
+            "have bytes for other characters (Gemma, Llama 2, Mistral, Phi-3) are supported: "
             "choose another target."
         )
     model = _object(document, "model", file=file)
@@ -65,17 +73,39 @@ def _is_byte_level(document: Mapping[str, Any], *, file: pathlib.Path) -> bool:
 
 
 def _writes_spaces(document: Mapping[str, Any], *, file: pathlib.Path) -> bool:
-    """Whether spaces become "▁" and nothing else is put before or after a text."""
+    """Whether spaces become "▁", other characters may become bytes, and decoding undoes both."""
     decoders = _object(document, "decoder", file=file).get("decoders")
+    rule = _object(document, "pre_tokenizer", file=file)
     if not isinstance(decoders, list):
         return False
+    if rule.get("type") == "Metaspace":
+        writes = document.get("normalizer") is None and rule.get("replacement") == "▁"
+    else:
+        writes = document.get("normalizer") in _NORMALIZERS and rule.get("type") in (None, "Split")
+    if decoders[-1:] == [_WITHOUT_FIRST_SPACE]:
+        decoders = decoders[:-1]
     types = [entry.get("type") for entry in decoders if isinstance(entry, dict)]
-    return (
-        _object(document, "model", file=file).get("byte_fallback") is True
-        and document.get("normalizer") == _SPACES
-        and types == ["Replace", "ByteFallback", "Fuse"]
-        and _object(document, "pre_tokenizer", file=file).get("type") in (None, "Split")
-    )
+    has_bytes = _object(document, "model", file=file).get("byte_fallback") is True
+    return has_bytes and writes and types == _DECODERS
+
+
+def check_special(
+    special: Sequence[tokenizers.AddedToken],
+    normalizer: tokenizers.normalizers.Normalizer | None,
+    *,
+    folder: pathlib.Path,
+) -> None:
+    """Special tokens are found as they are written, whatever stands before them."""
+    for token in special:
+        if normalizer is None or not token.normalized:
+            continue
+        if normalizer.normalize_str(token.content) == f"▁{token.content}":
+            raise ValueError(
+                f"The special token {token.content!r} of the tokenizer in {str(folder)!r} is "
+                '"normalized": it is found only after a space or at the start of a text, and is '
+                'ordinary text elsewhere. Set "normalized" to false for it in tokenizer.json, as '
+                "newer copies of such models have it."
+            )
 
 
 def check_vocab(vocab: Mapping[str, Any], *, file: pathlib.Path) -> None:
@@ -146,7 +176,7 @@ def check_added(entry: Any, *, file: pathlib.Path) -> None:
         raise ValueError(f"An added token in {str(file)!r} must have text: got {entry!r:.80}.")
     if not entry["content"]:
         raise ValueError(f"An added token in {str(file)!r} has empty text: got {entry!r:.80}.")
-    wrong = [f for f in _FLAGS if not isinstance(entry.get(f, False), bool)]
+    wrong = [f for f in FLAGS if not isinstance(entry.get(f, False), bool)]
     if wrong:
         raise ValueError(
             f"{wrong[0]} of the added token {entry['content']!r} in {str(file)!r} must be true or "

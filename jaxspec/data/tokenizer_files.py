@@ -183,9 +183,16 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
             'vocab.json and merges.txt), or "embedded".'
         )
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _read_tokenizer_json(folder / "tokenizer.json")
+        tokenizer = _read_tokenizer_json(folder, config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         tokenizer = _read_vocab_and_merges(folder, config)
+    elif (folder / "tokenizer.model").is_file():
+        raise ValueError(
+            f"{str(folder)!r} has its tokenizer only as tokenizer.model: expected tokenizer.json. "
+            "Write it where transformers, sentencepiece and protobuf are installed: "
+            'python -c "from transformers import AutoTokenizer; '
+            f'AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
+        )
     else:
         found = sorted(path.name for path in folder.iterdir())[:12]
         raise ValueError(
@@ -198,16 +205,39 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.T
     return tokenizer
 
 
-def _read_tokenizer_json(file: pathlib.Path) -> tokenizers.Tokenizer:
+def _read_tokenizer_json(folder: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
     text = read_text(file)
     document = _parse_json(text, path=file)
     tokenizer_checks.check_document(document, file=file)
+    if _take_flags(document.get("added_tokens") or [], folder, config):
+        text = json.dumps(document)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises no more specific exception.
         raise ValueError(f"{str(file)!r} cannot be read as a tokenizer: {error}.") from error
     tokenizer_checks.check_stated_ids(document.get("added_tokens") or [], tokenizer, file=file)
     return tokenizer
+
+
+def _take_flags(
+    added: list[dict[str, Any]], folder: pathlib.Path, config: Mapping[str, Any]
+) -> bool:
+    """Puts the flags of added tokens in tokenizer_config.json in place of those in tokenizer.json.
+
+    So it is in transformers.
+
+    Returns:
+      Whether any differ.
+    """
+    stated = {(id_, entry["content"]): entry for id_, entry in _configured_tokens(folder, config)}
+    changed = False
+    for entry in added:
+        other = stated.get((entry.get("id", -1), entry["content"]), {})
+        flags = {flag: other[flag] for flag in tokenizer_checks.FLAGS if flag in other}
+        changed |= any(flags[flag] != entry.get(flag) for flag in flags)
+        entry.update(flags)
+    return changed
 
 
 def _read_vocab_and_merges(folder: pathlib.Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -258,6 +288,20 @@ def _added_tokens(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Id and description of each token that the files add to the vocabulary."""
     # If both files name an id, the configuration wins, as in transformers.
+    if config.get("added_tokens_decoder"):
+        yield from _configured_tokens(folder, config)
+        return
+    file = folder / "added_tokens.json"
+    for content, id_ in read_json(file).items():
+        entry = {"content": content, "special": content.startswith("<|")}
+        tokenizer_checks.check_added({**entry, "id": id_}, file=file)
+        yield id_, entry
+
+
+def _configured_tokens(
+    folder: pathlib.Path, config: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Id and description of each added token in tokenizer_config.json."""
     stated = config.get("added_tokens_decoder")
     if stated:
         file = folder / "tokenizer_config.json"
@@ -273,20 +317,14 @@ def _added_tokens(
                     f"added_tokens_decoder in {str(file)!r} must have ids as keys: got {id_!r}."
                 )
             yield int(id_), entry
-        return
-    file = folder / "added_tokens.json"
-    for content, id_ in read_json(file).items():
-        entry = {"content": content, "special": content.startswith("<|")}
-        tokenizer_checks.check_added({**entry, "id": id_}, file=file)
-        yield id_, entry
 
 
 def _add_token(
     tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, id_: int, entry: dict[str, Any]
 ) -> None:
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
     token = tokenizers.AddedToken(
-        entry["content"], **{flag: bool(entry.get(flag, False)) for flag in flags}
+        entry["content"],
+        **{flag: bool(entry.get(flag, False)) for flag in tokenizer_checks.FLAGS},
     )
     if token.special:
         tokenizer.add_special_tokens([token])

@@ -342,7 +342,7 @@ def _target_tokenizer(
         default_template=default_template,
         model_config=stored.raw,
     )
-    if tokenizer.vocab_size > config.vocab_size:
+    if not tokenizer.fit_to(config.vocab_size):
         raise ValueError(
             f"The tokenizer in {stored.folder} has {tokenizer.vocab_size} ids, but the model's "
             f"embedding only {config.vocab_size} rows: they do not belong together."

@@ -96,27 +96,6 @@ def test_answers_are_learned_as_they_are_generated(
     assert ours.decode(learned, skip_special=False) == "It is 12 miles\naway.<end_of_turn>"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"normalizer": {"type": "Prepend", "prepend": "▁"}},
-        {"normalizer": None, "pre_tokenizer": {"type": "Metaspace", "replacement": "▁",
-                                               "prepend_scheme": "first", "split": False}},
-        {"decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}},
-    ],
-    ids=["Prepend", "Metaspace", "Strip"],
-)  # fmt: skip
-def test_a_space_before_the_text_is_refused(
-    document: dict[str, Any], changes: dict[str, Any], tmp_path: Path
-) -> None:
-    folder = write(tmp_path / "llama", {**document, **changes})
-    with pytest.raises(ValueError, match=r"not byte-level, and only .* Gemma's kind"):
-        Tokenizer.load(folder)
-
-
 def test_a_byte_that_is_missing_is_noticed(document: dict[str, Any], tmp_path: Path) -> None:
     vocab = document["model"]["vocab"]
     last = max(vocab, key=vocab.__getitem__)

@@ -348,6 +348,23 @@ def test_white_space_that_a_special_token_swallows(folder):
     assert ids == theirs.apply_chat_template(TWO_ROUNDS, return_dict=False)
 
 
+def test_an_answer_after_an_added_token_of_spaces(tmp_path):
+    """As GPT-NeoX has them: a longer one would merge the answer with its prompt."""
+    spaces = ({"content": "  "}, {"content": "    "})
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:  "
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    loaded = Tokenizer.load(templates.tokenizer_folder(tmp_path / "f", template, added=spaces))
+    for content, expected in (("  12", [1024]), ("12", [])):
+        turns = [ONE_ROUND[0], {"role": "assistant", "content": content}]
+        prompt = loaded.encode_prompt(turns[:1])
+        assert prompt[-1] == 1024
+        ids, mask = loaded.encode_conversation(turns)
+        assert ids == [*prompt, *expected, *loaded.encode("12"), loaded.eos_id]
+        assert mask.index(True) == len(prompt)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

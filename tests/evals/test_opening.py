@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxspec.config import (
     TargetConfig,
     TransformerConfig,
 )
+from jaxspec.data.tokenizer import EMBEDDED_FOLDER
 from jaxspec.decoding import generate
 from jaxspec.evals.opening import (
     is_diffusion_target,
@@ -96,6 +98,25 @@ def test_a_gpt_neox_knows_no_turns(tmp_path):
     alone = build_autoregressive(settings, opened)
     drafted = generate(strategy, {"target": opened.params, "drafter": {}}, [prompt], ids=["a"])
     assert drafted[0].tokens == generate(alone, opened.params, [prompt], ids=["a"])[0].tokens
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_only_a_special_token_needs_no_row_of_the_embedding(tmp_path, is_special):
+    """As that of an image in Gemma 3's text models."""
+    folder = shutil.copytree(EMBEDDED_TARGET, tmp_path / "folder")
+    shutil.copytree(EMBEDDED_FOLDER, folder, dirs_exist_ok=True)
+    file = folder / "tokenizer.json"
+    document = json.loads(file.read_text())
+    image = {"id": 1024, "content": "<image>", "special": is_special}
+    document["added_tokens"].append({**document["added_tokens"][0], **image})
+    file.write_text(json.dumps(document))
+    if not is_special:
+        with pytest.raises(ValueError, match=r"has 1025 ids, but .* only 1024 rows"):
+            open_target(TargetConfig(path=str(folder)))
+        return
+    opened = open_target(TargetConfig(path=str(folder)))
+    assert opened.num_tokens == opened.config.vocab_size == 1024
+    assert opened.unused_ids == () and 1024 not in opened.reserved_ids
 
 
 def test_a_diffusion_target_needs_no_weights_to_be_judged(tmp_path):

@@ -282,7 +282,7 @@ def initialiser(model: Any) -> Init:
 
 def check_vocabulary(tokenizer: Tokenizer, target: LanguageModelConfig) -> None:
     """Raises ValueError where the target has no embedding for some of the tokenizer's ids."""
-    if tokenizer.vocab_size > target.vocab_size:
+    if not tokenizer.fit_to(target.vocab_size):
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} ids, but the target's embedding only "
             f"{target.vocab_size} rows: ids beyond it would be clamped silently. Use the "

@@ -193,10 +193,10 @@ class ConfigReader:
         kind = merged.get("rope_type")
         if kind is None or kind == "default":
             return theta, None
-        if kind not in types:
+        if not isinstance(kind, str) or kind not in types:
+            reason = _ROPE_REASONS.get(kind, "") if isinstance(kind, str) else ""
             self.problems.append(
-                f"rope_type: got {shown(kind)}, expected {' or '.join(map(repr, types))}"
-                f"{_ROPE_REASONS.get(kind, '')}"
+                f"rope_type: got {shown(kind)}, expected {' or '.join(map(repr, types))}{reason}"
             )
             return theta, None
         return theta, self._rope_scaling(kind, merged, positions=positions)

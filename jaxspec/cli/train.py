@@ -54,7 +54,7 @@ class TrainCommand(TaskCommand):
         *("target.path", "target.dtype"),
         *("drafter.path", "drafter.block_size", "drafter.num_layers"),
         *("denoiser.path", "denoiser.objective", "denoiser.context"),
-        *("loss.decay", "loss.focal", "loss.chain", "loss.objective"),
+        *("loss.decay", "loss.focal", "loss.chain"),
         *("data.sources", "data.validation"),
         *("data.sequence_length", "data.batch_size", "data.anchors"),
         *("optimizer.learning_rate", "mesh.data", "mesh.fsdp"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
-from jaxspec.config import GPTNeoXConfig, RunConfig, TransformerConfig
+from jaxspec.config import DrafterConfig, GPTNeoXConfig, TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, generate
 from jaxspec.models.cache import KVCache
 from jaxspec.models.dflash import resolve_config
@@ -226,7 +226,8 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
     assert isinstance(config, GPTNeoXConfig)
     assert (config.rotary_dim, config.rope_theta, config.dtype) == (4, 1000.0, "float32")
     assert config.parallel_residual and config.attention_bias and not config.tie_embeddings
-    drafter = resolve_config(RunConfig().drafter, target=config, mask_token_id=3)
+    asked = DrafterConfig(num_features=2)
+    drafter = resolve_config(asked, target=config, mask_token_id=3)
     assert drafter.rope_theta == 1000.0
 
 

@@ -119,7 +119,7 @@ MISTAKES = {
                 ),
             },
         },
-        "'llama' with qk_norm true, expected qk_norm false",
+        "qk_norm: got True, expected False",
     ),
     "devices that are not there": ({"mesh": {"data": 3}}, "needs 3 devices, but there are 8"),
     "a path that replicates": (

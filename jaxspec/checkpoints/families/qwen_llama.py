@@ -164,6 +164,8 @@ def unlike(config: TransformerConfig, family: str) -> dict[str, Any]:
     Raises:
       ValueError: numbers that are not read from any config.json.
     """
+    if not config.windows:  # Full attention in every layer need not be spelt out.
+        config = dataclasses.replace(config, layer_types=())
     document = _document(config, family, dtype=config.param_dtype, special_ids={})
     read = from_json(document, where=f"A {family} of this shape")
     return {

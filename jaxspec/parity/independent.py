@@ -34,8 +34,10 @@ class Variant:
 _VARIANTS = (
     Variant("layer ids", Reading(layer_shift=-1), "the layer ids are one too high"),
     Variant("layer ids", Reading(layer_shift=1), "the layer ids are one too low"),
-    Variant("RoPE", Reading(theta_factor=10.0), "rope_theta is too low"),
-    Variant("RoPE", Reading(theta_factor=0.1), "rope_theta is too high"),
+    *(
+        Variant("RoPE", Reading(rope_theta=theta), f"rope_theta should be {theta:.0f}")
+        for theta in (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)  # The usual ones.
+    ),
     Variant("slot 0", Reading(is_anchor_first=False), "it was trained with a mask in slot 0"),
     Variant("context norm", Reading(has_context_norm=False), "it was trained without hidden_norm"),
     Variant("final norm", Reading(has_final_norm=False), "it was trained without the final norm"),
@@ -113,7 +115,7 @@ def _judged(variant: Variant, gain_N: np.ndarray, stated_N: np.ndarray) -> Findi
     stated, got = stated_N.mean(), (stated_N + gain_N).mean()
     detail = f"accepts {got:.2f} a block, as stated {stated:.2f}"
     if is_better:
-        detail = f"{variant.meaning}: so read, it {detail}"
+        detail = f"{variant.meaning}: it then {detail}"
     return judged(f"trained as stated: {variant.name}", not is_better, detail)
 
 

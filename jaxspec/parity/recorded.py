@@ -96,7 +96,7 @@ def _same_prompts(record: Mapping[str, Any], target: TargetBundle) -> Finding:
             expected = target.tokenizer.decode(prompt["ids"], skip_special=False)
             now = target.tokenizer.decode(got, skip_special=False)
             return judged(name, False, f"a prompt is {now!r}, in training {expected!r}")
-    return judged(name, True, f"the ids of {len(prompts)} prompts are the same")
+    return judged(name, True, f"the same ids of {len(prompts)} prompts")
 
 
 def _same_drafts(
@@ -121,8 +121,7 @@ def _same_drafts(
     same = int((ids_NGJ[..., 0] == expected_NGJ[..., 0]).sum())
     gap = float(np.abs(now_NGJ - then_NGJ).max())
     limit = _ROUNDED if is_rounded else _EXACT
-    detail = (
-        f"{same} of {ids_NGJ[..., 0].size} drafts equal, log-probabilities differ by at most "
-        f"{gap:.1e} (allowed {limit})"
-    )
+    detail = f"{same} of {ids_NGJ[..., 0].size} equal, within {gap:.1e} nats"
+    if not gap <= limit:
+        detail += f" (allowed: {limit})"
     return judged("as exported: drafts", gap <= limit, detail)

@@ -39,8 +39,8 @@ class Reading:
 
     layer_shift: int = 0
     """Added to the ids of the captured layers."""
-    theta_factor: float = 1.0
-    """What the base of the rotary positions is multiplied by."""
+    rope_theta: float | None = None
+    """Base of the rotary positions; None: as the configuration says."""
     is_anchor_first: bool = True
     """Whether slot 0 holds the anchor; False: a mask, like all others."""
     has_context_norm: bool = True
@@ -206,9 +206,10 @@ class ReferenceDrafter:
             **(self._shape.get("rope_scaling") or {}),
             **(self._shape.get("rope_parameters") or {}),
         }
-        theta = rope.get("rope_theta", self._shape.get("rope_theta", 10_000.0))
+        stated = rope.get("rope_theta", self._shape.get("rope_theta", 10_000.0))
+        theta = stated if reading.rope_theta is None else reading.rope_theta
         exponents = np.arange(0, self._head_dim, 2) / self._head_dim
-        frequencies = (theta * reading.theta_factor) ** -exponents
+        frequencies = theta**-exponents
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
             return frequencies

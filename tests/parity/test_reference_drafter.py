@@ -50,7 +50,7 @@ def test_each_reading_differs(folder: Path, inputs: Any) -> None:  # noqa: F811
     config = json.loads((folder / "config.json").read_text())
     is_sliding = "sliding_attention" in config["layer_types"]
     readings = {
-        "theta": (Reading(theta_factor=10.0), True),
+        "theta": (Reading(rope_theta=700.0), True),
         "context norm": (Reading(has_context_norm=False), True),
         "final norm": (Reading(has_final_norm=False), True),
         "causal": (Reading(is_causal=True), config.get("is_causal") is not True),

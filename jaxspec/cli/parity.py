@@ -51,7 +51,8 @@ class ParityCommand:
     drafter: str
     """A run's folder, or a drafter's, in z-lab's format or in that of speculators."""
     text: str = ""
-    """File with questions for the target, one a line; "": six short ones of several kinds."""
+    """File with questions for the target, one a line, at most 16; "": six short ones of several
+    kinds."""
     new_tokens: int = 48
     """Length of an answer. All drafts are made in the answers."""
     enable_thinking: bool | None = None

@@ -33,6 +33,8 @@ from jaxspec.training.draft_record import KEY
 
 NEW_TOKENS = 48
 """Tokens of an answer."""
+MOST_QUESTIONS = 16
+"""The training pass takes all texts in one row."""
 _LAYERS = "layers: jaxspec, transformers"
 
 
@@ -74,6 +76,9 @@ def compare(
         second = ReferenceDrafter(weights)
         if second.mask_token_id is None:
             second.mask_token_id = bundle.model.config.mask_token_id
+        if len(questions) > MOST_QUESTIONS:
+            say(f"Of {len(questions)} questions, the first {MOST_QUESTIONS} are asked.")
+            questions = questions[:MOST_QUESTIONS]
         say(f"{target.path} answers {len(questions)} questions ...")
         texts = answered(opened, questions, new_tokens=new_tokens, block_size=second.block_size)
         say("Comparing ...")

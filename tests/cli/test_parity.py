@@ -61,7 +61,7 @@ def test_failure_is_status_1(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     assert command.main(options) == command.FAILED == 1
     lines = capsys.readouterr().out.splitlines()
     place = lines.index("FAIL     as exported: RoPE")
-    assert lines[place + 1].split() == "rope_theta is 1000000.0, exported 10000.0".split()
+    assert lines[place + 1].split() == ["rope_theta", "is", "1000000.0,", "exported", "10000.0"]
     assert lines[-1].startswith("1 of ")
     assert max(map(len, lines)) <= 80
 

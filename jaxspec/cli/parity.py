@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from jaxspec.config import TargetConfig
 from jaxspec.files import try_file, user_path, write_text
-from jaxspec.names import for_terminal, visible
+from jaxspec.names import visible
 
 if TYPE_CHECKING:
     from jaxspec.parity.findings import Finding
@@ -101,7 +101,7 @@ def parity(command: ParityCommand) -> int:
         questions=questions,
         new_tokens=command.new_tokens,
         with_variants=command.variants,
-        say=lambda line: print(for_terminal(line), file=sys.stderr, flush=True),
+        say=lambda line: print(visible(line), file=sys.stderr, flush=True),
     )
     _print(findings)
     if output is not None:

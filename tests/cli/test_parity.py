@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxspec.checkpoints.folders import EMBEDDED_TARGET
 from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.cli import main as console
 from jaxspec.cli import parity as command
@@ -99,6 +100,11 @@ def test_wrong_folders(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     assert "No exported weights" in message(capsys, monkeypatch, *OPTIONS, "--drafter", str(empty))
     options = ["--target", str(empty), "--drafter", str(empty)]
     assert "no config.json" in message(capsys, monkeypatch, *options)
+
+
+def test_drafter_of_another_kind(capsys: Any, monkeypatch: Any) -> None:
+    said = message(capsys, monkeypatch, *OPTIONS, "--drafter", str(EMBEDDED_TARGET))
+    assert "is a drafter of kind autoregressive: expected a DFlash drafter" in said
 
 
 def test_target_of_another_size(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

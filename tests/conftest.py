@@ -26,6 +26,9 @@ def _prepare_environment() -> None:
     environment.setdefault("JAX_PLATFORMS", "cpu")
     # jax 0.10 hangs on 2 cores with virtual devices and 100 or more unblocked collective steps.
     environment.setdefault("NPROC", "16")
+    # Threads of numpy and torch wait for each other by spinning: 30 times slower on busy cores.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    environment.setdefault("OMP_NUM_THREADS", "1")
     flag = "--xla_force_host_platform_device_count"
     if flag not in environment.get("XLA_FLAGS", ""):
         flags = f"{environment.get('XLA_FLAGS', '')} {flag}={VIRTUAL_DEVICES}"

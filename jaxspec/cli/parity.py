@@ -11,18 +11,19 @@ import dataclasses
 import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxspec.config import TargetConfig
 from jaxspec.files import try_file, user_path, write_text
-from jaxspec.names import for_terminal
+from jaxspec.names import visible
 
 if TYPE_CHECKING:
     from jaxspec.parity.findings import Finding
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 FAILED = 1
 """Exit status if a line fails."""
 _COLOURS = {"ok": "green", "not run": "yellow", "FAIL": "bold red"}
+
+_STATUS_INDENT, _DETAIL_INDENT = 9 * " ", 11 * " "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,8 @@ class ParityCommand:
     drafter: str
     """A run's folder, or a drafter's, in z-lab's format or in that of speculators."""
     text: str = ""
-    """File with questions for the target, one a line; "": six short ones of several kinds."""
+    """File with questions for the target, one a line, at most 16; "": six short ones of several
+    kinds."""
     new_tokens: int = 48
     """Length of an answer. All drafts are made in the answers."""
     enable_thinking: bool | None = None
@@ -97,7 +101,7 @@ def parity(command: ParityCommand) -> int:
         questions=questions,
         new_tokens=command.new_tokens,
         with_variants=command.variants,
-        say=lambda line: print(for_terminal(line), file=sys.stderr, flush=True),
+        say=lambda line: print(visible(line), file=sys.stderr, flush=True),
     )
     _print(findings)
     if output is not None:
@@ -106,11 +110,18 @@ def parity(command: ParityCommand) -> int:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    table = Table("check", "", "found", box=None, pad_edge=False)
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        mark = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
-        table.add_row(finding.name, mark, escape(for_terminal(finding.detail)))
-    Console().print(table)
+        detail = visible(finding.detail)
+        mark = f"[{_COLOURS[finding.status]}]{finding.status:<7}[/]"
+        line = f"{finding.name:<{width}}  {detail}"
+        if len(_STATUS_INDENT) + cell_len(line) <= console.width:
+            console.print(f"{mark}  {escape(line)}")
+        else:
+            console.print(f"{mark}  {finding.name}")
+            for part in textwrap.wrap(detail, max(20, console.width - len(_DETAIL_INDENT))):
+                console.print(_DETAIL_INDENT + escape(part))
     failed = [finding.name for finding in findings if finding.status == "FAIL"]
     skipped = sum(finding.status == "not run" for finding in findings)
     note = f" ({skipped} not run)" if skipped else ""

@@ -27,6 +27,8 @@ _PARTS = {"hidden_norm/scale": "context norm", "final_norm/scale": "final norm"}
 """Parameter -> its line; others belong to "weights"."""
 _SIZE_TOLERANCE = 1e-3
 """Of a parameter's size: bfloat16 changes it by less."""
+_LAYER_TOLERANCE = 1e-2
+"""Of the size of a captured layer: computing in bfloat16 changes it by less."""
 _EXACT, _ROUNDED = 0.01, 0.25
 """Nats by which the log-probability of a draft may differ: float32, and rounded to bfloat16."""
 
@@ -82,7 +84,7 @@ def _compared(
         yield judged(f"as exported: {line}", not reasons, "; ".join(reasons[:3]) or "the same")
     yield _same_prompts(record, target)
     if not wrong:
-        yield _same_drafts(record, target, drafter, is_rounded=is_rounded)
+        yield from _same_computation(record, target, drafter, is_rounded=is_rounded)
 
 
 def _same_prompts(record: Mapping[str, Any], target: TargetBundle) -> Finding:
@@ -96,20 +98,34 @@ def _same_prompts(record: Mapping[str, Any], target: TargetBundle) -> Finding:
             expected = target.tokenizer.decode(prompt["ids"], skip_special=False)
             now = target.tokenizer.decode(got, skip_special=False)
             return judged(name, False, f"a prompt is {now!r}, in training {expected!r}")
-    return judged(name, True, f"the ids of {len(prompts)} prompts are the same")
+    return judged(name, True, f"the same ids of {len(prompts)} prompts")
 
 
-def _same_drafts(
+def _same_computation(
     record: Mapping[str, Any],
     target: TargetBundle,
     drafter: DrafterBundle,
     *,
     is_rounded: bool,
-) -> Finding:
+) -> Iterator[Finding]:
+    """What the target's layers and the drafter make of the recorded texts."""
     texts = [Text(tuple(t["tokens"]), tuple(t["anchors"])) for t in record["texts"]]
     found = drafts_on(
         texts, drafter.params, target.params, target=target.model, drafter=drafter.model
     )
+    layers = [
+        (number, size, expected)
+        for text, recorded in zip(found, record["texts"], strict=True)
+        for number, size, expected in zip(
+            drafter.model.config.target_layer_ids, text["layers"], recorded["layers"], strict=True
+        )
+    ]
+    wrong = [
+        f"layer {number} has size {size}, exported {expected}: it is another target"
+        for number, size, expected in layers
+        if not abs(size - expected) <= _LAYER_TOLERANCE * expected
+    ]
+    yield judged("as exported: target", not wrong, wrong[0] if wrong else "the same")
     now_NGJ, ids_NGJ = (
         np.concatenate([np.array(text[key]) for text in found])
         for key in ("log_probabilities", "ids")
@@ -121,8 +137,7 @@ def _same_drafts(
     same = int((ids_NGJ[..., 0] == expected_NGJ[..., 0]).sum())
     gap = float(np.abs(now_NGJ - then_NGJ).max())
     limit = _ROUNDED if is_rounded else _EXACT
-    detail = (
-        f"{same} of {ids_NGJ[..., 0].size} drafts equal, log-probabilities differ by at most "
-        f"{gap:.1e} (allowed {limit})"
-    )
-    return judged("as exported: drafts", gap <= limit, detail)
+    detail = f"{same} of {ids_NGJ[..., 0].size} equal, within {gap:.1e} nats"
+    if not gap <= limit:
+        detail += f" (allowed: {limit})"
+    yield judged("as exported: drafts", gap <= limit, detail)

@@ -1,19 +1,19 @@
 """A DFlash drafter computed from its files alone, in plain numpy: a second opinion.
 
-Nothing of jaxspec's readers, key maps or models is used. The files are read here, one block is
-drafted at a time, and a block is handed only the context that it may see. What is computed follows
-the paper (arXiv 2602.06036, section 3) and z-lab's description of its checkpoints, in the format of
-z-lab and in that of speculators.
+Nothing of jaxspec's readers, key maps or models is used. The files are read here, the blocks'
+attention is computed one block at a time, and a block is handed only the context that it may see.
+What is computed follows the paper (arXiv 2602.06036, section 3) and z-lab's description of its
+checkpoints, in the format of z-lab and in that of speculators.
 
 A `Reading` says how the files are understood. The default is what the formats say; others are the
 mistakes that trainers and servers make. A drafter that does better under one of those was trained
 with it.
 
-Dimension key: T context positions, K block slots, D width, E captured features, Q query heads,
-R key/value heads, C head width, I queries, J keys of a block's attention (context, then block).
+Dimension key: S positions of a text, N blocks, K block slots, D width, E captured features, Q query
+heads, R key/value heads, C head width, J keys of a block's attention (context, then block).
 
 >>> drafter = ReferenceDrafter("runs/full/export")  # doctest: +SKIP
->>> hidden_KD = drafter(features_TE, embeddings_KD)  # doctest: +SKIP
+>>> hidden_NKD = drafter(features_SE, anchors, embeddings_NKD)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Reading:
 
     layer_shift: int = 0
     """Added to the ids of the captured layers."""
-    theta_factor: float = 1.0
-    """What the base of the rotary positions is multiplied by."""
+    rope_theta: float | None = None
+    """Base of the rotary positions; None: as the configuration says."""
     is_anchor_first: bool = True
     """Whether slot 0 holds the anchor; False: a mask, like all others."""
     has_context_norm: bool = True
@@ -97,63 +97,77 @@ class ReferenceDrafter:
         return [anchor if reading.is_anchor_first else mask, *[mask] * (self.block_size - 1)]
 
     def __call__(
-        self, features_TE: np.ndarray, embeddings_KD: np.ndarray, reading: Reading = AS_STATED
+        self,
+        features_SE: np.ndarray,
+        anchors: Sequence[int],
+        embeddings_NKD: np.ndarray,
+        reading: Reading = AS_STATED,
     ) -> np.ndarray:
-        """What the target's head reads, float32 [K, D]; slot 0 means nothing.
+        """What the target's head reads, float32 [N, K, D]; slot 0 means nothing.
 
         Args:
-          features_TE: the captured layers' outputs side by side, of all positions before the
-            anchor. The anchor's position is T.
-          embeddings_KD: the target's embeddings of `block`.
+          features_SE: the captured layers' outputs side by side, at all positions of a text.
+          anchors: N positions at which a block begins. It sees features of earlier ones only.
+          embeddings_NKD: the target's embeddings of each `block`.
           reading: how the checkpoint is understood.
         """
-        context_TD = self._linear(features_TE.astype(np.float32), "fc")
+        context_SD = self._linear(features_SE.astype(np.float32), "fc")
         if reading.has_context_norm:
-            context_TD = self._norm(context_TD, "hidden_norm")
-        length, slots = len(context_TD), len(embeddings_KD)
-        positions_J = np.arange(length + slots)
-        x_KD = embeddings_KD.astype(np.float32)
+            context_SD = self._norm(context_SD, "hidden_norm")
+        x_NKD = embeddings_NKD.astype(np.float32)
         for number, kind in enumerate(self._kinds):
-            x_KD = x_KD + self._attention(number, kind, x_KD, context_TD, positions_J, reading)
-            normed_KD = self._norm(x_KD, f"layers.{number}.post_attention_layernorm")
-            gate = self._linear(normed_KD, f"layers.{number}.mlp.gate_proj")
-            up = self._linear(normed_KD, f"layers.{number}.mlp.up_proj")
+            x_NKD = x_NKD + self._attention(number, kind, x_NKD, context_SD, anchors, reading)
+            normed_NKD = self._norm(x_NKD, f"layers.{number}.post_attention_layernorm")
+            gate = self._linear(normed_NKD, f"layers.{number}.mlp.gate_proj")
+            up = self._linear(normed_NKD, f"layers.{number}.mlp.up_proj")
             # SiLU; tanh does not overflow where exp would.
             mixed = gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up
-            x_KD = x_KD + self._linear(mixed, f"layers.{number}.mlp.down_proj")
-        return self._norm(x_KD, "norm") if reading.has_final_norm else x_KD
+            x_NKD = x_NKD + self._linear(mixed, f"layers.{number}.mlp.down_proj")
+        return self._norm(x_NKD, "norm") if reading.has_final_norm else x_NKD
 
     def _attention(
         self,
         number: int,
         kind: str,
-        x_KD: np.ndarray,
-        context_TD: np.ndarray,
-        positions_J: np.ndarray,
+        x_NKD: np.ndarray,
+        context_SD: np.ndarray,
+        anchors: Sequence[int],
         reading: Reading,
     ) -> np.ndarray:
-        """What a layer's attention adds to the block."""
-        name, width = f"layers.{number}.self_attn", self._head_dim
-        own_KD = self._norm(x_KD, f"layers.{number}.input_layernorm")
+        """What a layer's attention adds to the blocks."""
+        name = f"layers.{number}.self_attn"
+        own_NKD = self._norm(x_NKD, f"layers.{number}.input_layernorm")
+        slots_K = np.arange(x_NKD.shape[1])
+        places_NK = np.array(anchors)[:, None] + slots_K
+        q_NKQC = self._turned_heads(own_NKD, f"{name}.q", places_NK, reading)
+        k_NKRC = self._turned_heads(own_NKD, f"{name}.k", places_NK, reading)
+        v_NKRC = self._heads(own_NKD, f"{name}.v_proj")
         # The context passes no input norm, and is the same in every layer.
-        seen_JD = np.concatenate([context_TD, own_KD])
-        positions_K = positions_J[len(context_TD) :]
-        q_KQC = self._linear(own_KD, f"{name}.q_proj").reshape(len(own_KD), -1, width)
-        k_JRC = self._linear(seen_JD, f"{name}.k_proj").reshape(len(seen_JD), -1, width)
-        v_JRC = self._linear(seen_JD, f"{name}.v_proj").reshape(len(seen_JD), -1, width)
-        if f"{name}.q_norm.weight" in self._weights:
-            q_KQC, k_JRC = self._norm(q_KQC, f"{name}.q_norm"), self._norm(k_JRC, f"{name}.k_norm")
-        q_KQC = self._rotated(q_KQC, positions_K, reading)
-        k_JRC = self._rotated(k_JRC, positions_J, reading)
-        group = q_KQC.shape[1] // k_JRC.shape[1]
-        k_JQC, v_JQC = (np.repeat(array, group, axis=1) for array in (k_JRC, v_JRC))
-        scores_QKJ = np.einsum("kqc,jqc->qkj", q_KQC, k_JQC) / math.sqrt(width)
-        visible_KJ = self._visible(kind, positions_K, positions_J, reading)
-        scores_QKJ = np.where(visible_KJ, scores_QKJ, -np.inf)
-        weights_QKJ = np.exp(scores_QKJ - scores_QKJ.max(-1, keepdims=True))
-        weights_QKJ /= weights_QKJ.sum(-1, keepdims=True)
-        mixed_KQC = np.einsum("qkj,jqc->kqc", weights_QKJ, v_JQC)
-        return self._linear(mixed_KQC.reshape(len(own_KD), -1), f"{name}.o_proj")
+        k_SRC = self._turned_heads(context_SD, f"{name}.k", np.arange(len(context_SD)), reading)
+        v_SRC = self._heads(context_SD, f"{name}.v_proj")
+        mixed = []
+        for block, anchor in enumerate(anchors):
+            k_JRC = np.concatenate([k_SRC[:anchor], k_NKRC[block]])
+            v_JRC = np.concatenate([v_SRC[:anchor], v_NKRC[block]])
+            visible_KJ = self._visible(
+                kind, anchor + slots_K, np.arange(anchor + len(slots_K)), reading
+            )
+            mixed.append(_attended(q_NKQC[block], k_JRC, v_JRC, visible_KJ))
+        return self._linear(np.stack(mixed), f"{name}.o_proj")
+
+    def _heads(self, x: np.ndarray, name: str) -> np.ndarray:
+        """[..., D] -> [..., heads, C]."""
+        flat = self._linear(x, name)
+        return flat.reshape(*flat.shape[:-1], -1, self._head_dim)
+
+    def _turned_heads(
+        self, x: np.ndarray, name: str, positions: np.ndarray, reading: Reading
+    ) -> np.ndarray:
+        """Queries or keys: normed if the folder has weights for that, and rotated."""
+        heads = self._heads(x, f"{name}_proj")
+        if f"{name}_norm.weight" in self._weights:
+            heads = self._norm(heads, f"{name}_norm")
+        return self._rotated(heads, positions, reading)
 
     def _visible(
         self, kind: str, positions_K: np.ndarray, positions_J: np.ndarray, reading: Reading
@@ -173,14 +187,18 @@ class ReferenceDrafter:
             visible_KJ = visible_KJ & (np.abs(behind_KJ) < self._shape["sliding_window"])
         return visible_KJ
 
-    def _rotated(self, x_IQC: np.ndarray, positions_I: np.ndarray, reading: Reading) -> np.ndarray:
-        """Rotary positions (arXiv 2104.09864): channel c turns with channel c + C / 2."""
-        angles_IC = positions_I[:, None] * np.tile(self._frequencies(reading), 2)
-        first, second = np.split(x_IQC, 2, axis=-1)
-        turned_IQC = np.concatenate([-second, first], axis=-1)
-        cos_IC, sin_IC = np.cos(angles_IC), np.sin(angles_IC)
-        rotated_IQC = x_IQC * cos_IC[:, None] + turned_IQC * sin_IC[:, None]
-        return rotated_IQC.astype(np.float32)
+    def _rotated(self, x: np.ndarray, positions: np.ndarray, reading: Reading) -> np.ndarray:
+        """Rotary positions (arXiv 2104.09864): channel c turns with channel c + C / 2.
+
+        Args:
+          x: [..., heads, C].
+          positions: [...].
+          reading: how the checkpoint is understood.
+        """
+        angles = positions[..., None, None] * np.tile(self._frequencies(reading), 2)
+        first, second = np.split(x, 2, axis=-1)
+        turned = np.concatenate([-second, first], axis=-1)
+        return (x * np.cos(angles) + turned * np.sin(angles)).astype(np.float32)
 
     def _frequencies(self, reading: Reading) -> np.ndarray:
         """Radians per position, float64 [C / 2]; llama3 stretches the long waves (Llama 3.1)."""
@@ -188,9 +206,10 @@ class ReferenceDrafter:
             **(self._shape.get("rope_scaling") or {}),
             **(self._shape.get("rope_parameters") or {}),
         }
-        theta = rope.get("rope_theta", self._shape.get("rope_theta", 10_000.0))
+        stated = rope.get("rope_theta", self._shape.get("rope_theta", 10_000.0))
+        theta = stated if reading.rope_theta is None else reading.rope_theta
         exponents = np.arange(0, self._head_dim, 2) / self._head_dim
-        frequencies = (theta * reading.theta_factor) ** -exponents
+        frequencies = theta**-exponents
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
             return frequencies
@@ -203,14 +222,28 @@ class ReferenceDrafter:
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         """A product with a matrix that is stored as [outputs, inputs]."""
-        result: np.ndarray = x @ self._weights[f"{name}.weight"].T
-        return result
+        rows = x.reshape(-1, x.shape[-1]) @ self._weights[f"{name}.weight"].T
+        return rows.reshape(*x.shape[:-1], -1)
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         """RMSNorm over the last axis (arXiv 1910.07467)."""
         mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
         normed: np.ndarray = x / np.sqrt(mean_square + self._eps) * self._weights[f"{name}.weight"]
         return normed
+
+
+def _attended(
+    q_KQC: np.ndarray, k_JRC: np.ndarray, v_JRC: np.ndarray, visible_KJ: np.ndarray
+) -> np.ndarray:
+    """Attention of one block, all heads side by side."""
+    group = q_KQC.shape[1] // k_JRC.shape[1]
+    k_JQC, v_JQC = (np.repeat(array, group, axis=1) for array in (k_JRC, v_JRC))
+    scores_QKJ = np.einsum("kqc,jqc->qkj", q_KQC, k_JQC) / math.sqrt(q_KQC.shape[-1])
+    scores_QKJ = np.where(visible_KJ, scores_QKJ, -np.inf)
+    weights_QKJ = np.exp(scores_QKJ - scores_QKJ.max(-1, keepdims=True))
+    weights_QKJ /= weights_QKJ.sum(-1, keepdims=True)
+    mixed_KQC = np.einsum("qkj,jqc->kqc", weights_QKJ, v_JQC)
+    return mixed_KQC.reshape(len(q_KQC), -1)
 
 
 def _layer_ids(raw: Mapping[str, Any], special: Mapping[str, Any]) -> tuple[int, ...]:

@@ -13,8 +13,6 @@ from jaxspec.config import Llama3RopeScaling
 from jaxspec.ops import rope
 from jaxspec.parity.reference_drafter import Reading, ReferenceDrafter
 from tests.models.test_dflash_parity import (  # noqa: F401  (fixtures)
-    BATCH,
-    BLOCKS,
     TOLERANCE,
     expected_BNKD,
     folder,
@@ -32,12 +30,13 @@ LLAMA3 = {
 
 
 def blocks(drafter: ReferenceDrafter, inputs: dict[str, np.ndarray], reading: Reading) -> Any:  # noqa: F811
-    rows = []
-    for b in range(BATCH):
-        for n in range(BLOCKS):
-            features_TE = inputs["features_BSE"][b, : inputs["anchors_BN"][b, n]]
-            rows.append(drafter(features_TE, inputs["embeddings_BNKD"][b, n], reading))
-    return np.stack(rows).reshape(BATCH, BLOCKS, *rows[0].shape)
+    rows = [
+        drafter(features_SE, anchors_N.tolist(), embeddings_NKD, reading)
+        for features_SE, anchors_N, embeddings_NKD in zip(
+            inputs["features_BSE"], inputs["anchors_BN"], inputs["embeddings_BNKD"], strict=True
+        )
+    ]
+    return np.stack(rows)
 
 
 def test_equals_torch(folder: Path, inputs: Any, expected_BNKD: np.ndarray) -> None:  # noqa: F811
@@ -51,7 +50,7 @@ def test_each_reading_differs(folder: Path, inputs: Any) -> None:  # noqa: F811
     config = json.loads((folder / "config.json").read_text())
     is_sliding = "sliding_attention" in config["layer_types"]
     readings = {
-        "theta": (Reading(theta_factor=10.0), True),
+        "theta": (Reading(rope_theta=700.0), True),
         "context norm": (Reading(has_context_norm=False), True),
         "final norm": (Reading(has_final_norm=False), True),
         "causal": (Reading(is_causal=True), config.get("is_causal") is not True),

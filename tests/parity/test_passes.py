@@ -1,0 +1,127 @@
+"""A pass that computes something else is caught, and sound ones agree for each kind of target."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.checkpoints.huggingface import save_target
+from jaxspec.cli.export import ExportCommand, export
+from jaxspec.config import GPT2Config, LanguageModelConfig, TargetConfig, TransformerConfig
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.evals.opening import TargetBundle, open_target
+from jaxspec.models.registry import make_model
+from jaxspec.parity import comparison, passes, sources
+from jaxspec.parity.comparison import compare
+from jaxspec.parity.findings import Finding
+from tests.parity import trained
+
+BY_TRAINING = ["drafts: training, decoding", "drafts: training, independent"]
+BY_DECODING = ["drafts: training, decoding", "drafts: decoding, independent"]
+
+
+def found(run: Path, target: str, **options: Any) -> list[Finding]:
+    return compare(TargetConfig(path=target), str(run), say=lambda _: None, **options)
+
+
+def failures(run: Path) -> list[str]:
+    findings = found(run, "embedded", new_tokens=trained.NEW_TOKENS, with_variants=False)
+    return [finding.name for finding in findings if finding.status == "FAIL"]
+
+
+def test_training_with_a_mask_in_slot_0(
+    run_folder: Path, target: TargetBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert target.mask_id is not None
+    fault = trained.mask_in_slot_0(target.mask_id)
+    monkeypatch.setattr(passes, "training_pass", trained.faulty_pass(fault))
+    assert failures(run_folder) == BY_TRAINING
+
+
+def test_training_without_the_context_norm(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = trained.without_context_norm
+    monkeypatch.setattr(passes, "training_pass", trained.faulty_pass(fault))
+    assert failures(run_folder) == BY_TRAINING
+
+
+def test_decoding_that_is_told_another_anchor(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = passes._round
+
+    def fault(params: Any, state: Any, cache: Any, block_BK: Any, *rest: Any, **named: Any) -> Any:
+        return sound(params, state, cache, block_BK + 1, *rest, **named)
+
+    monkeypatch.setattr(passes, "_round", fault)
+    assert set(BY_DECODING) <= set(failures(run_folder))
+
+
+def test_a_target_that_is_computed_differently(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = sources.TransformersTarget.states
+    monkeypatch.setattr(
+        sources.TransformersTarget,
+        "states",
+        lambda self, tokens: [1.01 * state for state in sound(self, tokens)],
+    )
+    assert comparison._LAYERS in failures(run_folder)
+
+
+def test_format_of_speculators(run_folder: Path, tmp_path: Path) -> None:
+    provenance = run_folder / "export" / "provenance.json"
+    (run_folder / "provenance.json").write_bytes(provenance.read_bytes())
+    export(
+        ExportCommand(
+            workdir=str(run_folder),
+            output=str(tmp_path / "out"),
+            format="speculators",
+            dtype="float32",
+        )
+    )
+    findings = found(tmp_path / "out", "embedded", new_tokens=trained.NEW_TOKENS)
+    assert {finding.status for finding in findings} == {"ok"}
+
+
+SHAPE = {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 128}
+ROTATED = {"num_kv_heads": 2, "head_dim": 8, "intermediate_size": 48, "tie_embeddings": False}
+VOCABULARY = Tokenizer.load("embedded").vocab_size + 3
+TARGETS: dict[str, LanguageModelConfig] = {
+    "qwen3": TransformerConfig(vocab_size=VOCABULARY, **SHAPE, **ROTATED),
+    "llama": TransformerConfig(vocab_size=VOCABULARY, **SHAPE, **ROTATED, qk_norm=False),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, **SHAPE, intermediate_size=64),
+}
+SLIDING = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 7}
+
+
+@functools.cache
+def random_weights(name: str) -> Any:
+    model = make_model(TARGETS[name])
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 4), jnp.int32))["params"])
+    return init(jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("qwen3", {}), ("qwen3", SLIDING), ("llama", SLIDING), ("gpt2", {}), ("gpt2", SLIDING)],
+    ids=["qwen3, full", "qwen3, sliding", "llama, sliding", "gpt2, full", "gpt2, sliding"],
+)
+def test_random_targets(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = Tokenizer.load("embedded").folder
+    path = tmp_path / "target"
+    save_target(path, TARGETS[name], random_weights(name), tokenizer_folder=folder)
+    target = open_target(TargetConfig(path=str(path)))
+    # The last block too, which servers see after the final norm.
+    drafter = trained.network(target, target_layer_ids=(1, 3), block_size=4, **changes)
+    run = trained.export(
+        tmp_path / "run", target, str(path), drafter, trained.initial(target, drafter)
+    )
+    findings = found(run, str(path), new_tokens=8)
+    assert {finding.status for finding in findings} == {"ok"}, findings

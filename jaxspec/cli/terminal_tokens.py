@@ -74,9 +74,18 @@ def pieces_of(each: Round, text: TextStream) -> Iterator[Piece]:
     for token in each.accepted:
         yield text.add([token]), ACCEPTED
     if each.rejected and each.bonus:
-        yield text.preview(each.rejected[:1]).rstrip(UNFINISHED).replace("\n", "↵"), REJECTED
+        yield from _struck(text.preview(each.rejected[:1]).rstrip(UNFINISHED))
     for token in each.bonus:
         yield text.add([token]), BONUS
+
+
+def _struck(draft: str) -> Iterator[Piece]:
+    """A rejected draft; a line through its first space would join it with the word before it."""
+    word = draft.strip(" ").replace("\n", "↵")
+    if word and draft.startswith(" "):
+        yield " ", ""
+    if draft:
+        yield word or "␣", REJECTED
 
 
 def coloured(rounds: Sequence[Round], tokenizer: Tokenizer) -> Text:

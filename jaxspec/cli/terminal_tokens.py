@@ -80,12 +80,9 @@ def pieces_of(each: Round, text: TextStream) -> Iterator[Piece]:
 
 
 def _struck(draft: str) -> Iterator[Piece]:
-    """A rejected draft; a line through its first space would join it with the word before it."""
-    word = draft.strip(" ").replace("\n", "↵")
-    if word and draft.startswith(" "):
-        yield " ", ""
+    """A rejected draft without the spaces around it: those on the screen are the answer's own."""
     if draft:
-        yield word or "␣", REJECTED
+        yield draft.strip(" ").replace("\n", "↵") or "␣", REJECTED
 
 
 def coloured(rounds: Sequence[Round], tokenizer: Tokenizer) -> Text:

@@ -75,14 +75,14 @@ def test_a_rejected_draft_never_breaks_the_line(tokenizer, rejected, shown):
     assert coloured([each], tokenizer).plain == f"cat{shown}s"
 
 
-def test_no_line_goes_through_the_space_before_a_word():
+def test_spaces_on_the_screen_are_those_of_the_answer():
     class Words:
         def decode(self, ids):
             return "".join(["a", " b"][token] for token in ids)
 
     each = Round(drafted=(0, 1, 1), verified=1, emitted=(0, 0), seconds=0.1)
     pieces = list(pieces_of(each, TextStream(Words())))
-    assert pieces == [("a", ACCEPTED), (" ", ""), ("b", REJECTED), ("a", BONUS)]
+    assert pieces == [("a", ACCEPTED), ("b", REJECTED), ("a", BONUS)]
 
 
 def test_words_are_not_broken_at_the_edge(tokenizer, console):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,8 @@ from jaxspec.evals.opening import open_target
 from jaxspec.evals.speculative.strategies import build_autoregressive
 from tests.evals.drafter_folders import write_folders
 
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROMPT = "What is 12 + 30?"
 
 
@@ -23,8 +28,8 @@ def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("folders"))
 
 
-def test_the_ten_lines(folders):
-    """As in the README."""
+def test_the_python_way(folders):
+    """With a trained drafter, an answer is the one of an evaluation."""
     path, (run, _) = folders
     target = jaxspec.open_target(path)
     drafter = jaxspec.open_drafter(run, target=target)  # or "ngram", which needs no training
@@ -85,3 +90,26 @@ def test_importing_stays_quick():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     assert {"generate", "open_target"} <= set(dir(jaxspec))
+
+
+def documented() -> dict[str, str]:
+    """Each program in the documents that opens a target -> a document that shows it."""
+    return {
+        block: file.name
+        for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+        for block in BLOCK.findall(file.read_text(encoding="utf-8"))
+        if "jaxspec.open_target(" in block
+    }
+
+
+@pytest.mark.parametrize("program", documented())
+def test_the_lines_of_the_documents_run(program, tmp_path):
+    file = tmp_path / "program.py"
+    file.write_text(program, encoding="utf-8")
+    names = runpy.run_path(str(file))
+    assert names["answer"].tokens == names["alone"].tokens
+    assert len([line for line in program.splitlines() if line]) <= 10
+
+
+def test_there_are_such_lines():
+    assert "generate.md" in dict(documented())

@@ -74,9 +74,15 @@ def pieces_of(each: Round, text: TextStream) -> Iterator[Piece]:
     for token in each.accepted:
         yield text.add([token]), ACCEPTED
     if each.rejected and each.bonus:
-        yield text.preview(each.rejected[:1]).rstrip(UNFINISHED).replace("\n", "↵"), REJECTED
+        yield from _struck(text.preview(each.rejected[:1]).rstrip(UNFINISHED))
     for token in each.bonus:
         yield text.add([token]), BONUS
+
+
+def _struck(draft: str) -> Iterator[Piece]:
+    """A rejected draft without the spaces around it: those on the screen are the answer's own."""
+    if draft:
+        yield draft.strip(" ").replace("\n", "↵") or "␣", REJECTED
 
 
 def coloured(rounds: Sequence[Round], tokenizer: Tokenizer) -> Text:

@@ -9,7 +9,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
-from jaxspec.cli import calibrate, evaluate, plan, regenerate, train
+from jaxspec.cli import calibrate, evaluate, generate, plan, regenerate, train
 from jaxspec.cli.configuration import ConfigCommand, parse_command, run_as_command
 from jaxspec.cli.settings import given_names, given_value, is_read, meaning, setting_names
 from jaxspec.config import OptimizerConfig, RunConfig, TargetConfig, TransformerConfig
@@ -21,6 +21,7 @@ COMMANDS: dict[str, type[ConfigCommand]] = {
     "eval.py": evaluate.EvalCommand,
     "jaxspec calibrate": calibrate.CalibrateCommand,
     "jaxspec plan": plan.PlanCommand,
+    "jaxspec generate": generate.GenerateCommand,
     "jaxspec regenerate": regenerate.RegenerateCommand,
 }
 QUICKSTART = ("--config", str(ROOT / "configs" / "quickstart.py"))

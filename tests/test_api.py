@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,8 +26,18 @@ def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("folders"))
 
 
-def test_the_ten_lines(folders):
-    """As in the README."""
+def test_the_ten_lines_of_the_documentation(tmp_path, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "generate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(block.splitlines()) <= 10
+    (tmp_path / "lines.py").write_text(block)
+    names = runpy.run_path(str(tmp_path / "lines.py"))
+    answer = names["answer"]
+    assert names["alone"].text == answer.text and len(answer.tokens) <= 64
+    assert capsys.readouterr().out.startswith(f"{answer.text}\ntau {answer.tau:.2f}: ")
+
+
+def test_a_drafter_changes_only_the_rounds(folders):
     path, (run, _) = folders
     target = jaxspec.open_target(path)
     drafter = jaxspec.open_drafter(run, target=target)  # or "ngram", which needs no training

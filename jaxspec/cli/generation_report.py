@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ PICTURE_WIDTH = 80
 """Columns."""
 _SHOWN_AT_DIFFERENCE = 8
 """Tokens."""
+_FONT_FROM_ELSEWHERE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+"""A picture loads nothing from the network; without the font, the viewer's monospace is used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,12 +156,14 @@ def write_picture(
     )
     for answer in answers:
         console.print(Text(f"> {harmless(answer.question.turns[-1]['content'])}", "bold cyan"))
+        console.print()
         console.print(coloured([answer.first, *answer.generation.rounds], tokenizer))
         console.print()
     console.print(LEGEND)
     for line in lines:
         console.print(Text(line))
-    write_text(file, console.export_svg(title=title, unique_id="jaxspec"))
+    picture = console.export_svg(title=title, unique_id="jaxspec")
+    write_text(file, _FONT_FROM_ELSEWHERE.sub("", picture))
 
 
 def _emitted(generations: Sequence[Generation]) -> int:

@@ -229,6 +229,7 @@ def test_the_picture_shows_prompt_answer_and_figures(ask, tmp_path, alone):
     status, out, _ = ask("--prompt", PROMPT, "--drafter", "ngram", "--picture", file)
     picture = file.read_text().replace("&#160;", " ")
     assert (status, out) == (0, alone)
+    assert "url(http" not in picture and "line-through" in picture
     for text in (PROMPT, "drafted and accepted", "target alone: the same text"):
         assert text in picture
 

@@ -9,7 +9,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
-from jaxspec.cli import calibrate, evaluate, plan, regenerate, train
+from jaxspec.cli import calibrate, evaluate, generate, plan, regenerate, train
 from jaxspec.cli.configuration import ConfigCommand, parse_command, run_as_command
 from jaxspec.cli.settings import given_names, given_value, is_read, meaning, setting_names
 from jaxspec.config import OptimizerConfig, RunConfig, TargetConfig, TransformerConfig
@@ -20,6 +20,7 @@ COMMANDS: dict[str, type[ConfigCommand]] = {
     "train.py": train.TrainCommand,
     "eval.py": evaluate.EvalCommand,
     "jaxspec calibrate": calibrate.CalibrateCommand,
+    "jaxspec generate": generate.GenerateCommand,
     "jaxspec plan": plan.PlanCommand,
     "jaxspec regenerate": regenerate.RegenerateCommand,
 }

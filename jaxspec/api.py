@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxspec.config import Dtype, EvaluationConfig, TargetConfig
 from jaxspec.data.chat_template import PLAIN
-from jaxspec.data.examples import Conversation
+from jaxspec.data.prompts import Prompt, conversation_of
 from jaxspec.decoding import Adaptive
 from jaxspec.decoding.generate import bucket_length
 from jaxspec.decoding.stream import Round, stream, warm_up
@@ -25,9 +25,6 @@ from jaxspec.drafters.registry import KINDS
 from jaxspec.evals import opening
 from jaxspec.evals.opening import DrafterBundle, TargetBundle, untrained_drafter
 from jaxspec.evals.speculative.strategies import build_strategy
-
-Prompt = str | Sequence[Mapping[str, Any]]
-"""A user's question, or a conversation that ends with one: {"role": ..., "content": ...} each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +176,7 @@ def generate(
     *,
     drafter: DrafterBundle | None = None,
     system: str = "",
+    tools: Sequence[Any] = (),
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -193,6 +191,7 @@ def generate(
       prompt: a question, or a conversation.
       drafter: what drafts; None: the target alone.
       system: a system prompt; "": none.
+      tools: what the assistant may call, as the target's chat template reads it.
       max_new_tokens: longest answer.
       temperature: 0: greedy; above: sampling.
       top_k: sample from the k likeliest tokens; 0: from all.
@@ -211,22 +210,5 @@ def generate(
         block_size=block_size,
         seed=seed,
     )
-    ids = target.tokenizer.encode_prompt(conversation_of(prompt, system=system))
+    ids = target.tokenizer.encode_prompt(conversation_of(prompt, system=system), tools=tools)
     return Generator(target, drafter, settings).answer(ids, name="prompt")
-
-
-def conversation_of(prompt: Prompt, *, system: str = "") -> Conversation:
-    """A prompt as a conversation.
-
-    Raises:
-      ValueError: a prompt without text, or a second system prompt.
-    """
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    turns = [dict(turn) for turn in turns]
-    if not turns or not str(turns[-1].get("content") or "").strip():
-        raise ValueError("The prompt is empty: ask something.")
-    if system and turns[0].get("role") == "system":
-        raise ValueError(
-            "The conversation has a system prompt of its own: leave the other one (system) out."
-        )
-    return [{"role": "system", "content": system}, *turns] if system else turns

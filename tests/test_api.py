@@ -28,8 +28,7 @@ def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("folders"))
 
 
-def test_the_python_way(folders):
-    """With a trained drafter, an answer is the one of an evaluation."""
+def test_a_drafter_changes_only_the_rounds(folders):
     path, (run, _) = folders
     target = jaxspec.open_target(path)
     drafter = jaxspec.open_drafter(run, target=target)  # or "ngram", which needs no training

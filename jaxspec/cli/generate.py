@@ -31,7 +31,7 @@ from jaxspec.ranges import (
 
 if TYPE_CHECKING:
     from jaxspec.cli.generation_report import Answer
-    from jaxspec.data.examples import Conversation
+    from jaxspec.data.prompts import Question
 
 CHAT_HELP = "/reset starts anew, /quit (or Ctrl-D) ends."
 
@@ -51,13 +51,13 @@ class GenerateCommand(ConfigCommand):
     """Python file, or the name of a shipped configuration, whose get_config() gives the target; "":
     the defaults, with --target.path."""
     drafter: str = ""
-    """Folder of a drafter: a training run, or an exported one. "ngram": prompt look-up, which needs
-    no training; "": the target alone."""
+    """Folder of a drafter, that is, of a training run or an export; "ngram": prompt look-up, which
+    needs no training; "": the target alone."""
     prompt: str | None = None
-    """What to ask."""
+    """What to ask; without it and without --prompts, a chat begins."""
     prompts: str = ""
-    """File of prompts: a .txt with one a line, or a .jsonl of objects with "prompt" or "messages".
-    With neither this nor --prompt, a chat begins."""
+    """File of prompts: a .txt with one a line, or conversations in any format that `jaxspec
+    import-data` reads, such as JSONL with "prompt" or "messages"."""
     system: str = ""
     """System prompt."""
     max_new_tokens: Positions = 256
@@ -107,22 +107,22 @@ def generate(command: GenerateCommand) -> list[Answer]:
         cannot be opened or do not fit, or a prompt that is too long. All of this is found before
         the target's weights are read, except for damaged ones.
     """
-    conversations = _prompts(command)
+    questions = _questions(command)
     if command.picture:
         if user_path(command.picture).suffix != ".svg":
             raise ValueError(f"--picture must be an .svg file: got {command.picture!r}.")
         try_file(command.picture, option="--picture")
-    # jax is imported only now: --help and mistakes are answered at once.
+    # jax is imported only now, so that mistakes are answered at once.
     from rich.console import Console
 
     from jaxspec.cli.generation_session import Session, open_models
 
-    target, drafter = open_models(command, conversations or [], say=say)
+    target, drafter = open_models(command, questions or [], say=say)
     session = Session(command, target, drafter, console=Console(highlight=False), say=say)
-    if conversations is None:
+    if questions is None:
         session.chat()
     else:
-        session.answer_all(conversations)
+        session.answer_all(questions)
     return session.answers
 
 
@@ -131,19 +131,20 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _prompts(command: GenerateCommand) -> list[Conversation] | None:
+def _questions(command: GenerateCommand) -> list[Question] | None:
     """What is asked; None: a chat."""
-    from jaxspec.api import conversation_of
-    from jaxspec.cli.prompt_files import read_prompts
+    from jaxspec.data.prompts import Question, conversation_of, read_questions
 
     check_ranges(command, prefix="--")
     if command.prompt is not None and command.prompts:
         raise ValueError("Got --prompt and --prompts: give one of them.")
     if command.prompt is not None:
-        return [conversation_of(command.prompt, system=command.system)]
+        return [Question(conversation_of(command.prompt, system=command.system))]
     if command.prompts:
-        found = read_prompts(command.prompts)
-        return [conversation_of(turns, system=command.system) for turns in found]
+        return [
+            Question(conversation_of(each.turns, system=command.system), each.tools)
+            for each in read_questions(command.prompts)
+        ]
     if command.json:
         raise ValueError("--json needs --prompt or --prompts: a chat is not printed as JSON.")
     return None

@@ -1,13 +1,14 @@
 """What ``jaxspec generate`` says at the end: figures, JSON, a picture.
 
 >>> next(summary(answers, is_greedy=True, has_drafter=True, tokenizer=tokenizer))  # doctest: +SKIP
-'tau 1.95: 62 tokens in 32 rounds, 851 tokens/s'
+'tau 1.94: 62 tokens in 32 rounds, 851 tokens/s'
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from jaxspec.api import Generation
 from jaxspec.cli.terminal_tokens import LEGEND, coloured, harmless
-from jaxspec.data.examples import Conversation
+from jaxspec.data.prompts import Question
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding.stream import Round
 from jaxspec.files import write_text
@@ -26,6 +27,8 @@ PICTURE_WIDTH = 80
 """Columns."""
 _SHOWN_AT_DIFFERENCE = 8
 """Tokens."""
+_FONT_FROM_ELSEWHERE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+"""A picture loads nothing from the network; without the font, the viewer's monospace is used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Answer:
     """A prompt, what was answered, and what the target answers alone."""
 
     name: str
-    prompt: Conversation
+    question: Question
     first: Round
     """The prefill, which gives the first token."""
     generation: Generation
@@ -63,16 +66,16 @@ def summary(
       tokenizer: shows where texts differ.
     """
     ours = [answer.generation for answer in answers]
-    rounds, tokens = sum(len(g.rounds) for g in ours), sum(len(g.tokens) for g in ours)
+    rounds, emitted = sum(len(g.rounds) for g in ours), _emitted(ours)
     if rounds and has_drafter:
         yield (
-            f"tau {_emitted(ours) / rounds:.2f}: {_count(tokens, 'token')} in "
+            f"tau {emitted / rounds:.2f}: {_count(emitted, 'token')} in "
             f"{_count(rounds, 'round')}, {_speed(ours):,.0f} tokens/s"
         )
     elif rounds:
-        yield f"{_count(tokens, 'token')}, {_speed(ours):,.0f} tokens/s"
+        yield f"{_count(emitted, 'token')}, {_speed(ours):,.0f} tokens/s"
     else:
-        yield f"{_count(tokens, 'token')}, from the prefill: there was no round to measure."
+        yield "Every answer ended with its first token: there was no round to measure."
     theirs = [answer.alone for answer in answers if answer.alone is not None]
     if theirs:
         asked = [answer for answer in answers if answer.alone is not None]
@@ -110,10 +113,11 @@ def as_json(answer: Answer, *, record: dict[str, Any]) -> dict[str, Any]:
             "first_difference": answer.first_difference if is_greedy else None,
             "speedup": speedup,
         }
-    last = answer.prompt[-1]["content"]
+    last = answer.question.turns[-1]["content"]
     return {
         "prompt": last,
-        "messages": answer.prompt,
+        "messages": answer.question.turns,
+        "tools": answer.question.tools,
         "text": ours.text,
         "tokens": ours.tokens,
         "stopped": ours.stopped,
@@ -151,13 +155,15 @@ def write_picture(
         record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, highlight=False
     )
     for answer in answers:
-        console.print(Text(f"> {harmless(answer.prompt[-1]['content'])}", "bold cyan"))
+        console.print(Text(f"> {harmless(answer.question.turns[-1]['content'])}", "bold cyan"))
+        console.print()
         console.print(coloured([answer.first, *answer.generation.rounds], tokenizer))
         console.print()
     console.print(LEGEND)
     for line in lines:
         console.print(Text(line))
-    write_text(file, console.export_svg(title=title, unique_id="jaxspec"))
+    picture = console.export_svg(title=title, unique_id="jaxspec")
+    write_text(file, _FONT_FROM_ELSEWHERE.sub("", picture))
 
 
 def _emitted(generations: Sequence[Generation]) -> int:

@@ -16,10 +16,11 @@ from jaxspec.checkpoints.families.registry import StoredModel, open_folder
 from jaxspec.checkpoints.folders import exported_weights
 from jaxspec.cli.generate import CHAT_HELP, GenerateCommand
 from jaxspec.cli.generation_report import Answer, as_json, summary, write_picture
-from jaxspec.cli.terminal_tokens import make_view
+from jaxspec.cli.terminal_tokens import LEGEND, is_coloured, make_view
 from jaxspec.config import EvaluationConfig, TargetConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Conversation
+from jaxspec.data.prompts import Question
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding.generate import bucket_length, check_positions
 from jaxspec.drafters.registry import KINDS, kind_of
@@ -42,13 +43,13 @@ _UNTRAINED = tuple(name for name, kind in KINDS.items() if not kind.is_trained)
 
 
 def open_models(
-    command: GenerateCommand, conversations: Sequence[Conversation], *, say: Say
+    command: GenerateCommand, questions: Sequence[Question], *, say: Say
 ) -> tuple[TargetBundle, DrafterBundle | None]:
     """Opens target and drafter, after everything that can be refused without weights.
 
     Args:
       command: what was asked for.
-      conversations: the prompts, which have to fit into the target's positions.
+      questions: have to fit into the target's positions.
       say: told what is loaded.
 
     Raises:
@@ -68,9 +69,9 @@ def open_models(
         default_template=PLAIN,
         model_config=stored.raw,
     )
-    for number, turns in enumerate(conversations):
+    for number, question in enumerate(questions):
         check_positions(
-            tokenizer.encode_prompt(turns),
+            tokenizer.encode_prompt(question.turns, tools=question.tools),
             name=name_of(number),
             max_new_tokens=command.max_new_tokens,
             positions=stored.as_target().max_position_embeddings,
@@ -149,17 +150,20 @@ class Session:
         self._generator = Generator(target, drafter, settings)
         compares = command.compare and drafter is not None
         self._alone = Generator(target, None, settings) if compares else None
+        self._is_coloured = not command.json and is_coloured(
+            command.show, console=console, has_drafter=drafter is not None
+        )
         self._record = self._what_is_the_same() if command.json else {}
         self.answers: list[Answer] = []
         """In the order in which they were asked."""
 
-    def answer_all(self, conversations: Sequence[Conversation]) -> None:
-        """Answers prompts that do not depend on each other."""
-        for number, turns in enumerate(conversations):
-            if len(conversations) > 1:
-                question = for_terminal(turns[-1]["content"])
-                self._say(f"[{number + 1}/{len(conversations)}] {question}")
-            answer = self._compared(self._answer(turns))
+    def answer_all(self, questions: Sequence[Question]) -> None:
+        """Answers questions that do not depend on each other."""
+        for number, question in enumerate(questions):
+            if len(questions) > 1:
+                asked = for_terminal(question.turns[-1]["content"])
+                self._say(f"[{number + 1}/{len(questions)}] {asked}")
+            answer = self._compared(self._answer(question))
             if self._command.json:
                 line = json.dumps(jsonable(as_json(answer, record=self._record)), allow_nan=False)
                 print(line, flush=True)
@@ -190,6 +194,8 @@ class Session:
                 line = input("> " if is_shown else "").strip()
             except EOFError:
                 return
+            except UnicodeDecodeError as error:
+                raise ValueError(f"The input is not UTF-8 text: {error.reason}.") from error
             if line == "/quit":
                 return
             if line == "/reset":
@@ -208,7 +214,7 @@ class Session:
         except ValueError as error:
             self._say(f"{error} {CHAT_HELP}")
             return before
-        answer = self._answer(turns)
+        answer = self._answer(Question(turns))
         self.answers.append(answer)
         self._say(next(self._summary([answer])))
         return [*turns, {"role": "assistant", "content": answer.generation.text}]
@@ -221,9 +227,9 @@ class Session:
             positions=self._target.config.max_position_embeddings,
         )
 
-    def _answer(self, turns: Conversation) -> Answer:
+    def _answer(self, question: Question) -> Answer:
         """Answers, and shows the answer as it grows."""
-        name, ids = name_of(len(self.answers)), self._target.tokenizer.encode_prompt(turns)
+        name, ids = name_of(len(self.answers)), self._ids(question)
         compile_s = self._compile(self._generator, ids)
         view = None
         if not self._command.json:
@@ -241,17 +247,20 @@ class Session:
         if view is not None:
             view.end()
         generation = self._generator.generation(rounds, compile_s=compile_s)
-        return Answer(name=name, prompt=turns, first=rounds[0], generation=generation)
+        return Answer(name=name, question=question, first=rounds[0], generation=generation)
 
     def _compared(self, answer: Answer) -> Answer:
         """The answer with the target's own beside it, if that is asked for."""
         if self._alone is None:
             return answer
-        ids = self._target.tokenizer.encode_prompt(answer.prompt)
+        ids = self._ids(answer.question)
         compile_s = self._compile(self._alone, ids, what="the target alone")
         rounds = list(self._alone.rounds(ids, name=answer.name))
         alone = self._alone.generation(rounds, compile_s=compile_s)
         return dataclasses.replace(answer, alone=alone)
+
+    def _ids(self, question: Question) -> list[int]:
+        return self._target.tokenizer.encode_prompt(question.turns, tools=question.tools)
 
     def _compile(self, generator: Generator, ids: Sequence[int], *, what: str = "") -> float:
         if generator.needs_compiling(ids):
@@ -271,7 +280,10 @@ class Session:
 
     def _sum_up(self) -> None:
         lines = list(self._summary(self.answers))
-        self._say("\n" + "\n".join(lines))
+        self._say("")
+        if self._is_coloured:
+            self._console.print(LEGEND)
+        self._say("\n".join(lines))
         if self._command.picture:
             drafter = "" if self._drafter is None else f" with {self._drafter.name}"
             write_picture(

@@ -54,14 +54,17 @@ def make_view(show: Show, *, tokenizer: Tokenizer, console: Console, has_drafter
     """The view that ``--show`` names; without colours, tokens are shown as plain text."""
     if show == "rounds":
         return RoundLines(tokenizer, console)
-    if show == "tokens" and has_drafter and has_colours(console):
+    if is_coloured(show, console=console, has_drafter=has_drafter):
         return ColouredTokens(tokenizer, console)
     return PlainText(tokenizer, console)
 
 
-def has_colours(console: Console) -> bool:
-    """Whether a console is a terminal that shows colours (not with NO_COLOR)."""
-    return console.is_terminal and not console.no_color and console.color_system is not None
+def is_coloured(show: Show, *, console: Console, has_drafter: bool) -> bool:
+    """Whether tokens are coloured: on a terminal that shows colours, without NO_COLOR."""
+    shows_colours = (
+        console.is_terminal and not console.no_color and console.color_system is not None
+    )
+    return show == "tokens" and has_drafter and shows_colours
 
 
 def harmless(text: str) -> str:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, type[ConfigCommand]] = {
     "train.py": train.TrainCommand,
     "eval.py": evaluate.EvalCommand,
     "jaxspec calibrate": calibrate.CalibrateCommand,
+    "jaxspec generate": generate.GenerateCommand,
     "jaxspec plan": plan.PlanCommand,
     "jaxspec generate": generate.GenerateCommand,
     "jaxspec regenerate": regenerate.RegenerateCommand,

@@ -101,6 +101,10 @@ def documented() -> dict[str, str]:
     }
 
 
+def test_the_readme_has_such_a_program():
+    assert "jaxspec.open_target(" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("program", documented())
 def test_the_lines_of_the_documents_run(program, tmp_path):
     file = tmp_path / "program.py"
@@ -108,7 +112,3 @@ def test_the_lines_of_the_documents_run(program, tmp_path):
     names = runpy.run_path(str(file))
     assert names["answer"].tokens == names["alone"].tokens
     assert len([line for line in program.splitlines() if line]) <= 10
-
-
-def test_there_are_such_lines():
-    assert "generate.md" in dict(documented())

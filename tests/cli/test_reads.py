@@ -22,7 +22,6 @@ COMMANDS: dict[str, type[ConfigCommand]] = {
     "jaxspec calibrate": calibrate.CalibrateCommand,
     "jaxspec generate": generate.GenerateCommand,
     "jaxspec plan": plan.PlanCommand,
-    "jaxspec generate": generate.GenerateCommand,
     "jaxspec regenerate": regenerate.RegenerateCommand,
 }
 QUICKSTART = ("--config", str(ROOT / "configs" / "quickstart.py"))

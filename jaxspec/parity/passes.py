@@ -4,7 +4,7 @@ Decoding starts from a prompt and goes on by rounds, as `jaxspec.decoding.specul
 drafts at the anchor, lets the target read a whole block, and commits only a part of it. Target and
 drafter both work from their caches.
 
-Dimension key: B texts, S tokens of a pass, N blocks, K block slots, G = K - 1 drafted slots,
+Dimension key: B batch rows (a text each), S tokens of a pass, N blocks, K block slots, G = K - 1 drafted slots,
 V vocabulary.
 """
 

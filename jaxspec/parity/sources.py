@@ -24,9 +24,7 @@ from jaxspec.evals.opening import TargetBundle
 from jaxspec.models.dflash import served_features
 from jaxspec.models.registry import LanguageModel
 
-INSTALL = (
-    "pip install torch --index-url https://download.pytorch.org/whl/cpu (the small build for CPUs)"
-)
+INSTALL = "pip install torch (its build for CPUs is enough)"
 _PADDED_TO = 64
 """Texts of similar length share a compiled program."""
 
@@ -73,9 +71,7 @@ class TransformersTarget(Source):
         try:
             self._torch: Any = importlib.import_module("torch")
         except ImportError as error:
-            raise Unavailable(
-                f"torch is not installed ({error}). To install it: {INSTALL}"
-            ) from error
+            raise Unavailable(f"torch is not installed ({error}): {INSTALL}") from error
         try:
             transformers: Any = importlib.import_module("transformers")
             with _no_progress_bars(transformers):

@@ -4,8 +4,8 @@ Decoding starts from a prompt and goes on by rounds, as `jaxspec.decoding.specul
 drafts at the anchor, lets the target read a whole block, and commits only a part of it. Target and
 drafter both work from their caches.
 
-Dimension key: B texts, S tokens of a pass, N blocks, K block slots, G = K - 1 drafted slots,
-V vocabulary.
+Dimension key: B batch rows (a text each), S tokens of a pass, N blocks, K block slots,
+G = K - 1 drafted slots, V vocabulary.
 """
 
 from __future__ import annotations

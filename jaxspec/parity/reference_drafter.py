@@ -10,7 +10,7 @@ mistakes that trainers and servers make. A drafter that does better under one of
 with it.
 
 Dimension key: S positions of a text, N blocks, K block slots, D width, E captured features, Q query
-heads, R key/value heads, C head width, J keys of a block's attention (context, then block).
+heads, R key/value heads, C head width, T keys of a block's attention (context, then block).
 
 >>> drafter = ReferenceDrafter("runs/full/export")  # doctest: +SKIP
 >>> hidden_NKD = drafter(features_SE, anchors, embeddings_NKD)  # doctest: +SKIP
@@ -147,12 +147,12 @@ class ReferenceDrafter:
         v_SRC = self._heads(context_SD, f"{name}.v_proj")
         mixed = []
         for block, anchor in enumerate(anchors):
-            k_JRC = np.concatenate([k_SRC[:anchor], k_NKRC[block]])
-            v_JRC = np.concatenate([v_SRC[:anchor], v_NKRC[block]])
-            visible_KJ = self._visible(
+            k_TRC = np.concatenate([k_SRC[:anchor], k_NKRC[block]])
+            v_TRC = np.concatenate([v_SRC[:anchor], v_NKRC[block]])
+            visible_KT = self._visible(
                 kind, anchor + slots_K, np.arange(anchor + len(slots_K)), reading
             )
-            mixed.append(_attended(q_NKQC[block], k_JRC, v_JRC, visible_KJ))
+            mixed.append(_attended(q_NKQC[block], k_TRC, v_TRC, visible_KT))
         return self._linear(np.stack(mixed), f"{name}.o_proj")
 
     def _heads(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -170,22 +170,22 @@ class ReferenceDrafter:
         return self._rotated(heads, positions, reading)
 
     def _visible(
-        self, kind: str, positions_K: np.ndarray, positions_J: np.ndarray, reading: Reading
+        self, kind: str, positions_K: np.ndarray, positions_T: np.ndarray, reading: Reading
     ) -> np.ndarray:
-        """[K, J], True where a slot sees a key.
+        """[K, T], True where a slot sees a key.
 
         Unless told otherwise, sliding layers are causal inside a block and full ones are not
         (z-lab/dflash, model.py).
         """
-        behind_KJ = positions_K[:, None] - positions_J
+        behind_KT = positions_K[:, None] - positions_T
         slides = kind == "sliding_attention"
         causal = slides if self._causal is None else self._causal
         if reading.is_causal is not None:
             causal = reading.is_causal
-        visible_KJ = behind_KJ >= 0 if causal else np.ones_like(behind_KJ, bool)
+        visible_KT = behind_KT >= 0 if causal else np.ones_like(behind_KT, bool)
         if slides and reading.has_window:
-            visible_KJ = visible_KJ & (np.abs(behind_KJ) < self._shape["sliding_window"])
-        return visible_KJ
+            visible_KT = visible_KT & (np.abs(behind_KT) < self._shape["sliding_window"])
+        return visible_KT
 
     def _rotated(self, x: np.ndarray, positions: np.ndarray, reading: Reading) -> np.ndarray:
         """Rotary positions (arXiv 2104.09864): channel c turns with channel c + C / 2.
@@ -233,16 +233,16 @@ class ReferenceDrafter:
 
 
 def _attended(
-    q_KQC: np.ndarray, k_JRC: np.ndarray, v_JRC: np.ndarray, visible_KJ: np.ndarray
+    q_KQC: np.ndarray, k_TRC: np.ndarray, v_TRC: np.ndarray, visible_KT: np.ndarray
 ) -> np.ndarray:
     """Attention of one block, all heads side by side."""
-    group = q_KQC.shape[1] // k_JRC.shape[1]
-    k_JQC, v_JQC = (np.repeat(array, group, axis=1) for array in (k_JRC, v_JRC))
-    scores_QKJ = np.einsum("kqc,jqc->qkj", q_KQC, k_JQC) / math.sqrt(q_KQC.shape[-1])
-    scores_QKJ = np.where(visible_KJ, scores_QKJ, -np.inf)
-    weights_QKJ = np.exp(scores_QKJ - scores_QKJ.max(-1, keepdims=True))
-    weights_QKJ /= weights_QKJ.sum(-1, keepdims=True)
-    mixed_KQC = np.einsum("qkj,jqc->kqc", weights_QKJ, v_JQC)
+    group = q_KQC.shape[1] // k_TRC.shape[1]
+    k_TQC, v_TQC = (np.repeat(array, group, axis=1) for array in (k_TRC, v_TRC))
+    scores_QKT = np.einsum("kqc,tqc->qkt", q_KQC, k_TQC) / math.sqrt(q_KQC.shape[-1])
+    scores_QKT = np.where(visible_KT, scores_QKT, -np.inf)
+    weights_QKT = np.exp(scores_QKT - scores_QKT.max(-1, keepdims=True))
+    weights_QKT /= weights_QKT.sum(-1, keepdims=True)
+    mixed_KQC = np.einsum("qkt,tqc->kqc", weights_QKT, v_TQC)
     return mixed_KQC.reshape(len(q_KQC), -1)
 
 

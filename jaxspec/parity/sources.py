@@ -71,9 +71,7 @@ class TransformersTarget(Source):
         try:
             self._torch: Any = importlib.import_module("torch")
         except ImportError as error:
-            raise Unavailable(
-                f"torch is not installed ({error}). To install it: {INSTALL}"
-            ) from error
+            raise Unavailable(f"torch is not installed ({error}): {INSTALL}") from error
         try:
             transformers: Any = importlib.import_module("transformers")
             with _no_progress_bars(transformers):

@@ -16,8 +16,9 @@ from jaxspec.parity.reference_drafter import AS_STATED, Reading, ReferenceDrafte
 from jaxspec.parity.sources import Source
 from jaxspec.training.draft_pass import Text
 
-_CERTAIN = 3.0
-"""Standard errors by which a mistake must do better before it is believed."""
+_CERTAIN, _LARGE = 3.0, 0.1
+"""Standard errors, and share of what is accepted as stated, by which a mistake must do better
+before it is believed."""
 _BLOCKS_AT_ONCE = 8
 
 
@@ -111,7 +112,8 @@ def variants(
 
 def _judged(variant: Variant, gain_N: np.ndarray, stated_N: np.ndarray) -> Finding:
     error = gain_N.std(ddof=1) / np.sqrt(len(gain_N)) if len(gain_N) > 1 else np.inf
-    is_better = bool(gain_N.mean() > 0 and gain_N.mean() > _CERTAIN * error)
+    least = max(_CERTAIN * error, _LARGE * stated_N.mean())
+    is_better = bool(gain_N.mean() > 0 and gain_N.mean() > least)
     stated, got = stated_N.mean(), (stated_N + gain_N).mean()
     detail = f"accepts {got:.2f} a block, as stated {stated:.2f}"
     if is_better:

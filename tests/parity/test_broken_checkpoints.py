@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jaxspec.checkpoints.folders import EMBEDDED_TARGET
 from jaxspec.config import TargetConfig
 from jaxspec.evals.opening import TargetBundle
+from jaxspec.models.dflash import DFlash
 from jaxspec.parity.comparison import compare
 from tests.parity import trained
 
@@ -151,8 +152,18 @@ def test_trained_with_a_mask_in_slot_0(target: TargetBundle, tmp_path: Path) -> 
     assert failures(run) == ["trained as stated: slot 0"]
 
 
-def test_trained_without_the_context_norm(target: TargetBundle, tmp_path: Path) -> None:
+def test_trained_without_the_context_norm(
+    target: TargetBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drafter = trained.network(target)
+
+    def large_context(target: TargetBundle, drafter: DFlash) -> Any:
+        """Values of a size that the norm changes a lot, as those of large models have."""
+        params = initial(target, drafter)
+        return {**params, "fc": {"kernel": 8.0 * params["fc"]["kernel"]}}
+
+    initial = trained.initial
+    monkeypatch.setattr(trained, "initial", large_context)
     params = trained.by_heart(target, drafter, fault=trained.without_context_norm)
     run = trained.export(tmp_path, target, "embedded", drafter, params)
     assert failures(run) == ["trained as stated: context norm"]

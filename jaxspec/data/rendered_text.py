@@ -4,13 +4,13 @@ The library splits a text at its added tokens and encodes the pieces between the
 between special tokens are encoded one by one, so that the text of a special token in a message
 stays text (`jaxspec.data.guarded_text`).
 
-Tokenizers that write spaces as "▁" may put one before a piece: Llama 2, Mistral and Phi-3 before
-each, others only before a piece at the start of the text. They put none where a text goes on: an
-answer after "[/INST]" begins with a space only if the template writes one.
+Tokenizers that write spaces as "▁" may put one before a piece. Llama 2, Mistral and Phi-3 do so
+before every piece, others only at the start of the text. No space is added in the middle of a text:
+an answer after "[/INST]" begins with one only if the template writes it.
 
-The rule is that of tokenizer.json. So it is in transformers 4 and in its PreTrainedTokenizerFast;
-for a LlamaTokenizer of a Llama model, AutoTokenizer of transformers 5 takes its rule from `legacy`
-and `add_prefix_space` of tokenizer_config.json instead.
+The rule is the one in tokenizer.json, as in transformers 4 and in PreTrainedTokenizerFast. For a
+LlamaTokenizer of a Llama model, AutoTokenizer of transformers 5 follows `legacy` and
+`add_prefix_space` of tokenizer_config.json instead.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class RenderedText:
         return next((stop for _, stop, id_ in self._find(text) if id_ in stop_ids), None)
 
     def readings(self, text: str) -> list[list[int]]:
-        """Ids of plain text wherever it stands: as a piece, and where a piece goes on with it."""
+        """Ids of plain text at the beginning of a piece, and in the middle of one."""
         return [list(self._piece(text, goes_on)) for goes_on in (False, True)]
 
     def _encode(self, text: str, *, goes_on: bool = False) -> list[int]:

@@ -24,7 +24,8 @@ from jaxspec.data.imports.rows import BadRow, Row, start_of
 PROBE_BYTES = 1 << 20
 """How much of a file is looked at to find out how it is laid out."""
 _CHUNK = 1 << 16
-# A value that is cut off is noticed within so many characters of the end: an escape, "true", "-".
+# An error this close to the end of what has been read may only mean that a value is cut off there,
+# in the middle of an escape or of "true".
 _MARGIN = 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()

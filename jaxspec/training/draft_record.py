@@ -11,6 +11,7 @@ features.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,7 +55,13 @@ def facts(config: DrafterConfig) -> dict[str, Any]:
 
 
 def reference_record(
-    params: Any, frozen: Any, *, target: LanguageModel, drafter: DFlash, tokenizer: Tokenizer
+    params: Any,
+    frozen: Any,
+    *,
+    target: LanguageModel,
+    drafter: DFlash,
+    tokenizer: Tokenizer,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """The record of a drafter.
 
@@ -66,6 +73,7 @@ def reference_record(
       target: as it was in training.
       drafter: likewise.
       tokenizer: the target's.
+      dtype: that the export stores the weights in: they are rounded to it first; None: as they are.
 
     Returns:
       JSON: the facts of the configuration, the size of each parameter, and for each text its ids,
@@ -81,6 +89,8 @@ def reference_record(
     ]
     if not texts:
         return {}
+    if dtype is not None:
+        params = _rounded(params, dtype=dtype)
     return {
         "config": facts(config),
         "computed_in": sorted({config.dtype, target.config.dtype}),
@@ -119,6 +129,12 @@ def drafts_on(
         )
         position, block = position + len(text.tokens), block + len(text.anchors)
     return found
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _rounded(params: Any, *, dtype: str) -> Any:
+    """What is read again after storing; a scale near 1 is off by up to 0.4% in bfloat16."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), params)
 
 
 @jax.jit

@@ -190,6 +190,7 @@ def _for_servers(
         write_json(folder / "config.json", rewritten)
     card = model_card(
         document,
+        format=command.format,
         record=record,
         target=name,
         drafter=user_path(command.output).resolve().name,

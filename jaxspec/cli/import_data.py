@@ -44,7 +44,8 @@ class ImportCommand:
     """Options of ``jaxspec import-data``."""
 
     sources: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...")
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...", help_behavior_hint="(one or more)"),
     ]
     """Files; folders of files, or saved by `datasets`; or hf:NAME, a data set of the Hugging Face
     Hub."""

@@ -22,9 +22,9 @@ MAINS = {
 }
 
 
-def printed_help(main, capsys, *arguments: str) -> str:
+def printed_help(main, capsys, *arguments: str, option: str = "--help") -> str:
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--help"])
+        main([*arguments, option])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -63,6 +63,14 @@ def test_defaults_are_those_of_the_config(capsys):
     assert ending == "--drafter.* and --loss.* are not read."
     text = printed_help(train_script.main, capsys, "--training.task", "target")
     assert "--drafter.block_size" not in text
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_a_default_that_the_command_chooses_is_said_in_words(option, capsys):
+    text = " ".join(printed_help(regenerate.main, capsys, option=option).split())
+    assert re.search(r"--target.dtype \{float32,bfloat16\}.*?that of its", text)
+    of_config = printed_help(regenerate.main, capsys, "--config", "quickstart", option=option)
+    assert "that of its" not in of_config
 
 
 def test_entries():

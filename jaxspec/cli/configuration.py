@@ -194,9 +194,7 @@ def parse_command(
     description = description or inspect.cleandoc(command_type.__doc__ or "")
     if {"-h", "--help"} & set(argv):
         print(
-            _help(
-                command_type, run, reads, chosen=chosen, program=program, description=description
-            )
+            _help(command_type, run, reads, chosen=chosen, program=program, description=description)
         )
         raise SystemExit(0)
     wants_all = "--help-all" in argv
@@ -333,8 +331,7 @@ def _choices(
     *,
     chosen: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Types that show what the registries hold, for the settings and options that are names, and
-    types with the defaults that the command chooses."""
+    """Types that show what ``--help-all`` adds: the names in registries, and chosen defaults."""
     settings = {
         f"run.{setting}": Literal[tuple(dict.fromkeys((value_of(run, setting), *registry.names())))]
         for setting, registry in REGISTRIES.items()

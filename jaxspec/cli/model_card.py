@@ -54,8 +54,8 @@ def model_card(
         f"vLLM and tpu-inference count the {block - 1} drafted tokens of a block; SGLang and "
         "z-lab's script count the block."
         if format == "zlab"
-        else f"vLLM counts the {block - 1} drafted tokens of a block. For SGLang, tpu-inference and "
-        "z-lab's script, export the zlab format."
+        else f"vLLM counts the {block - 1} drafted tokens of a block. For SGLang, tpu-inference "
+        "and z-lab's script, export the zlab format."
     )
     parts.append(
         f"## Serving\n\n{counts}\n\n"

@@ -418,7 +418,9 @@ def _summary(output: Path) -> str:
     from jaxspec.data.example_files import read_manifest
 
     manifest = read_manifest(output)
-    lost = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
+    lost = ", ".join(
+        f"{count} {reason.replace('_', ' ')}" for reason, count in manifest["dropped"].items()
+    )
     return (
         f"Questions asked: {manifest['questions_done']:,}; examples written: "
         f"{manifest['examples']:,}, in {output}"

@@ -1,6 +1,6 @@
 """``jaxspec generate``: answers prompts, or chats, and shows what was drafted and accepted.
 
-    jaxspec generate --drafter runs/full --prompt "What is 12 + 30?"
+    jaxspec generate --drafter runs/full --prompt "I want to cook bean stew. What do I have to buy?"
     jaxspec generate --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json
     jaxspec generate --drafter runs/full                                      # a chat
 
@@ -42,8 +42,9 @@ class GenerateCommand(ConfigCommand):
 
     reads: ClassVar[tuple[str, ...]] = ("target.path", "target.dtype", "target.enable_thinking")
     example: ClassVar[str] = (
-        '{program} --drafter runs/full --prompt "What is 12 + 30?"\n'
-        "{program} --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json\n"
+        '{program} --drafter runs/full --prompt "How do I cook bean stew?"\n'
+        "{program} --target.path Qwen3-4B --drafter ngram \\\n"
+        "    --prompts questions.jsonl --json\n"
         "{program} --drafter runs/full"
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
-from jaxspec.cli import calibrate, plan, regenerate
+from jaxspec.cli import calibrate, generate, plan, regenerate
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.help import short_help, shown, type_name
 from jaxspec.cli.settings import Setting, is_read, read_settings
@@ -17,6 +17,7 @@ MAINS = {
     "eval.py": eval_script.main,
     "train.py": train_script.main,
     "jaxspec calibrate": calibrate.main,
+    "jaxspec generate": generate.main,
     "jaxspec plan": plan.main,
     "jaxspec regenerate": regenerate.main,
 }

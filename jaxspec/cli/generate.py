@@ -57,7 +57,7 @@ class GenerateCommand(ConfigCommand):
     prompt: str | None = None
     """What to ask; without it and without --prompts, a chat begins."""
     prompts: str = ""
-    """File of prompts: a .txt with one a line, or conversations in any format that `jaxspec
+    """File of prompts: a .txt with one per line, or conversations in any format that `jaxspec
     import-data` reads, such as JSONL with "prompt" or "messages"."""
     system: str = ""
     """System prompt."""
@@ -77,7 +77,7 @@ class GenerateCommand(ConfigCommand):
     """With a drafter, let the target answer alone as well, and compare the texts and the times
     (--no-compare: do not). A chat is compared when it ends."""
     show: Literal["tokens", "rounds", "text"] = "tokens"
-    """tokens: coloured by where they come from (plain text if the output is no terminal, or with
+    """tokens: coloured by where they come from (plain text if the output is not a terminal, or with
     NO_COLOR); rounds: a line for each round, with all drafts; text: plain text."""
     json: bool = False
     """Print one JSON object for each prompt instead, on a line of its own (docs/generate.md)."""

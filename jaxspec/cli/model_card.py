@@ -79,7 +79,7 @@ def _provenance(
         "Data (fingerprint)": fingerprints.get("data", _NOT_RECORDED),
         "Loss": _loss(config.get("loss")),
         "Steps": _NOT_RECORDED if step is None else step,
-        "Rows a step": data.get("batch_size", _NOT_RECORDED),
+        "Rows per step": data.get("batch_size", _NOT_RECORDED),
         "Commit of jaxspec": f"{commit}{' with changes' if record.get('dirty') else ''}"
         if commit
         else _NOT_RECORDED,
@@ -102,7 +102,7 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> str:
             "measures it, and `jaxspec export --results FILE.json` writes it here."
         )
     lines = [
-        "Tokens a round (tau), the target's own token included: the mean over rounds (micro) and "
+        "Tokens per round (tau), the target's own token included: the mean over rounds (micro) and "
         "the mean of each response's mean (macro).",
         "",
         "| Benchmark | Prompts | Temperature | Block | tau micro | tau macro | 95% interval |",

@@ -27,7 +27,7 @@ _OF_TARGET = ("target.path", "target.dtype", "target.enable_thinking")
 def next_commands(
     run: RunConfig, *, config: str, workdir: str, argv: Sequence[str], program: str
 ) -> str:
-    """The command lines that use what a run has written, each with what it needs of this run.
+    """The command lines that use what a run has written, each with what it needs from this run.
 
     Args:
       run: the run.

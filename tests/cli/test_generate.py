@@ -286,7 +286,7 @@ def test_bad_prompts_are_refused(refused, tmp_path):
     assert "--json needs --prompt or --prompts" in refused("--json")
     assert "There is no file" in refused("--prompts", tmp_path / "none.txt")
     for name in ("empty.txt", "empty.jsonl"):
-        assert "holds nothing" in refused("--prompts", file(b"", name))
+        assert "is empty" in refused("--prompts", file(b"", name))
     for name in ("latin.txt", "latin.jsonl"):
         message = refused("--prompts", file(b'{"prompt": "caf\xe9"}\n', name))
         assert "UTF-8" in message and name in message

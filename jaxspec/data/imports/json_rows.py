@@ -105,7 +105,7 @@ def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
 
 
 def _whole_lines(head: bytes) -> Iterator[Any]:
-    """The values on the lines at the beginning of a file; None where a line is no JSON."""
+    """The values on the lines at the beginning of a file; None where a line is not JSON."""
     for line in head.split(b"\n"):
         if line.strip():
             try:
@@ -233,7 +233,7 @@ class _JsonText:
         self._text, self._at, self._dropped, self._has_ended = "", 0, 0, False
 
     def peek(self) -> str:
-        """The next character that is no white space; "": the file has ended."""
+        """The next character that is not white space; "": the file has ended."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jaxspec.cli.generation_report import Answer
     from jaxspec.data.prompts import Question
 
-CHAT_HELP = "/reset starts anew, /quit (or Ctrl-D) ends."
+CHAT_HELP = "/reset starts a new chat, /quit (or Ctrl-D) ends it."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

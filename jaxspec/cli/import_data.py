@@ -169,6 +169,6 @@ def _next(command: ImportCommand) -> list[str]:
         return [f"Let the target answer them: {regenerate}"]
     return [
         f"Train on them: python train.py ... --data.sources {command.output}",
-        "A drafter learns better from its target's own answers. To have it answer the questions "
-        f"first: {regenerate}",
+        "A drafter learns better from its target's own answers. To let the target answer the "
+        f"questions first: {regenerate}",
     ]

@@ -66,12 +66,12 @@ class RegenerateCommand(ConfigCommand):
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
     prompts."""
     split: str = "train"
-    """Its split. Only training splits are allowed: answers to a test split must not be trained
-    on."""
+    """Split of the data set. Only training splits are allowed: answers to a test split must not be
+    trained on."""
     output: str
     """Folder for the answers. If it holds an earlier run, that run is continued."""
     temperature: float = 0.7
-    """0: greedy; above: sampling."""
+    """0: greedy decoding; above 0: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
     suppress: Suppress = "none"

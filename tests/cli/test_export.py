@@ -129,7 +129,7 @@ def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
         "verifier"
     ]
     assert verifier == {"architectures": ["Qwen3ForCausalLM"], "name_or_path": str(target)}
-    assert "for other machines, give the name" in capsys.readouterr().out
+    assert "For other machines, give the name" in capsys.readouterr().out
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "_name_or_path": "some/model"}))
     try:

@@ -193,7 +193,7 @@ def _parsed(text: str) -> Any:
 
 
 def _encoding_problem(text: str) -> BadRow | None:
-    """What is wrong with a text that was decoded whatever it was."""
+    """What is wrong with a text that was decoded without checks."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -222,7 +222,7 @@ class _Rejoined(io.RawIOBase):
 
 
 class _JsonText:
-    """JSON values from a file; in memory is the one that is being read."""
+    """JSON values from a file; only the one that is being read is in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

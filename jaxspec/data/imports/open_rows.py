@@ -99,7 +99,7 @@ def _refuse(path: Path, head: bytes) -> None:
     if head.startswith(_UTF16):
         raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
     if path.suffix in _TABLES:
-        raise ValueError(f"{path} is a table as text or of a spreadsheet. {_expected()}")
+        raise ValueError(f"{path} is a spreadsheet, or a table as text (CSV, TSV). {_expected()}")
     is_table = head.startswith((b"PAR1", b"ARROW1", _ARROW_STREAM))
     if b"\0" in head and not is_table:
         raise ValueError(f"{path} is not text: it has null bytes. {_expected()}")

@@ -46,7 +46,7 @@ def read_turn(value: Any, *, number: int) -> dict[str, Any]:
     name = value.get("role", value.get("from"))
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        expected = "system, user, assistant or tool (in ShareGPT's words human, gpt)"
+        expected = "system, user, assistant or tool (in ShareGPT: human, gpt)"
         raise BadRow("unknown role", f"turn {number} has {start_of(name)}, expected {expected}")
     where = f"turn {number} ({role})"
     content = value.get("content", value.get("value"))
@@ -84,10 +84,10 @@ def check_order(turns: Sequence[Mapping[str, Any]], *, needs_answer: bool) -> No
     """
     roles = [turn["role"] for turn in turns]
     if not roles:
-        raise BadRow("no turns", "expected a user's and the assistant's")
+        raise BadRow("no turns", "expected a user's turn and the assistant's")
     has_answer = "assistant" in roles
     if not has_answer and "user" not in roles:
-        raise BadRow("no question", "expected a turn of the user's")
+        raise BadRow("no question", "expected a user's turn")
     for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
         # Questions that are asked one after the other, as in MT-Bench.
         is_next_question = before == role == "user" and not has_answer and not needs_answer

@@ -279,8 +279,8 @@ class DataConfig:
     max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0
     """Read only the first N examples of each source; 0: all of them."""
     validation: Annotated[float, fraction(one=False)] = 0.0
-    """Share of the conversations that is not learned but measured. A folder with a validation part
-    of its own (`jaxspec import-data`) keeps that."""
+    """Share of the conversations that is kept out of training and measured. A folder with a
+    validation part of its own (`jaxspec import-data`) keeps that."""
     seed: Seed = 0
     """Seed for the order of the examples."""
     embedded_examples: Annotated[int, whole(1, MOST_GENERATED)] = 20_000

@@ -37,8 +37,8 @@ class ExportCommand:
     output: str
     """Folder to write: new, or an earlier export."""
     format: Literal["zlab", "speculators"] = "zlab"
-    """Format of a drafter's config.json. zlab: for vLLM, SGLang and their TPU ports; speculators:
-    the format of that library, whose layer ids are one higher."""
+    """Format of a drafter's config.json. zlab: for vLLM, SGLang and tpu-inference; speculators:
+    the format of that library, for vLLM."""
     dtype: Dtype = "bfloat16"
     """Type of the stored weights."""
     source: Annotated[Literal["auto", "export", "checkpoint"], tyro.conf.arg(name="from")] = "auto"
@@ -47,8 +47,8 @@ class ExportCommand:
     """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
     exports that (training.export_best) and has measured it, otherwise the last."""
     target_name: str = ""
-    """Name that servers load a drafter's target by; "": the one in the target's config.json
-    (_name_or_path) if it is a name on the Hub, otherwise the target's folder."""
+    """Name or folder from which servers load a drafter's target; "": the name in the target's
+    config.json (_name_or_path) if it is one on the Hub, otherwise the target's folder."""
     results: str = ""
     """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
     card."""
@@ -190,6 +190,7 @@ def _for_servers(
         write_json(folder / "config.json", rewritten)
     card = model_card(
         document,
+        format=command.format,
         record=record,
         target=name,
         drafter=user_path(command.output).resolve().name,
@@ -200,8 +201,8 @@ def _for_servers(
     lines = [f"Warning: {line}" for line in warnings]
     if name == str(source.resolve()):
         lines.append(
-            f"The target is named by its folder, {name}: for other machines, give the name that "
-            "they load it by (--target_name)."
+            f"The export names its target by a folder, {name}. For other machines, give the "
+            "name or folder from which they load it (--target_name)."
         )
     return lines
 

@@ -44,7 +44,8 @@ class ImportCommand:
     """Options of ``jaxspec import-data``."""
 
     sources: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...")
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...", help_behavior_hint="(one or more)"),
     ]
     """Files; folders of files, or saved by `datasets`; or hf:NAME, a data set of the Hugging Face
     Hub."""
@@ -168,6 +169,6 @@ def _next(command: ImportCommand) -> list[str]:
         return [f"Let the target answer them: {regenerate}"]
     return [
         f"Train on them: python train.py ... --data.sources {command.output}",
-        "A drafter learns better from its target's own answers. To have it answer the questions "
-        f"first: {regenerate}",
+        "A drafter learns better from its target's own answers. To let the target answer the "
+        f"questions first: {regenerate}",
     ]

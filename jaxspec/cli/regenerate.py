@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
@@ -55,23 +55,23 @@ class RegenerateCommand(ConfigCommand):
         *("target.path", "target.dtype", "target.enable_thinking"),
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
     )
+    fits: ClassVar[Mapping[str, str]] = {"target.dtype": "that of its weights"}
     example: ClassVar[str] = (
         "{program} --target.path Qwen3-4B --source gsm8k \\\n    --output runs/gsm8k_answers"
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target; "": --target.path, in the type of its
-    weights unless --target.dtype says otherwise."""
+    """Python file whose get_config() gives the target; "": --target.path."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
     prompts."""
     split: str = "train"
-    """Its split. Only training splits are allowed: answers to a test split must not be trained
-    on."""
+    """Split of the data set. Only training splits are allowed: answers to a test split must not be
+    trained on."""
     output: str
     """Folder for the answers. If it holds an earlier run, that run is continued."""
     temperature: float = 0.7
-    """0: greedy; above: sampling."""
+    """0: greedy decoding; above 0: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
     suppress: Suppress = "none"
@@ -418,10 +418,12 @@ def _summary(output: Path) -> str:
     from jaxspec.data.example_files import read_manifest
 
     manifest = read_manifest(output)
-    lost = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
+    lost = ", ".join(
+        f"{count} {reason.replace('_', ' ')}" for reason, count in manifest["dropped"].items()
+    )
     return (
-        f"{manifest['examples']} examples from {manifest['questions_done']} questions in "
-        f"{len(manifest['shards'])} shards in {output}"
+        f"Questions asked: {manifest['questions_done']:,}; examples written: "
+        f"{manifest['examples']:,}, in {output}"
         + (f"; dropped or cut short: {lost}" if lost else "")
         + (f". Train on them with --data.sources {output}" if manifest["examples"] else "")
     )

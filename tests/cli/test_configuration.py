@@ -188,6 +188,11 @@ def test_eval_takes_several_workdirs(write_config):
             ["--target.architecture.num_layers", "3"],
             "target.architecture is None in this config",
         ),
+        (
+            ["--target.architecture", "None"],
+            "--target.architecture cannot be given on a command line",
+        ),
+        (["--training", "3"], "--training cannot be given on a command line"),
     ],
 )
 def test_unknown_settings_are_errors(write_config, arguments, expected):

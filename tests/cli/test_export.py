@@ -129,7 +129,7 @@ def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
         "verifier"
     ]
     assert verifier == {"architectures": ["Qwen3ForCausalLM"], "name_or_path": str(target)}
-    assert "for other machines, give the name" in capsys.readouterr().out
+    assert "For other machines, give the name" in capsys.readouterr().out
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "_name_or_path": "some/model"}))
     try:
@@ -171,6 +171,14 @@ def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_ru
         assert line in card, line
     exported(drafter_run, tmp_path / "my-drafter", target_name="some/model")
     assert "Not measured." in (tmp_path / "my-drafter" / "README.md").read_text()
+
+
+def test_the_card_of_the_speculators_format_names_only_its_server(drafter_run, tmp_path):
+    options = {"target_name": "some/model", "format": "speculators"}
+    exported(drafter_run, tmp_path / "my-drafter", **options)
+    card = (tmp_path / "my-drafter" / "README.md").read_text()
+    assert "vllm serve some/model" in card and "export the zlab format" in card
+    assert "sglang.launch_server" not in card and "dflash benchmark" not in card
 
 
 @pytest.mark.parametrize(

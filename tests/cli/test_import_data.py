@@ -87,7 +87,7 @@ def test_bad_rows_stop_the_import_or_are_left_out_and_said(tmp_path, capsys, opt
     for number, reason in enumerate(
         (
             *("no answer", "no turns", "unknown role", "roles out of order", "not JSON"),
-            *("content that is no text", "not UTF-8"),
+            *("content that is not text", "not UTF-8"),
         ),
         start=2,
     ):
@@ -145,7 +145,7 @@ def test_prompts_and_benchmarks_need_no_answers(tmp_path, capsys):
     [
         ([], "Nothing to import: name a file, a folder, or hf:NAME."),
         (["missing.jsonl"], "There is no file or folder 'missing.jsonl'"),
-        (["empty.jsonl"], "empty.jsonl holds nothing"),
+        (["empty.jsonl"], "empty.jsonl is empty"),
         (
             ["chats.jsonl", "--validation", "1"],
             "--validation must be at least 0 and below 1: got 1",

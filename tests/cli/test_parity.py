@@ -132,7 +132,7 @@ def test_target_of_another_size(run: Path, tmp_path: Path, capsys: Any, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "holds nothing"), (b"\n \n", "holds nothing"), ("é".encode("latin-1"), "not UTF-8")],
+    [(b"", "is empty"), (b"\n \n", "is empty"), ("é".encode("latin-1"), "not UTF-8")],
     ids=["empty", "blank", "latin-1"],
 )
 def test_wrong_texts(

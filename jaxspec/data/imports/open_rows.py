@@ -61,7 +61,7 @@ def open_rows(path: Path) -> Iterator[Row]:
         elif path.suffix in (".json", ".parquet", ".arrow"):
             start = head[:40].decode("utf-8", "replace")
             raise ValueError(
-                f"{path} is no {path.suffix} file: it begins with {start!a}. {_expected()}"
+                f"{path} is not a {path.suffix} file: it begins with {start!a}. {_expected()}"
             )
         else:
             yield from read_text_file(file, name=str(path))
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
 def _refuse(path: Path, head: bytes) -> None:
     """Says of a file that is not read what it is, and what to do."""
     if not head.strip(_BLANK):
-        raise ValueError(f"{path} holds nothing: expected conversations or text.")
+        raise ValueError(f"{path} is empty: expected conversations or text.")
     if path.suffix in _PICKLES or head.startswith(_PICKLE_STARTS):
         raise ValueError(
             f"{path} is a pickle, or may be one: opening it could run any program. Write the "
@@ -99,10 +99,10 @@ def _refuse(path: Path, head: bytes) -> None:
     if head.startswith(_UTF16):
         raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
     if path.suffix in _TABLES:
-        raise ValueError(f"{path} is a table as text or of a spreadsheet. {_expected()}")
+        raise ValueError(f"{path} is a spreadsheet, or a table as text (CSV, TSV). {_expected()}")
     is_table = head.startswith((b"PAR1", b"ARROW1", _ARROW_STREAM))
     if b"\0" in head and not is_table:
-        raise ValueError(f"{path} is no text: it holds zero bytes. {_expected()}")
+        raise ValueError(f"{path} is not text: it has null bytes. {_expected()}")
 
 
 def _is_json(path: Path, head: bytes) -> bool:

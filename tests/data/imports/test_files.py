@@ -116,17 +116,17 @@ def test_bad_rows_have_a_place(tmp_path, monkeypatch, content, places):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b"", "holds nothing"),
-        ("a.jsonl", b"\xef\xbb\xbf\n \n", "holds nothing"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\xef\xbb\xbf\n \n", "is empty"),
         ("a.pt", LINES, "is a pickle"),
         ("a.jsonl", b"\x80\x04\x95abc", "is a pickle"),
         ("a.zip", b"PK\x03\x04abc", "is a zip archive: unpack it first"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfdabc", "is compressed with zstd"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
-        ("a.jsonl", b"\x7fELF\0\0\0", "it holds zero bytes"),
-        ("a.csv", b"question,answer\n1,2\n", "is a table as text"),
-        ("a.json", b"hello", "is no .json file: it begins with 'hello'"),
-        ("a.parquet", b"hello", "is no .parquet file"),
+        ("a.jsonl", b"\x7fELF\0\0\0", "it has null bytes"),
+        ("a.csv", b"question,answer\n1,2\n", "a table as text"),
+        ("a.json", b"hello", "is not a .json file: it begins with 'hello'"),
+        ("a.parquet", b"hello", "is not a .parquet file"),
         ("a.parquet", b"PAR1" + b"x" * 100, "is damaged"),
         ("a.arrow", b"ARROW1\0\0" + b"x" * 100, "is damaged"),
         ("a.jsonl.gz", gzip.compress(LINES * 99)[:-40], "is damaged"),
@@ -148,7 +148,7 @@ def test_folders_of_files(tmp_path):
         (tmp_path / name).write_bytes(LINES)
     found = locate(str(tmp_path), split="train")
     assert found.names == ("data/train-0.jsonl", "data/train-1.jsonl")
-    with pytest.raises(ValueError, match="No file is of the split 'dev': these are of test, train"):
+    with pytest.raises(ValueError, match="belongs to the split 'dev': there are test, train"):
         locate(str(tmp_path), split="dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data: expected files ending in"):

@@ -383,7 +383,7 @@ def _type_problem_behind(error: Exception) -> str:
 def _line_in(error: Exception, file: Path) -> str:
     """Says " at line N": the innermost line of the config file that the error passed through."""
     if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
+        return f" at line {error.lineno}" if error.lineno else ""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

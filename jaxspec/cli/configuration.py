@@ -53,7 +53,7 @@ from jaxspec.cli.values import (
 )
 from jaxspec.config import RunConfig
 from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, visible
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""
@@ -274,8 +274,10 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def _say(message: str, *, kind: str = "error: ") -> None:
+    # Names of files, and what is quoted from them, may hold control characters.
+    shown = "\n".join(map(visible, message.split("\n")))
     with contextlib.suppress(OSError):  # There is nowhere to print it.
-        print(f"{kind}{message}", file=sys.stderr)
+        print(f"{kind}{shown}", file=sys.stderr)
 
 
 def _can_print(text: str) -> bool:

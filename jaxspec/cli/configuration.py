@@ -243,7 +243,9 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         try:
             with repeating_lost_signals():
                 status = main(argv) or 0
-        except SystemExit:
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich ends the program then.
+                raise end.__context__ from None
             sys.stdout.flush()
             raise
         sys.stdout.flush()

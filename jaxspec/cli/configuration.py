@@ -53,7 +53,7 @@ from jaxspec.cli.values import (
 )
 from jaxspec.config import RunConfig
 from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, visible
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""
@@ -249,7 +249,9 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         try:
             with repeating_lost_signals():
                 status = main(argv) or 0
-        except SystemExit:
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich ends the program then.
+                raise end.__context__ from None
             sys.stdout.flush()
             raise
         sys.stdout.flush()
@@ -280,8 +282,10 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def _say(message: str, *, kind: str = "error: ") -> None:
+    # Names of files, and what is quoted from them, may hold control characters.
+    shown = "\n".join(map(visible, message.split("\n")))
     with contextlib.suppress(OSError):  # There is nowhere to print it.
-        print(f"{kind}{message}", file=sys.stderr)
+        print(f"{kind}{shown}", file=sys.stderr)
 
 
 def _can_print(text: str) -> bool:
@@ -402,7 +406,7 @@ def _type_problem_behind(error: Exception) -> str:
 def _line_in(error: Exception, file: Path) -> str:
     """Says " at line N": the innermost line of the config file that the error passed through."""
     if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
+        return f" at line {error.lineno}" if error.lineno else ""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

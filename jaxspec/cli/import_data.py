@@ -20,6 +20,7 @@ import tyro
 from jaxspec.data.imports.use import VALIDATION, Use
 from jaxspec.files import held_file, refusing, user_path
 from jaxspec.interruption import ending_on_sigterm
+from jaxspec.names import visible
 
 if TYPE_CHECKING:
     from jaxspec.data.imports.writing import Imported
@@ -80,7 +81,11 @@ def main(argv: Sequence[str]) -> None:
         import_data(command)
 
 
-def import_data(command: ImportCommand, *, echo: Callable[[str], None] = print) -> Path:
+def _say(line: str) -> None:
+    print(visible(line), flush=True)
+
+
+def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -> Path:
     """Reads the sources and writes the folder.
 
     Returns:

@@ -14,6 +14,7 @@ a run that was stopped or killed. Only one process at a time writes to a folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -146,7 +147,8 @@ def _with_length(command: RegenerateCommand, tokenizer: Tokenizer) -> Regenerate
 
 def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str], None]) -> None:
     """`regenerate`, in a folder that is held."""
-    from jaxspec.data.example_files import remove_unfinished
+    from jaxspec.data.chat_template import Refused
+    from jaxspec.data.example_files import MANIFEST, read_manifest, remove_unfinished
     from jaxspec.data.sources import load_examples
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.decoding import Autoregressive, DecodeRules
@@ -163,6 +165,9 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         target_folder(command.run.target.path),
         template_options=command.run.target.template_options,
     )
+    # A template that cannot be used is noticed before anything is written.
+    with contextlib.suppress(Refused):
+        tokenizer.encode_prompt([{"role": "user", "content": "Hi."}])
     command = _with_length(command, tokenizer)
     settings = _settings(command, tokenizer)
     done, dropped, ends = _progress_of(output, settings, examples)
@@ -219,6 +224,12 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
+    if not ends["answers"] and not read_manifest(output)["examples"]:
+        (output / MANIFEST).unlink()
+        raise ValueError(
+            f"None of the {done} questions of {command.source!r} could be asked "
+            f"({_counted(dropped)}). {answers.first_refusal}"
+        )
     if ends["cut"]:
         echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))
@@ -414,13 +425,15 @@ def _recorded(command: RegenerateCommand) -> RunConfig:
     )
 
 
+def _counted(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+
+
 def _summary(output: Path) -> str:
     from jaxspec.data.example_files import read_manifest
 
     manifest = read_manifest(output)
-    lost = ", ".join(
-        f"{count} {reason.replace('_', ' ')}" for reason, count in manifest["dropped"].items()
-    )
+    lost = _counted(manifest["dropped"])
     return (
         f"Questions asked: {manifest['questions_done']:,}; examples written: "
         f"{manifest['examples']:,}, in {output}"

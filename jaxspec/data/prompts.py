@@ -14,6 +14,7 @@ from typing import Any
 from jaxspec.data.examples import Conversation
 from jaxspec.data.imports.locate import locate
 from jaxspec.data.imports.reading import Tally, read_conversations
+from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.files import user_path
 from jaxspec.json_files import read_bytes
 
@@ -61,8 +62,12 @@ def read_questions(path: str) -> list[Question]:
     if user_path(path).suffix == ".txt":
         lines = _lines(path)
         return [Question([{"role": "user", "content": line}]) for line in lines if line.strip()]
+    try:
+        examples = list(read_conversations(found, use="benchmark", tally=Tally(), seen=set()))
+    except StoppedAtBadRow as error:
+        raise ValueError(f"{error} Correct the row, or leave it out.") from error
     questions = []
-    for example in read_conversations(found, use="benchmark", tally=Tally(), seen=set()):
+    for example in examples:
         turns = example.conversation
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()

@@ -210,3 +210,13 @@ def test_the_help_fits_a_terminal(capsys):
     assert max(map(len, text.splitlines())) <= 80
     for option in ("--output", "--on_bad_row", "--use", "--validation", "--split", "--revision"):
         assert option in text
+
+
+def test_names_of_files_cannot_write_to_the_terminal(tmp_path, capsys):
+    name = "a" + chr(27) + "[2J" + chr(0x202E) + ".jsonl"
+    (tmp_path / name).write_bytes(b"not json\n" + line("1?"))
+    assert run(tmp_path / name, "--output", tmp_path / "out") == 2
+    assert run(tmp_path / name, "--output", tmp_path / "out", "--on-bad-row", "skip") == 0
+    said = "".join(capsys.readouterr())
+    assert "a\\x1b[2J\\u202e.jsonl" in said
+    assert all(char.isprintable() or char == "\n" for char in said)

@@ -64,6 +64,8 @@ def to_example(value: Any, *, id: str, source: str, needs_answer: bool) -> tuple
         raise
     except ValueError as error:  # NaN is in no JSON that others read.
         raise BadRow("a number that is not finite", str(error)) from error
+    except TypeError as error:  # Tables can hold dates and the like.
+        raise BadRow("a value that is not JSON", str(error)) from error
     return _checked(example), form
 
 

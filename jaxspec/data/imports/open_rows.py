@@ -18,6 +18,7 @@ from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
 from jaxspec.data.imports.json_rows import PROBE_BYTES, holds_rows, read_json, read_lines
 from jaxspec.data.imports.rows import Row
 from jaxspec.data.imports.text_rows import read_text_file
+from jaxspec.json_files import refuse_pointer
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".gz")
 """Files of a folder that are read."""
@@ -27,9 +28,17 @@ _GZIP = b"\x1f\x8b"
 _ARROW_STREAM = b"\xff\xff\xff\xff"
 _ARCHIVES = {
     b"PK\x03\x04": "a zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"\xfd7zXZ": "compressed with xz",
     b"BZh": "compressed with bzip2",
+}
+_OTHERS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF-": "a PDF document",
+    b"SQLite format 3": "an SQLite database",
 }
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BLANK = b" \t\r\n\xef\xbb\xbf"
@@ -96,6 +105,10 @@ def _refuse(path: Path, head: bytes) -> None:
     for start, kind in _ARCHIVES.items():
         if head.startswith(start):
             raise ValueError(f"{path} is {kind}: unpack it first. {_expected()}")
+    for start, kind in _OTHERS.items():
+        if head.startswith(start):
+            raise ValueError(f"{path} is {kind}. {_expected()}")
+    refuse_pointer(head, name=path)
     if head.startswith(_UTF16):
         raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
     if path.suffix in _TABLES:

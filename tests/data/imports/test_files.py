@@ -1,5 +1,6 @@
 """Files of every kind are read row by row, and those that cannot be read are named."""
 
+import datetime
 import gzip
 import io
 import json
@@ -10,8 +11,10 @@ import pytest
 
 from jaxspec.data.builders import records
 from jaxspec.data.imports import json_rows, text_rows
+from jaxspec.data.imports.conversations import to_example
 from jaxspec.data.imports.locate import files_of_split, locate
 from jaxspec.data.imports.open_rows import open_rows
+from jaxspec.data.imports.rows import BadRow
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "é"}]}
@@ -183,3 +186,20 @@ def test_splits_are_words_of_names():
     assert files_of_split(names, "train") == names[:2]
     assert files_of_split(names, "validation") == names[3:]
     assert files_of_split(["contest.jsonl", "b.jsonl"], "train") == ["contest.jsonl", "b.jsonl"]
+
+
+def test_what_a_table_can_hold_and_json_cannot_is_a_bad_row(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    dated = {"name": "f", "since": datetime.date(2020, 1, 1)}
+    pq.write_table(pa.table({"messages": [turns], "tools": [[dated]]}), tmp_path / "dates.parquet")
+    (row,) = open_rows(tmp_path / "dates.parquet")
+    with pytest.raises(BadRow, match=r"a value that is not JSON: .*date"):
+        to_example(row.value, id="a", source="a", needs_answer=True)
+
+    values = pa.array([b"good", b"\xff\xfe", b"good, too"])
+    text = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "texts.parquet")
+    rows = list(open_rows(tmp_path / "texts.parquet"))
+    assert [row.value for row in rows] == [{"text": "good"}, None, {"text": "good, too"}]
+    assert rows[1].place == f"row 2 of {tmp_path / 'texts.parquet'}"
+    assert "cannot be read: 'utf-8' codec" in str(rows[1].problem)

@@ -426,7 +426,7 @@ def _recorded(command: RegenerateCommand) -> RunConfig:
 
 
 def _counted(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())
 
 
 def _summary(output: Path) -> str:

@@ -332,7 +332,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     whole = task.whole(state.params)
     del restored, state  # The optimizer's part is twice the size of the weights.
     if records_drafts:
-        record |= _drafts(task, whole, tokenizer, record)
+        record = {**record, **_drafts(task, whole, tokenizer, record)}
     return Weights(params=whole, save=task.save, tokenizer=tokenizer, record=record)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,6 +74,14 @@ def test_exchanged_entries(
     assert failures(target, record, bundle) == ["as exported: weights"]
     del record["orders"]  # As earlier versions recorded it.
     assert "as exported: weights" not in failures(target, record, bundle)
+
+
+def test_rounded_weights(target: TargetBundle, opened: tuple[Json, DrafterBundle]) -> None:
+    record, bundle = opened
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), bundle.params
+    )
+    assert not failures(target, record, dataclasses.replace(bundle, params=rounded))
 
 
 @pytest.mark.parametrize("part", ["config", "parameters", "prompts", "texts"])

@@ -25,7 +25,7 @@ from jaxspec.files import replaced_folder, try_file, user_path
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
-    from jaxspec.training.tasks.task import Save
+    from jaxspec.training.tasks.task import Save, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,9 @@ class ExportCommand:
     results: str = ""
     """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
     card."""
+    record_drafts: bool = True
+    """Whether an export from a drafter's checkpoint records some drafts, as that of a finished run
+    does: `jaxspec parity` compares them. The target's weights are loaded for this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,9 @@ def export(command: ExportCommand) -> Path:
         weights = (
             _exported(workdir, run)
             if use_export
-            else _from_checkpoint(workdir, run, asked=command.step)
+            else _from_checkpoint(
+                workdir, run, asked=command.step, records_drafts=command.record_drafts
+            )
         )
         whole = temporary / "whole"
         weights.save(
@@ -283,7 +288,7 @@ def _chosen_step(folder: Path, asked: str, *, export_best: bool) -> tuple[int | 
     return best, f"its {scores[best].text} is the best of the checkpoints that were measured"
 
 
-def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str) -> Weights:
+def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_drafts: bool) -> Weights:
     import jax
 
     from jaxspec.checkpoints.config_reader import read_json
@@ -324,9 +329,32 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str) -> Weights:
     step, state, progress = restored
     # Checkpoints of older versions have none.
     record = progress.get("record") or read_json(workdir / "provenance.json")
-    return Weights(
-        params=task.whole(state.params),
-        save=task.save,
-        tokenizer=tokenizer,
-        record={**record, "step": step, **({"chosen": reason} if reason else {})},
-    )
+    record = {**record, "step": step, **({"chosen": reason} if reason else {})}
+    whole = task.whole(state.params)
+    del restored, state  # The optimizer's part is twice the size of the weights.
+    if records_drafts:
+        record = {**record, **_drafts(task, whole, tokenizer, record)}
+    return Weights(params=whole, save=task.save, tokenizer=tokenizer, record=record)
+
+
+def _drafts(
+    task: Task, params: Any, tokenizer: Tokenizer, record: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What the weights draft with the target of their training; {} if that is not there."""
+    import jax
+
+    from jaxspec.checkpoints.folders import fingerprint
+
+    if task.record_drafts is None:
+        return {}
+    folder = task.reads["target.path"]
+    if fingerprint(folder) != record.get("fingerprints", {}).get("target.path"):
+        print(
+            f"No drafts are recorded: the run does not say that it was trained with the weights in "
+            f"{folder}. jaxspec parity then sees fewer mistakes.",
+            flush=True,
+        )
+        return {}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    frozen = task.load_frozen(jax.tree.map(lambda _: device, task.frozen_shapes))
+    return task.record_drafts(params, frozen, tokenizer)

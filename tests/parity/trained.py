@@ -134,7 +134,6 @@ def export(
         target=target.model,
         drafter=drafter,
         tokenizer=target.tokenizer,
-        dtype=dtype,
     )
     save_drafter(
         folder / "export",

@@ -104,12 +104,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
 
     def record_drafts(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
         record = reference_record(
-            params,
-            frozen,
-            target=target,
-            drafter=drafter,
-            tokenizer=tokenizer,
-            dtype=config.training.export_dtype or None,
+            params, frozen, target=target, drafter=drafter, tokenizer=tokenizer
         )
         return {KEY: record} if record else {}
 

@@ -70,11 +70,6 @@ def _nothing(shardings: Any) -> Any:
     return {}
 
 
-def _no_record(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
-    del params, frozen, tokenizer
-    return {}
-
-
 def _no_check(frozen: Any, tokens_BS: np.ndarray) -> None:
     del frozen, tokens_BS
 
@@ -102,7 +97,8 @@ class Task:
     """Setting -> the folder whose weights it names."""
     whole: Callable[[Any], Any] = _unchanged
     """What is trained -> the model's parameters: updates of low rank are added to their base."""
-    record_drafts: RecordDrafts = _no_record
+    record_drafts: RecordDrafts | None = None
+    """None: what is trained drafts nothing that could be compared."""
     capture_check: Callable[[Any, np.ndarray], None] = _no_check
     """(frozen parameters, tokens [B, S]): raises ValueError where hidden states are not captured
     as they should be."""
@@ -164,7 +160,8 @@ class PreparedTask:
         """Writes what was trained to WORKDIR/export, with the run's record and some drafts."""
         config, folder = self.task.config, workdir / "export"
         whole = self.task.whole(params)
-        drafts = self.task.record_drafts(whole, frozen, self.tokenizer)
+        record_drafts = self.task.record_drafts
+        drafts = record_drafts(whole, frozen, self.tokenizer) if record_drafts else {}
         self.task.save(
             folder,
             whole,

@@ -20,6 +20,10 @@ from typing import Any
 
 STOPPED_AND_SAVED = 75
 """Exit status of a command that was stopped; the same command continues (EX_TEMPFAIL)."""
+PROCESS_LOST = 76
+"""Exit status of the other processes of a run if one is killed or its host is gone."""
+STALLED = 77
+"""Exit status of a run whose step does not end."""
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
 from jaxspec.files import user_path
@@ -43,7 +44,7 @@ class TaskCommand(ConfigCommand):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainCommand(TaskCommand):
+class TrainCommand(ProcessOptions, TaskCommand):
     """What train.py takes."""
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -91,19 +92,20 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     from jaxspec.cli.next_commands import next_commands
     from jaxspec.training.loop import train
 
-    train(
-        run,
-        workdir=user_path(command.workdir),
-        accept_changes=command.accept_changes,
-        restart_schedule=command.restart_schedule,
-    )
-    if run.training.export:
-        print(
-            next_commands(
-                run, config=command.config, workdir=command.workdir, argv=argv, program=program
-            ),
-            flush=True,
+    with command.joined():
+        train(
+            run,
+            workdir=user_path(command.workdir),
+            accept_changes=command.accept_changes,
+            restart_schedule=command.restart_schedule,
         )
+        if run.training.export:
+            print(
+                next_commands(
+                    run, config=command.config, workdir=command.workdir, argv=argv, program=program
+                ),
+                flush=True,
+            )
 
 
 def _with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:

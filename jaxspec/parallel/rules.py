@@ -102,6 +102,33 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     }
 
 
+def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """Which part of each batch this process reads.
+
+    Processes whose devices hold the same rows, split over the tensor axis, read the same part.
+
+    Args:
+      mesh: over the devices of all processes.
+      rows: of a batch.
+
+    Returns:
+      (number of the part, number of parts).
+
+    Raises:
+      ValueError: the devices of two processes hold some of the same rows, but not all.
+    """
+    held: dict[int, set[int]] = {}
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
+    parts = sorted({tuple(sorted(numbers)) for numbers in held.values()})
+    if sum(map(len, parts)) != rows or len({len(part) for part in parts}) > 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} gives the processes rows that overlap in part: choose "
+            "mesh.tensor so that it divides the devices of a process, or is a multiple of them."
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -32,10 +32,12 @@ from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.memory import check_state_fits
-from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, check_batch_size
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.processes import joined
+from jaxspec.parallel.rules import Rules, check_batch_size, row_share
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import jsonable, write_json
+from jaxspec.training.agreement import check_contents, check_settings, check_workdir
 from jaxspec.training.boards import Logging, check_logging, open_boards
 from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
@@ -81,24 +83,29 @@ def train(
     check_logging(config.training.logging)
     with contextlib.ExitStack() as stack:
         # 1. Processes, the folder and the mesh.
-        initialise_processes()
+        stack.enter_context(joined())
         stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
+        options = {"--accept_changes": accept_changes, "--restart_schedule": restart_schedule}
+        check_settings(config, options)
         if jax.process_index() == 0:
             check_folder(workdir)
             stack.enter_context(held(workdir, option="--workdir"))
             if config.training.export:
                 check_export_folder(workdir / "export", config)
+        check_workdir(workdir)
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
+        share = row_share(mesh, config.data.batch_size)
 
         # 2. Tokenizer, models and data: everything that can be wrong is checked here.
-        run = task_of(config).prepare(config, workdir=workdir)
+        run = task_of(config).prepare(config, workdir=workdir, share=share)
         task, config = run.task, run.task.config
         settings = config.training
         task.objective.check()
 
         # 3. A run continues only with the settings that it was started with.
         fresh = fresh_record(run)
+        check_contents(fresh["fingerprints"])
 
         def record_at(step: int, progress: dict[str, Any]) -> Record:
             return continued_record(
@@ -317,7 +324,8 @@ def _loop(
         clock = _Clock(start.step)
         for index in range(start.step, settings.steps):
             batch = next(pipeline)
-            clock.tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
+            parts = pipeline.batch_size // len(pipeline.local_rows)
+            clock.tokens += int((batch["segments"] > 0).sum()) * parts
             state, metrics = stepper(state, {**batch, "rows": pipeline.local_rows}, rates[index])
             first_steps.after(metrics)
             window.append(metrics)

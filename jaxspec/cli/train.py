@@ -17,8 +17,8 @@ from jaxspec.config import RunConfig
 from jaxspec.files import user_path
 from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
 
-_LOGGING = re.compile(r"^--logging(?==|$)")
-"""Short for --training.logging."""
+_SHORT = re.compile(r"^--(logging|profile)(?==|$)")
+"""Settings of training that may be typed without "training."."""
 _OF_TASKS = {group for groups in GROUPS.values() for group in groups}
 
 
@@ -79,7 +79,7 @@ class TrainCommand(ProcessOptions, TaskCommand):
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     """Parses the command line and trains."""
-    argv = [_LOGGING.sub("--training.logging", argument) for argument in argv]
+    argv = [_SHORT.sub(r"--training.\1", argument) for argument in argv]
     command = parse_command(
         TrainCommand,
         argv,

@@ -180,10 +180,10 @@ def call_roll(address: str, *, count: int, index: int, limit_s: float) -> Links:
     host, _, port = address.rpartition(":")
     until = time.monotonic() + limit_s
     if index == 0:
-        links = _await_all(int(port), count=count, until=until, limit_s=limit_s)
-    else:
-        links = _join(host.strip("[]"), int(port), count=count, index=index, limit_s=limit_s)
-    return links
+        return _await_all(int(port), count=count, until=until, limit_s=limit_s)
+    return _join(
+        host.strip("[]"), int(port), count=count, index=index, until=until, limit_s=limit_s
+    )
 
 
 def _await_all(port: int, *, count: int, until: float, limit_s: float) -> Links:
@@ -197,72 +197,86 @@ def _await_all(port: int, *, count: int, until: float, limit_s: float) -> Links:
             f"Process 0 cannot listen on port {port} of this host: {error.strerror or error}. Name "
             "another port in --coordinator HOST:PORT, the same for all processes."
         ) from error
-    with listener:
-        while len(hosts) < count and not problem:
-            listener.settimeout(max(0.01, until - time.monotonic()))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                problem = _missing(hosts, count=count, limit_s=limit_s)
-                break
-            said = _receive(connection)
-            if not isinstance(said, dict) or said.get(_GREETING) is None:
-                connection.close()  # Something else that tries ports.
-                continue
-            other, named = int(said["index"]), str(said["host"])
-            if said["count"] != count:
-                problem = (
-                    f"Process 0 on {hosts[0]} is one of {count} processes, but process {other} on "
-                    f"{named} is one of {said['count']}: give all of them the same --processes."
-                )
-            elif other in hosts:
-                problem = (
-                    f"{named} and {hosts[other]} have both started process {other}: give each "
-                    f"process its own --process-id, from 0 to {count - 1}."
-                )
-                connection.sendall(json.dumps({"refused": problem}).encode() + b"\n")
-                connection.close()
-                continue
-            _keep_alive(connection)
-            hosts[other], peers[other] = named, connection
-    answer = {"refused": problem} if problem else {"hosts": hosts}
-    for connection in peers.values():
-        with contextlib.suppress(OSError):
-            connection.sendall(json.dumps(answer).encode() + b"\n")
-    if problem:
-        raise ValueError(problem)
+    with contextlib.ExitStack() as stack:
+        with listener:
+            while len(hosts) < count and not problem:
+                listener.settimeout(max(0.01, until - time.monotonic()))
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    problem = _missing(hosts, count=count, limit_s=limit_s)
+                    break
+                said = _receive(connection)
+                if not isinstance(said, dict) or said.get(_GREETING) is None:
+                    connection.close()  # Something else that tries ports.
+                    continue
+                stack.callback(connection.close)
+                other, named = int(said["index"]), str(said["host"])
+                problem = _misfit(other, named, int(said["count"]), hosts=hosts, count=count)
+                if problem:
+                    _tell(connection, {"refused": problem})
+                else:
+                    _keep_alive(connection)
+                    hosts[other], peers[other] = named, connection
+        for connection in peers.values():
+            _tell(connection, {"refused": problem} if problem else {"hosts": hosts})
+        if problem:
+            raise ValueError(problem)
+        stack.pop_all()
     return Links(0, hosts, peers)
 
 
-def _join(host: str, port: int, *, count: int, index: int, limit_s: float) -> Links:
+def _misfit(other: int, named: str, said: int, *, hosts: Mapping[int, str], count: int) -> str:
+    """Why a process cannot be one of those that process 0 waits for; "": it can."""
+    if said != count:
+        return (
+            f"Process 0 on {hosts[0]} is one of {count} processes, but process {other} on {named} "
+            f"is one of {said}: give all of them the same --processes."
+        )
+    if other in hosts:
+        return (
+            f"{named} and {hosts[other]} have both started process {other}: give each process its "
+            f"own --process-id, from 0 to {count - 1}."
+        )
+    return ""
+
+
+def _tell(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _join(host: str, port: int, *, count: int, index: int, until: float, limit_s: float) -> Links:
     """Any other process: finds process 0 and waits for its answer."""
-    started = time.monotonic()
-    connection, reason = None, ""
+    connection = None
     while connection is None:
         try:
             connection = socket.create_connection((host, port), timeout=_REPLY_S)
         except OSError as error:
-            reason = str(error.strerror or error)
-            if time.monotonic() - started > limit_s:
+            if time.monotonic() > until:
                 raise ValueError(
                     f"The coordinator {host}:{port} has not answered process {index} within "
-                    f"{limit_s:g} seconds ({reason}). Start process 0 there, and check the address "
-                    "in --coordinator, the name of the host and the firewall."
+                    f"{limit_s:g} seconds ({error.strerror or error}). Start process 0 there, and "
+                    "check the address in --coordinator, the name of the host and the firewall."
                 ) from error
             time.sleep(_RETRY_S)
-    greeting = {_GREETING: 1, "index": index, "count": count, "host": socket.gethostname()}
-    connection.sendall(json.dumps(greeting).encode() + b"\n")
-    # Process 0 may have started later, and waits as long for the others.
-    said = _receive(connection, timeout_s=limit_s + _REPLY_S)
-    if not isinstance(said, dict) or not {"hosts", "refused"} & said.keys():
-        raise ValueError(
-            f"What answers process {index} at {host}:{port} is not process 0 of this run, or it "
-            "has ended: check --coordinator, and the messages of process 0."
-        )
-    if "refused" in said:
-        raise ValueError(said["refused"])
-    _keep_alive(connection)
-    return Links(index, {int(each): name for each, name in said["hosts"].items()}, {0: connection})
+    with contextlib.ExitStack() as stack:
+        stack.callback(connection.close)
+        host_here = socket.gethostname()
+        _tell(connection, {_GREETING: 1, "index": index, "count": count, "host": host_here})
+        # Process 0 may have started later, and waits as long for the others.
+        said = _receive(connection, timeout_s=limit_s + _REPLY_S)
+        if not isinstance(said, dict) or not {"hosts", "refused"} & said.keys():
+            raise ValueError(
+                f"What answers process {index} at {host}:{port} is not process 0 of this run, or "
+                "it has ended: check --coordinator, and the messages of process 0."
+            )
+        if "refused" in said:
+            raise ValueError(said["refused"])
+        _keep_alive(connection)
+        stack.pop_all()
+    hosts = {int(each): name for each, name in said["hosts"].items()}
+    return Links(index, hosts, {0: connection})
 
 
 def _listen(port: int) -> socket.socket:

@@ -257,7 +257,8 @@ def _given(asked: int | None, variable: str) -> int | None:
 
 def _said(count: int | None, index: int | None, coordinator: str) -> str:
     options = {"--coordinator": coordinator or None, "--processes": count, "--process-id": index}
-    return "Got " + ", ".join(f"{name} {value}" for name, value in options.items() if value)
+    given = (f"{name} {value}" for name, value in options.items() if value is not None)
+    return f"Got {', '.join(given)}"
 
 
 def _found(limit_s: float) -> _Place | None:

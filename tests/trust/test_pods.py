@@ -27,8 +27,10 @@ def assert_same_trace(workdir, other):
     for row, expected in zip(rows, others, strict=True):
         assert row.keys() == expected.keys()
         for name, value in row.items():
-            pairs = zip(value, expected[name], strict=True)
-            for a, b in pairs if isinstance(value, list) else [(value, expected[name])]:
+            both = (
+                (value, expected[name]) if isinstance(value, list) else ([value], [expected[name]])
+            )
+            for a, b in zip(*both, strict=True):
                 same = a is b is None or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
                 assert same, (row["step"], name, a, b)
 
@@ -55,7 +57,7 @@ def start(arguments, tmp_path):
 
 def stop(pod, *, victim, after):
     """SIGTERM to one process: all of them save the same step and say so with their status."""
-    pod.wait_for(f"step {after}/")
+    pod.wait_for(after)
     pod.send(victim, signal.SIGTERM)
     assert pod.statuses() == [STOPPED_AND_SAVED] * len(pod.processes), pod.said(0)
     assert "Stopped: step " in pod.said(0)
@@ -65,11 +67,11 @@ def test_sigterm_to_one_of_two_processes_and_one_process_continues(
     start, run_config, finished_run, tmp_path
 ):
     pod = start(2)
-    stop(pod, victim=1, after=5)
+    stop(pod, victim=1, after="Compiling the step")
     assert "step " not in pod.said(1).replace("step=", ""), "only process 0 prints"
     saved = max(runs.saved_steps(tmp_path / "run"))
     train(run_config, workdir=tmp_path / "run")
-    assert 5 < saved < runs.STEPS
+    assert saved < runs.STEPS
     assert_same_trace(tmp_path / "run", finished_run)
 
 
@@ -93,8 +95,8 @@ def test_each_of_four_processes_is_killed_in_turn(is_slow, start, finished_run, 
 def test_four_processes_then_one_then_two(is_slow, start, finished_run, tmp_path):
     if not is_slow:
         pytest.skip("three starts of several processes take minutes: --slow")
-    stop(start(4), victim=0, after=5)
-    stop(start(1), victim=0, after=11)
+    stop(start(4), victim=3, after="Compiling the step")
+    stop(start(1), victim=0, after="Compiling the step")
     assert start(2).statuses() == [0, 0]
     assert_same_trace(tmp_path / "run", finished_run)
 

@@ -284,13 +284,13 @@ def _found(limit_s: float) -> _Place | None:
                 f"This seems to be part of a cluster ({cluster.__name__}), which does not say who "
                 f"belongs to it: {type(error).__name__}: {error}. {_ADVICE}"
             ) from error
-        shares_host = local is not None and not _is_alone_on_host()
-        shares_host = shares_host and not cloud_tpu_init.running_in_cloud_tpu_vm
+        if _is_alone_on_host() or cloud_tpu_init.running_in_cloud_tpu_vm:
+            local = None
         return _Place(
             coordinator=coordinator,
             count=count,
             index=index,
-            local_devices=[local] if shares_host else None,
+            local_devices=None if local is None else [local],
         )
     return None
 

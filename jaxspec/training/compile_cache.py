@@ -35,6 +35,6 @@ def cache_folder(setting: str | None, *, platform: str) -> str | None:
 def use_compile_cache(setting: str | None) -> None:
     """Makes jax keep compiled programs where `training.compile_cache` says."""
     folder = cache_folder(setting, platform=jax.default_backend())
-    if folder != jax.config.jax_compilation_cache_dir:
+    if folder != jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

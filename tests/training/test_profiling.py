@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import jax
 import pytest
 
+from jaxspec.training.loop import train
+from jaxspec.training.metrics import last_row
 from jaxspec.training.profiling import Profile
 
 
@@ -57,3 +60,13 @@ def test_other_processes_trace_nothing(traced):
             profile.before(step)
             assert not profile.after(step + 1, {})
     assert traced == []
+
+
+def test_a_run_leaves_a_trace(run_config, tmp_path, capsys):
+    settings = dataclasses.replace(run_config.training, steps=4, profile=1, export=False)
+    train(dataclasses.replace(run_config, training=settings), workdir=tmp_path / "run")
+    assert [*(tmp_path / "run" / "profile").rglob("*.xplane.pb")]
+    assert "A trace of the steps before this one is in" in capsys.readouterr().out
+    row = last_row(tmp_path / "run")
+    assert row["seconds_per_step"] > 0 and row["memory_bytes"] > 2**20
+    assert "mfu" not in row, "the peak of these devices is not known"

@@ -15,11 +15,13 @@ from jaxspec.ranges import MOST_DEVICES, check_ranges, positive, whole
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """What a command takes to find the other processes; commands inherit it."""
+    """What a command takes to find the other processes; commands inherit it.
+
+    Every process is started by the same command. Cloud TPU, GKE, Slurm and MPI say the rest.
+    """
 
     processes: Annotated[int, whole(1, MOST_DEVICES)] | None = None
-    """Processes of the run, each started by the same command; None: what the cluster says (Cloud
-    TPU, GKE, Slurm, MPI), or else 1."""
+    """Processes of the run; None: what the cluster says, or else 1."""
     coordinator: str = ""
     """HOST:PORT of process 0, with a free port; "": what the cluster says."""
     process_id: Annotated[int, whole(0, MOST_DEVICES)] | None = None

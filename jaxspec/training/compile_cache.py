@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -35,6 +36,7 @@ def cache_folder(setting: str | None, *, platform: str) -> str | None:
 def use_compile_cache(setting: str | None) -> None:
     """Makes jax keep compiled programs where `training.compile_cache` says."""
     folder = cache_folder(setting, platform=jax.default_backend())
-    if folder != jax.config.read("jax_compilation_cache_dir"):
-        jax.config.update("jax_compilation_cache_dir", folder)
+    config: Any = jax.config  # Its type does not know the options.
+    if folder != config.jax_compilation_cache_dir:
+        config.update("jax_compilation_cache_dir", folder)
         compilation_cache.reset_cache()

@@ -35,7 +35,7 @@ def test_the_setting_comes_first_and_then_the_variable(
 
 
 def test_programs_are_kept_in_the_folder(tmp_path):
-    before = jax.config.read("jax_compilation_cache_dir")
+    before = jax.config.jax_compilation_cache_dir
     try:
         use_compile_cache(str(tmp_path / "programs"))
         jax.jit(lambda x: jnp.tanh(x) * 17.25)(jnp.ones(3)).block_until_ready()

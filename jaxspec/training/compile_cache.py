@@ -24,7 +24,7 @@ def cache_folder(setting: str | None, *, platform: str) -> str | None:
       platform: of the devices: "cpu", "gpu", "tpu".
     """
     if setting is not None:
-        return setting or None
+        return os.path.expanduser(setting) or None
     if _VARIABLE in os.environ:
         return os.environ[_VARIABLE] or None
     if platform == "cpu":  # Programs may need instructions that another machine lacks.

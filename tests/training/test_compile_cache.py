@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +14,7 @@ from jaxspec.training.compile_cache import cache_folder, use_compile_cache
     ("setting", "variable", "platform", "expected"),
     [
         ("gs://bucket/programs", "/there", "tpu", "gs://bucket/programs"),
+        ("~/programs", None, "cpu", "/home/me/programs"),
         ("", "/there", "tpu", None),
         (None, "/there", "cpu", "/there"),
         (None, "", "tpu", None),
@@ -27,7 +26,7 @@ def test_the_setting_comes_first_and_then_the_variable(
     setting, variable, platform, expected, monkeypatch
 ):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     if variable is not None:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", variable)

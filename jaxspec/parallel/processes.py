@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import dataclasses
 import importlib.metadata
 import os
@@ -45,6 +46,8 @@ _ADVICE = (
     "Start one process on each host with --coordinator HOST:PORT (of process 0), --processes N and "
     "--process-id I; --processes 1 runs this one alone."
 )
+_is_inside = contextvars.ContextVar("is_inside", default=False)
+"""Whether this is inside of `joined`."""
 _links: Links | None = None
 
 
@@ -85,22 +88,22 @@ def joined(asked: Processes | None = None) -> Iterator[None]:
       ValueError: the processes contradict each other, do not all come in time, or have other
         versions of jaxspec or jax; or this one is alone where there should be several.
     """
-    global _links
-    if jax.distributed.is_initialized():
+    if _is_inside.get() or jax.distributed.is_initialized():
         yield
         return
     asked = asked or Processes()
     place = _place(asked)
-    if place is None:
-        if asked.count != 1:
-            _check_alone()
-        yield
-        return
-    _links = call_roll(
-        place.coordinator, count=place.count, index=place.index, limit_s=asked.limit_s
-    )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ending_together(_links))
+        stack.callback(_is_inside.reset, _is_inside.set(True))
+        if place is None:
+            if asked.count != 1:
+                _check_alone()
+            yield
+            return
+        links = call_roll(
+            place.coordinator, count=place.count, index=place.index, limit_s=asked.limit_s
+        )
+        stack.enter_context(_ending_together(links))
         check_alike(_versions(), advice="Install the same versions on all hosts.")
         jax.distributed.initialize(
             coordinator_address=place.coordinator,
@@ -122,6 +125,7 @@ def joined(asked: Processes | None = None) -> Iterator[None]:
 def _ending_together(links: Links) -> Iterator[None]:
     """Ends the connections after the block: with the others, or with the news of an error."""
     global _links
+    _links = links
     try:
         yield
     except BaseException as error:

@@ -326,7 +326,7 @@ def _loop(
         if needs is not None:
             reporter.say(needs.summary)
         first_steps = FirstSteps(left=settings.steps - start.step, say=reporter.say)
-        clock = _Clock(start.step)
+        clock, parts = _Clock(start.step), pipeline.batch_size // len(pipeline.local_rows)
         watch = stack.enter_context(StallWatch(limit_s=settings.stall_timeout))
         profile = stack.enter_context(
             Profile(
@@ -340,7 +340,6 @@ def _loop(
             watch.moved()
             profile.before(index)
             batch = next(pipeline)
-            parts = pipeline.batch_size // len(pipeline.local_rows)
             clock.tokens += int((batch["segments"] > 0).sum()) * parts
             state, metrics = stepper(state, {**batch, "rows": pipeline.local_rows}, rates[index])
             first_steps.after(metrics)
@@ -368,9 +367,9 @@ def _loop(
                     "seconds_per_step": seconds_per_step,
                     "memory_bytes": memory_used(),
                 }
-                share = stepper.needs and utilisation(stepper.needs, seconds=seconds_per_step)
-                if share is not None:
-                    extra["mfu"] = share
+                reached = stepper.needs and utilisation(stepper.needs, seconds=seconds_per_step)
+                if reached is not None:
+                    extra["mfu"] = reached
                 if validation is not None and measures and bad_step < 0:
                     measured = validation.measure(state.params)
                     score = validation.score(measured)

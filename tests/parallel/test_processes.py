@@ -173,7 +173,7 @@ def test_one_of_several_that_runs_alone_is_refused(say, variables, message):
     say(variables)
     with pytest.raises(ValueError, match=message), joined():
         pass
-    with joined(Processes(count=1)):
+    with joined(Processes(count=1)), joined():
         assert jax.process_count() == 1
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxspec.interruption import PROCESS_LOST, STOPPED_AND_SAVED
+from jaxspec.interruption import PROCESS_LOST, STALLED, STOPPED_AND_SAVED
 from jaxspec.training.loop import train
 from tests.training import runs
 from tests.trust.pods import Pod
@@ -106,6 +106,20 @@ def test_two_processes_that_split_the_model(is_slow, start, finished_run, tmp_pa
         pytest.skip("it takes a minute: --slow")
     assert start(2, "--mesh.data", "1", "--mesh.tensor", "2").statuses() == [0, 0]
     assert_same_trace(tmp_path / "run", finished_run)
+
+
+def test_a_step_that_does_not_end_shows_the_stacks(is_slow, start):
+    if not is_slow:
+        pytest.skip("it waits for a stalled step: --slow")
+    pod = start(2, "--training.stall_timeout", "10")
+    pod.wait_for("step 3/")
+    pod.send(1, signal.SIGSTOP)
+    # A process that is stopped does not answer jax either, which then aborts the other.
+    assert pod.processes[0].wait(60) in (STALLED, ABORTED)
+    assert "Stacks of process 0" in pod.said(0) and "loop.py" in pod.said(0)
+    assert "Stalled: no step has ended for 10 seconds" in pod.said(0)
+    pod.send(1, signal.SIGCONT)
+    assert pod.processes[1].wait(60) in (STALLED, PROCESS_LOST, ABORTED)
 
 
 def test_hosts_with_other_settings(is_slow, arguments, tmp_path):

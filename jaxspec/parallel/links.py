@@ -28,6 +28,7 @@ from jaxspec.interruption import PROCESS_LOST, STALLED
 _GREETING = "jaxspec"
 _RETRY_S, _REPLY_S = 0.25, 5.0
 _LONGEST_LINE = 1 << 18
+_AGAIN = "Start the same command again on all hosts; a run continues from its last checkpoint."
 _GRACE_S = 3.0
 """How long a process may take to end by itself after another has: both may have the same reason."""
 _LAST_S = 6.0
@@ -121,13 +122,8 @@ class Links:
                     return
                 self._said[peer].put(message["says"])
         if not self._is_ending.is_set():
-            self._end_with(
-                {
-                    "ended": peer,
-                    "status": PROCESS_LOST,
-                    "text": "it was killed, or its host is gone",
-                }
-            )
+            text = f"it was killed, or its host is gone. {_AGAIN}"
+            self._end_with({"ended": peer, "status": PROCESS_LOST, "text": text})
 
     def _end_with(self, news: Mapping[str, Any]) -> None:
         """Ends this process because another one has ended."""
@@ -139,7 +135,7 @@ class Links:
         self._is_ending.set()
         if news["status"] == STALLED:
             dump_stacks(self.index)
-        _say(f"error: {self.name(news['ended']).capitalize()} has ended: {news['text']}")
+        _say(f"error: stopped because {self.name(news['ended'])} has ended: {news['text']}")
         self._end_last()
         os._exit(news["status"])
 

@@ -141,7 +141,7 @@ def test_a_mistake_of_one_process_ends_all_with_its_status_and_words(roll, exits
             reader.join(5)
     assert exits == [2, 2]
     said = capfd.readouterr().err
-    assert said.count(f"Process 1 on {socket.gethostname()} has ended: no data here") == 2
+    assert said.count(f"because process 1 on {socket.gethostname()} has ended: no data here") == 2
 
 
 def test_all_may_find_the_same_mistake(roll, exits):
@@ -187,7 +187,7 @@ def test_a_killed_process_is_named_by_the_others(victim):
             said = process.communicate(timeout=20)[1]
             if index != victim:
                 assert process.returncode == PROCESS_LOST == 76
-                assert f"Process {victim} on {socket.gethostname()} has ended" in said
+                assert f"because process {victim} on {socket.gethostname()} has ended" in said
     finally:
         for process in processes:
             process.kill()

@@ -87,7 +87,7 @@ def test_each_of_four_processes_is_killed_in_turn(is_slow, start, finished_run, 
         assert statuses.pop(victim) == KILLED
         assert set(statuses) <= {PROCESS_LOST, *([ABORTED] if victim == 0 else [])}
         for index in set(range(4)) - {victim}:
-            assert f"Process {victim} on " in pod.said(index) or victim == 0
+            assert f"because process {victim} on " in pod.said(index) or victim == 0
     assert start(4).statuses() == [0, 0, 0, 0]
     assert_same_trace(tmp_path / "run", finished_run)
 

@@ -79,6 +79,23 @@ class Plan:
         return peak and self.needs.operations / (self.devices * peak * utilisation)
 
 
+def utilisation(needs: Needs, *, seconds: float) -> float | None:
+    """The share of the devices' peak speed that a step reaches (MFU).
+
+    What is computed again to save memory counts as well.
+
+    Args:
+      needs: of the step.
+      seconds: that it takes.
+
+    Returns:
+      0 to 1; None where the peak of these devices is not known.
+    """
+    devices = jax.devices()
+    peak = PEAK_OPERATIONS.get(devices[0].device_kind)
+    return peak and needs.operations / (len(devices) * peak * seconds)
+
+
 def topology_devices(name: str) -> Sequence[jax.Device]:
     """Devices of a TPU slice that this machine does not have, such as "v5p:2x2x2" (8 chips).
 

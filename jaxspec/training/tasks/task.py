@@ -189,8 +189,15 @@ class TaskKind:
     """Forms of config.json besides the one that `Task.save` writes: name -> function(document of
     that form, target_name=...)."""
 
-    def prepare(self, config: RunConfig, *, workdir: Path) -> PreparedTask:
+    def prepare(
+        self, config: RunConfig, *, workdir: Path, share: tuple[int, int] = (0, 1)
+    ) -> PreparedTask:
         """Looks at everything a run needs; writes nothing.
+
+        Args:
+          config: the run.
+          workdir: its folder.
+          share: the part of each batch that this process reads, and the number of parts.
 
         Raises:
           ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
@@ -200,8 +207,8 @@ class TaskKind:
         pipeline = make_pipeline(
             config.data,
             tokenizer,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share[0],
+            process_count=share[1],
         )
         steps = steps_of(config, rows=len(pipeline.rows))
         training = dataclasses.replace(config.training, steps=steps)

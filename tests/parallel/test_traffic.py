@@ -22,7 +22,7 @@ ROWS, LENGTH = 56, 25
 SLOTS = 6 * tiny.DRAFTER_CONFIG.block_size
 DRAFTED = 6 * (tiny.DRAFTER_CONFIG.block_size - 1)
 WHOLE_BATCH = {ROWS, ROWS * LENGTH, ROWS * SLOTS, ROWS * DRAFTED}
-"""Axes of arrays with all rows, flattened or not. No width, and nothing on one device, is as long."""
+"""Axes of arrays with all rows, flattened or not; no width and no part of a device is as long."""
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),

@@ -39,6 +39,7 @@ from jaxspec.models.transformer import (
     visible,
 )
 from jaxspec.ops import rope
+from jaxspec.parallel.constraints import rows
 
 
 class FusedProjections(nn.Module):
@@ -99,7 +100,7 @@ class GPTNeoXLayer(nn.Module):
         mlp = PlainMlp(
             cfg.intermediate_size, cfg.dtype, cfg.param_dtype, cfg.activation, name="mlp"
         )
-        x_BSD = attended_BSD + mlp(normed)
+        x_BSD = rows(attended_BSD + mlp(normed))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), own

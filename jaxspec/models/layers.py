@@ -16,6 +16,8 @@ from flax import linen as nn
 
 from jaxspec.config import DiTConfig, LanguageModelConfig
 from jaxspec.ops import rope
+from jaxspec.parallel.constraints import rows, whole
+from jaxspec.parallel.rules import columns_of
 
 
 class RMSNorm(nn.Module):
@@ -83,11 +85,12 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        out = flat @ kernel.astype(self.dtype)
+        out = flat @ whole(kernel, self.name, dtype=self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             out = out + bias.astype(self.dtype)
-        return out.reshape(*x.shape[:-1], self.features)
+        out = out.reshape(*x.shape[:-1], self.features)
+        return rows(out, columns=columns_of(self.name))
 
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(

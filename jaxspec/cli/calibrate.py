@@ -41,11 +41,14 @@ class CalibrateCommand(ConfigCommand):
         *("diffusion.block_length", "diffusion.unmasking", "diffusion.steps"),
         *("diffusion.threshold", "diffusion.factor", "diffusion.caching"),
         *("diffusion.block_causal", "diffusion.guidance", "diffusion.end_of_text"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
     )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "evaluation.max_new_tokens", "evaluation.batch_size"),
         *("evaluation.temperature", "diffusion.block_length", "diffusion.unmasking"),
         *("diffusion.steps", "diffusion.threshold", "diffusion.caching"),
+        *("mesh.data", "mesh.tensor"),
     )
     example: ClassVar[str] = (
         "{program} --target.path LLaDA-8B-Instruct --target.dtype bfloat16 \\\n"

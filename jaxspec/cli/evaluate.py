@@ -42,8 +42,10 @@ class EvalCommand(ConfigCommand):
 
     reads: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "target.enable_thinking"),
-        *("data.raw_dir", "data.data_dir", "evaluation", "diffusion"),
+        *("data.raw_dir", "data.data_dir", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("evaluation", "diffusion"),
     )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype"),
         *("evaluation.benchmarks", "evaluation.prompts", "evaluation.max_new_tokens"),
@@ -52,6 +54,7 @@ class EvalCommand(ConfigCommand):
         *("evaluation.block_size", "evaluation.denoising_passes", "evaluation.timing_prompts"),
         *("evaluation.seed", "diffusion.block_length", "diffusion.unmasking"),
         *("diffusion.threshold", "diffusion.caching", "diffusion.graph", "diffusion.num_drafts"),
+        *("mesh.data", "mesh.tensor"),
     )
     example: ClassVar[str] = (
         "{program} --config configs/quickstart.py --output runs/results.json \\\n"

@@ -54,7 +54,9 @@ class RegenerateCommand(ConfigCommand):
     reads: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "target.enable_thinking"),
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
     )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     example: ClassVar[str] = (
         "{program} --target.path Qwen3-4B --source gsm8k \\\n    --output runs/gsm8k_answers"
     )

@@ -31,8 +31,8 @@ def mesh_of(params: Any) -> Mesh | None:
     """The mesh on which parameters lie; None: they are on one device."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            mesh: Mesh = sharding.mesh
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if isinstance(mesh, Mesh) and mesh.size > 1:
             return mesh
     return None
 

@@ -81,6 +81,18 @@ def _check_rows(sizes: Mapping[str, int], *, rows: int, option: str) -> None:
         )
 
 
+def batch_rows(prompts: int, *, most: int, mesh: Mesh | None) -> int:
+    """Rows of a batch for this many prompts: no more than are needed to give each device as many.
+
+    Args:
+      prompts: how many there are.
+      most: rows of a full batch, which the mesh divides.
+      mesh: see `decoding_mesh`.
+    """
+    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return min(most, -(-prompts // parts) * parts)
+
+
 def check_model_fits(config: Any, mesh: Mesh | None, *, name: str) -> None:
     """Checks that the mesh divides a model, before its weights are read.
 

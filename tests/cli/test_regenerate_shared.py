@@ -1,8 +1,6 @@
 """jaxspec regenerate on several devices and in several processes: the folder of one device."""
 
 import dataclasses
-import functools
-import threading
 
 import pytest
 
@@ -10,39 +8,21 @@ from jaxspec.config import MeshConfig, RunConfig, TargetConfig
 from jaxspec.data.example_files import read_examples, read_manifest
 from jaxspec.parallel.shares import Share
 from tests.evals.drafter_folders import WIDE, write_folders
+from tests.processes import as_processes
 from tests.training import runs
 
 
-def shared_out(ask, count, output, *, stop_first=False, **changes):
-    """Calls the command in as many processes, which are threads here; returns the folder.
+def shared_out(ask, count, output, *, stop_first=False):
+    """What the command says in each of as many processes; see `as_processes`.
 
-    With `stop_first`, the first process is stopped when it has answered its own questions.
+    With `stop_first`, the first process is stopped when it has answered a shard.
     """
-    meeting, said = threading.Barrier(count), {}
-    values: list[object] = [None] * count
 
-    def gather(index, value):
-        values[index] = value
-        meeting.wait(60)
-        found = list(values)
-        meeting.wait(60)
-        return found
+    def run(share):
+        stop_after = 0 if stop_first and share.is_first else None
+        return ask(output, share=share, stop_after=stop_after)[1]
 
-    def run(index):
-        share = Share(index, count, gather=functools.partial(gather, index))
-        try:
-            stop_after = 1 if stop_first and index == 0 else None
-            said[index] = ask(output, share=share, stop_after=stop_after, **changes)[1]
-        except BaseException as error:
-            meeting.abort()
-            said[index] = error
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return said
+    return as_processes(count, run)
 
 
 @pytest.mark.parametrize("count", [2, 4])

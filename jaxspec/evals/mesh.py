@@ -49,10 +49,11 @@ def decoding_mesh(
         open_axes.remove("data")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if fixed > len(devices):
-        named = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size != -1)
+        named = [f"mesh.{axis}" for axis, size in sizes.items() if size > 1]
+        counts = " x ".join(str(size) for size in sizes.values() if size > 1)
         raise ValueError(
-            f"The mesh ({named}) needs {fixed} devices, but this process has {len(devices)}: lower "
-            "--mesh.data, --mesh.fsdp or --mesh.tensor."
+            f"{' x '.join(named)} is {counts}, which takes {fixed} devices, but this process has "
+            f"{len(devices)}: lower {' or '.join(named)}."
         )
     left = len(devices) // fixed
     if open_axes == ["data"]:

@@ -32,7 +32,7 @@ def evaluated(output, *arguments):
     line = ["--config", "quickstart", "--output", str(output)]
     line += ["--evaluation.benchmarks", "embedded/math", "--evaluation.prompts", "6"]
     line += ["--evaluation.max_new_tokens", "12", "--evaluation.batch_size", "4"]
-    line += ["--evaluation.timing_prompts", "1", "--evaluation.timing_repeats", "1"]
+    line += ["--evaluation.timing_repeats", "1"]
     assert run_as_command(eval_script.main, [*line, *map(str, arguments)]) == 0
     record, rows = read_json(output)
     untimed = [
@@ -46,17 +46,22 @@ def evaluated(output, *arguments):
     return untimed, record, output.with_suffix(".md").read_text()
 
 
-@pytest.mark.parametrize("mesh", [("1", "8"), ("4", "2")], ids=["tensor", "both"])
-def test_an_evaluation_has_the_figures_of_one_device(folders, tmp_path, mesh):
-    data, tensor = mesh
+@pytest.mark.parametrize(
+    ("data", "tensor", "timed", "kinds"),
+    [("1", "8", "0", "dflash,ngram,none"), ("4", "2", "1", "dflash,none")],
+    ids=["tensor", "both, timed"],
+)
+def test_an_evaluation_has_the_figures_of_one_device(folders, tmp_path, data, tensor, timed, kinds):
     target, drafters = folders
-    asked = ["--target.path", target, "--workdir", drafters[0], "--drafters", "dflash,ngram,none"]
+    asked = ["--target.path", target, "--workdir", drafters[0], "--drafters", kinds]
+    asked += ["--evaluation.timing_prompts", timed]
     alone, record, _ = evaluated(tmp_path / "alone.json", *asked)
     assert "mesh" not in record["devices"]
     spread = ["--mesh.data", data, "--mesh.tensor", tensor]
     rows, record, report = evaluated(tmp_path / "spread.json", *asked, *spread)
     assert rows == alone
-    assert [row["mismatched_prompts"] for row in rows] == [0, 0, 0]
+    assert [row["mismatched_prompts"] for row in rows] == [0] * len(kinds.split(","))
+    assert (rows[0]["timed_prompts"] is not None) == (timed == "1")
     assert record["devices"]["mesh"] == {"data": int(data), "fsdp": 1, "tensor": int(tensor)}
     assert f"8 devices (mesh: data {data}, fsdp 1, tensor {tensor})" in report
 
@@ -64,6 +69,7 @@ def test_an_evaluation_has_the_figures_of_one_device(folders, tmp_path, mesh):
 def test_a_diffusion_evaluation_has_the_figures_of_one_device(tmp_path):
     folder = diffusion_folders.write_model(tmp_path / "export", **WIDE)
     asked = ["--target.path", folder, "--diffusion.block_length", 4, "--diffusion.num_drafts", 2]
+    asked += ["--evaluation.timing_prompts", 0]
     alone, _, _ = evaluated(tmp_path / "alone.json", *asked)
     spread = ["--mesh.data", 4, "--mesh.tensor", 2]
     rows, record, report = evaluated(tmp_path / "spread.json", *asked, *spread)

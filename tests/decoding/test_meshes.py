@@ -1,6 +1,7 @@
 """Decoding on several devices: what one device gives, with parameters and caches divided."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -10,7 +11,13 @@ import numpy as np
 import pytest
 
 from jaxspec.config import MeshConfig
-from jaxspec.decoding import Autoregressive, ChainSpeculative, Speculative, TreeSpeculative
+from jaxspec.decoding import (
+    Adaptive,
+    Autoregressive,
+    ChainSpeculative,
+    Speculative,
+    TreeSpeculative,
+)
 from jaxspec.decoding import rows as batch_rows
 from jaxspec.decoding.generate import generate
 from jaxspec.decoding.placement import mesh_of, on_mesh_of
@@ -21,6 +28,7 @@ from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules
 from tests.decoding import tiny
 from tests.decoding.test_batching import MANY, NAMES
+from tests.decoding.test_denoiser_drafter import proposer as denoiser
 
 WIDE = dataclasses.replace(tiny.ARCHITECTURE, num_heads=16, num_kv_heads=8, hidden_size=64)
 """Heads for 8 devices."""
@@ -28,6 +36,10 @@ MESHES = {
     "tensor": MeshConfig(data=1, tensor=8),
     "both": MeshConfig(data=4, tensor=2),
     "data": MeshConfig(data=8),
+}
+SPLIT_WIDTHS = {
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "all three": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 ROWS = 8
 
@@ -47,16 +59,42 @@ def strategies():
         "block": (Speculative(model, proposer, tiny.RULES), both),
         "tree": (TreeSpeculative(model, proposer, tiny.RULES, num_nodes=12), both),
         "ngram": (Speculative(model, NGramProposer(4), tiny.RULES), lookup),
+        "mdlm": with_denoiser("bidirectional", num_passes=2),
+        "cached mdlm": with_denoiser("causal"),
+        "adaptive": (adaptive(model, proposer), both),
     }
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", ["autoregressive", "block", "tree", "ngram"])
+def with_denoiser(context, **settings):
+    model, params = tiny.target(WIDE)
+    suppressed = tiny.RULES.suppressed_ids
+    drafter, weights = denoiser(
+        tiny.VOCABULARY, context, block_size=4, suppressed_ids=suppressed, **settings
+    )
+    return Speculative(model, drafter, tiny.RULES), {"target": params, "drafter": weights}
+
+
+def adaptive(model, proposer):
+    """Two sizes whose costs are given, so that the choice is the same every time."""
+    sizes = [dataclasses.replace(proposer, block_size=size) for size in (2, 5)]
+    strategies = [Speculative(model, size, tiny.RULES) for size in sizes]
+    return Adaptive(strategies, costs=(1.0, 1.5), stretch=3)
+
+
+CASES = [
+    *itertools.product(["autoregressive", "block", "tree", "ngram"], MESHES),
+    *itertools.product(["mdlm", "cached mdlm", "adaptive"], ["both"]),
+    *itertools.product(["autoregressive", "block"], ["fsdp", "all three"]),
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=[" on ".join(case) for case in CASES])
 def test_every_mesh_gives_the_output_of_one_device(name, mesh):
     strategy, params = strategies()[name]
     alone = generate(strategy, params, MANY, ids=NAMES, batch_size=ROWS)
     assert len({len(response.tokens) for response in alone}) > 3
-    split = spread(params, MESHES[mesh])
+    split = spread(params, {**MESHES, **SPLIT_WIDTHS}[mesh])
+    strategy, _ = strategies()[name]  # `Adaptive` remembers.
     assert generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS) == alone
 
 

@@ -96,6 +96,13 @@ def test_a_mesh_that_does_not_fit_is_one_message(folders, tmp_path, capsys):
         assert not (tmp_path / "o.json").exists()
 
 
+def test_an_evaluation_is_for_one_process(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    line = ["--config", "quickstart", "--output", str(tmp_path / "o.json")]
+    assert run_as_command(eval_script.main, [*line, "--drafters", "ngram"]) == 2
+    assert "the devices of one process: got 2 processes" in capsys.readouterr().err
+
+
 def test_the_mesh_of_a_config_is_that_of_its_training():
     line = ["--config", "qwen3_4b", "--output", "o.json"]
     assert parse_command(EvalCommand, line, program="eval.py").run.mesh == MeshConfig()

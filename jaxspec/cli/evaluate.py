@@ -54,7 +54,6 @@ class EvalCommand(ConfigCommand):
         *("evaluation.block_size", "evaluation.denoising_passes", "evaluation.timing_prompts"),
         *("evaluation.seed", "diffusion.block_length", "diffusion.unmasking"),
         *("diffusion.threshold", "diffusion.caching", "diffusion.graph", "diffusion.num_drafts"),
-        *("mesh.data", "mesh.tensor"),
     )
     example: ClassVar[str] = (
         "{program} --config configs/quickstart.py --output runs/results.json \\\n"

@@ -95,17 +95,12 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
 
 
 def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> None:
-    import jax
-
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
+    from jaxspec.evals.mesh import check_one_process
     from jaxspec.evals.opening import is_diffusion_target, stored_target
     from jaxspec.evals.speculative.runner import evaluate
 
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{program} measures on the devices of one process: got {jax.process_count()} "
-            "processes. Start it on one host."
-        )
+    check_one_process(program)
     path = command.run.target.path
     stored = stored_target(command.run.target)
     if is_diffusion_target(command.run.target, stored=stored):

@@ -26,6 +26,15 @@ _LISTED = 8
 """The most sizes that a message proposes."""
 
 
+def check_one_process(program: str) -> None:
+    """Raises ValueError in a command that several processes cannot share, if there are several."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{program} measures on the devices of one process: got {jax.process_count()} "
+            "processes. Start it on one host."
+        )
+
+
 def decoding_mesh(
     config: MeshConfig, *, rows: int, option: str, devices: Sequence[jax.Device] | None = None
 ) -> Mesh | None:

@@ -15,14 +15,16 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxspec.config import Dtype, EvaluationConfig, TargetConfig
+from jaxspec.config import Dtype, EvaluationConfig, MeshConfig, TargetConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.prompts import Prompt, conversation_of
 from jaxspec.decoding import Adaptive
 from jaxspec.decoding.generate import bucket_length
+from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.stream import Round, stream, warm_up
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals import opening
+from jaxspec.evals.mesh import decoding_mesh
 from jaxspec.evals.opening import DrafterBundle, TargetBundle, untrained_drafter
 from jaxspec.evals.speculative.strategies import build_strategy
 
@@ -80,7 +82,8 @@ class Generator:
         assert not isinstance(strategy, Adaptive), "one size is shown round by round"
         self._strategy = strategy
         params = {"target": target.params, "drafter": self.drafter.params}
-        self._params = strategy.prepare(params if self.drafter.entry.drafts else target.params)
+        with on_mesh_of(target.params):
+            self._params = strategy.prepare(params if self.drafter.entry.drafts else target.params)
         self._compiled: set[int] = set()
 
     @property
@@ -138,6 +141,7 @@ def open_target(
     *,
     dtype: Dtype = "float32",
     enable_thinking: bool | None = None,
+    tensor: int = 1,
 ) -> TargetBundle:
     """Opens a target.
 
@@ -145,12 +149,16 @@ def open_target(
       path: a Hugging Face folder, or "embedded": the small target in the package.
       dtype: of its weights and computations.
       enable_thinking: for its chat template; None: the template's default.
+      tensor: devices that share its heads and layers' widths, for a target that is larger than one
+        device; -1: all. Its drafters are spread over the same ones.
 
     Raises:
-      ValueError: no such folder, or a model that is not supported.
+      ValueError: no such folder, a model that is not supported, or a number of devices that does
+        not divide it.
     """
     target = TargetConfig(path=os.fspath(path), dtype=dtype, enable_thinking=enable_thinking)
-    return opening.open_target(target, default_template=PLAIN)
+    mesh = decoding_mesh(MeshConfig(data=1, tensor=tensor), rows=1, option="prompts")
+    return opening.open_target(target, default_template=PLAIN, mesh=mesh)
 
 
 def open_drafter(path: str | os.PathLike[str], *, target: TargetBundle) -> DrafterBundle:

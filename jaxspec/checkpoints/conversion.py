@@ -33,6 +33,7 @@ _MOST_LINES = 50
 """Differences in one message."""
 _ALIGNMENT = 64
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
+"""Where parameters go: one sharding for all, a tree like them, or None: the default device."""
 
 
 def check_tensors(

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ from jaxspec.names import for_terminal
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 
 Params = dict[str, Any]
+Placement = Shardings | Callable[[Any], Shardings]
+"""Where parameters go, or what says so when it is given a tree of their shapes."""
 
 EXPORT_FILES = frozenset(
     (*TOKENIZER_FILES, "README.md", "config.json", "generation_config.json", "provenance.json",
@@ -63,16 +65,16 @@ def read_config(folder: Folder) -> LanguageModelConfig:
 
 
 def load_target(
-    folder: Folder, *, dtype: Dtype = "float32", shardings: Shardings = None
+    folder: Folder, *, dtype: Dtype = "float32", shardings: Placement = None
 ) -> tuple[LanguageModelConfig, Params]:
     """A target's configuration and parameters.
 
     Args:
       folder: with config.json and safetensors (one file or shards).
       dtype: type of the parameters and of the computation, whatever the folder stores.
-      shardings: where each parameter goes: a tree like the parameters, or one sharding for all.
-        Each device's part is read separately, so that no process holds the whole model. None: the
-        default device.
+      shardings: where each parameter goes: a tree like the parameters, one sharding for all, or a
+        function from the tree of their shapes. Each device's part is read separately, so that no
+        process holds the whole model. None: the default device.
 
     Returns:
       The configuration, and parameters stacked over layers.
@@ -88,7 +90,7 @@ def load_target(
 
 
 def read_weights(
-    stored: StoredModel, family: Family, description: Any, *, dtype: Dtype, shardings: Shardings
+    stored: StoredModel, family: Family, description: Any, *, dtype: Dtype, shardings: Placement
 ) -> Params:
     """The parameters in a folder, read with the key map of a family.
 
@@ -112,6 +114,12 @@ def read_weights(
         )
         pace = ReadingPace(for_terminal(str(stored.folder)), tensors.num_bytes, echo=_say)
         tensors.on_read = pace.so_far
+        if callable(shardings):
+            shapes = {
+                path: jax.ShapeDtypeStruct(shape, dtype)
+                for path, shape in layout.parameter_shapes.items()
+            }
+            shardings = shardings(nest_paths(shapes))
         params = conversion.read_params(
             tensors,
             layout.rows,
@@ -131,7 +139,11 @@ def _say(line: str) -> None:
 
 
 def load_params(
-    folder: Folder, *, dtype: Dtype = "float32", target_config: LanguageModelConfig | None = None
+    folder: Folder,
+    *,
+    dtype: Dtype = "float32",
+    target_config: LanguageModelConfig | None = None,
+    shardings: Placement = None,
 ) -> Params:
     """The parameters of a model of any family.
 
@@ -139,6 +151,7 @@ def load_params(
       folder: config.json and safetensors.
       dtype: of the parameters.
       target_config: the target it is to draft for, if it is a drafter.
+      shardings: see `load_target`.
 
     Raises:
       ValueError: an unknown family, tensors that do not fit, or a drafter for another target.
@@ -147,7 +160,7 @@ def load_params(
     description = stored.family.fitted(
         stored.description, dtype, target=target_config, where=str(stored.folder)
     )
-    return read_weights(stored, stored.family, description, dtype=dtype, shardings=None)
+    return read_weights(stored, stored.family, description, dtype=dtype, shardings=shardings)
 
 
 def read_drafter_config(folder: Folder, *, target_config: LanguageModelConfig) -> DrafterConfig:

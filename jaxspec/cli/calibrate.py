@@ -6,7 +6,8 @@
 
 The base decoder answers a few training prompts. Its steps are expressed in ranks and counted, and
 the most useful formulas become the draft graph (Spiffy; `decoding.diffusion.calibration`). The same
-command gives the same graph. A picture is written next to the file.
+command gives the same graph. A picture is written next to the file. Several processes share the
+prompts out, and the first one writes the graph from the counts of all.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.files import try_file, user_path
 
 if TYPE_CHECKING:
     from jaxspec.decoding import DiffusionResponse
     from jaxspec.decoding.diffusion.calibration import FormulaCounts
+    from jaxspec.parallel.shares import Share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateCommand(ConfigCommand):
+class CalibrateCommand(ProcessOptions, ConfigCommand):
     """Options of ``jaxspec calibrate``; --diffusion and --evaluation say how to decode.
 
     The base decoder answers, so draft settings are not read.
@@ -41,11 +44,14 @@ class CalibrateCommand(ConfigCommand):
         *("diffusion.block_length", "diffusion.unmasking", "diffusion.steps"),
         *("diffusion.threshold", "diffusion.factor", "diffusion.caching"),
         *("diffusion.block_causal", "diffusion.guidance", "diffusion.end_of_text"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
     )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "evaluation.max_new_tokens", "evaluation.batch_size"),
         *("evaluation.temperature", "diffusion.block_length", "diffusion.unmasking"),
         *("diffusion.steps", "diffusion.threshold", "diffusion.caching"),
+        *("mesh.data", "mesh.tensor"),
     )
     example: ClassVar[str] = (
         "{program} --target.path LLaDA-8B-Instruct --target.dtype bfloat16 \\\n"
@@ -84,11 +90,22 @@ def main(argv: Sequence[str]) -> None:
         program="jaxspec calibrate",
         description="Find the draft graph of a diffusion language model (Spiffy).",
     )
-    calibrate(command)
+    with command.joined():
+        calibrate(command)
 
 
-def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print) -> Path:
+def calibrate(
+    command: CalibrateCommand,
+    *,
+    echo: Callable[[str], None] = print,
+    share: Share | None = None,
+) -> Path:
     """Answers prompts, counts formulas, writes the graph.
+
+    Args:
+      command: what is asked, of which model, and where the graph goes.
+      echo: where lines of text go; only the first process has any.
+      share: the part of this process; None: what jax says.
 
     Returns:
       The graph's file.
@@ -98,51 +115,66 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
         responses in which nothing could be drafted.
     """
     from jaxspec.decoding import BlockDiffusion
-    from jaxspec.decoding.diffusion.calibration import graph_settings, merge_counts, select_graph
+    from jaxspec.decoding.diffusion.calibration import graph_settings, select_graph
     from jaxspec.decoding.diffusion.draft_graph import save_graph
     from jaxspec.evals.benchmarks import ask, load_benchmark
     from jaxspec.evals.diffusion.decoders import diffusion_rules
     from jaxspec.evals.diffusion.runner import max_prompt_tokens
+    from jaxspec.evals.mesh import decoding_mesh, recorded
     from jaxspec.evals.opening import open_diffusion_target
     from jaxspec.evals.plots import plot_draft_graph
+    from jaxspec.parallel.shares import this_share
     from jaxspec.provenance import check_output, jsonable, provenance
 
-    output = user_path(command.output)
+    output, share = user_path(command.output), share or this_share()
+    if not share.is_first:
+        echo = _say_nothing
     _check(command)
     check_output(output, holding="nodes")
     picture = output.with_suffix(".png")
     try_file(picture, option="The picture next to --output")
     run, settings = command.run, command.run.evaluation
+    mesh = decoding_mesh(run.mesh, rows=settings.batch_size, option="evaluation.batch_size")
     target = open_diffusion_target(run.target)
     rules = diffusion_rules(run, target)
     examples = load_benchmark(
         command.source, prompts=command.prompts, data=run.data, seed=settings.seed, split="train"
     )
-    target = target.with_weights()
+    if len(examples) < share.count:
+        raise ValueError(
+            f"There are {len(examples)} prompts for {share.count} processes: ask for more "
+            "(--prompts), or start fewer processes."
+        )
+    target = target.with_weights(mesh=mesh)
     tracer = _Tracer(BlockDiffusion(target.model, rules), target.params, command, echo)
     reference = ask(
-        examples,
+        share.of(examples),
         answer=tracer.answer,
         tokenizer=target.tokenizer,
         max_prompt_tokens=max_prompt_tokens(run, target),
         passage_tokens=settings.passage_tokens,
     )
-    counted = merge_counts(tracer.counts)
+    asked = {
+        "prompts": reference.conversations,
+        "responses": len(reference.responses),
+        "skipped_prompts": reference.skipped,
+    }
+    counted, asked = _of_all(tracer.counts, asked, share)
+    if not share.is_first:
+        return output
     counts = counted.counts
     graph = select_graph(counted, size=command.budget, weight=command.weight)
     if not graph.size:
         raise ValueError(
-            f"Nothing to draft: in {len(reference.responses)} responses, no step followed another "
+            f"Nothing to draft: in {asked['responses']} responses, no step followed another "
             "within a block, or all ranks were beyond --positions and --tokens. Reveal fewer "
             "tokens per step, or raise these limits."
         )
-    record: dict[str, Any] = provenance(config=run, seed=settings.seed)
+    record = recorded(provenance(config=run, seed=settings.seed), mesh)
     record["calibration"] = {
         "source": command.source,
         "split": "train",
-        "prompts": reference.conversations,
-        "responses": len(reference.responses),
-        "skipped_prompts": reference.skipped,
+        **asked,
         "budget": command.budget,
         "weight": command.weight,
         "depth": command.depth,
@@ -160,10 +192,27 @@ def calibrate(command: CalibrateCommand, *, echo: Callable[[str], None] = print)
     plot_draft_graph(graph, picture)
     echo(
         f"{graph.size} nodes, up to {max(graph.depths)} steps ahead, chosen from {len(counts)} "
-        f"formulas in {len(reference.responses)} responses. Written: {output}, {picture}. Decode "
+        f"formulas in {asked['responses']} responses. Written: {output}, {picture}. Decode "
         f"with --diffusion.graph {output}"
     )
     return output
+
+
+def _of_all(
+    counts: Sequence[FormulaCounts], asked: dict[str, int], share: Share
+) -> tuple[FormulaCounts, dict[str, int]]:
+    """What all processes counted, and how much they asked."""
+    from jaxspec.decoding.diffusion.calibration import from_plain, merge_counts, to_plain
+
+    found = share.gather({"ways": to_plain(merge_counts(counts)), "asked": asked})
+    return (
+        merge_counts(from_plain(each["ways"]) for each in found),
+        {name: sum(each["asked"][name] for each in found) for name in asked},
+    )
+
+
+def _say_nothing(line: str) -> None:
+    del line
 
 
 class _Tracer:
@@ -183,24 +232,29 @@ class _Tracer:
 
         from jaxspec.decoding.diffusion.calibration import count_formulas, rank_steps
         from jaxspec.decoding.diffusion.generate import decode_batches, read_diffusion
+        from jaxspec.decoding.placement import mesh_of, on_mesh_of
+        from jaxspec.evals.mesh import batch_rows
 
         command, settings = self._command, self._command.run.evaluation
+        mesh = mesh_of(self._params)
         found: dict[int, DiffusionResponse] = {}
         batches = decode_batches(
             self._decoder,
             self._params,
             prompts,
             ids=ids,
-            batch_size=min(settings.batch_size, len(prompts)),
+            batch_size=batch_rows(len(prompts), most=settings.batch_size, mesh=mesh),
             seed=settings.seed,
         )
         for group, state in batches:
             host = jax.device_get(state)
             for row, index in enumerate(group):
                 found[index] = read_diffusion(host, row, name=ids[index], decoder=self._decoder)
+            with on_mesh_of(self._params):
+                ranks = rank_steps(self._decoder, self._params, state)
             self.counts.append(
                 count_formulas(
-                    rank_steps(self._decoder, self._params, state),
+                    ranks,
                     depth=command.depth,
                     max_position=command.positions,
                     max_token=command.tokens,

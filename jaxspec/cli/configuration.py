@@ -87,6 +87,9 @@ class ConfigCommand:
     """Groups ("training") and single settings ("data.raw_dir") that the command reads."""
     common: ClassVar[tuple[str, ...]] = ()
     """Those that ``--help`` shows; (): all of them."""
+    not_from_config: ClassVar[tuple[str, ...]] = ()
+    """Groups that a config file fills for training and not for this command: only the command line
+    changes their defaults."""
     example: ClassVar[str] = ""
     """A command line that ``--help`` shows."""
     registries: ClassVar[Mapping[str, Registry]] = {}
@@ -190,6 +193,8 @@ def parse_command(
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
     chosen = command_type.fits if config_path is None else {}
+    usual = RunConfig()
+    run = dataclasses.replace(run, **{g: getattr(usual, g) for g in command_type.not_from_config})
     reads = command_type.reads_now(run, argv)
     description = description or inspect.cleandoc(command_type.__doc__ or "")
     if {"-h", "--help"} & set(argv):

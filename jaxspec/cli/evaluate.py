@@ -42,8 +42,10 @@ class EvalCommand(ConfigCommand):
 
     reads: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "target.enable_thinking"),
-        *("data.raw_dir", "data.data_dir", "evaluation", "diffusion"),
+        *("data.raw_dir", "data.data_dir", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("evaluation", "diffusion"),
     )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     common: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype"),
         *("evaluation.benchmarks", "evaluation.prompts", "evaluation.max_new_tokens"),
@@ -94,9 +96,11 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
 
 def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> None:
     from jaxspec.evals.diffusion.runner import evaluate_diffusion
+    from jaxspec.evals.mesh import check_one_process
     from jaxspec.evals.opening import is_diffusion_target, stored_target
     from jaxspec.evals.speculative.runner import evaluate
 
+    check_one_process(program)
     path = command.run.target.path
     stored = stored_target(command.run.target)
     if is_diffusion_target(command.run.target, stored=stored):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.config import RunConfig
 from jaxspec.files import try_file, user_path
 from jaxspec.ranges import (
     MOST_SLOTS,
@@ -40,7 +41,10 @@ CHAT_HELP = "/reset starts a new chat, /quit (or Ctrl-D) ends it."
 class GenerateCommand(ConfigCommand):
     """Options of ``jaxspec generate``."""
 
-    reads: ClassVar[tuple[str, ...]] = ("target.path", "target.dtype", "target.enable_thinking")
+    reads: ClassVar[tuple[str, ...]] = (
+        *("target.path", "target.dtype", "target.enable_thinking", "mesh.tensor"),
+    )
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     example: ClassVar[str] = (
         '{program} --drafter runs/full --prompt "How do I cook bean stew?"\n'
         "{program} --target.path Qwen3-4B --drafter ngram \\\n"
@@ -83,6 +87,13 @@ class GenerateCommand(ConfigCommand):
     """Print one JSON object for each prompt instead, on a line of its own (docs/generate.md)."""
     picture: str = ""
     """SVG file for a picture of the answers, as a terminal of 80 columns shows them; "": none."""
+
+    @classmethod
+    def why_not(cls, name: str, run: RunConfig, argv: Sequence[str]) -> str:
+        """Why a setting of a run is not read."""
+        if name.startswith("mesh."):
+            return "prompts are answered one at a time, so only --mesh.tensor spreads the work"
+        return super().why_not(name, run, argv)
 
 
 def main(argv: Sequence[str]) -> None:

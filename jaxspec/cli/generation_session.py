@@ -23,7 +23,9 @@ from jaxspec.data.examples import Conversation
 from jaxspec.data.prompts import Question
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.decoding.generate import bucket_length, check_positions
+from jaxspec.decoding.placement import mesh_of
 from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.evals.mesh import decoding_mesh, recorded
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -78,7 +80,10 @@ def open_models(
         )
     _check_drafter(command.drafter, config, stored)
     say(f"Loading {for_terminal(config.path)} ({config.dtype}) ...")
-    target = open_target(config, default_template=PLAIN)
+    mesh = decoding_mesh(
+        dataclasses.replace(command.run.mesh, data=1, fsdp=1), rows=1, option="prompts"
+    )
+    target = open_target(config, default_template=PLAIN, mesh=mesh)
     if command.drafter in ("", "none"):
         return target, None
     if command.drafter in _UNTRAINED:
@@ -300,6 +305,7 @@ class Session:
         command, drafter = self._command, self._drafter
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "system")
         record = provenance(config=None, seed=command.seed)
+        record = recorded(record, mesh_of(self._target.params))
         return {
             "target": self._target.name,
             "drafter": None if drafter is None else drafter.name,

@@ -9,13 +9,19 @@ are kept too, so that training learns what was generated.
 
 The output is a folder of array_record shards (`jaxspec.data.example_files`) that grows shard by
 shard. The answers of the unfinished shard are kept in a journal, so that the same command continues
-a run that was stopped or killed. Only one process at a time writes to a folder.
+a run that was stopped or killed.
+
+Several processes share the questions out, shard by shard: each answers its own on its own devices
+and keeps the answers in a journal for each shard. When all have answered, the first process writes
+the shards and the manifest, as if it had answered alone. The folder is the same for any number of
+processes, and so is what a later start finds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +30,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.cli.settings import given_names
-from jaxspec.cli.target_answers import Answers
+from jaxspec.cli.target_answers import (
+    JOURNAL,
+    Answers,
+    answer_share,
+    journal_of_shard,
+    remove_journals,
+)
 from jaxspec.config import RunConfig, Suppress
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
@@ -33,10 +46,11 @@ from jaxspec.files import held, user_path
 from jaxspec.interruption import ending_on_sigterm
 
 if TYPE_CHECKING:
-    from jaxspec.data.tokenizer import Tokenizer
+    from jax.sharding import Mesh
 
-JOURNAL = "answers.unfinished.jsonl"
-"""File in the output folder with the answers of the unfinished shard."""
+    from jaxspec.data.tokenizer import Tokenizer
+    from jaxspec.parallel.shares import Share
+
 ANSWER_TOKENS, THINKING_TOKENS = 1024, 4096
 """Longest answer by default, without and with thinking."""
 MANY_CUT = 0.25
@@ -49,14 +63,16 @@ _TEMPLATE = "chat template and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegenerateCommand(ConfigCommand):
+class RegenerateCommand(ProcessOptions, ConfigCommand):
     """Options of ``jaxspec regenerate``; target and data settings are those of the config."""
 
     reads: ClassVar[tuple[str, ...]] = (
         *("target.path", "target.dtype", "target.enable_thinking"),
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
     )
     fits: ClassVar[Mapping[str, str]] = {"target.dtype": "that of its weights"}
+    not_from_config: ClassVar[tuple[str, ...]] = ("mesh",)
     example: ClassVar[str] = (
         "{program} --target.path Qwen3-4B --source gsm8k \\\n    --output runs/gsm8k_answers"
     )
@@ -104,12 +120,23 @@ def main(argv: Sequence[str]) -> None:
     )
     if not {"config", "target.dtype"} & set(given_names(argv)):
         command = _in_stored_dtype(command)
-    with ending_on_sigterm():
+    # jax's handler, which comes with the other processes, must not replace this one.
+    with command.joined(), ending_on_sigterm():
         regenerate(command)
 
 
-def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = print) -> Path:
+def regenerate(
+    command: RegenerateCommand,
+    *,
+    echo: Callable[[str], None] = print,
+    share: Share | None = None,
+) -> Path:
     """Answers every question that the output folder has no answer for yet.
+
+    Args:
+      command: what is asked, of which target, and where to.
+      echo: where lines of text go; only the first process has any.
+      share: the part of this process; None: what jax says.
 
     Returns:
       The folder.
@@ -118,10 +145,17 @@ def regenerate(command: RegenerateCommand, *, echo: Callable[[str], None] = prin
       ValueError: a split for evaluation; a missing target or data set; no questions; or a folder
         that is in use, is damaged, or holds something else or answers made with other settings.
     """
+    from jaxspec.parallel.shares import this_share
+
     _check(command)
-    output = user_path(command.output)
-    with held(output, option="--output"):
-        _regenerate(command, output, echo=echo)
+    output, share = user_path(command.output), share or this_share()
+    if share.is_first:
+        with held(output, option="--output"):
+            _regenerate(command, output, echo=echo, share=share)
+    else:
+        _regenerate(command, output, echo=lambda line: None, share=share)
+    # No process leaves before the first one has written everything.
+    share.gather(None)
     return output
 
 
@@ -145,18 +179,22 @@ def _with_length(command: RegenerateCommand, tokenizer: Tokenizer) -> Regenerate
     return dataclasses.replace(command, max_new_tokens=max(1, min(usual, positions // 2)))
 
 
-def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str], None]) -> None:
+def _regenerate(
+    command: RegenerateCommand, output: Path, *, echo: Callable[[str], None], share: Share
+) -> None:
     """`regenerate`, in a folder that is held."""
     from jaxspec.data.chat_template import Refused
     from jaxspec.data.example_files import MANIFEST, read_manifest, remove_unfinished
     from jaxspec.data.sources import load_examples
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.decoding import Autoregressive, DecodeRules
+    from jaxspec.evals.mesh import batch_rows, decoding_mesh
     from jaxspec.evals.opening import open_target
     from jaxspec.evals.progress import Pace
     from jaxspec.ops.sampling import Sampling
 
     sampling = Sampling(command.temperature, top_p=command.top_p)
+    mesh = decoding_mesh(command.run.mesh, rows=command.batch_size, option="--batch_size")
     data = dataclasses.replace(command.run.data, max_examples=command.limit)
     examples = load_examples(command.source, split=command.split, data=data, use="prompts")
     if len(examples) == 0:
@@ -170,6 +208,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         tokenizer.encode_prompt([{"role": "user", "content": "Hi."}])
     command = _with_length(command, tokenizer)
     settings = _settings(command, tokenizer)
+    share.gather(None)  # The folder is there.
+    _check_shared(output)
     done, dropped, ends = _progress_of(output, settings, examples)
     questions = _Questions(examples[:done])
 
@@ -183,33 +223,51 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             questions=questions,
             dropped=dropped,
             ends=ends,
+            mesh=mesh,
         )
 
-    remove_unfinished(output)
+    share.gather(None)  # All have read what is in it.
+    if share.is_first:
+        remove_unfinished(output)
     journal = AnswerJournal(output / JOURNAL)
-    if done >= len(examples):
-        journal.clear()
     try:
-        target = open_target(command.run.target)
+        target = open_target(command.run.target, mesh=mesh)
         suppressed = target.suppressed_ids(command.suppress)
         rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
-        answers = Answers(
+        rows = batch_rows(len(examples), most=command.batch_size, mesh=mesh)
+        answers_to = functools.partial(
+            Answers,
             Autoregressive(target.model, rules, sampling),
             target.params,
             target.tokenizer,
-            dataclasses.replace(command, batch_size=min(command.batch_size, len(examples))),
-            Pace(len(examples), first=done, unit="questions", echo=echo, every=_PROGRESS_SECONDS),
-            journal,
+            dataclasses.replace(command, batch_size=rows),
         )
+        pace = functools.partial(Pace, echo=echo, every=_PROGRESS_SECONDS)
+        answers = answers_to(pace(len(examples), first=done, unit="questions"), journal)
         if done >= len(examples):
             echo(f"All {len(examples)} questions have already been answered in {output}.")
         elif done or len(journal):
             echo(f"Continuing after {done} questions in {output}{_kept(journal)}.")
-        else:
+        elif share.is_first:
             # From here on, the same command recognises the folder and continues it.
             keep([], done=0)
+        if share.count > 1:
+            answer_share(
+                answers_to,
+                pace,
+                examples,
+                output,
+                done=done,
+                shard_prompts=command.shard_prompts,
+                share=share,
+            )
+            share.gather(None)  # All have answered.
+        if not share.is_first:
+            return
         while done < len(examples):
             shard = examples[done : done + command.shard_prompts]
+            shared = journal_of_shard(output, done)
+            journal.take(shared)
             answered, lost = answers.of(shard)
             for reason, count in lost.items():
                 dropped[reason] = dropped.get(reason, 0) + count
@@ -218,6 +276,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             keep(answered, done=done + len(shard))
             done += len(shard)
             journal.clear()
+            shared.unlink(missing_ok=True)
+        remove_journals(output)
     except KeyboardInterrupt:
         echo(
             f"Stopped: {done} of {len(examples)} questions are answered in {output}"
@@ -233,6 +293,14 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
     if ends["cut"]:
         echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))
+
+
+def _check_shared(output: Path) -> None:
+    if not output.is_dir():
+        raise ValueError(
+            f"--output {output} is not there on this host, but the first process has made it: all "
+            "processes must see the same folder. Name one that all hosts share."
+        )
 
 
 def _cut_line(command: RegenerateCommand, ends: dict[str, int], *, thinks: bool) -> str:
@@ -394,9 +462,13 @@ def _write(
     questions: _Questions,
     dropped: dict[str, int],
     ends: dict[str, int],
+    mesh: Mesh | None,
 ) -> None:
     from jaxspec.data.example_files import write_examples
+    from jaxspec.evals.mesh import recorded
     from jaxspec.provenance import jsonable, provenance
+
+    record = provenance(config=_recorded(command), seed=command.seed)
 
     write_examples(
         output,
@@ -408,7 +480,7 @@ def _write(
             "questions_digest": questions.digest,
             "dropped": dropped,
             "ends": ends,
-            "provenance": jsonable(provenance(config=_recorded(command), seed=command.seed)),
+            "provenance": jsonable(recorded(record, mesh)),
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxspec.data.answer_journal import AnswerJournal
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from jaxspec.cli.regenerate import RegenerateCommand
     from jaxspec.decoding import Response
     from jaxspec.evals.progress import Pace
+    from jaxspec.parallel.shares import Share
+
+JOURNAL = "answers.unfinished.jsonl"
+"""File in the output folder with the answers of the unfinished shard."""
+_OF_SHARD = "answers.unfinished.{first}.jsonl"
+"""With several processes: the answers of the shard that begins with this question."""
 
 
 class Answers:
@@ -178,3 +185,46 @@ class Answers:
             progress=self._progress.prompts,
             answered=answered,
         )
+
+
+def answer_share(
+    answers_to: Callable[[Pace, AnswerJournal], Answers],
+    pace: Callable[..., Pace],
+    examples: Sequence[Example],
+    output: Path,
+    *,
+    done: int,
+    shard_prompts: int,
+    share: Share,
+) -> None:
+    """Answers this process's shards, each into a journal of its own, and writes no shard.
+
+    Args:
+      answers_to: from a pace and a journal to what answers.
+      pace: as `Pace`, with everything but the amount of work.
+      examples: all questions.
+      output: the folder for the journals.
+      done: how many of the questions are in finished shards.
+      shard_prompts: questions of a shard.
+      share: the part of this process.
+    """
+    shards = share.of(range(done, len(examples), shard_prompts))
+    asked = [examples[first : first + shard_prompts] for first in shards]
+    progress = pace(sum(map(len, asked)), unit="questions of this process")
+    for first, shard in zip(shards, asked, strict=True):
+        answers_to(progress, AnswerJournal(journal_of_shard(output, first))).of(shard)
+
+
+def journal_of_shard(output: Path, first: int) -> Path:
+    """Where the answers of the shard that begins with this question are kept until it is written.
+
+    Only several processes have such files, but one process alone may continue what they began.
+    """
+    return output / _OF_SHARD.format(first=first)
+
+
+def remove_journals(output: Path) -> None:
+    """Removes all journals, once every shard is written."""
+    for pattern in (JOURNAL, _OF_SHARD.format(first="*")):
+        for file in output.glob(pattern):
+            file.unlink()

@@ -34,17 +34,13 @@ class AnswerJournal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._answers: dict[str, Answer] = {}
-        whole: list[str] = []
-        text = self.path.read_text("utf-8", errors="replace") if self.path.is_file() else ""
-        for line in text.splitlines():
-            check, _, content = line.partition(" ")
-            if check == _digest(content):
-                key, tokens, stopped = json.loads(content)
-                self._answers[key] = (tuple(tokens), stopped)
-                whole.append(f"{line}\n")
-        if text != "".join(whole):
-            write_text(self.path, "".join(whole))
+        self._answers, lines, is_whole = _read(self.path)
+        if not is_whole:
+            write_text(self.path, "".join(lines))
+
+    def take(self, path: str | os.PathLike[str]) -> None:
+        """Also finds the answers in another file, which is left as it is. It need not exist."""
+        self._answers |= _read(Path(path))[0]
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -67,6 +63,20 @@ class AnswerJournal:
         """Forgets every answer: the shard is finished."""
         self._answers.clear()
         self.path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Answer], list[str], bool]:
+    """The answers in a file, its undamaged lines, and whether these are all there is."""
+    answers: dict[str, Answer] = {}
+    lines: list[str] = []
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        check, _, content = line.partition(" ")
+        if check == _digest(content):
+            key, tokens, stopped = json.loads(content)
+            answers[key] = (tuple(tokens), stopped)
+            lines.append(f"{line}\n")
+    return answers, lines, text == "".join(lines)
 
 
 def _key(name: str, prompt: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.rows import insert, read, spread
 from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
 from jaxspec.models.registry import LanguageModel
@@ -210,10 +211,11 @@ def generate(
 
     Args:
       strategy: `Autoregressive`, `Speculative` or another one.
-      params: its parameters.
+      params: its parameters; on a mesh, rows and caches are spread over it (`placement`).
       prompts: token ids.
       ids: a name for each prompt; errors use it, and so does its random stream.
       batch_size: rows, that is, prompts decoded together. A prompt's answer does not depend on it.
+        On a mesh, a multiple of its data and fsdp axes; otherwise each device has all rows.
       seed: of the random streams.
       capacity: slots of the caches; None: as many as a batch needs.
       progress: called with the number of prompts done since the last call.
@@ -228,34 +230,35 @@ def generate(
     check_prompts(prompts, ids=ids, strategy=strategy, capacity=capacity)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
-    params = strategy.prepare(params)
     responses: dict[int, Response] = {}
-    for group in groups(prompts, batch_size):
-        slots = capacity or needed_capacity(
-            bucket_length(max(len(prompts[index]) for index in group)),
-            rules=strategy.rules,
-            round_tokens=strategy.round_tokens,
-        )
-
-        def prefilled(index: int, slots: int = slots) -> DecodeState:
-            length = min(bucket_length(len(prompts[index])), slots)
-            single = pad_prompts(
-                [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+    with on_mesh_of(params):
+        params = strategy.prepare(params)
+        for group in groups(prompts, batch_size):
+            slots = capacity or needed_capacity(
+                bucket_length(max(len(prompts[index]) for index in group)),
+                rules=strategy.rules,
+                round_tokens=strategy.round_tokens,
             )
-            return strategy.start(params, single, capacity=slots)
 
-        def run(state: DecodeState, *, leave_on_end: bool) -> DecodeState:
-            return strategy.run(params, state, leave_on_end=leave_on_end)
+            def prefilled(index: int, slots: int = slots) -> DecodeState:
+                length = min(bucket_length(len(prompts[index])), slots)
+                single = pad_prompts(
+                    [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+                )
+                return strategy.start(params, single, capacity=slots)
 
-        def answer(state: DecodeState, row: int, index: int) -> Response:
-            return read_response(state, row, name=ids[index], rules=strategy.rules)
+            def run(state: DecodeState, *, leave_on_end: bool) -> DecodeState:
+                return strategy.run(params, state, leave_on_end=leave_on_end)
 
-        for index, response in serve(group, prefilled, run, answer, rows=batch_size):
-            responses[index] = response
-            if answered is not None:
-                answered(index, response)
-            if progress is not None:
-                progress(1)
+            def answer(state: DecodeState, row: int, index: int) -> Response:
+                return read_response(state, row, name=ids[index], rules=strategy.rules)
+
+            for index, response in serve(group, prefilled, run, answer, rows=batch_size):
+                responses[index] = response
+                if answered is not None:
+                    answered(index, response)
+                if progress is not None:
+                    progress(1)
     return [responses[index] for index in range(len(prompts))]
 
 

@@ -19,14 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxspec.decoding.placement import SHARED, placed
 from jaxspec.decoding.state import DecodeState
 from jaxspec.models.cache import KVCache
 
 StateT = TypeVar("StateT")
 """`DecodeState`, or another dataclass of arrays whose fields have rows."""
-
-_SHARED = ("step", "accepted_at_X")
-"""Fields that belong to the batch, not to a row."""
 
 
 def _is_cache(node: Any) -> bool:
@@ -36,7 +34,7 @@ def _is_cache(node: Any) -> bool:
 def _row_parts(state: Any) -> dict[str, Any]:
     """The fields that have rows."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if name not in _SHARED}
+    return {name: value for name, value in fields.items() if name not in SHARED}
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -61,14 +59,15 @@ def spread(single: StateT, *, rows: int) -> StateT:
         single,  # type: ignore[type-var]
         **jax.tree.map(repeated, _row_parts(single), is_leaf=_is_cache),
     )
-    return dataclasses.replace(state, active_B=state.active_B & (jnp.arange(rows) == 0))
+    state = dataclasses.replace(state, active_B=state.active_B & (jnp.arange(rows) == 0))
+    return placed(state)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def insert(state: StateT, single: StateT, row: jax.Array | int) -> StateT:
     """Puts a state of one row in place of row `row`; the batch's state is donated."""
 
-    def placed(node: Any, new: Any) -> Any:
+    def inserted(node: Any, new: Any) -> Any:
         def at(axis: int, old: jax.Array, added: jax.Array) -> jax.Array:
             # With guidance a cache has two rows for each of the batch: those without a prompt come
             # after all others.
@@ -86,8 +85,8 @@ def insert(state: StateT, single: StateT, row: jax.Array | int) -> StateT:
             )
         return at(0, node, new)
 
-    parts = jax.tree.map(placed, _row_parts(state), _row_parts(single), is_leaf=_is_cache)
-    return dataclasses.replace(state, **parts)  # type: ignore[type-var]
+    parts = jax.tree.map(inserted, _row_parts(state), _row_parts(single), is_leaf=_is_cache)
+    return placed(dataclasses.replace(state, **parts))  # type: ignore[type-var]
 
 
 class RowResult(NamedTuple):

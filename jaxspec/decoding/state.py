@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxspec.decoding.placement import placed
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.sampling import INVALID
@@ -154,7 +155,7 @@ def first_state(
     tokens_BT = jnp.zeros((batch, limit + round_tokens), jnp.int32).at[:, 0].set(first_B)
     rounds_BO = jnp.full((batch, limit), NO_ROUND, jnp.int32) if drafted_nodes else None
     drafted_BX = jnp.full((batch, drafted_nodes), INVALID, jnp.int32) if drafted_nodes else None
-    return DecodeState(
+    state = DecodeState(
         cache=cache,
         drafter=drafter,
         tokens_BT=tokens_BT,
@@ -171,6 +172,7 @@ def first_state(
         emitted_BO=rounds_BO,
         drafted_BX=drafted_BX,
     )
+    return placed(state)
 
 
 def is_stop(tokens: jax.Array, rules: DecodeRules) -> jax.Array:
@@ -246,4 +248,4 @@ def loop(
         active = state.active_B.sum()
         return (active > 0) & (active >= enough) & (state.step < last_step)
 
-    return jax.lax.while_loop(goes_on, one_round, state)
+    return jax.lax.while_loop(goes_on, lambda state: placed(one_round(state)), placed(state))

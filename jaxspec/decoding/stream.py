@@ -24,6 +24,7 @@ from jaxspec.decoding.generate import (
     pad_prompts,
     read_response,
 )
+from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.state import DecodeState, Prompts
 from jaxspec.ops.sampling import INVALID
 
@@ -95,10 +96,11 @@ def warm_up(strategy: SteppedStrategy, params: Any, prompt: Sequence[int]) -> fl
       Seconds.
     """
     clock = _Clock()
-    params = strategy.prepare(params)
-    batch, capacity = _batch(strategy, prompt, name="", seed=0)
-    state = strategy.start(params, batch, capacity=capacity)
-    jax.block_until_ready(strategy.run(params, state, leave_on_end=False, max_rounds=1))
+    with on_mesh_of(params):
+        params = strategy.prepare(params)
+        batch, capacity = _batch(strategy, prompt, name="", seed=0)
+        state = strategy.start(params, batch, capacity=capacity)
+        jax.block_until_ready(strategy.run(params, state, leave_on_end=False, max_rounds=1))
     return clock.lap()
 
 
@@ -118,10 +120,12 @@ def stream(
       ValueError: see `check_prompts`; also a prompt on which the model gave NaN.
     """
     check_prompts([prompt], ids=[name], strategy=strategy)
-    params = strategy.prepare(params)
-    batch, capacity = _batch(strategy, prompt, name=name, seed=seed)
-    clock = _Clock()
-    state = jax.block_until_ready(strategy.start(params, batch, capacity=capacity))
+    # Not around the whole: between two rounds the caller may use another mesh.
+    with on_mesh_of(params):
+        params = strategy.prepare(params)
+        batch, capacity = _batch(strategy, prompt, name=name, seed=seed)
+        clock = _Clock()
+        state = jax.block_until_ready(strategy.start(params, batch, capacity=capacity))
     seconds, done = clock.lap(), 0
     while True:
         active_B, failed_B, count_B, rounds_B, tokens_BT, drafted_BX, verified_BO = jax.device_get(
@@ -142,9 +146,11 @@ def stream(
         if not active_B[0]:
             return
         done = count
-        clock.lap()
-        state = jax.block_until_ready(strategy.run(params, state, leave_on_end=False, max_rounds=1))
-        seconds = clock.lap()
+        with on_mesh_of(params):
+            clock.lap()
+            state = strategy.run(params, state, leave_on_end=False, max_rounds=1)
+            jax.block_until_ready(state)
+            seconds = clock.lap()
 
 
 def _batch(

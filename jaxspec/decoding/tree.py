@@ -26,7 +26,7 @@ from flax import struct
 from jaxspec.decoding.speculative import Choice, Plan, Speculative
 from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import MarginalProposer
-from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree
+from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree, largest
 from jaxspec.ops.sampling import largest_index
 from jaxspec.verify import TreeVerdict, Verdict
 from jaxspec.verify.rules import RULES, rule_names
@@ -183,9 +183,7 @@ class ChainSpeculative(TreeSpeculative):
         # rejected by then and cannot be accepted.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
-        score_J, first_J = jax.lax.optimization_barrier(  # See `best_first_tree`.
-            jax.lax.top_k(jnp.log(probs_GV[0]) + noise_V, count)
-        )
+        score_J, first_J = largest(jnp.log(probs_GV[0]) + noise_V, count)
         first_J = jnp.where(score_J > -jnp.inf, first_J, first_J[0])
         first_A = jnp.pad(first_J, (0, self.num_chains - count), mode="wrap")
         return chains_AG.at[:, 0].set(first_A.astype(chains_AG.dtype))

@@ -47,6 +47,14 @@ class DraftTree:
         return seen_BYY
 
 
+def largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest values along the last axis, falling, and their places."""
+    values, places = jax.lax.top_k(values, count)
+    # The barriers hide how the result is used: otherwise XLA sorts whole rows, which takes a
+    # hundred times as long on a CPU. One barrier for both aborts XLA on several CPU devices.
+    return jax.lax.optimization_barrier(values), jax.lax.optimization_barrier(places)
+
+
 def _promising(parents: int, choices: int, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a parent and a choice that can be among the best X nodes.
 
@@ -84,9 +92,7 @@ def best_first_tree(log_probs_BGV: jax.Array, *, num_nodes: int) -> DraftTree:
             f"{num_nodes}."
         )
     choices = min(num_nodes, vocabulary)
-    # The barrier hides how the result is used: otherwise XLA sorts whole rows, which takes a
-    # hundred times as long on a CPU.
-    best_BGJ, ids_BGJ = jax.lax.optimization_barrier(jax.lax.top_k(log_probs_BGV, choices))
+    best_BGJ, ids_BGJ = largest(log_probs_BGV, choices)
     scores_BX = jnp.zeros((batch, 1), log_probs_BGV.dtype)
     levels = []
     first_row = 0  # of the level above; the anchor is row 0, and levels follow one another

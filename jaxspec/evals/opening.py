@@ -14,17 +14,19 @@ This is the one place where an evaluation looks into a folder to see what is the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxspec.checkpoints.denoiser import is_denoiser
 from jaxspec.checkpoints.families.registry import StoredModel, open_folder
 from jaxspec.checkpoints.folders import exported_weights, fingerprint, target_folder
-from jaxspec.checkpoints.huggingface import load_params, load_target
+from jaxspec.checkpoints.huggingface import Placement, load_params, load_target
 from jaxspec.config import (
     DiTConfig,
     Dtype,
@@ -36,15 +38,18 @@ from jaxspec.config import (
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.decoding.placement import mesh_of
 from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.evals.mesh import check_model_fits
 from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.files import user_path
 from jaxspec.json_files import read_object
 from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, make_model
 from jaxspec.ops.sampling import Sampling
+from jaxspec.parallel.rules import Rules
 
 UNROLLED_LAYERS = 8
 """Models of at most this many layers are unrolled: a step of a small one then takes half the time
@@ -59,6 +64,11 @@ def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
         param_dtype=dtype,
         unroll_layers=config.num_layers <= UNROLLED_LAYERS,
     )
+
+
+def _placement(mesh: Mesh | None) -> Placement:
+    """Where weights are read to; None: the default device."""
+    return None if mesh is None else functools.partial(Rules().shardings, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -156,13 +166,17 @@ class DiffusionTarget(OpenedTarget):
         """Ids that are not text, but for the mask, which decoding leaves out itself."""
         return tuple(i for i in super().reserved_ids if i != self.mask_id)
 
-    def with_weights(self) -> DiffusionTarget:
+    def with_weights(self, *, mesh: Mesh | None = None) -> DiffusionTarget:
         """The same one, ready to decode.
 
+        Args:
+          mesh: the devices that hold the weights and decode; None: the default device.
+
         Raises:
-          ValueError: tensors that do not fit.
+          ValueError: tensors that do not fit, or a mesh that does not divide the model.
         """
-        params = load_params(self.stored, dtype=self.config.dtype)
+        check_model_fits(self.config, mesh, name=self.name)
+        params = load_params(self.stored, dtype=self.config.dtype, shardings=_placement(mesh))
         return dataclasses.replace(self, params=jax.device_put(params))
 
 
@@ -241,22 +255,27 @@ def untrained_drafter(kind: str) -> DrafterBundle:
     return DrafterBundle(name=kind, loss=kind, seed=None, kind=kind)
 
 
-def open_target(target: TargetConfig, *, default_template: str | None = None) -> TargetBundle:
+def open_target(
+    target: TargetConfig, *, default_template: str | None = None, mesh: Mesh | None = None
+) -> TargetBundle:
     """Opens the target that a run names.
 
     Args:
       target: where it is, and in which dtype it computes.
       default_template: see `Tokenizer.load`.
+      mesh: the devices that hold its weights and decode; None: the default device.
 
     Raises:
-      ValueError: no such folder, a model that is not supported, or a tokenizer that does not fit.
+      ValueError: no such folder, a model that is not supported, a tokenizer that does not fit, or a
+        mesh that does not divide the model.
     """
     folder = target_folder(target.path)
     stored = open_folder(folder)
-    config, params = load_target(stored, dtype=target.dtype)
+    name = target.path if target.path == "embedded" else folder_name(folder)
+    check_model_fits(stored.as_target(), mesh, name=name)
+    config, params = load_target(stored, dtype=target.dtype, shardings=_placement(mesh))
     config = _for_decoding(config, dtype=target.dtype)
     tokenizer = _target_tokenizer(stored, target, config, default_template=default_template)
-    name = target.path if target.path == "embedded" else folder_name(folder)
     return TargetBundle(
         name=name,
         model=make_model(config),
@@ -357,7 +376,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
 
     Args:
       folder: where it is.
-      target: what it is to draft for; it computes in the target's dtype.
+      target: what it is to draft for; it computes in the target's dtype, and on its devices.
 
     Raises:
       ValueError: no exported weights there, a drafter for another target, or another tokenizer.
@@ -368,7 +387,8 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
     name = kind_of(stored.config)
     kind = KINDS[name]
     dtype = target.config.dtype
-    params = load_params(stored, dtype=dtype, target_config=target.config)
+    placement = _placement(mesh_of(target.params))
+    params = load_params(stored, dtype=dtype, target_config=target.config, shardings=placement)
     config = _for_decoding(stored.config, dtype=dtype)
     if kind.tokenizer != "none":
         _check_tokenizer(folder, weights, kind, config, target=target)

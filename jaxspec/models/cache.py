@@ -17,6 +17,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
+
+from jaxspec.ops.mesh_axes import head_axis, is_spread, row_axes
 
 
 @struct.dataclass
@@ -69,29 +72,29 @@ class KVCache:
         """Slots per row."""
         return self.keys_LBRTC.shape[3]
 
+    @property
+    def spec(self) -> PartitionSpec:
+        """How keys and values are split over the mesh (`jaxspec.ops.mesh_axes`)."""
+        _, batch, kv_heads, _, _ = self.keys_LBRTC.shape
+        return PartitionSpec(None, row_axes(batch), head_axis(kv_heads), None, None)
+
     def write(self, keys_LBRSC: jax.Array, values_LBRSC: jax.Array) -> KVCache:
         """Puts S new slots after each row's length, which stays as it is.
 
         The caller makes sure that lengths + S <= capacity: XLA would silently clamp the start and
         overwrite committed slots.
         """
-
-        # Row by row and in place. One write for all rows (a batched dynamic_update_slice) becomes a
-        # scatter, for which XLA transposes the whole cache and back, in every step of a loop.
-        def put(row: jax.Array, cached: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            start = (0, row, 0, self.lengths_B[row], 0)
-
-            def one(cache_LBRTC: jax.Array, new_LBRSC: jax.Array) -> jax.Array:
-                new_L1RSC = jax.lax.dynamic_slice_in_dim(new_LBRSC, row, 1, axis=1)
-                return jax.lax.dynamic_update_slice(
-                    cache_LBRTC, new_L1RSC.astype(cache_LBRTC.dtype), start
-                )
-
-            return one(cached[0], keys_LBRSC), one(cached[1], values_LBRSC)
-
-        keys_LBRTC, values_LBRTC = jax.lax.fori_loop(
-            0, self.lengths_B.shape[0], put, (self.keys_LBRTC, self.values_LBRTC)
-        )
+        written = (self.keys_LBRTC, self.values_LBRTC), (keys_LBRSC, values_LBRSC), self.lengths_B
+        put = _put_rows
+        if is_spread():
+            # Each device writes its own rows and heads. Left to the compiler, it would fetch the
+            # whole cache to find the row.
+            put = jax.shard_map(
+                _put_rows,
+                in_specs=(self.spec, self.spec, PartitionSpec(self.spec[1])),
+                out_specs=self.spec,
+            )
+        keys_LBRTC, values_LBRTC = put(*written)
         return dataclasses.replace(self, keys_LBRTC=keys_LBRTC, values_LBRTC=values_LBRTC)
 
     def write_after(
@@ -115,3 +118,25 @@ class KVCache:
     def committed_BT(self) -> jax.Array:
         """Slots that hold a committed position, bool [B, T]."""
         return jnp.arange(self.capacity) < self.lengths_B[:, None]
+
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def _put_rows(cached: Pair, new: Pair, lengths_B: jax.Array) -> Pair:
+    """Keys and values [L, B, R, T, C] with new ones [L, B, R, S, C] after each row's length."""
+
+    # Row by row and in place. One write for all rows (a batched dynamic_update_slice) becomes a
+    # scatter, for which XLA transposes the whole cache and back, in every step of a loop.
+    def put(row: jax.Array, cached: Pair) -> Pair:
+        start = (0, row, 0, lengths_B[row], 0)
+
+        def one(cache_LBRTC: jax.Array, new_LBRSC: jax.Array) -> jax.Array:
+            new_L1RSC = jax.lax.dynamic_slice_in_dim(new_LBRSC, row, 1, axis=1)
+            return jax.lax.dynamic_update_slice(
+                cache_LBRTC, new_L1RSC.astype(cache_LBRTC.dtype), start
+            )
+
+        return one(cached[0], new[0]), one(cached[1], new[1])
+
+    return jax.lax.fori_loop(0, lengths_B.shape[0], put, cached)

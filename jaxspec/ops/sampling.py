@@ -23,6 +23,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxspec.ops.mesh_axes import is_spread
+
 # Stands for the token where there is no distribution to draw from.
 INVALID = -1
 
@@ -55,8 +57,12 @@ def largest_index(logits_V: jax.Array) -> jax.Array:
     large, about 1e38 / V, that their sum overflows in both directions.) Found in two steps: the
     first stretch of the vocabulary (see `_stretches`) whose largest logit is the row's, then the
     place within it. A reduction that carries the index along is not vectorised for the CPU and
-    takes ten times as long as a maximum.
+    takes ten times as long as a maximum. On a mesh it is the better one: devices that share the
+    vocabulary exchange their largest logits, but would need all of them to look up a stretch.
     """
+    if is_spread():
+        valid = jnp.isfinite(logits_V.max(axis=-1)) & ~_has_nan(logits_V)
+        return jnp.where(valid, jnp.argmax(logits_V, axis=-1).astype(jnp.int32), INVALID)
     logits_VV = _stretches(logits_V, fill=-jnp.inf)
     largest_V = logits_VV.max(axis=-1)
     indices = _indices_of(largest_V.argmax(axis=-1), width=logits_VV.shape[-1])

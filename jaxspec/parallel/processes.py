@@ -27,7 +27,7 @@ from jax._src import cloud_tpu_init
 from jax._src.clusters import ClusterEnv
 
 import jaxspec
-from jaxspec.interruption import STOPPED_AND_SAVED
+from jaxspec.interruption import STOPPED_AND_SAVED, Terminated
 from jaxspec.parallel.links import Links, call_roll
 
 JOIN_TIMEOUT_S = 300.0
@@ -130,7 +130,10 @@ def _ending_together(links: Links) -> Iterator[None]:
         yield
     except BaseException as error:
         status = _status(error)
-        if status != STOPPED_AND_SAVED:
+        if isinstance(error, Terminated):
+            links.end(status, "it was told to stop (SIGTERM); the same command continues")
+            atexit.register(_exit_at_once, status)
+        elif status != STOPPED_AND_SAVED:
             if not isinstance(error, ValueError):
                 time.sleep(_FAULT_S)
             links.end(status, f"{error}" if status == 2 else f"{type(error).__name__}: {error}")
@@ -162,6 +165,8 @@ def _status(error: BaseException) -> int:
     """The exit status that a command gives an error."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, Terminated):
+        return STOPPED_AND_SAVED
     if isinstance(error, KeyboardInterrupt):
         return 130
     is_mistake = isinstance(error, ValueError | OSError | MemoryError)

@@ -23,46 +23,9 @@ from jaxspec.decoding import Response
 from jaxspec.evals.progress import Pace
 from jaxspec.files import InUse, held
 from jaxspec.interruption import STOPPED_AND_SAVED
+from tests.cli.regenerating import QUESTIONS
 from tests.data import templates
 from tests.training import runs
-
-QUESTIONS = 5
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    return runs.write_target(tmp_path_factory.mktemp("regenerate") / "target")
-
-
-@pytest.fixture
-def ask(target, tmp_path, monkeypatch):
-    """Calls the command with small settings; returns the folder and what was said."""
-    monkeypatch.setattr(command, "_PROGRESS_SECONDS", 1e9)  # a line a shard, however slow
-
-    def call(output="answers", *, stop_after: int | None = None, **changes):
-        settings = {
-            "source": "embedded/chat",
-            "output": str(tmp_path / output),
-            "run": RunConfig(target=TargetConfig(path=str(target))),
-            "temperature": 1.0,
-            "max_new_tokens": 6,
-            "batch_size": 2,
-            "shard_prompts": 2,
-            "limit": QUESTIONS,
-            "unfinished": "keep",  # a random target hardly ever ends a turn
-            **changes,
-        }
-        said: list[str] = []
-
-        def echo(line: str) -> None:
-            said.append(line)
-            if stop_after is not None and len(said) > stop_after:
-                raise KeyboardInterrupt
-
-        folder = command.regenerate(command.RegenerateCommand(**settings), echo=echo)
-        return folder, said
-
-    return call
 
 
 def test_answers_become_training_data(ask, target):

@@ -35,19 +35,30 @@ SETTINGS = EvaluationConfig(
 )
 
 
-def write_folders(root: Path, *, seed: int = 0) -> tuple[Path, list[Path]]:
+WIDE = {
+    "vocab_size": -(-Tokenizer.load("embedded").vocab_size // 8) * 8 + 8,
+    "num_heads": 8,
+    "num_kv_heads": 8,
+}
+"""A shape that 8 devices can share."""
+
+
+def write_folders(root: Path, *, seed: int = 0, **shape: int) -> tuple[Path, list[Path]]:
     """(target, drafters): exported folders, as training leaves them."""
     tokenizer = Tokenizer.load("embedded")
     architecture = TransformerConfig(
-        vocab_size=tokenizer.vocab_size + 3,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        intermediate_size=32,
-        tie_embeddings=False,
-        max_position_embeddings=256,
+        **{
+            "vocab_size": tokenizer.vocab_size + 3,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "tie_embeddings": False,
+            "max_position_embeddings": 256,
+            **shape,
+        }
     )
     model = Transformer(architecture)
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]

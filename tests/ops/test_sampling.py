@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxspec.config import MeshConfig
 from jaxspec.ops.sampling import (
+    INVALID,
     Sampling,
     fine_uniform,
     is_distribution,
     largest_index,
     sample_index,
 )
+from jaxspec.parallel.mesh import make_mesh
 from tests.verify import laws
 
 
@@ -283,3 +287,19 @@ def test_chi_square_itself():
     assert laws.chi_square(np.array([500, 499, 0, 1]), law) == 0
     assert laws.chi_square(np.array([300, 700, 0, 0]), law) < laws.FALSE_ALARM
     assert laws.chi_square(np.array([1000, 0]), np.array([1.0, 0])) == 1
+
+
+def test_the_largest_index_on_a_mesh_is_that_of_one_device():
+    """Ties, and rows that have none."""
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 40, (16, 128)).astype(np.float32)
+    logits[1, 70], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
+    logits[4, :64] = -np.inf
+    alone = jax.jit(largest_index)(logits)
+    devices = jax.devices()[:8]
+    mesh = make_mesh(MeshConfig(data=2, tensor=4), devices=devices)
+    split = jax.device_put(logits, NamedSharding(mesh, PartitionSpec("data", "tensor")))
+    with jax.set_mesh(mesh):
+        spread = jax.jit(largest_index)(split)
+    np.testing.assert_array_equal(spread, alone)
+    assert np.count_nonzero(alone == INVALID) == 3

@@ -194,6 +194,25 @@ def merge_counts(several: Iterable[FormulaCounts]) -> FormulaCounts:
     return FormulaCounts({formula: dict(found) for formula, found in ways.items()})
 
 
+def to_plain(counted: FormulaCounts) -> list[Any]:
+    """Counts as lists, which JSON can hold."""
+    return [[formula, list(before.items())] for formula, before in counted.ways.items()]
+
+
+def from_plain(ways: Iterable[Any]) -> FormulaCounts:
+    """The inverse of `to_plain`, after JSON has made lists of all tuples."""
+    return FormulaCounts(
+        {
+            _formula(formula): {_formula(one): number for one, number in before}
+            for formula, before in ways
+        }
+    )
+
+
+def _formula(pairs: Iterable[Any]) -> Formula:
+    return tuple((int(i), int(j)) for i, j in pairs)
+
+
 def graph_settings(rules: DiffusionRules, *, model: str) -> dict[str, str]:
     """What a calibrated graph is good for; see `draft_graph.check_graph`.
 

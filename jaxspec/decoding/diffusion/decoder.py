@@ -37,6 +37,7 @@ from flax import struct
 from jaxspec.decoding.diffusion.block_model import BlockContext, BlockModel, Caching, check_caching
 from jaxspec.decoding.diffusion.unmasking import Scheduled, Unmasker, Unmasking
 from jaxspec.decoding.layout import cut_layers, stack_layers
+from jaxspec.decoding.placement import placed
 from jaxspec.decoding.state import Prompts
 from jaxspec.models.cache import KVCache
 from jaxspec.ops.sampling import GREEDY, Sampling
@@ -207,7 +208,7 @@ class BlockDiffusion:
         tokens_BT = jnp.where(columns_T < prompt_B1, tokens_BT, 0)
         of_response_BT = _of_response(columns_T[None], prompts.lengths_B, rules)
         zeros_B = jnp.zeros(batch, jnp.int32)
-        return DiffusionState(
+        state = DiffusionState(
             tokens_BT=jnp.where(of_response_BT, rules.mask_id, tokens_BT).astype(jnp.int32),
             revealed_BT=jnp.full(tokens_BT.shape, NOT_REVEALED, jnp.int32),
             prompt_B=prompts.lengths_B,
@@ -220,6 +221,7 @@ class BlockDiffusion:
             passes_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
             steps_BN=jnp.zeros((batch, rules.num_blocks), jnp.int32),
         )
+        return placed(state)
 
     def prepare(self, params: Any) -> Any:
         """Parameters in the layout that the loop wants, for those who call `run` more than once."""
@@ -235,7 +237,7 @@ class BlockDiffusion:
         """The state with the cache of its prompts, which `run` then takes on and gives back."""
         # Not a denoising pass, so it is not counted, just as a language model's prefill is not.
         cache = self.block_model.prefill(stack_layers(params), self.context(state))
-        return dataclasses.replace(state, cache=cache)
+        return placed(dataclasses.replace(state, cache=cache))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
     def run(
@@ -256,9 +258,9 @@ class BlockDiffusion:
                 return (earliest < until) & (active_B.sum() >= enough)
 
             def one_block(state: DiffusionState, reach: int = reach) -> DiffusionState:
-                return self.fill_block(stack_layers(pieces), state, reach=reach)
+                return placed(self.fill_block(stack_layers(pieces), state, reach=reach))
 
-            state = jax.lax.while_loop(unfinished, one_block, state)
+            state = jax.lax.while_loop(unfinished, one_block, placed(state))
         return state if keeps_cache else dataclasses.replace(state, cache=None)
 
     def stages(self) -> Iterator[tuple[int, int]]:

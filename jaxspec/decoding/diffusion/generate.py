@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionState
 from jaxspec.decoding.generate import bucket_length, check_prompt_ids, groups, pad_prompts, serve
+from jaxspec.decoding.placement import on_mesh_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +85,10 @@ def generate_diffusion(
 
     Args:
       decoder: the model and its rules.
-      params: the model's parameters.
+      params: the model's parameters; on a mesh, rows and caches are spread over it (`placement`).
       prompts: token ids.
       ids: a name for each prompt; errors use it, and so does its random stream.
-      batch_size: prompts decoded together.
+      batch_size: prompts decoded together; on a mesh, as in `jaxspec.decoding.generate.generate`.
       seed: of the random streams.
       progress: called with the number of prompts done since the last call.
 
@@ -100,31 +101,32 @@ def generate_diffusion(
     check_diffusion_prompts(prompts, ids=ids, decoder=decoder)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
-    pieces = decoder.prepare(params)
     responses: dict[int, DiffusionResponse] = {}
+    with on_mesh_of(params):
+        pieces = decoder.prepare(params)
 
-    def run(state: DiffusionState, *, leave_on_end: bool) -> DiffusionState:
-        return decoder.run(pieces, state, leave_on_end=leave_on_end)
+        def run(state: DiffusionState, *, leave_on_end: bool) -> DiffusionState:
+            return decoder.run(pieces, state, leave_on_end=leave_on_end)
 
-    def answer(state: DiffusionState, row: int, index: int) -> DiffusionResponse:
-        host = jax.device_get(dataclasses.replace(state, cache=None))
-        return read_diffusion(host, row, name=ids[index], decoder=decoder)
+        def answer(state: DiffusionState, row: int, index: int) -> DiffusionResponse:
+            host = jax.device_get(dataclasses.replace(state, cache=None))
+            return read_diffusion(host, row, name=ids[index], decoder=decoder)
 
-    for group in groups(prompts, batch_size):
-        # Canvases of a batch are of one width.
-        length = bucket_length(max(len(prompts[index]) for index in group))
+        for group in groups(prompts, batch_size):
+            # Canvases of a batch are of one width.
+            length = bucket_length(max(len(prompts[index]) for index in group))
 
-        def started(index: int, length: int = length) -> DiffusionState:
-            single = pad_prompts(
-                [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
-            )
-            state = decoder.start(single)
-            return decoder.prefill(pieces, state) if decoder.has_prefill else state
+            def started(index: int, length: int = length) -> DiffusionState:
+                single = pad_prompts(
+                    [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+                )
+                state = decoder.start(single)
+                return decoder.prefill(pieces, state) if decoder.has_prefill else state
 
-        for index, response in serve(group, started, run, answer, rows=batch_size):
-            responses[index] = response
-            if progress is not None:
-                progress(1)
+            for index, response in serve(group, started, run, answer, rows=batch_size):
+                responses[index] = response
+                if progress is not None:
+                    progress(1)
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -157,7 +159,10 @@ def decode_batches(
             rows=batch_size,
             seed=seed,
         )
-        yield group, decoder.run(params, decoder.start(padded))
+        # Not around the `yield`: the caller may use another mesh.
+        with on_mesh_of(params):
+            state = decoder.run(params, decoder.start(padded))
+        yield group, state
 
 
 def read_diffusion(

@@ -18,11 +18,13 @@ from jaxspec.checkpoints.families.registry import StoredModel
 from jaxspec.config import DiffusionEvaluationConfig, RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
+from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import DIFFUSION, MeasuredDecoder, computed
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.timing import DiffusionSpeed, explain, time_decoders
 from jaxspec.evals.intervals import bracketed
+from jaxspec.evals.mesh import decoding_mesh, explained, recorded
 from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import write_report
@@ -57,6 +59,7 @@ def evaluate_diffusion(
     """
     settings = config.evaluation
     with held_output(output) as file:
+        mesh = decoding_mesh(config.mesh, rows=settings.batch_size, option="evaluation.batch_size")
         target = open_diffusion_target(config.target, stored=stored)
         # Mistakes are reported before the weights are read.
         rules = diffusion_rules(config, target)
@@ -64,7 +67,7 @@ def evaluate_diffusion(
         drafting = drafting_decoders(config.diffusion, rules, target)
         benchmarks = load_benchmarks(settings, data=config.data)
         decoders = [(PLAIN_DECODER, base), *drafting]
-        record = provenance(config=config, seed=settings.seed)
+        record = recorded(provenance(config=config, seed=settings.seed), mesh)
         identity = identity_of(
             config,
             record=record,
@@ -86,7 +89,8 @@ def evaluate_diffusion(
             speed=DiffusionSpeed,
             echo=echo,
         ) as finished:
-            evaluation = DiffusionEvaluation(config, target.with_weights(), base, echo)
+            weighted = target.with_weights(mesh=mesh)
+            evaluation = DiffusionEvaluation(config, weighted, base, echo)
             for found in finished.measured(
                 benchmarks, decoders, reference=evaluation.reference, measure=evaluation.measure
             ):
@@ -103,6 +107,7 @@ def evaluate_diffusion(
                     echo(_summary(row))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress), _ending(config.diffusion)]
+            paragraphs += filter(None, [explained(mesh)])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -235,15 +240,16 @@ class DiffusionEvaluation:
     ) -> DiffusionSpeed:
         """Speed at batch 1 on the first prompts."""
         settings = self.config.evaluation
-        return time_decoders(
-            self.base,
-            decoder,
-            self.target.params,
-            reference.prompts[: settings.timing_prompts],
-            ids=reference.ids[: settings.timing_prompts],
-            repeats=settings.timing_repeats,
-            seed=settings.seed,
-        )
+        with on_mesh_of(self.target.params):
+            return time_decoders(
+                self.base,
+                decoder,
+                self.target.params,
+                reference.prompts[: settings.timing_prompts],
+                ids=reference.ids[: settings.timing_prompts],
+                repeats=settings.timing_repeats,
+                seed=settings.seed,
+            )
 
 
 def max_prompt_tokens(config: RunConfig, target: DiffusionTarget) -> int:

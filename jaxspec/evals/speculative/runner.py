@@ -20,10 +20,12 @@ from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
+from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
+from jaxspec.evals.mesh import decoding_mesh, explained, recorded
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
@@ -89,14 +91,15 @@ def evaluate(
     """
     settings = config.evaluation
     with held_output(output) as file:
-        target = open_target(config.target, default_template=PLAIN)
+        mesh = decoding_mesh(config.mesh, rows=settings.batch_size, option="evaluation.batch_size")
+        target = open_target(config.target, default_template=PLAIN, mesh=mesh)
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
         evaluation = Evaluation(settings, target, echo)
         # Refuses settings that do not go together.
         cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
-        record = provenance(config=config, seed=settings.seed)
+        record = recorded(provenance(config=config, seed=settings.seed), mesh)
         identity = identity_of(
             config,
             record=record,
@@ -132,6 +135,7 @@ def evaluate(
                     echo(_summary(row, speed))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
+            paragraphs += filter(None, [explained(mesh)])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -335,16 +339,17 @@ class Evaluation:
     ) -> Speed | None:
         """Speed at batch 1 on the first prompts."""
         count = self.settings.timing_prompts
-        return measure_speed(
-            build_autoregressive(self.settings, self.target),
-            strategy,
-            reference.prompts[:count],
-            target_params=self.target.params,
-            params=self.params(drafter),
-            ids=reference.ids[:count],
-            repeats=self.settings.timing_repeats,
-            seed=self.settings.seed,
-        )
+        with on_mesh_of(self.target.params):
+            return measure_speed(
+                build_autoregressive(self.settings, self.target),
+                strategy,
+                reference.prompts[:count],
+                target_params=self.target.params,
+                params=self.params(drafter),
+                ids=reference.ids[:count],
+                repeats=self.settings.timing_repeats,
+                seed=self.settings.seed,
+            )
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:

@@ -1,0 +1,203 @@
+"""Decoding on several devices: what one device gives, with parameters and caches divided."""
+
+import dataclasses
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.config import MeshConfig
+from jaxspec.decoding import (
+    Adaptive,
+    Autoregressive,
+    ChainSpeculative,
+    Speculative,
+    TreeSpeculative,
+)
+from jaxspec.decoding import rows as batch_rows
+from jaxspec.decoding.generate import generate
+from jaxspec.decoding.placement import mesh_of, on_mesh_of
+from jaxspec.decoding.stream import stream
+from jaxspec.drafters.ngram import NGramProposer
+from jaxspec.ops.sampling import Sampling
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules
+from tests.decoding import tiny
+from tests.decoding.test_batching import MANY, NAMES
+from tests.decoding.test_denoiser_drafter import proposer as denoiser
+
+WIDE = dataclasses.replace(tiny.ARCHITECTURE, num_heads=16, num_kv_heads=8, hidden_size=64)
+"""Heads for 8 devices."""
+MESHES = {
+    "tensor": MeshConfig(data=1, tensor=8),
+    "both": MeshConfig(data=4, tensor=2),
+    "data": MeshConfig(data=8),
+}
+SPLIT_WIDTHS = {
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "all three": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+ROWS = 8
+
+
+def spread(params, config):
+    mesh = make_mesh(config, devices=jax.devices()[:8])
+    return jax.device_put(params, Rules().shardings(params, mesh))
+
+
+def strategies():
+    model, params = tiny.target(WIDE)
+    proposer, drafter = tiny.dflash(model, suppressed_ids=tiny.RULES.suppressed_ids)
+    both = {"target": params, "drafter": drafter}
+    lookup = {"target": params, "drafter": {}}
+    return {
+        "autoregressive": (Autoregressive(model, tiny.RULES), params),
+        "block": (Speculative(model, proposer, tiny.RULES), both),
+        "tree": (TreeSpeculative(model, proposer, tiny.RULES, num_nodes=12), both),
+        "ngram": (Speculative(model, NGramProposer(4), tiny.RULES), lookup),
+        "mdlm": with_denoiser("bidirectional", num_passes=2),
+        "cached mdlm": with_denoiser("causal"),
+        "adaptive": (adaptive(model, proposer), both),
+    }
+
+
+def with_denoiser(context, **settings):
+    model, params = tiny.target(WIDE)
+    suppressed = tiny.RULES.suppressed_ids
+    drafter, weights = denoiser(
+        tiny.VOCABULARY, context, block_size=4, suppressed_ids=suppressed, **settings
+    )
+    return Speculative(model, drafter, tiny.RULES), {"target": params, "drafter": weights}
+
+
+def adaptive(model, proposer):
+    """Two sizes whose costs are given, so that the choice is the same every time."""
+    sizes = [dataclasses.replace(proposer, block_size=size) for size in (2, 5)]
+    strategies = [Speculative(model, size, tiny.RULES) for size in sizes]
+    return Adaptive(strategies, costs=(1.0, 1.5), stretch=3)
+
+
+CASES = [
+    *itertools.product(["autoregressive", "block", "tree", "ngram"], MESHES),
+    *itertools.product(["mdlm", "cached mdlm", "adaptive"], ["both"]),
+    *itertools.product(["autoregressive", "block"], ["fsdp", "all three"]),
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=[" on ".join(case) for case in CASES])
+def test_every_mesh_gives_the_output_of_one_device(name, mesh):
+    strategy, params = strategies()[name]
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=ROWS)
+    assert len({len(response.tokens) for response in alone}) > 3
+    split = spread(params, {**MESHES, **SPLIT_WIDTHS}[mesh])
+    strategy, _ = strategies()[name]  # `Adaptive` remembers.
+    assert generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS) == alone
+
+
+def test_samples_are_those_of_one_device():
+    warm = Sampling(1.0)
+    model, target = tiny.target(WIDE)
+    proposer, drafter = tiny.dflash(model, sampling=warm)
+    params = {"target": tiny.scaled(target, 0.6), "drafter": drafter}
+    strategy = ChainSpeculative(model, proposer, tiny.RULES, "recursive", warm, num_chains=2)
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=ROWS)
+    split = spread(params, MESHES["both"])
+    assert generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS) == alone
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
+    strategy, params = strategies()["block"]
+    split = spread(params, MESHES[mesh])
+    tensor = MESHES[mesh].tensor
+    matrices = {name: split["target"]["layers"]["attention"][name]["kernel"] for name in "qkvo"}
+    matrices |= {"embed": split["target"]["embed"]["embedding"]}
+    for name, matrix in matrices.items():
+        assert bytes_of_first(matrix) * tensor == matrix.nbytes, name
+    with on_mesh_of(split):
+        split = strategy.prepare(split)
+        single = strategy.start(split, batch_of_one(), capacity=192)
+        assert bytes_of_first(single.cache.keys_LBRTC) * tensor == single.cache.keys_LBRTC.nbytes
+        state = batch_rows.spread(single, rows=ROWS)
+        # Wherever a state comes from, it lies where the loop wants it.
+        state = batch_rows.insert(state, strategy.start(split, batch_of_one(), capacity=192), 1)
+        states = [state, strategy.run(split, jax.tree.map(jnp.copy, state))]
+    for state in states:
+        caches = [state.cache, state.drafter]
+        # The drafter has fewer heads than there are devices along tensor.
+        parts = [8, 8 // tensor * min(tensor, state.drafter.keys_LBRTC.shape[2])]
+        for cache, part in zip(caches, parts, strict=True):
+            for array in (cache.keys_LBRTC, cache.values_LBRTC):
+                assert bytes_of_first(array) * part == array.nbytes
+        assert bytes_of_first(state.tokens_BT) * (8 // tensor) == state.tokens_BT.nbytes
+
+
+def bytes_of_first(array):
+    return array.addressable_shards[0].data.nbytes
+
+
+def batch_of_one():
+    return tiny.batch(tiny.PROMPTS[:1], rows=1)[0]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_no_device_holds_the_whole_cache_while_it_runs(mesh):
+    """The compiled programs: no array in them is larger than a device's part of the cache."""
+    strategy, params = strategies()["autoregressive"]
+    split = spread(params, MESHES[mesh])
+    with on_mesh_of(split):
+        split = strategy.prepare(split)
+        single = strategy.start(split, batch_of_one(), capacity=192)
+        state = batch_rows.spread(single, rows=ROWS)
+        programs = {
+            "run": type(strategy).run.lower(strategy, split, state),
+            "spread": batch_rows.spread.lower(single, rows=ROWS),
+            "insert": batch_rows.insert.lower(state, single, 1),
+        }
+        texts = {name: lowered.compile().as_text() for name, lowered in programs.items()}
+    whole = state.cache.keys_LBRTC.shape
+    for name, text in texts.items():
+        found = [
+            tuple(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)
+        ]
+        sizes = [math.prod(shape) for shape in found if whole[3] in shape]
+        assert max(sizes) == math.prod(whole) // 8, name
+
+
+def test_nothing_is_compiled_after_the_first_refill():
+    strategy, params = strategies()["block"]
+    split = spread(params, MESHES["both"])
+    generate(strategy, split, MANY[:10], ids=NAMES[:10], batch_size=ROWS)
+    programs = (type(strategy).start, type(strategy).run, batch_rows.spread, batch_rows.insert)
+    sizes = [program._cache_size() for program in programs]
+    generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS)
+    assert [program._cache_size() for program in programs] == sizes
+
+
+def test_a_streamed_answer_is_that_of_one_device():
+    strategy, params = strategies()["block"]
+    split = spread(params, MESHES["tensor"])
+    for prompt, name in zip(MANY[:3], NAMES, strict=False):
+        alone = [each.emitted for each in stream(strategy, params, prompt, name=name)]
+        rounds = stream(strategy, split, prompt, name=name)
+        assert [each.emitted for each in rounds] == alone
+        # Between two rounds, the caller's programs run on one device.
+        assert jax.sharding.get_abstract_mesh().empty
+
+
+def test_a_batch_that_does_not_divide_is_decoded_whole():
+    strategy, params = strategies()["autoregressive"]
+    alone = generate(strategy, params, MANY[:3], ids=NAMES[:3], batch_size=3)
+    split = spread(params, MESHES["both"])
+    assert generate(strategy, split, MANY[:3], ids=NAMES[:3], batch_size=3) == alone
+
+
+def test_the_mesh_is_that_of_the_parameters():
+    params = {"target": {"kernel": np.ones((4, 8))}, "drafter": {}}
+    assert mesh_of(params) is None
+    assert mesh_of(jax.device_put(params)) is None
+    assert mesh_of(spread(params, MESHES["both"])).shape["tensor"] == 2

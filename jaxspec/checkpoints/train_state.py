@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from jaxspec.checkpoints.file_digests import find_damage, write_record
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
+from jaxspec.paths import exists, is_remote
 from jaxspec.provenance import jsonable
 
 RECORD = "run/file_digests.json"
@@ -348,6 +349,11 @@ def check_folder(folder: Path) -> None:
       ValueError: a path with characters that patterns use, or that UTF-8 does not have.
     """
     path = str(folder.absolute())
+    if is_remote(folder) and not path.startswith("gs://"):
+        raise ValueError(
+            f"Checkpoints cannot be kept in {path}: expected a folder on this machine, or "
+            "gs://BUCKET/FOLDER."
+        )
     wrong = sorted({char for char in path if char in "*?[]\\" or "\ud800" <= char <= "\udfff"})
     if wrong:
         raise ValueError(
@@ -397,10 +403,10 @@ def _steps(folder: Path) -> list[int]:
 def _check_files(step: Path, *, within: str = "") -> None:
     """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
     # os.path raises nothing where a permission is missing.
-    if not os.path.isdir(step):
+    if not (step.is_dir() if is_remote(step) else os.path.isdir(step)):
         raise _Unusable("cannot be read (it is not a folder)")
     for record in (RECORD, _SIZES):
-        if os.path.exists(step / record):
+        if exists(step / record):
             damage = find_damage(step, record, within=within)
             if damage:
                 raise _Unusable(f"cannot be read ({damage})")

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
+from jaxspec.paths import user_path
 from jaxspec.training.tasks.registry import task_of
 
 _OF_TARGET = ("target.path", "target.dtype", "target.enable_thinking")
@@ -36,14 +36,14 @@ def next_commands(
       program: how training was called: "train.py" or "jaxspec train".
     """
     evaluate = "python eval.py" if program == "train.py" else "jaxspec eval"
-    export = str(Path(workdir) / "export")
+    export = str(user_path(workdir) / "export")
     changed = [
         word
         for name in _OF_TARGET
         if (value := given_value(argv, name)) is not None
         for word in (f"--{name}", value)
     ]
-    results = ("--output", str(Path(workdir) / "results.json"))
+    results = ("--output", str(user_path(workdir) / "results.json"))
     model = ("--target.path", export)
     own = ("--workdir", workdir)
     save = _words("jaxspec", "export", *own, "--output", "my-model")

@@ -219,6 +219,8 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
+    finally:
+        journal.close()
     if ends["cut"]:
         echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))

@@ -15,9 +15,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from jaxspec.files import naming, write_text
+from jaxspec.files import write_text
+from jaxspec.growing_file import UPLOAD_S, GrowingFile
+from jaxspec.paths import user_path
 
 Answer = tuple[tuple[int, ...], bool]
 """Token ids, and whether a stop token ended them."""
@@ -33,7 +34,7 @@ class AnswerJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._answers: dict[str, Answer] = {}
         whole: list[str] = []
         text = self.path.read_text("utf-8", errors="replace") if self.path.is_file() else ""
@@ -45,6 +46,7 @@ class AnswerJournal:
                 whole.append(f"{line}\n")
         if text != "".join(whole):
             write_text(self.path, "".join(whole))
+        self._file = GrowingFile(self.path, every_s=UPLOAD_S)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -56,17 +58,24 @@ class AnswerJournal:
     def add(
         self, name: str, prompt: Sequence[int], *, tokens: Sequence[int], stopped: bool
     ) -> None:
-        """Saves an answer. It survives a kill of the process, but not a power failure."""
+        """Saves an answer. It survives a kill of the process, but not a power failure.
+
+        In a bucket, a kill loses the answers of the last half minute.
+        """
         key = _key(name, prompt)
         self._answers[key] = (tuple(tokens), stopped)
         content = json.dumps([key, list(tokens), stopped])
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{_digest(content)} {content}\n")
+        self._file.write(f"{_digest(content)} {content}\n".encode())
 
     def clear(self) -> None:
         """Forgets every answer: the shard is finished."""
         self._answers.clear()
         self.path.unlink(missing_ok=True)
+        self._file = GrowingFile(self.path, every_s=UPLOAD_S)
+
+    def close(self) -> None:
+        """Waits until every answer is saved."""
+        self._file.close()
 
 
 def _key(name: str, prompt: Sequence[int]) -> str:

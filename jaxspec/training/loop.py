@@ -35,6 +35,7 @@ from jaxspec.parallel.memory import check_state_fits
 from jaxspec.parallel.mesh import initialise_processes, make_mesh
 from jaxspec.parallel.rules import Rules, check_batch_size
 from jaxspec.parallel.step import spread
+from jaxspec.paths import user_path
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.training.boards import Logging, check_logging, open_boards
 from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
@@ -77,7 +78,7 @@ def train(
         examples and the last good checkpoint).
       SystemExit: 75, after SIGTERM or Ctrl-C: the step has been finished and saved.
     """
-    workdir = Path(workdir)
+    workdir = user_path(workdir)
     check_logging(config.training.logging)
     with contextlib.ExitStack() as stack:
         # 1. Processes, the folder and the mesh.
@@ -358,6 +359,8 @@ def _loop(
                     "window": jsonable(add(window)),
                     SCORE: jsonable(score),
                 }
+                if log is not None:
+                    log.flush()  # A run that continues from the checkpoint needs every line.
                 checkpoints.save(done, state, progress=progress)
                 if start.is_new_segment and is_first:
                     checkpoints.wait()

@@ -158,8 +158,11 @@ class RemotePath(gpath.PosixGPath):
         return self
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """See pathlib."""
-        names = [entry["name"] for entry in self._asked("ls", detail=True)]
+        """See pathlib; a folder that is not there is an empty one."""
+        try:
+            names = [entry["name"] for entry in self._asked("ls", detail=True)]
+        except FileNotFoundError:
+            return
         own = self._stripped()
         for name in names:
             # Some buckets hold an empty object with the folder's own name.

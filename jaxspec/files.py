@@ -264,6 +264,8 @@ def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = str(error.filename or "")
+        if is_remote(place) and not place.startswith(os.fspath(path)):
+            raise  # It is about something that was read in the block.
         where = f" ({place})" if place and place != os.fspath(path) else ""
         raise ValueError(
             f"{option} {path} cannot be written to: {error.strerror or error}{where}."

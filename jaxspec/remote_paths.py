@@ -22,6 +22,7 @@ import errno
 import fnmatch
 import functools
 import io
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,9 +171,9 @@ class RemotePath(gpath.PosixGPath):
                 yield self / stripped.rsplit("/", 1)[-1]
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """See pathlib; `pattern` is about the names in this folder."""
-        if "/" in pattern:
-            first, rest = pattern.split("/", 1)
+        """See pathlib; "**" has no meaning."""
+        first, _, rest = pattern.partition("/")
+        if rest:
             for entry in self.glob(first):
                 yield from entry.glob(rest)
         elif self.is_dir():
@@ -326,8 +327,11 @@ class RemotePath(gpath.PosixGPath):
 
 @functools.cache
 def _file_system(scheme: str) -> Any:
-    """Fsspec's file system, without a cache of listings: others write to the bucket, too."""
-    return fsspec.filesystem(scheme, use_listings_cache=False)
+    """The file system of a scheme, without a cache of listings: others write to the bucket, too."""
+    files = fsspec.filesystem(scheme, use_listings_cache=False)
+    # What it logs, with tracebacks, is raised as well: see `explained`.
+    logging.getLogger(PACKAGES[scheme]).setLevel(logging.CRITICAL)
+    return files
 
 
 @contextlib.contextmanager
@@ -350,9 +354,10 @@ def explained(path: os.PathLike[str]) -> Iterator[None]:
         text = (str(error).splitlines() or [""])[0][:_LONGEST]
         said = f"{type(error).__name__}: {text}".lower()
         if any(word in said for word in _REFUSED):
-            why = f"no access ({text or type(error).__name__}): {_LOGINS[scheme]}"
+            why = f"no access ({text or type(error).__name__}), so {_LOGINS[scheme]}"
             raise PermissionError(errno.EACCES, why, os.fspath(path)) from error
-        raise OSError(errno.EIO, f"{type(error).__name__}: {text}", os.fspath(path)) from error
+        why = f"{scheme}:// does not answer ({type(error).__name__}: {text})"
+        raise OSError(errno.EIO, why, os.fspath(path)) from error
 
 
 _NUMBERS: dict[type[BaseException], str] = {

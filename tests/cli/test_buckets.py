@@ -10,7 +10,7 @@ import pytest
 from jaxspec.cli import main as console
 from jaxspec.files import user_path
 from jaxspec.training.metrics import MetricsLog
-from tests.fake_bucket import READ, fake_bucket, put
+from tests.fake_bucket import fake_bucket, put
 from tests.training import runs
 
 BUCKET = "gs://bucket"

@@ -362,18 +362,18 @@ def _refusing(what: str) -> Iterator[None]:
         raise
 
 
-def _starts(header: Path, path: Path) -> dict[str, int]:
+def _starts(file: Path, path: Path) -> dict[str, int]:
     """Where each tensor of a file begins, in bytes; the library has checked the header.
 
     Args:
-      header: a file with the header.
+      file: begins with the header.
       path: what messages call it.
 
     Raises:
       ValueError: the header names a tensor twice: the library would use the last one.
     """
-    length = int.from_bytes(read_range(header, 0, 8), "little")
-    header = parse_object(read_range(header, 8, length), name=f"The header of {path}")
+    length = int.from_bytes(read_range(file, 0, 8), "little")
+    header = parse_object(read_range(file, 8, length), name=f"The header of {path}")
     return {
         name: 8 + length + int(entry["data_offsets"][0])
         for name, entry in header.items()

@@ -56,6 +56,11 @@ def exists(path: Path) -> bool:
     return path.exists() if is_remote(path) else os.path.exists(path)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; on this machine, also False where a permission is missing."""
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file on this machine, to a bucket or from one."""
     if is_remote(target):

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from jaxspec.paths import exists, is_remote, read_range, user_path
+from jaxspec.paths import is_file, is_remote, read_range, user_path
 
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
 _EDGE_BYTES, _TENSOR_BYTES = 1 << 20, 1 << 12
@@ -35,7 +35,7 @@ def target_folder(path: str) -> Path:
     else:
         # On this machine not Path.expanduser, which raises for an unknown user.
         folder = user_path(path) if is_remote(path) else Path(os.path.expanduser(path))
-    if not exists(folder / "config.json"):
+    if not is_file(folder / "config.json"):
         raise ValueError(
             f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
             "Hugging Face model folder (config.json, *.safetensors, tokenizer.json). A target "

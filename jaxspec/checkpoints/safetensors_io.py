@@ -34,7 +34,7 @@ from safetensors.numpy import save_file
 
 from jaxspec.checkpoints.config_reader import read_json
 from jaxspec.json_files import parse_object, shortened, shown
-from jaxspec.paths import exists, is_remote, read_range, user_path
+from jaxspec.paths import is_file, is_remote, read_range, user_path
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -197,7 +197,7 @@ class TensorFolder:
             raise ValueError(
                 f"{INDEX} may only name files in its own folder: got {shown(outside)}."
             )
-        absent = sorted(f for f in set(listed.values()) if not exists(self.folder / f))
+        absent = sorted(f for f in set(listed.values()) if not is_file(self.folder / f))
         if absent:
             raise ValueError(
                 f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are missing "

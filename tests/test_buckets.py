@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxspec.checkpoints import safetensors_io
 from jaxspec.checkpoints.safetensors_io import TensorFolder, write_tensors
-from jaxspec.checkpoints.train_state import check_folder
+from jaxspec.checkpoints.train_state import TrainCheckpoints, check_folder, saved_progress
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.main import dispatch
 from jaxspec.files import held, replaced_file, replaced_folder, try_file, user_path, write_text
@@ -180,6 +183,36 @@ def test_checkpoints_are_kept_where_orbax_writes(bucket):
     check_folder(user_path("gs://bucket/run"))
     with pytest.raises(ValueError, match="Checkpoints cannot be kept in hf://user/run"):
         check_folder(user_path("hf://user/run"))
+
+
+def test_checkpoints_are_saved_restored_and_set_aside(folder, bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = {"params": {"weight": jnp.arange(8.0)}, "step": jnp.ones((), jnp.int32)}
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    with contextlib.closing(TrainCheckpoints(folder / "checkpoints", keep=2)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, progress={"at": step})
+        checkpoints.wait()
+    # A save that was killed: everything is there but the file that orbax writes last.
+    for name in [name for name in bucket if "/checkpoints/3/" in name]:
+        if not name.endswith("commit_success.txt"):
+            put(name.replace("/3/", "/4/"), bucket[name])
+    assert saved_progress(folder / "checkpoints") == (3, {"at": 3})
+    damaged = next(n for n in bucket if "/checkpoints/3/state/" in n and n.endswith("_METADATA"))
+    put(damaged, bucket[damaged][:-1])
+    said: list[str] = []
+    with contextlib.closing(TrainCheckpoints(folder / "checkpoints", keep=2)) as checkpoints:
+        step, restored, progress = checkpoints.restore_latest(abstract, report=said.append)
+    assert (step, progress) == (2, {"at": 2})
+    np.testing.assert_array_equal(restored["params"]["weight"], state["params"]["weight"])
+    assert f"It was moved to {folder}/unreadable" in said[0]
+    assert any(name.startswith("bucket/runs/full/unreadable/3/") for name in bucket)
+    names = [name.split("/checkpoints/")[1] for name in bucket if "/checkpoints/" in name]
+    steps = {name.split("/")[0] for name in names}
+    assert steps == {"2"}, "keep=2, one was set aside, and the killed save was removed"
+    assert not list(tmp_path.iterdir())
 
 
 COMMANDS = [

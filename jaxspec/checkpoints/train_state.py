@@ -37,6 +37,8 @@ _SIZES = "run/file_sizes.json"
 """What older checkpoints have instead: only sizes."""
 _JSON = "run/metadata"
 """Everything that is not an array, under the name that orbax gives it."""
+_COMMITTED = "commit_success.txt"
+"""In a bucket, the file by which orbax tells a complete step."""
 SCORE = "score"
 """Name of a `Score` in a checkpoint's progress."""
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -397,6 +399,8 @@ def _steps(folder: Path) -> list[int]:
     """All complete steps, the newest first; anything with the name of a step counts."""
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+    if is_remote(folder):  # orbax saves straight to the step's name there, and this file last.
+        steps = [step for step in steps if exists(folder / str(step) / _COMMITTED)]
     return sorted(steps, reverse=True)
 
 

@@ -124,3 +124,10 @@ def test_from_conversations_to_a_measured_drafter(bucket, tmp_path, monkeypatch,
     )
     assert {"bucket/results/full.json", "bucket/results/full.md"} <= set(bucket)
     assert not any("unfinished" in name for name in bucket)
+
+    call(
+        *("generate", "--target.path", f"{BUCKET}/target", "--drafter", f"{BUCKET}/drafter"),
+        *("--prompt", "What is 1 + 2?", "--max-new-tokens", 4),
+        *("--picture", f"{BUCKET}/results/drafted.svg"),
+    )
+    assert bucket["bucket/results/drafted.svg"].startswith(b"<svg")

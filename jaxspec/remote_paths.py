@@ -48,7 +48,13 @@ _REFUSED = (
     *("401", "403", "login", "permission"),
 )
 """Words in the errors of these packages that mean: no access."""
-_EXPECTED = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_EXPECTED = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+}
+"""Errors that say what is there, with their numbers, which packages leave out."""
 _LONGEST = 200
 """Characters that are quoted of another package's error."""
 
@@ -344,9 +350,9 @@ def explained(path: os.PathLike[str]) -> Iterator[None]:
     scheme = os.fspath(path).partition("://")[0]
     try:
         yield
-    except _EXPECTED as error:
+    except tuple(_EXPECTED) as error:
         if error.errno is None:
-            error.errno = getattr(errno, _NUMBERS[type(error)], errno.ENOENT)
+            error.errno = next(_EXPECTED[kind] for kind in _EXPECTED if isinstance(error, kind))
             error.strerror = os.strerror(error.errno)
         error.filename = error.filename or os.fspath(path)
         raise
@@ -358,11 +364,3 @@ def explained(path: os.PathLike[str]) -> Iterator[None]:
             raise PermissionError(errno.EACCES, why, os.fspath(path)) from error
         why = f"{scheme}:// does not answer ({type(error).__name__}: {text})"
         raise OSError(errno.EIO, why, os.fspath(path)) from error
-
-
-_NUMBERS: dict[type[BaseException], str] = {
-    FileNotFoundError: "ENOENT",
-    FileExistsError: "EEXIST",
-    IsADirectoryError: "EISDIR",
-    NotADirectoryError: "ENOTDIR",
-}

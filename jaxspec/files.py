@@ -390,8 +390,9 @@ def _try_to_write(folder: Path) -> None:
     """Writes a little and removes it again."""
     temporary = _beside(folder / "trial", "writing")
     if is_remote(folder):
-        temporary.write_bytes(b"")
-        temporary.unlink()
+        with naming(folder, temporary=temporary):
+            temporary.write_bytes(b"")
+            temporary.unlink()
         return
     try:
         with naming(folder, temporary=temporary), temporary.open("wb") as file:

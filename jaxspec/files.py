@@ -3,6 +3,9 @@
 Files and folders are written under a temporary name next to their place and then renamed. What a
 killed process left there is removed by the next one that writes the same file.
 
+Paths may be in a bucket (`jaxspec.remote_paths`). There, renaming is copying: what is written is
+kept on this machine until it is complete, and then uploaded. Nothing is locked there.
+
 >>> with held("runs/full", option="--workdir"), replaced_file("runs/full/notes.txt") as temporary:
 ...     _ = temporary.write_text("whole")                                      # doctest: +SKIP
 """
@@ -18,8 +21,12 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from jaxspec.paths import TEMPORARY, copy_file, is_remote, remove_folder
+from jaxspec.paths import user_path as user_path
 
 LOCK = ".lock"
 """The lock file in a folder; the lock file of a single file is ".NAME.lock" next to it."""
@@ -35,32 +42,25 @@ class InUse(ValueError):
     """Another process writes to the folder or file."""
 
 
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user types it, with a leading "~" or "~name" replaced by that home folder.
-
-    Raises:
-      ValueError: nobody has that name.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} begins with the home folder of nobody on this machine: write "
-            "the folder out."
-        ) from error
-
-
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends without an error.
 
     Readers find the old file or the new one, whole. Missing parent folders are made. The file gets
-    the permissions that the user's umask allows.
+    the permissions that the user's umask allows. For a file in a bucket, the temporary file is on
+    this machine; an upload replaces an object as a whole, so nothing has to be renamed.
 
     Args:
       path: the file; an existing one is replaced.
     """
-    target = Path(path)
+    target = user_path(path)
+    if is_remote(target):
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+            temporary = Path(folder) / target.name
+            with naming(path, temporary=temporary):
+                yield temporary
+            copy_file(temporary, target)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     temporary = _beside(target, "writing")
@@ -123,21 +123,36 @@ def replaced_folder(
     folder: str | os.PathLike[str],
     *,
     is_own: Callable[[str], bool],
+    key: str = "config.json",
     keep_existing: bool = False,
 ) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends without an error.
 
     A reader of `folder` finds the old content or the new one, never half of one.
 
+    A bucket cannot rename folders. There, the temporary folder is on this machine, the old objects
+    are removed, and the new ones are uploaded; `key` is the last one. Readers that look for it
+    first never take half a folder for a whole one, but a kill in the middle leaves neither the old
+    content nor the new one.
+
     Args:
       folder: may exist if it holds nothing but what an earlier call wrote.
       is_own: file name -> whether an earlier call wrote it.
+      key: name of the file that readers look for.
       keep_existing: leave the folder as it is if another process has made it in the meantime.
 
     Raises:
       ValueError: the folder holds other files, which would be lost, or is a file.
     """
-    target = Path(os.path.abspath(folder))
+    target = user_path(folder)
+    if is_remote(target):
+        check_replaceable(target, is_own=is_own)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY) as made:
+            yield Path(made)
+            if not (keep_existing and (target / key).exists()):
+                _upload_folder(Path(made), target, key=key)
+        return
+    target = Path(os.path.abspath(target))
     remove_leftovers(target)
     check_replaceable(target, is_own=is_own)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +173,19 @@ def replaced_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         if previous.exists() and target.exists():
             shutil.rmtree(previous)
+
+
+def _upload_folder(folder: Path, target: Path, *, key: str) -> None:
+    """Replaces a folder in a bucket by one of this machine; see `replaced_folder`."""
+    (target / key).unlink(missing_ok=True)
+    remove_folder(target)
+    names = sorted(
+        (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()),
+        # That of the folder comes after those of its subfolders.
+        key=lambda name: (name.split("/")[-1] == key, -name.count("/"), name),
+    )
+    for name in names:
+        copy_file(folder / name, target / name)
 
 
 @contextlib.contextmanager
@@ -191,6 +219,8 @@ def remove_leftovers(path: Path) -> None:
 
     A folder that was moved away to be replaced is moved back if nothing has taken its place.
     """
+    if is_remote(path):
+        return
     for entry in sorted(path.parent.glob(f".{_escaped(path.name)}.*")):
         found = _LEFTOVER.fullmatch(entry.name)
         if (
@@ -219,9 +249,10 @@ def try_file(path: str | os.PathLike[str], *, option: str) -> None:
       ValueError: it is a folder, or its place cannot be written to: no permission, a full disk, a
         file where a folder is needed.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"{option} {path} is a folder: name a file in it.")
+    file = user_path(path)
+    with refusing(path, option=option):
+        if file.is_dir():
+            raise ValueError(f"{option} {path} is a folder: name a file in it.")
     with refusing(path, option=option), _made(file.parent):
         _try_to_write(file.parent)
 
@@ -241,6 +272,8 @@ def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = str(error.filename or "")
+        if is_remote(place) and not place.startswith(os.fspath(path)):
+            raise  # It is about something that was read in the block.
         where = f" ({place})" if place and place != os.fspath(path) else ""
         raise ValueError(
             f"{option} {path} cannot be written to: {error.strerror or error}{where}."
@@ -252,7 +285,8 @@ def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
     """Locks a folder: until the block ends, no other process can lock the same one.
 
     The folder is made and tried (see `try_file`). If it is empty at the end, it is removed again.
-    The lock ends with the process, however the process ends.
+    The lock ends with the process, however the process ends. A folder in a bucket is tried, but
+    not locked.
 
     Args:
       folder: may exist.
@@ -265,7 +299,7 @@ def held(folder: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
       InUse: another process holds it.
       ValueError: it cannot be made or written to.
     """
-    place = Path(folder)
+    place = user_path(folder)
     with _locked(place / LOCK, place, option=option):
         yield place
 
@@ -285,7 +319,7 @@ def held_file(path: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
       InUse: another process holds it.
       ValueError: its folder cannot be made or written to.
     """
-    place = Path(path)
+    place = user_path(path)
     with _locked(place.with_name(f".{place.name}{LOCK}"), place, option=option):
         yield place
 
@@ -297,13 +331,15 @@ def _locked(file: Path, place: Path, *, option: str) -> Iterator[None]:
         with refusing(place, option=option):
             stack.enter_context(_made(file.parent))
             _try_to_write(file.parent)
-            lock = _opened(file)
-            while not _take(lock, file, place, option=option):
-                os.close(lock)
+            if not is_remote(place):
                 lock = _opened(file)
-        stack.callback(os.close, lock)
-        # Removed while it is locked: a process that has it open and locks it later sees it is gone.
-        stack.callback(file.unlink, missing_ok=True)
+                while not _take(lock, file, place, option=option):
+                    os.close(lock)
+                    lock = _opened(file)
+                stack.callback(os.close, lock)
+                # Removed while it is locked: a process that has it open and locks it later sees it
+                # is gone.
+                stack.callback(file.unlink, missing_ok=True)
         yield
 
 
@@ -345,6 +381,9 @@ def _take(lock: int, file: Path, place: Path, *, option: str) -> bool:
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Makes a folder and its parents; at the end, removes the new ones that are still empty."""
+    if is_remote(folder):
+        yield
+        return
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -359,6 +398,11 @@ def _try_to_write(folder: Path) -> None:
     """Writes a little and removes it again."""
     remove_leftovers(folder / "trial")
     temporary = _beside(folder / "trial", "writing")
+    if is_remote(folder):
+        with naming(folder, temporary=temporary):
+            temporary.write_bytes(b"")
+            temporary.unlink()
+        return
     try:
         with naming(folder, temporary=temporary), temporary.open("wb") as file:
             file.write(b"\0" * _TRIAL_BYTES)

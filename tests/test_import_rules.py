@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "jaxspec"
 
 EVERYONE_MAY_IMPORT = {
-    *("config", "files", "interruption", "json_files", "names", "provenance", "ranges"),
-    "tokenizer_files",
+    *("config", "files", "growing_file", "interruption", "json_files", "names", "paths"),
+    *("provenance", "ranges", "tokenizer_files"),
 }
 ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
@@ -25,7 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "architectures": {"transformer_shapes", "ranges"},
     "evaluation_settings": {"architectures", "ranges"},
     "config": {"architectures", "evaluation_settings", "ranges"},
-    "files": set(),
+    "files": {"paths"},
+    "growing_file": {"files"},
+    "paths": {"remote_paths"},
+    "remote_paths": set(),
     "interruption": set(),
     "json_files": set(),
     "names": set(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -25,6 +24,7 @@ from jaxspec.config import (
     YarnRopeScaling,
 )
 from jaxspec.json_files import shown
+from jaxspec.paths import exists
 
 Config = TypeVar("Config")
 
@@ -404,6 +404,6 @@ def read_bytes(path: Path) -> bytes:
     Raises:
       ValueError: no such file, or see `jaxspec.json_files.read_bytes`.
     """
-    if not os.path.exists(path):
+    if not exists(path):
         raise ValueError(f"No {path.name} in {path.parent}: expected a Hugging Face model folder.")
     return json_files.read_bytes(path)

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+
+from jaxspec.paths import is_file, is_remote, read_range, user_path
 
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
 _EDGE_BYTES, _TENSOR_BYTES = 1 << 20, 1 << 12
@@ -29,9 +30,12 @@ def target_folder(path: str) -> Path:
             "target.path is empty: name a folder with config.json, safetensors and tokenizer.json "
             '(--target.path FOLDER), or "embedded" for the small target in the package.'
         )
-    # Not Path.expanduser, which raises for an unknown user.
-    folder = EMBEDDED_TARGET if path == "embedded" else Path(os.path.expanduser(path))
-    if not os.path.isfile(folder / "config.json"):
+    if path == "embedded":
+        folder = EMBEDDED_TARGET
+    else:
+        # On this machine not Path.expanduser, which raises for an unknown user.
+        folder = user_path(path) if is_remote(path) else Path(os.path.expanduser(path))
+    if not is_file(folder / "config.json"):
         raise ValueError(
             f"target.path is {path!r}, but there is no config.json in {folder}: a target is a "
             "Hugging Face model folder (config.json, *.safetensors, tokenizer.json). A target "
@@ -56,21 +60,18 @@ def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as weights:
-            starts = _tensor_starts(weights)
-            places = [(0, _EDGE_BYTES), (size - _EDGE_BYTES, _EDGE_BYTES)]
-            places += [(start - _TENSOR_BYTES, 2 * _TENSOR_BYTES) for start in starts]
-            for start, length in places:
-                weights.seek(max(0, start))
-                digest.update(weights.read(length))
+        places = [(0, _EDGE_BYTES), (size - _EDGE_BYTES, _EDGE_BYTES)]
+        places += [(start - _TENSOR_BYTES, 2 * _TENSOR_BYTES) for start in _tensor_starts(path)]
+        for start, length in places:
+            digest.update(read_range(path, max(0, start), length))
     return digest.hexdigest()[:16]
 
 
-def _tensor_starts(weights: BinaryIO) -> list[int]:
+def _tensor_starts(path: Path) -> list[int]:
     """Where the tensors of a safetensors file begin, in bytes; []: the file is damaged."""
     try:
-        length = int.from_bytes(weights.read(8), "little")
-        header = json.loads(weights.read(min(length, _LONGEST_HEADER)))
+        length = int.from_bytes(read_range(path, 0, 8), "little")
+        header = json.loads(read_range(path, 8, min(length, _LONGEST_HEADER)))
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         return sorted(8 + length + int(entry["data_offsets"][0]) for entry in entries)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):

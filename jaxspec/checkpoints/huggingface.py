@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig
 from jaxspec.files import replaced_folder
 from jaxspec.models.dflash import resolve_config
 from jaxspec.names import for_terminal
+from jaxspec.paths import copy_file, user_path
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 
 Params = dict[str, Any]
@@ -355,7 +355,7 @@ def write_folder(
                 max_shard_bytes=max_shard_bytes,
             )
             if tokenizer_folder is not None:
-                _copy_tokenizer(Path(tokenizer_folder), temporary)
+                _copy_tokenizer(user_path(tokenizer_folder), temporary)
             for name, document in written.items():
                 text = json.dumps(document, indent=2, allow_nan=False)
                 (temporary / name).write_text(text + "\n", encoding="utf-8")
@@ -378,7 +378,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
             f"No tokenizer in {source}: expected tokenizer.json or other tokenizer files."
         )
     for path in found:
-        shutil.copyfile(path, folder / path.name)
+        copy_file(path, folder / path.name)
     _keep_tokenizer_class(source, folder)
 
 
@@ -402,7 +402,7 @@ def _special_ids(tokenizer_folder: str | os.PathLike[str] | None) -> dict[str, A
     """Those of bos_token_id, eos_token_id and pad_token_id that the tokenizer's files give."""
     if tokenizer_folder is None:
         return {}
-    source = Path(tokenizer_folder)
+    source = user_path(tokenizer_folder)
     if not ((source / "tokenizer_config.json").is_file() and (source / "tokenizer.json").is_file()):
         return {}
     names = config_reader.read_json(source / "tokenizer_config.json")

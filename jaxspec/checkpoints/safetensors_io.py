@@ -20,11 +20,12 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,7 @@ from safetensors.numpy import save_file
 
 from jaxspec.checkpoints.config_reader import read_json
 from jaxspec.json_files import parse_object, refuse_pointer, shortened, shown
+from jaxspec.paths import is_file, is_remote, read_range, user_path
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -55,12 +57,62 @@ _MOST_ROWS = 256
 """Rows of a piece that is turned or converted: longer columns would not stay in a core's cache, and
 turning takes up to 4 times as long."""
 _MOST_THREADS = 4
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors allows no more."""
+
+
+class _LocalFile:
+    """A file whose parts several threads read straight into arrays.
+
+    Args:
+      path: where it is, on this machine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.header = path
+        self._file = path.open("rb", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        """Fills the beginning of `view` with bytes from `start` on; returns how many."""
+        return os.preadv(self._file.fileno(), [view], start)
+
+
+class _RemoteFile:
+    """A file in a bucket: each part is one request.
+
+    Args:
+      path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        length = int.from_bytes(read_range(path, 0, 8), "little")
+        head = read_range(path, 0, 8 + min(length, _LONGEST_HEADER))
+        # The library wants a file: one with the header, and nothing but holes after it.
+        self._folder = tempfile.TemporaryDirectory()
+        self.header = Path(self._folder.name) / path.name
+        self.header.write_bytes(head)
+        os.truncate(self.header, path.stat().st_size)
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        """See `_LocalFile`."""
+        part = read_range(self._path, start, len(view))
+        view[: len(part)] = part
+        return len(part)
 
 
 class _Stored(NamedTuple):
     """Where a tensor is."""
 
-    file: BinaryIO
+    file: _LocalFile | _RemoteFile
     start: int
     """Of its first byte in the file."""
     dtype: np.dtype[Any]
@@ -81,7 +133,7 @@ class TensorFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         patterns = [
             re.escape(pattern).replace(r"\{i\}", r"\d+").replace(r"\*", ".*") for pattern in ignored
         ]
@@ -100,15 +152,17 @@ class TensorFolder:
             for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
                 path = self.folder / file_name
                 _refuse_pointer(path)
-                with _refusing(str(path)), safe_open(path, framework="np") as checked:
+                with _refusing(str(path)):
+                    file = (_RemoteFile if is_remote(path) else _LocalFile)(path)
+                    opened.callback(file.close)
+                with _refusing(str(path)), safe_open(file.header, framework="np") as checked:
                     found = {
                         name: checked.get_slice(name)
                         for name in checked.keys()  # noqa: SIM118  (not a dict)
                         if not (listed and listed.get(name) != file_name)
                         and not self._ignored.fullmatch(name)
                     }
-                file = opened.enter_context(path.open("rb", buffering=0))
-                starts = _starts(file, path)
+                starts = _starts(file.header, path)
                 for name, view in found.items():
                     stored_dtypes[name] = str(view.get_dtype())
                     self.shapes[name] = tuple(view.get_shape())
@@ -144,7 +198,7 @@ class TensorFolder:
             raise ValueError(
                 f"{INDEX} may only name files in its own folder: got {shown(outside)}."
             )
-        absent = sorted(f for f in set(listed.values()) if not os.path.isfile(self.folder / f))
+        absent = sorted(f for f in set(listed.values()) if not is_file(self.folder / f))
         if absent:
             raise ValueError(
                 f"{self.folder} is incomplete: {INDEX} names files that are missing "
@@ -258,7 +312,7 @@ class TensorFolder:
         return tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
 
 
-def _fill(file: BinaryIO, out: np.ndarray, start: int) -> None:
+def _fill(file: _LocalFile | _RemoteFile, out: np.ndarray, start: int) -> None:
     """Fills a contiguous array with the bytes of a file from `start` on; several threads may.
 
     Raises:
@@ -266,7 +320,7 @@ def _fill(file: BinaryIO, out: np.ndarray, start: int) -> None:
     """
     view = out.reshape(-1).view(np.uint8).data
     while view:
-        count = os.preadv(file.fileno(), [view], start)
+        count = file.read_into(view, start)
         if not count:
             raise EOFError("the file ends early")
         view, start = view[count:], start + count
@@ -317,14 +371,18 @@ def _refuse_pointer(path: Path) -> None:
     refuse_pointer(head, name=path)
 
 
-def _starts(file: BinaryIO, path: Path) -> dict[str, int]:
+def _starts(file: Path, path: Path) -> dict[str, int]:
     """Where each tensor of a file begins, in bytes; the library has checked the header.
+
+    Args:
+      file: begins with the header.
+      path: what messages call it.
 
     Raises:
       ValueError: the header names a tensor twice: the library would use the last one.
     """
-    length = int.from_bytes(file.read(8), "little")
-    header = parse_object(file.read(length), name=f"The header of {path}")
+    length = int.from_bytes(read_range(file, 0, 8), "little")
+    header = parse_object(read_range(file, 8, length), name=f"The header of {path}")
     return {
         name: 8 + length + int(entry["data_offsets"][0])
         for name, entry in header.items()

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from jaxspec.checkpoints.file_digests import find_damage, write_record
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
+from jaxspec.paths import exists, is_remote
 from jaxspec.provenance import jsonable
 
 RECORD = "run/file_digests.json"
@@ -36,6 +37,8 @@ _SIZES = "run/file_sizes.json"
 """What older checkpoints have instead: only sizes."""
 _JSON = "run/metadata"
 """Everything that is not an array, under the name that orbax gives it."""
+_COMMITTED = "commit_success.txt"
+"""In a bucket, the file by which orbax tells a complete step."""
 SCORE = "score"
 """Name of a `Score` in a checkpoint's progress."""
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -348,6 +351,11 @@ def check_folder(folder: Path) -> None:
       ValueError: a path with characters that patterns use, or that UTF-8 does not have.
     """
     path = str(folder.absolute())
+    if is_remote(folder) and not path.startswith("gs://"):
+        raise ValueError(
+            f"Checkpoints cannot be kept in {path}: expected a folder on this machine, or "
+            "gs://BUCKET/FOLDER."
+        )
     wrong = sorted({char for char in path if char in "*?[]\\" or "\ud800" <= char <= "\udfff"})
     if wrong:
         raise ValueError(
@@ -391,16 +399,18 @@ def _steps(folder: Path) -> list[int]:
     """All complete steps, the newest first; anything with the name of a step counts."""
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+    if is_remote(folder):  # orbax saves straight to the step's name there, and this file last.
+        steps = [step for step in steps if exists(folder / str(step) / _COMMITTED)]
     return sorted(steps, reverse=True)
 
 
 def _check_files(step: Path, *, within: str = "") -> None:
     """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
     # os.path raises nothing where a permission is missing.
-    if not os.path.isdir(step):
+    if not (step.is_dir() if is_remote(step) else os.path.isdir(step)):
         raise _Unusable("cannot be read (it is not a folder)")
     for record in (RECORD, _SIZES):
-        if os.path.exists(step / record):
+        if exists(step / record):
             damage = find_damage(step, record, within=within)
             if damage:
                 raise _Unusable(f"cannot be read ({damage})")

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxspec.paths import user_path
+
 MINIMUM_PYTHON = (3, 11)
 LOW_DISK_GB = 5.0
 PACKAGES = (
@@ -143,10 +145,10 @@ def check_raw_data() -> Iterator[Finding]:
     if not value:
         detail = "JAXSPEC_RAW_DATA is not set: data sets are downloaded when first used"
         yield Finding("raw data", "note", detail)
-    elif not Path(value).is_dir():
+    elif not user_path(value).is_dir():
         yield Finding("raw data", "fail", f"JAXSPEC_RAW_DATA={value} is not a folder")
     else:
-        folders = sorted(entry.name for entry in Path(value).iterdir() if entry.is_dir())
+        folders = sorted(entry.name for entry in user_path(value).iterdir() if entry.is_dir())
         yield Finding("raw data", "ok", f"{value}: {', '.join(folders) or 'empty'}")
 
 

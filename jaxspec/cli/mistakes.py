@@ -38,7 +38,7 @@ ADVICE = {
     errno.ENOTDIR: _PATH,
     errno.EISDIR: _PATH,
     errno.EEXIST: _PATH,
-    errno.EIO: "The disk or the network share has failed: check it.",
+    errno.EIO: "The disk, the network or the network share has failed: check it.",
     errno.ESTALE: "The network share has changed: mount it again.",
     errno.ENOMEM: "Close other programs, or use a machine with more memory.",
 }

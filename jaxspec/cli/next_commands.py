@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxspec.cli.settings import given_value
 from jaxspec.cli.values import value_of
 from jaxspec.config import RunConfig
+from jaxspec.paths import user_path
 from jaxspec.training.tasks.registry import task_of
 
 _OF_TARGET = ("target.path", "target.dtype", "target.enable_thinking")
@@ -37,7 +37,7 @@ def next_commands(
       program: how training was called: "train.py" or "jaxspec train".
     """
     evaluate = "python eval.py" if program == "train.py" else "jaxspec eval"
-    export = str(Path(workdir) / "export")
+    export = str(user_path(workdir) / "export")
     changed = [
         word
         for name in _OF_TARGET
@@ -53,7 +53,7 @@ def next_commands(
     ]
     thinking = run.target.enable_thinking
     mode = () if thinking is None else ("--enable_thinking", str(thinking))
-    results = ("--output", str(Path(workdir) / "results.json"))
+    results = ("--output", str(user_path(workdir) / "results.json"))
     model = ("--target.path", export)
     own = ("--workdir", workdir)
     save = _words("jaxspec", "export", *own, "--output", "my-model")

@@ -284,6 +284,8 @@ def _regenerate(
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
+    finally:
+        journal.close()
     if not ends["answers"] and not read_manifest(output)["examples"]:
         (output / MANIFEST).unlink()
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,8 @@ def answer_share(
     asked = [examples[first : first + shard_prompts] for first in shards]
     progress = pace(sum(map(len, asked)), unit="questions of this process")
     for first, shard in zip(shards, asked, strict=True):
-        answers_to(progress, AnswerJournal(journal_of_shard(output, first))).of(shard)
+        with contextlib.closing(AnswerJournal(journal_of_shard(output, first))) as journal:
+            answers_to(progress, journal).of(shard)
 
 
 def journal_of_shard(output: Path, first: int) -> Path:

@@ -17,7 +17,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxspec.files import naming, write_text
+from jaxspec.files import write_text
+from jaxspec.growing_file import UPLOAD_S, GrowingFile
+from jaxspec.paths import user_path
 
 Answer = tuple[tuple[int, ...], bool]
 """Token ids, and whether a stop token ended them."""
@@ -33,14 +35,15 @@ class AnswerJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._answers, lines, is_whole = _read(self.path)
         if not is_whole:
             write_text(self.path, "".join(lines))
+        self._file = GrowingFile(self.path, every_s=UPLOAD_S)
 
     def take(self, path: str | os.PathLike[str]) -> None:
         """Also finds the answers in another file, which is left as it is. It need not exist."""
-        self._answers |= _read(Path(path))[0]
+        self._answers |= _read(user_path(path))[0]
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -52,17 +55,24 @@ class AnswerJournal:
     def add(
         self, name: str, prompt: Sequence[int], *, tokens: Sequence[int], stopped: bool
     ) -> None:
-        """Saves an answer. It survives a kill of the process, but not a power failure."""
+        """Saves an answer. It survives a kill of the process, but not a power failure.
+
+        In a bucket, a kill loses the answers of the last half minute.
+        """
         key = _key(name, prompt)
         self._answers[key] = (tuple(tokens), stopped)
         content = json.dumps([key, list(tokens), stopped])
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{_digest(content)} {content}\n")
+        self._file.write(f"{_digest(content)} {content}\n".encode())
 
     def clear(self) -> None:
         """Forgets every answer: the shard is finished."""
         self._answers.clear()
         self.path.unlink(missing_ok=True)
+        self._file = GrowingFile(self.path, every_s=UPLOAD_S)
+
+    def close(self) -> None:
+        """Waits until every answer is saved."""
+        self._file.close()
 
 
 def _read(path: Path) -> tuple[dict[str, Answer], list[str], bool]:

@@ -29,6 +29,7 @@ from jaxspec.data.array_records import count_records
 from jaxspec.data.examples import Example
 from jaxspec.files import LOCK, replaced_file, write_text
 from jaxspec.json_files import read_object
+from jaxspec.paths import local_copy, user_path
 
 MANIFEST = "manifest.json"
 _FORMAT = "jaxspec-examples/1"
@@ -38,7 +39,7 @@ _UNFINISHED = re.compile(r"\..+\.writing-.*|(examples-\d+\.array_record|tmp\w+)\
 
 def is_example_folder(path: str | Path) -> bool:
     """Whether `path` is a folder with a manifest."""
-    return (Path(path) / MANIFEST).is_file()
+    return (user_path(path) / MANIFEST).is_file()
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: no manifest, or a manifest of another format.
     """
-    file = Path(path) / MANIFEST
+    file = user_path(path) / MANIFEST
     if not file.is_file():
         raise ValueError(
             f"No examples in {path}: expected a folder with {MANIFEST}, as written by "
@@ -102,14 +103,14 @@ def _is_count(value: Any) -> bool:
 
 def remove_unfinished(folder: str | Path) -> None:
     """Removes what killed writes left in a folder. No other process may be writing to it."""
-    for entry in Path(folder).iterdir():
+    for entry in user_path(folder).iterdir():
         if _UNFINISHED.fullmatch(entry.name) and entry.is_file():
             entry.unlink()
 
 
 def foreign_files(folder: str | Path) -> list[str]:
     """Names in a folder that are neither a lock nor leftovers of a killed write."""
-    names = sorted(entry.name for entry in Path(folder).iterdir())
+    names = sorted(entry.name for entry in user_path(folder).iterdir())
     return [name for name in names if name != LOCK and not _UNFINISHED.fullmatch(name)]
 
 
@@ -130,7 +131,7 @@ def write_examples(
     Raises:
       ValueError: the folder holds another split.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before: dict[str, Any] = (
         read_manifest(folder)
@@ -173,18 +174,18 @@ class FolderExamples(Sequence[Example]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.manifest = read_manifest(path)
         shards = self.manifest["shards"]
-        files = [self.path / shard["file"] for shard in shards]
-        lost = [str(file) for file in files if not file.is_file()]
+        self._files = [self.path / shard["file"] for shard in shards]
+        lost = [str(file) for file in self._files if not file.is_file()]
         if lost:
             raise ValueError(f"{self.path / MANIFEST} names files that are missing: {lost}.")
-        for file, shard in zip(files, shards, strict=True):
-            _check_shard(file, shard)
-        self._files = files
+        local = [local_copy(file) for file in self._files]
+        for file, copy, shard in zip(self._files, local, shards, strict=True):
+            _check_shard(copy, shard, name=str(file))
         self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
-        self._source = ArrayRecordDataSource(list(map(str, files))) if files else None
+        self._source = ArrayRecordDataSource(list(map(str, local))) if local else None
 
     def __len__(self) -> int:
         return int(self.manifest["examples"])
@@ -224,7 +225,7 @@ def read_examples(path: str | Path) -> FolderExamples:
     return FolderExamples(path)
 
 
-def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
+def _check_shard(file: Path, shard: Mapping[str, Any], *, name: str) -> None:
     """Compares a shard with its entry in the manifest."""
     size = file.stat().st_size
     problem = ""
@@ -236,7 +237,7 @@ def _check_shard(file: Path, shard: Mapping[str, Any]) -> None:
         problem = f"it holds {count} examples, expected {shard['examples']}"
     if problem:
         raise ValueError(
-            f"{file} is damaged: {problem}. Replace it with a good copy, or write the folder again."
+            f"{name} is damaged: {problem}. Replace it with a good copy, or write the folder again."
         )
 
 

@@ -352,7 +352,7 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
     if any(example.is_running_text for example in examples):
         digest.update(str(data.sequence_length).encode())  # running text is split by it
     for file in READ_FILES:
-        path = Path(tokenizer.folder) / file
+        path = tokenizer.folder / file
         if path.is_file():
             digest.update(path.read_bytes())
     if tokenizer.template_options:

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +39,7 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer_config,
     refusing,
 )
+from jaxspec.paths import copy_file, user_path
 from jaxspec.tokenizer_files import READ_FILES, TOKENIZER_FILES
 
 EMBEDDED_FOLDER = pathlib.Path(__file__).parent / "embedded" / "tokenizer"
@@ -77,7 +77,7 @@ class Tokenizer:
         model_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Read a folder; see `load`."""
-        self.folder = pathlib.Path(folder)
+        self.folder = user_path(folder)
         self.template_options: dict[str, Any] = dict(template_options or {})
         """Further variables of the chat template."""
         with refusing(self.folder):
@@ -198,7 +198,7 @@ class Tokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer=trainer)
-        path = pathlib.Path(folder)
+        path = user_path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(path / "tokenizer.json"), pretty=True)
         config = {
@@ -216,12 +216,12 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Copy the tokenizer's files to a folder, which is made if missing."""
-        path = pathlib.Path(folder)
+        path = user_path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
             source = self.folder / name
             if source.is_file() and source.resolve() != (path / name).resolve():
-                shutil.copyfile(source, path / name)
+                copy_file(source, path / name)
 
     @property
     def vocab_size(self) -> int:

@@ -24,6 +24,7 @@ from jaxspec.evals.intervals import FEWEST_PROMPTS, FEWEST_ROUNDS
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
 from jaxspec.files import replaced_file
 from jaxspec.names import for_plot
+from jaxspec.paths import user_path
 
 _BASELINE_COLOUR = "#8c8c8c"
 _FULL_COLOUR = "#c2410c"
@@ -324,4 +325,4 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
     with replaced_file(path) as temporary:
         temporary.write_bytes(content.getvalue())
-    return Path(path)
+    return user_path(path)

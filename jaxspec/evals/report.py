@@ -20,6 +20,7 @@ from jaxspec.evals.tables import ABSENT, formatted, markdown, markdown_table, se
 from jaxspec.evals.tau import DEFINITIONS
 from jaxspec.files import write_text
 from jaxspec.json_files import read_object
+from jaxspec.paths import user_path
 from jaxspec.provenance import write_json as write_json_whole
 
 _LEGEND_DEFINITIONS = """\
@@ -37,7 +38,7 @@ def write_json(
     """
     check_results(results)
     write_json_whole(path, {"provenance": provenance, "results": results})
-    return Path(path)
+    return user_path(path)
 
 
 def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -46,7 +47,7 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     Raises:
       ValueError: no such file, or not a result file.
     """
-    file = Path(path)
+    file = user_path(path)
     if not file.is_file():
         raise ValueError(f"No result file at {os.fspath(path)!r}: eval.py --output writes one.")
     document = read_object(file)

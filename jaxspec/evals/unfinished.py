@@ -30,7 +30,8 @@ from jaxspec.evals.conversations import AnsweredT
 from jaxspec.evals.opening import OpenedTarget
 from jaxspec.evals.progress import Echo
 from jaxspec.evals.results import check_results
-from jaxspec.files import held_file, refusing, user_path
+from jaxspec.files import held_file, refusing, replaced_file, user_path
+from jaxspec.growing_file import GrowingFile
 from jaxspec.provenance import check_output, jsonable
 from jaxspec.tokenizer_files import READ_FILES
 
@@ -89,10 +90,11 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
                 if rows := sum(line.kind == _ROW for line in lines):
                     raise ValueError(_other_evaluation(path, rows, start, lines[0].value))
                 lines, length = [], 0
-            if length:
-                os.truncate(path, length)
-            else:
+            if not length:
                 path.unlink(missing_ok=True)
+            elif length < path.stat().st_size:
+                with replaced_file(path) as whole:
+                    whole.write_bytes(path.read_bytes()[:length])
         self._last = lines[-1].digest if lines else ""
         # Written with the first line after it.
         self._unwritten: list[tuple[str, Any]] = [(_START, start)]
@@ -167,10 +169,10 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
             line = {"digest": self._last, "kind": its_kind, "value": its_value}
             text += json.dumps(line).encode() + b"\n"
         self._unwritten = []
-        with refusing(self.path, option="The file"), self.path.open("ab") as file:
+        with refusing(self.path, option="The file"):
+            file = GrowingFile(self.path)
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
         return value
 
 
@@ -262,7 +264,7 @@ def identity_of(
     settings = jsonable(config)
     tokenizer = hashlib.sha256()
     for name in (*READ_FILES, "generation_config.json"):
-        file = Path(target.tokenizer.folder) / name
+        file = target.tokenizer.folder / name
         tokenizer.update(file.read_bytes() if file.is_file() else b"")
     return {
         "target": {

@@ -48,6 +48,7 @@ from jaxspec.losses.objectives import OBJECTIVES, Objective, find_objective
 from jaxspec.losses.reduction import count, weighted_terms
 from jaxspec.losses.slots import SlotStatistics
 from jaxspec.names import did_you_mean
+from jaxspec.paths import local_copy
 
 Fraction = tuple[jax.Array, jax.Array]
 """(numerator, denominator) of a term, or (sum, count) of a metric."""
@@ -223,7 +224,7 @@ def _import(source: str) -> ModuleType:
     name = f"jaxspec_terms_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, local_copy(file))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name

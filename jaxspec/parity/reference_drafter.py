@@ -29,6 +29,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxspec.paths import local_copy, user_path
+
 _STORED = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 """Types of safetensors files."""
 
@@ -72,8 +74,8 @@ class ReferenceDrafter:
         Raises:
           ValueError: rotary positions of a kind that is not known here.
         """
-        self._raw = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        self._weights = _read_tensors(Path(folder))
+        self._raw = json.loads((user_path(folder) / "config.json").read_text(encoding="utf-8"))
+        self._weights = _read_tensors(user_path(folder))
         inner = self._raw.get("transformer_layer_config", self._raw)
         self._shape: Mapping[str, Any] = inner
         special = self._raw.get("dflash_config") or {}
@@ -274,7 +276,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
-        content = np.memmap(path, np.uint8, "r")
+        content = np.memmap(local_copy(path), np.uint8, "r")
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         header = json.loads(content[8:start].tobytes())
         for name, entry in header.items():

@@ -13,11 +13,15 @@ import importlib
 import importlib.util
 import os
 import secrets
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from jaxspec.files import replaced_file
+from jaxspec.growing_file import UPLOAD_S
+from jaxspec.paths import copy_file, is_remote
 
 Logging = Literal["tensorboard", "wandb", "both", "none"]
 """Values of training.logging."""
@@ -73,23 +77,43 @@ def open_boards(
 
 
 class TensorBoard:
-    """Event files in WORKDIR/tensorboard."""
+    """Event files in WORKDIR/tensorboard.
+
+    For a bucket, they are written on this machine, and uploaded now and then and at the end.
+    """
 
     def __init__(self, workdir: Path, *, first_step: int) -> None:
         import tensorboardX
 
+        self._folder = workdir / "tensorboard"
+        self._spool = tempfile.TemporaryDirectory() if is_remote(workdir) else None
+        self._uploaded_at = time.monotonic()
         self._writer = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+            str(self._spool.name if self._spool else self._folder),
+            purge_step=first_step + 1,
+            write_to_disk=True,
         )
 
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `Board`."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
+        if time.monotonic() - self._uploaded_at >= UPLOAD_S:
+            self._writer.flush()
+            self._upload()
 
     def close(self) -> None:
         """See `Board`."""
         self._writer.close()
+        self._upload()
+        if self._spool is not None:
+            self._spool.cleanup()
+
+    def _upload(self) -> None:
+        if self._spool is not None:
+            for file in Path(self._spool.name).iterdir():
+                copy_file(file, self._folder / file.name)
+        self._uploaded_at = time.monotonic()
 
 
 class WeightsAndBiases:
@@ -112,7 +136,7 @@ class WeightsAndBiases:
                 name=settings.get("name") or workdir.name,
                 id=kept.read_text(encoding="utf-8").strip(),
                 resume="allow",
-                dir=str(workdir),
+                dir=tempfile.mkdtemp() if is_remote(workdir) else str(workdir),
                 config=settings,
             )
         except Exception as error:  # It raises its own kinds: no login, no network, no such team.

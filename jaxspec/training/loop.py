@@ -36,6 +36,7 @@ from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.processes import joined
 from jaxspec.parallel.rules import Rules, check_batch_size, row_share
 from jaxspec.parallel.step import spread
+from jaxspec.paths import user_path
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.training.agreement import check_contents, check_settings, check_workdir
 from jaxspec.training.boards import Logging, check_logging, open_boards
@@ -83,7 +84,7 @@ def train(
         examples and the last good checkpoint).
       SystemExit: 75, after SIGTERM or Ctrl-C: the step has been finished and saved.
     """
-    workdir = Path(workdir)
+    workdir = user_path(workdir)
     check_logging(config.training.logging)
     with contextlib.ExitStack() as stack:
         # 1. Processes, the folder and the mesh.
@@ -388,6 +389,8 @@ def _loop(
                     "window": jsonable(add(window)),
                     SCORE: jsonable(score),
                 }
+                if log is not None:
+                    log.flush()  # A run that continues from the checkpoint needs every line.
                 checkpoints.save(done, state, progress=progress)
                 if start.is_new_segment and is_first:
                     checkpoints.wait()

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxspec.files import naming, replaced_file
+from jaxspec.files import replaced_file
+from jaxspec.growing_file import UPLOAD_S, GrowingFile
 from jaxspec.training.boards import Board
 
 Sums = dict[str, tuple[Any, Any]]
@@ -79,8 +80,7 @@ class MetricsLog:
                 self.last_row = row
         if foreign:
             aside = workdir / "metrics.foreign.jsonl"
-            with aside.open("ab") as file:
-                file.write(_joined(foreign))
+            GrowingFile(aside).write(_joined(foreign))
             print(
                 f"{len(foreign)} of {len(lines)} lines in {self.path} are not metrics (JSON "
                 f"objects with a step). They were moved to {aside}.",
@@ -88,24 +88,25 @@ class MetricsLog:
             )
         with replaced_file(self.path) as temporary:
             temporary.write_bytes(_joined(kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = GrowingFile(self.path, every_s=UPLOAD_S)
         self._boards = boards
 
     def write(self, step: int, sums: Sums, *, extra: dict[str, Any]) -> dict[str, Any]:
         """Appends one line and returns it."""
         row = {"step": step, **means(sums), **extra}
         self.last_row = row
-        with naming(self.path):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         for board in self._boards:
             board.show(step, _scalars(row))
         return row
 
+    def flush(self) -> None:
+        """Waits until every line is on the disk or in the bucket."""
+        self._file.flush()
+
     def close(self) -> None:
         """Flushes everything."""
-        with naming(self.path):
-            self._file.close()
+        self._file.close()
         for board in self._boards:
             board.close()
 

@@ -8,10 +8,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxspec.paths import copy_file, is_remote
 
 _WARM_UP = 2
 """Steps that are left out: the first ones wait for the compiler and for memory."""
@@ -42,8 +46,8 @@ class Profile:
 
     def before(self, step: int) -> None:
         """Begins the trace if it is time to; `step` counts those that were taken."""
-        if step == self._begin < self._end:
-            self._stack.enter_context(jax.profiler.trace(str(self._folder)))
+        if self._folder and step == self._begin < self._end:
+            self._stack.enter_context(_trace(self._folder))
 
     def after(self, step: int, metrics: Any) -> bool:
         """Ends the trace if it is time to, when the devices have done the step.
@@ -56,3 +60,18 @@ class Profile:
             jax.block_until_ready(metrics)
             self._stack.close()
         return is_last
+
+
+@contextlib.contextmanager
+def _trace(folder: Path) -> Iterator[None]:
+    """Traces into a folder; the profiler itself writes to local ones only."""
+    if not is_remote(folder):
+        with jax.profiler.trace(str(folder)):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as local:
+        with jax.profiler.trace(local):
+            yield
+        for file in sorted(Path(local).rglob("*")):
+            if file.is_file():
+                copy_file(file, folder / file.relative_to(local))

@@ -31,6 +31,7 @@ from jaxspec.checkpoints.key_maps import Row
 from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig, LayerType
 from jaxspec.json_files import read_object, shown
 from jaxspec.models.dflash import resolve_config, spread_layer_ids
+from jaxspec.paths import user_path
 
 ARCHITECTURE = "DFlashDraftModel"
 
@@ -301,7 +302,7 @@ def fitted(
         raise ValueError(f"The drafter in {where} is for another target: {'; '.join(wrong)}.")
     resolved = resolve_config(config, target=target, mask_token_id=0)
     resolved = dataclasses.replace(resolved, mask_token_id=config.mask_token_id)
-    _check_trained_on(resolved, Path(where) / "provenance.json")
+    _check_trained_on(resolved, user_path(where) / "provenance.json")
     return dataclasses.replace(stored, config=resolved)
 
 

@@ -29,6 +29,7 @@ from jaxspec.config import (
     MaskedTransformerConfig,
 )
 from jaxspec.json_files import parse_object, shown
+from jaxspec.paths import user_path
 
 AnyDenoiserConfig = DiTConfig | MaskedTransformerConfig
 
@@ -182,7 +183,7 @@ def open_folder(folder: Folder) -> StoredModel:
     """
     if isinstance(folder, StoredModel):
         return folder
-    path = Path(folder)
+    path = user_path(folder)
     return StoredModel(path, read_bytes(path / "config.json"))
 
 

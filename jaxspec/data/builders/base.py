@@ -30,7 +30,11 @@ from jaxspec.data.builders.records import Record as Record
 from jaxspec.data.builders.records import read_records
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.files import naming
+from jaxspec.paths import copy_file, is_remote, user_path
 
+_INFO = "dataset_info.json"
+_COPIES = "~/.cache/jaxspec/buckets"
+"""Folder on this machine with the prepared data of buckets."""
 Turns = list[tuple[str, str]]
 
 _log = logging.getLogger(__name__)
@@ -159,13 +163,42 @@ def prepare(
       ValueError: raw files are missing or unreadable, or cannot be downloaded; or prepared files
         are damaged and there are no raw files.
     """
+    if not is_remote(data_dir):
+        return _prepare(builder_class, raw_dir=raw_dir, data_dir=data_dir)
+    # array_record reads files of this machine only: each machine has a copy of what is in a bucket.
+    number = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    here = user_path(_COPIES) / number
+    pattern = f"*/{builder_class.name}/{builder_class.VERSION}"
+    _copy_missing(data_dir / "prepared", here / "prepared", pattern=pattern)
+    if raw_dir is None and not any((here / "prepared").glob(pattern)):
+        raw_dir = data_dir / "raw"
+        raw_files.download(builder_class.raw_names(), folder=raw_dir)
+    builder = _prepare(builder_class, raw_dir=raw_dir, data_dir=here)
+    _copy_missing(here / "prepared", data_dir / "prepared", pattern=pattern)
+    return builder
+
+
+def _copy_missing(source: Path, target: Path, *, pattern: str) -> None:
+    """Copies folders that `target` lacks; dataset_info.json, which readers look for, last."""
+    for folder in source.glob(pattern):
+        new = target / str(folder.relative_to(source))
+        if not (new / _INFO).exists():
+            new.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.iterdir(), key=lambda file: (file.name == _INFO, file.name)):
+                copy_file(file, new / file.name)
+
+
+def _prepare(
+    builder_class: type[ConversationBuilder], *, raw_dir: Path | None, data_dir: Path
+) -> ConversationBuilder:
+    """`prepare` on this machine."""
     prepared = data_dir / "prepared"
     names = builder_class.raw_names()
     if raw_dir is None:
         raw_dir = data_dir / "raw"
         pattern = f"{HeldOutPrompts.load().digest}-*/{builder_class.name}/{builder_class.VERSION}"
         kept = sorted(
-            prepared.glob(f"{pattern}/dataset_info.json"),
+            prepared.glob(f"{pattern}/{_INFO}"),
             key=lambda path: path.stat().st_mtime,
         )
         if kept:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import shlex
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.data.imports.use import RECORD, SPLITS, Use
 from jaxspec.data.imports.writing import digest_of, import_files
 from jaxspec.names import visible
+from jaxspec.paths import remove_folder
 
 _VERSION = "1"
 """Raised when the same file would give other examples."""
@@ -87,7 +87,7 @@ def _kept(folder: Path) -> FolderExamples | None:
         return read_examples(folder)
     except ValueError as error:
         _log.warning("%s Reading the files again.", error)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         return None
 
 

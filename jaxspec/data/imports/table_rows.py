@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxspec.data.imports.rows import BadRow, Row
+from jaxspec.paths import local_copy
 
 _BATCH_ROWS = 256
 
@@ -25,7 +26,7 @@ def read_parquet(path: Path, *, fields: Collection[str]) -> Iterator[Row]:
       ValueError: the file is damaged.
     """
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with pq.ParquetFile(local_copy(path), memory_map=True) as file:
             columns = [name for name in file.schema_arrow.names if name in fields]
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns or None)
             yield from _rows(batches, path=path)
@@ -44,7 +45,7 @@ def read_arrow(path: Path, *, is_stream: bool) -> Iterator[Row]:
       ValueError: the file is damaged.
     """
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(local_copy(path))) as source:
             if is_stream:
                 yield from _rows(pa.ipc.open_stream(source), path=path)
             else:

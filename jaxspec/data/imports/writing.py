@@ -81,7 +81,9 @@ def import_files(
             )
             echo(Tally(forms=total.forms - before).line(found.source))
 
-    with replaced_folder(output, is_own=is_own, keep_existing=keep_existing) as folder:
+    with replaced_folder(
+        output, is_own=is_own, key=MANIFEST, keep_existing=keep_existing
+    ) as folder:
         training = _Shards(folder, split=SPLITS[use])
         kept_out = _Shards(folder / VALIDATION, split=VALIDATION)
         for example in conversations():

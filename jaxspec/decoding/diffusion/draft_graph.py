@@ -26,12 +26,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from jaxspec.files import write_text
+from jaxspec.paths import user_path
 
 Pair = tuple[int, int]
 FORMAT = "jaxspec-draft-graph-2"
@@ -352,7 +352,8 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
       ValueError: no such file, not JSON, or not a graph.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = user_path(path).read_text(encoding="utf-8")
+        raw = json.loads(text, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a draft graph: {error}") from error
     return graph_from_json(raw, where=str(path))

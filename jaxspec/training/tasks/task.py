@@ -32,6 +32,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
+from jaxspec.paths import exists
 from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 from jaxspec.training.data_statistics import data_lines
@@ -140,7 +141,8 @@ class PreparedTask:
         """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""
         kept = kept_tokenizer(workdir)
         if self.task.config.data.tokenizer == "train" and self.tokenizer.folder != kept:
-            with replaced_folder(kept, is_own=TOKENIZER_FILES.__contains__) as whole:
+            is_own = TOKENIZER_FILES.__contains__
+            with replaced_folder(kept, is_own=is_own, key="tokenizer.json") as whole:
                 self.tokenizer.save(whole)
 
     def is_exported(self, workdir: Path, *, record: Mapping[str, Any]) -> bool:
@@ -150,6 +152,8 @@ class PreparedTask:
           workdir: the run's folder; an earlier run may have left its export there.
           record: the run's record, with the "step" that it has reached.
         """
+        if not exists(workdir / "export" / "config.json"):
+            return False
         try:
             found = read_object(workdir / "export" / "provenance.json")
         except ValueError:

@@ -44,6 +44,7 @@ from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
 from jaxspec.files import held, user_path
 from jaxspec.interruption import ending_on_sigterm
+from jaxspec.paths import is_remote
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -298,7 +299,7 @@ def _regenerate(
 
 
 def _check_shared(output: Path) -> None:
-    if not output.is_dir():
+    if not is_remote(output) and not output.is_dir():
         raise ValueError(
             f"--output {output} is not there on this host, but the first process has made it: all "
             "processes must see the same folder. Name one that all hosts share."

@@ -84,7 +84,7 @@ def test_from_conversations_to_a_measured_drafter(bucket, tmp_path, monkeypatch,
         f"{BUCKET}/chats.jsonl",
         *small,
     )
-    call(*train, "--workdir", f"{BUCKET}/runs/full", "--training.steps", 4)
+    call(*train, "--workdir", f"{BUCKET}/runs/full", "--training.steps", 4, "--profile", 1)
     whole = user_path(f"{BUCKET}/runs/full/metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in whole.splitlines()] == [1, 2, 3, 4]
     names = set(bucket)
@@ -96,6 +96,7 @@ def test_from_conversations_to_a_measured_drafter(bucket, tmp_path, monkeypatch,
     ):
         assert f"bucket/runs/full/{name}" in names
     assert any("/runs/full/tensorboard/events" in name for name in names)
+    assert any("/runs/full/profile/" in name and name.endswith(".xplane.pb") for name in names)
     assert "bucket/runs/full/checkpoints/4/run/file_digests.json" in names
 
     with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):

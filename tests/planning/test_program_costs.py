@@ -35,13 +35,14 @@ def test_operations_are_those_of_the_traced_program():
         return jnp.einsum("bd,cd->bc", q, q).sum()
 
     shapes = ((ROWS, WIDTH), (TURNS, WIDTH, WIDTH))
-    gradient = jax.grad(loss, argnums=(0, 1))
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
     traced = jax.make_jaxpr(gradient)(*map(jnp.ones, shapes))
     assert program_costs(text_of(gradient, *shapes)).operations == matmul_operations(traced)
 
 
 def tpu_program(line: str) -> str:
-    return f"HloModule step\n\nENTRY %main {{\n  %x = f32[8,256,64]{{2,1,0}} parameter(0)\n  {line}\n}}"
+    x = "%x = f32[8,256,64]{2,1,0} parameter(0)"
+    return f"HloModule step\n\nENTRY %main {{\n  {x}\n  {line}\n}}"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,8 @@ def tpu_program(line: str) -> str:
     ],
 )
 def test_a_product_that_is_written_as_a_convolution(kernel, rest, expected):
-    line = f"%y = {kernel} parameter(1)\n  %z = f32[256,1,64]{{2,1,0}} parameter(2)\n  ROOT %r = {rest}"
+    z = "%z = f32[256,1,64]{2,1,0} parameter(2)"
+    line = f"%y = {kernel} parameter(1)\n  {z}\n  ROOT %r = {rest}"
     assert program_costs(tpu_program(line)).operations == expected
 
 

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": set(),
     "losses": {"ops"},
     "verify": {"ops"},
-    "models": {"ops"},
+    "models": {"ops", "parallel"},
     "drafters": {"ops", "losses", "verify", "models"},
     "decoding": {"ops", "losses", "verify", "models", "drafters"},
     "parallel": set(),

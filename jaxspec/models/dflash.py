@@ -39,6 +39,7 @@ from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
+from jaxspec.parallel.constraints import rows
 
 # For drafters whose target has neither (GPT-2).
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
@@ -318,8 +319,8 @@ class DFlashLayer(nn.Module):
             mixed_BRNIC = _attend(*operands)
         mixed_BRNKUC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)
         mixed_BNKQC = jnp.moveaxis(mixed_BRNKUC, 1, 3).reshape(batch, blocks, slots, -1, width)
-        x_BNKD = x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype))
-        return x_BNKD + self.mlp(self.post_norm(x_BNKD)), None
+        x_BNKD = rows(x_BNKD + self.attention.output(mixed_BNKQC.astype(cfg.dtype)))
+        return rows(x_BNKD + self.mlp(self.post_norm(x_BNKD))), None
 
 
 class DFlash(nn.Module):

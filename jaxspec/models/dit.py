@@ -34,6 +34,7 @@ from jaxspec.models.transformer import (
     ungroup_queries,
 )
 from jaxspec.ops import attention, rope
+from jaxspec.parallel.constraints import rows, whole
 
 NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
@@ -71,7 +72,9 @@ class ZeroLinear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.zeros, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return head_product(x, kernel.astype(self.dtype)) + bias.astype(jnp.float32)
+        return head_product(x, whole(kernel.astype(self.dtype), self.name)) + bias.astype(
+            jnp.float32
+        )
 
 
 class NoiseEmbedding(nn.Module):
@@ -136,11 +139,11 @@ class DiTLayer(nn.Module):
             parts.append(attention.part(q_BQSC, *cached, cache_mask))
         mixed_BSQC = ungroup_queries(attention.merge(*parts), x_BSD.shape[1])
         mixed_BSD = linear(cfg.hidden_size, "o")(mixed_BSQC.reshape(x_BSD.shape))
-        x_BSD = x_BSD + (gate_1 * mixed_BSD).astype(x_BSD.dtype)
+        x_BSD = rows(x_BSD + (gate_1 * mixed_BSD).astype(x_BSD.dtype))
         normed = modulate(LayerNorm(cfg.param_dtype, name="norm_2")(x_BSD), shift_2, scale_2)
         inner = nn.gelu(linear(cfg.intermediate_size, "up", True)(normed), approximate=True)
         out_BSD = linear(cfg.hidden_size, "down", True)(inner)
-        return x_BSD + (gate_2 * out_BSD).astype(x_BSD.dtype), (k_BQSC, v_BQSC)
+        return rows(x_BSD + (gate_2 * out_BSD).astype(x_BSD.dtype)), (k_BQSC, v_BQSC)
 
 
 class DiT(nn.Module):

@@ -22,6 +22,7 @@ from flax import linen as nn
 
 from jaxspec.config import ExpertsConfig
 from jaxspec.models.layers import Linear
+from jaxspec.parallel.constraints import whole
 
 LARGEST_BLOCK = 128
 """Rows that are multiplied with an expert's matrices at once."""
@@ -44,7 +45,7 @@ class ExpertKernels(nn.Module):
             (self.num_experts, self.inputs, self.outputs),
             self.param_dtype,
         )
-        return kernels.astype(self.dtype)
+        return whole(kernels.astype(self.dtype), self.name)
 
 
 class Experts(nn.Module):

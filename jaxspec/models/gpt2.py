@@ -37,6 +37,7 @@ from jaxspec.models.transformer import (
     through_layers,
     visible,
 )
+from jaxspec.parallel.constraints import rows
 
 
 class AttentionProjections(nn.Module):
@@ -112,10 +113,10 @@ class GPT2Layer(nn.Module):
         q_BSQC, k_BSQC, v_BSQC = projections.queries_keys_and_values(normed)
         own = k_BSQC.swapaxes(1, 2), v_BSQC.swapaxes(1, 2)
         mixed_BSQC = attend(q_BSQC, own, cached, masks, scaled=cfg.family == "gpt2")
-        x_BSD = x_BSD + projections.output(mixed_BSQC.astype(cfg.dtype))
+        x_BSD = rows(x_BSD + projections.output(mixed_BSQC.astype(cfg.dtype)))
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
         mlp = GeluMlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")
-        x_BSD = x_BSD + mlp(normed)
+        x_BSD = rows(x_BSD + mlp(normed))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), own

@@ -43,6 +43,7 @@ from jaxspec.models.transformer import (
     visible,
 )
 from jaxspec.ops import rope
+from jaxspec.parallel.constraints import rows
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -123,7 +124,7 @@ class GPTNeoXLayer(nn.Module):
         attended_BSD = x_BSD + projections.output(mixed_BSQC.astype(cfg.dtype))
         read_BSD = x_BSD if cfg.parallel_residual else attended_BSD
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="post_norm")(read_BSD)
-        x_BSD = attended_BSD + PlainMlp(cfg, name="mlp")(normed)
+        x_BSD = rows(attended_BSD + PlainMlp(cfg, name="mlp")(normed))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), own

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec.ops import rope
+from jaxspec.parallel.constraints import rows, whole
+from jaxspec.parallel.rules import columns_of
 
 
 class RMSNorm(nn.Module):
@@ -82,11 +84,12 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        out = flat @ kernel.astype(self.dtype)
+        out = flat @ whole(kernel.astype(self.dtype), self.name)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             out = out + bias.astype(self.dtype)
-        return out.reshape(*x.shape[:-1], self.features)
+        out = out.reshape(*x.shape[:-1], self.features)
+        return rows(out, columns=columns_of(self.name))
 
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(

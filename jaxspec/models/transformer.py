@@ -28,6 +28,7 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.experts import Experts
 from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm
 from jaxspec.ops import attention, rope
+from jaxspec.parallel.constraints import rows, whole
 
 
 class TransformerOutput(NamedTuple):
@@ -100,10 +101,10 @@ class Layer(nn.Module):
             q_BSQC, (k_BRSC, v_BRSC), cached, masks, scaled=not cfg.query_pre_attn_scalar
         )
         mixed_BSD = heads.output(mixed_BSQC.astype(cfg.dtype))
-        x_BSD = x_BSD + self._norm("attention_output_norm", mixed_BSD, before=False)
+        x_BSD = rows(x_BSD + self._norm("attention_output_norm", mixed_BSD, before=False))
         normed = self._norm("post_norm", x_BSD, before=True)
         mixed_BSD = self._feed_forward(normed, kinds.is_dense)
-        x_BSD = x_BSD + self._norm("mlp_output_norm", mixed_BSD, before=False)
+        x_BSD = rows(x_BSD + self._norm("mlp_output_norm", mixed_BSD, before=False))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), (k_BRSC, v_BRSC)
@@ -273,7 +274,7 @@ def through_layers(
     )
     features_BSE = None
     if features_MBSD is not None:
-        features_BSE = jnp.concatenate([features_MBSD[m] for m in range(len(capture))], -1)
+        features_BSE = jnp.concatenate([rows(features_MBSD[m]) for m in range(len(capture))], -1)
     return x_BSD, features_BSE, keys_LBRSC, values_LBRSC
 
 
@@ -292,11 +293,13 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[...] int32 -> [..., D]."""
-        return self.embedding[tokens].astype(self.dtype)
+        table = whole(self.embedding, self.name, "embedding")
+        return rows(table[tokens].astype(self.dtype))
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        return head_product(hidden, self.embedding.astype(self.dtype).T)
+        table = whole(self.embedding.astype(self.dtype), self.name, "embedding")
+        return head_product(hidden, table.T)
 
 
 class Head(nn.Module):
@@ -315,14 +318,15 @@ class Head(nn.Module):
             (hidden.shape[-1], self.rows),
             self.param_dtype,
         )
-        return head_product(hidden, kernel_DV.astype(self.dtype))
+        return head_product(hidden, whole(kernel_DV.astype(self.dtype), self.name))
 
 
 def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     """Logits in float32: differences of large logits decide acceptance, bfloat16 rounds them."""
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(kernel_DV.dtype)
     logits = jnp.dot(flat, kernel_DV, preferred_element_type=jnp.float32)
-    return logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
+    logits = logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
+    return rows(logits, columns="vocab")
 
 
 def softcap(logits: jax.Array, cap: float) -> jax.Array:

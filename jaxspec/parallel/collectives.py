@@ -136,7 +136,7 @@ def _collective(run: Run, *, devices: int) -> Collective:
 def _group_size(instruction: Instruction, *, devices: int) -> int:
     """Of ``{{0,1},{2,3}}``, ``[2,4]<=[8]`` or ``mesh['a'=2,'b'=4] {'b'}``."""
     groups = instruction.rest.partition("replica_groups=")[2]
-    if axes := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", groups):
+    if axes := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\([^ ]*\))? \{([^}]*)\}", groups):
         sizes: Mapping[str, str] = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         # 'a':(2)4 is the part of an axis of size 4 below a part of size 2.
         used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])

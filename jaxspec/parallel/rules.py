@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.memory import check_rows_fit
@@ -65,7 +65,9 @@ class Rules:
         """Those of a run: only the path "jit" splits parameters."""
         return cls() if mesh.path == "jit" else cls.replicated()
 
-    def spec(self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    def spec(
+        self, path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+    ) -> PartitionSpec:
         """The partition of one leaf; an axis that does not divide evenly stays whole."""
         names = tuple(_name(entry) for entry in path)
         axes = PARAMETER_AXES.get(names[-2:])
@@ -73,15 +75,24 @@ class Rules:
             return PartitionSpec()
         split: list[str | None] = [None] * (len(shape) - len(axes))
         for name, size in zip(axes, shape[-len(axes) :], strict=True):
-            axis = getattr(self, name) if name else None
-            split.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+            split.append(self.axis(name, size, mesh))
         return PartitionSpec(*split) if any(split) else PartitionSpec()
+
+    def axis(self, name: str, size: int, mesh: Mesh | AbstractMesh) -> str | None:
+        """The mesh axis that splits an axis of this name and size; None: it stays whole."""
+        axis: str | None = getattr(self, name) if name else None
+        return axis if axis and size % mesh.shape[axis] == 0 else None
 
     def shardings(self, tree: Any, mesh: Mesh) -> Any:
         """A `NamedSharding` for each leaf of a tree of arrays (or of their shapes)."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(mesh, self.spec(path, leaf.shape, mesh)), tree
         )
+
+
+def columns_of(module: str | None) -> str:
+    """The name of the axis of a kernel's outputs; "": it is never split."""
+    return PARAMETER_AXES.get((module or "", "kernel"), ("",))[-1]
 
 
 def _name(entry: Any) -> str:
@@ -107,7 +118,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts the batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxspec.parallel.constraints import on_mesh
 from jaxspec.parallel.mesh import BATCH_AXES
 from jaxspec.parallel.rules import batch_sharding, replicated
 
@@ -61,10 +62,13 @@ def spread(
     donated = () if keeps_state else (0,)
     if path == "jit":
         whole = replicated(mesh)
+
+        def everywhere(state: Any, frozen: Any, batch: Any, hyper: Any) -> tuple[Any, Any]:
+            with on_mesh(mesh):
+                return body(state, frozen, batch, hyper, reduce=_identity, vary=_identity)
+
         return jax.jit(
-            lambda state, frozen, batch, hyper: body(
-                state, frozen, batch, hyper, reduce=_identity, vary=_identity
-            ),
+            everywhere,
             in_shardings=(
                 whole if state_shardings is None else state_shardings,
                 whole if frozen_shardings is None else frozen_shardings,

@@ -135,7 +135,7 @@ def _part_bytes(tree: Any, config: MeshConfig, mesh: Mapping[str, int]) -> float
     rules = Rules.of(config)
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        split = rules.spec(path, leaf.shape, abstract)  # type: ignore[arg-type]
+        split = rules.spec(path, leaf.shape, abstract)
         parts = math.prod(mesh[axis] for axis in split if axis)
         total += leaf.size * leaf.dtype.itemsize / parts
     return total

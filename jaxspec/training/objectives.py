@@ -35,6 +35,7 @@ from jaxspec.losses import (
 )
 from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
+from jaxspec.parallel.constraints import by_rows
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -79,14 +80,20 @@ def draw_blocks(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Anchors [B, N], labels and their mask [B, N, G]; each row has its own random stream."""
 
-    def row(number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array) -> Any:
+    def row(
+        key: jax.Array, number: jax.Array, loss_mask_S: jax.Array, segments_S: jax.Array
+    ) -> Any:
         own = jax.random.fold_in(key, number)
         anchors, valid = sample_anchors(
             own, loss_mask_S[None], segments_S[None], count=count, sampling=sampling
         )
         return anchors[0], valid[0]
 
-    anchors_BN, valid_BN = jax.vmap(row)(batch["rows"], batch["loss_mask"], batch["segments"])
+    anchors_BN, valid_BN = by_rows(
+        jax.vmap(row, in_axes=(None, 0, 0, 0)),
+        *(batch["rows"], batch["loss_mask"], batch["segments"]),
+        shared=key,
+    )
     labels_BNG, mask_BNG = block_labels(
         batch["tokens"],
         batch["loss_mask"],

@@ -80,6 +80,7 @@ def program(line, *, devices=8):
         ("mesh['a'=2,'b'=4] {'b'}", 4),
         ("mesh['a'=2,'b'=4] {'a', 'b'}", 8),
         ("mesh['a'=2,'b'=4] {'b':(2)2}", 2),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", 4),
     ],
 )
 def test_groups_are_read_in_every_form(groups, size):

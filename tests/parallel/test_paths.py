@@ -8,7 +8,7 @@ import pytest
 
 from jaxspec.config import MeshConfig
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules, replicated
+from jaxspec.parallel.rules import Rules
 from jaxspec.parallel.step import spread
 from jaxspec.training.step import make_body
 from tests.training import tiny
@@ -17,6 +17,8 @@ PATHS = [
     ("jit", MeshConfig(data=2), 2),
     ("jit", MeshConfig(data=4), 4),
     ("jit", MeshConfig(data=8), 8),
+    ("jit", MeshConfig(data=1, fsdp=8), 8),
+    ("jit", MeshConfig(data=1, tensor=8), 8),
     ("jit", MeshConfig(data=2, fsdp=2, tensor=2), 8),
     ("shard_map", MeshConfig(path="shard_map"), 1),
     ("shard_map", MeshConfig(path="shard_map"), 2),
@@ -35,12 +37,18 @@ def one_step(config: MeshConfig, devices: int, accumulation: int = 1):
     body = make_body(
         tiny.objective(), gradients_only(transform), gradient_accumulation=accumulation
     )
-    shardings = None
+    rules, frozen = Rules.of(config), tiny.target_params()
+    shardings, frozen_shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
     if config.path == "jit":
-        shardings = Rules().shardings(state, mesh)
         state = jax.device_put(state, shardings)
-    step = spread(body, mesh=mesh, path=config.path, state_shardings=shardings)
-    frozen = jax.device_put(tiny.target_params(), replicated(mesh))
+    step = spread(
+        body,
+        mesh=mesh,
+        path=config.path,
+        state_shardings=shardings,
+        frozen_shardings=frozen_shardings,
+    )
+    frozen = jax.device_put(frozen, frozen_shardings)
     new, metrics = step(state, frozen, tiny.batch(), hyper)
     return jax.device_get((new.params, metrics))
 

@@ -1,0 +1,116 @@
+"""How a step computes on a mesh: rows stay on their devices, and weights come to them.
+
+The axes data and fsdp split the rows of a batch, and fsdp splits the parameters as well (ZeRO,
+Rajbhandari et al. 2019, arXiv 1910.02054, stage 3). Left alone, the compiler may as well bring all
+rows to each part of a weight. Models therefore say where they want what: `rows` keeps activations
+split by rows, and `whole` gathers a weight where it is used and splits its gradient again. A split
+over the axis tensor stays: there, a device computes with its own heads and columns.
+
+`on_mesh` says which mesh a function is traced for. Without it, on one device, and where each device
+runs the function on its own rows (shard_map, pmap), nothing here does anything.
+
+>>> rows(jnp.ones((4, 2))).shape
+(4, 2)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from jaxspec.parallel.mesh import BATCH_AXES
+from jaxspec.parallel.rules import Rules, batch_parts
+
+
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Within it, functions are traced for this mesh."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def _mesh() -> AbstractMesh | None:
+    """The mesh that is traced for, if the compiler spreads the work over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_automatic = all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if is_automatic and not mesh.empty and mesh.size > 1 else None
+
+
+def rows(x: jax.Array, *, columns: str = "") -> jax.Array:
+    """The same array, with its rows (axis 0) on the devices that have them.
+
+    An array with one row for the whole batch, such as one level of noise, is left as it is.
+
+    Args:
+      x: [rows, ...].
+      columns: what the last axis is, by a name of `Rules`, if that may be split over tensor; "": it
+        is whole.
+    """
+    mesh = _mesh()
+    if mesh is None or x.shape[0] % batch_parts(mesh):
+        return x
+    split = Rules().axis(columns, x.shape[-1], mesh)
+    spec = (BATCH_AXES, *[None] * (x.ndim - 2), None if split == "fsdp" else split)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def by_rows(function: Callable[..., Any], *arrays: Any, shared: Any = ()) -> Any:
+    """``function(shared, *arrays)``, which each device runs on the rows that it has.
+
+    For what must not be left to the compiler: it sorts and ranks on one device what could be
+    ranked row by row.
+
+    Args:
+      function: gives trees of arrays with one entry for each row, none of which depends on others.
+      *arrays: trees of arrays, by rows.
+      shared: a tree that all rows read, the same on every device.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return function(shared, *arrays)
+    split = PartitionSpec(BATCH_AXES)
+    in_specs = (PartitionSpec(), *[split] * len(arrays))
+    return jax.shard_map(function, in_specs=in_specs, out_specs=split)(shared, *arrays)
+
+
+def whole(weight: jax.Array, module: str | None, name: str = "kernel") -> jax.Array:
+    """A parameter, gathered over the axis fsdp; its gradient is split as the parameter is.
+
+    Args:
+      weight: in the type that is computed with: gathered after it has been rounded, a weight takes
+        fewer bytes on the wire.
+      module: the name of the module that has it.
+      name: its own name.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return weight
+    split = Rules().spec((module, name), weight.shape, mesh)
+    used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
+    return _gathered(weight, split, used)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(weight: jax.Array, split: PartitionSpec, used: PartitionSpec) -> jax.Array:
+    constrain = jax.lax.with_sharding_constraint
+    return constrain(constrain(weight, split), used)
+
+
+def _gathered_forward(
+    weight: jax.Array, split: PartitionSpec, used: PartitionSpec
+) -> tuple[jax.Array, None]:
+    return _gathered(weight, split, used), None
+
+
+def _gathered_backward(
+    split: PartitionSpec, used: PartitionSpec, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    # The constraint's own rule would ask for the gradient as whole as the weight: each device
+    # would then sum all of it, not its part.
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

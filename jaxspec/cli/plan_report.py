@@ -48,20 +48,20 @@ def _rows(
     at_once = f", {plan.rows / parts:g} at a time" if parts > 1 else ""
     yield "batch", f"{run.data.batch_size} rows, {plan.rows:g} on each device{at_once}"
     yield "parameters", f"{plan.trained:,} trained, {plan.frozen:,} frozen"
-    yield "memory of a device", f"{_gib(plan.needs.memory_bytes)}"
+    yield "memory of a device", f"{_size(plan.needs.memory_bytes)}"
     for name, size in plan.memory.items():
-        yield f"  {name}", _gib(size)
+        yield f"  {name}", _size(size)
     if plan.available_bytes is not None:
         verdict = "enough" if plan.fits else "NOT ENOUGH"
-        yield "available", f"{_gib(plan.available_bytes)}: {verdict}"
+        yield "available", f"{_size(plan.available_bytes)}: {verdict}"
     if plan.is_estimate:
         yield "", "compiled for the CPU: temporaries and traffic are an estimate"
     yield from _arithmetic_rows(plan)
-    yield "memory traffic", f"{_gib(plan.traffic)} per step and device"
+    yield "memory traffic", f"{_size(plan.traffic)} per step and device"
     wire = {kind: size for kind, size in plan.wire.items() if size}
-    yield "on the wire", f"{_gib(sum(wire.values()))} per step and device"
+    yield "on the wire", f"{_size(sum(wire.values()))} per step and device"
     for kind, size in wire.items():
-        yield f"  {kind}", _gib(size)
+        yield f"  {kind}", _size(size)
     yield from _time_rows(plan, run, share=share, price=price)
     yield "compiled in", f"{plan.needs.compile_s:.0f} s"
 
@@ -179,7 +179,7 @@ def candidate_lines(candidates: Sequence[Candidate]) -> str:
     """One line for each of the settings, with its estimate."""
     return "\n".join(
         f"  {found.seconds:.3g} s a step ({found.estimate.roofline.binding}), "
-        f"{_gib(found.estimate.memory_bytes)}: {found.overrides or 'as it is'}"
+        f"{_size(found.estimate.memory_bytes)}: {found.overrides or 'as it is'}"
         for found in candidates
     )
 
@@ -194,16 +194,19 @@ def decode_table(plans: Sequence[DecodePlan], run: RunConfig, topology: Topology
         caption=f"prompts of {lengths.max_prompt_tokens:,} tokens and answers of "
         f"{lengths.max_new_tokens:,} (--evaluation.max_prompt_tokens, max_new_tokens)",
     )
-    available = _gib(topology.chip.device_memory())
+    available = _size(topology.chip.device_memory())
     rows: list[tuple[str, list[str]]] = [
-        ("a copy of the weights lies on", [f"{p.tensor} devices" for p in plans]),
+        (
+            "a copy of the weights lies on",
+            [f"{p.tensor} of {topology.devices} devices" for p in plans],
+        ),
         ("copies", [f"{p.copies}" for p in plans]),
         (
             f"weights, of {available} of a device",
-            [", ".join(f"{name} {_gib(size)}" for name, size in p.weights.items()) for p in plans],
+            [", ".join(f"{name} {_size(size)}" for name, size in p.weights.items()) for p in plans],
         ),
-        ("cache of a row", [_gib(p.cache_bytes) for p in plans]),
-        ("scores of a row's prompt", [_gib(p.prompt_bytes) for p in plans]),
+        ("cache of a row", [_size(p.cache_bytes) for p in plans]),
+        ("scores of a row's prompt", [_size(p.prompt_bytes) for p in plans]),
         ("rows that fit", [f"{p.most_rows:,}" for p in plans]),
         (
             "rows asked for (--evaluation.batch_size)",
@@ -266,8 +269,8 @@ def unfit_row(run: RunConfig, topology: Topology, larger: Sequence[Topology]) ->
     return f"| {run.name} | {topology.name} | {needs} |" + " |" * 9
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:,.1f} MiB"
 
 
 def _tflop(operations: float) -> str:

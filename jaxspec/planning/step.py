@@ -156,8 +156,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     chip = chip_of(kind) if topology is None else topology.chip
     step = TracedStep(config, mesh)
     compiled, needs = step.compile()
-    text = compiled.as_text()
-    assert text is not None, "this backend does not show its programs"
+    text = _text_of(compiled)
     costs = program_costs(text)
     count = mesh.devices.size
     least = least_operations(step.task)
@@ -255,6 +254,24 @@ class TracedStep:
             raise OutOfMemory(
                 "The step does not fit into the memory of the device: " + str(error).splitlines()[0]
             ) from error
+
+
+def _text_of(compiled: Any) -> str:
+    """The compiled program as text.
+
+    Raises:
+      ValueError: jax cannot read what the compiler has made.
+    """
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"jax {jax.__version__} cannot read the compiled program: "
+            f"{str(error).splitlines()[0]}\nThis happens with a libtpu that is newer than jax. "
+            'Install the one that jax asks for: pip install "jaxspec-decoding[tpu]".'
+        ) from error
+    assert isinstance(text, str), "this backend does not show its programs"
+    return text
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -58,10 +58,10 @@ def _rows(
         yield "", "compiled for the CPU: temporaries and traffic are an estimate"
     yield from _arithmetic_rows(plan)
     yield "memory traffic", f"{_size(plan.traffic)} per step and device"
-    wire = {kind: size for kind, size in plan.wire.items() if size}
-    yield "on the wire", f"{_size(sum(wire.values()))} per step and device"
-    for kind, size in wire.items():
-        yield f"  {kind}", _size(size)
+    yield "on the wire", f"{_size(sum(plan.wire.values()))} per step and device"
+    for kind, sent in plan.wire.items():
+        if sent:
+            yield f"  {kind}", _size(sent)
     yield from _time_rows(plan, run, share=share, price=price)
     yield "compiled in", f"{plan.needs.compile_s:.0f} s"
 

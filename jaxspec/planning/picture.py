@@ -92,7 +92,7 @@ def _draw_memory(axes: Axes, plan: StepPlan) -> None:
 
 
 def _draw_times(axes: Axes, terms: Mapping[str, float], binding: str) -> None:
-    for row, (name, seconds) in enumerate(reversed(terms.items())):
+    for row, (name, seconds) in enumerate(reversed(list(terms.items()))):
         colour = _COLOURS[1] if name == binding else _COLOURS[3]
         axes.barh(row, seconds, height=0.6, color=colour)
         axes.annotate(

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from jaxspec.config import RunConfig
+from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
@@ -82,7 +82,7 @@ def as_asked(config: RunConfig, topology: Topology) -> list[Candidate]:
         mesh["data"] * mesh["fsdp"] * config.training.gradient_accumulation
     ):
         return []
-    own = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh))
+    own = dataclasses.replace(config, mesh=MeshConfig(path=config.mesh.path, **mesh))
     found = estimate(Shapes.of(config), own, mesh=mesh, chip=topology.chip)
     return [Candidate(own, found, "")]
 

@@ -97,7 +97,7 @@ class StepPlan:
     @property
     def available_bytes(self) -> int | None:
         """Memory of one device; None where its kind is not known."""
-        return self.chip and self.chip.device_memory()
+        return None if self.chip is None else self.chip.device_memory()
 
     @property
     def fits(self) -> bool:

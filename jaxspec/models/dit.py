@@ -72,7 +72,7 @@ class ZeroLinear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.zeros, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return head_product(x, whole(kernel.astype(self.dtype), self.name)) + bias.astype(
+        return head_product(x, whole(kernel, self.name, dtype=self.dtype)) + bias.astype(
             jnp.float32
         )
 

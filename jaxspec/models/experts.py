@@ -45,7 +45,7 @@ class ExpertKernels(nn.Module):
             (self.num_experts, self.inputs, self.outputs),
             self.param_dtype,
         )
-        return whole(kernels.astype(self.dtype), self.name)
+        return whole(kernels, self.name, dtype=self.dtype)
 
 
 class Experts(nn.Module):

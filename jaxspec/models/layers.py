@@ -84,7 +84,7 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        out = flat @ whole(kernel.astype(self.dtype), self.name)
+        out = flat @ whole(kernel, self.name, dtype=self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             out = out + bias.astype(self.dtype)

@@ -293,12 +293,12 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[...] int32 -> [..., D]."""
-        table = whole(self.embedding, self.name, "embedding")
+        table = whole(self.embedding, self.name, name="embedding")
         return rows(table[tokens].astype(self.dtype))
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        table = whole(self.embedding.astype(self.dtype), self.name, "embedding")
+        table = whole(self.embedding, self.name, name="embedding", dtype=self.dtype)
         return head_product(hidden, table.T)
 
 
@@ -318,7 +318,7 @@ class Head(nn.Module):
             (hidden.shape[-1], self.rows),
             self.param_dtype,
         )
-        return head_product(hidden, whole(kernel_DV.astype(self.dtype), self.name))
+        return head_product(hidden, whole(kernel_DV, self.name, dtype=self.dtype))
 
 
 def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from jaxspec.parallel.mesh import BATCH_AXES
-from jaxspec.parallel.rules import Rules, batch_parts
+from jaxspec.parallel.rules import PARAMETER_AXES, Rules, batch_parts
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
@@ -76,27 +76,53 @@ def by_rows(function: Callable[..., Any], *arrays: Any, shared: Any = ()) -> Any
     return jax.shard_map(function, in_specs=in_specs, out_specs=split)(shared, *arrays)
 
 
-def whole(weight: jax.Array, module: str | None, name: str = "kernel") -> jax.Array:
+def whole(
+    weight: jax.Array, module: str | None, *, name: str = "kernel", dtype: str | None = None
+) -> jax.Array:
     """A parameter, gathered over the axis fsdp; its gradient is split as the parameter is.
 
     Args:
-      weight: in the type that is computed with: gathered after it has been rounded, a weight takes
-        fewer bytes on the wire.
+      weight: the parameter.
       module: the name of the module that has it.
       name: its own name.
+      dtype: the type that it is computed with; None: its own. It is rounded before it is gathered:
+        that takes fewer bytes on the wire.
     """
     mesh = _mesh()
+    rounded = weight if dtype is None else weight.astype(dtype)
     if mesh is None:
-        return weight
+        return rounded
     split = Rules().spec((module, name), weight.shape, mesh)
+    if rounded.dtype != weight.dtype:
+        rounded = jax.lax.with_sharding_constraint(rounded, split)
     used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
-    return _gathered(weight, split, used)
+    return _gathered(rounded, split, used)
+
+
+def ends_whole(params: Any, *, dtype: str) -> Any:
+    """A frozen model whose embedding and head are gathered: once, and not wherever they are used.
+
+    Args:
+      params: its parameters.
+      dtype: the type that it computes with.
+    """
+    if _mesh() is None:
+        return params
+    gathered = {
+        (module, name): whole(leaf, module, name=name, dtype=dtype)
+        for module in ("embed", "head")
+        for name, leaf in params.get(module, {}).items()
+        if (module, name) in PARAMETER_AXES
+    }
+    return params | {
+        module: params[module] | {name: gathered[module, name]} for module, name in gathered
+    }
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gathered(weight: jax.Array, split: PartitionSpec, used: PartitionSpec) -> jax.Array:
-    constrain = jax.lax.with_sharding_constraint
-    return constrain(constrain(weight, split), used)
+    del split
+    return jax.lax.with_sharding_constraint(weight, used)
 
 
 def _gathered_forward(

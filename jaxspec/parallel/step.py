@@ -63,12 +63,12 @@ def spread(
     if path == "jit":
         whole = replicated(mesh)
 
-        def everywhere(state: Any, frozen: Any, batch: Any, hyper: Any) -> tuple[Any, Any]:
+        def step(state: Any, frozen: Any, batch: Any, hyper: Any) -> tuple[Any, Any]:
             with on_mesh(mesh):
                 return body(state, frozen, batch, hyper, reduce=_identity, vary=_identity)
 
         return jax.jit(
-            everywhere,
+            step,
             in_shardings=(
                 whole if state_shardings is None else state_shardings,
                 whole if frozen_shardings is None else frozen_shardings,

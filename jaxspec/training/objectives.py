@@ -35,7 +35,7 @@ from jaxspec.losses import (
 )
 from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
-from jaxspec.parallel.constraints import by_rows
+from jaxspec.parallel.constraints import by_rows, ends_whole
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -179,6 +179,7 @@ class DrafterObjective:
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array, weights: LossWeights
     ) -> tuple[Terms, Metrics]:
         anchors_BN, labels_BNG, mask_BNG = self.blocks(batch, key)
+        frozen = ends_whole(frozen, dtype=self.target.config.dtype)
         output = self.target.apply(
             {"params": frozen},
             batch["tokens"],

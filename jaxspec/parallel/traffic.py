@@ -1,0 +1,101 @@
+"""What a step has to send between devices: an analytic count, beside what was compiled.
+
+Weights that are split over fsdp are gathered where they are used, once a pass; a gradient is
+reduced to the part of each device (ZeRO, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3). Where
+the heads and widths of a model are split over tensor, the outputs of a product whose inputs are
+split are summed, and so are the gradients of the inputs of a product whose outputs are split
+(Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053, section 3). Sums of a few numbers a token or a
+step are left out.
+
+>>> shapes = {"up": {"kernel": jax.ShapeDtypeStruct((4, 64, 256), "float32")}}
+>>> mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "tensor"))
+>>> traffic([Use(shapes, tokens=1024, itemsize=2, gathers=1)], mesh=mesh)["all-gather"]
+114688.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from jaxspec.parallel.collectives import KINDS, ring_bytes
+from jaxspec.parallel.rules import PARAMETER_AXES, Rules, batch_parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """Products with some weights, or rows of a table, that every token of the batch asks for."""
+
+    shapes: Any
+    """The weights: a tree of shapes, with the names of a model's parameters."""
+    tokens: int
+    """Tokens of the whole batch."""
+    itemsize: int
+    """Bytes of a number that is computed with."""
+    gathers: int
+    """How often the weights are gathered: in the forward pass, and where the backward pass runs
+    that again. 0: they are at hand, because they were gathered for another use."""
+    forwards: int = 1
+    """How often the products are computed, gradients aside."""
+    has_input_gradients: bool = False
+    has_weight_gradients: bool = False
+    is_lookup: bool = False
+    """Rows of a table, not products."""
+
+
+def traffic(
+    uses: Iterable[Use], *, mesh: Mesh | AbstractMesh, scatters: bool = True
+) -> dict[str, float]:
+    """Bytes that a device sends in a step, by the kind of the collective.
+
+    Args:
+      uses: everything that the step computes with weights.
+      mesh: the devices.
+      scatters: whether the compiler reduces a gradient to the part of each device in one
+        reduce-scatter, as that for TPUs does. XLA for CPUs reduces all of it on every device and
+        drops what is not needed: an all-reduce.
+    """
+    sums = dict.fromkeys(KINDS, 0.0)
+    for use in uses:
+        for path, leaf in jax.tree_util.tree_flatten_with_path(use.shapes)[0]:
+            for kind, sent in _of_leaf(use, path, leaf, mesh, scatters=scatters):
+                sums[kind] += sent
+    return sums
+
+
+def _of_leaf(
+    use: Use, path: Any, leaf: Any, mesh: Mesh | AbstractMesh, *, scatters: bool
+) -> list[tuple[str, float]]:
+    names = tuple(str(getattr(entry, "key", entry)) for entry in path)[-2:]
+    split = Rules().spec(path, leaf.shape, mesh)
+    data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
+    here = math.prod(leaf.shape) * use.itemsize / (tensor if "tensor" in split else 1)
+    is_split = "fsdp" in split
+    found: list[tuple[str, float]] = []
+
+    def add(kind: str, result: float, group: int, times: int = 1) -> None:
+        found.append((kind, times * ring_bytes(kind, result, group_size=group)))
+
+    if is_split:
+        add("all-gather", here, fsdp, use.gathers)
+    if use.has_weight_gradients:
+        part = here / fsdp if is_split else here
+        if is_split and scatters:
+            add("reduce-scatter", part, fsdp)
+        elif is_split:
+            add("all-reduce", here, fsdp)
+        add("all-reduce", part, data if is_split else data * fsdp)
+    if "tensor" in split and names in PARAMETER_AXES:
+        layers = math.prod(leaf.shape[:-2])
+        inputs, outputs = leaf.shape[-2:]
+        tokens = use.tokens / batch_parts(mesh) * layers * use.itemsize
+        if split[-2] == "tensor":
+            add("all-reduce", tokens * outputs, tensor, use.forwards)
+        if split[-1] == "tensor" and use.has_input_gradients and not use.is_lookup:
+            add("all-reduce", tokens * inputs, tensor)
+    return found

@@ -18,10 +18,12 @@ from jaxspec.planning.step import StepPlan
 from jaxspec.planning.topologies import Topology
 from jaxspec.training.progress import duration
 
-TABLE_HEAD = """\
-| configuration | topology | settings | memory (GiB) | temporaries | FLOP / minimum | on the wire \
-(GiB) | least step | bound by | tokens/s | MFU | chip-hours |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    *("configuration", "topology", "settings", "memory (GiB)", "temporaries (GiB)"),
+    *("FLOP / minimum", "wire (analytic), GiB", "least step", "bound by", "tokens/s", "MFU"),
+    "chip-hours",
+)
+TABLE_HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def step_table(plan: StepPlan, run: RunConfig, *, share: float, price: float) -> Table:
@@ -58,7 +60,10 @@ def _rows(
         yield "", "compiled for the CPU: temporaries and traffic are an estimate"
     yield from _arithmetic_rows(plan)
     yield "memory traffic", f"{_size(plan.traffic)} per step and device"
-    yield "on the wire", f"{_size(sum(plan.wire.values()))} per step and device"
+    wire = f"{_size(sum(plan.wire.values()))} per step and device"
+    if plan.expected_wire is not None:
+        wire += f"; {_size(sum(plan.expected_wire.values()))} by an analytic count"
+    yield "on the wire", wire
     for kind, sent in plan.wire.items():
         if sent:
             yield f"  {kind}", _size(sent)
@@ -156,6 +161,7 @@ def document(plan: StepPlan, run: RunConfig, *, share: float, price: float) -> d
         },
         "memory_traffic": plan.traffic,
         "wire": dict(plan.wire),
+        "expected_wire": None if plan.expected_wire is None else dict(plan.expected_wire),
         "compile_s": plan.needs.compile_s,
     }
     if roofline is not None:
@@ -253,7 +259,7 @@ def table_row(candidate: Candidate, plan: StepPlan, *, share: float, price: floa
         + (" (estimate)" if plan.is_estimate else ""),
         f"{kept / 2**30:.1f}",
         "" if excess is None else f"{excess:.2f}",
-        f"{sum(plan.wire.values()) / 2**30:.1f}",
+        _wire_cell(plan),
         f"{roofline.seconds:.2f} s",
         roofline.binding,
         f"{least.tokens_per_second:,.0f}",
@@ -263,10 +269,17 @@ def table_row(candidate: Candidate, plan: StepPlan, *, share: float, price: floa
     return "| " + " | ".join(cells) + " |"
 
 
+def _wire_cell(plan: StepPlan) -> str:
+    wire = f"{sum(plan.wire.values()) / 2**30:.1f}"
+    if plan.expected_wire is None:
+        return wire
+    return f"{wire} ({sum(plan.expected_wire.values()) / 2**30:.1f})"
+
+
 def unfit_row(run: RunConfig, topology: Topology, larger: Sequence[Topology]) -> str:
     """The line of a topology that no settings fit."""
     needs = f"needs {larger[0].name}" if larger else "does not fit"
-    return f"| {run.name} | {topology.name} | {needs} |" + " |" * 9
+    return f"| {run.name} | {topology.name} | {needs} |" + " |" * (len(COLUMNS) - 3)
 
 
 def _size(count: float) -> str:

@@ -19,7 +19,6 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import MeshConfig, RunConfig
-from jaxspec.parallel.collectives import ring_bytes
 from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.chips import Chip
@@ -31,6 +30,7 @@ from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
+from jaxspec.training.traffic import drafter_traffic
 
 _SCORE_COPIES = 2.0
 """Arrays of the size of a layer's float32 attention scores that are in memory at once."""
@@ -47,6 +47,14 @@ class Shapes:
     """Shapes of the training state."""
     least: Mapping[str, float]
     """The least operations of a step over all devices, by what they are for."""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Heads, and key/value heads, of the target and of the drafter."""
+        objective = self.task.objective
+        assert isinstance(objective, DrafterObjective), "only drafters are estimated"
+        models = (objective.target.config, objective.drafter.config)
+        return tuple(n for model in models for n in (model.num_heads, model.num_kv_heads))
 
     @classmethod
     def of(cls, config: RunConfig) -> Shapes:
@@ -91,9 +99,8 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
       mesh: size of each axis.
       chip: what the devices are.
     """
-    task = dataclasses.replace(shapes.task, config=config)
-    objective = task.objective
-    assert isinstance(objective, DrafterObjective)
+    objective = _objective(shapes, config)
+    task = dataclasses.replace(shapes.task, config=config, objective=objective)
     devices = math.prod(mesh.values())
     parts = mesh["data"] * mesh["fsdp"]
     accumulated = config.training.gradient_accumulation
@@ -116,7 +123,15 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     weights = mesh["fsdp"] * (frozen + 3 * params)
     traffic = accumulated * weights + 6 * memory["optimizer"]
     traffic += accumulated * _score_traffic(objective, config, rows=rows, tensor=mesh["tensor"])
-    wire = _wire(objective, config, frozen=frozen, params=params, rows=rows, mesh=mesh)
+    wire = drafter_traffic(
+        objective,
+        params=shapes.state.params,
+        frozen=task.frozen_shapes,
+        rows=config.data.batch_size,
+        length=config.data.sequence_length,
+        mesh=_abstract(mesh),
+        gradient_accumulation=accumulated,
+    )
     return Estimate(
         memory=memory,
         roofline=Roofline.of(
@@ -124,18 +139,35 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
             devices=devices,
             operations=(sum(least.values()) + repeated) / devices,
             memory_bytes=traffic,
-            wire_bytes=wire,
+            wire_bytes=sum(wire.values()),
         ),
     )
 
 
+def _objective(shapes: Shapes, config: RunConfig) -> DrafterObjective:
+    """The objective with the settings of `config` that are compared."""
+    objective = shapes.task.objective
+    assert isinstance(objective, DrafterObjective), "only drafters are estimated"
+    drafter = dataclasses.replace(
+        objective.drafter.config,
+        remat=config.drafter.remat,
+        chunk_blocks=config.drafter.chunk_blocks,
+    )
+    return dataclasses.replace(
+        objective, drafter=objective.drafter.clone(config=drafter), loss=config.loss
+    )
+
+
+def _abstract(mesh: Mapping[str, int]) -> AbstractMesh:
+    return AbstractMesh(tuple(mesh[axis] for axis in AXES), AXES)
+
+
 def _part_bytes(tree: Any, config: MeshConfig, mesh: Mapping[str, int]) -> float:
     """Bytes of a device's part of a tree of shapes."""
-    abstract = AbstractMesh(tuple(mesh[axis] for axis in AXES), AXES)
     rules = Rules.of(config)
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        split = rules.spec(path, leaf.shape, abstract)
+        split = rules.spec(path, leaf.shape, _abstract(mesh))
         parts = math.prod(mesh[axis] for axis in split if axis)
         total += leaf.size * leaf.dtype.itemsize / parts
     return total
@@ -193,38 +225,3 @@ def _score_traffic(
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length
     logits = passes * target.vocab_size * slots
     return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / tensor
-
-
-def _wire(
-    objective: DrafterObjective,
-    config: RunConfig,
-    *,
-    frozen: float,
-    params: float,
-    rows: int,
-    mesh: Mapping[str, int],
-) -> float:
-    """Bytes that each device sends in a step.
-
-    Weights are gathered for each part of the batch: the target's once, the drafter's for its
-    forward and backward pass (and once more where it is computed again), in the type of the
-    computation. Gradients are scattered over fsdp for each part, and summed over data at the end. A
-    tensor axis sums two activations of each layer.
-    """
-    target, drafter = objective.target.config, objective.drafter.config
-    accumulated = config.training.gradient_accumulation
-    data, fsdp, tensor = mesh["data"], mesh["fsdp"], mesh["tensor"]
-    half = 2 if drafter.dtype == "bfloat16" and drafter.param_dtype == "float32" else 1
-    passes = 3 if drafter.remat else 2
-    weights = fsdp * (frozen + passes * params / half)
-    length = config.data.sequence_length
-    slots = config.data.anchors * drafter.block_size
-    item = 2 if target.dtype == "bfloat16" else 4
-    summed = 2 * target.num_layers * length + 2 * (passes + 1) * drafter.num_layers * slots
-    return (
-        accumulated * ring_bytes("all-gather", weights, group_size=fsdp)
-        + accumulated * ring_bytes("reduce-scatter", params, group_size=fsdp)
-        + ring_bytes("all-reduce", params, group_size=data)
-        + accumulated
-        * ring_bytes("all-reduce", item * rows * target.hidden_size * summed, group_size=tensor)
-    )

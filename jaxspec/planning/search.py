@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import mesh_sizes
@@ -55,7 +55,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
             estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
             typed(changed, config),
         )
-        for changed in variants(config, devices=topology.devices)
+        for changed in variants(config, devices=topology.devices, heads=shapes.heads)
     ]
     fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
     fitting.sort(
@@ -100,12 +100,14 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
     return []
 
 
-def variants(config: RunConfig, *, devices: int) -> Iterator[RunConfig]:
-    """The run with all settings that are tried on so many devices."""
-    heads = [config.drafter.num_heads, config.drafter.num_kv_heads]
-    target = config.target.architecture
-    if target is not None:
-        heads += [target.num_heads, target.num_kv_heads]
+def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterator[RunConfig]:
+    """The run with all settings that are tried.
+
+    Args:
+      config: the run.
+      devices: how many there are.
+      heads: numbers of heads, which a tensor axis has to divide.
+    """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     loss_chunks = sorted({config.loss.chunk_blocks, *chunks})

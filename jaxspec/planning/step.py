@@ -35,11 +35,13 @@ from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.roofline import Roofline
 from jaxspec.planning.topologies import Topology, topology_devices
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
+from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
+from jaxspec.training.traffic import drafter_traffic
 
 
 class OutOfMemory(ValueError):
@@ -93,6 +95,8 @@ class StepPlan:
     """Bytes that each device reads from and writes to its memory."""
     wire: Mapping[str, float]
     """Bytes that each device sends, by kind of collective."""
+    expected_wire: Mapping[str, float] | None
+    """What an analytic count expects of that; None: not counted for this kind of training."""
 
     @property
     def available_bytes(self) -> int | None:
@@ -190,6 +194,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         ),
         traffic=costs.memory_bytes,
         wire=wire_bytes_by_kind(read_collectives(text)),
+        expected_wire=_expected_wire(step, config, mesh),
     )
 
 
@@ -254,6 +259,21 @@ class TracedStep:
             raise OutOfMemory(
                 "The step does not fit into the memory of the device: " + str(error).splitlines()[0]
             ) from error
+
+
+def _expected_wire(step: TracedStep, config: RunConfig, mesh: Mesh) -> Mapping[str, float] | None:
+    if not isinstance(step.task.objective, DrafterObjective) or config.mesh.path != "jit":
+        return None
+    return drafter_traffic(
+        step.task.objective,
+        params=step.state.params,
+        frozen=step.task.frozen_shapes,
+        rows=config.data.batch_size,
+        length=config.data.sequence_length,
+        mesh=mesh,
+        gradient_accumulation=config.training.gradient_accumulation,
+        scatters=mesh.devices.flat[0].platform != "cpu",
+    )
 
 
 def _text_of(compiled: Any) -> str:

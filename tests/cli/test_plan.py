@@ -92,10 +92,12 @@ def test_every_device_computes_its_share(whole, split):
     assert whole.arithmetic.compiled == pytest.approx(whole.needs.operations / 8, rel=0.01)
 
 
-def test_devices_that_hold_everything_sum_gradients_only(whole):
+def test_what_is_sent_is_what_is_expected(whole, split):
     gradients = 2 * 7 / 8 * 4 * whole.trained
     assert gradients <= whole.wire["all-reduce"] < 1.05 * gradients
     assert sum(whole.wire.values()) < 1.05 * gradients
+    for plan in (whole, split):
+        assert sum(plan.wire.values()) < 1.3 * sum(plan.expected_wire.values())
 
 
 def test_recomputation_counts_apart():

@@ -58,8 +58,16 @@ def _rows(
         yield "available", f"{_size(plan.available_bytes)}: {verdict}"
     if plan.is_estimate:
         yield "", "compiled for the CPU: temporaries and traffic are an estimate"
+    if not plan.is_read:
+        yield (
+            "",
+            "jax cannot read the program of this libtpu, which is newer: the arithmetic is that of "
+            "the traced step, the traffic on the wire an analytic count, and memory traffic is not "
+            'known. The libtpu that fits: pip install "jaxspec-decoding[tpu]"',
+        )
     yield from _arithmetic_rows(plan)
-    yield "memory traffic", f"{_size(plan.traffic)} per step and device"
+    if plan.traffic is not None:
+        yield "memory traffic", f"{_size(plan.traffic)} per step and device"
     wire = f"{_size(sum(plan.wire.values()))} per step and device"
     if plan.expected_wire is not None:
         wire += f"; {_size(sum(plan.expected_wire.values()))} by an analytic count"
@@ -159,6 +167,7 @@ def document(plan: StepPlan, run: RunConfig, *, share: float, price: float) -> d
             "parts": dict(arithmetic.parts),
             "excess": arithmetic.excess,
         },
+        "is_read": plan.is_read,
         "memory_traffic": plan.traffic,
         "wire": dict(plan.wire),
         "expected_wire": None if plan.expected_wire is None else dict(plan.expected_wire),

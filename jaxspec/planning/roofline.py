@@ -24,7 +24,7 @@ class Roofline:
     """Seconds that each resource takes for a step."""
 
     terms: Mapping[str, float]
-    """arithmetic, memory, interconnect."""
+    """"arithmetic", "memory" (if it is known) and "interconnect"."""
 
     @classmethod
     def of(
@@ -33,7 +33,7 @@ class Roofline:
         *,
         devices: int,
         operations: float,
-        memory_bytes: float,
+        memory_bytes: float | None,
         wire_bytes: float,
     ) -> Roofline:
         """From what each device does in a step.
@@ -42,18 +42,15 @@ class Roofline:
           chip: what a device is, or a part of.
           devices: that work together.
           operations: of matrix products.
-          memory_bytes: read from and written to its memory.
+          memory_bytes: read from and written to its memory; None: not known, and left out.
           wire_bytes: sent to the others.
         """
         share = 1 / chip.cores
         link = chip.bandwidth_among(devices // chip.cores)
-        return cls(
-            {
-                "arithmetic": operations / (share * chip.peak_operations),
-                "memory": memory_bytes / (share * chip.memory_bandwidth),
-                "interconnect": wire_bytes / (share * link),
-            }
-        )
+        terms = {"arithmetic": operations / (share * chip.peak_operations)}
+        if memory_bytes is not None:
+            terms["memory"] = memory_bytes / (share * chip.memory_bandwidth)
+        return cls({**terms, "interconnect": wire_bytes / (share * link)})
 
     @property
     def seconds(self) -> float:

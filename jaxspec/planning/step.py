@@ -33,7 +33,7 @@ from jaxspec.planning.memory import memory_by_kind
 from jaxspec.planning.minimum import least_operations, parameters, without_recomputation
 from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.roofline import Roofline
-from jaxspec.planning.topologies import Topology, topology_devices
+from jaxspec.planning.topologies import Topology, compiling_for, topology_devices
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
@@ -91,12 +91,15 @@ class StepPlan:
     memory: Mapping[str, int]
     """Bytes on each device by kind; they sum up to `needs.memory_bytes`."""
     arithmetic: Arithmetic
-    traffic: float
-    """Bytes that each device reads from and writes to its memory."""
+    traffic: float | None
+    """Bytes that each device reads from and writes to its memory; None: the program is not read."""
     wire: Mapping[str, float]
     """Bytes that each device sends, by kind of collective."""
     expected_wire: Mapping[str, float] | None
     """What an analytic count expects of that; None: not counted for this kind of training."""
+    is_read: bool
+    """Whether jax can read the compiled program. If not, the arithmetic is that of the traced step
+    and the wire that of the analytic count."""
 
     @property
     def available_bytes(self) -> int | None:
@@ -153,16 +156,18 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
       OutOfMemory: the step does not fit into the memory of a device.
       ValueError: no such target, or a mesh or batch that does not fit the devices.
     """
-    devices = None if topology is None else topology_devices(topology)
-    mesh = make_mesh(config.mesh, devices=devices)
-    check_batch_size(config, mesh)
+    with compiling_for(topology):
+        devices = None if topology is None else topology_devices(topology)
+        mesh = make_mesh(config.mesh, devices=devices)
+        check_batch_size(config, mesh)
+        step = TracedStep(config, mesh)
+        compiled, needs = step.compile()
+        text = _text_of(compiled)
     kind = mesh.devices.flat[0].device_kind
     chip = chip_of(kind) if topology is None else topology.chip
-    step = TracedStep(config, mesh)
-    compiled, needs = step.compile()
-    text = _text_of(compiled)
-    costs = program_costs(text)
     count = mesh.devices.size
+    costs = None if text is None else program_costs(text)
+    expected_wire = _expected_wire(step, config, mesh)
     least = least_operations(step.task)
     again = step.operations - TracedStep(without_recomputation(config), mesh).operations
     return StepPlan(
@@ -187,14 +192,15 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
             tensor=mesh.shape["tensor"],
         ),
         arithmetic=Arithmetic(
-            compiled=costs.operations,
+            compiled=needs.operations / count if costs is None else costs.operations,
             recomputed=max(0.0, again) / count,
             minimum=None if least is None else sum(least.values()) / count,
             parts={} if least is None else {k: v / count for k, v in least.items()},
         ),
-        traffic=costs.memory_bytes,
-        wire=wire_bytes_by_kind(read_collectives(text)),
-        expected_wire=_expected_wire(step, config, mesh),
+        traffic=None if costs is None else costs.memory_bytes,
+        wire=expected_wire or {} if text is None else wire_bytes_by_kind(read_collectives(text)),
+        expected_wire=expected_wire,
+        is_read=text is not None,
     )
 
 
@@ -276,20 +282,12 @@ def _expected_wire(step: TracedStep, config: RunConfig, mesh: Mesh) -> Mapping[s
     )
 
 
-def _text_of(compiled: Any) -> str:
-    """The compiled program as text.
-
-    Raises:
-      ValueError: jax cannot read what the compiler has made.
-    """
+def _text_of(compiled: Any) -> str | None:
+    """The compiled program as text; None where its compiler (libtpu) is newer than this jax."""
     try:
         text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"jax {jax.__version__} cannot read the compiled program: "
-            f"{str(error).splitlines()[0]}\nThis happens with a libtpu that is newer than jax. "
-            'Install the one that jax asks for: pip install "jaxspec-decoding[tpu]".'
-        ) from error
+    except jax.errors.JaxRuntimeError:
+        return None
     assert isinstance(text, str), "this backend does not show its programs"
     return text
 

@@ -112,10 +112,11 @@ def prepare_platform(topologies: Sequence[Topology]) -> None:
     if needed > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # jax is in use: `topology_devices` looks.
             jax.config.update("jax_num_cpu_devices", needed)
+    jax.devices("cpu")  # Reads XLA_FLAGS, which `compiling_for` hides from libtpu.
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
-    """Devices to compile for, which this machine does not have.
+    """Devices to compile for, which this machine does not have; see `compiling_for`.
 
     Of a TPU, its compiler describes them. For GPUs, they are virtual devices of this CPU: the
     program is divided alike, but CPU code needs other temporaries.
@@ -138,8 +139,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     try:
-        with _alone_with_libtpu():
-            described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         usual = ", ".join(_EXAMPLES[topology.chip.dimensions])
         raise ValueError(
@@ -151,8 +151,14 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def _alone_with_libtpu() -> Iterator[None]:
-    """The environment in which libtpu only compiles, beside other processes that do the same."""
+def compiling_for(topology: Topology | None) -> Iterator[None]:
+    """The environment to describe a topology and to compile for it; None: changes nothing.
+
+    libtpu only compiles, beside other processes that do the same.
+    """
+    if topology is None or not topology.chip.is_tpu:
+        yield
+        return
     wanted = {
         # Otherwise it waits for the metadata server that cloud machines have.
         "TPU_SKIP_MDS_QUERY": "1",
@@ -160,9 +166,9 @@ def _alone_with_libtpu() -> Iterator[None]:
         # It takes a lock for the chips of a machine, and none are used here.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    flags = os.environ.pop("XLA_FLAGS", None)  # It ends the process at a flag for another compiler.
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+    flags = os.environ.pop("XLA_FLAGS", None)  # It ends the process at a flag for another compiler.
     try:
         yield
     finally:

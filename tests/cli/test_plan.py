@@ -116,6 +116,18 @@ def test_a_gpu_is_planned_on_the_cpu(split):
     assert set(split.roofline.terms) == {"arithmetic", "memory", "interconnect"}
 
 
+def test_a_program_that_cannot_be_read_is_counted_as_traced(monkeypatch):
+    def unreadable(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: made by a newer compiler")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    plan = plan_step(on(MeshConfig(data=1, fsdp=8)), topology=parse_topology("8xH100"))
+    assert not plan.is_read and plan.traffic is None
+    assert plan.arithmetic.compiled == plan.needs.operations / 8
+    assert plan.wire == plan.expected_wire
+    assert set(plan.roofline.terms) == {"arithmetic", "interconnect"}
+
+
 def test_batch_that_does_not_divide_is_refused():
     data = dataclasses.replace(CONFIG.data, batch_size=6)
     with pytest.raises(ValueError, match=r"data.batch_size is 6, which must be a multiple of 8"):

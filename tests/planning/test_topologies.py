@@ -6,9 +6,13 @@ import os
 
 import pytest
 
-from jaxspec.planning import topologies
 from jaxspec.planning.chips import CHIPS, chip_of
-from jaxspec.planning.topologies import known_topologies, parse_topology, topology_devices
+from jaxspec.planning.topologies import (
+    compiling_for,
+    known_topologies,
+    parse_topology,
+    topology_devices,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +63,9 @@ def test_more_gpus_than_virtual_devices_are_refused():
 
 
 def test_a_slice_that_the_compiler_does_not_know_is_refused():
-    with pytest.raises(ValueError, match=r"Cannot describe the topology 'v5p:3x5x7'"):
-        topology_devices(parse_topology("v5p:3x5x7"))
+    odd = parse_topology("v5p:3x5x7")
+    with compiling_for(odd), pytest.raises(ValueError, match=r"Cannot describe .* 'v5p:3x5x7'"):
+        topology_devices(odd)
 
 
 def test_the_compiler_of_tpus_is_given_no_flags_of_another(monkeypatch):
@@ -68,11 +73,13 @@ def test_the_compiler_of_tpus_is_given_no_flags_of_another(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_some_flag=1")
     for name in ("ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
-    with topologies._alone_with_libtpu():
+    with compiling_for(parse_topology("v5p:2x2x2")):
         assert "XLA_FLAGS" not in os.environ
         # Two plans at once: no lock for chips that are not used.
         assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_some_flag=1"
+    for other in (None, parse_topology("8xH100")):
+        with compiling_for(other):
+            assert os.environ["XLA_FLAGS"] == "--xla_cpu_some_flag=1"
 
 
 def test_devices_are_known_by_their_kind():

@@ -245,11 +245,22 @@ def _compile_candidates(
 
 def _print_decoding(command: PlanCommand, topology: Topology, console: Console) -> int:
     from jaxspec.cli.plan_report import decode_table
-    from jaxspec.planning.decoding import plan_decoding
+    from jaxspec.planning.decoding import plan_decoding, smallest_tensor
 
     plans = plan_decoding(command.run, topology)
     console.print(decode_table(plans, command.run, topology))
-    return 0 if all(plan.fits for plan in plans) else 1
+    if all(plan.fits for plan in plans):
+        return 0
+    tensor = smallest_tensor(command.run, topology)
+    console.print(
+        f"It fits with --mesh.tensor {tensor}."
+        if tensor
+        else "It fits with no --mesh.tensor: lower --evaluation.batch_size or the lengths, or take "
+        "a larger slice.",
+        markup=False,
+        highlight=False,
+    )
+    return 1
 
 
 def _print_table(command: PlanCommand, topologies: Sequence[Topology], console: Console) -> int:

@@ -107,12 +107,19 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
         "target": parameters(task.frozen_shapes) - _embedding(target),
         "drafter": parameters(trained_shapes(task)) + target.vocab_size * target.hidden_size,
     }
+    head = target.vocab_size * target.hidden_size * np.dtype(_numpy(target.dtype)).itemsize
+    # A pass only looks rows of the embedding up. The target's head is read by the drafter, too.
+    reads = {
+        "target": models["target"] - (0 if target.tie_embeddings else head),
+        "drafter": models["drafter"] + head,
+    }
     scores = 4.0 * target.num_heads * evaluation.max_prompt_tokens**2
     return [
         _plan(
             name,
             [part for part in models if part in used],
             models=models,
+            reads=reads,
             caches=caches,
             counts=counts,
             scores=scores,
@@ -128,11 +135,25 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
     ]
 
 
+def smallest_tensor(config: RunConfig, topology: Topology) -> int | None:
+    """The fewest devices a copy of the weights needs for the batch to fit; None: it never fits."""
+    for tensor in range(1, topology.devices + 1):
+        mesh = dataclasses.replace(config.mesh, tensor=tensor)
+        try:
+            plans = plan_decoding(dataclasses.replace(config, mesh=mesh), topology)
+        except ValueError:  # It does not divide the heads.
+            continue
+        if all(plan.fits for plan in plans):
+            return tensor
+    return None
+
+
 def _plan(
     name: str,
     used: list[str],
     *,
     models: Mapping[str, float],
+    reads: Mapping[str, float],
     caches: Mapping[str, float],
     counts: Mapping[str, int],
     scores: float,
@@ -146,8 +167,7 @@ def _plan(
     cache = sum(caches[part] for part in used) / tensor
     row = cache + scores / tensor
     room = ROOM * chip.device_memory() - sum(weights.values())
-    # The head is the target's, and a drafter reads it too.
-    moved = sum(weights.values()) + batch * cache
+    moved = sum(reads[part] for part in used) / tensor + batch * cache
     computed = 2.0 * batch * read * sum(counts[part] for part in used) / tensor
     times = {
         "memory": moved / (chip.memory_bandwidth / chip.cores),

@@ -8,7 +8,7 @@ import pytest
 
 from jaxspec.config import DrafterConfig, EvaluationConfig, MeshConfig
 from jaxspec.planning.chips import CHIPS
-from jaxspec.planning.decoding import plan_decoding
+from jaxspec.planning.decoding import plan_decoding, smallest_tensor
 from jaxspec.planning.estimate import Shapes, estimate
 from jaxspec.planning.search import as_asked, larger_topologies, search, typed, variants
 from jaxspec.planning.step import plan_step
@@ -166,6 +166,20 @@ def test_decoding_over_tensor_divides_weights_and_caches():
         assert sum(part.weights.values()) == sum(one.weights.values()) / 4
     with pytest.raises(ValueError, match=r"mesh.tensor is 8, which must divide the 4 key/value"):
         plan_decoding(dataclasses.replace(run, mesh=MeshConfig(tensor=8)), parse_topology("8xH100"))
+
+
+def test_the_fewest_devices_of_a_copy_are_found():
+    architecture = dataclasses.replace(CONFIG.target.architecture, num_heads=4, num_kv_heads=4)
+    run = dataclasses.replace(
+        CONFIG, target=dataclasses.replace(CONFIG.target, architecture=architecture)
+    )
+    one, _ = plan_decoding(run, parse_topology("8xH100"))
+    row = one.cache_bytes + one.prompt_bytes
+    enough = (sum(one.weights.values()) + one.batch * row) / 0.9
+    assert smallest_tensor(run, of_memory(1.01 * enough)) == 1
+    assert smallest_tensor(run, of_memory(0.99 * enough)) == 2
+    assert smallest_tensor(run, of_memory(0.3 * enough)) == 4
+    assert smallest_tensor(run, of_memory(0.2 * enough)) is None
 
 
 def test_many_rows_are_bound_by_arithmetic():

@@ -43,11 +43,11 @@ class PlanCommand(TaskCommand):
         *("evaluation.max_prompt_tokens", "evaluation.max_new_tokens"),
     )
     common: ClassVar[tuple[str, ...]] = (
-        *("target.path", "target.dtype", "drafter.block_size", "drafter.num_layers"),
-        *("drafter.remat", "drafter.chunk_blocks", "denoiser.path", "denoiser.block_size"),
-        *("loss.objective", "loss.chunk_blocks"),
-        *("data.sequence_length", "data.batch_size", "data.anchors"),
-        *("mesh", "training.task", "training.gradient_accumulation"),
+        *("target.path", "target.dtype", "drafter.num_layers", "drafter.remat"),
+        *("denoiser.path", "denoiser.block_size"),
+        *("loss.chunk_blocks", "data.sequence_length", "data.batch_size", "data.anchors"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("training.task", "training.gradient_accumulation"),
     )
     example: ClassVar[str] = (
         "{program} --config configs/qwen3_4b.py --topology v5p:2x2x2\n"
@@ -60,12 +60,11 @@ class PlanCommand(TaskCommand):
     of GPUs, such as 8xH100; "": the devices of this machine. With `table`, several, separated by
     commas."""
     search: bool = False
-    """Try splits of the devices, parts of the batch and sizes of chunks, and print the fastest
-    settings that fit."""
+    """Print the fastest settings that fit: mesh, accumulation, chunks and remat."""
     best: Annotated[int, whole(0, 20)] = 2
-    """How many of the settings that `search` finds are compiled; the others are estimates."""
+    """How many settings of a search are compiled; the others are estimates."""
     decode: bool = False
-    """Plan eval.py and jaxspec regenerate, not training: which batch fits, and how fast it is."""
+    """Plan eval.py and jaxspec regenerate instead of training."""
     table: bool = False
     """Print one line of a Markdown table for each topology. Where the run's own settings do not
     fit, the line is that of the first settings of a search that do."""
@@ -77,7 +76,7 @@ class PlanCommand(TaskCommand):
     json: str = ""
     """File for everything that was counted, as JSON."""
     picture: str = ""
-    """PNG or SVG file for a picture: memory by kind, and the time of a step."""
+    """PNG or SVG file for a picture of memory and time."""
 
 
 def main(argv: Sequence[str]) -> int:

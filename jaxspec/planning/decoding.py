@@ -4,7 +4,7 @@ Decoding reads all weights and the caches of all rows in every pass, and compute
 bandwidth of the memory decides, until many rows are decoded together. Nothing is compiled here; all
 of it follows from shapes.
 
-Dimension key: B rows that are decoded together, T cache slots of a row, P tokens of the longest
+Dimension key: B rows that are decoded together, T cache slots of a row, S tokens of the longest
 prompt, K tokens that the target reads in a round, R key/value heads, Q query heads, C head width.
 """
 

@@ -57,8 +57,9 @@ def traffic(
       uses: everything that the step computes with weights.
       mesh: the devices.
       scatters: whether the compiler reduces a gradient to the part of each device in one
-        reduce-scatter, as that for TPUs does. XLA for CPUs reduces all of it on every device and
-        drops what is not needed: an all-reduce.
+        reduce-scatter. That for TPUs does so with large gradients, as a ring of
+        collective-permutes that run beside the products. XLA for CPUs reduces all of a gradient on
+        every device and drops what is not needed: an all-reduce.
     """
     sums = dict.fromkeys(KINDS, 0.0)
     for use in uses:

@@ -31,10 +31,10 @@ MESHES = {
 }
 
 
-def compiled_step(mesh, *, rows=ROWS, length=LENGTH):
+def compiled_step(mesh):
     """The step of the tiny models, from shapes alone."""
     transform, state, hyper = tiny.start()
-    frozen, batch = tiny.target_params(), tiny.batch(rows, length)
+    frozen, batch = tiny.target_params(), tiny.batch(ROWS, LENGTH)
     rules = Rules()
     shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
     step = spread(
@@ -60,15 +60,15 @@ def compiled_step(mesh, *, rows=ROWS, length=LENGTH):
     ).compile()
 
 
-def counted(mesh, *, rows=ROWS, length=LENGTH, scatters=False):
+def counted(mesh):
     return drafter_traffic(
         tiny.objective(),
         params=tiny.drafter_params(),
         frozen=tiny.target_params(),
-        rows=rows,
-        length=length,
+        rows=ROWS,
+        length=LENGTH,
         mesh=mesh,
-        scatters=scatters,
+        scatters=False,
     )
 
 
@@ -102,9 +102,12 @@ def test_the_step_sends_what_the_count_says(name):
     importlib.util.find_spec("libtpu") is None, reason="libtpu, which compiles for TPUs, is missing"
 )
 @pytest.mark.parametrize("name", ["fsdp", "all"])
-def test_a_tpu_program_sends_no_more(name):
+def test_a_tpu_program_sends_no_more(name, monkeypatch):
+    jax.devices()  # The CPU's flags have been read, and libtpu ends the process at those of a CPU.
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     mesh = make_mesh(MESHES[name], devices=topology_devices("v5e:4x2"))
     collectives = collectives_of(compiled_step(mesh))
     assert not [c for c in collectives if holds_the_batch(c)]
-    expected = counted(mesh, scatters=True)
+    # XLA for TPUs scatters large gradients, and reduces these tiny ones whole.
+    expected = counted(mesh)
     assert sum(wire_bytes_by_kind(collectives).values()) <= 1.3 * sum(expected.values())

@@ -43,6 +43,7 @@ source scripts/host_memory.env
 
 stage lint ruff check .
 stage format ruff format --check .
+stage shell shellcheck ./*.sh scripts/*.sh scripts/pod/*.sh scripts/pod/*.sbatch
 stage types mypy
 
 if [ -z "${JAXSPEC_RAW_DATA:-}" ]; then

@@ -253,7 +253,7 @@ def _in_steps(
 ) -> tuple[KVCache, np.ndarray]:
     """The cache and the logits of texts read in steps, the rows each at its own pace.
 
-    Of `STEP` tokens a step, row 0 keeps all and row 1 all but the last, which is as a rejected
+    Of `STEP` tokens per step, row 0 keeps all and row 1 all but the last, which is as a rejected
     draft and comes again. The last tokens come one by one.
     """
     cache = KVCache.create(

@@ -1,15 +1,15 @@
 """DFlash drafter for Qwen3-8B: `jaxspec.recipes.paper_drafter`, arXiv 2606.11552.
 
     python train.py --config configs/qwen3_8b.py --workdir runs/qwen3_8b \
-        --target.path FOLDER --data.sources REGENERATED --training.steps STEPS
+        --target.path FOLDER --data.sources REGENERATED --training.epochs 3
     python eval.py --config configs/qwen3_8b.py --workdir runs/qwen3_8b \
         --target.path FOLDER --output qwen3_8b.json
     jaxspec plan --config configs/qwen3_8b.py --topology v5p:2x2x2
 
 FOLDER is Qwen/Qwen3-8B as downloaded (config.json, safetensors, tokenizer.json). REGENERATED is a
-folder written by `jaxspec regenerate`: prompts answered by the target itself. STEPS for 3 epochs is
-3 * packed rows / 32. Without REGENERATED the run reads public data sets, of which 3 epochs are far
-fewer steps than the default 6,000.
+folder written by `jaxspec regenerate`: prompts answered by the target itself. The paper trains for
+3 epochs. Without REGENERATED the run reads public data sets, of which 3 epochs are far fewer steps
+than the default 6,000.
 
 Hardware: written for a TPU v5p-16 slice (8 chips); any number of devices that divides the 32 rows
 will do. `jaxspec plan` (it needs libtpu) says what the step takes of each device, without one.

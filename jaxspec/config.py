@@ -279,8 +279,8 @@ class DataConfig:
     max_examples: Annotated[int, whole(0, MOST_EXAMPLES)] = 0
     """Read only the first N examples of each source; 0: all of them."""
     validation: Annotated[float, fraction(one=False)] = 0.0
-    """Share of the conversations that is not learned but measured. A folder with a validation part
-    of its own (`jaxspec import-data`) keeps that."""
+    """Share of the conversations that is kept out of training and measured. A folder with a
+    validation part of its own (`jaxspec import-data`) keeps that."""
     seed: Seed = 0
     """Seed for the order of the examples."""
     embedded_examples: Annotated[int, whole(1, MOST_GENERATED)] = 20_000
@@ -378,6 +378,15 @@ class TrainingConfig:
     is kept besides the newest ones. False, or without held-out data: the last one."""
     export_dtype: Literal["", "float32", "bfloat16"] = ""
     """Type of the exported weights; "": the type of the parameters."""
+    stall_timeout: NotNegative = 1800.0
+    """Seconds after which a step that does not end is given up: the stacks of all processes go to
+    stderr, and the exit status is 77. 0: never."""
+    profile: Annotated[int, whole(0, MOST_STEPS, words="0 (none) or more")] = 0
+    """Steps of this start that are traced into WORKDIR/profile, for TensorBoard. Short:
+    --profile."""
+    compile_cache: str | None = None
+    """Folder or bucket (gs://) that keeps compiled programs; "": none. None: what
+    JAX_COMPILATION_CACHE_DIR says, or else ~/.cache/jaxspec on TPU and GPU."""
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="training.")

@@ -24,6 +24,7 @@ from pathlib import Path
 LOCK = ".lock"
 """The lock file in a folder; the lock file of a single file is ".NAME.lock" next to it."""
 _TRIAL_BYTES = 1 << 16
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LEFTOVER = re.compile(
     r"\.(?P<name>.+)\.(?P<kind>writing|replaced)-(?P<host>[^/]*)-(?P<process>\d+)"
@@ -80,7 +81,7 @@ def naming(
     """Adds the name of what was being written to an error that lacks it.
 
     Libraries that write files themselves raise errors of their own, which quote the system's: "(os
-    error 28)", "[OS error 28: No space left on device]".
+    error 28)", "[OS error 28: No space left on device]", "write() failed: No space left on device".
 
     Args:
       path: what is written.
@@ -97,11 +98,18 @@ def naming(
             error.filename = os.fspath(path)
         raise
     except Exception as error:
-        quoted = re.search(r"\bos error (\d+)", str(error), re.IGNORECASE)
-        if quoted is None:
+        number = _quoted_error(str(error))
+        if number is None:
             raise
-        number = int(quoted[1])
         raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _quoted_error(message: str) -> int | None:
+    """The system error that a library's message quotes, by its number or in its words."""
+    numbered = re.search(r"\bos error (\d+)", message, re.IGNORECASE)
+    if numbered:
+        return int(numbered[1])
+    return next((number for number in _OF_DISKS if os.strerror(number) in message), None)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -349,6 +357,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _try_to_write(folder: Path) -> None:
     """Writes a little and removes it again."""
+    remove_leftovers(folder / "trial")
     temporary = _beside(folder / "trial", "writing")
     try:
         with naming(folder, temporary=temporary), temporary.open("wb") as file:

@@ -20,6 +20,10 @@ from typing import Any
 
 STOPPED_AND_SAVED = 75
 """Exit status of a command that was stopped; the same command continues (EX_TEMPFAIL)."""
+PROCESS_LOST = 76
+"""Exit status of the other processes of a run if one is killed or its host is gone."""
+STALLED = 77
+"""Exit status of a run whose step does not end."""
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
@@ -79,20 +83,21 @@ class StopRequests:
     Only the main thread can handle signals; in other threads this does nothing.
 
     Args:
-      is_enabled: False: do nothing in any thread.
+      is_pod: jax handles SIGTERM, and tells all processes of the run. Other signals are passed on
+        to it as SIGTERM; `requested` stays False.
     """
 
-    def __init__(self, *, is_enabled: bool = True) -> None:
+    def __init__(self, *, is_pod: bool = False) -> None:
         self.requested = False
         """Whether the run should stop after this step."""
         self.state = "no step was taken"
         """What the message says if the program ends outside the loop."""
-        self._is_enabled = is_enabled
+        self._is_pod = is_pod
         self._waits = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> StopRequests:
-        if self._is_enabled and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             # Counted in a thread of its own: Python's handlers wait while the main thread computes.
             written, read = socket.socketpair()
             written.setblocking(False)
@@ -102,6 +107,8 @@ class StopRequests:
             self._stack.callback(signal.set_wakeup_fd, before)
             threading.Thread(target=_count_presses, args=(read,), daemon=True).start()
             for number in _SIGNALS:
+                if self._is_pod and number == signal.SIGTERM:
+                    continue
                 handler = signal.getsignal(number)
                 is_nohup = number == signal.SIGHUP and handler is signal.SIG_IGN
                 if is_nohup or handler is None:  # None: it was set outside of Python.
@@ -123,8 +130,12 @@ class StopRequests:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if self._is_pod:
+            print(f"{name}: all processes stop after a step.", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.requested = True
         if self._waits:
             print(f"{name}: stopping after this step.", flush=True)
         else:

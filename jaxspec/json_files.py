@@ -17,8 +17,12 @@ from typing import Any
 
 LARGEST_FILE = 64 << 20
 """Bytes. The largest tokenizer.json of a published model has about half as many."""
+_POINTER = b"version https://git-lfs.github.com"
 _LONGEST = 300
 """Characters of a value in a message."""
+
+MEND = "Correct it, or replace it with a good copy."
+"""What to do about a damaged file."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = _LONGEST
@@ -58,17 +62,36 @@ def parse_object(content: bytes, *, name: object) -> dict[str, Any]:
       ValueError: it is not JSON (UTF-8, no byte order mark), is not an object, has a key twice in
         one object, or has a number that is not finite, which JSON does not allow.
     """
+    refuse_pointer(content, name=name)
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except RecursionError as error:
-        raise ValueError(f"{name} is not JSON: it is nested too deeply.") from error
+        raise ValueError(f"{name} is not JSON: it is nested too deeply. {MEND}") from error
     except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}.") from error
+        reason = error if content.strip() else "it is empty"
+        raise ValueError(f"{name} is not JSON: {reason}. {MEND}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{name} holds a {type(found).__name__}: expected a JSON object.")
     for place, number in _not_finite(found):
         raise ValueError(f"{name}: {shortened(place)} is {number}, expected a finite number.")
     return found
+
+
+def refuse_pointer(content: bytes, *, name: object) -> None:
+    """Refuses what Git LFS leaves in the place of a file that has not been fetched.
+
+    Args:
+      content: the file's content, or its beginning.
+      name: what messages call the file.
+
+    Raises:
+      ValueError: it is such a pointer.
+    """
+    if content.startswith(_POINTER):
+        raise ValueError(
+            f"{name} is a pointer of Git LFS, not the file itself: get it with git lfs pull, or "
+            "download it again."
+        )
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

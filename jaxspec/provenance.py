@@ -173,8 +173,9 @@ def check_output(path: str | os.PathLike[str], *, holding: str) -> None:
     try_file(file, option="--output")
     if file.exists() and file.stat().st_size and not _holds(file, {"provenance", holding}):
         raise ValueError(
-            f"--output {path} is there already and is no earlier output of this command, which has "
-            f"provenance and {holding}: it would be lost. Name another file, or move it away."
+            f"--output {path} is there already and is not an earlier output of this command: "
+            f"expected provenance and {holding}. It would be lost: name another file, or move it "
+            "away."
         )
 
 

@@ -118,7 +118,7 @@ def check_ranges(settings: Any, *, prefix: str = "") -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None or number in allowed:
                 continue
-            is_above = number > allowed.high and not math.isinf(number)
+            is_above = allowed.high < number < math.inf
             must = allowed.at_most if is_above else allowed.expected
             raise ValueError(f"{prefix}{name} must be {must}: got {value}.")
 

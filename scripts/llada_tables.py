@@ -13,7 +13,7 @@ from typing import Any
 
 BENCHMARKS = {"gsm8k": "GSM8K", "humaneval": "HumanEval", "mbpp": "MBPP", "math500": "MATH-500"}
 RULES = {
-    "scheduled": "one token a step",
+    "scheduled": "one token per step",
     "0.9": "threshold 0.9",
     "0.8": "threshold 0.8",
     "0.7": "threshold 0.7",
@@ -137,7 +137,7 @@ def weights(folder: Path) -> None:
 
 
 def thresholds(folder: Path) -> None:
-    """Several tokens a step."""
+    """Several tokens per step."""
     lines = []
     for rule, name in list(RULES.items())[1:]:
         measured = Measured(folder / f"{rule}-256.json")
@@ -157,7 +157,7 @@ def thresholds(folder: Path) -> None:
         [
             "unmasking",
             "prompts",
-            "tokens a pass, plain",
+            "tokens per pass, plain",
             f"with drafts, {sizes}",
             "fewer passes",
             "SSD, star at D = 8: fewer passes",

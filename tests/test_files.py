@@ -161,6 +161,7 @@ def test_one_process_holds_a_file(tmp_path):
         OSError(28, "No space left on device"),
         ValueError("RESOURCE_EXHAUSTED: Error writing [OS error 28: No space left on device]"),
         RuntimeError("Error while serializing: No space left on device (os error 28)"),
+        RuntimeError("write() failed: No space left on device; writing /x; at byte 500"),
     ],
 )
 def test_a_failed_write_gets_a_name(error: Exception) -> None:

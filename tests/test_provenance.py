@@ -141,7 +141,7 @@ def test_an_output_replaces_only_earlier_ones(tmp_path: Path, content: str, is_k
     check_output(file, holding="results")
     file.write_text(content)
     if is_kept:
-        with pytest.raises(ValueError, match="it would be lost"):
+        with pytest.raises(ValueError, match="It would be lost"):
             check_output(file, holding="results")
     else:
         check_output(file, holding="results")

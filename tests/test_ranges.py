@@ -126,3 +126,12 @@ def test_numbers_inside_their_range_pass():
 def test_a_value_that_is_no_number_is_a_type_error():
     with pytest.raises(TypeError):
         Numbers(count="2")  # type: ignore[arg-type]
+
+
+def test_a_number_too_large_for_a_float_is_named():
+    @dataclasses.dataclass
+    class Settings:
+        size: Annotated[int, whole(1, 8)] = 10**400
+
+    with pytest.raises(ValueError, match="size must be at most 8: got 1000"):
+        check_ranges(Settings())

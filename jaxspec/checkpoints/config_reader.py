@@ -326,7 +326,7 @@ class ConfigReader:
         return {"layer_types": tuple(types), "sliding_window": window}
 
     def layer_kinds(self, types: Any, *, num_layers: int) -> list[str]:
-        """layer_types, or what stands for it, once it has been checked; []: it is no list."""
+        """layer_types, or what stands for it, once it has been checked; []: it is not a list."""
         if not isinstance(types, list):
             self.problems.append(f"layer_types: got {shown(types)}, expected a list")
             return []

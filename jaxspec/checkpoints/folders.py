@@ -87,7 +87,7 @@ def exported_weights(folder: Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not folder.is_dir():
-        raise ValueError(f"No folder {folder}: expected the --workdir of a training run.")
+        raise ValueError(f"No folder {folder}: expected that of a training run, or of an export.")
     raise ValueError(
         f"No exported weights in {folder}: expected {folder / 'export' / 'config.json'}. "
         "train.py writes them at the end of a run (training.export true). For a run that was "

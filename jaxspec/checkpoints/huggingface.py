@@ -276,7 +276,7 @@ def save_drafter(
 ) -> None:
     """Writes a drafter in the format of z-lab's checkpoints.
 
-    vLLM, SGLang and their TPU ports load this format.
+    vLLM, SGLang and tpu-inference load this format.
 
     Args:
       folder: new, or an earlier export.

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from jaxspec.checkpoints.config_reader import read_json
-from jaxspec.json_files import parse_object, shortened, shown
+from jaxspec.json_files import parse_object, refuse_pointer, shortened, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -99,6 +99,7 @@ class TensorFolder:
             stored_dtypes: dict[str, str] = {}
             for file_name in sorted(set(listed.values()) if listed else {WEIGHTS}):
                 path = self.folder / file_name
+                _refuse_pointer(path)
                 with _refusing(str(path)), safe_open(path, framework="np") as checked:
                     found = {
                         name: checked.get_slice(name)
@@ -146,7 +147,7 @@ class TensorFolder:
         absent = sorted(f for f in set(listed.values()) if not os.path.isfile(self.folder / f))
         if absent:
             raise ValueError(
-                f"{self.folder} is incomplete: {INDEX} names {len(absent)} files that are missing "
+                f"{self.folder} is incomplete: {INDEX} names files that are missing "
                 f"({shortened(', '.join(absent))}). Download them again."
             )
         if (self.folder / WEIGHTS).exists() and WEIGHTS not in listed.values():
@@ -304,8 +305,16 @@ def _refusing(what: str) -> Iterator[None]:
     except BaseException as error:
         # A panic is not an Exception, and its type cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ValueError(f"{what} cannot be read as safetensors: {error}.") from error
+            raise ValueError(
+                f"{what} cannot be read as safetensors: {error}. Download the file again."
+            ) from error
         raise
+
+
+def _refuse_pointer(path: Path) -> None:
+    with _refusing(str(path)), path.open("rb") as file:
+        head = file.read(100)
+    refuse_pointer(head, name=path)
 
 
 def _starts(file: BinaryIO, path: Path) -> dict[str, int]:

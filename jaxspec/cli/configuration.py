@@ -53,7 +53,7 @@ from jaxspec.cli.values import (
 )
 from jaxspec.config import RunConfig
 from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, visible
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""
@@ -91,6 +91,9 @@ class ConfigCommand:
     """A command line that ``--help`` shows."""
     registries: ClassVar[Mapping[str, Registry]] = {}
     """Options of the command that are names, separated by commas -> the registry that has them."""
+    fits: ClassVar[Mapping[str, str]] = {}
+    """Settings that the command chooses where neither they nor a config are given -> what it
+    chooses, in words."""
 
     config: str
     """Python file whose get_config() returns the RunConfig, or a name that `jaxspec configs`
@@ -186,10 +189,13 @@ def parse_command(
     argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
     config_path = given_value(argv, "config")
     run = RunConfig() if config_path is None else load_config(config_path)
+    chosen = command_type.fits if config_path is None else {}
     reads = command_type.reads_now(run, argv)
     description = description or inspect.cleandoc(command_type.__doc__ or "")
     if {"-h", "--help"} & set(argv):
-        print(_help(command_type, run, reads, program=program, description=description))
+        print(
+            _help(command_type, run, reads, chosen=chosen, program=program, description=description)
+        )
         raise SystemExit(0)
     wants_all = "--help-all" in argv
     if not wants_all:
@@ -197,7 +203,7 @@ def parse_command(
     fields = dataclasses.fields(command_type)
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]
-    shown = _choices(command_type, run, reads) if wants_all else {}
+    shown = _choices(command_type, run, reads, chosen=chosen) if wants_all else {}
     # Naming each setting, not the group, makes the parser leave checks of the group to `merged`.
     reads = tuple(setting.name for setting in read_settings(run, reads))
     part = part_of(
@@ -243,7 +249,9 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         try:
             with repeating_lost_signals():
                 status = main(argv) or 0
-        except SystemExit:
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # rich ends the program then.
+                raise end.__context__ from None
             sys.stdout.flush()
             raise
         sys.stdout.flush()
@@ -274,8 +282,10 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def _say(message: str, *, kind: str = "error: ") -> None:
+    # Names of files, and what is quoted from them, may hold control characters.
+    shown = "\n".join(map(visible, message.split("\n")))
     with contextlib.suppress(OSError):  # There is nowhere to print it.
-        print(f"{kind}{message}", file=sys.stderr)
+        print(f"{kind}{shown}", file=sys.stderr)
 
 
 def _can_print(text: str) -> bool:
@@ -298,10 +308,13 @@ def _help(
     run: RunConfig,
     reads: Collection[str],
     *,
+    chosen: Mapping[str, str],
     program: str,
     description: str,
 ) -> str:
-    settings = list(read_settings(run, reads))
+    settings = [
+        dataclasses.replace(s, value=chosen.get(s.name, s.value)) for s in read_settings(run, reads)
+    ]
     caller = f"python {program}" if program.endswith(".py") else program
     return short_help(
         program=program,
@@ -316,9 +329,13 @@ def _help(
 
 
 def _choices(
-    command_type: type[ConfigCommand], run: RunConfig, reads: Collection[str]
+    command_type: type[ConfigCommand],
+    run: RunConfig,
+    reads: Collection[str],
+    *,
+    chosen: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Types that show what the registries hold, for the settings and options that are names."""
+    """Types that show what ``--help-all`` adds: the names in registries, and chosen defaults."""
     settings = {
         f"run.{setting}": Literal[tuple(dict.fromkeys((value_of(run, setting), *registry.names())))]
         for setting, registry in REGISTRIES.items()
@@ -328,7 +345,13 @@ def _choices(
         option: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(registry.names())}}}[,...]")]
         for option, registry in command_type.registries.items()
     }
-    return settings | options
+    fitting = {
+        f"run.{setting.name}": Annotated[
+            setting.kind, tyro.conf.arg(help_behavior_hint=f"(default: {chosen[setting.name]})")
+        ]
+        for setting in read_settings(run, tuple(chosen))
+    }
+    return settings | options | fitting
 
 
 def _refuse_unread(
@@ -383,7 +406,7 @@ def _type_problem_behind(error: Exception) -> str:
 def _line_in(error: Exception, file: Path) -> str:
     """Says " at line N": the innermost line of the config file that the error passed through."""
     if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
+        return f" at line {error.lineno}" if error.lineno else ""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -414,6 +437,11 @@ def _unknown_message(
             f"{typed} cannot be set: {absent} is None in this config. "
             f"Give it a value in the config file first."
         )
+    if _is_group(key, run):
+        return (
+            f"{typed} cannot be given on a command line, because it stands for several settings: "
+            f"set it in the config file. All settings: {program} --help-all"
+        )
     names = [*own, *(setting.name for setting in read_settings(run, reads))]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"Did you mean --{close[0]}? " if close else ""
@@ -432,3 +460,14 @@ def _absent_group(key: str, run: RunConfig) -> str | None:
         if value is None:
             return ".".join(path)
     return None
+
+
+def _is_group(key: str, run: RunConfig) -> bool:
+    """Whether a dotted key names settings that lie together, present or None in this config."""
+    value: object = run
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(value) or not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    # The parser knows every other setting.
+    return True

@@ -25,7 +25,7 @@ from jaxspec.files import replaced_folder, try_file, user_path
 
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
-    from jaxspec.training.tasks.task import Save
+    from jaxspec.training.tasks.task import Save, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class ExportCommand:
     output: str
     """Folder to write: new, or an earlier export."""
     format: Literal["zlab", "speculators"] = "zlab"
-    """Format of a drafter's config.json. zlab: for vLLM, SGLang and their TPU ports; speculators:
-    the format of that library, whose layer ids are one higher."""
+    """Format of a drafter's config.json. zlab: for vLLM, SGLang and tpu-inference; speculators:
+    the format of that library, for vLLM."""
     dtype: Dtype = "bfloat16"
     """Type of the stored weights."""
     source: Annotated[Literal["auto", "export", "checkpoint"], tyro.conf.arg(name="from")] = "auto"
@@ -47,11 +47,14 @@ class ExportCommand:
     """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
     exports that (training.export_best) and has measured it, otherwise the last."""
     target_name: str = ""
-    """Name that servers load a drafter's target by; "": the one in the target's config.json
-    (_name_or_path) if it is a name on the Hub, otherwise the target's folder."""
+    """Name or folder from which servers load a drafter's target; "": the name in the target's
+    config.json (_name_or_path) if it is one on the Hub, otherwise the target's folder."""
     results: str = ""
     """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
     card."""
+    record_drafts: bool = True
+    """Whether an export from a drafter's checkpoint records some drafts, as that of a finished run
+    does: `jaxspec parity` compares them. The target's weights are loaded for this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,9 @@ def export(command: ExportCommand) -> Path:
         weights = (
             _exported(workdir, run)
             if use_export
-            else _from_checkpoint(workdir, run, asked=command.step)
+            else _from_checkpoint(
+                workdir, run, asked=command.step, records_drafts=command.record_drafts
+            )
         )
         whole = temporary / "whole"
         weights.save(
@@ -190,6 +195,7 @@ def _for_servers(
         write_json(folder / "config.json", rewritten)
     card = model_card(
         document,
+        format=command.format,
         record=record,
         target=name,
         drafter=user_path(command.output).resolve().name,
@@ -200,8 +206,8 @@ def _for_servers(
     lines = [f"Warning: {line}" for line in warnings]
     if name == str(source.resolve()):
         lines.append(
-            f"The target is named by its folder, {name}: for other machines, give the name that "
-            "they load it by (--target_name)."
+            f"The export names its target by a folder, {name}. For other machines, give the "
+            "name or folder from which they load it (--target_name)."
         )
     return lines
 
@@ -282,7 +288,7 @@ def _chosen_step(folder: Path, asked: str, *, export_best: bool) -> tuple[int | 
     return best, f"its {scores[best].text} is the best of the checkpoints that were measured"
 
 
-def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str) -> Weights:
+def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_drafts: bool) -> Weights:
     import jax
 
     from jaxspec.checkpoints.config_reader import read_json
@@ -323,9 +329,32 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str) -> Weights:
     step, state, progress = restored
     # Checkpoints of older versions have none.
     record = progress.get("record") or read_json(workdir / "provenance.json")
-    return Weights(
-        params=task.whole(state.params),
-        save=task.save,
-        tokenizer=tokenizer,
-        record={**record, "step": step, **({"chosen": reason} if reason else {})},
-    )
+    record = {**record, "step": step, **({"chosen": reason} if reason else {})}
+    whole = task.whole(state.params)
+    del restored, state  # The optimizer's part is twice the size of the weights.
+    if records_drafts:
+        record = {**record, **_drafts(task, whole, tokenizer, record)}
+    return Weights(params=whole, save=task.save, tokenizer=tokenizer, record=record)
+
+
+def _drafts(
+    task: Task, params: Any, tokenizer: Tokenizer, record: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What the weights draft with the target of their training; {} if that is not there."""
+    import jax
+
+    from jaxspec.checkpoints.folders import fingerprint
+
+    if task.record_drafts is None:
+        return {}
+    folder = task.reads["target.path"]
+    if fingerprint(folder) != record.get("fingerprints", {}).get("target.path"):
+        print(
+            f"No drafts are recorded: the run does not say that it was trained with the weights in "
+            f"{folder}. jaxspec parity then sees fewer mistakes.",
+            flush=True,
+        )
+        return {}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    frozen = task.load_frozen(jax.tree.map(lambda _: device, task.frozen_shapes))
+    return task.record_drafts(params, frozen, tokenizer)

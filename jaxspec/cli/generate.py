@@ -1,6 +1,6 @@
 """``jaxspec generate``: answers prompts, or chats, and shows what was drafted and accepted.
 
-    jaxspec generate --drafter runs/full --prompt "What is 12 + 30?"
+    jaxspec generate --drafter runs/full --prompt "I want to cook bean stew. What do I have to buy?"
     jaxspec generate --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json
     jaxspec generate --drafter runs/full                                      # a chat
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jaxspec.cli.generation_report import Answer
     from jaxspec.data.prompts import Question
 
-CHAT_HELP = "/reset starts anew, /quit (or Ctrl-D) ends."
+CHAT_HELP = "/reset starts a new chat, /quit (or Ctrl-D) ends it."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class GenerateCommand(ConfigCommand):
 
     reads: ClassVar[tuple[str, ...]] = ("target.path", "target.dtype", "target.enable_thinking")
     example: ClassVar[str] = (
-        '{program} --drafter runs/full --prompt "What is 12 + 30?"\n'
-        "{program} --target.path Qwen3-4B --drafter ngram --prompts questions.jsonl --json\n"
+        '{program} --drafter runs/full --prompt "How do I cook bean stew?"\n'
+        "{program} --target.path Qwen3-4B --drafter ngram \\\n"
+        "    --prompts questions.jsonl --json\n"
         "{program} --drafter runs/full"
     )
 
@@ -56,7 +57,7 @@ class GenerateCommand(ConfigCommand):
     prompt: str | None = None
     """What to ask; without it and without --prompts, a chat begins."""
     prompts: str = ""
-    """File of prompts: a .txt with one a line, or conversations in any format that `jaxspec
+    """File of prompts: a .txt with one per line, or conversations in any format that `jaxspec
     import-data` reads, such as JSONL with "prompt" or "messages"."""
     system: str = ""
     """System prompt."""
@@ -76,7 +77,7 @@ class GenerateCommand(ConfigCommand):
     """With a drafter, let the target answer alone as well, and compare the texts and the times
     (--no-compare: do not). A chat is compared when it ends."""
     show: Literal["tokens", "rounds", "text"] = "tokens"
-    """tokens: coloured by where they come from (plain text if the output is no terminal, or with
+    """tokens: coloured by where they come from (plain text if the output is not a terminal, or with
     NO_COLOR); rounds: a line for each round, with all drafts; text: plain text."""
     json: bool = False
     """Print one JSON object for each prompt instead, on a line of its own (docs/generate.md)."""

@@ -93,7 +93,7 @@ def open_models(
 
 
 def _check_drafter(path: str, config: TargetConfig, stored: StoredModel) -> None:
-    """Refuses what is no drafter for this target, by its configuration."""
+    """Refuses what is not a drafter for this target, by its configuration."""
     if path in ("", *_UNTRAINED):
         return
     folder = user_path(path)

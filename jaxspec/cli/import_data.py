@@ -20,6 +20,7 @@ import tyro
 from jaxspec.data.imports.use import VALIDATION, Use
 from jaxspec.files import held_file, refusing, user_path
 from jaxspec.interruption import ending_on_sigterm
+from jaxspec.names import visible
 
 if TYPE_CHECKING:
     from jaxspec.data.imports.writing import Imported
@@ -44,7 +45,8 @@ class ImportCommand:
     """Options of ``jaxspec import-data``."""
 
     sources: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...")
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="FILE|FOLDER|hf:NAME ...", help_behavior_hint="(one or more)"),
     ]
     """Files; folders of files, or saved by `datasets`; or hf:NAME, a data set of the Hugging Face
     Hub."""
@@ -79,7 +81,11 @@ def main(argv: Sequence[str]) -> None:
         import_data(command)
 
 
-def import_data(command: ImportCommand, *, echo: Callable[[str], None] = print) -> Path:
+def _say(line: str) -> None:
+    print(visible(line), flush=True)
+
+
+def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -> Path:
     """Reads the sources and writes the folder.
 
     Returns:
@@ -168,6 +174,6 @@ def _next(command: ImportCommand) -> list[str]:
         return [f"Let the target answer them: {regenerate}"]
     return [
         f"Train on them: python train.py ... --data.sources {command.output}",
-        "A drafter learns better from its target's own answers. To have it answer the questions "
-        f"first: {regenerate}",
+        "A drafter learns better from its target's own answers. To let the target answer the "
+        f"questions first: {regenerate}",
     ]

@@ -1,7 +1,7 @@
 """README.md of an exported drafter: where it comes from, what was measured, how to serve it.
 
->>> print(model_card(document, record=record, target="someone/target", drafter="my-drafter",
-...                  results=[], warnings=[]))  # doctest: +SKIP
+>>> print(model_card(document, format="zlab", record=record, target="someone/target",
+...                  drafter="my-drafter", results=[], warnings=[]))  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxspec.checkpoints.families.servers import commands
+from jaxspec.checkpoints.families.servers import Format, commands
 from jaxspec.config import LossConfig
 from jaxspec.training.run_record import from_jsonable
 
@@ -19,6 +19,7 @@ _NOT_RECORDED = "not recorded"
 def model_card(
     document: Mapping[str, Any],
     *,
+    format: Format,
     record: Mapping[str, Any],
     target: str,
     drafter: str,
@@ -29,6 +30,7 @@ def model_card(
 
     Args:
       document: config.json of the drafter in z-lab's format.
+      format: the format that it is written in.
       record: the record of the run that trained it (provenance.json), with its "step".
       target: what servers load as the target: its name on the Hub, or a folder.
       drafter: name or folder of the drafter.
@@ -47,10 +49,16 @@ def model_card(
     ]
     if warnings:
         parts.append("## Before serving\n\n" + "\n".join(f"- {line}" for line in warnings))
-    runs = commands(document, target=target, drafter=drafter)
+    runs = commands(document, format=format, target=target, drafter=drafter)
+    counts = (
+        f"vLLM and tpu-inference count the {block - 1} drafted tokens of a block; SGLang and "
+        "z-lab's script count the block."
+        if format == "zlab"
+        else f"vLLM counts the {block - 1} drafted tokens of a block. For SGLang, tpu-inference "
+        "and z-lab's script, export the zlab format."
+    )
     parts.append(
-        f"## Serving\n\nvLLM and tpu-inference count the {block - 1} drafted tokens of a block; "
-        "SGLang and z-lab's script count the block.\n\n"
+        f"## Serving\n\n{counts}\n\n"
         + "\n\n".join(f"{name}:\n\n```bash\n{command}\n```" for name, command in runs.items())
     )
     return "\n\n".join(parts) + "\n"
@@ -71,7 +79,7 @@ def _provenance(
         "Data (fingerprint)": fingerprints.get("data", _NOT_RECORDED),
         "Loss": _loss(config.get("loss")),
         "Steps": _NOT_RECORDED if step is None else step,
-        "Rows a step": data.get("batch_size", _NOT_RECORDED),
+        "Rows per step": data.get("batch_size", _NOT_RECORDED),
         "Commit of jaxspec": f"{commit}{' with changes' if record.get('dirty') else ''}"
         if commit
         else _NOT_RECORDED,
@@ -94,7 +102,7 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> str:
             "measures it, and `jaxspec export --results FILE.json` writes it here."
         )
     lines = [
-        "Tokens a round (tau), the target's own token included: the mean over rounds (micro) and "
+        "Tokens per round (tau), the target's own token included: the mean over rounds (micro) and "
         "the mean of each response's mean (macro).",
         "",
         "| Benchmark | Prompts | Temperature | Block | tau micro | tau macro | 95% interval |",

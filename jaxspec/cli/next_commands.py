@@ -4,7 +4,7 @@
 ...                     program="train.py"))
 Next:
   python eval.py --config configs/quickstart.py --workdir runs/a --output runs/a/results.json
-  jaxspec generate --drafter runs/a --prompt "What is 12 + 30?"
+  jaxspec generate --drafter runs/a --prompt "I want to cook bean stew. What do I have to buy?"
   jaxspec parity --target embedded --drafter runs/a/export
   jaxspec export --workdir runs/a --output my-model
 """
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxspec.cli.settings import given_value
+from jaxspec.cli.values import value_of
 from jaxspec.config import RunConfig
 from jaxspec.training.tasks.registry import task_of
 
@@ -26,7 +27,7 @@ _OF_TARGET = ("target.path", "target.dtype", "target.enable_thinking")
 def next_commands(
     run: RunConfig, *, config: str, workdir: str, argv: Sequence[str], program: str
 ) -> str:
-    """The command lines that use what a run has written, each with what it needs of this run.
+    """The command lines that use what a run has written, each with what it needs from this run.
 
     Args:
       run: the run.
@@ -43,11 +44,20 @@ def next_commands(
         if (value := given_value(argv, name)) is not None
         for word in (f"--{name}", value)
     ]
+    # These commands are given no configuration.
+    its_target = [
+        word
+        for name in _OF_TARGET
+        if (value := value_of(run, name)) != value_of(RunConfig(), name)
+        for word in (f"--{name}", str(value))
+    ]
+    thinking = run.target.enable_thinking
+    mode = () if thinking is None else ("--enable_thinking", str(thinking))
     results = ("--output", str(Path(workdir) / "results.json"))
     model = ("--target.path", export)
     own = ("--workdir", workdir)
     save = _words("jaxspec", "export", *own, "--output", "my-model")
-    asks = '--prompt "What is 12 + 30?"'
+    asks = '--prompt "I want to cook bean stew. What do I have to buy?"'
     use = task_of(run).becomes(run)
     lines = {
         "target": [f"jaxspec generate {_words(*model)} {asks}", save],
@@ -55,8 +65,8 @@ def next_commands(
         "drafter": [f"{evaluate} {_words('--config', config, *changed, *own, *results)}", save],
         "dflash": [
             f"{evaluate} {_words('--config', config, *changed, *own, *results)}",
-            f"jaxspec generate {_words(*changed, '--drafter', workdir)} {asks}",
-            _words("jaxspec", "parity", "--target", run.target.path, "--drafter", export),
+            f"jaxspec generate {_words(*its_target, '--drafter', workdir)} {asks}",
+            _words("jaxspec", "parity", "--target", run.target.path, "--drafter", export, *mode),
             save,
         ],
     }

@@ -43,7 +43,7 @@ class ParityCommand:
     the decoding pass and of an independent program that reads the files itself are compared. So is
     what the export recorded of itself. A drafter that does clearly better when its files are
     misread on purpose (layer ids off by one, another rope_theta, a mask in slot 0) was trained that
-    way: this fails as well. The exit status is 1 if any line fails.
+    way, and this counts as a failure too. The exit status is 1 if any line fails.
     """
 
     target: str
@@ -51,7 +51,7 @@ class ParityCommand:
     drafter: str
     """A run's folder, or a drafter's, in z-lab's format or in that of speculators."""
     text: str = ""
-    """File with questions for the target, one a line, at most 16; "": six short ones of several
+    """File with questions for the target, one per line, at most 16; "": six short ones of several
     kinds."""
     new_tokens: int = 48
     """Length of an answer. All drafts are made in the answers."""

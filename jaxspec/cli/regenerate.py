@@ -14,10 +14,11 @@ a run that was stopped or killed. Only one process at a time writes to a folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
@@ -55,23 +56,23 @@ class RegenerateCommand(ConfigCommand):
         *("target.path", "target.dtype", "target.enable_thinking"),
         *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
     )
+    fits: ClassVar[Mapping[str, str]] = {"target.dtype": "that of its weights"}
     example: ClassVar[str] = (
         "{program} --target.path Qwen3-4B --source gsm8k \\\n    --output runs/gsm8k_answers"
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target; "": --target.path, in the type of its
-    weights unless --target.dtype says otherwise."""
+    """Python file whose get_config() gives the target; "": --target.path."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
     prompts."""
     split: str = "train"
-    """Its split. Only training splits are allowed: answers to a test split must not be trained
-    on."""
+    """Split of the data set. Only training splits are allowed: answers to a test split must not be
+    trained on."""
     output: str
     """Folder for the answers. If it holds an earlier run, that run is continued."""
     temperature: float = 0.7
-    """0: greedy; above: sampling."""
+    """0: greedy decoding; above 0: sampling."""
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
     suppress: Suppress = "none"
@@ -146,7 +147,8 @@ def _with_length(command: RegenerateCommand, tokenizer: Tokenizer) -> Regenerate
 
 def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str], None]) -> None:
     """`regenerate`, in a folder that is held."""
-    from jaxspec.data.example_files import remove_unfinished
+    from jaxspec.data.chat_template import Refused
+    from jaxspec.data.example_files import MANIFEST, read_manifest, remove_unfinished
     from jaxspec.data.sources import load_examples
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.decoding import Autoregressive, DecodeRules
@@ -163,6 +165,9 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
         target_folder(command.run.target.path),
         template_options=command.run.target.template_options,
     )
+    # A template that cannot be used is noticed before anything is written.
+    with contextlib.suppress(Refused):
+        tokenizer.encode_prompt([{"role": "user", "content": "Hi."}])
     command = _with_length(command, tokenizer)
     settings = _settings(command, tokenizer)
     done, dropped, ends = _progress_of(output, settings, examples)
@@ -219,6 +224,12 @@ def _regenerate(command: RegenerateCommand, output: Path, *, echo: Callable[[str
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
+    if not ends["answers"] and not read_manifest(output)["examples"]:
+        (output / MANIFEST).unlink()
+        raise ValueError(
+            f"None of the {done} questions of {command.source!r} could be asked "
+            f"({_counted(dropped)}). {answers.first_refusal}"
+        )
     if ends["cut"]:
         echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))
@@ -414,14 +425,18 @@ def _recorded(command: RegenerateCommand) -> RunConfig:
     )
 
 
+def _counted(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())
+
+
 def _summary(output: Path) -> str:
     from jaxspec.data.example_files import read_manifest
 
     manifest = read_manifest(output)
-    lost = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items())
+    lost = _counted(manifest["dropped"])
     return (
-        f"{manifest['examples']} examples from {manifest['questions_done']} questions in "
-        f"{len(manifest['shards'])} shards in {output}"
+        f"Questions asked: {manifest['questions_done']:,}; examples written: "
+        f"{manifest['examples']:,}, in {output}"
         + (f"; dropped or cut short: {lost}" if lost else "")
         + (f". Train on them with --data.sources {output}" if manifest["examples"] else "")
     )

@@ -37,6 +37,8 @@ class Answers:
         self._progress = progress
         self._journal = journal
         self._ends = {"answers": 0, "cut": 0}
+        self.first_refusal = ""
+        """What the chat template said of the first conversation that it refused; "": none."""
         positions = strategy.model.config.max_position_embeddings
         self._longest = positions - command.max_new_tokens
         if self._longest < 1:
@@ -50,7 +52,7 @@ class Answers:
 
         Later turns of a conversation follow the target's own answers.
         """
-        from jaxspec.evals.conversations import play, user_questions
+        from jaxspec.evals.conversations import REFUSED, play, user_questions
 
         played = play(
             examples,
@@ -87,6 +89,8 @@ class Answers:
         reasons += [
             end.reason if end.turn == 0 else f"later_{end.reason}" for end in played.ended.values()
         ]
+        refusals = (end.message for end in played.ended.values() if end.reason == REFUSED)
+        self.first_refusal = self.first_refusal or next(refusals, "")
         counts: dict[str, int] = {}
         for reason in reasons:
             counts[reason] = counts.get(reason, 0) + 1

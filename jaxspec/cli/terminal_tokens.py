@@ -1,4 +1,4 @@
-"""Answers as they grow: coloured tokens on a terminal, plain text elsewhere, or a line a round.
+"""Answers as they grow: coloured tokens on a terminal, plain text elsewhere, or one line per round.
 
 Of the drafts that a round rejects, the coloured text shows the first: the one that the target
 replaced with its own token. The others were built on it and never judged; ``--show rounds`` shows

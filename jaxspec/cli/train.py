@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
 from jaxspec.files import user_path
 from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
 
-_LOGGING = re.compile(r"^--logging(?==|$)")
-"""Short for --training.logging."""
+_SHORT = re.compile(r"^--(logging|profile)(?==|$)")
+"""Settings of training that may be typed without "training."."""
 _OF_TASKS = {group for groups in GROUPS.values() for group in groups}
 
 
@@ -43,7 +44,7 @@ class TaskCommand(ConfigCommand):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainCommand(TaskCommand):
+class TrainCommand(ProcessOptions, TaskCommand):
     """What train.py takes."""
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -78,7 +79,7 @@ class TrainCommand(TaskCommand):
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     """Parses the command line and trains."""
-    argv = [_LOGGING.sub("--training.logging", argument) for argument in argv]
+    argv = [_SHORT.sub(r"--training.\1", argument) for argument in argv]
     command = parse_command(
         TrainCommand,
         argv,
@@ -91,19 +92,20 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
     from jaxspec.cli.next_commands import next_commands
     from jaxspec.training.loop import train
 
-    train(
-        run,
-        workdir=user_path(command.workdir),
-        accept_changes=command.accept_changes,
-        restart_schedule=command.restart_schedule,
-    )
-    if run.training.export:
-        print(
-            next_commands(
-                run, config=command.config, workdir=command.workdir, argv=argv, program=program
-            ),
-            flush=True,
+    with command.joined():
+        train(
+            run,
+            workdir=user_path(command.workdir),
+            accept_changes=command.accept_changes,
+            restart_schedule=command.restart_schedule,
         )
+        if run.training.export:
+            print(
+                next_commands(
+                    run, config=command.config, workdir=command.workdir, argv=argv, program=program
+                ),
+                flush=True,
+            )
 
 
 def _with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:

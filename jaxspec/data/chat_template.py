@@ -142,7 +142,7 @@ class ChatTemplate:
 
 def _brief(what: Any) -> str:
     text = " ".join((str(what) or type(what).__name__)[: 2 * _LONGEST_REASON].split())
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text.rstrip(".") if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def check_turns(turns: Conversation) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from jaxspec.data.examples import Conversation
 from jaxspec.data.imports.locate import locate
 from jaxspec.data.imports.reading import Tally, read_conversations
+from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.files import user_path
 from jaxspec.json_files import read_bytes
 
@@ -51,25 +52,29 @@ def read_questions(path: str) -> list[Question]:
     """The questions of a file, in its order.
 
     Args:
-      path: a .txt file with one question a line; or conversations in one of the formats of
+      path: a .txt file with one question per line; or conversations in one of the formats of
         `jaxspec.data.imports`, each up to its last question.
 
     Raises:
-      ValueError: no such file, one that is not UTF-8 or holds nothing, or a row that asks nothing.
+      ValueError: no such file, one that is not UTF-8 or is empty, or a row that asks nothing.
     """
     found = locate(path, split="test")
     if user_path(path).suffix == ".txt":
         lines = _lines(path)
         return [Question([{"role": "user", "content": line}]) for line in lines if line.strip()]
+    try:
+        examples = list(read_conversations(found, use="benchmark", tally=Tally(), seen=set()))
+    except StoppedAtBadRow as error:
+        raise ValueError(f"{error} Correct the row, or leave it out.") from error
     questions = []
-    for example in read_conversations(found, use="benchmark", tally=Tally(), seen=set()):
+    for example in examples:
         turns = example.conversation
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
         if not turns:
             raise ValueError(
                 f"{example.id} in {path} asks nothing: got text without a question. Expected a "
-                '"prompt", "messages" or the like, or a .txt file with one question a line.'
+                '"prompt", "messages" or the like, or a .txt file with one question per line.'
             )
         questions.append(Question(turns, example.tool_list))
     return questions
@@ -84,5 +89,5 @@ def _lines(path: str) -> list[str]:
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
         ) from error
     if not text.strip():
-        raise ValueError(f"{path} holds nothing: expected one question a line.")
+        raise ValueError(f"{path} is empty: expected one question per line.")
     return text.splitlines()

@@ -11,7 +11,7 @@ prompt where thinking is off. A server only ever sees prompts, so each answer is
   own text, and the template's closing of a turn.
 
 A prompt that continues the row before (its prompt and answer) becomes part of that row. So a
-conversation is one row under a template that only appends, and one row an answer under a template
+conversation is one row under a template that only appends, and one row per answer under a template
 that rewrites what came before.
 """
 

@@ -31,6 +31,7 @@ from jaxspec.data.example_files import (
     write_examples,
 )
 from jaxspec.data.examples import Example
+from jaxspec.data.imports.open_rows import DATA_ENDINGS
 from jaxspec.data.imports.use import RECORD, VALIDATION, Use
 from jaxspec.files import user_path
 from jaxspec.names import did_you_mean
@@ -282,6 +283,8 @@ def _own_examples(name: str, *, split: str, data: DataConfig, use: Use) -> Seque
     if is_example_folder(path):
         return _folder(path, split=split, use=use)
     if not path.exists():
+        if name.endswith(DATA_ENDINGS) or name.startswith(("/", ".", "~")):
+            raise ValueError(f"There is no file or folder {name!r}: check the path.")
         hint = did_you_mean(name, SOURCES)
         if name.startswith("hf:"):
             hint = f" Download it first: jaxspec import-data {name} --output FOLDER"

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from jaxspec.data import tokenizer_checks
+from jaxspec.json_files import MEND, refuse_pointer
 
 # The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt do not contain. It is part of
 # the tokenizer's definition, so it must be exactly this expression.
@@ -58,6 +59,7 @@ def read_text(path: pathlib.Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    refuse_pointer(content, name=repr(str(path)))
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -84,10 +86,11 @@ def _parse_json(text: str, *, path: pathlib.Path) -> dict[str, Any]:
         value = json.loads(text, object_pairs_hook=_object)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: it is nested too deeply.") from error
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    except (RecursionError, ValueError) as error:
+        reason: object = error if text.strip() else "it is empty"
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise ValueError(f"{str(path)!r} is not valid JSON: {reason}. {MEND}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object: got a {type(value).__name__}.")
     return value

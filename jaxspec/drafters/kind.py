@@ -46,7 +46,7 @@ class DraftedTarget(Protocol):
 
     @property
     def reserved_ids(self) -> tuple[int, ...]:
-        """Ids that are no text: unused ones, and special ones that do not end a response."""
+        """Ids that are not text: unused ones, and special ones that do not end a response."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

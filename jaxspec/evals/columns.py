@@ -238,11 +238,11 @@ DIFFUSION: tuple[Column[MeasuredDecoder], ...] = (
     ),
     Column(
         "tokens_per_pass",
-        title="tokens a pass",
+        title="tokens per pass",
         short="per pass",
         spec=".2f",
         shown="always",
-        legend="tokens a pass: up to the end of the block with the stop token, filling included.",
+        legend="tokens per pass: up to the end of the block with the stop token, filling included.",
     ),
     Column(
         "nfe_reduction",
@@ -302,10 +302,10 @@ DIFFUSION: tuple[Column[MeasuredDecoder], ...] = (
     ),
     Column(
         "tokens_per_pass_ci95",
-        title="tokens a pass (95%)",
+        title="tokens per pass (95%)",
         spec=".2f",
         on_terminal=False,
-        legend='(95%): bootstrap intervals over prompts, of "tokens a pass" and of "fewer"; they '
+        legend='(95%): bootstrap intervals over prompts, of "tokens per pass" and of "fewer"; they '
         f"need at least {FEWEST_PROMPTS} responses.",
         value=lambda measured: measured.interval(
             [response.filled for response in measured.responses],

@@ -100,7 +100,7 @@ class OpenedTarget:
 
     @property
     def reserved_ids(self) -> tuple[int, ...]:
-        """Ids that are no text: unused ones, and special ones that do not end a response."""
+        """Ids that are not text: unused ones, and special ones that do not end a response."""
         special = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
         reserved = (special | set(self.unused_ids)) - set(self.stop_ids)
         return tuple(sorted(i for i in reserved if i < self.config.vocab_size))
@@ -153,7 +153,7 @@ class DiffusionTarget(OpenedTarget):
 
     @property
     def reserved_ids(self) -> tuple[int, ...]:
-        """Ids that are no text, but for the mask, which decoding leaves out itself."""
+        """Ids that are not text, but for the mask, which decoding leaves out itself."""
         return tuple(i for i in super().reserved_ids if i != self.mask_id)
 
     def with_weights(self) -> DiffusionTarget:

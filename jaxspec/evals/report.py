@@ -52,7 +52,7 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     document = read_object(file)
     if not {"provenance", "results"} <= document.keys():
         raise ValueError(
-            f"{os.fspath(path)!r} is no result file: expected an object with "
+            f"{os.fspath(path)!r} is not a result file: expected an object with "
             '"provenance" and "results".'
         )
     check_results(document["results"])

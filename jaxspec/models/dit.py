@@ -25,7 +25,7 @@ from flax import linen as nn
 from jaxspec.config import DiTConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.denoiser import DenoiserOutput, take_rows, visible
-from jaxspec.models.layers import Linear
+from jaxspec.models.layers import Linear, scanned
 from jaxspec.models.transformer import (
     Embedding,
     group_queries,
@@ -159,14 +159,7 @@ class DiT(nn.Module):
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
         self.noise = NoiseEmbedding(cfg)
-        self.layers = nn.scan(
-            nn.remat(DiTLayer, prevent_cse=False) if cfg.remat else DiTLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.unroll_layers else 1,
-        )(cfg)
+        self.layers = scanned(DiTLayer, cfg, split=1, shared=3)
         self.final_norm = LayerNorm(cfg.param_dtype)
         self.final_modulation = ZeroLinear(2 * cfg.hidden_size, cfg.dtype, cfg.param_dtype)
         self.head = ZeroLinear(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

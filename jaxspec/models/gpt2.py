@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from jaxspec.config import GPT2Config
 from jaxspec.models.cache import KVCache
-from jaxspec.models.layers import LayerNorm, Linear
+from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
     Embedding,
     Head,
@@ -75,21 +75,6 @@ class AttentionProjections(nn.Module):
         return self.o(heads_QC.reshape(*heads_QC.shape[:-2], -1))
 
 
-class GeluMlp(nn.Module):
-    """down(gelu(up(x))), with biases and the tanh form of GELU (Hendrycks & Gimpel 2016)."""
-
-    width: int
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x_D: jax.Array) -> jax.Array:
-        up_F = Linear(self.width, self.dtype, self.param_dtype, True, name="up")(x_D)
-        return Linear(x_D.shape[-1], self.dtype, self.param_dtype, True, name="down")(
-            nn.gelu(up_F, approximate=True)
-        )
-
-
 class GPT2Layer(nn.Module):
     """Pre-norm attention and MLP; scanned, so that one compiled body serves all layers."""
 
@@ -115,7 +100,7 @@ class GPT2Layer(nn.Module):
         mixed_BSQC = attend(q_BSQC, own, cached, masks, scaled=cfg.family == "gpt2")
         x_BSD = rows(x_BSD + projections.output(mixed_BSQC.astype(cfg.dtype)))
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
-        mlp = GeluMlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")
+        mlp = PlainMlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")
         x_BSD = rows(x_BSD + mlp(normed))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
@@ -133,15 +118,7 @@ class GPT2(nn.Module):
         self.positions = Embedding(
             cfg.max_position_embeddings, cfg.hidden_size, cfg.dtype, cfg.param_dtype
         )
-        body = nn.remat(GPT2Layer, prevent_cse=False) if cfg.remat else GPT2Layer
-        self.layers = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.unroll_layers else 1,
-        )(cfg)
+        self.layers = scanned(GPT2Layer, cfg, split=3, shared=2)
         self.final_norm = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

@@ -21,17 +21,13 @@ layers, E = M * D captured features, V vocabulary.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec.config import GPTNeoXConfig
 from jaxspec.models.cache import KVCache
-from jaxspec.models.layers import LayerNorm, Linear
+from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
     Embedding,
     Head,
@@ -44,15 +40,6 @@ from jaxspec.models.transformer import (
 )
 from jaxspec.ops import rope
 from jaxspec.parallel.constraints import rows
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {
-        "gelu": functools.partial(nn.gelu, approximate=False),
-        "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-        "relu": nn.relu,
-    }
-)
-"""By `GPTNeoXConfig.activation`."""
 
 
 class FusedProjections(nn.Module):
@@ -84,20 +71,6 @@ class FusedProjections(nn.Module):
         return self.o(heads_QC.reshape(*heads_QC.shape[:-2], -1))
 
 
-class PlainMlp(nn.Module):
-    """down(activation(up(x))), with biases."""
-
-    config: GPTNeoXConfig
-
-    @nn.compact
-    def __call__(self, x_D: jax.Array) -> jax.Array:
-        cfg = self.config
-        up_F = Linear(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, True, name="up")(x_D)
-        return Linear(cfg.hidden_size, cfg.dtype, cfg.param_dtype, True, name="down")(
-            ACTIVATIONS[cfg.activation](up_F)
-        )
-
-
 class GPTNeoXLayer(nn.Module):
     """Attention and MLP, side by side or in a row; scanned, so that one body serves all layers."""
 
@@ -124,7 +97,10 @@ class GPTNeoXLayer(nn.Module):
         attended_BSD = x_BSD + projections.output(mixed_BSQC.astype(cfg.dtype))
         read_BSD = x_BSD if cfg.parallel_residual else attended_BSD
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="post_norm")(read_BSD)
-        x_BSD = rows(attended_BSD + PlainMlp(cfg, name="mlp")(normed))
+        mlp = PlainMlp(
+            cfg.intermediate_size, cfg.dtype, cfg.param_dtype, cfg.activation, name="mlp"
+        )
+        x_BSD = rows(attended_BSD + mlp(normed))
         if features_MBSD is not None:
             features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
         return (x_BSD, features_MBSD), own
@@ -138,15 +114,7 @@ class GPTNeoX(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
-        body = nn.remat(GPTNeoXLayer, prevent_cse=False) if cfg.remat else GPTNeoXLayer
-        self.layers = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.unroll_layers else 1,
-        )(cfg)
+        self.layers = scanned(GPTNeoXLayer, cfg, split=3, shared=2)
         self.final_norm = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

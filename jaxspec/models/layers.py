@@ -1,4 +1,4 @@
-"""Layers that targets and drafters share: norms, linear, gated MLP, projections of heads.
+"""Layers that targets and drafters share: norms, linear, MLPs, projections of heads, stacks.
 
 Dimension key: D model width, F MLP width, Q query heads, R key/value heads, C head width; leading
 axes are tokens.
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxspec.config import DiTConfig, LanguageModelConfig
 from jaxspec.ops import rope
 from jaxspec.parallel.constraints import rows, whole
 from jaxspec.parallel.rules import columns_of
@@ -93,8 +94,30 @@ class Linear(nn.Module):
 
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+    {
+        "silu": nn.silu,
+        "gelu": functools.partial(nn.gelu, approximate=False),
+        "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+        "relu": nn.relu,
+    }
 )
+
+
+class PlainMlp(nn.Module):
+    """down(activation(up(x))), with biases. The tanh form of GELU: arXiv 1606.08415."""
+
+    width: int
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    activation: str = "gelu_tanh"
+
+    @nn.compact
+    def __call__(self, x_D: jax.Array) -> jax.Array:
+        def linear(width: int, name: str) -> Linear:
+            return Linear(width, self.dtype, self.param_dtype, use_bias=True, name=name)
+
+        up_F = linear(self.width, "up")(x_D)
+        return linear(x_D.shape[-1], "down")(ACTIVATIONS[self.activation](up_F))
 
 
 class Mlp(nn.Module):
@@ -189,3 +212,26 @@ class HeadProjections(nn.Module):
         if self.qk_norm_whole:
             return getattr(self, norm)(projected).reshape(shape)
         return getattr(self, norm)(projected.reshape(shape))
+
+
+def scanned(
+    layer: type[nn.Module], config: LanguageModelConfig | DiTConfig, *, split: int, shared: int
+) -> nn.Module:
+    """A model's layers as one module, whose parameters are stacked over the layers (axis 0).
+
+    Args:
+      layer: made of the configuration; (carry, *inputs) -> (carry, output).
+      config: of the model.
+      split: how many of the inputs, the first ones, have an entry for each layer (axis 0).
+      shared: how many are the same for all layers.
+    """
+    body = nn.remat(layer, prevent_cse=False) if config.remat else layer
+    stack: nn.Module = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(*[0] * split, *[nn.broadcast] * shared),
+        length=config.num_layers,
+        unroll=config.num_layers if config.unroll_layers else 1,
+    )(config)
+    return stack

@@ -26,7 +26,7 @@ from flax import linen as nn
 from jaxspec.config import TransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.experts import Experts
-from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm
+from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm, scanned
 from jaxspec.ops import attention, rope
 from jaxspec.parallel.constraints import rows, whole
 
@@ -369,15 +369,7 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
-        body = nn.remat(Layer, prevent_cse=False) if cfg.remat else Layer
-        self.layers = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.unroll_layers else 1,
-        )(cfg)
+        self.layers = scanned(Layer, cfg, split=4, shared=3)
         self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, cfg.norm_offset)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

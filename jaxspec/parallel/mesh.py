@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -63,23 +62,3 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
-
-
-def initialise_processes() -> None:
-    """Joins the other processes of a pod, if there are any.
-
-    On Cloud TPU the addresses come from the platform; elsewhere set JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process needs nothing.
-    """
-    asked = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    on_pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    if not (asked or on_pod) or jax.distributed.is_initialized():
-        return
-    if asked and "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            coordinator_address=asked,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    else:
-        jax.distributed.initialize()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import jax
@@ -111,6 +111,48 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
         name: jax.make_array_from_process_local_data(sharding, values)
         for name, values in batch.items()
     }
+
+
+def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """Which part of each batch this process reads.
+
+    Processes whose devices hold the same rows, split over the tensor axis, read the same part.
+
+    Args:
+      mesh: over the devices of all processes.
+      rows: of a batch.
+
+    Returns:
+      (number of the part, number of parts).
+
+    Raises:
+      ValueError: the devices of two processes hold some of the same rows, but not all.
+    """
+    held: dict[int, set[int]] = {}
+    device: Any  # jax's own stubs do not know its class.
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
+    return share_of(jax.process_index(), held)
+
+
+def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
+    """The part of the rows that a process holds; see `row_share`.
+
+    >>> share_of(2, {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}})
+    (1, 2)
+
+    Args:
+      process: its number.
+      held: process -> the rows that its devices hold.
+    """
+    parts = sorted({tuple(sorted(numbers)) for numbers in held.values()})
+    has_overlap = sum(map(len, parts)) != len(set().union(*parts))
+    if has_overlap or len({len(part) for part in parts}) > 1:
+        raise ValueError(
+            "Some processes would hold a part of each other's rows: choose mesh.tensor so that it "
+            "divides the number of devices of a process, or is a multiple of it."
+        )
+    return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -77,7 +77,7 @@ class ReferenceDrafter:
         inner = self._raw.get("transformer_layer_config", self._raw)
         self._shape: Mapping[str, Any] = inner
         special = self._raw.get("dflash_config") or {}
-        self.block_size: int = self._raw.get("block_size") or special["block_size"]
+        self.block_size: int = _block_size(self._raw, special)
         mask = special.get("mask_token_id", self._raw.get("mask_token_id"))
         self.mask_token_id: int | None = mask
         self.layer_ids: tuple[int, ...] = _layer_ids(self._raw, special)
@@ -244,6 +244,14 @@ def _attended(
     weights_QKT /= weights_QKT.sum(-1, keepdims=True)
     mixed_KQC = np.einsum("qkt,tqc->kqc", weights_QKT, v_TQC)
     return mixed_KQC.reshape(len(q_KQC), -1)
+
+
+def _block_size(raw: Mapping[str, Any], special: Mapping[str, Any]) -> int:
+    """Slots of a block. In the format of speculators, servers are told how many to draft."""
+    proposals = (raw.get("speculators_config") or {}).get("proposal_methods") or [{}]
+    drafted = proposals[0].get("speculative_tokens")
+    stated: int = raw.get("block_size") or special["block_size"]
+    return stated if drafted is None else 1 + drafted
 
 
 def _layer_ids(raw: Mapping[str, Any], special: Mapping[str, Any]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ MOST_ANCHORS = 8
 
 
 def read_questions(file: Path) -> tuple[str, ...]:
-    """The questions of a text file, one a line.
+    """The questions of a text file, one per line.
 
     Raises:
       ValueError: the file cannot be read, or holds none.
@@ -29,7 +29,7 @@ def read_questions(file: Path) -> tuple[str, ...]:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}.") from error
     questions = tuple(line.strip() for line in lines if line.strip())
     if not questions:
-        raise ValueError(f"{file} holds nothing: expected one question a line.")
+        raise ValueError(f"{file} is empty: expected one question per line.")
     return questions
 
 

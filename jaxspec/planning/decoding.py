@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxspec.config import LanguageModelConfig, RunConfig
-from jaxspec.planning.chips import Chip
+from jaxspec.parallel.chips import Chip
 from jaxspec.planning.minimum import parameters, trained_shapes
 from jaxspec.planning.topologies import Topology
 from jaxspec.training.objectives import DrafterObjective

@@ -19,9 +19,9 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
-from jaxspec.planning.chips import Chip
 from jaxspec.planning.memory import logits_bytes
 from jaxspec.planning.minimum import least_operations
 from jaxspec.planning.roofline import Roofline

@@ -4,7 +4,7 @@ Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performan
 are assumed to overlap fully, at the published speeds of the chip. A real step takes longer; how
 much longer, its measured time tells.
 
->>> from jaxspec.planning.chips import CHIPS
+>>> from jaxspec.parallel.chips import CHIPS
 >>> line = Roofline.of(
 ...     CHIPS["v5e"], devices=4, operations=197e12, memory_bytes=0.0, wire_bytes=4e11)
 >>> line.seconds, line.binding
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from jaxspec.planning.chips import Chip
+from jaxspec.parallel.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from jaxspec.config import RunConfig
 from jaxspec.losses import LossWeights
+from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
@@ -28,7 +29,6 @@ from jaxspec.parallel.rules import (
     replicated,
 )
 from jaxspec.parallel.step import spread
-from jaxspec.planning.chips import Chip, chip_of
 from jaxspec.planning.memory import memory_by_kind
 from jaxspec.planning.minimum import least_operations, parameters, without_recomputation
 from jaxspec.planning.program_costs import program_costs

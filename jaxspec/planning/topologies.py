@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxspec.names import did_you_mean
-from jaxspec.planning.chips import CHIPS, Chip
+from jaxspec.parallel.chips import CHIPS, Chip
 
 _EXAMPLES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),

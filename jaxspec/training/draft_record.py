@@ -11,6 +11,7 @@ features.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -68,9 +69,9 @@ def reference_record(
       tokenizer: the target's.
 
     Returns:
-      JSON: the facts of the configuration, the size of each parameter, and for each text its ids,
-      the anchors, the size of each captured layer, and the likeliest ids of each slot with their
-      log-probabilities. {}: the target has too few positions for any text.
+      JSON: the facts of the configuration, the size of each parameter and the order of its entries,
+      and for each text its ids, the anchors, the size of each captured layer, and the likeliest ids
+      of each slot with their log-probabilities. {}: the target has too few positions for any text.
     """
     config, prompts = drafter.config, _prompts(tokenizer)
     limit = target.config.max_position_embeddings
@@ -85,6 +86,7 @@ def reference_record(
         "config": facts(config),
         "computed_in": sorted({config.dtype, target.config.dtype}),
         "parameters": sizes(params),
+        "orders": orders(params),
         "prompts": [
             {"content": question, "ids": prompt}
             for prompt, (question, _) in zip(prompts, _QUESTIONS, strict=True)
@@ -130,6 +132,21 @@ def _ranked(logits_NGV: jax.Array) -> tuple[jax.Array, jax.Array]:
 def sizes(params: Any) -> dict[str, float]:
     """The root mean square of each parameter, stacked over layers."""
     return {path: _size(to_host(leaf)) for path, leaf in flatten_paths(params).items()}
+
+
+def orders(params: Any) -> dict[str, float]:
+    """A number for each parameter that changes where entries are exchanged.
+
+    It is the product with waves along both axes, of about the size of an entry. The axes before the
+    last one, those of stacked layers among them, count as one.
+    """
+    found = {}
+    for path, leaf in flatten_paths(params).items():
+        array = to_host(leaf).astype(np.float32)
+        rows = array.reshape(-1, array.shape[-1])
+        first, second = (np.cos(np.arange(length, dtype=np.float32)) for length in rows.shape)
+        found[path] = round(float(first @ (rows @ second)) / math.sqrt(array.size), 6)
+    return found
 
 
 def _size(array: np.ndarray) -> float:

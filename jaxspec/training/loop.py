@@ -31,22 +31,28 @@ from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
-from jaxspec.parallel.memory import check_state_fits
-from jaxspec.parallel.mesh import initialise_processes, make_mesh
-from jaxspec.parallel.rules import Rules, check_batch_size
+from jaxspec.parallel.memory import check_state_fits, memory_used
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.processes import joined
+from jaxspec.parallel.rules import Rules, check_batch_size, row_share
 from jaxspec.parallel.step import spread
 from jaxspec.provenance import jsonable, write_json
+from jaxspec.training.agreement import check_contents, check_settings, check_workdir
 from jaxspec.training.boards import Logging, check_logging, open_boards
+from jaxspec.training.compile_cache import use_compile_cache
 from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.profiling import Profile
 from jaxspec.training.progress import FirstSteps, Reporter
 from jaxspec.training.segments import Record, continued_record, fresh_record
+from jaxspec.training.stall import StallWatch
 from jaxspec.training.start import Start
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import make_body
 from jaxspec.training.stepper import Stepper
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import PreparedTask, check_export_folder
+from jaxspec.training.utilisation import utilisation
 from jaxspec.training.validation import Validation
 
 
@@ -81,24 +87,30 @@ def train(
     check_logging(config.training.logging)
     with contextlib.ExitStack() as stack:
         # 1. Processes, the folder and the mesh.
-        initialise_processes()
-        stops = stack.enter_context(StopRequests(is_enabled=jax.process_count() == 1))
+        stack.enter_context(joined())
+        stops = stack.enter_context(StopRequests(is_pod=jax.process_count() > 1))
+        options = {"--accept_changes": accept_changes, "--restart_schedule": restart_schedule}
+        check_settings(config, options)
         if jax.process_index() == 0:
             check_folder(workdir)
             stack.enter_context(held(workdir, option="--workdir"))
             if config.training.export:
                 check_export_folder(workdir / "export", config)
+        check_workdir(workdir)
+        use_compile_cache(config.training.compile_cache)
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
+        share = row_share(mesh, config.data.batch_size)
 
         # 2. Tokenizer, models and data: everything that can be wrong is checked here.
-        run = task_of(config).prepare(config, workdir=workdir)
+        run = task_of(config).prepare(config, workdir=workdir, share=share)
         task, config = run.task, run.task.config
         settings = config.training
         task.objective.check()
 
         # 3. A run continues only with the settings that it was started with.
         fresh = fresh_record(run)
+        check_contents(fresh["fingerprints"])
 
         def record_at(step: int, progress: dict[str, Any]) -> Record:
             return continued_record(
@@ -314,14 +326,27 @@ def _loop(
         if needs is not None:
             reporter.say(needs.summary)
         first_steps = FirstSteps(left=settings.steps - start.step, say=reporter.say)
-        clock = _Clock(start.step)
+        clock, parts = _Clock(start.step), pipeline.batch_size // len(pipeline.local_rows)
+        watch = stack.enter_context(StallWatch(limit_s=settings.stall_timeout))
+        profile = stack.enter_context(
+            Profile(
+                workdir / "profile" if is_first else None,
+                steps=settings.profile,
+                first_step=start.step,
+                last_step=settings.steps,
+            )
+        )
         for index in range(start.step, settings.steps):
+            watch.moved()
+            profile.before(index)
             batch = next(pipeline)
-            clock.tokens += int((batch["segments"] > 0).sum()) * jax.process_count()
+            clock.tokens += int((batch["segments"] > 0).sum()) * parts
             state, metrics = stepper(state, {**batch, "rows": pipeline.local_rows}, rates[index])
             first_steps.after(metrics)
             window.append(metrics)
             done = index + 1
+            if profile.after(done, metrics):
+                reporter.say(f"A trace of the steps before this one is in {workdir / 'profile'}.")
             # Windows end at checkpoints too: a run that continues from one has the same lines.
             save = done == settings.steps or done % settings.checkpoint_every == 0
             measures = validation is not None and (save or validation.is_due(done))
@@ -334,12 +359,17 @@ def _loop(
                 if start.may_be_damaged and bad_step == start.step:
                     raise _BrokenStart
             if line or (stop and bad_step >= 0):
+                seconds_per_step = clock.seconds_per_step(done)
                 extra: dict[str, Any] = {
                     "learning_rate": float(rates[index]),
                     "epoch": done / pipeline.steps_per_epoch,
                     "tokens_per_s": clock.tokens_per_s,
+                    "seconds_per_step": seconds_per_step,
+                    "memory_bytes": memory_used(),
                 }
-                seconds_per_step = clock.seconds_per_step(done)
+                reached = stepper.needs and utilisation(stepper.needs, seconds=seconds_per_step)
+                if reached is not None:
+                    extra["mfu"] = reached
                 if validation is not None and measures and bad_step < 0:
                     measured = validation.measure(state.params)
                     score = validation.score(measured)

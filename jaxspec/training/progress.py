@@ -120,6 +120,8 @@ class Reporter:
         elif row.get("validation_loss") is not None:
             measured.append(f"validation loss {row['validation_loss']:.3f}")
         speed = [f"{row['tokens_per_s']:,.0f} tokens/s", f"{seconds_per_step:.2g} s/step"]
+        if row.get("mfu") is not None:
+            speed.append(f"{row['mfu']:.0%} of the peak")
         speed.append(f"{memory_used() / 2**30:.1f} GiB")
         if self._bar:
             self._bar.lines = ("  ".join(measured), "  ".join(speed))

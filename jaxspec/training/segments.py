@@ -36,6 +36,7 @@ MAY_CHANGE = (
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
     *("training.export", "training.export_dtype", "training.export_best"),
     *("training.validate_every", "training.validation_batches", "training.logging"),
+    *("training.stall_timeout", "training.profile", "training.compile_cache"),
     "training.capture_tolerance",
     "training.epochs",  # Their steps are compared.
     # How layers are computed, not what they compute.

@@ -43,7 +43,9 @@ class Stepper:
         key: jax.Array,
         weights: LossWeights,
     ) -> None:
-        self._step, self._is_compiled = step, False
+        self._step = step
+        self.needs: Needs | None = None
+        """What a step needs, once it is compiled."""
         self._frozen, self._mesh, self._key, self._weights = frozen, mesh, key, weights
 
     def compile(
@@ -55,11 +57,10 @@ class Stepper:
           What a step needs; None if that is known already, or on the path "pmap", which compiles at
           the first call.
         """
-        if self._is_compiled or not hasattr(self._step, "trace"):
+        if self.needs is not None or not hasattr(self._step, "trace"):
             return None
-        self._step, needs = compile_step(self._step, *self._arguments(state, batch, rate))
-        self._is_compiled = True
-        return needs
+        self._step, self.needs = compile_step(self._step, *self._arguments(state, batch, rate))
+        return self.needs
 
     def __call__(
         self, state: TrainState, batch: dict[str, np.ndarray], rate: np.float32

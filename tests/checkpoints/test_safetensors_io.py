@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -128,13 +127,13 @@ def test_the_total_size_is_of_no_importance(
         ({}, "has no weight_map"),
         ({NORM: 5}, f"expected the name of a file for each tensor, got {{'{NORM}': 5}}"),
         ({NORM: None, UP: ["x"]}, "expected the name of a file for each tensor"),
-        ({NORM: ""}, "names 1 files that are missing"),
-        ({NORM: ".."}, "names 1 files that are missing"),
-        ({NORM: "x" * 5000}, "names 1 files that are missing"),
-        ({NORM: "folder.safetensors"}, "names 1 files that are missing"),
+        ({NORM: ""}, "names files that are missing"),
+        ({NORM: ".."}, "names files that are missing"),
+        ({NORM: "x" * 5000}, "names files that are missing"),
+        ({NORM: "folder.safetensors"}, "names files that are missing"),
         ({NORM: "/etc/passwd"}, "only name files in its own folder"),
         ({NORM: "../model/model.safetensors"}, "only name files in its own folder"),
-        ({NORM: "a\0b"}, "names 1 files that are missing"),
+        ({NORM: "a\0b"}, "names files that are missing"),
         ({NORM: "config.json"}, "config.json cannot be read as safetensors"),
     ],
 )
@@ -297,7 +296,8 @@ def test_pickles_are_refused_with_a_command_that_converts_them(tmp_path: Path) -
     message = str(caught.value)
     python, flag, code = shlex.split(message.splitlines()[-1])
     assert (python, flag) == ("python", "-c")
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    (tmp_path / "convert.py").write_text(code)
+    runpy.run_path(str(tmp_path / "convert.py"))  # In this process, where torch is loaded.
     converted = Path(f"{folder}-safetensors")
     assert str(converted) in message
     _, params = load_target(converted)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import rich.console
 from packaging.version import Version
 
 import jaxspec.architectures
 import jaxspec.config
 import jaxspec.evaluation_settings
+from jaxspec.cli import configuration
 from jaxspec.cli.configuration import load_config, parse_command, run_as_command
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.settings import read_settings, setting_names
@@ -188,6 +191,11 @@ def test_eval_takes_several_workdirs(write_config):
             ["--target.architecture.num_layers", "3"],
             "target.architecture is None in this config",
         ),
+        (
+            ["--target.architecture", "None"],
+            "--target.architecture cannot be given on a command line",
+        ),
+        (["--training", "3"], "--training cannot be given on a command line"),
     ],
 )
 def test_unknown_settings_are_errors(write_config, arguments, expected):
@@ -377,3 +385,18 @@ def test_every_setting_has_a_meaning():
         and not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant))
     ]
     assert not silent
+
+
+def test_a_reader_that_goes_away_while_rich_prints(monkeypatch):
+    dropped = []
+    monkeypatch.setattr(configuration, "_drop_output", lambda: dropped.append(True))
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # rich redirects standard output.
+
+    def prints(argv):
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            rich.console.Console(file=io.StringIO()).on_broken_pipe()
+
+    assert run_as_command(prints, []) == configuration.OUTPUT_CLOSED
+    assert dropped

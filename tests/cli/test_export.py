@@ -12,15 +12,19 @@ from safetensors.numpy import load_file
 
 from jaxspec.checkpoints.families import servers
 from jaxspec.checkpoints.file_digests import write_record
+from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
 from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints
 from jaxspec.cli import export as command
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DrafterConfig, RunConfig, TargetConfig, TransformerConfig
+from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.registry import make_model
 from jaxspec.models.transformer import Transformer
 from jaxspec.provenance import provenance, write_json
+from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.run_record import read_run_config
 from jaxspec.training.state import TrainState
@@ -32,6 +36,9 @@ def save_run(workdir: Path, config: RunConfig, model, *arguments, steps=(3, 5)) 
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
     method = "initialise" if isinstance(model, DFlash) else "__call__"
     record = provenance(config=config, seed=0)
+    if config.target.path:
+        weights = fingerprint(Path(config.target.path))
+        record["fingerprints"] = {"target.path": weights}
     checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
     for step in steps:
         init = jax.jit(lambda key: model.init(key, *arguments, method=method)["params"])
@@ -75,6 +82,42 @@ def test_from_the_newest_checkpoint(drafter_run, tmp_path, capsys):
     assert record["step"] == 5
     assert (output / "tokenizer.json").is_file()
     assert runs.contents(workdir) == before, "the run is only read"
+
+
+def test_drafts_are_recorded_as_at_the_end_of_a_run(drafter_run, tmp_path, capsys):
+    workdir, params = drafter_run
+    config = read_run_config(workdir)
+    target, frozen = load_target(config.target.path)
+    expected = reference_record(
+        params,
+        frozen,
+        target=make_model(target),
+        drafter=DFlash(config.drafter, target.hidden_size),
+        tokenizer=Tokenizer.load(config.target.path),
+    )
+    assert expected["texts"]
+    exported(drafter_run, tmp_path / "out")
+    assert recorded(tmp_path / "out")[KEY] == json.loads(json.dumps(expected))
+    assert "No drafts" not in capsys.readouterr().out
+    exported(drafter_run, tmp_path / "out", record_drafts=False)
+    assert KEY not in recorded(tmp_path / "out")
+
+
+def test_drafts_with_another_target_are_not_recorded(drafter_run, tmp_path, capsys):
+    weights = Path(drafter_run[0].parent / "target" / "model.safetensors")
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    try:
+        exported(drafter_run, tmp_path / "out")
+    finally:
+        weights.write_bytes(sound)
+    assert KEY not in recorded(tmp_path / "out")
+    assert "does not say that it was trained with the weights in" in capsys.readouterr().out
+
+
+def recorded(output: Path) -> dict:
+    """provenance.json of an export."""
+    return json.loads((output / "provenance.json").read_text())
 
 
 def test_the_finished_export_is_preferred(drafter_run, tmp_path, capsys):
@@ -129,7 +172,7 @@ def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
         "verifier"
     ]
     assert verifier == {"architectures": ["Qwen3ForCausalLM"], "name_or_path": str(target)}
-    assert "for other machines, give the name" in capsys.readouterr().out
+    assert "For other machines, give the name" in capsys.readouterr().out
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "_name_or_path": "some/model"}))
     try:
@@ -171,6 +214,14 @@ def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_ru
         assert line in card, line
     exported(drafter_run, tmp_path / "my-drafter", target_name="some/model")
     assert "Not measured." in (tmp_path / "my-drafter" / "README.md").read_text()
+
+
+def test_the_card_of_the_speculators_format_names_only_its_server(drafter_run, tmp_path):
+    options = {"target_name": "some/model", "format": "speculators"}
+    exported(drafter_run, tmp_path / "my-drafter", **options)
+    card = (tmp_path / "my-drafter" / "README.md").read_text()
+    assert "vllm serve some/model" in card and "export the zlab format" in card
+    assert "sglang.launch_server" not in card and "dflash benchmark" not in card
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 
 import pytest
 
+import jaxspec
 from jaxspec.cli import generation_session
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.terminal_tokens import LEGEND
+from tests.data import templates
 from tests.evals.diffusion_folders import write_model
 from tests.evals.drafter_folders import write_folders
 
@@ -224,6 +227,45 @@ def test_files_of_conversations_are_asked_their_last_question(ask, tmp_path):
     assert json.loads(ask("--prompts", file, "--json")[1])["prompt"] == PROMPT
 
 
+def test_a_file_of_conversations_with_tools(ask, folders, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(folders[0], target)
+    (target / "chat_template.jinja").write_text(templates.THINKING)
+    tools = [{"type": "function", "function": {"name": "weather", "description": "of a city"}}]
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4 C, rain", "tool_call_id": "c1"},
+    ]
+    # What is answered: the tool's result, the question, and the question without tools.
+    rows = [
+        {"messages": [*turns, {"role": "assistant", "content": "4 degrees."}], "tools": tools},
+        {"messages": turns[:1], "tools": tools},
+        {"messages": turns[:1]},
+    ]
+    file = tmp_path / "tools.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--drafter", folders[1][0], "--json")
+    status, out, _ = ask("--prompts", file, *options, target=target)
+    after_tool, with_tools, without = map(json.loads, out.splitlines())
+    assert status == 0
+    assert [turn["role"] for turn in after_tool["messages"]] == ["user", "assistant", "tool"]
+    assert after_tool["messages"][1]["tool_calls"][0]["function"]["name"] == "weather"
+    assert with_tools["messages"] == without["messages"] == turns[:1]
+    assert [len(answer["tools"]) for answer in (after_tool, with_tools, without)] == [1, 1, 0]
+    bundle = jaxspec.open_target(str(target))
+    for answer in (after_tool, with_tools, without):
+        alone = jaxspec.generate(
+            bundle, answer["messages"], tools=answer["tools"], max_new_tokens=NEW
+        )
+        assert answer["tokens"] == list(alone.tokens) and answer["baseline"]["equal"]
+    assert with_tools["tokens"] != without["tokens"], "the target did not read the tools"
+    # The embedded target's own template writes no tools.
+    status, out, err = ask("--prompts", file, *options)
+    assert (status, out) == (2, "") and "does not write the tools of a conversation" in err
+
+
 def test_the_picture_shows_prompt_answer_and_figures(ask, tmp_path, alone):
     file = tmp_path / "answer.svg"
     status, out, _ = ask("--prompt", PROMPT, "--drafter", "ngram", "--picture", file)
@@ -244,7 +286,7 @@ def test_bad_prompts_are_refused(refused, tmp_path):
     assert "--json needs --prompt or --prompts" in refused("--json")
     assert "There is no file" in refused("--prompts", tmp_path / "none.txt")
     for name in ("empty.txt", "empty.jsonl"):
-        assert "holds nothing" in refused("--prompts", file(b"", name))
+        assert "is empty" in refused("--prompts", file(b"", name))
     for name in ("latin.txt", "latin.jsonl"):
         message = refused("--prompts", file(b'{"prompt": "caf\xe9"}\n', name))
         assert "UTF-8" in message and name in message

@@ -6,7 +6,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
-from jaxspec.cli import calibrate, plan, regenerate
+from jaxspec.cli import calibrate, generate, plan, regenerate
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.help import short_help, shown, type_name
 from jaxspec.cli.settings import Setting, is_read, read_settings
@@ -17,14 +17,15 @@ MAINS = {
     "eval.py": eval_script.main,
     "train.py": train_script.main,
     "jaxspec calibrate": calibrate.main,
+    "jaxspec generate": generate.main,
     "jaxspec plan": plan.main,
     "jaxspec regenerate": regenerate.main,
 }
 
 
-def printed_help(main, capsys, *arguments: str) -> str:
+def printed_help(main, capsys, *arguments: str, option: str = "--help") -> str:
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--help"])
+        main([*arguments, option])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -35,7 +36,7 @@ def test_help_is_short_and_says_where_the_rest_is(program, capsys):
     lines = text.splitlines()
     assert text.startswith(f"usage: {program} ")
     assert f"{program} --help-all" in " ".join(text.split())
-    assert len(lines) < 90
+    assert len(lines) < 100
     assert max(map(len, lines)) <= 80
     assert "example:\n" in text
     assert "  " not in re.sub(r"^ +", "", text, flags=re.MULTILINE)
@@ -63,6 +64,14 @@ def test_defaults_are_those_of_the_config(capsys):
     assert ending == "--drafter.* and --loss.* are not read."
     text = printed_help(train_script.main, capsys, "--training.task", "target")
     assert "--drafter.block_size" not in text
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all"])
+def test_a_default_that_the_command_chooses_is_said_in_words(option, capsys):
+    text = " ".join(printed_help(regenerate.main, capsys, option=option).split())
+    assert re.search(r"--target.dtype \{float32,bfloat16\}.*?that of its", text)
+    of_config = printed_help(regenerate.main, capsys, "--config", "quickstart", option=option)
+    assert "that of its" not in of_config
 
 
 def test_entries():

@@ -87,7 +87,7 @@ def test_bad_rows_stop_the_import_or_are_left_out_and_said(tmp_path, capsys, opt
     for number, reason in enumerate(
         (
             *("no answer", "no turns", "unknown role", "roles out of order", "not JSON"),
-            *("content that is no text", "not UTF-8"),
+            *("content that is not text", "not UTF-8"),
         ),
         start=2,
     ):
@@ -145,7 +145,7 @@ def test_prompts_and_benchmarks_need_no_answers(tmp_path, capsys):
     [
         ([], "Nothing to import: name a file, a folder, or hf:NAME."),
         (["missing.jsonl"], "There is no file or folder 'missing.jsonl'"),
-        (["empty.jsonl"], "empty.jsonl holds nothing"),
+        (["empty.jsonl"], "empty.jsonl is empty"),
         (
             ["chats.jsonl", "--validation", "1"],
             "--validation must be at least 0 and below 1: got 1",
@@ -210,3 +210,13 @@ def test_the_help_fits_a_terminal(capsys):
     assert max(map(len, text.splitlines())) <= 80
     for option in ("--output", "--on_bad_row", "--use", "--validation", "--split", "--revision"):
         assert option in text
+
+
+def test_names_of_files_cannot_write_to_the_terminal(tmp_path, capsys):
+    name = "a" + chr(27) + "[2J" + chr(0x202E) + ".jsonl"
+    (tmp_path / name).write_bytes(b"not json\n" + line("1?"))
+    assert run(tmp_path / name, "--output", tmp_path / "out") == 2
+    assert run(tmp_path / name, "--output", tmp_path / "out", "--on-bad-row", "skip") == 0
+    said = "".join(capsys.readouterr())
+    assert "a\\x1b[2J\\u202e.jsonl" in said
+    assert all(char.isprintable() or char == "\n" for char in said)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxspec.cli.configuration import parse_command
 from jaxspec.cli.evaluate import EvalCommand
+from jaxspec.cli.generate import GenerateCommand
 from jaxspec.cli.next_commands import next_commands
 from jaxspec.config import DenoiserConfig, RunConfig, TargetConfig, TrainingConfig
 
@@ -38,6 +39,16 @@ def test_after_a_drafter(program):
     assert generate[:4] == ["jaxspec", "generate", "--target.path", "/models/my target"]
     assert parity[2:] == ["--target", "/models/my target", "--drafter", "runs/a b/export"]
     assert export[:4] == ["jaxspec", "export", "--workdir", "runs/a b"]
+
+
+def test_the_target_of_the_configuration_is_named_where_it_is_not_given():
+    target = TargetConfig(path="/models/t", dtype="bfloat16", enable_thinking=False)
+    evaluate, generate, parity, _ = lines(RunConfig(target=target))
+    assert "--target.path" not in evaluate
+    command = parse_command(GenerateCommand, generate[2:], program="jaxspec generate")
+    assert command.run.target == target
+    assert parity[2:4] == ["--target", "/models/t"]
+    assert parity[-2:] == ["--enable_thinking", "False"]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,17 @@ def test_failure_is_status_1(run: Path, tmp_path: Path, capsys: Any, monkeypatch
     assert max(map(len, lines)) <= 80
 
 
+def test_stored_in_bfloat16(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Training moves scales by less than bfloat16 can tell from 1."""
+    monkeypatch.setenv("COLUMNS", "80")
+    target = open_target(TargetConfig(path="embedded"))
+    drafter = trained.network(target, target_layer_ids=(1, 3), block_size=4)
+    moved = jax.tree.map(lambda leaf: leaf * 1.0017, trained.initial(target, drafter))
+    run = trained.export(tmp_path, target, "embedded", drafter, moved, dtype="bfloat16")
+    options = [*OPTIONS, "--drafter", str(run), "--no-variants"]
+    assert command.main(options) == 0, capsys.readouterr().out
+
+
 def test_without_torch(run: Path, capsys: Any, monkeypatch: Any) -> None:
     def absent(name: str) -> Any:
         if name == "torch":
@@ -121,7 +132,7 @@ def test_target_of_another_size(run: Path, tmp_path: Path, capsys: Any, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "holds nothing"), (b"\n \n", "holds nothing"), ("é".encode("latin-1"), "not UTF-8")],
+    [(b"", "is empty"), (b"\n \n", "is empty"), ("é".encode("latin-1"), "not UTF-8")],
     ids=["empty", "blank", "latin-1"],
 )
 def test_wrong_texts(

@@ -68,7 +68,7 @@ def ask(target, tmp_path, monkeypatch):
 def test_answers_become_training_data(ask, target):
     folder, said = ask()
     assert said[0].startswith("2/5 questions  ")
-    assert said[-1].startswith("5 examples from 5 questions in 3 shards in ")
+    assert said[-1].startswith("Questions asked: 5; examples written: 5, in ")
     asked = load_examples("embedded/chat", split="train", data=DataConfig(max_examples=QUESTIONS))
     answered = list(read_examples(folder))
     assert [example.id for example in answered] == [example.id for example in asked]

@@ -45,7 +45,7 @@ def test_what_is_no_result_file_is_refused(tmp_path):
         read_json(tmp_path / "none.json")
     for text, message in [
         ("[]", "expected a JSON object"),
-        ('{"a": 1}', "no result file"),
+        ('{"a": 1}', "is not a result file"),
         ("{", "bad.json is not JSON"),
     ]:
         (tmp_path / "bad.json").write_text(text)

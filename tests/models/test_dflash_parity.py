@@ -1,18 +1,15 @@
 """The drafter against the architecture written out in torch, from an exported folder.
 
-The torch side follows the description of DFlash (arXiv 2602.06036) and of its checkpoints: it knows
-tensor names and config.json, and nothing of jaxspec. It drafts one block at a time and is handed
-only the context rows the block may see, so that its mask is the layer's own: the window, and
-whether the block is causal.
+The torch side is tests/third_party/reference_forward.py. It drafts one block at a time and is
+handed only the context rows that the block may see.
 
-Dimension key: B batch, S context, N blocks, K slots, D width, E captured features, Q query heads,
-R key/value heads, C head width, T keys of a block's attention.
+Dimension key: B batch, S context, N blocks, K slots, D width, E captured features, R key/value
+heads, C head width, T cached positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 from pathlib import Path
 from typing import Any
@@ -97,85 +94,20 @@ def inputs() -> dict[str, np.ndarray]:
     }
 
 
-class TorchDrafter:
-    """One block of DFlash, in the plainest torch."""
-
-    def __init__(self, torch: types.ModuleType, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        self.torch = torch
-        self.weights = load_file(folder / "model.safetensors")
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-
-    def norm(self, x: Any, name: str) -> Any:
-        mean_square = (x * x).mean(-1, keepdim=True)
-        scale = self.weights[f"{name}.weight"]
-        return x * self.torch.rsqrt(mean_square + self.config["rms_norm_eps"]) * scale
-
-    def linear(self, x: Any, name: str) -> Any:
-        return self.torch.nn.functional.linear(x, self.weights[f"{name}.weight"])
-
-    def rotate(self, x_THC: Any, positions_T: Any) -> Any:
-        width = self.config["head_dim"]
-        exponents = self.torch.arange(0, width, 2).float() / width
-        angles = positions_T[:, None].float() * self.config["rope_theta"] ** -exponents
-        angles = self.torch.cat([angles, angles], -1)[:, None]
-        first, second = x_THC.chunk(2, -1)
-        return x_THC * angles.cos() + self.torch.cat([-second, first], -1) * angles.sin()
-
-    def visible(self, layer: int, queries_K: Any, keys_T: Any) -> Any:
-        """As z-lab's model.py masks a layer, from the config."""
-        slides = self.config["layer_types"][layer] == "sliding_attention"
-        causal = self.config.get("is_causal")
-        behind_KT = queries_K[:, None] - keys_T
-        visible_KT = self.torch.ones_like(behind_KT, dtype=bool)
-        if slides if causal is None else causal:
-            visible_KT &= behind_KT >= 0
-        if slides:
-            visible_KT &= behind_KT.abs() < self.config["sliding_window"]
-        return visible_KT
-
-    def __call__(self, features_SE: Any, embeddings_KD: Any, anchor: int) -> Any:
-        torch, width = self.torch, self.config["head_dim"]
-        groups = self.config["num_attention_heads"] // self.config["num_key_value_heads"]
-        context_SD = self.norm(self.linear(features_SE, "fc"), "hidden_norm")
-        own_K = anchor + torch.arange(len(embeddings_KD))
-        all_T = torch.cat([torch.arange(len(context_SD)), own_K])
-        x_KD = embeddings_KD
-        for i in range(self.config["num_hidden_layers"]):
-            layer, attention = f"layers.{i}", f"layers.{i}.self_attn"
-            normed_KD = self.norm(x_KD, f"{layer}.input_layernorm")
-            seen_TD = torch.cat([context_SD, normed_KD])
-            q_KQC = self.linear(normed_KD, f"{attention}.q_proj").unflatten(-1, (-1, width))
-            k_TRC = self.linear(seen_TD, f"{attention}.k_proj").unflatten(-1, (-1, width))
-            v_TRC = self.linear(seen_TD, f"{attention}.v_proj").unflatten(-1, (-1, width))
-            q_KQC = self.rotate(self.norm(q_KQC, f"{attention}.q_norm"), own_K)
-            k_TRC = self.rotate(self.norm(k_TRC, f"{attention}.k_norm"), all_T)
-            k_TQC = k_TRC.repeat_interleave(groups, 1)
-            v_TQC = v_TRC.repeat_interleave(groups, 1)
-            scores = torch.einsum("kqc,tqc->qkt", q_KQC, k_TQC) / width**0.5
-            scores = scores.masked_fill(~self.visible(i, own_K, all_T), -torch.inf)
-            mixed = torch.einsum("qkt,tqc->kqc", scores.softmax(-1), v_TQC).flatten(1)
-            x_KD = x_KD + self.linear(mixed, f"{attention}.o_proj")
-            normed_KD = self.norm(x_KD, f"{layer}.post_attention_layernorm")
-            gate = torch.nn.functional.silu(self.linear(normed_KD, f"{layer}.mlp.gate_proj"))
-            up = self.linear(normed_KD, f"{layer}.mlp.up_proj")
-            x_KD = x_KD + self.linear(gate * up, f"{layer}.mlp.down_proj")
-        return self.norm(x_KD, "norm")
-
-
 @pytest.fixture(scope="module")
 def expected_BNKD(
     torch: types.ModuleType, folder: Path, inputs: dict[str, np.ndarray]
 ) -> np.ndarray:
-    drafter = TorchDrafter(torch, folder)
+    from tests.third_party.reference_forward import ReferenceDrafter
+
+    drafter = ReferenceDrafter(folder)
     features_BSE = torch.tensor(inputs["features_BSE"])
     embeddings_BNKD = torch.tensor(inputs["embeddings_BNKD"])
     rows = []
     for b in range(BATCH):
         for n in range(BLOCKS):
             anchor = int(inputs["anchors_BN"][b, n])
-            rows.append(drafter(features_BSE[b, :anchor], embeddings_BNKD[b, n], anchor))
+            rows.append(drafter(features_BSE[b, :anchor], embeddings_BNKD[b, n]))
     return torch.stack(rows).unflatten(0, (BATCH, BLOCKS)).numpy()
 
 

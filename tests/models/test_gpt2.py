@@ -168,7 +168,7 @@ def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference)
         logits_BSV = model.apply({"params": params}, output.hidden_BSD, method="logits")
         return cache.write(output.keys_LBRSC, output.values_LBRSC), logits_BSV
 
-    # The rows advance at their own pace: of four tokens a step, row 0 keeps four and row 1 three;
+    # The rows advance at their own pace: of four tokens per step, row 0 keeps four and row 1 three;
     # the fourth is as a rejected draft, and comes again.
     starts, kept = [0, 0], [4, 3]
     for _ in range(LENGTH // 4):

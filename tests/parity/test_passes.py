@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,21 @@ def test_format_of_speculators(run_folder: Path, tmp_path: Path) -> None:
     )
     findings = found(tmp_path / "out", "embedded", new_tokens=trained.NEW_TOKENS)
     assert {finding.status for finding in findings} == {"ok"}
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    # Servers draft as many tokens as this says.
+    config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] = 3
+    file.write_text(json.dumps(config))
+    assert "read alike: block size" in failures(tmp_path / "out")
+
+
+def test_a_drafter_that_leaves_its_mask_to_the_target(run_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    file = run / "export" / "config.json"
+    config = json.loads(file.read_text())
+    del config["dflash_config"]["mask_token_id"]
+    file.write_text(json.dumps(config))
+    assert not failures(run)
 
 
 SHAPE = {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 128}

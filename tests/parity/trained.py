@@ -117,11 +117,23 @@ def by_heart(target: TargetBundle, drafter: DFlash, *, fault: Fault | None = Non
     return params
 
 
-def export(folder: Path, target: TargetBundle, path: str, drafter: DFlash, params: Any) -> Path:
+def export(
+    folder: Path,
+    target: TargetBundle,
+    path: str,
+    drafter: DFlash,
+    params: Any,
+    *,
+    dtype: Any = None,
+) -> Path:
     """A run's folder, as training leaves it."""
     config = RunConfig(target=TargetConfig(path=path), drafter=drafter.config)
     record = reference_record(
-        params, target.params, target=target.model, drafter=drafter, tokenizer=target.tokenizer
+        params,
+        target.params,
+        target=target.model,
+        drafter=drafter,
+        tokenizer=target.tokenizer,
     )
     save_drafter(
         folder / "export",
@@ -129,6 +141,7 @@ def export(folder: Path, target: TargetBundle, path: str, drafter: DFlash, param
         params,
         target_config=target.config,
         tokenizer_folder=target.tokenizer.folder,
+        dtype=dtype,
         provenance={**provenance(config=config, seed=0), KEY: record},
     )
     return folder

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from jaxspec.config import DrafterConfig, EvaluationConfig, MeshConfig
-from jaxspec.planning.chips import CHIPS
+from jaxspec.parallel.chips import CHIPS
 from jaxspec.planning.decoding import plan_decoding, smallest_tensor
 from jaxspec.planning.estimate import Shapes, estimate
 from jaxspec.planning.search import as_asked, larger_topologies, search, typed, variants

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from jaxspec.planning.chips import CHIPS, chip_of
+from jaxspec.parallel.chips import CHIPS, chip_of
 from jaxspec.planning.topologies import (
     compiling_for,
     known_topologies,

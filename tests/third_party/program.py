@@ -64,19 +64,23 @@ def features(case: dict[str, Any], target: Any, text: list[int]) -> torch.Tensor
 
 @torch.no_grad()
 def reference(
-    case: dict[str, Any], target: Any, texts: list[list[int]], *, window_from_anchor: bool
+    case: dict[str, Any],
+    target: Any,
+    texts: list[list[int]],
+    states: list[torch.Tensor],
+    *,
+    window_from_anchor: bool = False,
 ) -> list[list[list[int]]]:
     """What the written-out forward drafts at each anchor."""
     drafter = ReferenceDrafter(Path(case["zlab"]), window_from_anchor=window_from_anchor)
     embed, head = target.get_input_embeddings(), target.get_output_embeddings()
     answers = []
-    for text, anchors in zip(texts, case["anchors"], strict=True):
-        states = features(case, target, text)[0]
+    for text, states_1SE, anchors in zip(texts, states, case["anchors"], strict=True):
         drafts = []
         for anchor in anchors:
             block = torch.full((case["block_size"],), case["mask_id"])
             block[0] = text[anchor]
-            hidden = drafter(states[:anchor], embed(block))
+            hidden = drafter(states_1SE[0, :anchor], embed(block))
             drafts.append(head(hidden[1:]).argmax(-1).tolist())
         answers.append(drafts)
     return answers
@@ -102,24 +106,25 @@ def speculators_model(case: dict[str, Any], target: Any) -> SpeculatorsModel:
 
 
 @torch.no_grad()
-def speculators(case: dict[str, Any], target: Any, texts: list[list[int]]) -> list[list[list[int]]]:
+def speculators(
+    case: dict[str, Any], target: Any, texts: list[list[int]], states: list[torch.Tensor]
+) -> list[list[list[int]]]:
     """What speculators' training pass drafts at each anchor, all anchors of a text in one pass."""
     model = speculators_model(case, target)
     assert model.target_layer_ids == [i + 1 for i in case["layer_ids"]]
     block = model.block_size
     answers = []
-    for text, anchors in zip(texts, case["anchors"], strict=True):
+    for text, states_1SE, anchors in zip(texts, states, case["anchors"], strict=True):
         # No anchor may lie in the last block.
         padded = torch.tensor([text + [0] * block])
-        states = features(case, target, text)
-        states = torch.nn.functional.pad(states, (0, 0, 0, block))
+        padded_1SE = torch.nn.functional.pad(states_1SE, (0, 0, 0, block))
         loss_mask = torch.zeros_like(padded)
         loss_mask[0, anchors] = 1
         logits = model._backbone_forward(
-            states,
+            padded_1SE,
             padded,
             loss_mask,
-            states[..., : model.hidden_size],
+            padded_1SE[..., : model.hidden_size],
             torch.zeros_like(padded),
             max_anchors=len(anchors),
         )[1]
@@ -137,14 +142,15 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
     case["anchors"] = [
         list(range(len(prompt), len(prompt) + last + 1)) for prompt in case["prompts"]
     ]
+    states = [features(case, target, text) for text in texts]
     return {
         "zlab": rounds,
         "anchors": case["anchors"],
-        "reference": reference(case, target, texts, window_from_anchor=False),
-        "reference_from_anchor": reference(case, target, texts, window_from_anchor=True)
-        if case["slides"]
+        "reference": reference(case, target, texts, states),
+        "reference_from_anchor": reference(case, target, texts, states, window_from_anchor=True)
+        if case["is_narrow"]
         else None,
-        "speculators": speculators(case, target, texts) if case["speculators"] else None,
+        "speculators": speculators(case, target, texts, states),
     }
 
 

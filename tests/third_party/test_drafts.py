@@ -189,7 +189,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
             "zlab": str(folder / "zlab"),
             "speculators": str(folder / "speculators"),
             "speculators_finds_weights": family != "gpt2",
-            "slides": "sliding_attention" in stated["layer_types"],
+            "is_narrow": CASES[name] is NARROW,
             "layer_ids": stated["dflash_config"]["target_layer_ids"],
             "mask_id": stated["dflash_config"]["mask_token_id"],
             "block_size": BLOCK,

@@ -70,11 +70,14 @@ def read_config(file: Path) -> RunConfig:
     return load_config(file)
 
 
+OF_THE_MACHINE = {"tokens_per_s", "seconds_per_step", "memory_bytes", "mfu"}
+
+
 def rows(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without what depends on the machine."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key != "tokens_per_s"}
+        {key: value for key, value in json.loads(line).items() if key not in OF_THE_MACHINE}
         for line in lines
     ]
 

@@ -113,11 +113,18 @@ def test_three_quick_presses_end_it_at_once():
         process.communicate()
 
 
-def test_signals_are_left_alone_where_they_are_not_wanted():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with StopRequests(is_enabled=False) as stops:
-        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-        assert not stops.requested
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_reach_all_processes_of_a_pod_as_sigterm(number, capsys):
+    """There, jax handles SIGTERM, and Python must leave it alone."""
+    arrived = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    try:
+        with StopRequests(is_pod=True) as stops, stops.noticed_between_steps():
+            os.kill(os.getpid(), number)
+            assert arrived == [signal.SIGTERM] and not stops.requested
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "all processes stop after a step" in capsys.readouterr().out
 
 
 class _Callback:

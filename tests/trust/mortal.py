@@ -1,6 +1,6 @@
-"""A `jaxspec regenerate` that dies, or stops, at a chosen write.
+"""A command that dies, or stops, at a chosen write.
 
-    python -m tests.trust.mortal SIGKILL 7 --target.path ...
+    python -m tests.trust.mortal SIGKILL 7 regenerate --target.path ...
 
 Every write of the command is counted: answers that are kept, and files that are forced to disk,
 renamed or removed.
@@ -45,7 +45,7 @@ def watched(before: Callable[[], None]) -> Iterator[None]:
 
 
 def main(argv: list[str]) -> int:
-    """Regenerates, and sends itself a signal just before one write."""
+    """Runs a command, and sends itself a signal just before one write."""
     from jaxspec.cli import main as console
     from jaxspec.cli.configuration import run_as_command
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
             os.kill(os.getpid(), number)
 
     with watched(before):
-        return run_as_command(console.dispatch, ["regenerate", *argv[2:]])
+        return run_as_command(console.dispatch, argv[2:])
 
 
 if __name__ == "__main__":

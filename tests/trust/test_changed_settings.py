@@ -40,6 +40,8 @@ FREE = {
     "--training.checkpoint_every": ["7"],
     "--training.keep_checkpoints": ["5"],
     "--training.export_dtype": ["bfloat16"],
+    "--training.stall_timeout": ["60"],
+    "--training.profile": ["1"],
     "--mesh.fsdp": ["2"],
 }
 

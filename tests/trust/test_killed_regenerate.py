@@ -55,7 +55,7 @@ def regenerate(target: Path, output: Path) -> None:
 
 def arguments(target: Path, output: Path) -> list[str]:
     settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
-    return ["--target.path", str(target), "--output", str(output), *settings]
+    return ["regenerate", "--target.path", str(target), "--output", str(output), *settings]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_two_at_once(is_slow, target, whole, tmp_path, capsys):
         output = tmp_path / f"{last}"
         first = _halted(["SIGSTOP", str(last), *arguments(target, output)])
         capsys.readouterr()
-        status = run_as_command(console.dispatch, ["regenerate", *arguments(target, output)])
+        status = run_as_command(console.dispatch, arguments(target, output))
         err = capsys.readouterr().err
         refused = status == 2 and len(err.splitlines()) == 1 and "is in use by process" in err
         outcomes.add("clean" if refused else "silent", f"write {last}: {status} {err}")

@@ -1,4 +1,4 @@
-"""The DFlash drafter as z-lab stores it, which vLLM, SGLang and their TPU ports load.
+"""The DFlash drafter as z-lab stores it, which vLLM, SGLang and tpu-inference load.
 
 `speculators` has the other format; both are read here. What the drafter here would compute
 differently from its authors is refused by the key's name (`drafter_keys`).

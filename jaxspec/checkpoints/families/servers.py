@@ -3,8 +3,11 @@
 Facts are from the code of vLLM, SGLang, tpu-inference, speculators 0.9.0 and z-lab's dflash 0.1.0,
 as seen in 2026.
 
->>> list(commands({"block_size": 16}, target="someone/target", drafter="my-drafter"))
+>>> names = {"target": "someone/target", "drafter": "my-drafter"}
+>>> list(commands({"block_size": 16}, format="zlab", **names))
 ['vLLM', 'SGLang', 'tpu-inference', "z-lab's script"]
+>>> list(commands({"block_size": 16}, format="speculators", **names))
+['vLLM']
 """
 
 from __future__ import annotations
@@ -80,13 +83,17 @@ def warnings(
     return found
 
 
-def commands(document: Mapping[str, Any], *, target: str, drafter: str) -> dict[str, str]:
+def commands(
+    document: Mapping[str, Any], *, format: Format, target: str, drafter: str
+) -> dict[str, str]:
     """Program -> the command that serves or measures with a drafter.
 
-    vLLM counts the drafted tokens, the block without its anchor; SGLang counts the block.
+    vLLM counts the drafted tokens, the block without its anchor; SGLang counts the block. The
+    format of speculators is for vLLM.
 
     Args:
       document: config.json of the drafter, in either format.
+      format: the format that it is written in.
       target: name or folder of the target.
       drafter: likewise of the drafter.
     """
@@ -97,6 +104,8 @@ def commands(document: Mapping[str, Any], *, target: str, drafter: str) -> dict[
     served = (
         f"vllm serve {shlex.quote(target)} \\\n  --speculative-config {shlex.quote(speculative)}"
     )
+    if format == "speculators":
+        return {"vLLM": served}
     return {
         "vLLM": served,
         "SGLang": (

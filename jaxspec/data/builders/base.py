@@ -29,6 +29,7 @@ from jaxspec.data.builders import raw_files
 from jaxspec.data.builders.records import Record as Record
 from jaxspec.data.builders.records import read_records
 from jaxspec.data.heldout import HeldOutPrompts
+from jaxspec.files import naming
 
 Turns = list[tuple[str, str]]
 
@@ -239,7 +240,8 @@ def _write(builder: ConversationBuilder) -> None:
     _log.info("Preparing %s in %s.", builder.name, builder.data_path)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages
+        # TFDS prints messages.
+        with naming(builder.data_path), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError:
         # TFDS writes to a temporary folder and renames it. If another process was faster, the

@@ -64,6 +64,8 @@ def to_example(value: Any, *, id: str, source: str, needs_answer: bool) -> tuple
         raise
     except ValueError as error:  # NaN is in no JSON that others read.
         raise BadRow("a number that is not finite", str(error)) from error
+    except TypeError as error:  # Tables can hold dates and the like.
+        raise BadRow("a value that is not JSON", str(error)) from error
     return _checked(example), form
 
 
@@ -90,7 +92,7 @@ def _turns(value: Mapping[str, Any], *, needs_answer: bool) -> tuple[Any, str]:
     text = value.get("text")
     if text is not None:
         if not isinstance(text, str) or not text.strip():
-            raise BadRow("content that is no text", f"text is {start_of(text)}")
+            raise BadRow("content that is not text", f"text is {start_of(text)}")
         return text, TEXTS
     expected = "messages, conversations, prompt and response, or text"
     names = ", ".join(map(repr, list(value)[:8]))
@@ -99,7 +101,7 @@ def _turns(value: Mapping[str, Any], *, needs_answer: bool) -> tuple[Any, str]:
 
 def _read_turns(turns: Any, *, field: str) -> list[dict[str, Any]]:
     if not isinstance(turns, list):
-        raise BadRow("turns that are no list", f"{field} is {start_of(turns)}")
+        raise BadRow("turns that are not a list", f"{field} is {start_of(turns)}")
     return [read_turn(turn, number=number) for number, turn in enumerate(turns, start=1)]
 
 
@@ -110,7 +112,7 @@ def _side(value: Any, *, role: str, field: str, further: Any = None) -> list[dic
     if not isinstance(value, str) or not value.strip():
         got = start_of(value)
         raise BadRow(
-            "content that is no text", f"{field} is {got}, expected text that is not empty"
+            "content that is not text", f"{field} is {got}, expected text that is not empty"
         )
     if isinstance(further, str) and further.strip():
         value = f"{value}\n\n{further}"
@@ -124,7 +126,7 @@ def _checked(example: Example) -> Example:
         "".join((*example.details, example.tools)).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.end]
-        raise BadRow("half of a surrogate pair", f"got {half!a}, which is no text") from error
+        raise BadRow("half of a surrogate pair", f"got {half!a}, which is not text") from error
     return example
 
 

@@ -23,6 +23,7 @@ from jaxspec.data.imports.reading import Tally
 from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.data.imports.use import RECORD, SPLITS, Use
 from jaxspec.data.imports.writing import digest_of, import_files
+from jaxspec.names import visible
 
 _VERSION = "1"
 """Raised when the same file would give other examples."""
@@ -53,7 +54,7 @@ def read_direct(source: str, *, use: Use, data_dir: Path) -> FolderExamples:
         held_out=record["benchmark_prompts"],
     )
     left_out = f"; left out: {tally.left_out}" if tally.left_out else ""
-    print(f"{tally.line(source)}{left_out}", flush=True)
+    print(visible(f"{tally.line(source)}{left_out}"), flush=True)
     return kept
 
 

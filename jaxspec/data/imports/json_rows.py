@@ -105,7 +105,7 @@ def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
 
 
 def _whole_lines(head: bytes) -> Iterator[Any]:
-    """The values on the lines at the beginning of a file; None where a line is no JSON."""
+    """The values on the lines at the beginning of a file; None where a line is not JSON."""
     for line in head.split(b"\n"):
         if line.strip():
             try:
@@ -193,7 +193,7 @@ def _parsed(text: str) -> Any:
 
 
 def _encoding_problem(text: str) -> BadRow | None:
-    """What is wrong with a text that was decoded whatever it was."""
+    """What is wrong with a text that was decoded without checks."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -222,7 +222,7 @@ class _Rejoined(io.RawIOBase):
 
 
 class _JsonText:
-    """JSON values from a file; in memory is the one that is being read."""
+    """JSON values from a file; only the one that is being read is in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -233,7 +233,7 @@ class _JsonText:
         self._text, self._at, self._dropped, self._has_ended = "", 0, 0, False
 
     def peek(self) -> str:
-        """The next character that is no white space; "": the file has ended."""
+        """The next character that is not white space; "": the file has ended."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None

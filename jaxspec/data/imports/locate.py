@@ -82,7 +82,7 @@ def files_of_split(names: Sequence[str], split: str) -> list[str]:
     found = by_split.get(_SPLITS.get(split, split)) or by_split.get("")
     if not found:
         raise ValueError(
-            f"No file is of the split {split!r}: these are of {', '.join(sorted(by_split))}. "
+            f"No file belongs to the split {split!r}: there are {', '.join(sorted(by_split))}. "
             "Choose one of them with --split."
         )
     return found

@@ -18,6 +18,7 @@ from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
 from jaxspec.data.imports.json_rows import PROBE_BYTES, holds_rows, read_json, read_lines
 from jaxspec.data.imports.rows import Row
 from jaxspec.data.imports.text_rows import read_text_file
+from jaxspec.json_files import refuse_pointer
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".gz")
 """Files of a folder that are read."""
@@ -27,9 +28,17 @@ _GZIP = b"\x1f\x8b"
 _ARROW_STREAM = b"\xff\xff\xff\xff"
 _ARCHIVES = {
     b"PK\x03\x04": "a zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"\xfd7zXZ": "compressed with xz",
     b"BZh": "compressed with bzip2",
+}
+_OTHERS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF-": "a PDF document",
+    b"SQLite format 3": "an SQLite database",
 }
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BLANK = b" \t\r\n\xef\xbb\xbf"
@@ -61,7 +70,7 @@ def open_rows(path: Path) -> Iterator[Row]:
         elif path.suffix in (".json", ".parquet", ".arrow"):
             start = head[:40].decode("utf-8", "replace")
             raise ValueError(
-                f"{path} is no {path.suffix} file: it begins with {start!a}. {_expected()}"
+                f"{path} is not a {path.suffix} file: it begins with {start!a}. {_expected()}"
             )
         else:
             yield from read_text_file(file, name=str(path))
@@ -87,7 +96,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
 def _refuse(path: Path, head: bytes) -> None:
     """Says of a file that is not read what it is, and what to do."""
     if not head.strip(_BLANK):
-        raise ValueError(f"{path} holds nothing: expected conversations or text.")
+        raise ValueError(f"{path} is empty: expected conversations or text.")
     if path.suffix in _PICKLES or head.startswith(_PICKLE_STARTS):
         raise ValueError(
             f"{path} is a pickle, or may be one: opening it could run any program. Write the "
@@ -96,13 +105,17 @@ def _refuse(path: Path, head: bytes) -> None:
     for start, kind in _ARCHIVES.items():
         if head.startswith(start):
             raise ValueError(f"{path} is {kind}: unpack it first. {_expected()}")
+    for start, kind in _OTHERS.items():
+        if head.startswith(start):
+            raise ValueError(f"{path} is {kind}. {_expected()}")
+    refuse_pointer(head, name=path)
     if head.startswith(_UTF16):
         raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
     if path.suffix in _TABLES:
-        raise ValueError(f"{path} is a table as text or of a spreadsheet. {_expected()}")
+        raise ValueError(f"{path} is a spreadsheet, or a table as text (CSV, TSV). {_expected()}")
     is_table = head.startswith((b"PAR1", b"ARROW1", _ARROW_STREAM))
     if b"\0" in head and not is_table:
-        raise ValueError(f"{path} is no text: it holds zero bytes. {_expected()}")
+        raise ValueError(f"{path} is not text: it has null bytes. {_expected()}")
 
 
 def _is_json(path: Path, head: bytes) -> bool:

@@ -78,7 +78,7 @@ class Tally:
         return f"{source}: {total:,} {what} ({kinds})"
 
     def bad_rows(self) -> list[str]:
-        """The reasons with their counts and the first places, one a line."""
+        """The reasons with their counts and the first places, one per line."""
         return [
             line
             for reason, count in self.bad.most_common()
@@ -143,7 +143,7 @@ def read_conversations(
             if progress is not None:
                 progress(tally)
         if tally.rows == rows:
-            raise ValueError(f"{path} holds nothing: expected conversations or text.")
+            raise ValueError(f"{path} is empty: expected conversations or text.")
     if tally.kept == kept:
         nothing = f"Nothing is left of {found.source}: {tally.left_out}."
         raise ValueError("\n  ".join([nothing, *tally.bad_rows()]))

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxspec.data.imports.rows import Row
+from jaxspec.data.imports.rows import BadRow, Row
 
 _BATCH_ROWS = 256
 
@@ -59,9 +59,24 @@ def _rows(batches: Any, *, path: Path) -> Iterator[Row]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for value in batch.slice(start, _BATCH_ROWS).to_pylist():
+            for value in _values(batch.slice(start, _BATCH_ROWS)):
                 number += 1
-                yield Row(number, f"row {number} of {path}", _without_nulls(value))
+                place = f"row {number} of {path}"
+                if isinstance(value, BadRow):
+                    yield Row(number, place, problem=value)
+                else:
+                    yield Row(number, place, _without_nulls(value))
+
+
+def _values(batch: pa.RecordBatch) -> list[Any]:
+    """The rows of a batch; in the place of one that Python cannot hold, why."""
+    try:
+        values: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # Not UTF-8; a date after the year 9999.
+        if batch.num_rows == 1:
+            return [BadRow("a value that cannot be read", str(error))]
+        return [value for row in range(batch.num_rows) for value in _values(batch.slice(row, 1))]
+    return values
 
 
 def _without_nulls(value: Any) -> Any:

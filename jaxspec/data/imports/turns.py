@@ -39,14 +39,14 @@ def read_turn(value: Any, *, number: int) -> dict[str, Any]:
       number: which turn it is, from 1, for messages.
 
     Raises:
-      BadRow: an unknown role, content that is no text, or a call that cannot be read.
+      BadRow: an unknown role, content that is not text, or a call that cannot be read.
     """
     if not isinstance(value, Mapping):
-        raise BadRow("a turn is no object", f"turn {number} is {start_of(value)}")
+        raise BadRow("a turn is not an object", f"turn {number} is {start_of(value)}")
     name = value.get("role", value.get("from"))
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        expected = "system, user, assistant or tool (in ShareGPT's words human, gpt)"
+        expected = "system, user, assistant or tool (in ShareGPT: human, gpt)"
         raise BadRow("unknown role", f"turn {number} has {start_of(name)}, expected {expected}")
     where = f"turn {number} ({role})"
     content = value.get("content", value.get("value"))
@@ -84,10 +84,10 @@ def check_order(turns: Sequence[Mapping[str, Any]], *, needs_answer: bool) -> No
     """
     roles = [turn["role"] for turn in turns]
     if not roles:
-        raise BadRow("no turns", "expected a user's and the assistant's")
+        raise BadRow("no turns", "expected a user's turn and the assistant's")
     has_answer = "assistant" in roles
     if not has_answer and "user" not in roles:
-        raise BadRow("no question", "expected a turn of the user's")
+        raise BadRow("no question", "expected a user's turn")
     for number, (before, role) in enumerate(zip(["", *roles], roles, strict=False), start=1):
         # Questions that are asked one after the other, as in MT-Bench.
         is_next_question = before == role == "user" and not has_answer and not needs_answer
@@ -124,7 +124,7 @@ def _text(content: Any, *, where: str) -> str:
     if isinstance(content, list):
         return "".join(_part(part, where=where) for part in content)
     if not isinstance(content, str):
-        raise BadRow("content that is no text", f"{where} has {start_of(content)}")
+        raise BadRow("content that is not text", f"{where} has {start_of(content)}")
     return content
 
 
@@ -135,7 +135,7 @@ def _part(part: Any, *, where: str) -> str:
     text = part.get("text") if kind in ("text", "input_text", "output_text") else None
     if not isinstance(text, str):
         got = f"a part of type {start_of(kind)}" if kind else start_of(part)
-        raise BadRow("content that is no text", f"{where} has {got}")
+        raise BadRow("content that is not text", f"{where} has {got}")
     return text
 
 

@@ -67,7 +67,7 @@ class Scheduled:
       ValueError: no steps.
 
     Source: LLaDA, arXiv 2502.09992, algorithm 5 and its released `get_num_transfer_tokens`.
-    Limiting case: as many steps as masks reveal one token a step.
+    Limiting case: as many steps as masks reveal one token per step.
     """
 
     name: ClassVar[str] = "scheduled"

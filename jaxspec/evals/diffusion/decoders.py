@@ -70,7 +70,7 @@ def drafting_decoders(
       ValueError: a graph's file that cannot be read, was calibrated for something else, or has
         fewer nodes than asked for; FreeDave's drafts with steps of unequal shares.
     """
-    # How many tokens a step reveals, for FreeDave's drafts; without a fixed share, at least one.
+    # How many tokens per step reveals, for FreeDave's drafts; without a fixed share, at least one.
     share, steps = 1, 1
     if isinstance(rules.unmasking, Scheduled):
         steps = rules.unmasking.steps

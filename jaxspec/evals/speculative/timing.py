@@ -114,7 +114,7 @@ class Speed:
                 f"{parts}; these add up to {together:.2f} ms, more than the {whole:.2f} ms of the "
                 "round: they overlap inside the compiled loop"
             )
-        return f"{parts}, of a round of {whole:.2f} ms; any rest is lost in the noise"
+        return f"{parts}, of a round of {whole:.2f} ms; the rest does not exceed the noise"
 
 
 def explain(speeds: Sequence[Speed]) -> str:

@@ -70,11 +70,6 @@ def _nothing(shardings: Any) -> Any:
     return {}
 
 
-def _no_record(params: Any, frozen: Any, tokenizer: Tokenizer) -> Mapping[str, Any]:
-    del params, frozen, tokenizer
-    return {}
-
-
 def _no_check(frozen: Any, tokens_BS: np.ndarray) -> None:
     del frozen, tokens_BS
 
@@ -102,7 +97,8 @@ class Task:
     """Setting -> the folder whose weights it names."""
     whole: Callable[[Any], Any] = _unchanged
     """What is trained -> the model's parameters: updates of low rank are added to their base."""
-    record_drafts: RecordDrafts = _no_record
+    record_drafts: RecordDrafts | None = None
+    """None: what is trained drafts nothing that could be compared."""
     capture_check: Callable[[Any, np.ndarray], None] = _no_check
     """(frozen parameters, tokens [B, S]): raises ValueError where hidden states are not captured
     as they should be."""
@@ -164,7 +160,8 @@ class PreparedTask:
         """Writes what was trained to WORKDIR/export, with the run's record and some drafts."""
         config, folder = self.task.config, workdir / "export"
         whole = self.task.whole(params)
-        drafts = self.task.record_drafts(whole, frozen, self.tokenizer)
+        record_drafts = self.task.record_drafts
+        drafts = record_drafts(whole, frozen, self.tokenizer) if record_drafts else {}
         self.task.save(
             folder,
             whole,
@@ -192,8 +189,15 @@ class TaskKind:
     """Forms of config.json besides the one that `Task.save` writes: name -> function(document of
     that form, target_name=...)."""
 
-    def prepare(self, config: RunConfig, *, workdir: Path) -> PreparedTask:
+    def prepare(
+        self, config: RunConfig, *, workdir: Path, share: tuple[int, int] = (0, 1)
+    ) -> PreparedTask:
         """Looks at everything a run needs; writes nothing.
+
+        Args:
+          config: the run.
+          workdir: its folder.
+          share: the part of each batch that this process reads, and the number of parts.
 
         Raises:
           ValueError: a setting that cannot work, missing data, a tokenizer that does not fit.
@@ -203,8 +207,8 @@ class TaskKind:
         pipeline = make_pipeline(
             config.data,
             tokenizer,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share[0],
+            process_count=share[1],
         )
         steps = steps_of(config, rows=len(pipeline.rows))
         training = dataclasses.replace(config.training, steps=steps)

@@ -1,5 +1,6 @@
 """Files of every kind are read row by row, and those that cannot be read are named."""
 
+import datetime
 import gzip
 import io
 import json
@@ -10,8 +11,10 @@ import pytest
 
 from jaxspec.data.builders import records
 from jaxspec.data.imports import json_rows, text_rows
+from jaxspec.data.imports.conversations import to_example
 from jaxspec.data.imports.locate import files_of_split, locate
 from jaxspec.data.imports.open_rows import open_rows
+from jaxspec.data.imports.rows import BadRow
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "é"}]}
@@ -116,17 +119,17 @@ def test_bad_rows_have_a_place(tmp_path, monkeypatch, content, places):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b"", "holds nothing"),
-        ("a.jsonl", b"\xef\xbb\xbf\n \n", "holds nothing"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\xef\xbb\xbf\n \n", "is empty"),
         ("a.pt", LINES, "is a pickle"),
         ("a.jsonl", b"\x80\x04\x95abc", "is a pickle"),
         ("a.zip", b"PK\x03\x04abc", "is a zip archive: unpack it first"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfdabc", "is compressed with zstd"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
-        ("a.jsonl", b"\x7fELF\0\0\0", "it holds zero bytes"),
-        ("a.csv", b"question,answer\n1,2\n", "is a table as text"),
-        ("a.json", b"hello", "is no .json file: it begins with 'hello'"),
-        ("a.parquet", b"hello", "is no .parquet file"),
+        ("a.jsonl", b"\x7fELF\0\0\0", "it has null bytes"),
+        ("a.csv", b"question,answer\n1,2\n", "a table as text"),
+        ("a.json", b"hello", "is not a .json file: it begins with 'hello'"),
+        ("a.parquet", b"hello", "is not a .parquet file"),
         ("a.parquet", b"PAR1" + b"x" * 100, "is damaged"),
         ("a.arrow", b"ARROW1\0\0" + b"x" * 100, "is damaged"),
         ("a.jsonl.gz", gzip.compress(LINES * 99)[:-40], "is damaged"),
@@ -148,7 +151,7 @@ def test_folders_of_files(tmp_path):
         (tmp_path / name).write_bytes(LINES)
     found = locate(str(tmp_path), split="train")
     assert found.names == ("data/train-0.jsonl", "data/train-1.jsonl")
-    with pytest.raises(ValueError, match="No file is of the split 'dev': these are of test, train"):
+    with pytest.raises(ValueError, match="belongs to the split 'dev': there are test, train"):
         locate(str(tmp_path), split="dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data: expected files ending in"):
@@ -183,3 +186,20 @@ def test_splits_are_words_of_names():
     assert files_of_split(names, "train") == names[:2]
     assert files_of_split(names, "validation") == names[3:]
     assert files_of_split(["contest.jsonl", "b.jsonl"], "train") == ["contest.jsonl", "b.jsonl"]
+
+
+def test_what_a_table_can_hold_and_json_cannot_is_a_bad_row(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    dated = {"name": "f", "since": datetime.date(2020, 1, 1)}
+    pq.write_table(pa.table({"messages": [turns], "tools": [[dated]]}), tmp_path / "dates.parquet")
+    (row,) = open_rows(tmp_path / "dates.parquet")
+    with pytest.raises(BadRow, match=r"a value that is not JSON: .*date"):
+        to_example(row.value, id="a", source="a", needs_answer=True)
+
+    values = pa.array([b"good", b"\xff\xfe", b"good, too"])
+    text = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "texts.parquet")
+    rows = list(open_rows(tmp_path / "texts.parquet"))
+    assert [row.value for row in rows] == [{"text": "good"}, None, {"text": "good, too"}]
+    assert rows[1].place == f"row 2 of {tmp_path / 'texts.parquet'}"
+    assert "cannot be read: 'utf-8' codec" in str(rows[1].problem)

@@ -104,9 +104,9 @@ def _messages(*turns):
     [
         (7, "not an object: got 7"),
         ({"a": 1, "b": 2}, "no conversation: the fields are 'a', 'b', expected messages"),
-        ({"messages": "x"}, "turns that are no list: messages is 'x'"),
+        ({"messages": "x"}, "turns that are not a list: messages is 'x'"),
         (_messages(), "no turns"),
-        (_messages("x"), "a turn is no object: turn 1 is 'x'"),
+        (_messages("x"), "a turn is not an object: turn 1 is 'x'"),
         (
             _messages({"role": "oracle", "content": "x"}),
             "unknown role: turn 1 has 'oracle', expected",
@@ -122,7 +122,7 @@ def _messages(*turns):
         (_messages({"role": "user", "content": " "}, ANSWERED), r"an empty turn: turn 1 \(user\)"),
         (
             _messages({"role": "user", "content": [{"type": "image_url"}]}, ANSWERED),
-            r"content that is no text: turn 1 \(user\) has a part of type 'image_url'",
+            r"content that is not text: turn 1 \(user\) has a part of type 'image_url'",
         ),
         (_messages(ASKED, {"role": "assistant", "content": "\ud83d"}), "half of a surrogate pair"),
         (
@@ -137,9 +137,9 @@ def _messages(*turns):
             {"tools": [{"v": float("nan")}], **_messages(ASKED, ANSWERED)},
             "number that is not finite",
         ),
-        ({"prompt": "a", "response": 5}, "content that is no text: response is 5"),
+        ({"prompt": "a", "response": 5}, "content that is not text: response is 5"),
         ({"prompt": "a"}, "no answer"),
-        ({"text": ""}, "content that is no text: text is ''"),
+        ({"text": ""}, "content that is not text: text is ''"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(row, message):

@@ -256,7 +256,7 @@ def test_every_right_draft_saves_one_pass():
 
 
 TWO = change(caching="dual", unmasking=Scheduled(4), response_length=24, block_length=8)
-"""Two tokens a step."""
+"""Two tokens per step."""
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_parts_that_overlap_have_no_negative_rest():
 
 def test_a_rest_within_the_noise_is_not_told():
     text = speed(looped_round_ms=14.2, rest_ms=None).formula()
-    assert "of a round of 14.20 ms; any rest is lost in the noise" in text
+    assert "of a round of 14.20 ms; the rest does not exceed the noise" in text
 
 
 @pytest.mark.parametrize("looped", [0.1, 13.9, 14.0, 14.1, 100.0])

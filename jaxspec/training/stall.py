@@ -1,0 +1,62 @@
+"""Ends a run whose step does not end, and shows where every process is.
+
+A collective waits for all hosts, without end: one that hangs holds up the others silently.
+
+>>> with StallWatch(limit_s=1800.0) as watch:
+...     watch.moved()
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import jax
+
+from jaxspec.interruption import STALLED
+from jaxspec.parallel.links import dump_stacks
+from jaxspec.parallel.processes import end_all
+
+
+class StallWatch:
+    """Ends the program if `moved` is not called for too long. Use it as a context manager.
+
+    Args:
+      limit_s: seconds; 0: it never ends the program.
+    """
+
+    def __init__(self, *, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._moved = time.monotonic()
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> StallWatch:
+        self.moved()
+        if self._limit_s:
+            threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+
+    def moved(self) -> None:
+        """Notes that the run has got on."""
+        self._moved = time.monotonic()
+
+    def _watch(self) -> None:
+        left = self._limit_s
+        while not self._is_over.wait(left):
+            left = self._moved + self._limit_s - time.monotonic()
+            if left <= 0:
+                self._end()
+
+    def _end(self) -> None:
+        dump_stacks(jax.process_index())
+        text = (
+            f"no step has ended for {self._limit_s:g} seconds (training.stall_timeout). The same "
+            "command continues from the last checkpoint."
+        )
+        os.write(2, f"error: Stalled: {text}\n".encode())
+        end_all(STALLED, text)
+        os._exit(STALLED)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Asks for the slice and waits until it is there. A request that failed, or whose slice was taken
+# away, is deleted and made again.
+#
+#   POD=pod.env bash scripts/pod/create.sh
+set -euo pipefail
+here="$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=common.sh
+source "$here/common.sh"
+
+options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
+[ "$spot" = yes ] && options+=(--spot)
+before=""
+while true; do
+  now=$(state)
+  [ "$now" = "$before" ] || say "$name ($type): $now"
+  before="$now"
+  case "$now" in
+    ACTIVE) exit 0 ;;
+    ABSENT) gcloud compute tpus queued-resources create "$name" "${place[@]}" "${options[@]}" ;;
+    FAILED | SUSPENDED)
+      gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
+      ;;
+  esac
+  sleep "${POD_POLL_SECONDS:-30}"
+done

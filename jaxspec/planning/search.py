@@ -116,7 +116,7 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
         tensor = devices // (data * fsdp)
         if data * fsdp * tensor != devices or any(count % tensor for count in heads):
             continue
-        if rows % (data * fsdp):
+        if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
             _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)

@@ -47,6 +47,12 @@ def test_every_variant_can_run():
     }
 
 
+def test_replicating_paths_split_the_batch_only():
+    run = dataclasses.replace(RUN, mesh=MeshConfig(path="shard_map"))
+    meshes = {(each.mesh.data, each.mesh.fsdp) for each in variants(run, devices=8, heads=(8,))}
+    assert meshes == {(8, 1)}
+
+
 def test_tensor_divides_heads():
     target = dataclasses.replace(RUN.target.architecture, num_heads=4, num_kv_heads=4)
     run = dataclasses.replace(RUN, target=dataclasses.replace(RUN.target, architecture=target))

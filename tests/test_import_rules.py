@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {
         *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
     },
+    "planning": {"losses", "models", "parallel", "checkpoints", "training"},
     "api": {"drafters", "decoding", "data", "evals"},
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""
@@ -61,7 +62,7 @@ WITHIN: dict[str, tuple[str, ...]] = {
     "evals.diffusion": ("evals.speculative",),
     "decoding.diffusion": ("decoding.speculative", "decoding.tree", "decoding.adaptive"),
     "checkpoints.families": ("checkpoints.huggingface", "checkpoints.denoiser"),
-    "training.tasks": ("training.loop", "training.plan", "training.step"),
+    "training.tasks": ("training.loop", "training.step"),
     "data.embedded": ("data.sources", "data.pipeline", "data.builders", "data.packing"),
     "data.imports": ("data.sources", "data.pipeline", "data.packing"),
     "drafters.protocol": ("drafters.registry", "drafters.dflash", "drafters.denoiser"),

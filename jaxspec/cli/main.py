@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxspec.cli.parity",
         "Check that a drafter computes the same in training, decoding and elsewhere.",
     ),
-    "plan": ("jaxspec.cli.plan", "Show how much memory a training step needs on a TPU slice."),
+    "plan": ("jaxspec.cli.plan", "Show what training takes on TPUs or GPUs: memory, time, cost."),
     "regenerate": (
         "jaxspec.cli.regenerate",
         "Answer a data set with the target, as training data.",

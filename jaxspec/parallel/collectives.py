@@ -19,31 +19,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+
+from jaxspec.parallel.program_text import Instruction, Program, Run, Shape, arrays
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _UNKNOWN = ("ragged-all-to-all", "collective-broadcast")
 _IN_SECOND_PLACE = ("all-gather-start", "collective-permute-start", "async-start")
 """Operations that return (operands, results, ...)."""
-_BITS = re.compile(r"[a-z]+?(\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """An array of a program, on one device."""
-
-    dtype: str
-    """XLA's name: f32, bf16, s32, pred, ..."""
-    sizes: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Its size; types below a byte are counted as if they were not packed."""
-        bits = _BITS.match(self.dtype)
-        return math.prod(self.sizes) * (max(8, int(bits[1])) // 8 if bits else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +104,11 @@ def read_collectives(text: str) -> list[Collective]:
       ValueError: a loop around a collective does not say how often it turns, or a collective or
         its groups are of a form that is not known here.
     """
-    program = _Program(text)
+    program = Program(text)
     found: dict[Any, Collective] = {}
-    for instruction, times in program.run(program.entry, 1):
-        collective = program.collective(instruction, times)
+    for run in program.runs(lambda instruction: bool(_kind(instruction))):
+        instruction = run.instruction
+        collective = _collective(run, devices=program.devices)
         # The fusions of one collective share its channel and their chain.
         chain = re.search(r'chain_id="(\d+)"', instruction.rest)
         is_spread = "async_collective_fusion_config" in instruction.rest
@@ -129,203 +116,49 @@ def read_collectives(text: str) -> list[Collective]:
         key: Any = len(found)
         if is_spread and channel:
             key = (channel[1], chain and chain[1])
-        if key not in found or found[key].times < times:
+        if key not in found or found[key].times < run.times:
             found[key] = collective
     return list(found.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    opcode: str
-    rest: str
-    """Operands and attributes."""
-
-    def computations(self, attribute: str) -> list[str]:
-        """Names in ``attribute=%name`` or ``attribute={%name, ...}``."""
-        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
-        return re.findall(r"[\w.\-]+", found[1]) if found else []
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.rest[: _closing(self.rest, 0)])
-
-    @property
-    def index(self) -> int:
-        """Of a get-tuple-element; -1 for other operations."""
-        found = re.search(r"\bindex=(\d+)(?!\*)", self.rest)
-        return int(found[1]) if found else -1
+def _collective(run: Run, *, devices: int) -> Collective:
+    instruction = run.instruction
+    shapes = instruction.shape
+    if instruction.opcode in _IN_SECOND_PLACE:
+        shapes = _elements(shapes)[1]
+    results = tuple(arrays(shapes))
+    source = re.search(r'op_name="([^"]*)"', instruction.rest)
+    kind = _kind(instruction)
+    size = 2 if kind == "collective-permute" else _group_size(instruction, devices=devices)
+    return Collective(instruction.name, kind, results, size, run.times, source[1] if source else "")
 
 
-class _Program:
-    """The computations of a program."""
-
-    def __init__(self, text: str) -> None:
-        self._computations: dict[str, dict[str, _Instruction]] = {}
-        self.entry = ""
-        header = text.partition("\n")[0]
-        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", header)
-        self._devices = math.prod(int(count) for count in counts)
-        current: dict[str, _Instruction] = {}
-        for line in text.splitlines():
-            if line.endswith("{") and not line.startswith((" ", "HloModule")):
-                is_entry, name = re.match(r"(ENTRY )?%?([\w.\-]+)", line).groups()  # type: ignore[union-attr]
-                current = self._computations[name] = {}
-                self.entry = name if is_entry else self.entry
-            elif instruction := _instruction(line):
-                current[instruction.name] = instruction
-        self._with_collectives: dict[str, bool] = {}
-
-    def run(self, computation: str, times: int) -> Iterator[tuple[_Instruction, int]]:
-        """The collectives that a computation runs, and how often."""
-        if not self._has_collectives(computation):
-            return
-        for instruction in self._computations[computation].values():
-            if _kind(instruction):
-                yield instruction, times
-                continue
-            inside = _called(instruction)
-            turns = times
-            if instruction.opcode == "while" and any(map(self._has_collectives, inside)):
-                turns = times * self._turns(instruction, computation)
-            for called in inside:
-                yield from self.run(called, turns)
-
-    def _has_collectives(self, computation: str) -> bool:
-        if computation not in self._with_collectives:
-            self._with_collectives[computation] = any(
-                _kind(instruction) or any(map(self._has_collectives, _called(instruction)))
-                for instruction in self._computations[computation].values()
-            )
-        return self._with_collectives[computation]
-
-    def _turns(self, loop: _Instruction, computation: str) -> int:
-        """How often a loop turns: as the compiler says, or else from its counter."""
-        said = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if said:
-            return int(said[1])
-        [condition], [body] = loop.computations("condition"), loop.computations("body")
-        last = self._last(condition)
-        if last.opcode == "compare" and "direction=LT" in last.rest:
-            counter, end = last.operands
-            place = self._computations[condition][counter].index
-            first = self._element(loop.operands[0], place, computation)
-            step = self._step(self._last(body), place, body)
-            numbers = (first, self._constant(end, condition), step)
-            if None not in numbers:
-                start, stop, each = map(int, numbers)  # type: ignore[arg-type]
-                return -((start - stop) // each)
-        raise ValueError(
-            f"The loop {loop.name} runs collectives and does not say how often it turns: expected "
-            "known_trip_count, or a counter that rises from one constant to another."
-        )
-
-    def _last(self, computation: str) -> _Instruction:
-        return list(self._computations[computation].values())[-1]
-
-    def _origin(self, name: str, computation: str) -> _Instruction | None:
-        """An instruction, through copies of what it returns."""
-        found = self._computations[computation].get(name)
-        while found and found.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-            found = self._computations[computation].get(found.operands[0])
-        return found
-
-    def _constant(self, name: str, computation: str) -> int | None:
-        found = self._origin(name, computation)
-        number = re.match(r"\((-?\d+)\)", found.rest) if found else None
-        return int(number[1]) if found and found.opcode == "constant" and number else None
-
-    def _element(self, name: str, place: int, computation: str) -> int | None:
-        """An element of a tuple, if it is a constant."""
-        found = self._origin(name, computation)
-        if found is None or found.opcode != "tuple":
-            return None
-        return self._constant(found.operands[place], computation)
-
-    def _step(self, last: _Instruction, place: int, body: str) -> int | None:
-        """What a turn adds to the counter at this place of the loop's tuple."""
-        added = self._origin(last.operands[place], body) if last.opcode == "tuple" else None
-        if added is None or added.opcode != "add":
-            return None
-        terms = [self._origin(name, body) for name in added.operands]
-        if not any(term is not None and term.index == place for term in terms):
-            return None
-        numbers = [self._constant(name, body) for name in added.operands]
-        return next((number for number in numbers if number is not None and number > 0), None)
-
-    def collective(self, instruction: _Instruction, times: int) -> Collective:
-        shapes = instruction.shape
-        if instruction.opcode in _IN_SECOND_PLACE:
-            shapes = _elements(shapes)[1]
-        results = tuple(
-            Shape(dtype, tuple(int(size) for size in sizes.split(",") if size))
-            for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        )
-        source = re.search(r'op_name="([^"]*)"', instruction.rest)
-        kind = _kind(instruction)
-        size = 2 if kind == "collective-permute" else self._group_size(instruction)
-        return Collective(instruction.name, kind, results, size, times, source[1] if source else "")
-
-    def _group_size(self, instruction: _Instruction) -> int:
-        """Of ``{{0,1},{2,3}}``, ``[2,4]<=[8]`` or ``mesh['a'=2,'b'=4] {'b'}``."""
-        groups = instruction.rest.partition("replica_groups=")[2]
-        if axes := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\([^ ]*\))? \{([^}]*)\}", groups):
-            sizes: Mapping[str, str] = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-            # 'a':(2)4 is the part of an axis of size 4 below a part of size 2.
-            used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
-            return math.prod(int(part or sizes[axis]) for axis, part in used)
-        if iota := re.match(r"\[(\d+,)*(\d+)\]<=", groups):
-            return int(iota[2])
-        if first := re.match(r"\{\{([\d,]+)\}", groups):
-            return len(first[1].split(","))
-        if groups.startswith("{}"):
-            return self._devices
-        raise ValueError(
-            f"The groups of {instruction.name} are not understood: {groups[:80]!r}. Expected a "
-            "list of lists, an iota or axes of a mesh."
-        )
+def _group_size(instruction: Instruction, *, devices: int) -> int:
+    """Of ``{{0,1},{2,3}}``, ``[2,4]<=[8]`` or ``mesh['a'=2,'b'=4] {'b'}``."""
+    groups = instruction.rest.partition("replica_groups=")[2]
+    if axes := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\([^ ]*\))? \{([^}]*)\}", groups):
+        sizes: Mapping[str, str] = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        # 'a':(2)4 is the part of an axis of size 4 below a part of size 2.
+        used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in used)
+    if iota := re.match(r"\[(\d+,)*(\d+)\]<=", groups):
+        return int(iota[2])
+    if first := re.match(r"\{\{([\d,]+)\}", groups):
+        return len(first[1].split(","))
+    if groups.startswith("{}"):
+        return devices
+    raise ValueError(
+        f"The groups of {instruction.name} are not understood: {groups[:80]!r}. Expected a "
+        "list of lists, an iota or axes of a mesh."
+    )
 
 
-def _kind(instruction: _Instruction) -> str:
+def _kind(instruction: Instruction) -> str:
     """The kind of a collective; "" for other operations, and for the end of a collective."""
     opcode = instruction.opcode.removesuffix("-start")
     if opcode in _UNKNOWN:
         raise ValueError(f"{instruction.name} is a collective of a kind not known here: {opcode}.")
     return opcode if opcode in KINDS else ""
-
-
-def _called(instruction: _Instruction) -> list[str]:
-    if instruction.opcode in ("async-update", "async-done"):  # Named again, but not run again.
-        return []
-    attributes = ("calls", "body", "condition", "branch_computations", "called_computations")
-    return [
-        name
-        for attribute in (*attributes, "true_computation", "false_computation")
-        for name in instruction.computations(attribute)
-    ]
-
-
-def _instruction(line: str) -> _Instruction | None:
-    start = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
-    if not start:
-        return None
-    after = line[start.end() :]
-    end = _closing(after, 0) + 1 if after.startswith("(") else after.find(" ")
-    opcode = re.match(r"\s*([\w\-]+)(?=\()", after[end:])
-    if not opcode:
-        return None
-    return _Instruction(start[1], after[:end], opcode[1], after[end + opcode.end() :])
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if depth == 0:
-            return place
-    return len(text)
 
 
 def _elements(shape: str) -> list[str]:

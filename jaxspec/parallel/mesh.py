@@ -19,31 +19,42 @@ BATCH_AXES = ("data", "fsdp")
 """The axes that split the batch; fsdp splits parameters as well."""
 
 
-def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (of all processes).
+def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
+    """The size of each axis on so many devices.
 
     Raises:
       ValueError: sizes that do not multiply to the number of devices, more than one -1, or a
         replicating path ("shard_map", "pmap") with an axis other than data.
     """
-    devices = list(jax.devices() if devices is None else devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if any(size < 1 and size != -1 for size in sizes.values()) or len(open_axes) > 1:
         raise ValueError(f"mesh axes must be positive, one of them may be -1: got {sizes}.")
-    if open_axes and len(devices) % fixed == 0:
-        sizes[open_axes[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
+    if open_axes and devices % fixed == 0:
+        sizes[open_axes[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
         raise ValueError(
             f"mesh {sizes} needs {abs(math.prod(sizes.values()))} devices, but there are "
-            f"{len(devices)}: set one axis to -1 to take what is left."
+            f"{devices}: set one axis to -1 to take what is left."
         )
     if config.path != "jit" and sizes["fsdp"] * sizes["tensor"] > 1:
         raise ValueError(
             f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
             f'only: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
         )
+    return sizes
+
+
+def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (of all processes).
+
+    Raises:
+      ValueError: sizes that do not fit the devices (`mesh_sizes`), or the path "pmap" with several
+        processes.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(config, devices=len(devices))
     if config.path == "pmap" and jax.process_count() > 1:
         raise ValueError('mesh.path="pmap" is for one process: use "jit" or "shard_map" on a pod.')
     # Auto: the compiler decides what the inputs' shardings leave open. jax's default, Explicit,

@@ -43,7 +43,6 @@ from jaxspec.training.boards import Logging, check_logging, open_boards
 from jaxspec.training.compile_cache import use_compile_cache
 from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.plan import utilisation
 from jaxspec.training.profiling import Profile
 from jaxspec.training.progress import FirstSteps, Reporter
 from jaxspec.training.segments import Record, continued_record, fresh_record
@@ -54,6 +53,7 @@ from jaxspec.training.step import make_body
 from jaxspec.training.stepper import Stepper
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import PreparedTask, check_export_folder
+from jaxspec.training.utilisation import utilisation
 from jaxspec.training.validation import Validation
 
 

@@ -24,14 +24,17 @@ class Needs:
     """State, frozen weights and batch, on each device."""
     temporary_bytes: int
     """What the step needs in addition, on each device."""
+    result_bytes: int
+    """Results that do not overwrite an argument, on each device: the new state of a step that gives
+    the old one away needs no room of its own."""
     operations: float
     """Multiplications and additions of the matrix products, over all devices."""
     compile_s: float
 
     @property
     def memory_bytes(self) -> int:
-        """Of one device; the new state overwrites the old one."""
-        return self.argument_bytes + self.temporary_bytes
+        """Of one device."""
+        return self.argument_bytes + self.temporary_bytes + self.result_bytes
 
     @property
     def summary(self) -> str:
@@ -62,6 +65,7 @@ def compile_step(step: Any, *arguments: Any) -> tuple[Any, Needs]:
     return compiled, Needs(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
+        result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         operations=matmul_operations(traced.jaxpr),
         compile_s=time.monotonic() - started,
     )

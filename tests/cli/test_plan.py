@@ -1,9 +1,10 @@
-"""`jaxspec plan`: the step's memory from shapes alone."""
+"""`jaxspec plan`: memory, time and cost of a step from shapes alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 
 import jax
 import pytest
@@ -15,11 +16,11 @@ from jaxspec.config import (
     MeshConfig,
     RunConfig,
     TargetConfig,
-    TrainingConfig,
     TransformerConfig,
 )
-from jaxspec.training.needs import Needs
-from jaxspec.training.plan import MEMORY_BYTES, Plan, compile_plan, topology_devices
+from jaxspec.planning.run_cost import RunCost
+from jaxspec.planning.step import plan_step
+from jaxspec.planning.topologies import parse_topology
 
 CONFIG = RunConfig(
     name="tiny",
@@ -34,9 +35,32 @@ CONFIG = RunConfig(
 )
 
 
-def test_sharding_divides_what_each_device_holds():
-    whole = compile_plan(dataclasses.replace(CONFIG, mesh=MeshConfig(data=8)))
-    split = compile_plan(dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=8)))
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from tests.cli.test_plan import CONFIG\n\n\ndef get_config():\n    return CONFIG\n"
+    )
+    return str(file)
+
+
+def on(mesh: MeshConfig, **training: object) -> RunConfig:
+    return dataclasses.replace(
+        CONFIG, mesh=mesh, training=dataclasses.replace(CONFIG.training, **training)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return plan_step(on(MeshConfig(data=8)))
+
+
+@pytest.fixture(scope="module")
+def split():
+    return plan_step(on(MeshConfig(data=1, fsdp=8)), topology=parse_topology("8xH100"))
+
+
+def test_sharding_divides_what_each_device_holds(whole, split):
     assert whole.devices == split.devices == 8
     assert (whole.trained, whole.frozen) == (split.trained, split.frozen)
     # Trained weights and two moments of AdamW, frozen weights; norms stay whole on each device.
@@ -45,18 +69,73 @@ def test_sharding_divides_what_each_device_holds():
     assert 0.99 * weights / 8 < split.needs.argument_bytes < 1.3 * weights / 8
 
 
+def test_memory_by_kind_sums_up_to_what_the_compiler_says(whole):
+    assert sum(whole.memory.values()) == whole.needs.memory_bytes
+    assert whole.memory["target"] == 4 * whole.frozen
+    assert whole.memory["drafter"] == whole.memory["gradients"] == 4 * whole.trained
+    # Two moments and a counter.
+    assert 8 * whole.trained <= whole.memory["optimizer"] <= 8 * whole.trained + 64
+    # Float32 logits of 2 blocks of 3 drafted slots over 64 ids, and their gradient.
+    assert whole.memory["logits"] == 2 * 4 * 2 * 3 * 64
+
+
+def test_the_state_is_given_away(whole):
+    """The new state overwrites the old one: only metrics need room of their own."""
+    assert whole.needs.result_bytes < 4096 < whole.memory["drafter"]
+
+
+def test_every_device_computes_its_share(whole, split):
+    assert whole.arithmetic.minimum == split.arithmetic.minimum
+    assert whole.arithmetic.minimum == pytest.approx(sum(whole.arithmetic.parts.values()))
+    # The compiled program adds what causality hides, and nothing else.
+    assert 1.0 < whole.arithmetic.excess < 1.15
+    assert whole.arithmetic.compiled == pytest.approx(whole.needs.operations / 8, rel=0.01)
+
+
+def test_what_is_sent_is_what_is_expected(whole, split):
+    gradients = 2 * 7 / 8 * 4 * whole.trained
+    assert gradients <= whole.wire["all-reduce"] < 1.05 * gradients
+    assert sum(whole.wire.values()) < 1.05 * gradients
+    for plan in (whole, split):
+        assert sum(plan.wire.values()) < 1.3 * sum(plan.expected_wire.values())
+
+
+def test_recomputation_counts_apart():
+    drafter = dataclasses.replace(CONFIG.drafter, remat=True)
+    config = dataclasses.replace(on(MeshConfig(data=8)), drafter=drafter)
+    plan = plan_step(config)
+    assert 0 < plan.arithmetic.recomputed <= plan.arithmetic.parts["drafter forward"]
+    assert 1.0 < plan.arithmetic.excess < 1.15
+
+
+def test_a_gpu_is_planned_on_the_cpu(split):
+    assert split.name == "8xH100"
+    assert split.is_estimate and split.fits
+    assert split.available_bytes == 80 * 10**9
+    assert split.roofline.seconds == max(split.roofline.terms.values())
+    assert set(split.roofline.terms) == {"arithmetic", "memory", "interconnect"}
+
+
+def test_a_program_that_cannot_be_read_is_counted_as_traced(monkeypatch):
+    def unreadable(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: made by a newer compiler")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    plan = plan_step(on(MeshConfig(data=1, fsdp=8)), topology=parse_topology("8xH100"))
+    assert not plan.is_read and plan.traffic is None
+    assert plan.arithmetic.compiled == plan.needs.operations / 8
+    assert plan.wire == plan.expected_wire
+    assert set(plan.roofline.terms) == {"arithmetic", "interconnect"}
+
+
 def test_batch_that_does_not_divide_is_refused():
     data = dataclasses.replace(CONFIG.data, batch_size=6)
     with pytest.raises(ValueError, match=r"data.batch_size is 6, which must be a multiple of 8"):
-        compile_plan(dataclasses.replace(CONFIG, data=data, mesh=MeshConfig(data=8)))
+        plan_step(dataclasses.replace(CONFIG, data=data, mesh=MeshConfig(data=8)))
 
 
-def test_command_prints_the_plan(tmp_path, capsys):
-    config = tmp_path / "tiny.py"
-    config.write_text(
-        "from tests.cli.test_plan import CONFIG\n\n\ndef get_config():\n    return CONFIG\n"
-    )
-    arguments = ["--config", str(config), "--mesh.data", "1", "--mesh.fsdp", "8"]
+def test_command_prints_the_plan(config, capsys):
+    arguments = ["--config", config, "--mesh.data", "1", "--mesh.fsdp", "8"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "tiny on 8 x cpu" in printed
@@ -64,37 +143,93 @@ def test_command_prints_the_plan(tmp_path, capsys):
     assert "not known for cpu" in printed
 
 
-def test_time_and_cost_follow_from_the_operations():
-    needs = Needs(argument_bytes=0, temporary_bytes=0, operations=8 * 459e12, compile_s=1.0)
-    plan = Plan(
-        device_kind="TPU v5p", devices=8, mesh={}, rows=1.0, trained=1, frozen=1, needs=needs
-    )
-    assert plan.seconds_per_step(utilisation=0.5) == 2.0
-    training = TrainingConfig(steps=1800)
-    options = command.PlanCommand(
-        config="",
-        run=dataclasses.replace(CONFIG, training=training),
-        utilisation=0.5,
-        price_per_chip_hour=4.2,
-    )
-    assert dict(command._time_and_cost(plan, options)) == {
-        "time": "60 minutes for 1,800 steps of 2 s, if the chips reach 50% of their peak speed",
-        "cost": "8.0 chip-hours x 4.2 = 33.60",
-    }
+def test_files_hold_what_was_counted(config, tmp_path, capsys):
+    written, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
+    arguments = ["--config", config, "--topology", "8xh100", "--mesh.data", "1", "--mesh.fsdp"]
+    arguments += ["8", "--price-per-chip-hour", "2.5", "--utilisation", "0.5"]
+    assert command.main([*arguments, "--json", str(written), "--picture", str(picture)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "tiny on 8xH100" in printed
+    assert "temporaries and traffic are an estimate" in printed.replace("│ │ │ ", "")
+    found = json.loads(written.read_text())
+    assert found["provenance"]["config"]["name"] == "tiny"
+    assert found["memory"]["total"] == sum(found["memory"]["by_kind"].values())
+    assert found["memory"]["is_estimate"] and found["memory"]["fits"]
+    least, run = found["roofline"]["seconds"], found["run"]
+    assert run["seconds_per_step"] == pytest.approx(2 * least)
+    assert run["tokens_per_second"] == pytest.approx(8 * 16 / (2 * least))
+    assert run["cost"] == pytest.approx(2.5 * 8 * 1000 * 2 * least / 3600)
+    assert found["roofline"]["mfu"] == pytest.approx(2 * run["mfu"])
+    drawn = picture.read_text()
+    assert drawn.startswith("<?xml") and "</svg>" in drawn
 
 
-def test_a_share_of_the_speed_is_a_share(tmp_path):
-    config = tmp_path / "tiny.py"
-    config.write_text(
-        "from tests.cli.test_plan import CONFIG\n\n\ndef get_config():\n    return CONFIG\n"
-    )
-    with pytest.raises(ValueError, match="utilisation"):
-        command.main(["--config", str(config), "--utilisation", "1.5"])
+def test_cost_follows_from_the_time():
+    cost = RunCost.of(2.0, steps=1800, chips=8, tokens=4096, price=4.2)
+    assert (cost.hours, cost.chip_hours, cost.cost) == (1.0, 8.0, 33.6)
 
 
-def test_unknown_slice_is_refused():
-    with pytest.raises(ValueError, match=r"Cannot describe the topology 'v5p:none'"):
-        topology_devices("v5p:none")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--utilisation", "1.5"], "utilisation"),
+        (["--search"], "--search needs the chips to plan for: add --topology"),
+        (["--search", "--decode", "--topology", "8xH100"], "are two different plans"),
+        (["--table", "--topology", "8xH100", "--json", "a.json"], "leave --table out"),
+        (["--picture", "a.jpg"], "ends in .png or .svg: got 'a.jpg'"),
+        (["--topology", "v5p:none"], "There is no topology 'v5p:none'. Expected a TPU"),
+    ],
+)
+def test_mistakes_are_named(config, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        command.main(["--config", config, *arguments])
+
+
+def test_a_step_that_is_too_large_says_what_fits(config, monkeypatch, capsys):
+    from jaxspec.planning import topologies
+
+    small = dataclasses.replace(topologies.CHIPS["H100"], memory_bytes=2.5e6)
+    monkeypatch.setattr(topologies, "CHIPS", {"H100": small})
+    arguments = ["--config", config, "--topology", "8xH100"]
+    assert command.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "NOT ENOUGH" in printed
+    assert "These settings would fit, by estimate:" in printed
+    assert "--mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1" in printed
+
+
+def test_a_step_that_fits_nowhere_says_so(config, monkeypatch, capsys):
+    from jaxspec.planning import topologies
+
+    small = dataclasses.replace(topologies.CHIPS["H100"], memory_bytes=1e4)
+    monkeypatch.setattr(topologies, "CHIPS", {"H100": small})
+    assert command.main(["--config", config, "--topology", "8xH100"]) == 1
+    assert "nor a larger slice of H100" in capsys.readouterr().out
+
+
+def test_search_prints_and_compiles_the_best(config, capsys):
+    arguments = ["--config", config, "--topology", "4xH100", "--search", "--best", "1"]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "settings fit 4xH100 by estimate. The fastest:" in printed
+    assert printed.count("tiny on 4xH100") == 1
+
+
+def test_table_has_a_line_for_each_topology(config, capsys):
+    arguments = ["--config", config, "--topology", "8xH100,4xA100", "--table"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| tiny | 8xH100 | its own |")
+    assert lines[3].startswith("| tiny | 4xA100 | its own |")
+
+
+def test_decoding_is_planned_from_shapes(config, capsys):
+    assert command.main(["--config", config, "--topology", "8xH100", "--decode"]) == 0
+    printed = capsys.readouterr().out
+    assert "Decoding with tiny on 8xH100" in printed
+    assert "x tau" in printed
 
 
 @pytest.mark.skipif(
@@ -102,10 +237,7 @@ def test_unknown_slice_is_refused():
     reason="libtpu is not installed: no compiler for a TPU",
 )
 def test_compiles_for_a_slice_that_is_not_here():
-    plan = compile_plan(
-        dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=4)),
-        devices=topology_devices("v5p:2x2x2"),
-    )
+    plan = plan_step(on(MeshConfig(data=2, fsdp=4)), topology=parse_topology("v5p:2x2x2"))
     assert plan.devices == 8
-    assert plan.device_kind in MEMORY_BYTES
+    assert plan.chip.name == "v5p" and not plan.is_estimate
     assert jax.default_backend() == "cpu"

@@ -53,8 +53,20 @@ def test_a_compiled_step():
     compiled, needs = compile_step(jax.jit(jnp.matmul), A, B)
     assert (compiled(A, B) == A @ B).all()
     assert needs.argument_bytes == 4 * (4 * 8 + 8 * 16)
+    assert needs.result_bytes == 4 * 4 * 16
     assert needs.operations == 2 * 4 * 8 * 16
     assert needs.summary.startswith("A step needs 0 MiB on each device")
-    large = Needs(argument_bytes=3 << 30, temporary_bytes=0, operations=2e12, compile_s=9.0)
+    large = Needs(
+        argument_bytes=2 << 30,
+        temporary_bytes=0,
+        result_bytes=1 << 30,
+        operations=2e12,
+        compile_s=9.0,
+    )
     assert "3.0 GiB on each device" in large.summary
     assert "2,000.00 GFLOP" in large.summary
+
+
+def test_a_result_that_overwrites_an_argument_needs_no_room():
+    _, needs = compile_step(jax.jit(lambda a: a + 1, donate_argnums=0), A)
+    assert (needs.argument_bytes, needs.result_bytes) == (4 * 4 * 8, 0)

@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from jaxspec.training.needs import Needs
-from jaxspec.training.plan import utilisation
 from jaxspec.training.progress import Reporter
+from jaxspec.training.utilisation import utilisation
 
-NEEDS = Needs(argument_bytes=0, temporary_bytes=0, operations=275e12, compile_s=0.0)
+NEEDS = Needs(argument_bytes=0, temporary_bytes=0, result_bytes=0, operations=275e12, compile_s=0.0)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from jaxspec.evals.opening import (
 )
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.ops.sampling import Sampling
+from jaxspec.planning.step import plan_step
 from jaxspec.training.loop import train
-from jaxspec.training.plan import compile_plan
 from tests.training import runs
 
 MASK = Tokenizer.load(EMBEDDED_FOLDER).mask_id
@@ -123,7 +123,7 @@ def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, t
     )
     _, again = load_denoiser(folder)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), again, params)
-    plan = compile_plan(config)
+    plan = plan_step(config)
     assert plan.trained < plan.frozen and plan.frozen == sum(x.size for x in jax.tree.leaves(base))
 
 

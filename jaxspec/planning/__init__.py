@@ -1,0 +1,1 @@
+"""What a run takes, before it is paid for: memory, time and cost, from shapes and compiled code."""

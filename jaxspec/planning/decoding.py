@@ -1,0 +1,207 @@
+"""What decoding takes: eval.py with a drafter, and ``jaxspec regenerate`` with the target alone.
+
+Decoding reads all weights and the caches of all rows in every pass, and computes little: the
+bandwidth of the memory decides, until many rows are decoded together. Nothing is compiled here; all
+of it follows from shapes.
+
+Dimension key: B rows that are decoded together, T cache slots of a row, S tokens of the longest
+prompt, K tokens that the target reads in a round, R key/value heads, Q query heads, C head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxspec.config import LanguageModelConfig, RunConfig
+from jaxspec.parallel.chips import Chip
+from jaxspec.planning.minimum import parameters, trained_shapes
+from jaxspec.planning.topologies import Topology
+from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.tasks.registry import task_of
+
+ROOM = 0.9
+"""Share of the memory that weights and rows may fill; the rest is for the program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePlan:
+    """One way of decoding, on the devices that share a copy of the weights."""
+
+    name: str
+    """"with drafter" or "target alone"."""
+    tensor: int
+    """Devices that share a copy."""
+    copies: int
+    """Such groups; each decodes its own prompts."""
+    weights: Mapping[str, float]
+    """Bytes on each device, by model."""
+    cache_bytes: float
+    """Keys and values of one row on each device."""
+    prompt_bytes: float
+    """Attention scores of one row's longest prompt on each device, while it is read."""
+    batch: int
+    """Rows that are decoded together."""
+    most_rows: int
+    """The most that fit; 0: not even one does."""
+    pass_seconds: float
+    """The least time of a round: a pass of the drafter and one of the target."""
+    binding: str
+    """What decides that time: memory or arithmetic."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the batch that was asked for fits."""
+        return self.batch <= self.most_rows
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all devices, for each token that a round emits: multiply by tau."""
+        return self.batch * self.copies / self.pass_seconds
+
+
+def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
+    """Plans an evaluation with the run's drafter, and decoding by the target alone.
+
+    Args:
+      config: `evaluation` gives the lengths, the batch and the block, `mesh.tensor` the devices
+        that share a copy of the weights.
+      topology: the devices.
+
+    Raises:
+      ValueError: a run that does not train a drafter, or a tensor axis that does not divide the
+        devices or the heads.
+    """
+    objective = (task := task_of(config).build(config)).objective
+    if not isinstance(objective, DrafterObjective):
+        raise ValueError(
+            "Decoding is planned for runs that train a drafter: got training.task "
+            f"{config.training.task!r}."
+        )
+    target, drafter = objective.target.config, objective.drafter.config
+    tensor = max(1, config.mesh.tensor)
+    for name, size in (
+        ("devices", topology.devices),
+        ("key/value heads of the target", target.num_kv_heads),
+        ("key/value heads of the drafter", drafter.num_kv_heads),
+    ):
+        if size % tensor:
+            raise ValueError(
+                f"mesh.tensor is {tensor}, which must divide the {size} {name}: choose another."
+            )
+    evaluation = config.evaluation
+    block = evaluation.block_size or drafter.block_size
+    # Decoding computes with weights in the type of the drafter's computation.
+    drafter_bytes = parameters(trained_shapes(task)) * np.dtype(_numpy(drafter.dtype)).itemsize
+    models = {"target": _bytes(task.frozen_shapes), "drafter": float(drafter_bytes)}
+    slots = evaluation.max_prompt_tokens + evaluation.max_new_tokens + block
+    caches = {
+        "target": slots * _cache_bytes(target, target.num_layers),
+        "drafter": slots * _cache_bytes(drafter, drafter.num_layers),
+    }
+    counts = {
+        "target": parameters(task.frozen_shapes) - _embedding(target),
+        "drafter": parameters(trained_shapes(task)) + target.vocab_size * target.hidden_size,
+    }
+    head = target.vocab_size * target.hidden_size * np.dtype(_numpy(target.dtype)).itemsize
+    # A pass only looks rows of the embedding up. The target's head is read by the drafter, too.
+    reads = {
+        "target": models["target"] - (0 if target.tie_embeddings else head),
+        "drafter": models["drafter"] + head,
+    }
+    scores = 4.0 * target.num_heads * evaluation.max_prompt_tokens**2
+    return [
+        _plan(
+            name,
+            [part for part in models if part in used],
+            models=models,
+            reads=reads,
+            caches=caches,
+            counts=counts,
+            scores=scores,
+            read=read,
+            batch=evaluation.batch_size,
+            tensor=tensor,
+            topology=topology,
+        )
+        for name, used, read in (
+            ("with drafter", ("target", "drafter"), block),
+            ("target alone", ("target",), 1),
+        )
+    ]
+
+
+def smallest_tensor(config: RunConfig, topology: Topology) -> int | None:
+    """The fewest devices a copy of the weights needs for the batch to fit; None: it never fits."""
+    for tensor in range(1, topology.devices + 1):
+        mesh = dataclasses.replace(config.mesh, tensor=tensor)
+        try:
+            plans = plan_decoding(dataclasses.replace(config, mesh=mesh), topology)
+        except ValueError:  # It does not divide the heads.
+            continue
+        if all(plan.fits for plan in plans):
+            return tensor
+    return None
+
+
+def _plan(
+    name: str,
+    used: list[str],
+    *,
+    models: Mapping[str, float],
+    reads: Mapping[str, float],
+    caches: Mapping[str, float],
+    counts: Mapping[str, int],
+    scores: float,
+    read: int,
+    batch: int,
+    tensor: int,
+    topology: Topology,
+) -> DecodePlan:
+    chip: Chip = topology.chip
+    weights = {part: models[part] / tensor for part in used}
+    cache = sum(caches[part] for part in used) / tensor
+    row = cache + scores / tensor
+    room = ROOM * chip.device_memory() - sum(weights.values())
+    moved = sum(reads[part] for part in used) / tensor + batch * cache
+    computed = 2.0 * batch * read * sum(counts[part] for part in used) / tensor
+    times = {
+        "memory": moved / (chip.memory_bandwidth / chip.cores),
+        "arithmetic": computed / (chip.peak_operations / chip.cores),
+    }
+    binding = max(times, key=lambda term: times[term])
+    return DecodePlan(
+        name=name,
+        tensor=tensor,
+        copies=topology.devices // tensor,
+        weights=weights,
+        cache_bytes=cache,
+        prompt_bytes=scores / tensor,
+        batch=batch,
+        most_rows=max(0, int(room // row)),
+        pass_seconds=times[binding],
+        binding=binding,
+    )
+
+
+def _bytes(tree: Any) -> float:
+    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))
+
+
+def _cache_bytes(config: Any, layers: int) -> float:
+    """Keys and values of one slot."""
+    item = np.dtype(_numpy(config.dtype)).itemsize
+    return 2.0 * layers * config.num_kv_heads * config.head_dim * item
+
+
+def _embedding(target: LanguageModelConfig) -> int:
+    """Parameters that a pass only looks up; a tied embedding is also the head."""
+    return 0 if target.tie_embeddings else target.vocab_size * target.hidden_size
+
+
+def _numpy(dtype: str) -> Any:
+    return jax.numpy.dtype(dtype)

@@ -1,0 +1,101 @@
+"""Arithmetic and memory traffic are read from a program's text, each turn of a loop included."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxspec.planning.program_costs import program_costs
+from jaxspec.training.needs import matmul_operations
+
+TURNS, ROWS, WIDTH = 5, 16, 32
+
+
+def layers(x_BD, kernels_LDD):
+    return jax.lax.scan(lambda x, kernel: (jnp.sin(x @ kernel), None), x_BD, kernels_LDD)[0]
+
+
+def text_of(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def test_a_loop_counts_once_a_turn():
+    costs = program_costs(text_of(layers, (ROWS, WIDTH), (TURNS, WIDTH, WIDTH)))
+    assert costs.operations == 2 * TURNS * ROWS * WIDTH * WIDTH
+    # Every turn reads its own matrix and not all of them; it reads and writes the rows a few times.
+    kernels, rows = 4 * TURNS * WIDTH * WIDTH, 4 * TURNS * ROWS * WIDTH
+    assert kernels + 2 * rows <= costs.memory_bytes <= 3 * kernels + 12 * rows
+
+
+def test_operations_are_those_of_the_traced_program():
+    def loss(x_BD, kernels_LDD):
+        q = layers(x_BD, kernels_LDD)
+        return jnp.einsum("bd,cd->bc", q, q).sum()
+
+    shapes = ((ROWS, WIDTH), (TURNS, WIDTH, WIDTH))
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    traced = jax.make_jaxpr(gradient)(*map(jnp.ones, shapes))
+    assert program_costs(text_of(gradient, *shapes)).operations == matmul_operations(traced)
+
+
+def tpu_program(line: str) -> str:
+    x = "%x = f32[8,256,64]{2,1,0} parameter(0)"
+    return f"HloModule step\n\nENTRY %main {{\n  {x}\n  {line}\n}}"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rest", "expected"),
+    [
+        # [8, 256, 64] x [64, 32], the batch as a window of one.
+        (
+            "f32[1,64,32]{2,1,0}",
+            "f32[8,256,32]{2,1,0} convolution(%x, %y), window={size=1}, dim_labels=0bf_0io->0bf",
+            2 * 8 * 256 * 64 * 32,
+        ),
+        # [8, 256, 64] x [8, 64, 32]: a window of 8 that meets one matrix at a time.
+        (
+            "f32[8,64,32]{2,1,0}",
+            "f32[8,256,32]{2,1,0} convolution(%x, %y), window={size=8 stride=7 lhs_dilate=8}, "
+            "dim_labels=0bf_0io->0bf",
+            2 * 8 * 256 * 64 * 32,
+        ),
+        # [256, 64] x [2, 64, 32]: the heads are a window that slides over padding.
+        (
+            "f32[2,32,64]{2,1,0}",
+            "f32[256,32,2]{1,0,2} convolution(%z, %y), window={size=2 pad=1_1 rhs_reversal=1}, "
+            "dim_labels=b0f_0oi->bf0",
+            2 * 256 * 64 * 32 * 2,
+        ),
+    ],
+)
+def test_a_product_that_is_written_as_a_convolution(kernel, rest, expected):
+    z = "%z = f32[256,1,64]{2,1,0} parameter(2)"
+    line = f"%y = {kernel} parameter(1)\n  {z}\n  ROOT %r = {rest}"
+    assert program_costs(tpu_program(line)).operations == expected
+
+
+def test_a_product_of_a_library_is_read_by_its_dimensions():
+    line = (
+        "%y = f32[8,64,32]{2,1,0} parameter(1)\n"
+        "  ROOT %r = (f32[8,256,32]{2,1,0}, s8[64]{0}) custom-call(%x, %y), "
+        'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+        '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]}}}'
+    )
+    assert program_costs(tpu_program(line)).operations == 2 * 8 * 256 * 64 * 32
+
+
+def test_what_stays_on_the_chip_is_no_traffic():
+    near, far = "f32[8,256,64]{2,1,0:T(8,128)S(1)}", "f32[8,256,64]{2,1,0:T(8,128)}"
+    size = 4 * 8 * 256 * 64
+
+    def traffic(line: str) -> float:
+        return program_costs(tpu_program(line)).memory_bytes
+
+    assert traffic(f"ROOT %r = {far} sine(%x)") == 2 * size
+    assert traffic(f"ROOT %r = {near} sine(%x)") == size
+    copied = f"({near}, {far}, u32[]{{:S(2)}})"
+    both = f"%s = {copied} copy-start(%x)\n  ROOT %d = {near} copy-done(%s)"
+    assert traffic(both) == size

@@ -1,0 +1,198 @@
+"""Settings that fit a topology, by estimate; and what decoding takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jaxspec.config import DrafterConfig, EvaluationConfig, MeshConfig
+from jaxspec.parallel.chips import CHIPS
+from jaxspec.planning.decoding import plan_decoding, smallest_tensor
+from jaxspec.planning.estimate import Shapes, estimate
+from jaxspec.planning.search import as_asked, larger_topologies, search, typed, variants
+from jaxspec.planning.step import plan_step
+from jaxspec.planning.topologies import Topology, parse_topology
+from tests.cli.test_plan import CONFIG
+
+H100 = CHIPS["H100"]
+RUN = dataclasses.replace(
+    CONFIG,
+    data=dataclasses.replace(CONFIG.data, anchors=16),
+    drafter=dataclasses.replace(CONFIG.drafter, remat=True),
+)
+
+
+def of_memory(size: float, chips: int = 8) -> Topology:
+    return Topology("small", dataclasses.replace(H100, memory_bytes=size), chips)
+
+
+def test_every_variant_can_run():
+    seen = list(variants(RUN, devices=8, heads=Shapes.of(RUN).heads))
+    # One key/value head: nothing is split over tensor.
+    assert {(run.mesh.data, run.mesh.fsdp, run.mesh.tensor) for run in seen} == {
+        (1, 8, 1),
+        (2, 4, 1),
+        (4, 2, 1),
+        (8, 1, 1),
+    }
+    for run in seen:
+        parts = run.mesh.data * run.mesh.fsdp * run.training.gradient_accumulation
+        assert run.data.batch_size % parts == 0
+        assert not run.loss.chunk_blocks or run.data.anchors % run.loss.chunk_blocks == 0
+    assert {run.training.gradient_accumulation for run in variants(RUN, devices=2, heads=(1,))} == {
+        1,
+        2,
+        4,
+    }
+
+
+def test_replicating_paths_split_the_batch_only():
+    run = dataclasses.replace(RUN, mesh=MeshConfig(path="shard_map"))
+    meshes = {(each.mesh.data, each.mesh.fsdp) for each in variants(run, devices=8, heads=(8,))}
+    assert meshes == {(8, 1)}
+
+
+def test_tensor_divides_heads():
+    target = dataclasses.replace(RUN.target.architecture, num_heads=4, num_kv_heads=4)
+    run = dataclasses.replace(RUN, target=dataclasses.replace(RUN.target, architecture=target))
+    assert {
+        found.mesh.tensor for found in variants(run, devices=8, heads=Shapes.of(run).heads)
+    } == {1, 2, 4}
+
+
+def test_weights_of_an_estimate_are_those_of_the_compiled_step():
+    run = dataclasses.replace(RUN, mesh=MeshConfig(data=2, fsdp=4))
+    plan = plan_step(run, topology=parse_topology("8xH100"))
+    found = estimate(Shapes.of(run), run, mesh={"data": 2, "fsdp": 4, "tensor": 1}, chip=H100)
+    for kind in ("target", "drafter", "logits"):
+        assert found.memory[kind] == plan.memory[kind]
+    assert found.memory["optimizer"] == pytest.approx(plan.memory["optimizer"], rel=0.01)
+    arithmetic = found.roofline.terms["arithmetic"] * H100.peak_operations
+    assert arithmetic == pytest.approx(plan.arithmetic.compiled, rel=0.15)
+
+
+def test_the_fastest_come_first_and_fit():
+    found = search(RUN, of_memory(5e6))
+    assert found
+    rounded = [float(f"{each.seconds:.2g}") for each in found]
+    assert rounded == sorted(rounded)
+    assert max(each.estimate.memory_bytes for each in found) <= 0.9 * 5e6
+    places = [(each.config.mesh, each.config.training.gradient_accumulation) for each in found]
+    assert len(set(places)) == len(places)
+
+
+def test_less_memory_takes_more_parts():
+    def least_parts(size: float) -> int:
+        found = search(RUN, of_memory(size))
+        return min(each.config.training.gradient_accumulation for each in found)
+
+    one_row = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, batch_size=64))
+    roomy = search(one_row, of_memory(1e9))
+    tight = search(one_row, of_memory(2.5e6))
+    assert min(each.config.training.gradient_accumulation for each in roomy) == 1
+    assert min(each.config.training.gradient_accumulation for each in tight) > 1
+    assert search(RUN, of_memory(1e4)) == []
+    assert least_parts(1e9) == 1
+
+
+def test_settings_are_typed_where_they_differ():
+    changed = dataclasses.replace(
+        RUN,
+        mesh=MeshConfig(data=2, fsdp=4, tensor=1),
+        training=dataclasses.replace(RUN.training, gradient_accumulation=2),
+        drafter=dataclasses.replace(RUN.drafter, remat=False),
+    )
+    assert typed(changed, RUN) == (
+        "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 1 --training.gradient_accumulation 2 "
+        "--drafter.remat False"
+    )
+    assert typed(dataclasses.replace(RUN, mesh=MeshConfig(data=8)), RUN) == ""
+
+
+def test_the_runs_own_settings_are_an_estimate_too():
+    [own] = as_asked(RUN, parse_topology("8xH100"))
+    assert own.overrides == "" and own.config.mesh.data == 8
+    assert as_asked(RUN, parse_topology("16xH100")) == []
+    assert as_asked(dataclasses.replace(RUN, mesh=MeshConfig(data=3)), of_memory(1e9)) == []
+
+
+def test_a_larger_slice_is_named():
+    # 32 GB of float32, and whole layers that are gathered: too much for 4 chips of 16 GiB.
+    large = dataclasses.replace(
+        CONFIG.target.architecture, hidden_size=8192, intermediate_size=32_768, num_layers=10
+    )
+    run = dataclasses.replace(RUN, target=dataclasses.replace(RUN.target, architecture=large))
+    assert search(run, parse_topology("v5e:2x2")) == []
+    [larger] = larger_topologies(run, parse_topology("v5e:2x2"))
+    assert larger.name == "v5e:2x4"
+    assert larger_topologies(run, parse_topology("16xH100")) == []
+
+
+def test_only_drafters_are_searched():
+    run = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, task="target"))
+    with pytest.raises(ValueError, match="Settings are searched for runs that train a drafter"):
+        search(run, of_memory(1e9))
+
+
+def test_decoding_by_hand():
+    run = dataclasses.replace(
+        CONFIG,
+        drafter=DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
+        evaluation=EvaluationConfig(batch_size=4, max_prompt_tokens=24, max_new_tokens=36),
+    )
+    drafted, alone = plan_decoding(run, parse_topology("8xH100"))
+    target = 4.0 * (176_576)
+    # Keys and values of 24 + 36 + 4 slots, one head of 32, float32; two layers and one.
+    slot = 2 * 32 * 4
+    assert alone.weights == {"target": target}
+    assert alone.cache_bytes == 64 * 2 * slot
+    assert drafted.cache_bytes == 64 * 3 * slot
+    assert drafted.prompt_bytes == 4 * 2 * 24 * 24
+    assert alone.pass_seconds == (target + 4 * alone.cache_bytes) / H100.memory_bandwidth
+    assert alone.binding == "memory"
+    assert alone.tokens_per_second == 4 * 8 / alone.pass_seconds
+    room = 0.9 * 80e9 - target
+    assert alone.most_rows == room // (alone.cache_bytes + alone.prompt_bytes)
+    assert drafted.fits and drafted.copies == 8
+
+
+def test_decoding_over_tensor_divides_weights_and_caches():
+    architecture = dataclasses.replace(CONFIG.target.architecture, num_heads=4, num_kv_heads=4)
+    run = dataclasses.replace(
+        CONFIG, target=dataclasses.replace(CONFIG.target, architecture=architecture)
+    )
+    whole = plan_decoding(run, parse_topology("8xH100"))
+    split = plan_decoding(
+        dataclasses.replace(run, mesh=MeshConfig(tensor=4)), parse_topology("8xH100")
+    )
+    for one, part in zip(whole, split, strict=True):
+        assert (one.copies, part.copies) == (8, 2)
+        assert part.cache_bytes == one.cache_bytes / 4
+        assert sum(part.weights.values()) == sum(one.weights.values()) / 4
+    with pytest.raises(ValueError, match=r"mesh.tensor is 8, which must divide the 4 key/value"):
+        plan_decoding(dataclasses.replace(run, mesh=MeshConfig(tensor=8)), parse_topology("8xH100"))
+
+
+def test_the_fewest_devices_of_a_copy_are_found():
+    architecture = dataclasses.replace(CONFIG.target.architecture, num_heads=4, num_kv_heads=4)
+    run = dataclasses.replace(
+        CONFIG, target=dataclasses.replace(CONFIG.target, architecture=architecture)
+    )
+    one, _ = plan_decoding(run, parse_topology("8xH100"))
+    row = one.cache_bytes + one.prompt_bytes
+    enough = (sum(one.weights.values()) + one.batch * row) / 0.9
+    assert smallest_tensor(run, of_memory(1.01 * enough)) == 1
+    assert smallest_tensor(run, of_memory(0.99 * enough)) == 2
+    assert smallest_tensor(run, of_memory(0.3 * enough)) == 4
+    assert smallest_tensor(run, of_memory(0.2 * enough)) is None
+
+
+def test_many_rows_are_bound_by_arithmetic():
+    evaluation = dataclasses.replace(
+        CONFIG.evaluation, batch_size=4096, max_prompt_tokens=1, max_new_tokens=1
+    )
+    run = dataclasses.replace(CONFIG, evaluation=evaluation)
+    slow = dataclasses.replace(H100, peak_operations=1e11)
+    drafted, _ = plan_decoding(run, Topology("slow", slow, 1))
+    assert drafted.binding == "arithmetic"

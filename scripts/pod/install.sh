@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this checkout, as committed, on every host of the slice: Python 3.12 and jaxspec[tpu] in
+# Installs this checkout, as committed, on every host of the slice: Python 3.12 and jaxspec[tpu,gcs] in
 # ~/jaxspec/.venv. The images of Cloud TPU have an older Python, so uv brings one.
 #
 #   POD=pod.env bash scripts/pod/install.sh
@@ -19,5 +19,5 @@ on all 'set -e
   rm -rf jaxspec && mkdir jaxspec && tar -xzf jaxspec.tar.gz -C jaxspec && cd jaxspec
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --python 3.12 .venv
-  python3 -m uv pip install --quiet --python .venv/bin/python --constraint constraints.txt ".[tpu]" gcsfs
+  python3 -m uv pip install --quiet --python .venv/bin/python --constraint constraints.txt ".[tpu,gcs]"
   .venv/bin/jaxspec --version'

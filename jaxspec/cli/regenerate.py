@@ -22,8 +22,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
@@ -35,6 +33,7 @@ from jaxspec.cli.settings import given_names
 from jaxspec.cli.target_answers import (
     JOURNAL,
     Answers,
+    Questions,
     answer_share,
     journal_of_shard,
     remove_journals,
@@ -212,7 +211,7 @@ def _regenerate(
     share.gather(None)  # The folder is there.
     _check_shared(output)
     done, dropped, ends = _progress_of(output, settings, examples)
-    questions = _Questions(examples[:done])
+    questions = Questions(examples[:done])
 
     def keep(answered: list[Example], *, done: int) -> None:
         _write(
@@ -416,7 +415,7 @@ def _progress_of(
             "--output:\n  " + "\n  ".join(wrong)
         )
     asked = manifest.get("questions_digest")  # Older versions kept none.
-    if asked is not None and done <= len(examples) and asked != _Questions(examples[:done]).digest:
+    if asked is not None and done <= len(examples) and asked != Questions(examples[:done]).digest:
         raise ValueError(
             f"{output} holds answers to other questions than {settings['source']!r} has now: the "
             "data were changed. Bring back the data of the first start, or choose another --output."
@@ -428,33 +427,6 @@ def _is_counts(value: Any) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(type(count) is int for count in value.values())
 
 
-class _Questions:
-    """Tells the questions that are answered from others.
-
-    >>> from jaxspec.data.examples import Example
-    >>> asked = _Questions([Example("a", (("user", "1 + 1?"),), "math")])
-    >>> asked.digest == _Questions([]).digest
-    False
-    """
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._hash = hashlib.sha256()
-        self.add(examples)
-
-    def add(self, examples: Sequence[Example]) -> None:
-        """Notes that the questions of these examples are answered as well."""
-        for example in examples:
-            asked = [example.id, *example.user_turns]
-            # Only where there are any: the digests of plain conversations stay what they were.
-            further = [example.details, example.tools] if example.details or example.tools else []
-            self._hash.update(json.dumps(asked + further).encode())
-
-    @property
-    def digest(self) -> str:
-        """A hash of all of them, in their order."""
-        return self._hash.hexdigest()[:16]
-
-
 def _write(
     output: Path,
     examples: list[Example],
@@ -462,7 +434,7 @@ def _write(
     *,
     settings: dict[str, Any],
     done: int,
-    questions: _Questions,
+    questions: Questions,
     dropped: dict[str, int],
     ends: dict[str, int],
     mesh: Mesh | None,

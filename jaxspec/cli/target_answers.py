@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,6 +217,33 @@ def answer_share(
     for first, shard in zip(shards, asked, strict=True):
         with contextlib.closing(AnswerJournal(journal_of_shard(output, first))) as journal:
             answers_to(progress, journal).of(shard)
+
+
+class Questions:
+    """Tells the questions that are answered from others.
+
+    >>> from jaxspec.data.examples import Example
+    >>> asked = Questions([Example("a", (("user", "1 + 1?"),), "math")])
+    >>> asked.digest == Questions([]).digest
+    False
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._hash = hashlib.sha256()
+        self.add(examples)
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Notes that the questions of these examples are answered as well."""
+        for example in examples:
+            asked = [example.id, *example.user_turns]
+            # Only where there are any: the digests of plain conversations stay what they were.
+            further = [example.details, example.tools] if example.details or example.tools else []
+            self._hash.update(json.dumps(asked + further).encode())
+
+    @property
+    def digest(self) -> str:
+        """A hash of all of them, in their order."""
+        return self._hash.hexdigest()[:16]
 
 
 def journal_of_shard(output: Path, first: int) -> Path:

@@ -9,7 +9,7 @@ over the axis tensor stays: there, a device computes with its own heads and colu
 `on_mesh` says which mesh a function is traced for. Without it, on one device, and where each device
 runs the function on its own rows (shard_map, pmap), nothing here does anything.
 
->>> rows(jnp.ones((4, 2))).shape
+>>> rows(jax.numpy.ones((4, 2))).shape
 (4, 2)
 """
 

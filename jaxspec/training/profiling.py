@@ -3,6 +3,7 @@
 >>> with Profile(None, steps=0, first_step=0, last_step=10) as profile:
 ...     profile.before(0)
 ...     profile.after(1, metrics={})
+False
 """
 
 from __future__ import annotations

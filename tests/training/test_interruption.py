@@ -118,12 +118,14 @@ def test_signals_reach_all_processes_of_a_pod_as_sigterm(number, capsys):
     """There, jax handles SIGTERM, and Python must leave it alone."""
     arrived = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    heeded = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may run this, ignores it.
     try:
         with StopRequests(is_pod=True) as stops, stops.noticed_between_steps():
             os.kill(os.getpid(), number)
             assert arrived == [signal.SIGTERM] and not stops.requested
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, heeded)
     assert "all processes stop after a step" in capsys.readouterr().out
 
 

@@ -57,8 +57,8 @@ _DEEP = b'{"messages": ' + b"[" * 100_000
 
 DATA_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "missing": ("absent.jsonl", lambda path: None, ("absent.jsonl", "check the path")),
-    "empty": ("empty.jsonl", _bytes(b""), ("empty.jsonl holds nothing",)),
-    "blank": ("blank.txt", _bytes(b"\n \n"), ("blank.txt holds nothing",)),
+    "empty": ("empty.jsonl", _bytes(b""), ("empty.jsonl is empty",)),
+    "blank": ("blank.txt", _bytes(b"\n \n"), ("blank.txt is empty",)),
     "empty folder": ("folder", Path.mkdir, ("folder holds no data", ".jsonl")),
     "image": ("image.png", _bytes(image()), ("image.png is a PNG image", "JSONL")),
     "image as JSONL": ("chats.jsonl", _bytes(image()), ("chats.jsonl is a PNG image", "JSONL")),
@@ -69,7 +69,11 @@ DATA_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         _bytes(_POINTER),
         ("chats.jsonl is a pointer of Git LFS", "git lfs pull"),
     ),
-    "table": ("chats.csv", _bytes(b"prompt,response\na,b\n"), ("chats.csv is a table", "JSONL")),
+    "table": (
+        "chats.csv",
+        _bytes(b"prompt,response\na,b\n"),
+        ("chats.csv is a spreadsheet, or a table", "JSONL"),
+    ),
     "UTF-16": (
         "chats.jsonl",
         _bytes(json.dumps(messages(0)).encode("utf-16")),

@@ -91,7 +91,7 @@ def test_a_trained_tokenizer_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
         copied.append(shutil.copyfile(source, target))
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("jaxspec.data.tokenizer.shutil", SimpleNamespace(copyfile=stopping))
+        patched.setattr("jaxspec.data.tokenizer.copy_file", stopping)
         run.keep_tokenizer(tmp_path)
     assert copied and not list(tmp_path.iterdir())
     run.keep_tokenizer(tmp_path)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxspec.config import MeshConfig
@@ -57,8 +58,11 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     sizes = mesh_sizes(config, devices=len(devices))
     if config.path == "pmap" and jax.process_count() > 1:
         raise ValueError('mesh.path="pmap" is for one process: use "jit" or "shard_map" on a pod.')
+    # As `jax.make_mesh` does, but where an axis takes a part of an axis of the chips' torus, too:
+    # tensor 2 on 4 x 4 x 4 chips.
+    placed = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
     # Auto: the compiler decides what the inputs' shardings leave open. jax's default, Explicit,
     # would make a sharding part of every array's type.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

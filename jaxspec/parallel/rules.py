@@ -175,6 +175,7 @@ def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(
             f"data.batch_size is {config.data.batch_size}, which must be a multiple of "
-            f"{devices * accumulated} ({devices} devices x {accumulated} accumulated parts)."
+            f"{devices * accumulated}: mesh.data {mesh.shape['data']} x mesh.fsdp "
+            f"{mesh.shape['fsdp']} x {accumulated} accumulated parts. Change one of them."
         )
     check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxspec.checkpoints.shapes import flatten_paths
-from jaxspec.config import GPT2Config, MeshConfig
+from jaxspec.config import DataConfig, GPT2Config, MeshConfig, RunConfig, TrainingConfig
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules, replicated
+from jaxspec.parallel.rules import Rules, check_batch_size, replicated
 
 SMALL = GPT2Config(
     vocab_size=64,
@@ -114,3 +114,13 @@ def test_only_the_jit_path_splits_parameters():
     assert Rules.of(MeshConfig(fsdp=8)) == Rules() != Rules.replicated()
     for path in ("shard_map", "pmap"):
         assert Rules.of(MeshConfig(path=path)) == Rules.replicated()
+
+
+def test_a_batch_that_does_not_divide_names_the_axes():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), devices=jax.devices()[:8])
+    config = RunConfig(
+        data=DataConfig(batch_size=24, sequence_length=16),
+        training=TrainingConfig(gradient_accumulation=2),
+    )
+    with pytest.raises(ValueError, match=r"is 24, .* of 16: mesh.data 2 x mesh.fsdp 4 x 2 accum"):
+        check_batch_size(config, mesh)

@@ -74,7 +74,7 @@ MISTAKES = {
     ),
     "parts that do not divide": (
         {"training": {"gradient_accumulation": 3}},
-        r"must be a multiple of 24 \(8 devices x 3 accumulated parts\)",
+        "must be a multiple of 24: mesh.data 8 x mesh.fsdp 1 x 3 accumulated parts",
     ),
     "rows that no machine holds": (
         {"data": {"sequence_length": 1 << 30}},

@@ -46,8 +46,10 @@ _prepare_environment()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--slow``: the whole harness of tests/trust instead of a part of it."""
-    parser.addoption("--slow", action="store_true", help="try every case in tests/trust")
+    """``--slow``: every case of tests/trust and of the meshes instead of a part of them."""
+    parser.addoption(
+        "--slow", action="store_true", help="try every case of tests/trust and of the meshes"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,9 @@ def decoders():
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", ["plain", "graph", "graph in a batch", "block-causal, guided"])
-def test_every_mesh_gives_the_output_of_one_device(name, mesh):
+def test_every_mesh_gives_the_output_of_one_device(name, mesh, is_slow):
+    if mesh != "both" and name != "plain" and not is_slow:
+        pytest.skip("another mesh for this decoder: --slow")
     params, cases = decoders()
     settings = {"ids": IDS, "batch_size": ROWS, "seed": 3}
     alone = generate_diffusion(cases[name], params, PROMPTS, **settings)

@@ -64,7 +64,7 @@ class Shapes:
         Raises:
           ValueError: no such target, or a run that does not train a drafter.
         """
-        if config.training.task != "drafter":
+        if task_of(config).becomes(config) != "dflash":
             raise ValueError(
                 "Settings are searched for runs that train a drafter: got training.task "
                 f"{config.training.task!r}. Plan one setting at a time."

@@ -109,7 +109,7 @@ class FakeBucket(AbstractFileSystem):
         if mode == "rb":
             return io.BytesIO(self.cat_file(path))
         if mode != "wb":
-            raise NotImplementedError(f"mode {mode!r}")
+            raise io.UnsupportedOperation(f"an object cannot be opened with mode {mode!r}")
         return _Upload(self, path)
 
     def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:

@@ -229,7 +229,7 @@ class Tokenizer:
         return self._num_ids
 
     def fit_to(self, rows: int) -> bool:
-        """Whether a model whose embedding has so many rows can read the ids.
+        """Whether a model whose embedding has this many rows can read the ids.
 
         Special tokens that end or fill nothing may lack a row: Gemma 3's text models have none for
         that of an image. From here on, their ids do not count, and a template that writes one is

@@ -60,7 +60,7 @@ class Chip:
         return int(self.memory_bytes / self.cores)
 
     def bandwidth_among(self, chips: int) -> float:
-        """Bytes in a second that a chip sends when so many work together."""
+        """Bytes per second that a chip sends when this many chips work together."""
         if self.per_host and chips > self.per_host:
             return self.network_bandwidth
         return self.link_bandwidth

@@ -21,7 +21,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
-    """The size of each axis on so many devices.
+    """The size of each axis on this many devices.
 
     Raises:
       ValueError: sizes that do not multiply to the number of devices, more than one -1, or a

@@ -58,7 +58,7 @@ class HeldOut:
         batch without enough of them ends with empty rows.
 
         Args:
-          count: at most so many batches.
+          count: at most this many batches.
           size: rows of a batch, over all processes.
           first: number of the first row of this process in a batch.
           local: B, rows of this process.

@@ -128,9 +128,9 @@ class ChatTemplate:
     def _compiled(self) -> jinja2.Template:
         if self._source is None:
             raise ValueError(
-                f"The tokenizer in {self._place!r} has no chat template: put one into "
-                "chat_template.jinja, or under chat_template in tokenizer_config.json. For a base "
-                "model, jaxspec.data.chat_template.PLAIN passes contents on unchanged."
+                f"The tokenizer in {self._place!r} has no chat template. Put the model's own into "
+                "chat_template.jinja there. A base model has none; this one passes contents on "
+                f"unchanged:\n{PLAIN}"
             )
         try:
             return _sandbox().compiled(self._source)

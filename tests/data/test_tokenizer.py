@@ -390,6 +390,15 @@ def test_unusable_templates_are_explained(folder, template, message):
         loaded.encode_conversation(ONE_ROUND)
 
 
+def test_the_template_that_is_proposed_for_base_models_works(folder):
+    _set(folder, chat_template=None)
+    with pytest.raises(ValueError, match="A base model has none") as refusal:
+        Tokenizer.load(folder).encode_conversation(ONE_ROUND)
+    proposed = str(refusal.value).rpartition("\n")[2]
+    (folder / "chat_template.jinja").write_text(proposed)
+    assert Tokenizer.load(folder).encode_conversation(ONE_ROUND)
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [

@@ -163,6 +163,23 @@ def test_every_dependency_is_pinned():
     assert not missing
 
 
+def test_extras_are_named_as_they_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {*project["optional-dependencies"], "{extra}"}
+    wrong = []
+    for file in repository_files():
+        if (
+            file.suffix not in (".py", ".md", ".sh", ".sbatch", ".toml", "")
+            or file == ROOT / "LICENSE"
+        ):
+            continue
+        text = file.read_text(encoding="utf-8")
+        for name, listed in re.findall(r"\b(jaxspec(?:-\w+)*)\[([\w,{}]+)\]", text):
+            if name != project["name"] or not extras.issuperset(listed.split(",")):
+                wrong.append(f"{file.relative_to(ROOT)}: {name}[{listed}]")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_links_of_the_documents_work():
     """Relative links in Markdown lead to files of the repository."""
     broken = []

@@ -329,7 +329,7 @@ def _check_alone() -> None:
     if len(hosts) > 1:
         raise ValueError(
             f"This is one of {len(hosts)} hosts of a TPU slice (TPU_WORKER_HOSTNAMES), but jax "
-            f'sees no TPU: install "jaxspec[tpu]". {_ADVICE}'
+            f'sees no TPU: install "jaxspec-decoding[tpu]". {_ADVICE}'
         )
     if (count := jax.process_count()) > 1:
         raise ValueError(

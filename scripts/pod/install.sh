@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs this checkout, as committed, on every host of the slice: Python 3.12 and jaxspec[tpu,gcs] in
-# ~/jaxspec/.venv. The images of Cloud TPU have an older Python, so uv brings one.
+# Installs this checkout, as committed, on every host of the slice: Python 3.12 and
+# jaxspec-decoding[tpu,gcs] in ~/jaxspec/.venv. The images of Cloud TPU have an older Python, so uv
+# brings one.
 #
 #   POD=pod.env bash scripts/pod/install.sh
 set -euo pipefail

@@ -56,6 +56,7 @@ stage setup bash scripts/setup_third_party.sh
 status=0
 wait "$running" || status=$?
 cat "$said"
+rm -f "$said"
 if [ "$status" -ne 0 ]; then
   exit "$status"
 fi
@@ -66,5 +67,5 @@ fi
 printf -- '-- %d s so far; tests:\n' "$SECONDS"
 # The tests of a file share models and compiled functions, so they stay in one process. The order of
 # the files is that of tests/conftest.py: the longest first.
-python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder \
+exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder \
   --durations=10 "$@"

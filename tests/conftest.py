@@ -46,10 +46,8 @@ _prepare_environment()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--slow``: every case of tests/trust and of the meshes instead of a part of them."""
-    parser.addoption(
-        "--slow", action="store_true", help="try every case of tests/trust and of the meshes"
-    )
+    """``--slow``: every case instead of a part of them; above all in tests/trust."""
+    parser.addoption("--slow", action="store_true", help="try every case, above all in tests/trust")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ stage() {
 }
 
 stage setup bash scripts/setup_venv.sh test,dev
-stage setup bash scripts/setup_third_party.sh
 export PATH="$PWD/.venv/bin:$PATH"
 export PYTHONHASHSEED=0
 
@@ -41,14 +40,32 @@ fi
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env
 
-stage lint ruff check .
-stage format ruff format --check .
-stage shell shellcheck ./*.sh scripts/*.sh scripts/pod/*.sh scripts/pod/*.sbatch
-stage types mypy
+checks() {
+  stage lint ruff check .
+  stage format ruff format --check .
+  stage shell shellcheck ./*.sh scripts/*.sh scripts/pod/*.sh scripts/pod/*.sbatch
+  stage types mypy
+}
+
+# Both keep one core busy for half a minute. What the checks say is printed in one piece.
+said="$(mktemp)"
+trap 'rm -f "$said"' EXIT
+checks >"$said" 2>&1 &
+running=$!
+stage setup bash scripts/setup_third_party.sh
+status=0
+wait "$running" || status=$?
+cat "$said"
+rm -f "$said"
+if [ "$status" -ne 0 ]; then
+  exit "$status"
+fi
 
 if [ -z "${JAXSPEC_RAW_DATA:-}" ]; then
   printf -- '-- JAXSPEC_RAW_DATA is not set: tests on real data sets are skipped.\n\n'
 fi
 printf -- '-- %d s so far; tests:\n' "$SECONDS"
-# The tests of a file share models and compiled functions, so they stay in one process.
-exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --durations=10 "$@"
+# The tests of a file share models and compiled functions, so they stay in one process. The order of
+# the files is that of tests/conftest.py: the longest first.
+exec python -m pytest -n "${JAXSPEC_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder \
+  --durations=10 "$@"

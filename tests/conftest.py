@@ -46,10 +46,8 @@ _prepare_environment()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--slow``: every case of tests/trust and of the meshes instead of a part of them."""
-    parser.addoption(
-        "--slow", action="store_true", help="try every case of tests/trust and of the meshes"
-    )
+    """``--slow``: every case instead of a part of them; above all in tests/trust."""
+    parser.addoption("--slow", action="store_true", help="try every case, above all in tests/trust")
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +62,28 @@ def ctrl_c_raises() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+LONGEST_FIRST = (
+    "third_party/test_drafts.py",
+    "parity/test_broken_checkpoints.py",
+    "decoding/test_meshes.py",
+    "decoding/diffusion/test_spiffy.py",
+    "trust/test_killed_evaluation.py",
+    "evals/test_unfinished.py",
+    "decoding/diffusion/test_meshes.py",
+    "cli/test_buckets.py",
+    "trust/test_pods.py",
+    "cli/test_two_processes.py",
+    "training/test_bad_input.py",
+)
+"""Files of tests that take longest. Begun last, one of them would keep one worker busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others stay in their order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

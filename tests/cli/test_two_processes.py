@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.data.example_files import read_examples, read_manifest
@@ -70,7 +72,9 @@ def test_regenerate(tmp_path):
     assert devices["processes"] == 2 and devices["mesh"]["tensor"] == 2
 
 
-def test_calibrate(tmp_path):
+def test_calibrate(tmp_path, is_slow):
+    if not is_slow:
+        pytest.skip("processes meet as in test_regenerate, and share as in threads: --slow")
     folder = write_model(tmp_path / "export", **WIDE)
     line = ["calibrate", "--target.path", str(folder), "--source", "embedded/math"]
     line += ["--prompts", "5", "--budget", "3", "--tokens", "16", "--diffusion.block_length"]

@@ -28,14 +28,19 @@ from tests.drafters.test_denoising import (
     random_table,
 )
 
+filled_by = jax.jit(fill, static_argnums=0, static_argnames=("mask_id", "sampling", "rule"))
+first_hitting = jax.jit(first_hitting_plan, static_argnames="num_passes")
+left_to_right = jax.jit(left_to_right_plan, static_argnames="num_passes")
+planned = jax.jit(make_plan, static_argnums=(0, 3))
+
 
 def test_clamped_slots_stay_and_are_certain():
     tokens = jnp.array([[1, MASK, 2, MASK], [MASK, 0, MASK, MASK]])
     keys = jax.random.split(jax.random.key(0), 2)
-    table = jnp.asarray(random_table(0, 4), jnp.float32)
+    denoise = denoiser(random_table(0, 4).astype("f4"))
     for sampler in PLAN_LAWS:
-        plan = make_plan(sampler, keys, tokens == MASK, 2)
-        filled = fill(denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+        plan = planned(sampler, keys, tokens == MASK, 2)
+        filled = filled_by(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
         kept = np.asarray(tokens) != MASK
         np.testing.assert_array_equal(filled.tokens_BG[kept], tokens[kept])
         np.testing.assert_array_equal(filled.probs_BGV[kept], np.eye(SYMBOLS)[tokens[kept]])
@@ -44,22 +49,22 @@ def test_clamped_slots_stay_and_are_certain():
 
 def test_left_to_right_shares_differ_by_one_slot_at_most():
     masked = jnp.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
-    plan = left_to_right_plan(masked, num_passes=2)
+    plan = left_to_right(masked, num_passes=2)
     assert plan.passes_BG[0].tolist() == [0, 0, 0, 1, 1]
     assert plan.passes_BG[1, jnp.array([1, 3, 4])].tolist() == [0, 0, 1]
     np.testing.assert_allclose(plan.times_BO[:2], [[1, 0.4], [1, 1 / 3]], rtol=1e-6)
-    assert left_to_right_plan(masked).passes_BG[0].tolist() == [0, 1, 2, 3, 4]
+    assert left_to_right(masked).passes_BG[0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_first_hitting_times_are_those_of_the_continuous_process():
     """With n slots masked the next one is hit at t u^(1/n): the first time has mean n / (n + 1)."""
     masked = jnp.ones((20_000, 3), bool)
-    plan = first_hitting_plan(jax.random.split(jax.random.key(0), 20_000), masked)
+    plan = first_hitting(jax.random.split(jax.random.key(0), 20_000), masked)
     times = np.asarray(plan.times_BO)
     assert (np.diff(times, axis=1) <= 0).all() and (times > 0).all() and (times <= 1).all()
     # The three times are the order statistics of three uniform numbers.
     np.testing.assert_allclose(times.mean(0), [3 / 4, 2 / 4, 1 / 4], atol=0.01)
-    plan = first_hitting_plan(
+    plan = first_hitting(
         jax.random.split(jax.random.key(0), 1), jnp.array([[True, False, True]]), num_passes=2
     )
     assert sorted(plan.passes_BG[0, jnp.array([0, 2])].tolist()) == [0, 1]
@@ -73,9 +78,9 @@ def test_times_reach_the_denoiser():
         return jnp.zeros((*tokens.shape, SYMBOLS)).at[..., MASK].set(-jnp.inf)
 
     tokens = jnp.full((1, 4), MASK)
-    plan = left_to_right_plan(tokens == MASK)
+    plan = left_to_right(tokens == MASK)
     keys = jax.random.split(jax.random.key(0), 1)
-    fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+    filled_by(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
     jax.effects_barrier()
     assert sorted(seen, reverse=True) == [1.0, 0.75, 0.5, 0.25]
 
@@ -83,11 +88,11 @@ def test_times_reach_the_denoiser():
 def test_greedy_drafts_are_one_hot_under_every_rule():
     tokens = jnp.full((1, 3), MASK)
     keys = jax.random.split(jax.random.key(0), 1)
-    table = jnp.asarray(random_table(0, 3), jnp.float32)
-    plan = first_hitting_plan(keys, tokens == MASK)
+    denoise = denoiser(random_table(0, 3).astype("f4"))
+    plan = first_hitting(keys, tokens == MASK)
     for rule in RULES:
-        filled = fill(
-            denoiser(table), tokens, plan, keys, mask_id=MASK, sampling=Sampling(0.0), rule=rule
+        filled = filled_by(
+            denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(0.0), rule=rule
         )
         if rule == "point_mass":
             assert filled.probs_BGV is None
@@ -102,8 +107,8 @@ def test_a_denoiser_without_a_distribution_is_noticed():
 
     tokens = jnp.full((1, 2), MASK)
     keys = jax.random.split(jax.random.key(0), 1)
-    plan = left_to_right_plan(tokens == MASK, num_passes=1)
-    filled = fill(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
+    plan = left_to_right(tokens == MASK, num_passes=1)
+    filled = filled_by(denoise, tokens, plan, keys, mask_id=MASK, sampling=Sampling(1.0))
     assert filled.tokens_BG.tolist() == [[-1, -1]]
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
+import train as program
+from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.parallel import processes
 from jaxspec.parallel.processes import Processes, check_alike, gather, joined
-from tests.trust.pods import ROOT
 
 SLURM = {
     "SLURM_JOB_ID": "4096",
@@ -211,17 +209,10 @@ def test_options_have_ranges(wrong):
         ProcessOptions(**wrong)
 
 
-def test_the_command_says_in_one_line_that_the_coordinator_does_not_answer(tmp_path):
-    run = ["--config", "configs/quickstart.py", "--workdir", str(tmp_path / "run")]
+def test_the_command_says_in_one_line_that_the_coordinator_does_not_answer(tmp_path, capsys):
+    run = ["--config", "quickstart", "--workdir", str(tmp_path / "run")]
     place = ["--processes", "2", "--process-id", "1", "--coordinator", "127.0.0.1:9"]
-    done = subprocess.run(
-        [sys.executable, "train.py", *run, *place, "--join-timeout", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: The coordinator 127.0.0.1:9 has not answered process 1")
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert run_as_command(program.main, [*run, *place, "--join-timeout", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: The coordinator 127.0.0.1:9 has not answered process 1")
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -130,7 +130,9 @@ def random_weights(name: str) -> Any:
     [("qwen3", {}), ("qwen3", SLIDING), ("llama", SLIDING), ("gpt2", {}), ("gpt2", SLIDING)],
     ids=["qwen3, full", "qwen3, sliding", "llama, sliding", "gpt2, full", "gpt2, sliding"],
 )
-def test_random_targets(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_random_targets(name: str, changes: dict[str, Any], tmp_path: Path, is_slow: bool) -> None:
+    if (name, bool(changes)) in (("qwen3", True), ("gpt2", False)) and not is_slow:
+        pytest.skip("other cases have this target and these layers: --slow")
     folder = Tokenizer.load("embedded").folder
     path = tmp_path / "target"
     save_target(path, TARGETS[name], random_weights(name), tokenizer_folder=folder)

@@ -6,6 +6,7 @@ learned by heart in seconds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -19,14 +20,15 @@ import optax
 from flax import linen as nn
 
 from jaxspec.checkpoints.huggingface import save_drafter
-from jaxspec.config import DrafterConfig, RunConfig, TargetConfig
+from jaxspec.config import DrafterConfig, LossConfig, RunConfig, TargetConfig
 from jaxspec.evals.opening import TargetBundle
-from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, resolve_config, served_features
 from jaxspec.parity.questions import QUESTIONS
 from jaxspec.parity.texts import answered
 from jaxspec.provenance import provenance
-from jaxspec.training.draft_pass import packed, training_pass
+from jaxspec.training.draft_pass import Text, packed, training_pass
 from jaxspec.training.draft_record import KEY, reference_record
+from jaxspec.training.objectives import DrafterObjective
 
 NEW_TOKENS = 24
 SHAPE = DrafterConfig(block_size=6, num_layers=2, num_features=2)
@@ -82,23 +84,51 @@ def initial(target: TargetBundle, drafter: DFlash) -> Any:
     return init(jax.random.key(0), jnp.zeros((1, 2, width)))["params"]
 
 
+@functools.cache
+def _answers(target: TargetBundle, block_size: int) -> list[Text]:
+    return answered(target, QUESTIONS, new_tokens=NEW_TOKENS, block_size=block_size)
+
+
+def _features(
+    target: TargetBundle, row: dict[str, np.ndarray], layer_ids: tuple[int, ...]
+) -> jax.Array:
+    """What a drafter sees of a packed row, [1, S, E]."""
+
+    @jax.jit
+    def seen(params: Any) -> jax.Array:
+        output = target.model.apply(
+            {"params": params},
+            row["tokens"],
+            positions_BS=row["positions"],
+            segments_BS=row["segments"],
+            capture=layer_ids,
+        )
+        return served_features(target.model, params, output.features_BSE, layer_ids=layer_ids)
+
+    return seen(target.params)
+
+
 def by_heart(target: TargetBundle, drafter: DFlash, *, fault: Fault | None = None) -> Any:
     """Parameters of a drafter that has learned the target's answers, with a fault in training."""
     block_size = drafter.config.block_size
-    texts = answered(target, QUESTIONS, new_tokens=NEW_TOKENS, block_size=block_size)
+    texts = _answers(target, block_size)
     row, anchors_1N = packed(texts)
     labels_NG = np.full((anchors_1N.size, block_size - 1), -1)
     blocks = [(text, anchor) for text in texts for anchor in text.anchors]
     for labels_G, (text, anchor) in zip(labels_NG, blocks, strict=True):
         following = text.tokens[anchor + 1 :][: len(labels_G)]
         labels_G[: len(following)] = following
-    draft = faulty_pass(fault)
+    # The target's features stay the same: they are computed once.
+    features_1SE = _features(target, row, drafter.config.target_layer_ids)
+    objective = DrafterObjective(
+        target=target.model, drafter=drafter, loss=LossConfig(), anchors=anchors_1N.size
+    )
 
     def loss(params: Any) -> jax.Array:
-        _, logits_NGV = draft(
-            params, target.params, row, anchors_1N, target=target.model, drafter=drafter
-        )
-        losses_NG = optax.softmax_cross_entropy_with_integer_labels(logits_NGV, labels_NG)
+        with nn.intercept_methods(fault) if fault else contextlib.nullcontext():
+            hidden_1NGD = objective.hidden(params, target.params, row, anchors_1N, features_1SE)
+        logits_1NGV = target.model.apply({"params": target.params}, hidden_1NGD, method="logits")
+        losses_NG = optax.softmax_cross_entropy_with_integer_labels(logits_1NGV[0], labels_NG)
         return jnp.mean(losses_NG, where=labels_NG >= 0)
 
     transform = optax.adam(_LEARNING_RATE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,7 @@ def objective(loss: LossConfig = LOSS, anchors: int = 6) -> DrafterObjective:
     )
 
 
+@functools.cache
 def target_params(seed: int = 0):
     """Random weights of the target."""
     return jax.jit(TARGET.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]

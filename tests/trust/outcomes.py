@@ -89,6 +89,15 @@ class Ended:
         return "clean" if self.status in (0, 2, 75, 130) else "traceback"
 
 
+def is_tried(door: int, kind: int, *, doors: int) -> bool:
+    """Whether a kind of mistake is tried at this door, if not all pairs are (--slow).
+
+    Two doors for each kind, in turn, so that every door and every kind is met: doors share the code
+    that reads.
+    """
+    return (door - kind) % doors < 2
+
+
 def is_one_message(err: str) -> bool:
     """Whether a refusal is a message, and no longer than a screen."""
     lines = err.strip().splitlines()

@@ -64,7 +64,9 @@ def one_by_one(decoder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_answers_and_passes_are_those_of_one_prompt_at_a_time(name):
+def test_answers_and_passes_are_those_of_one_prompt_at_a_time(name, is_slow):
+    if name == "block-causal" and not is_slow:
+        pytest.skip("the guided case has such a cache, too: --slow")
     decoder = decoder_of(name)
     expected = one_by_one(decoder)
     assert len({len(response.passes) for response in expected}) > 1, "some end early"

@@ -72,7 +72,9 @@ def test_every_mesh_gives_the_output_of_one_device(name, mesh, is_slow):
 
 
 @pytest.mark.parametrize("mesh", ["tensor", "both"])
-def test_the_counts_of_a_calibration_are_those_of_one_device(mesh):
+def test_the_counts_of_a_calibration_are_those_of_one_device(mesh, is_slow):
+    if mesh != "both" and not is_slow:
+        pytest.skip("another mesh: --slow")
     params, cases = decoders()
 
     def counted(params):

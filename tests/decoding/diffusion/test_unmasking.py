@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,23 +34,31 @@ def logits(*confidences, first=0):
         row[(first + place) % 4] = confidence
         # Whatever the model says of the mask, it is not among the candidates.
         rows.append(np.r_[np.log(row[:4]), 9.0])
-    return jnp.asarray(np.array(rows, "f4"))[None]
+    return np.array(rows, "f4")[None]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unmask(unmasker, logits_BPV, tokens_BP, **arrays):
+    return unmasker.unmask(logits_BPV, tokens_BP, masked_BP=tokens_BP == MASK, **arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def counted(rule, confidence_BP, **arrays):
+    return rule.count(confidence_BP, **arrays)
 
 
 def step(
     rule, logits_BPV, block, *, initial=None, at=0, sampling=None, keys=None, positions=None, **ids
 ):
-    tokens_BP = jnp.asarray(block)[None]
-    masked_BP = tokens_BP == MASK
-    initial = masked_BP.sum() if initial is None else initial
-    unmasker = Unmasker(rule, MASK, sampling or Sampling(0.0), **ids)
-    return unmasker.unmask(
+    tokens_BP = np.asarray(block)[None]
+    initial = (tokens_BP == MASK).sum() if initial is None else initial
+    return unmask(
+        Unmasker(rule, MASK, sampling or Sampling(0.0), **ids),
         logits_BPV,
         tokens_BP,
-        masked_BP=masked_BP,
-        positions_BP=jnp.arange(len(block))[None] if positions is None else positions,
-        step_B=jnp.full(1, at),
-        initial_B=jnp.full(1, initial),
+        positions_BP=np.arange(len(block))[None] if positions is None else positions,
+        step_B=np.full(1, at),
+        initial_B=np.full(1, initial),
         keys_B=jax.random.split(jax.random.key(0), 1) if keys is None else keys,
     )
 
@@ -119,12 +128,12 @@ def test_a_schedule_is_larger_at_first():
     """7 masks in 3 steps: 3, 2, 2, as LLaDA's table of transfers has it."""
     rule, revealed = Scheduled(3), []
     for at in range(3):
-        count = rule.count(jnp.zeros((1, 7)), initial_B=jnp.array([7]), step_B=jnp.array([at]))
+        count = counted(rule, np.zeros((1, 7)), initial_B=np.array([7]), step_B=np.array([at]))
         revealed.append(int(count[0]))
     assert revealed == [3, 2, 2]
     for masks in range(1, 9):
         counts = [
-            int(rule.count(jnp.zeros((1, 8)), initial_B=jnp.array(masks), step_B=jnp.array(at)))
+            int(counted(rule, np.zeros((1, 8)), initial_B=np.array(masks), step_B=np.array(at)))
             for at in range(3)
         ]
         assert sum(counts) == masks and counts == sorted(counts, reverse=True)
@@ -143,32 +152,32 @@ def test_factor_equals_the_sequential_search():
             expected = 0
             while expected < 6 and falling[expected] >= 1 - factor / (expected + 2):
                 expected += 1
-            args = {"initial_B": jnp.array([6]), "step_B": jnp.array([0])}
-            assert int(Factor(factor).count(jnp.asarray(falling)[None], **args)[0]) == expected
+            args = {"initial_B": np.array([6]), "step_B": np.array([0])}
+            assert int(counted(Factor(factor), falling[None], **args)[0]) == expected
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_mask_without_a_distribution_fails_the_row(bad):
-    broken = jnp.concatenate([LOGITS, LOGITS.at[0, 1, 2].set(bad)])
+    broken = np.concatenate([LOGITS, LOGITS])
+    broken[1, 1, 2] = bad
     unmasker = Unmasker(Threshold(0.6), MASK)
-    rows = {"step_B": jnp.zeros(2, int), "keys_B": jax.random.split(jax.random.key(0), 2)}
+    rows = {"step_B": np.zeros(2, int), "keys_B": jax.random.split(jax.random.key(0), 2)}
 
-    def unmask(block):
-        tokens = jnp.asarray([block, block])
-        return unmasker.unmask(
+    def both(block):
+        return unmask(
+            unmasker,
             broken,
-            tokens,
-            masked_BP=tokens == MASK,
-            positions_BP=jnp.tile(jnp.arange(4), (2, 1)),
-            initial_B=jnp.full(2, 4),
+            np.asarray([block, block]),
+            positions_BP=np.tile(np.arange(4), (2, 1)),
+            initial_B=np.full(2, 4),
             **rows,
         )
 
-    failing = unmask([4, 4, 4, 4])
+    failing = both([4, 4, 4, 4])
     assert failing.failed_B.tolist() == [False, True]
     assert failing.tokens_BP.tolist() == [[4, 1, 2, 3], [4, 4, 4, 4]]
     # Where a token is revealed already, the logits do not matter.
-    assert not unmask([4, 1, 4, 4]).failed_B.any()
+    assert not both([4, 1, 4, 4]).failed_B.any()
 
 
 def test_confidence_does_not_know_the_temperature():
@@ -183,14 +192,13 @@ def test_draws_follow_the_tempered_distribution():
     rows = 4000
     sampling = Sampling(temperature=0.7)
     unmasker = Unmasker(Scheduled(1), MASK, sampling)
-    tokens = jnp.full((rows, 1), MASK)
-    drawn = unmasker.unmask(
-        jnp.tile(LOGITS[:, :1], (rows, 1, 1)),
-        tokens,
-        masked_BP=tokens == MASK,
-        positions_BP=jnp.full((rows, 1), 9),
-        step_B=jnp.zeros(rows, int),
-        initial_B=jnp.ones(rows, int),
+    drawn = unmask(
+        unmasker,
+        np.tile(LOGITS[:, :1], (rows, 1, 1)),
+        np.full((rows, 1), MASK),
+        positions_BP=np.full((rows, 1), 9),
+        step_B=np.zeros(rows, int),
+        initial_B=np.ones(rows, int),
         keys_B=jax.random.split(jax.random.key(3), rows),
     ).tokens_BP[:, 0]
     law = np.array([0.5, *[0.5 / 3] * 3]) ** (1 / 0.7)

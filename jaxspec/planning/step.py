@@ -169,7 +169,13 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     costs = None if text is None else program_costs(text)
     expected_wire = _expected_wire(step, config, mesh)
     least = least_operations(step.task)
-    again = step.operations - TracedStep(without_recomputation(config), mesh).operations
+    kept = without_recomputation(config)
+    again = 0.0 if kept == config else step.operations - TracedStep(kept, mesh).operations
+    # GPUs send bfloat16, which the compiler for CPUs widens.
+    is_stand_in = topology is not None and not topology.chip.is_tpu
+    wire: Mapping[str, float] = expected_wire or {}
+    if text is not None:
+        wire = wire_bytes_by_kind(read_collectives(text, narrows=is_stand_in))
     return StepPlan(
         name=f"{count} x {kind}" if topology is None else topology.name,
         device_kind=kind,
@@ -198,7 +204,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
             parts={} if least is None else {k: v / count for k, v in least.items()},
         ),
         traffic=None if costs is None else costs.memory_bytes,
-        wire=expected_wire or {} if text is None else wire_bytes_by_kind(read_collectives(text)),
+        wire=wire,
         expected_wire=expected_wire,
         is_read=text is not None,
     )

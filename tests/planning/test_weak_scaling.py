@@ -1,7 +1,7 @@
 """Twice the devices with twice the rows: each device computes as much, and sends what is predicted.
 
-The training step is compiled on 1, 2, 4 and 8 virtual devices, with the same rows on each. The table
-of what was counted:
+The training step is compiled on 1, 2, 4 and 8 virtual devices, with the same rows on each. This
+prints the table of what was counted:
 
     python -m pytest -q -s tests/planning/test_weak_scaling.py
 """

@@ -170,9 +170,7 @@ def _print_step(command: PlanCommand, topology: Topology | None, console: Consol
 
 def _print_what_fits(run: RunConfig, topology: Topology | None, console: Console) -> None:
     """Settings, or else a slice, with which a run that is too large would fit."""
-    from jaxspec.training.tasks.registry import task_of
-
-    if topology is None or task_of(run).becomes(run) != "dflash" or run.mesh.path != "jit":
+    if topology is None or run.mesh.path != "jit":
         return
     from jaxspec.cli.plan_report import candidate_lines
     from jaxspec.planning.search import larger_topologies, search

@@ -1,8 +1,8 @@
 """The settings with which a run fits a topology, the fastest first.
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
-(training.gradient_accumulation), sizes of chunks (loss.chunk_blocks, drafter.chunk_blocks) and with
-and without drafter.remat. None of them changes what is learned.
+(training.gradient_accumulation); for drafters with several sizes of chunks (loss.chunk_blocks,
+drafter.chunk_blocks) and with and without drafter.remat. None of them changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -18,6 +18,7 @@ from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
+from jaxspec.training.tasks.settings import groups_read
 
 MARGIN = 0.9
 """Share of the memory that an estimate may fill: it is off by some percent."""
@@ -45,7 +46,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
     that needs the least memory.
 
     Raises:
-      ValueError: the run does not train a drafter.
+      ValueError: no such target or denoiser.
     """
     shapes = Shapes.of(config)
     memory = MARGIN * topology.chip.device_memory()
@@ -110,8 +111,12 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
     """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
-    loss_chunks = sorted({config.loss.chunk_blocks, *chunks})
-    drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks})
+    groups = groups_read(config.training.task, objective=config.denoiser.objective)
+    loss_chunks, drafter_chunks = (
+        sorted({getattr(config, group).chunk_blocks, *(chunks if group in groups else ())})
+        for group in ("loss", "drafter")
+    )
+    remats = (True, False) if "drafter" in groups else (config.drafter.remat,)
     for data, fsdp in itertools.product(_divisors(devices), repeat=2):
         tensor = devices // (data * fsdp)
         if data * fsdp * tensor != devices or any(count % tensor for count in heads):
@@ -119,7 +124,7 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
         if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
-            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)
+            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, remats
         ):
             yield dataclasses.replace(
                 config,

@@ -129,10 +129,12 @@ def test_a_larger_slice_is_named():
     assert larger_topologies(run, parse_topology("16xH100")) == []
 
 
-def test_only_drafters_are_searched():
+def test_a_target_is_searched_as_well():
     run = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, task="target"))
-    with pytest.raises(ValueError, match="Settings are searched for runs that train a drafter"):
-        search(run, of_memory(1e9))
+    found = search(run, of_memory(1e9))
+    assert found and {each.config.mesh.tensor for each in found} == {1}
+    assert {each.config.drafter for each in found} == {run.drafter}
+    assert search(run, of_memory(1e4)) == []
 
 
 def test_decoding_by_hand():

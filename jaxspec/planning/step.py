@@ -241,7 +241,7 @@ class TracedStep:
         self.placed_state = _placed(self.state, state_shardings)
         self.placed_frozen = _placed(self.task.frozen_shapes, frozen_shardings)
         self.placed_batch = _placed(batch, jax.tree.map(lambda _: rows, batch))
-        self._arguments = (
+        self.arguments = (
             self.placed_state,
             self.placed_frozen,
             self.placed_batch,
@@ -253,7 +253,7 @@ class TracedStep:
     @property
     def operations(self) -> float:
         """Of the matrix products, over all devices."""
-        return matmul_operations(self._step.trace(*self._arguments).jaxpr)
+        return matmul_operations(self._step.trace(*self.arguments).jaxpr)
 
     def compile(self) -> tuple[Any, Needs]:
         """The compiled step, and what it needs.
@@ -262,7 +262,7 @@ class TracedStep:
           OutOfMemory: it is larger than the memory of a device.
         """
         try:
-            return compile_step(self._step, *self._arguments)
+            return compile_step(self._step, *self.arguments)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

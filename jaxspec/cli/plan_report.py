@@ -284,10 +284,9 @@ def _wire_cell(plan: StepPlan) -> str:
     return f"{wire} ({sum(plan.expected_wire.values()) / 2**30:.1f})"
 
 
-def unfit_row(run: RunConfig, topology: Topology, larger: Sequence[Topology]) -> str:
+def unfit_row(run: RunConfig, topology: Topology, reason: str) -> str:
     """The line of a topology that no settings fit."""
-    needs = f"needs {larger[0].name}" if larger else "does not fit"
-    return f"| {run.name} | {topology.name} | {needs} |" + " |" * (len(COLUMNS) - 3)
+    return f"| {run.name} | {topology.name} | {reason} |" + " |" * (len(COLUMNS) - 3)
 
 
 def _size(count: float) -> str:

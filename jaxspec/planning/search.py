@@ -10,6 +10,7 @@ drafter.chunk_blocks) and with and without drafter.remat. None of them changes w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,10 @@ from jaxspec.training.tasks.settings import groups_read
 
 MARGIN = 0.9
 """Share of the memory that an estimate may fill: it is off by some percent."""
+
+
+class NoMesh(ValueError):
+    """No mesh of these devices divides the batch and the heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +51,18 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
     that needs the least memory.
 
     Raises:
+      NoMesh: the run cannot be split over so many devices, whatever its size.
       ValueError: no such target or denoiser.
     """
     shapes = Shapes.of(config)
+    tried = list(variants(config, devices=topology.devices, heads=shapes.heads))
+    if not tried:
+        heads = ", ".join(map(str, sorted(set(shapes.heads))))
+        raise NoMesh(
+            f"No mesh splits the run over the {topology.devices} devices of {topology.name}: "
+            f"data.batch_size ({config.data.batch_size}) must be a multiple of data x fsdp, and "
+            f"all numbers of heads ({heads}) of tensor. Change data.batch_size or the topology."
+        )
     memory = MARGIN * topology.chip.device_memory()
     candidates = [
         Candidate(
@@ -56,7 +70,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
             estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
             typed(changed, config),
         )
-        for changed in variants(config, devices=topology.devices, heads=shapes.heads)
+        for changed in tried
     ]
     fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
     fitting.sort(
@@ -96,8 +110,9 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
         if found.chip == topology.chip and found.chips > topology.chips
     ]
     for found in sorted(larger, key=lambda each: each.chips):
-        if search(config, found):
-            return [found]
+        with contextlib.suppress(NoMesh):
+            if search(config, found):
+                return [found]
     return []
 
 

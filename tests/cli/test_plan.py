@@ -249,6 +249,16 @@ def test_table_has_a_line_for_each_topology(config, capsys):
     assert lines[3].startswith("| tiny | 4xA100 | its own |")
 
 
+def test_a_table_goes_on_after_a_topology_that_no_mesh_splits(config, capsys):
+    arguments = ["--config", config, "--topology", "8xH100,1xA100", "--table"]
+    assert command.main([*arguments, "--data.batch_size", "7"]) == 1
+    said = capsys.readouterr()
+    assert "No mesh splits the run over the 8 devices of 8xH100" in said.err
+    lines = said.out.splitlines()
+    assert lines[2].startswith("| tiny | 8xH100 | no mesh |")
+    assert lines[3].startswith("| tiny | 1xA100 | its own |")
+
+
 def test_decoding_is_planned_from_shapes(config, capsys):
     assert command.main(["--config", config, "--topology", "8xH100", "--decode"]) == 0
     printed = capsys.readouterr().out

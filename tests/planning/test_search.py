@@ -129,6 +129,13 @@ def test_a_larger_slice_is_named():
     assert larger_topologies(run, parse_topology("16xH100")) == []
 
 
+def test_a_batch_that_no_mesh_divides_is_not_a_matter_of_memory():
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, batch_size=7))
+    with pytest.raises(ValueError, match=r"8 devices of small: data.batch_size \(7\) must"):
+        search(run, of_memory(1e9))
+    assert larger_topologies(run, parse_topology("v5e:2x2")) == []
+
+
 def test_a_target_is_searched_as_well():
     run = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, task="target"))
     found = search(run, of_memory(1e9))

@@ -32,10 +32,10 @@ from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.collectives import ring_bytes
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import batch_sharding, replicated
-from jaxspec.planning.passes import reading
 from jaxspec.planning.step import TracedStep, plan_step
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.passes import reading
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper
 from jaxspec.training.tasks.registry import task_of

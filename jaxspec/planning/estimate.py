@@ -25,10 +25,10 @@ from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.memory import frozen_name, logits_bytes
 from jaxspec.planning.minimum import computed_operations, least_operations
-from jaxspec.planning.passes import Reading, reading
 from jaxspec.planning.roofline import Roofline
 from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.passes import Reading, reading
 from jaxspec.training.state import TrainState
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
-from jaxspec.planning.passes import reading
 from jaxspec.training.needs import Needs
 from jaxspec.training.objectives import DrafterObjective, TargetObjective
+from jaxspec.training.passes import reading
 from jaxspec.training.tasks.task import Task
 
 

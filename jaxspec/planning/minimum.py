@@ -23,9 +23,9 @@ import numpy as np
 
 from jaxspec.config import DrafterConfig, LanguageModelConfig, RunConfig, TransformerConfig
 from jaxspec.losses import terms_needing_target_rows
-from jaxspec.planning.passes import Reading, Tokens, causal, reading, spread_anchors
 from jaxspec.training.lora import LowRankObjective
 from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.passes import Reading, Tokens, causal, reading, spread_anchors
 from jaxspec.training.tasks.task import Task
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxspec.parallel.traffic import Use, traffic
-from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective
-from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
+from jaxspec.training.objectives import DrafterObjective, Objective
+from jaxspec.training.passes import reading
 
 
 def step_traffic(
@@ -57,13 +57,12 @@ def _model_uses(
 ) -> list[Use]:
     """A target or denoiser is trained, or low-rank updates of it."""
     is_low_rank = isinstance(objective, LowRankObjective)
-    model, weights = objective, params
-    if isinstance(objective, LowRankObjective):
-        model, weights = objective.inner, frozen
-    assert isinstance(model, TargetObjective | DenoiserObjective), "there is no other kind"
-    config = model.model.config
+    weights = frozen if is_low_rank else params
+    read = reading(objective, length=length)
+    assert read is not None, "there is no other kind"
+    config = read.model
     again = 2 if config.remat else 1
-    passes, places = _passes(model, length)
+    passes = [each.copies * each.tokens for each in read.passes]
 
     def use(shapes: Any, count: int, **more: Any) -> Use:
         size = jnp.dtype(config.dtype).itemsize
@@ -78,10 +77,10 @@ def _model_uses(
         # All rows share one level of noise: sums of a few numbers.
         layers.pop("modulation", None)
     uses = [
-        use({"embed": weights["embed"]}, passes[0], gathers=1, is_lookup=True),
+        use({"embed": weights["embed"]}, sum(passes), gathers=1, is_lookup=True),
         use(
             head,
-            places,
+            read.places,
             gathers=head_gathers,
             has_input_gradients=True,
             has_weight_gradients=bool(head_gathers) and not is_low_rank,
@@ -100,20 +99,6 @@ def _model_uses(
     if is_low_rank:
         uses.append(use(params, 0, gathers=0, has_weight_gradients=True))
     return uses
-
-
-def _passes(objective: TargetObjective | DenoiserObjective, length: int) -> tuple[list[int], int]:
-    """Tokens of each pass over the weights, and positions with logits, of one row."""
-    if isinstance(objective, TargetObjective):
-        return [length], length - 1
-    if not objective.in_blocks:
-        halves = 2 if objective.model.config.context == "block_causal" else 1
-        return [halves * length], length
-    slots = objective.block_size - 1
-    masked = objective.anchors * slots
-    if objective.model.config.context == "causal":
-        return [masked, length], masked
-    return [objective.anchors * (length + slots)], masked
 
 
 def _turned(table: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from jaxspec.config import DenoiserConfig, DiTConfig, MeshConfig
 from jaxspec.models.block_diffusion import block_causal_mask, block_diffusion_mask
 from jaxspec.parallel.chips import CHIPS
 from jaxspec.planning.estimate import Shapes, estimate
-from jaxspec.planning.passes import reading, spread_anchors
 from jaxspec.planning.search import search, variants
 from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import parse_topology
+from jaxspec.training.passes import reading, spread_anchors
 from jaxspec.training.tasks.registry import task_of
 from tests.planning.test_minimum import changed, least, traced, turning
 

@@ -8,6 +8,7 @@ GPUs on virtual devices of the CPU, or for the devices of this machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -170,15 +171,15 @@ def _print_step(command: PlanCommand, topology: Topology | None, console: Consol
 
 def _print_what_fits(run: RunConfig, topology: Topology | None, console: Console) -> None:
     """Settings, or else a slice, with which a run that is too large would fit."""
-    from jaxspec.training.tasks.registry import task_of
-
-    if topology is None or task_of(run).becomes(run) != "dflash" or run.mesh.path != "jit":
+    if topology is None or run.mesh.path != "jit":
         return
     from jaxspec.cli.plan_report import candidate_lines
-    from jaxspec.planning.search import larger_topologies, search
+    from jaxspec.planning.search import NoMesh, larger_topologies, search
 
+    found: list[Candidate] = []
     with console.status("Looking for settings that fit ..."):
-        found = search(run, topology)
+        with contextlib.suppress(NoMesh):
+            found = search(run, topology)
         larger = [] if found else larger_topologies(run, topology)
     if found:
         text = "These settings would fit, by estimate:\n" + candidate_lines(found[:3])
@@ -269,13 +270,19 @@ def _print_table(command: PlanCommand, topologies: Sequence[Topology], console: 
     from rich.console import Console
 
     from jaxspec.cli.plan_report import TABLE_HEAD, table_row, unfit_row
-    from jaxspec.planning.search import as_asked, larger_topologies, search
+    from jaxspec.planning.search import NoMesh, as_asked, larger_topologies, search
 
     run, status = command.run, 0
     progress = Console(stderr=True)
     console.print(TABLE_HEAD, markup=False, highlight=False, soft_wrap=True)
     for topology in topologies:
-        found = [*as_asked(run, topology), *search(run, topology)]
+        try:
+            found = [*as_asked(run, topology), *search(run, topology)]
+        except NoMesh as error:
+            progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            console.print(unfit_row(run, topology, "no mesh"), markup=False, soft_wrap=True)
+            status = 1
+            continue
         fitting = _compile_candidates(found[:4], topology, progress, wanted=1)
         if fitting:
             candidate, plan = fitting[0]
@@ -283,6 +290,8 @@ def _print_table(command: PlanCommand, topologies: Sequence[Topology], console: 
                 candidate, plan, share=command.utilisation, price=command.price_per_chip_hour
             )
         else:
-            row, status = unfit_row(run, topology, larger_topologies(run, topology)), 1
+            larger = larger_topologies(run, topology)
+            row = unfit_row(run, topology, f"needs {larger[0].name}" if larger else "does not fit")
+            status = 1
         console.print(row, markup=False, highlight=False, soft_wrap=True)
     return status

@@ -84,14 +84,13 @@ def _arithmetic_rows(plan: StepPlan) -> Iterator[tuple[str, str]]:
     yield "matrix products", f"{_tflop(arithmetic.compiled)} per step and device"
     if arithmetic.recomputed:
         yield "  recomputed", _tflop(arithmetic.recomputed)
-    if arithmetic.minimum is not None and arithmetic.excess is not None:
-        yield (
-            "  minimum",
-            f"{_tflop(arithmetic.minimum)}; without what is recomputed, "
-            f"{arithmetic.excess:.2f} x as much is computed",
-        )
-        for name, operations in arithmetic.parts.items():
-            yield f"    {name}", _tflop(operations)
+    yield (
+        "  minimum",
+        f"{_tflop(arithmetic.minimum)}; without what is recomputed, "
+        f"{arithmetic.excess:.2f} x as much is computed",
+    )
+    for name, operations in arithmetic.parts.items():
+        yield f"    {name}", _tflop(operations)
 
 
 def _time_rows(
@@ -257,7 +256,7 @@ def table_row(candidate: Candidate, plan: StepPlan, *, share: float, price: floa
     assert roofline is not None, "a topology has a known chip"
     least = run_cost(plan, run, share=1.0, price=price)
     likely = run_cost(plan, run, share=share, price=price)
-    mfu, excess = plan.utilisation(roofline.seconds), plan.arithmetic.excess
+    mfu = plan.utilisation(roofline.seconds)
     settings = f"`{candidate.overrides}`" if candidate.overrides else "its own"
     kept = sum(plan.memory[name] for name in ("gradients", "logits", "activations"))
     cells = [
@@ -267,7 +266,7 @@ def table_row(candidate: Candidate, plan: StepPlan, *, share: float, price: floa
         f"{plan.needs.memory_bytes / 2**30:.1f} of {(plan.available_bytes or 0) / 2**30:.0f}"
         + (" (estimate)" if plan.is_estimate else ""),
         f"{kept / 2**30:.1f}",
-        "" if excess is None else f"{excess:.2f}",
+        f"{plan.arithmetic.excess:.2f}",
         _wire_cell(plan),
         f"{roofline.seconds:.2f} s",
         roofline.binding,
@@ -285,10 +284,9 @@ def _wire_cell(plan: StepPlan) -> str:
     return f"{wire} ({sum(plan.expected_wire.values()) / 2**30:.1f})"
 
 
-def unfit_row(run: RunConfig, topology: Topology, larger: Sequence[Topology]) -> str:
+def unfit_row(run: RunConfig, topology: Topology, reason: str) -> str:
     """The line of a topology that no settings fit."""
-    needs = f"needs {larger[0].name}" if larger else "does not fit"
-    return f"| {run.name} | {topology.name} | {needs} |" + " |" * (len(COLUMNS) - 3)
+    return f"| {run.name} | {topology.name} | {reason} |" + " |" * (len(COLUMNS) - 3)
 
 
 def _size(count: float) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from jaxspec.parallel.program_text import Instruction, Program, Run, Shape, arrays
+from jaxspec.parallel.widened import before_widening
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _UNKNOWN = ("ragged-all-to-all", "collective-broadcast")
@@ -91,7 +92,7 @@ def collectives_of(compiled: jax.stages.Compiled) -> list[Collective]:
     return read_collectives(text)
 
 
-def read_collectives(text: str) -> list[Collective]:
+def read_collectives(text: str, *, narrows: bool = False) -> list[Collective]:
     """Every collective of a program that runs at least once.
 
     Of several branches each counts. A collective that the TPU compiler has spread over several
@@ -99,6 +100,7 @@ def read_collectives(text: str) -> list[Collective]:
 
     Args:
       text: what ``compiled.as_text()`` returns, for CPUs, GPUs or TPUs.
+      narrows: counts what XLA for CPUs has widened to float32 as bfloat16: what GPUs would send.
 
     Raises:
       ValueError: a loop around a collective does not say how often it turns, or a collective or
@@ -108,7 +110,7 @@ def read_collectives(text: str) -> list[Collective]:
     found: dict[Any, Collective] = {}
     for run in program.runs(lambda instruction: bool(_kind(instruction))):
         instruction = run.instruction
-        collective = _collective(run, devices=program.devices)
+        collective = _collective(run, program, narrows=narrows)
         # The fusions of one collective share its channel and their chain.
         chain = re.search(r'chain_id="(\d+)"', instruction.rest)
         is_spread = "async_collective_fusion_config" in instruction.rest
@@ -121,16 +123,19 @@ def read_collectives(text: str) -> list[Collective]:
     return list(found.values())
 
 
-def _collective(run: Run, *, devices: int) -> Collective:
+def _collective(run: Run, program: Program, *, narrows: bool) -> Collective:
     instruction = run.instruction
     shapes = instruction.shape
     if instruction.opcode in _IN_SECOND_PLACE:
         shapes = _elements(shapes)[1]
-    results = tuple(arrays(shapes))
+    results = arrays(shapes)
+    if narrows:
+        results = before_widening(run, results, program)
     source = re.search(r'op_name="([^"]*)"', instruction.rest)
     kind = _kind(instruction)
-    size = 2 if kind == "collective-permute" else _group_size(instruction, devices=devices)
-    return Collective(instruction.name, kind, results, size, run.times, source[1] if source else "")
+    size = 2 if kind == "collective-permute" else _group_size(instruction, devices=program.devices)
+    name, came_from = instruction.name, source[1] if source else ""
+    return Collective(name, kind, tuple(results), size, run.times, came_from)
 
 
 def _group_size(instruction: Instruction, *, devices: int) -> int:

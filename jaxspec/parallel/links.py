@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import ipaddress
 import json
 import os
 import queue
@@ -174,20 +175,34 @@ def call_roll(address: str, *, count: int, index: int, limit_s: float) -> Links:
         or some did not come (the message has their numbers).
     """
     host, _, port = address.rpartition(":")
-    until = time.monotonic() + limit_s
+    host, until = host.strip("[]"), time.monotonic() + limit_s
     if index == 0:
-        return _await_all(int(port), count=count, until=until, limit_s=limit_s)
-    return _join(
-        host.strip("[]"), int(port), count=count, index=index, until=until, limit_s=limit_s
-    )
+        own = host if is_loopback(address) else ""
+        return _await_all(own, int(port), count=count, until=until, limit_s=limit_s)
+    return _join(host, int(port), count=count, index=index, until=until, limit_s=limit_s)
 
 
-def _await_all(port: int, *, count: int, until: float, limit_s: float) -> Links:
+def is_loopback(address: str) -> bool:
+    """Whether an address, HOST:PORT, is one that only this host can reach.
+
+    Another name of this host may lead here to such an address, and elsewhere not.
+
+    >>> is_loopback("localhost:80"), is_loopback("[::1]:80"), is_loopback("node0:80")
+    (True, True, False)
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.casefold() == "localhost"
+
+
+def _await_all(host: str, port: int, *, count: int, until: float, limit_s: float) -> Links:
     """Process 0: accepts the others and answers all of them at once."""
     hosts, peers = {0: socket.gethostname()}, dict[int, socket.socket]()
     problem = ""
     try:
-        listener = _listen(port)
+        listener = _listen(host, port)
     except OSError as error:
         raise ValueError(
             f"Process 0 cannot listen on port {port} of this host: {error.strerror or error}. Name "
@@ -275,7 +290,11 @@ def _join(host: str, port: int, *, count: int, index: int, until: float, limit_s
     return Links(index, hosts, {0: connection})
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
+    """Listens at an address of this host; "": at all of them."""
+    if host:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))

@@ -28,7 +28,7 @@ from jax._src.clusters import ClusterEnv
 
 import jaxspec
 from jaxspec.interruption import STOPPED_AND_SAVED, Terminated
-from jaxspec.parallel.links import Links, call_roll
+from jaxspec.parallel.links import Links, call_roll, is_loopback
 
 JOIN_TIMEOUT_S = 300.0
 """How long the processes of a run wait for each other at the start."""
@@ -107,6 +107,8 @@ def joined(asked: Processes | None = None) -> Iterator[None]:
         check_alike(_versions(), advice="Install the same versions on all hosts.")
         jax.distributed.initialize(
             coordinator_address=place.coordinator,
+            # jax's default, where this is None, are all addresses of the host.
+            coordinator_bind_address=place.coordinator if is_loopback(place.coordinator) else None,
             num_processes=place.count,
             process_id=place.index,
             local_device_ids=place.local_devices,

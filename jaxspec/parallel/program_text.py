@@ -147,12 +147,12 @@ class Program:
         if said:
             return int(said[1])
         [condition], [body] = loop.computations("condition"), loop.computations("body")
-        last = self._last(condition)
+        last = self.last(condition)
         if last.opcode == "compare" and "direction=LT" in last.rest:
             counter, end = last.operands
             place = self.computations[condition][counter].index
             first = self._element(loop.operands[0], place, computation)
-            step = self._step(self._last(body), place, body)
+            step = self._step(self.last(body), place, body)
             numbers = (first, self._constant(end, condition), step)
             if None not in numbers:
                 start, stop, each = map(int, numbers)  # type: ignore[arg-type]
@@ -164,7 +164,8 @@ class Program:
             "known_trip_count, or a counter that rises from one constant to another."
         )
 
-    def _last(self, computation: str) -> Instruction:
+    def last(self, computation: str) -> Instruction:
+        """What a computation ends with, and mostly returns."""
         return list(self.computations[computation].values())[-1]
 
     def _origin(self, name: str, computation: str) -> Instruction | None:

@@ -3,7 +3,8 @@
 Exact: weights, optimizer state and the least arithmetic. Estimated: temporaries, memory traffic and
 what goes over the wire. `jaxspec.planning.step` compiles the settings that look best.
 
-The formulas are for a drafter on a frozen target. Dimension key: S tokens of a row, N blocks of a
+The formulas are for a drafter on a frozen target, and for a target or denoiser that is trained
+itself. Dimension key: S tokens of a row, N blocks of a
 row, K block slots, D width, F MLP width, V vocabulary, Q query heads, R key/value heads, C head
 width.
 """
@@ -22,15 +23,16 @@ from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
-from jaxspec.planning.memory import logits_bytes
-from jaxspec.planning.minimum import least_operations
+from jaxspec.planning.memory import frozen_name, logits_bytes
+from jaxspec.planning.minimum import computed_operations, least_operations
 from jaxspec.planning.roofline import Roofline
-from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.passes import Reading, reading
 from jaxspec.training.state import TrainState
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
-from jaxspec.training.traffic import drafter_traffic
+from jaxspec.training.traffic import step_traffic
 
 _SCORE_COPIES = 1.0
 """Arrays of the size of a layer's float32 attention scores that are in memory at once. For TPUs the
@@ -49,12 +51,20 @@ class Shapes:
     least: Mapping[str, float]
     """The least operations of a step over all devices, by what they are for."""
 
+    computed: float
+    """Those of a step with all that masks hide."""
+    read: Reading | None
+    """What the model that is trained reads; None: a drafter on a frozen target."""
+
     @property
     def heads(self) -> tuple[int, ...]:
-        """Heads, and key/value heads, of the target and of the drafter."""
+        """Heads, and key/value heads, of every model."""
         objective = self.task.objective
-        assert isinstance(objective, DrafterObjective), "only drafters are estimated"
-        models = (objective.target.config, objective.drafter.config)
+        if isinstance(objective, DrafterObjective):
+            models = [objective.target.config, objective.drafter.config]
+        else:
+            assert self.read is not None, "another objective trains one model"
+            models = [self.read.model]
         return tuple(n for model in models for n in (model.num_heads, model.num_kv_heads))
 
     @classmethod
@@ -62,19 +72,13 @@ class Shapes:
         """Those of a run.
 
         Raises:
-          ValueError: no such target, or a run that does not train a drafter.
+          ValueError: no such target or denoiser.
         """
-        if task_of(config).becomes(config) != "dflash":
-            raise ValueError(
-                "Settings are searched for runs that train a drafter: got training.task "
-                f"{config.training.task!r}. Plan one setting at a time."
-            )
         task = task_of(config).build(config)
         transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
         state = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
-        least = least_operations(task)
-        assert least is not None, "a drafter's operations are counted"
-        return cls(task, state, least)
+        read = reading(task.objective, length=config.data.sequence_length)
+        return cls(task, state, least_operations(task), computed_operations(task), read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,32 +104,31 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
       mesh: size of each axis.
       chip: what the devices are.
     """
-    objective = _objective(shapes, config)
-    task = dataclasses.replace(shapes.task, config=config, objective=objective)
+    task = dataclasses.replace(
+        shapes.task, config=config, objective=_objective(shapes.task.objective, config)
+    )
     devices = math.prod(mesh.values())
     parts = mesh["data"] * mesh["fsdp"]
     accumulated = config.training.gradient_accumulation
     rows = config.data.batch_size // (parts * accumulated)
     frozen = _part_bytes(task.frozen_shapes, config.mesh, mesh)
     params = _part_bytes(shapes.state.params, config.mesh, mesh)
+    activations, scores, repeated = _of_model(shapes, task, rows=rows, mesh=mesh)
     memory = {
-        "target": frozen,
-        "drafter": params,
+        **({frozen_name(task): frozen} if frozen else {}),
+        config.training.task: params,
         "optimizer": _part_bytes(shapes.state.opt_state, config.mesh, mesh),
         "batch": 13.0 * rows * accumulated * config.data.sequence_length,
-        "gradients": params * (2 if accumulated > 1 else 1),
+        # Low-rank updates are added to the weights, whose whole gradient is computed.
+        "gradients": params * (2 if accumulated > 1 else 1) + (2 * frozen if shapes.read else 0),
         "logits": float(logits_bytes(task, rows=rows, tensor=mesh["tensor"])),
-        "activations": _activations(objective, config, rows=rows, mesh=mesh),
+        "activations": activations,
     }
-    least = shapes.least
-    repeated = least["drafter forward"] * config.drafter.remat
-    repeated += least["head"] / 2 * bool(config.loss.chunk_blocks)
-    # Each part reads all weights: the target's once, the drafter's three times.
-    weights = mesh["fsdp"] * (frozen + 3 * params)
-    traffic = accumulated * weights + 6 * memory["optimizer"]
-    traffic += accumulated * _score_traffic(objective, config, rows=rows, tensor=mesh["tensor"])
-    wire = drafter_traffic(
-        objective,
+    # Each part reads all weights: a target's once, those of a model that learns three times.
+    weights = mesh["fsdp"] * (frozen * (3 if shapes.read else 1) + 3 * params)
+    traffic = accumulated * (weights + scores) + 6 * memory["optimizer"]
+    wire = step_traffic(
+        task.objective,
         params=shapes.state.params,
         frozen=task.frozen_shapes,
         rows=config.data.batch_size,
@@ -138,17 +141,17 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
         roofline=Roofline.of(
             chip,
             devices=devices,
-            operations=(sum(least.values()) + repeated) / devices,
+            operations=(shapes.computed + repeated) / devices,
             memory_bytes=traffic,
             wire_bytes=sum(wire.values()),
         ),
     )
 
 
-def _objective(shapes: Shapes, config: RunConfig) -> DrafterObjective:
+def _objective(objective: Objective, config: RunConfig) -> Objective:
     """The objective with the settings of `config` that are compared."""
-    objective = shapes.task.objective
-    assert isinstance(objective, DrafterObjective), "only drafters are estimated"
+    if not isinstance(objective, DrafterObjective):
+        return objective
     drafter = dataclasses.replace(
         objective.drafter.config,
         remat=config.drafter.remat,
@@ -156,6 +159,29 @@ def _objective(shapes: Shapes, config: RunConfig) -> DrafterObjective:
     )
     return dataclasses.replace(
         objective, drafter=objective.drafter.clone(config=drafter), loss=config.loss
+    )
+
+
+def _of_model(
+    shapes: Shapes, task: Task, *, rows: int, mesh: Mapping[str, int]
+) -> tuple[float, float, float]:
+    """Bytes of activations, bytes moved for scores and logits, and operations that are repeated."""
+    config, least, objective = task.config, shapes.least, task.objective
+    is_chunked = bool(config.loss.chunk_blocks)
+    if isinstance(objective, DrafterObjective):
+        return (
+            _activations(objective, config, rows=rows, mesh=mesh),
+            _score_traffic(objective, config, rows=rows, tensor=mesh["tensor"]),
+            least["drafter forward"] * config.drafter.remat + least["head"] / 2 * is_chunked,
+        )
+    read = shapes.read
+    assert read is not None, "another objective trains one model"
+    is_draft = getattr(objective, "goal", "") == "draft"
+    return (
+        _model_activations(read, rows=rows, mesh=mesh),
+        _model_score_traffic(read, rows=rows, tensor=mesh["tensor"]),
+        least[f"{config.training.task} forward"] * read.model.remat
+        + least["head"] / 3 * (is_chunked and is_draft),
     )
 
 
@@ -182,7 +208,7 @@ def _activations(
     tensor = mesh["tensor"]
     length, blocks = config.data.sequence_length, config.data.anchors
     slots = blocks * drafter.block_size
-    width, item = target.hidden_size, 2 if target.dtype == "bfloat16" else 4
+    width, item = target.hidden_size, _item(target)
 
     scores = 4 * target.num_heads / tensor * length**2
     captured = len(drafter.target_layer_ids)
@@ -200,18 +226,17 @@ def _activations(
         kept += drafter.num_layers * (whole + (0 if drafter.chunk_blocks else chunk_scores))
     # The layer that is computed again, with its gradients.
     backward = rows * (features / 2 + kept + 2 * whole + 2 * _SCORE_COPIES * chunk_scores)
-    gathered = 0.0
-    if mesh["fsdp"] > 1:
-        layer_bytes = (
-            item
-            * width
-            * (
-                2 * (target.num_heads + target.num_kv_heads) * target.head_dim
-                + 3 * target.intermediate_size
-            )
-        )
-        gathered = (2 * layer_bytes + item * width * target.vocab_size) / tensor
-    return max(forward, backward) + gathered
+    return max(forward, backward) + _gathered(target, mesh)
+
+
+def _gathered(model: Any, mesh: Mapping[str, int]) -> float:
+    """Two layers that are whole for a moment, and the head."""
+    if mesh["fsdp"] == 1:
+        return 0.0
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    layer = heads + 3 * model.intermediate_size
+    sizes = 2 * layer + model.vocab_size
+    return _item(model) * model.hidden_size * sizes / mesh["tensor"]
 
 
 def _score_traffic(
@@ -226,3 +251,34 @@ def _score_traffic(
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length
     logits = passes * target.vocab_size * slots
     return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / tensor
+
+
+def _model_activations(read: Reading, *, rows: int, mesh: Mapping[str, int]) -> float:
+    """As `_activations`, of a model that is trained itself."""
+    model, tensor = read.model, mesh["tensor"]
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
+    width = 4 * model.hidden_size + 2 * heads + 3 * model.intermediate_size / tensor
+    kept, most = 0.0, 0.0
+    for each in read.passes:
+        layer = _item(model) * each.copies * each.tokens * width
+        scores = 4 * model.num_heads / tensor * each.copies * each.tokens * each.keys
+        most = max(most, 2 * layer + 2 * _SCORE_COPIES * scores)
+        if model.remat:
+            kept += model.num_layers * _item(model) * each.copies * each.tokens * model.hidden_size
+        else:
+            kept += model.num_layers * (layer + scores)
+    return rows * (kept + most) + _gathered(model, mesh)
+
+
+def _model_score_traffic(read: Reading, *, rows: int, tensor: int) -> float:
+    """As `_score_traffic`, of a model that is trained itself."""
+    model = read.model
+    passes = 4.0 if model.remat else 3.0
+    pairs = sum(each.copies * each.tokens * each.keys for each in read.passes)
+    scores = model.num_layers * model.num_heads * pairs
+    logits = model.vocab_size * read.places
+    return 4.0 * rows * passes * (_SCORE_PASSES * scores + 2 * logits) / tensor
+
+
+def _item(model: Any) -> int:
+    return 2 if model.dtype == "bfloat16" else 4

@@ -17,6 +17,7 @@ import jax
 
 from jaxspec.training.needs import Needs
 from jaxspec.training.objectives import DrafterObjective, TargetObjective
+from jaxspec.training.passes import reading
 from jaxspec.training.tasks.task import Task
 
 
@@ -32,8 +33,8 @@ def memory_by_kind(
 ) -> Mapping[str, int]:
     """Bytes on each device by kind; they sum up to `needs.memory_bytes`.
 
-    The kinds are "target" (if it is frozen), the model that is trained, by the name of its task,
-    "optimizer", "batch", "gradients", "logits" and "activations".
+    The kinds are what is frozen (see `frozen_name`), the model that is trained, by the name of its
+    task, "optimizer", "batch", "gradients", "logits" and "activations".
 
     Args:
       needs: what the compiler says.
@@ -45,7 +46,7 @@ def memory_by_kind(
       tensor: parts of the vocabulary.
     """
     known = {
-        **({"target": device_bytes(frozen)} if frozen else {}),
+        **({frozen_name(task): device_bytes(frozen)} if frozen else {}),
         task.config.training.task: device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "batch": device_bytes(batch),
@@ -55,6 +56,11 @@ def memory_by_kind(
     logits = min(logits_bytes(task, rows=rows, tensor=tensor), temporaries - gradients)
     known |= {"gradients": gradients, "logits": logits}
     return known | {"activations": needs.memory_bytes - sum(known.values())}
+
+
+def frozen_name(task: Task) -> str:
+    """What a drafter drafts for, or what low-rank updates change."""
+    return "target" if isinstance(task.objective, DrafterObjective) else "base"
 
 
 def device_bytes(tree: Any) -> int:
@@ -84,10 +90,12 @@ def logits_bytes(task: Task, *, rows: int, tensor: int) -> int:
         blocks = min(config.loss.chunk_blocks or config.data.anchors, config.data.anchors)
         places = blocks * (objective.drafter.config.block_size - 1)
         vocabulary = objective.target.config.vocab_size
-    elif isinstance(objective, TargetObjective):
-        length = config.data.sequence_length - 1
-        places = min(objective.chunk_tokens or length, length)
-        vocabulary = objective.model.config.vocab_size
     else:
-        return 0
+        read = reading(objective, length=config.data.sequence_length)
+        assert read is not None, "there is no other kind"
+        places, vocabulary = read.places, read.model.vocab_size
+        if isinstance(objective, TargetObjective) and objective.chunk_tokens:
+            places = min(objective.chunk_tokens, places)
+        if config.loss.chunk_blocks and getattr(objective, "goal", "") == "draft":
+            places = min(config.loss.chunk_blocks * (config.denoiser.block_size - 1), places)
     return 2 * 4 * rows * places * vocabulary // tensor

@@ -15,35 +15,62 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxspec.config import DrafterConfig, LanguageModelConfig, RunConfig, TransformerConfig
 from jaxspec.losses import terms_needing_target_rows
-from jaxspec.training.objectives import DrafterObjective, TargetObjective
+from jaxspec.training.lora import LowRankObjective
+from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.passes import Reading, Tokens, causal, reading, spread_anchors
 from jaxspec.training.tasks.task import Task
 
 
-def least_operations(task: Task) -> Mapping[str, float] | None:
+def least_operations(task: Task) -> Mapping[str, float]:
     """Operations of a step over all devices, by what they are for.
+
+    Random masks may lie anywhere: every position that could be masked counts.
 
     Args:
       task: as `TaskKind.build` makes it.
-
-    Returns:
-      None for kinds of training that are not counted here (diffusion language models).
     """
     objective, config = task.objective, task.config
-    rows = config.data.batch_size
-    if isinstance(objective, DrafterObjective):
-        parts = _drafter(task, objective)
-    elif isinstance(objective, TargetObjective):
-        parts = _target(task, objective.model.config)
+    read = reading(objective, length=config.data.sequence_length)
+    if read is not None:
+        parts = _one_model(task, read)
     else:
-        return None
-    return {name: rows * operations for name, operations in parts.items()}
+        assert isinstance(objective, DrafterObjective), "there is no other kind"
+        parts = _drafter(task, objective)
+    return {name: config.data.batch_size * operations for name, operations in parts.items()}
+
+
+def computed_operations(task: Task) -> float:
+    """Operations of a step over all devices with everything that masks hide.
+
+    Of a drafter they are the least: little is hidden. Low-rank updates ask for the whole gradients
+    of the weights that they change.
+
+    Args:
+      task: as `TaskKind.build` makes it.
+    """
+    read = reading(task.objective, length=task.config.data.sequence_length)
+    if read is None:
+        return sum(least_operations(task).values())
+    tokens = tuple(
+        Tokens(
+            np.full(each.copies * each.tokens, each.keys),
+            np.zeros(each.copies * each.tokens, int),
+            is_read=True,
+        )
+        for each in read.passes
+    )
+    parts = _one_model(task, dataclasses.replace(read, tokens=tokens))
+    name = task.config.training.task
+    parts[f"{name} backward"] = 2 * parts[f"{name} forward"]
+    return task.config.data.batch_size * sum(parts.values())
 
 
 def _drafter(task: Task, objective: DrafterObjective) -> dict[str, float]:
@@ -84,47 +111,70 @@ def _drafter_attention(drafter: DrafterConfig, *, blocks: int, length: int) -> f
     slots = drafter.block_size
     seen = 0.0
     for behind, ahead in drafter.reach or ((length, slots),) * drafter.num_layers:
-        before = sum(min(behind, anchor) for anchor in _spread(blocks, length))
+        before = sum(min(behind, anchor) for anchor in spread_anchors(blocks, length=length))
         own = sum(min(slots, slot + ahead + 1) - max(0, slot - behind) for slot in range(slots))
         seen += slots * before + blocks * own
     return 4.0 * drafter.num_heads * drafter.head_dim * seen
 
 
-def _spread(blocks: int, length: int) -> list[float]:
-    return [(number + 0.5) * length / blocks for number in range(blocks)]
+def _one_model(task: Task, read: Reading) -> dict[str, float]:
+    """Of one row; a target or denoiser is trained, or updates of it."""
+    name, model = task.config.training.task, read.model
+    is_low_rank = isinstance(task.objective, LowRankObjective)
+    params = task.frozen_shapes if is_low_rank else trained_shapes(task)
+    forward = sum(_read_tokens(params, model, tokens) for tokens in read.tokens)
+    noises = read.noises * getattr(model, "time_conditioning", False)
+    forward += noises * 2.0 * sum(size for _, size in _kernels(params, model, of_noise=True))
+    head = 2.0 * model.hidden_size * model.vocab_size * read.places
+    parts = {f"{name} forward": forward, f"{name} backward": 2 * forward, "head": 3 * head}
+    if is_low_rank:  # What is frozen asks for no gradients of its entries.
+        parts |= {f"{name} backward": forward, "head": 2 * head}
+        of_tokens = {k: v for k, v in trained_shapes(task).items() if "modulation" not in k}
+        passed = sum(len(tokens.before) for tokens in read.tokens)
+        parts["updates"] = 6.0 * parameters(of_tokens) * passed
+    return parts
 
 
-def _target(task: Task, target: LanguageModelConfig) -> dict[str, float]:
-    """Of one row; the target itself is trained."""
-    length = task.config.data.sequence_length
-    forward = _target_forward(trained_shapes(task), target, length, layers=target.num_layers)
-    head = 2.0 * target.hidden_size * target.vocab_size * (length - 1)
-    return {"target forward": forward, "target backward": 2 * forward, "head": 3 * head}
+def _read_tokens(params: Any, model: Any, tokens: Tokens) -> float:
+    """The layers over tokens that see alike."""
+    windows = getattr(model, "windows", None) or (2**31,) * model.num_layers
+    scores = [4.0 * model.num_heads * model.head_dim * tokens.pairs(window=w) for w in windows]
+    kernels = list(_kernels(params, model))
+    matrices = sum(size for _, size in kernels)
+    if not tokens.is_read:  # Only the last layer's keys and values are needed.
+        scores.pop()
+        shares = {"k": 1.0, "v": 1.0, "qkv": 2 / 3}
+        matrices -= sum(
+            size * (1 - shares.get(name, 0.0)) / model.num_layers for name, size in kernels
+        )
+    return 2.0 * matrices * len(tokens.before) + sum(scores)
+
+
+def _kernels(params: Any, model: Any, *, of_noise: bool = False) -> Iterator[tuple[str, float]]:
+    """The matrices of a model's layers, or those that the noise passes: name and entries."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(entry.key) for entry in path]
+        is_of_noise = bool({"noise", "modulation", "final_modulation"}.intersection(names))
+        if names[-1] != "kernel" or is_of_noise != of_noise:
+            continue
+        if of_noise or names[0] == "layers":
+            yield names[-2], leaf.size * _share_used(model, leaf.ndim)
 
 
 def _target_forward(params: Any, target: LanguageModelConfig, length: int, *, layers: int) -> float:
     """The first layers over one row."""
-    matrices = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"]):
-        if path[-1].key == "kernel":
-            matrices += leaf.size * _share_used(target, leaf.ndim)
+    matrices = sum(size for _, size in _kernels(params, target))
     windows = target.windows or (length,) * target.num_layers
-    pairs = sum(_causal_pairs(length, window) for window in windows[:layers])
+    pairs = sum(causal(length).pairs(window=window) for window in windows[:layers])
     attention = 4.0 * target.num_heads * target.head_dim * pairs
     return 2.0 * matrices * length * layers / target.num_layers + attention
 
 
-def _share_used(target: LanguageModelConfig, dimensions: int) -> float:
+def _share_used(target: Any, dimensions: int) -> float:
     """A token passes only some of the experts, whose matrices are stacked: [L, J, D, F]."""
     if isinstance(target, TransformerConfig) and target.experts and dimensions == 4:
         return target.experts.per_token / target.experts.num_experts
     return 1.0
-
-
-def _causal_pairs(length: int, window: int) -> float:
-    """Queries and the keys that they see, in a row of one document."""
-    reach = min(length, window)
-    return reach * (reach + 1) / 2 + (length - reach) * reach
 
 
 def trained_shapes(task: Task) -> Any:

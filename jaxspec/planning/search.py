@@ -1,8 +1,8 @@
 """The settings with which a run fits a topology, the fastest first.
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
-(training.gradient_accumulation), sizes of chunks (loss.chunk_blocks, drafter.chunk_blocks) and with
-and without drafter.remat. None of them changes what is learned.
+(training.gradient_accumulation); for drafters with several sizes of chunks (loss.chunk_blocks,
+drafter.chunk_blocks) and with and without drafter.remat. None of them changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -10,6 +10,7 @@ and without drafter.remat. None of them changes what is learned.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,14 @@ from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
+from jaxspec.training.tasks.settings import groups_read
 
 MARGIN = 0.9
 """Share of the memory that an estimate may fill: it is off by some percent."""
+
+
+class NoMesh(ValueError):
+    """No mesh of these devices divides the batch and the heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +51,18 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
     that needs the least memory.
 
     Raises:
-      ValueError: the run does not train a drafter.
+      NoMesh: the run cannot be split over so many devices, whatever its size.
+      ValueError: no such target or denoiser.
     """
     shapes = Shapes.of(config)
+    tried = list(variants(config, devices=topology.devices, heads=shapes.heads))
+    if not tried:
+        heads = ", ".join(map(str, sorted(set(shapes.heads))))
+        raise NoMesh(
+            f"No mesh splits the run over the {topology.devices} devices of {topology.name}: "
+            f"data.batch_size ({config.data.batch_size}) must be a multiple of data x fsdp, and "
+            f"all numbers of heads ({heads}) of tensor. Change data.batch_size or the topology."
+        )
     memory = MARGIN * topology.chip.device_memory()
     candidates = [
         Candidate(
@@ -55,7 +70,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
             estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
             typed(changed, config),
         )
-        for changed in variants(config, devices=topology.devices, heads=shapes.heads)
+        for changed in tried
     ]
     fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
     fitting.sort(
@@ -95,8 +110,9 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
         if found.chip == topology.chip and found.chips > topology.chips
     ]
     for found in sorted(larger, key=lambda each: each.chips):
-        if search(config, found):
-            return [found]
+        with contextlib.suppress(NoMesh):
+            if search(config, found):
+                return [found]
     return []
 
 
@@ -110,8 +126,12 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
     """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
-    loss_chunks = sorted({config.loss.chunk_blocks, *chunks})
-    drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks})
+    groups = groups_read(config.training.task, objective=config.denoiser.objective)
+    loss_chunks, drafter_chunks = (
+        sorted({getattr(config, group).chunk_blocks, *(chunks if group in groups else ())})
+        for group in ("loss", "drafter")
+    )
+    remats = (True, False) if "drafter" in groups else (config.drafter.remat,)
     for data, fsdp in itertools.product(_divisors(devices), repeat=2):
         tensor = devices // (data * fsdp)
         if data * fsdp * tensor != devices or any(count % tensor for count in heads):
@@ -119,7 +139,7 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
         if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
-            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)
+            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, remats
         ):
             yield dataclasses.replace(
                 config,

@@ -35,13 +35,12 @@ from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.roofline import Roofline
 from jaxspec.planning.topologies import Topology, compiling_for, topology_devices
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
-from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import TrainState
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
-from jaxspec.training.traffic import drafter_traffic
+from jaxspec.training.traffic import step_traffic
 
 
 class OutOfMemory(ValueError):
@@ -56,15 +55,15 @@ class Arithmetic:
     """In the compiled program, loops included."""
     recomputed: float
     """Of these, what the backward pass computes a second time to save memory."""
-    minimum: float | None
-    """What the mathematics asks for; None: not counted for this kind of training."""
+    minimum: float
+    """What the mathematics asks for."""
     parts: Mapping[str, float]
     """The minimum, by what it is for."""
 
     @property
-    def excess(self) -> float | None:
+    def excess(self) -> float:
         """What is computed once, divided by the minimum."""
-        return self.minimum and (self.compiled - self.recomputed) / self.minimum
+        return (self.compiled - self.recomputed) / self.minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ class StepPlan:
     wire: Mapping[str, float]
     """Bytes that each device sends, by kind of collective."""
     expected_wire: Mapping[str, float] | None
-    """What an analytic count expects of that; None: not counted for this kind of training."""
+    """What an analytic count expects of that; None: not counted for this path (mesh.path)."""
     is_read: bool
     """Whether jax can read the compiled program. If not, the arithmetic is that of the traced step
     and the wire that of the analytic count."""
@@ -141,8 +140,7 @@ class StepPlan:
         """
         if self.chip is None:
             return None
-        useful = self.arithmetic.minimum or self.arithmetic.compiled - self.arithmetic.recomputed
-        return useful * self.chip.cores / (self.chip.peak_operations * seconds)
+        return self.arithmetic.minimum * self.chip.cores / (self.chip.peak_operations * seconds)
 
 
 def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPlan:
@@ -169,7 +167,13 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     costs = None if text is None else program_costs(text)
     expected_wire = _expected_wire(step, config, mesh)
     least = least_operations(step.task)
-    again = step.operations - TracedStep(without_recomputation(config), mesh).operations
+    kept = without_recomputation(config)
+    again = 0.0 if kept == config else step.operations - TracedStep(kept, mesh).operations
+    # GPUs send bfloat16, which the compiler for CPUs widens.
+    is_stand_in = topology is not None and not topology.chip.is_tpu
+    wire: Mapping[str, float] = expected_wire or {}
+    if text is not None:
+        wire = wire_bytes_by_kind(read_collectives(text, narrows=is_stand_in))
     return StepPlan(
         name=f"{count} x {kind}" if topology is None else topology.name,
         device_kind=kind,
@@ -194,11 +198,11 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         arithmetic=Arithmetic(
             compiled=needs.operations / count if costs is None else costs.operations,
             recomputed=max(0.0, again) / count,
-            minimum=None if least is None else sum(least.values()) / count,
-            parts={} if least is None else {k: v / count for k, v in least.items()},
+            minimum=sum(least.values()) / count,
+            parts={name: operations / count for name, operations in least.items()},
         ),
         traffic=None if costs is None else costs.memory_bytes,
-        wire=expected_wire or {} if text is None else wire_bytes_by_kind(read_collectives(text)),
+        wire=wire,
         expected_wire=expected_wire,
         is_read=text is not None,
     )
@@ -237,7 +241,7 @@ class TracedStep:
         self.placed_state = _placed(self.state, state_shardings)
         self.placed_frozen = _placed(self.task.frozen_shapes, frozen_shardings)
         self.placed_batch = _placed(batch, jax.tree.map(lambda _: rows, batch))
-        self._arguments = (
+        self.arguments = (
             self.placed_state,
             self.placed_frozen,
             self.placed_batch,
@@ -249,7 +253,7 @@ class TracedStep:
     @property
     def operations(self) -> float:
         """Of the matrix products, over all devices."""
-        return matmul_operations(self._step.trace(*self._arguments).jaxpr)
+        return matmul_operations(self._step.trace(*self.arguments).jaxpr)
 
     def compile(self) -> tuple[Any, Needs]:
         """The compiled step, and what it needs.
@@ -258,7 +262,7 @@ class TracedStep:
           OutOfMemory: it is larger than the memory of a device.
         """
         try:
-            return compile_step(self._step, *self._arguments)
+            return compile_step(self._step, *self.arguments)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -268,9 +272,9 @@ class TracedStep:
 
 
 def _expected_wire(step: TracedStep, config: RunConfig, mesh: Mesh) -> Mapping[str, float] | None:
-    if not isinstance(step.task.objective, DrafterObjective) or config.mesh.path != "jit":
+    if config.mesh.path != "jit":
         return None
-    return drafter_traffic(
+    return step_traffic(
         step.task.objective,
         params=step.state.params,
         frozen=step.task.frozen_shapes,

@@ -1,6 +1,6 @@
 """What a training step has to send between devices, from the shapes of its models.
 
->>> sent = drafter_traffic(  # doctest: +SKIP
+>>> sent = step_traffic(  # doctest: +SKIP
 ...     objective, params=params, frozen=frozen, rows=32, length=4096, mesh=mesh)
 >>> sum(sent.values()) / 2**30  # doctest: +SKIP
 18.6
@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxspec.parallel.traffic import Use, traffic
-from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.lora import LowRankObjective
+from jaxspec.training.objectives import DrafterObjective, Objective
+from jaxspec.training.passes import reading
 
 
-def drafter_traffic(
-    objective: DrafterObjective,
+def step_traffic(
+    objective: Objective,
     *,
     params: Any,
     frozen: Any,
@@ -29,20 +31,85 @@ def drafter_traffic(
     gradient_accumulation: int = 1,
     scatters: bool = True,
 ) -> dict[str, float]:
-    """Bytes that a device sends in a step that trains a drafter, by the kind of the collective.
+    """Bytes that a device sends in a training step, by the kind of the collective.
 
     Args:
       objective: what the step computes.
-      params: shapes of the drafter's parameters.
-      frozen: shapes of the target's.
+      params: shapes of the parameters that are trained.
+      frozen: shapes of those that are not: a drafter's target, or what low-rank updates change.
       rows: of the batch.
       length: tokens of a row.
       mesh: the devices.
       gradient_accumulation: parts of the batch: each of them gathers and reduces again.
       scatters: see `jaxspec.parallel.traffic.traffic`.
     """
-    config = objective.drafter.config
     rows = rows // gradient_accumulation
+    if isinstance(objective, DrafterObjective):
+        uses = _drafter_uses(objective, params, frozen, rows=rows, length=length)
+    else:
+        uses = _model_uses(objective, params, frozen, rows=rows, length=length)
+    sent = traffic(uses, mesh=mesh, scatters=scatters)
+    return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}
+
+
+def _model_uses(
+    objective: Objective, params: Any, frozen: Any, *, rows: int, length: int
+) -> list[Use]:
+    """A target or denoiser is trained, or low-rank updates of it."""
+    is_low_rank = isinstance(objective, LowRankObjective)
+    weights = frozen if is_low_rank else params
+    read = reading(objective, length=length)
+    assert read is not None, "there is no other kind"
+    config = read.model
+    again = 2 if config.remat else 1
+    passes = [each.copies * each.tokens for each in read.passes]
+
+    def use(shapes: Any, count: int, **more: Any) -> Use:
+        size = jnp.dtype(config.dtype).itemsize
+        gradients = {"has_weight_gradients": not is_low_rank} | more
+        return Use(shapes, tokens=rows * count, itemsize=size, **gradients)
+
+    head, head_gathers = {"head": weights.get("head")}, 1
+    if head["head"] is None:  # The gradients of a tied table are summed before they are sent.
+        head, head_gathers = _turned(weights["embed"]["embedding"]), 0
+    layers = dict(weights["layers"])
+    if not getattr(config, "time_conditioning", False):
+        # All rows share one level of noise: sums of a few numbers.
+        layers.pop("modulation", None)
+    uses = [
+        use({"embed": weights["embed"]}, sum(passes), gathers=1, is_lookup=True),
+        use(
+            head,
+            read.places,
+            gathers=head_gathers,
+            has_input_gradients=True,
+            has_weight_gradients=bool(head_gathers) and not is_low_rank,
+        ),
+        *(
+            use(
+                {"layers": layers},
+                count,
+                gathers=again,
+                forwards=again,
+                has_input_gradients=True,
+            )
+            for count in passes
+        ),
+    ]
+    if is_low_rank:
+        uses.append(use(params, 0, gathers=0, has_weight_gradients=True))
+    return uses
+
+
+def _turned(table: Any) -> dict[str, Any]:
+    """A tied embedding as the head."""
+    return {"head": {"kernel": jax.ShapeDtypeStruct(table.shape[::-1], table.dtype)}}
+
+
+def _drafter_uses(
+    objective: DrafterObjective, params: Any, frozen: Any, *, rows: int, length: int
+) -> list[Use]:
+    config = objective.drafter.config
     tokens, slots = rows * length, rows * objective.anchors * config.block_size
     drafted = rows * objective.anchors * (config.block_size - 1)
     target_size = jnp.dtype(objective.target.config.dtype).itemsize
@@ -57,15 +124,13 @@ def drafter_traffic(
     embedding = {"embed": frozen["embed"]}
     head, head_gathers = {"head": frozen.get("head")}, 1
     if head["head"] is None:  # The table, turned round.
-        table = frozen["embed"]["embedding"]
-        turned = jax.ShapeDtypeStruct(table.shape[::-1], table.dtype)
-        head, head_gathers = {"head": {"kernel": turned}}, 0
+        head, head_gathers = _turned(frozen["embed"]["embedding"]), 0
     is_chunked = 0 < objective.loss.chunk_blocks < objective.anchors
     keys_and_values = {
         name: params["layers"]["attention"][name] for name in ("k", "v") if "layers" in params
     }
     again = 2 if config.remat else 1
-    uses = [
+    return [
         of_target({"layers": frozen["layers"]}, tokens, gathers=1),
         of_target(embedding, tokens, gathers=1, is_lookup=True),
         of_target(embedding, slots, gathers=0, is_lookup=True),
@@ -86,5 +151,3 @@ def drafter_traffic(
             has_input_gradients=True,
         ),
     ]
-    sent = traffic(uses, mesh=mesh, scatters=scatters)
-    return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}

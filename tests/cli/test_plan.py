@@ -18,6 +18,9 @@ from jaxspec.config import (
     TargetConfig,
     TransformerConfig,
 )
+from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
+from jaxspec.planning import step
+from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.run_cost import RunCost
 from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import parse_topology
@@ -98,6 +101,27 @@ def test_what_is_sent_is_what_is_expected(whole, split):
     assert sum(whole.wire.values()) < 1.05 * gradients
     for plan in (whole, split):
         assert sum(plan.wire.values()) < 1.3 * sum(plan.expected_wire.values())
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)])
+def test_gpus_send_bfloat16_although_a_cpu_cannot(mesh, monkeypatch):
+    """What the compiler for CPUs has widened is counted as the program states it."""
+    architecture = dataclasses.replace(CONFIG.target.architecture, num_kv_heads=2)
+    config = dataclasses.replace(
+        on(mesh),
+        target=dataclasses.replace(CONFIG.target, architecture=architecture, dtype="bfloat16"),
+        drafter=dataclasses.replace(CONFIG.drafter, dtype="bfloat16"),
+    )
+    texts = []
+    monkeypatch.setattr(
+        step, "program_costs", lambda text: texts.append(text) or program_costs(text)
+    )
+    plan = plan_step(config, topology=parse_topology("8xH100"))
+    sent, expected = sum(plan.wire.values()), sum(plan.expected_wire.values())
+    assert expected < sent < 1.05 * expected
+    # What this CPU would send itself.
+    [text] = texts
+    assert sum(wire_bytes_by_kind(read_collectives(text)).values()) > 1.9 * expected
 
 
 def test_recomputation_counts_apart():
@@ -223,6 +247,16 @@ def test_table_has_a_line_for_each_topology(config, capsys):
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| tiny | 8xH100 | its own |")
     assert lines[3].startswith("| tiny | 4xA100 | its own |")
+
+
+def test_a_table_goes_on_after_a_topology_that_no_mesh_splits(config, capsys):
+    arguments = ["--config", config, "--topology", "8xH100,1xA100", "--table"]
+    assert command.main([*arguments, "--data.batch_size", "7"]) == 1
+    said = capsys.readouterr()
+    assert "No mesh splits the run over the 8 devices of 8xH100" in said.err
+    lines = said.out.splitlines()
+    assert lines[2].startswith("| tiny | 8xH100 | no mesh |")
+    assert lines[3].startswith("| tiny | 1xA100 | its own |")
 
 
 def test_decoding_is_planned_from_shapes(config, capsys):

@@ -97,6 +97,27 @@ def test_a_port_that_is_in_use():
             call_roll(f"127.0.0.1:{port}", index=0, count=2, limit_s=5.0)
 
 
+EVERYWHERE = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "listens_at"),
+    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("node0", EVERYWHERE)],
+)
+def test_processes_of_one_host_are_not_heard_outside_of_it(host, listens_at, monkeypatch):
+    bound, create = [], socket.create_server
+
+    def record(*where, **options):
+        server = create(*where, **options)
+        bound.append(server.getsockname()[0])
+        return server
+
+    monkeypatch.setattr(socket, "create_server", record)
+    with pytest.raises(ValueError, match="Missing: 1"):
+        call_roll(f"{host}:{free_port()}", index=0, count=2, limit_s=0.1)
+    assert bound == [listens_at]
+
+
 def test_something_else_that_tries_the_port_is_ignored():
     port = free_port()
     with ThreadPoolExecutor(1) as pool:

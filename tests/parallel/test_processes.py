@@ -182,6 +182,23 @@ def test_devices_of_hosts_that_have_not_joined_are_refused(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("coordinator", "bound"), [("localhost:8476", "localhost:8476"), ("10.0.0.5:8476", None)]
+)
+def test_jax_is_told_where_to_listen(coordinator, bound, monkeypatch):
+    told = {}
+    links = Said()
+    links.end = lambda *said: None
+    monkeypatch.setattr(Said, "gather", lambda self, value: [value] * 2)
+    monkeypatch.setattr(processes, "call_roll", lambda *where, **options: links)
+    monkeypatch.setattr(processes, "_leave", lambda links: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    with joined(Processes(count=2, index=0, coordinator=coordinator)):
+        pass
+    assert told["coordinator_address"] == coordinator
+    assert told["coordinator_bind_address"] == bound
+
+
 class Said:
     """What three processes say, of which the second has an old jax."""
 

@@ -15,7 +15,7 @@ from jaxspec.parallel.rules import Rules, batch_sharding, replicated
 from jaxspec.parallel.step import spread
 from jaxspec.planning.topologies import compiling_for, parse_topology, topology_devices
 from jaxspec.training.step import make_body
-from jaxspec.training.traffic import drafter_traffic
+from jaxspec.training.traffic import step_traffic
 from tests.training import tiny
 
 ROWS, LENGTH = 56, 25
@@ -61,7 +61,7 @@ def compiled_step(mesh):
 
 
 def counted(mesh):
-    return drafter_traffic(
+    return step_traffic(
         tiny.objective(),
         params=tiny.drafter_params(),
         frozen=tiny.target_params(),

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import pytest
 
-from jaxspec.config import DenoiserConfig, MeshConfig
+from jaxspec.config import MeshConfig
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.planning.minimum import least_operations, without_recomputation
 from jaxspec.planning.step import TracedStep
@@ -87,13 +87,6 @@ def test_a_target_is_trained_with_three_passes():
     masked = LAYERS * 3 * 4 * HEADS * (LENGTH**2 - LENGTH * (LENGTH + 1) / 2)
     turned = LAYERS * 2 * LENGTH * turning(2 + 1)
     assert traced(config) == sum(parts.values()) + ROWS * (masked + turned)
-
-
-def test_a_denoiser_is_not_counted():
-    config = dataclasses.replace(
-        changed(training={"task": "denoiser"}), denoiser=DenoiserConfig(path="embedded")
-    )
-    assert least(config) is None
 
 
 @pytest.mark.parametrize(

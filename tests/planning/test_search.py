@@ -129,10 +129,19 @@ def test_a_larger_slice_is_named():
     assert larger_topologies(run, parse_topology("16xH100")) == []
 
 
-def test_only_drafters_are_searched():
-    run = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, task="target"))
-    with pytest.raises(ValueError, match="Settings are searched for runs that train a drafter"):
+def test_a_batch_that_no_mesh_divides_is_not_a_matter_of_memory():
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, batch_size=7))
+    with pytest.raises(ValueError, match=r"8 devices of small: data.batch_size \(7\) must"):
         search(run, of_memory(1e9))
+    assert larger_topologies(run, parse_topology("v5e:2x2")) == []
+
+
+def test_a_target_is_searched_as_well():
+    run = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, task="target"))
+    found = search(run, of_memory(1e9))
+    assert found and {each.config.mesh.tensor for each in found} == {1}
+    assert {each.config.drafter for each in found} == {run.drafter}
+    assert search(run, of_memory(1e4)) == []
 
 
 def test_decoding_by_hand():

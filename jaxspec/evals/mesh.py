@@ -20,7 +20,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxspec.config import MeshConfig
-from jaxspec.parallel.mesh import AXES, BATCH_AXES, make_mesh
+from jaxspec.ops.mesh_axes import AXES, BATCH_AXES, batch_parts
+from jaxspec.parallel.mesh import make_mesh
 
 _LISTED = 8
 """The most sizes that a message proposes."""
@@ -80,7 +81,7 @@ def decoding_mesh(
 
 
 def _check_rows(sizes: Mapping[str, int], *, rows: int, option: str) -> None:
-    parts = math.prod(sizes[axis] for axis in BATCH_AXES)
+    parts = batch_parts(sizes)
     if rows % parts:
         split = [axis for axis in BATCH_AXES if sizes[axis] > 1]
         named = " x ".join(f"mesh.{axis}" for axis in split)
@@ -99,7 +100,7 @@ def batch_rows(prompts: int, *, most: int, mesh: Mesh | None) -> int:
       most: rows of a full batch, which the mesh divides.
       mesh: see `decoding_mesh`.
     """
-    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = 1 if mesh is None else batch_parts(mesh.shape)
     return min(most, -(-prompts // parts) * parts)
 
 

@@ -21,22 +21,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxspec.parallel.mesh import BATCH_AXES
-from jaxspec.parallel.rules import PARAMETER_AXES, Rules, batch_parts
+from jaxspec.ops.mesh_axes import BATCH_AXES, row_axes, spread_mesh
+from jaxspec.parallel.rules import PARAMETER_AXES, Rules
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
     """Within it, functions are traced for this mesh."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
-
-def _mesh() -> AbstractMesh | None:
-    """The mesh that is traced for, if the compiler spreads the work over it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    is_automatic = all(kind == AxisType.Auto for kind in mesh.axis_types)
-    return mesh if is_automatic and not mesh.empty and mesh.size > 1 else None
 
 
 def rows(x: jax.Array, *, columns: str = "") -> jax.Array:
@@ -49,8 +42,8 @@ def rows(x: jax.Array, *, columns: str = "") -> jax.Array:
       columns: what the last axis is, by a name of `Rules`, if that may be split over tensor; "": it
         is whole.
     """
-    mesh = _mesh()
-    if mesh is None or x.shape[0] % batch_parts(mesh):
+    mesh = spread_mesh()
+    if mesh is None or row_axes(x.shape[0]) is None:
         return x
     split = Rules().axis(columns, x.shape[-1], mesh)
     spec = (BATCH_AXES, *[None] * (x.ndim - 2), None if split == "fsdp" else split)
@@ -68,7 +61,7 @@ def by_rows(function: Callable[..., Any], *arrays: Any, shared: Any = ()) -> Any
       *arrays: trees of arrays, by rows.
       shared: a tree that all rows read, the same on every device.
     """
-    mesh = _mesh()
+    mesh = spread_mesh()
     if mesh is None:
         return function(shared, *arrays)
     split = PartitionSpec(BATCH_AXES)
@@ -88,7 +81,7 @@ def whole(
       dtype: the type that it is computed with; None: its own. It is rounded before it is gathered:
         that takes fewer bytes on the wire.
     """
-    mesh = _mesh()
+    mesh = spread_mesh()
     rounded = weight if dtype is None else weight.astype(dtype)
     if mesh is None:
         return rounded
@@ -106,7 +99,7 @@ def ends_whole(params: Any, *, dtype: str) -> Any:
       params: its parameters.
       dtype: the type that it computes with.
     """
-    if _mesh() is None:
+    if spread_mesh() is None:
         return params
     gathered = {
         (module, name): whole(leaf, module, name=name, dtype=dtype)

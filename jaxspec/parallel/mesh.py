@@ -14,10 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxspec.config import MeshConfig
-
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
-"""The axes that split the batch; fsdp splits parameters as well."""
+from jaxspec.ops.mesh_axes import AXES
 
 
 def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:

@@ -13,7 +13,6 @@ axis each name is split over. Optimizer states and gradients follow their parame
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -22,8 +21,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import BATCH_AXES, batch_parts
 from jaxspec.parallel.memory import check_rows_fit
-from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
@@ -160,18 +159,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts the batch is split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
     """Checks that the batch divides evenly by devices and accumulated parts, and can fit in memory.
 
     Raises:
       ValueError: it does not.
     """
-    devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
+    devices, accumulated = batch_parts(mesh.shape), config.training.gradient_accumulation
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(
             f"data.batch_size is {config.data.batch_size}, which must be a multiple of "

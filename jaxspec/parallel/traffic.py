@@ -23,8 +23,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.collectives import KINDS, ring_bytes
-from jaxspec.parallel.rules import PARAMETER_AXES, Rules, batch_parts
+from jaxspec.parallel.rules import PARAMETER_AXES, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _of_leaf(
     if "tensor" in split and names in PARAMETER_AXES:
         layers = math.prod(leaf.shape[:-2])
         inputs, outputs = leaf.shape[-2:]
-        tokens = use.tokens / batch_parts(mesh) * layers * use.itemsize
+        tokens = use.tokens / batch_parts(mesh.shape) * layers * use.itemsize
         if split[-2] == "tensor":
             add("all-reduce", tokens * outputs, tensor, use.forwards)
         if split[-1] == "tensor" and use.has_input_gradients and not use.is_lookup:

@@ -19,8 +19,8 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import AXES
 from jaxspec.parallel.chips import Chip
-from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.memory import logits_bytes
 from jaxspec.planning.minimum import least_operations

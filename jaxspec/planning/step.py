@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from jaxspec.config import RunConfig
 from jaxspec.losses import LossWeights
+from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
-    batch_parts,
     batch_sharding,
     check_batch_size,
     replicated,
@@ -176,7 +176,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         chip=chip,
         devices=count,
         mesh=dict(mesh.shape),
-        rows=config.data.batch_size / batch_parts(mesh),
+        rows=config.data.batch_size / batch_parts(mesh.shape),
         tokens=config.data.batch_size * config.data.sequence_length,
         trained=parameters(step.state.params),
         frozen=parameters(step.task.frozen_shapes),
@@ -188,7 +188,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
             frozen=step.placed_frozen,
             batch=step.placed_batch,
             rows=config.data.batch_size
-            // (batch_parts(mesh) * config.training.gradient_accumulation),
+            // (batch_parts(mesh.shape) * config.training.gradient_accumulation),
             tensor=mesh.shape["tensor"],
         ),
         arithmetic=Arithmetic(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,8 @@ from jax.sharding import Mesh
 
 from jaxspec.config import MeshConfig
 from jaxspec.ops.mesh_axes import AXES, BATCH_AXES, batch_parts
+from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors, split_sizes
 from jaxspec.parallel.mesh import make_mesh
-
-_LISTED = 8
-"""The most sizes that a message proposes."""
 
 
 def check_one_process(program: str) -> None:
@@ -87,7 +85,7 @@ def _check_rows(sizes: Mapping[str, int], *, rows: int, option: str) -> None:
         named = " x ".join(f"mesh.{axis}" for axis in split)
         raise ValueError(
             f"{named} is {parts}, which does not divide the {rows} prompts that are decoded "
-            f"together: set {named} to {_any_of(_divisors(rows))}, or {option} to a multiple of "
+            f"together: set {named} to {any_of(divisors(rows))}, or {option} to a multiple of "
             f"{parts}."
         )
 
@@ -117,37 +115,7 @@ def check_model_fits(config: Any, mesh: Mesh | None, *, name: str) -> None:
     """
     if mesh is None:
         return
-    of_tensor = {
-        "query heads": config.num_heads,
-        "key/value heads": config.num_kv_heads,
-        "rows of the embedding": config.vocab_size,
-        "columns of the MLP": config.intermediate_size,
-    }
-    problems = [
-        *_problems("tensor", mesh.shape["tensor"], of_tensor),
-        *_problems("fsdp", mesh.shape["fsdp"], {"columns of the embedding": config.hidden_size}),
-    ]
-    if problems:
-        raise ValueError(f"{name} cannot be spread over this mesh:\n  " + "\n  ".join(problems))
-
-
-def _problems(axis: str, size: int, parts: Mapping[str, int]) -> Iterator[str]:
-    wrong = [f"{count:,} {name}" for name, count in parts.items() if count % size]
-    if wrong:
-        fitting = _any_of(_divisors(math.gcd(*parts.values())))
-        yield (
-            f"mesh.{axis} is {size}, which does not divide its {' and '.join(wrong)}: set it to "
-            f"{fitting}."
-        )
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _any_of(sizes: Sequence[int]) -> str:
-    *first, last = map(str, sizes[:_LISTED])
-    return f"{', '.join(first)} or {last}" if first else last
+    check_models_fit({name: split_sizes(config)}, mesh.shape)
 
 
 def recorded(record: Mapping[str, Any], mesh: Mesh | None) -> dict[str, Any]:

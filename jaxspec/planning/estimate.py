@@ -49,14 +49,6 @@ class Shapes:
     least: Mapping[str, float]
     """The least operations of a step over all devices, by what they are for."""
 
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Heads, and key/value heads, of the target and of the drafter."""
-        objective = self.task.objective
-        assert isinstance(objective, DrafterObjective), "only drafters are estimated"
-        models = (objective.target.config, objective.drafter.config)
-        return tuple(n for model in models for n in (model.num_heads, model.num_kv_heads))
-
     @classmethod
     def of(cls, config: RunConfig) -> Shapes:
         """Those of a run.

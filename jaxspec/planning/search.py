@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.parallel.divisibility import SplitSizes, divisors, problems
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
@@ -55,7 +56,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
             estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
             typed(changed, config),
         )
-        for changed in variants(config, devices=topology.devices, heads=shapes.heads)
+        for changed in variants(config, devices=topology.devices, models=shapes.task.models)
     ]
     fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
     fitting.sort(
@@ -83,7 +84,10 @@ def as_asked(config: RunConfig, topology: Topology) -> list[Candidate]:
     ):
         return []
     own = dataclasses.replace(config, mesh=MeshConfig(path=config.mesh.path, **mesh))
-    found = estimate(Shapes.of(config), own, mesh=mesh, chip=topology.chip)
+    shapes = Shapes.of(config)
+    if any(problems(model, mesh) for model in shapes.task.models.values()):
+        return []
+    found = estimate(shapes, own, mesh=mesh, chip=topology.chip)
     return [Candidate(own, found, "")]
 
 
@@ -100,26 +104,31 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
     return []
 
 
-def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterator[RunConfig]:
+def variants(
+    config: RunConfig, *, devices: int, models: Mapping[str, SplitSizes]
+) -> Iterator[RunConfig]:
     """The run with all settings that are tried.
 
     Args:
       config: the run.
       devices: how many there are.
-      heads: numbers of heads, which a tensor axis has to divide.
+      models: what the mesh has to divide (`Task.models`).
     """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     loss_chunks = sorted({config.loss.chunk_blocks, *chunks})
     drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks})
-    for data, fsdp in itertools.product(_divisors(devices), repeat=2):
+    for data, fsdp in itertools.product(divisors(devices), repeat=2):
         tensor = devices // (data * fsdp)
-        if data * fsdp * tensor != devices or any(count % tensor for count in heads):
+        if data * fsdp * tensor != devices:
+            continue
+        sizes = {"fsdp": fsdp, "tensor": tensor}
+        if any(problems(model, sizes) for model in models.values()):
             continue
         if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
-            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)
+            divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)
         ):
             yield dataclasses.replace(
                 config,
@@ -149,7 +158,3 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
 
 def _mesh(config: RunConfig) -> dict[str, int]:
     return {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

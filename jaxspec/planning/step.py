@@ -21,6 +21,7 @@ from jaxspec.losses import LossWeights
 from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
+from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -161,6 +162,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         mesh = make_mesh(config.mesh, devices=devices)
         check_batch_size(config, mesh)
         step = TracedStep(config, mesh)
+        check_models_fit(step.task.models, mesh.shape)
         compiled, needs = step.compile()
         text = _text_of(compiled)
     kind = mesh.devices.flat[0].device_kind

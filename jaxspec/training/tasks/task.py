@@ -32,6 +32,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
+from jaxspec.parallel.divisibility import SplitSizes
 from jaxspec.paths import exists
 from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
@@ -88,6 +89,8 @@ class Task:
     """key -> what is trained."""
     save: Save
     """Takes the model's parameters (see `whole`)."""
+    models: Mapping[str, SplitSizes]
+    """What messages call a model -> what a mesh splits in it."""
     frozen_shapes: Any = dataclasses.field(default_factory=dict)
     """Shapes of the parameters that are read but not trained; {}: there are none."""
     load_frozen: Callable[[Any], Any] = _nothing

@@ -47,8 +47,14 @@ def decoding_mesh(
       devices: of this process; None: all of them.
 
     Raises:
-      ValueError: more devices than there are, or rows that the data and fsdp axes do not divide.
+      ValueError: a context axis, more devices than there are, or rows that the data and fsdp axes
+        do not divide.
     """
+    if config.context != 1:
+        raise ValueError(
+            f"mesh.context is {config.context}, but only training splits the tokens of a row: set "
+            "it to 1."
+        )
     devices = list(jax.local_devices() if devices is None else devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -129,7 +135,7 @@ def explained(mesh: Mesh | None) -> str:
     """A sentence for reports; "" for one device."""
     if mesh is None:
         return ""
-    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
     return (
         f"Decoded on {mesh.size} devices (mesh: data {data}, fsdp {fsdp}, tensor {tensor}): a "
         f"batch's prompts are spread over {data * fsdp}, and the target over {fsdp * tensor}. "

@@ -17,10 +17,12 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-AXES = ("data", "fsdp", "tensor")
-"""The axes of every mesh, those whose devices are furthest apart first."""
+AXES = ("data", "fsdp", "context", "tensor")
+"""The axes of every mesh: those whose devices may be furthest apart come first."""
 BATCH_AXES = ("data", "fsdp")
 """The axes that split the batch; fsdp splits parameters as well."""
+CONTEXT = "context"
+"""The axis that splits the tokens of a row, and the blocks that are drafted in it."""
 HEADS = "tensor"
 
 
@@ -45,6 +47,13 @@ def row_axes(rows: int) -> tuple[str, ...] | None:
     """The axes that split this many rows of a batch; None: every device has all of them."""
     mesh = spread_mesh()
     return BATCH_AXES if mesh is not None and rows % batch_parts(mesh.shape) == 0 else None
+
+
+def context_parts(length: int) -> int:
+    """Into how many parts this many tokens or blocks of a row are split."""
+    mesh = spread_mesh()
+    parts = 1 if mesh is None else mesh.shape.get(CONTEXT, 1)
+    return parts if length % parts == 0 else 1
 
 
 def head_axis(heads: int) -> str | None:

@@ -13,6 +13,7 @@ axis each name is split over. Optimizer states and gradients follow their parame
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.ops.mesh_axes import BATCH_AXES, batch_parts
+from jaxspec.parallel.divisibility import any_of, divisors
 from jaxspec.parallel.memory import check_rows_fit
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -115,7 +117,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
     """Which part of each batch this process reads.
 
-    Processes whose devices hold the same rows, split over the tensor axis, read the same part.
+    Processes whose devices hold the same rows, split over context and tensor, read the same part.
 
     Args:
       mesh: over the devices of all processes.
@@ -148,8 +150,9 @@ def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
     has_overlap = sum(map(len, parts)) != len(set().union(*parts))
     if has_overlap or len({len(part) for part in parts}) > 1:
         raise ValueError(
-            "Some processes would hold a part of each other's rows: choose mesh.tensor so that it "
-            "divides the number of devices of a process, or is a multiple of it."
+            "Some processes would hold a part of each other's rows: choose mesh.context x "
+            "mesh.tensor so that it divides the number of devices of a process, or is a multiple "
+            "of it."
         )
     return parts.index(tuple(sorted(held[process]))), len(parts)
 
@@ -162,6 +165,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
     """Checks that the batch divides evenly by devices and accumulated parts, and can fit in memory.
 
+    Its rows have to divide evenly too, where the context axis splits them.
+
     Raises:
       ValueError: it does not.
     """
@@ -172,4 +177,33 @@ def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
             f"{devices * accumulated}: mesh.data {mesh.shape['data']} x mesh.fsdp "
             f"{mesh.shape['fsdp']} x {accumulated} accumulated parts. Change one of them."
         )
+    _check_context(config, mesh.shape["context"])
     check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))
+
+
+def _check_context(config: RunConfig, parts: int) -> None:
+    """Checks that the tokens and the blocks of a row can be split into these parts."""
+    if parts == 1:
+        return
+    if config.training.task != "drafter":
+        raise ValueError(
+            f"mesh.context is {parts}, but only training a drafter splits rows: got training.task "
+            f"{config.training.task!r}. Set mesh.context to 1."
+        )
+    data, chunk = config.data, config.drafter.chunk_blocks
+    for setting, count in (
+        ("data.sequence_length", data.sequence_length),
+        ("data.anchors", data.anchors),
+    ):
+        if count % parts:
+            raise ValueError(
+                f"mesh.context is {parts}, which does not divide the {count} of {setting}: set "
+                f"mesh.context to {any_of(divisors(math.gcd(data.sequence_length, data.anchors)))}."
+            )
+    own = data.anchors // parts
+    if chunk and chunk < own and own % chunk:
+        raise ValueError(
+            f"drafter.chunk_blocks is {chunk}, which does not divide the {own} blocks that a "
+            f"device has of a row: data.anchors {data.anchors} / mesh.context {parts}. Set it to "
+            f"{any_of(divisors(own))}, or to 0."
+        )

@@ -8,7 +8,7 @@ split are summed, and so are the gradients of the inputs of a product whose outp
 step are left out.
 
 >>> shapes = {"up": {"kernel": jax.ShapeDtypeStruct((4, 64, 256), "float32")}}
->>> mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "tensor"))
+>>> mesh = jax.sharding.AbstractMesh((1, 8, 1, 1), ("data", "fsdp", "context", "tensor"))
 >>> traffic([Use(shapes, tokens=1024, itemsize=2, gathers=1)], mesh=mesh)["all-gather"]
 114688.0
 """

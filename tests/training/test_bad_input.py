@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "a path that replicates": (
         {"mesh": {"path": "pmap", "fsdp": 2}},
-        'Use mesh.path="jit" for fsdp and tensor',
+        'Use mesh.path="jit" for fsdp, context and tensor',
     ),
 }
 

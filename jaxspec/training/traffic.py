@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxspec.parallel.traffic import Use, traffic
+from jaxspec.config import DrafterConfig, LanguageModelConfig
+from jaxspec.parallel.traffic import Attention, Use, traffic
 from jaxspec.training.objectives import DrafterObjective
 
 
@@ -86,5 +87,17 @@ def drafter_traffic(
             has_input_gradients=True,
         ),
     ]
-    sent = traffic(uses, mesh=mesh, scatters=scatters)
+    target = objective.target.config
+    attention = [
+        Attention(_key_numbers(target), tokens=tokens, itemsize=target_size),
+        Attention(
+            _key_numbers(config), tokens=tokens, itemsize=size, gathers=again, has_gradients=True
+        ),
+    ]
+    sent = traffic([*uses, *attention], mesh=mesh, scatters=scatters)
     return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}
+
+
+def _key_numbers(config: LanguageModelConfig | DrafterConfig) -> int:
+    """Of the keys and values of a token, in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim

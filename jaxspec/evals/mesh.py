@@ -20,9 +20,11 @@ import jax
 from jax.sharding import Mesh
 
 from jaxspec.config import MeshConfig
-from jaxspec.ops.mesh_axes import AXES, BATCH_AXES, batch_parts
+from jaxspec.ops.mesh_axes import AXES, BATCH_AXES, CONTEXT, batch_parts
 from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors, split_sizes
 from jaxspec.parallel.mesh import make_mesh
+
+_DECODING_AXES = tuple(axis for axis in AXES if axis != CONTEXT)
 
 
 def check_one_process(program: str) -> None:
@@ -56,7 +58,7 @@ def decoding_mesh(
             "it to 1."
         )
     devices = list(jax.local_devices() if devices is None else devices)
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in _DECODING_AXES}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 and "data" in open_axes:
         sizes["data"] = 1  # Its -1 is the default; the other one was asked for.
@@ -128,14 +130,15 @@ def recorded(record: Mapping[str, Any], mesh: Mesh | None) -> dict[str, Any]:
     """A record (`jaxspec.provenance.provenance`) that says which mesh decoded."""
     if mesh is None:
         return dict(record)
-    return {**record, "devices": {**record["devices"], "mesh": dict(mesh.shape)}}
+    sizes = {axis: mesh.shape[axis] for axis in _DECODING_AXES}
+    return {**record, "devices": {**record["devices"], "mesh": sizes}}
 
 
 def explained(mesh: Mesh | None) -> str:
     """A sentence for reports; "" for one device."""
     if mesh is None:
         return ""
-    data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
+    data, fsdp, tensor = (mesh.shape[axis] for axis in _DECODING_AXES)
     return (
         f"Decoded on {mesh.size} devices (mesh: data {data}, fsdp {fsdp}, tensor {tensor}): a "
         f"batch's prompts are spread over {data * fsdp}, and the target over {fsdp * tensor}. "

@@ -74,8 +74,8 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
       topology: the devices.
 
     Raises:
-      ValueError: a run that does not train a drafter, or a tensor axis that does not divide the
-        devices or a model.
+      ValueError: a run that does not train a drafter, a context axis, or a tensor axis that does
+        not divide the devices or a model.
     """
     objective = (task := task_of(config).build(config)).objective
     if not isinstance(objective, DrafterObjective):
@@ -85,6 +85,11 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
         )
     target, drafter = objective.target.config, objective.drafter.config
     tensor = max(1, config.mesh.tensor)
+    if config.mesh.context != 1:
+        raise ValueError(
+            f"mesh.context is {config.mesh.context}, but only training splits the tokens of a row: "
+            "set it to 1."
+        )
     if topology.devices % tensor:
         raise ValueError(
             f"mesh.tensor is {tensor}, which does not divide the {topology.devices} devices: set "

@@ -106,7 +106,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
         "optimizer": _part_bytes(shapes.state.opt_state, config.mesh, mesh),
         "batch": 13.0 * rows * accumulated * config.data.sequence_length,
         "gradients": params * (2 if accumulated > 1 else 1),
-        "logits": float(logits_bytes(task, rows=rows, tensor=mesh["tensor"])),
+        "logits": float(logits_bytes(task, rows=rows, mesh=mesh)),
         "activations": _activations(objective, config, rows=rows, mesh=mesh),
     }
     least = shapes.least
@@ -115,7 +115,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     # Each part reads all weights: the target's once, the drafter's three times.
     weights = mesh["fsdp"] * (frozen + 3 * params)
     traffic = accumulated * weights + 6 * memory["optimizer"]
-    traffic += accumulated * _score_traffic(objective, config, rows=rows, tensor=mesh["tensor"])
+    traffic += accumulated * _score_traffic(objective, config, rows=rows, mesh=mesh)
     wire = drafter_traffic(
         objective,
         params=shapes.state.params,
@@ -172,21 +172,23 @@ def _activations(
     """What the models compute, and the weights that are gathered for it."""
     target, drafter = objective.target.config, objective.drafter.config
     tensor = mesh["tensor"]
-    length, blocks = config.data.sequence_length, config.data.anchors
-    slots = blocks * drafter.block_size
+    # Of a row, those that a device has; keys and values it needs of all tokens.
+    tokens = config.data.sequence_length // mesh["context"]
+    blocks = config.data.anchors // mesh["context"]
+    length, slots = config.data.sequence_length, blocks * drafter.block_size
     width, item = target.hidden_size, 2 if target.dtype == "bfloat16" else 4
 
-    scores = 4 * target.num_heads / tensor * length**2
+    scores = 4 * target.num_heads / tensor * tokens * length
     captured = len(drafter.target_layer_ids)
-    features = item * length * width * (2 * captured + 1)
-    layer = item * length * (4 * width + 3 * target.intermediate_size / tensor)
+    features = item * tokens * width * (2 * captured + 1)
+    layer = item * tokens * (4 * width + 3 * target.intermediate_size / tensor)
     forward = rows * (_SCORE_COPIES * scores + layer + features)
 
     heads = (drafter.num_heads + 2 * drafter.num_kv_heads) * drafter.head_dim / tensor
     whole = item * slots * (4 * width + 2 * heads + 3 * drafter.intermediate_size / tensor)
     chunk = min(drafter.chunk_blocks or blocks, blocks)
     chunk_scores = 4 * drafter.num_heads / tensor * chunk * drafter.block_size * length
-    context = 2 * item * length * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
+    context = 2 * item * tokens * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
     kept = drafter.num_layers * (item * slots * width + context)
     if not drafter.remat:
         kept += drafter.num_layers * (whole + (0 if drafter.chunk_blocks else chunk_scores))
@@ -207,7 +209,7 @@ def _activations(
 
 
 def _score_traffic(
-    objective: DrafterObjective, config: RunConfig, *, rows: int, tensor: int
+    objective: DrafterObjective, config: RunConfig, *, rows: int, mesh: Mapping[str, int]
 ) -> float:
     """Bytes to and from memory for float32 attention scores and logits."""
     target, drafter = objective.target.config, objective.drafter.config
@@ -217,4 +219,5 @@ def _score_traffic(
     passes = 4.0 if drafter.remat or drafter.chunk_blocks else 3.0
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length
     logits = passes * target.vocab_size * slots
-    return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / tensor
+    parts = mesh["context"] * mesh["tensor"]
+    return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / parts

@@ -2,7 +2,8 @@
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
 (training.gradient_accumulation), sizes of chunks (loss.chunk_blocks, drafter.chunk_blocks) and with
-and without drafter.remat. None of them changes what is learned.
+and without drafter.remat. Where nothing fits, rows are split too (mesh.context). None of them
+changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import AXES, CONTEXT
 from jaxspec.parallel.divisibility import SplitSizes, divisors, problems
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
@@ -50,15 +53,19 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
     """
     shapes = Shapes.of(config)
     memory = MARGIN * topology.chip.device_memory()
-    candidates = [
-        Candidate(
-            changed,
-            estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
-            typed(changed, config),
-        )
-        for changed in variants(config, devices=topology.devices, models=shapes.task.models)
-    ]
-    fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
+    fitting: list[Candidate] = []
+    for splits_rows in (False, True):
+        for changed in variants(
+            config,
+            devices=topology.devices,
+            models=shapes.task.models,
+            splits_rows=splits_rows,
+        ):
+            found = estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip)
+            if found.memory_bytes <= memory:
+                fitting.append(Candidate(changed, found, typed(changed, config)))
+        if fitting:
+            break
     fitting.sort(
         key=lambda found: (
             float(f"{found.seconds:.2g}"),
@@ -105,7 +112,11 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
 
 
 def variants(
-    config: RunConfig, *, devices: int, models: Mapping[str, SplitSizes]
+    config: RunConfig,
+    *,
+    devices: int,
+    models: Mapping[str, SplitSizes],
+    splits_rows: bool = False,
 ) -> Iterator[RunConfig]:
     """The run with all settings that are tried.
 
@@ -113,26 +124,34 @@ def variants(
       config: the run.
       devices: how many there are.
       models: what the mesh has to divide (`Task.models`).
+      splits_rows: whether the context axis is larger than 1.
     """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     loss_chunks = sorted({config.loss.chunk_blocks, *chunks})
     drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks})
-    for data, fsdp in itertools.product(divisors(devices), repeat=2):
-        tensor = devices // (data * fsdp)
-        if data * fsdp * tensor != devices:
+    of_row = math.gcd(devices, config.data.sequence_length, blocks)
+    contexts = [size for size in divisors(of_row) if (size > 1) == splits_rows]
+    for data, fsdp, context in itertools.product(divisors(devices), divisors(devices), contexts):
+        tensor = devices // (data * fsdp * context)
+        if data * fsdp * context * tensor != devices:
             continue
         sizes = {"fsdp": fsdp, "tensor": tensor}
         if any(problems(model, sizes) for model in models.values()):
             continue
-        if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
+        if rows % (data * fsdp) or (config.mesh.path != "jit" and data < devices):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
             divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, (True, False)
         ):
+            own = blocks // context
+            if chunk and chunk < own and own % chunk:
+                continue
             yield dataclasses.replace(
                 config,
-                mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
+                mesh=dataclasses.replace(
+                    config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor
+                ),
                 training=dataclasses.replace(config.training, gradient_accumulation=accumulated),
                 loss=dataclasses.replace(config.loss, chunk_blocks=loss),
                 drafter=dataclasses.replace(config.drafter, chunk_blocks=chunk, remat=remat),
@@ -143,7 +162,11 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
     """The settings that differ, as they are typed; "" if none does."""
     mesh = _mesh(config)
     same = all(getattr(asked.mesh, axis) in (-1, size) for axis, size in mesh.items())
-    parts = [] if same else [f"--mesh.{axis} {size}" for axis, size in mesh.items()]
+    parts = [
+        f"--mesh.{axis} {size}"
+        for axis, size in mesh.items()
+        if not same and (axis != CONTEXT or size != asked.mesh.context)
+    ]
     for group, name in (
         ("training", "gradient_accumulation"),
         ("loss", "chunk_blocks"),
@@ -157,4 +180,4 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
 
 
 def _mesh(config: RunConfig) -> dict[str, int]:
-    return {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    return {axis: getattr(config.mesh, axis) for axis in AXES}

@@ -191,7 +191,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
             batch=step.placed_batch,
             rows=config.data.batch_size
             // (batch_parts(mesh.shape) * config.training.gradient_accumulation),
-            tensor=mesh.shape["tensor"],
+            mesh=mesh.shape,
         ),
         arithmetic=Arithmetic(
             compiled=needs.operations / count if costs is None else costs.operations,

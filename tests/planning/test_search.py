@@ -59,10 +59,26 @@ def test_tensor_divides_heads():
     } == {1, 2, 4}
 
 
+def test_rows_are_split_only_where_nothing_else_fits():
+    data = dataclasses.replace(RUN.data, batch_size=1)
+    drafter = dataclasses.replace(RUN.drafter, chunk_blocks=8)
+    run = dataclasses.replace(RUN, data=data, drafter=drafter)
+    models = Shapes.of(run).task.models
+    assert {found.mesh.context for found in variants(run, devices=2, models=models)} == set()
+    split = list(variants(run, devices=2, models=models, splits_rows=True))
+    assert {found.mesh.context for found in split} == {2}
+    found, *_ = search(run, of_memory(80e9, chips=2))
+    assert "--mesh.context 2" in found.overrides
+    whole, *_ = search(run, of_memory(80e9, chips=1))
+    assert "context" not in whole.overrides
+
+
 def test_weights_of_an_estimate_are_those_of_the_compiled_step():
     run = dataclasses.replace(RUN, mesh=MeshConfig(data=2, fsdp=4))
     plan = plan_step(run, topology=parse_topology("8xH100"))
-    found = estimate(Shapes.of(run), run, mesh={"data": 2, "fsdp": 4, "tensor": 1}, chip=H100)
+    found = estimate(
+        Shapes.of(run), run, mesh={"data": 2, "fsdp": 4, "context": 1, "tensor": 1}, chip=H100
+    )
     for kind in ("target", "drafter", "logits"):
         assert found.memory[kind] == plan.memory[kind]
     assert found.memory["optimizer"] == pytest.approx(plan.memory["optimizer"], rel=0.01)

@@ -89,7 +89,9 @@ def whole_rows(x_BRSC: jax.Array) -> jax.Array:
     return _gathered(x_BRSC, split, PartitionSpec(*split[:2], None, None))
 
 
-def by_rows(function: Callable[..., Any], *arrays: Any, shared: Any = ()) -> Any:
+def by_rows(
+    function: Callable[..., Any], *arrays: Any, shared: Any = (), splits_context: bool = False
+) -> Any:
     """``function(shared, *arrays)``, which each device runs on the rows that it has.
 
     For what must not be left to the compiler: it sorts and ranks on one device what could be
@@ -98,14 +100,19 @@ def by_rows(function: Callable[..., Any], *arrays: Any, shared: Any = ()) -> Any
     Args:
       function: gives trees of arrays with one entry for each row, none of which depends on others.
       *arrays: trees of arrays, by rows.
-      shared: a tree that all rows read, the same on every device.
+      shared: a tree that all rows read, the same for all of them. A split over tensor stays.
+      splits_context: axis 1 of all arrays is the tokens of a row, none of which depends on others.
     """
     mesh = spread_mesh()
-    if mesh is None:
+    leaves = jax.tree.leaves(arrays)
+    if mesh is None or row_axes(leaves[0].shape[0]) is None:
         return function(shared, *arrays)
-    split = PartitionSpec(BATCH_AXES)
+    axes, split = set(BATCH_AXES), PartitionSpec(BATCH_AXES)
+    if splits_context and context_parts(leaves[0].shape[1]) > 1:
+        axes, split = axes | {CONTEXT}, PartitionSpec(BATCH_AXES, CONTEXT)
     in_specs = (PartitionSpec(), *[split] * len(arrays))
-    return jax.shard_map(function, in_specs=in_specs, out_specs=split)(shared, *arrays)
+    spread = jax.shard_map(function, in_specs=in_specs, out_specs=split, axis_names=axes)
+    return spread(shared, *arrays)
 
 
 def whole(

@@ -177,12 +177,16 @@ def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
             f"{devices * accumulated}: mesh.data {mesh.shape['data']} x mesh.fsdp "
             f"{mesh.shape['fsdp']} x {accumulated} accumulated parts. Change one of them."
         )
-    _check_context(config, mesh.shape["context"])
+    check_context(config, mesh.shape["context"])
     check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))
 
 
-def _check_context(config: RunConfig, parts: int) -> None:
-    """Checks that the tokens and the blocks of a row can be split into these parts."""
+def check_context(config: RunConfig, parts: int) -> None:
+    """Checks that the tokens and the blocks of a row can be split into these parts.
+
+    Raises:
+      ValueError: they cannot, or the run does not train a drafter.
+    """
     if parts == 1:
         return
     if config.training.task != "drafter":

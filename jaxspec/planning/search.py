@@ -20,6 +20,7 @@ from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.ops.mesh_axes import AXES, CONTEXT
 from jaxspec.parallel.divisibility import SplitSizes, divisors, problems
 from jaxspec.parallel.mesh import mesh_sizes
+from jaxspec.parallel.rules import check_context
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
 
@@ -84,6 +85,7 @@ def as_asked(config: RunConfig, topology: Topology) -> list[Candidate]:
     """The run's own settings, if it can run on these devices at all."""
     try:
         mesh = mesh_sizes(config.mesh, devices=topology.devices)
+        check_context(config, mesh["context"])
     except ValueError:
         return []
     if config.data.batch_size % (

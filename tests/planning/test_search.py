@@ -76,9 +76,7 @@ def test_rows_are_split_only_where_nothing_else_fits():
 def test_weights_of_an_estimate_are_those_of_the_compiled_step():
     run = dataclasses.replace(RUN, mesh=MeshConfig(data=2, fsdp=4))
     plan = plan_step(run, topology=parse_topology("8xH100"))
-    found = estimate(
-        Shapes.of(run), run, mesh={"data": 2, "fsdp": 4, "context": 1, "tensor": 1}, chip=H100
-    )
+    found = estimate(Shapes.of(run), run, mesh=plan.mesh, chip=H100)
     for kind in ("target", "drafter", "logits"):
         assert found.memory[kind] == plan.memory[kind]
     assert found.memory["optimizer"] == pytest.approx(plan.memory["optimizer"], rel=0.01)

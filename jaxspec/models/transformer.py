@@ -283,7 +283,9 @@ def through_layers(
     )
     features_BSE = None
     if features_MBSD is not None:
-        features_BSE = jnp.concatenate([rows(features_MBSD[m]) for m in range(len(capture))], -1)
+        # Whole before they are joined and after: what reads them takes its columns of a whole row.
+        parts = [rows(features_MBSD[m]) for m in range(len(capture))]
+        features_BSE = rows(jnp.concatenate(parts, axis=-1))
     return x_BSD, features_BSE, keys_LBRSC, values_LBRSC
 
 

@@ -36,13 +36,16 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("qkv", "kernel"): ("width", ""),
     ("o", "kernel"): ("heads", "width"),
     ("gate", "kernel"): ("width", "mlp"),
+    ("gate_up", "kernel"): ("width", ""),
     ("up", "kernel"): ("width", "mlp"),
     ("down", "kernel"): ("mlp", "width"),
     ("fc", "kernel"): ("features", "width"),
 }
-"""Axes by the last two names of a path. "" is never split: the columns of `qkv` are three matrices
-next to each other, whose heads a split would tear apart, and positions are looked up by row. The
-axis of stacked layers comes first and is not split. What is not listed (norm scales, biases) is
+"""Axes by the last two names of a path. "" is never split: positions are looked up by row, and the
+columns of `qkv` and `gate_up` are several matrices next to each other. A split of these columns
+would give one device the queries and another the keys, or one the gates and another what they are
+multiplied with, and every layer would begin by sending them where they belong. The axis of stacked
+layers comes first and is not split. What is not listed (norm scales, biases, routers) is
 replicated."""
 
 

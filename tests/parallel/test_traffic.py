@@ -28,6 +28,7 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "both": MeshConfig(data=2, fsdp=4),
     "all": MeshConfig(data=2, fsdp=2, tensor=2),
+    "tensor": MeshConfig(data=4, tensor=2),
 }
 
 
@@ -85,6 +86,17 @@ def holds_the_batch(collective):
 @pytest.mark.parametrize("name", MESHES)
 def test_no_collective_brings_the_rows_of_all_devices_together(name):
     assert not [c for c in collectives_on(name) if holds_the_batch(c)]
+
+
+@pytest.mark.parametrize("name", ["all", "tensor"])
+def test_tensor_only_sums_activations(name):
+    """Nothing but weights is gathered, and nothing is moved from one split to another."""
+    collectives = collectives_on(name)
+    assert not [c for c in collectives if c.kind == "all-to-all"]
+    gathered = [c for c in collectives if c.kind == "all-gather" and c.result_bytes > 256]
+    for collective in gathered:
+        for shape in collective.results:
+            assert not {LENGTH, ROWS // 4, ROWS // 4 * LENGTH}.intersection(shape.sizes), collective
 
 
 @pytest.mark.parametrize("name", MESHES)

@@ -85,7 +85,7 @@ class Experts(nn.Module):
             parts = out_ID.reshape(-1, cfg.per_token, width) * weights[..., None].astype(self.dtype)
             return parts.astype(jnp.float32).sum(axis=1).astype(self.dtype).reshape(x_D.shape)
 
-        return by_rows(mixed, x_D, scores, shared=matrices, splits_context=x_D.ndim > 2)
+        return by_rows(mixed, x_D, scores, shared=matrices, of_tokens=x_D.ndim > 2)
 
 
 def by_expert(

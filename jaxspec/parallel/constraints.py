@@ -29,6 +29,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxspec.ops.mesh_axes import (
     BATCH_AXES,
     CONTEXT,
+    HEADS,
     context_parts,
     head_axis,
     row_axes,
@@ -90,7 +91,7 @@ def whole_rows(x_BRSC: jax.Array) -> jax.Array:
 
 
 def by_rows(
-    function: Callable[..., Any], *arrays: Any, shared: Any = (), splits_context: bool = False
+    function: Callable[..., Any], *arrays: Any, shared: Any = (), of_tokens: bool = False
 ) -> Any:
     """``function(shared, *arrays)``, which each device runs on the rows that it has.
 
@@ -100,16 +101,19 @@ def by_rows(
     Args:
       function: gives trees of arrays with one entry for each row, none of which depends on others.
       *arrays: trees of arrays, by rows.
-      shared: a tree that all rows read, the same for all of them. A split over tensor stays.
-      splits_context: axis 1 of all arrays is the tokens of a row, none of which depends on others.
+      shared: a tree that all rows read, the same for all of them.
+      of_tokens: axis 1 of all arrays is the tokens of a row, none of which depends on others, and
+        `shared` are weights, whose split over tensor stays.
     """
     mesh = spread_mesh()
     leaves = jax.tree.leaves(arrays)
     if mesh is None or row_axes(leaves[0].shape[0]) is None:
         return function(shared, *arrays)
-    axes, split = set(BATCH_AXES), PartitionSpec(BATCH_AXES)
-    if splits_context and context_parts(leaves[0].shape[1]) > 1:
-        axes, split = axes | {CONTEXT}, PartitionSpec(BATCH_AXES, CONTEXT)
+    axes, split = set(mesh.axis_names), PartitionSpec(BATCH_AXES)
+    if of_tokens:
+        axes.discard(HEADS)
+        if context_parts(leaves[0].shape[1]) > 1:
+            split = PartitionSpec(BATCH_AXES, CONTEXT)
     in_specs = (PartitionSpec(), *[split] * len(arrays))
     spread = jax.shard_map(function, in_specs=in_specs, out_specs=split, axis_names=axes)
     return spread(shared, *arrays)

@@ -141,7 +141,7 @@ def train(
         shardings = rules.shardings(abstract, mesh)
         check_state_fits(abstract, shardings)
         frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
-        run.check_capture(frozen)
+        run.check_capture(frozen, context=mesh.shape["context"])
 
         # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
         step = spread(

@@ -135,10 +135,16 @@ class PreparedTask:
     held_out: HeldOut | None = None
     """None: the run does not measure itself on held-out data."""
 
-    def check_capture(self, frozen: Any) -> None:
-        """Runs the task's check on one row of the data, the same on every process."""
-        first = self.pipeline.row_numbers(0)[0]
-        self.task.capture_check(frozen, self.pipeline.rows[first]["tokens"][None])
+    def check_capture(self, frozen: Any, *, context: int) -> None:
+        """Runs the task's check on one row of the data, the same on every process.
+
+        Args:
+          frozen: the frozen parameters, placed.
+          context: parts into which a mesh splits a row; of a row that is too long for one device,
+            the first part is checked.
+        """
+        tokens_S = self.pipeline.rows[self.pipeline.row_numbers(0)[0]]["tokens"]
+        self.task.capture_check(frozen, tokens_S[None, : len(tokens_S) // context])
 
     def keep_tokenizer(self, workdir: Path) -> None:
         """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""

@@ -62,9 +62,9 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
             models=shapes.task.models,
             splits_rows=splits_rows,
         ):
-            found = estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip)
-            if found.memory_bytes <= memory:
-                fitting.append(Candidate(changed, found, typed(changed, config)))
+            taken = estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip)
+            if taken.memory_bytes <= memory:
+                fitting.append(Candidate(changed, taken, typed(changed, config)))
         if fitting:
             break
     fitting.sort(

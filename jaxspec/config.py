@@ -331,6 +331,9 @@ class MeshConfig:
     """Devices that split the rows and each hold all parameters."""
     fsdp: Axis = 1
     """Devices that split the rows, the parameters and the optimizer state."""
+    context: Axis = 1
+    """Devices that split the tokens of a row, where a row does not fit on one: for training a
+    drafter."""
     tensor: Axis = 1
     """Devices that split attention heads and MLP widths."""
     path: Literal["jit", "shard_map", "pmap"] = "jit"

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"ops", "parallel"},
     "drafters": {"ops", "losses", "verify", "models"},
     "decoding": {"ops", "losses", "verify", "models", "drafters"},
-    "parallel": set(),
+    "parallel": {"ops"},
     "data": set(),
     "checkpoints": {"ops", "models", "drafters", "parallel"},
     "training": {"ops", "losses", "models", "drafters", "data", "parallel", "checkpoints"},
@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {
         *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
     },
-    "planning": {"losses", "models", "parallel", "checkpoints", "training"},
+    "planning": {"ops", "losses", "models", "parallel", "checkpoints", "training"},
     "api": {"drafters", "decoding", "data", "evals"},
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""

@@ -23,7 +23,7 @@ from jaxspec.ranges import Range, check_ranges, fraction, not_negative, positive
 
 IMPOSSIBLE = (math.nan, math.inf, -math.inf, -1)
 TOO_LARGE = {int: 10**30, float: 1e39}
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 MEANT = {("decay", math.inf), ("decay", 1e39), *((axis, -1) for axis in AXES)}
 """Those that a setting may have after all: no decay, and all devices that are left."""
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxspec.config import MeshConfig
-from jaxspec.parallel.mesh import AXES, BATCH_AXES, make_mesh
+from jaxspec.ops.mesh_axes import AXES, BATCH_AXES, CONTEXT, batch_parts
+from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors, split_sizes
+from jaxspec.parallel.mesh import make_mesh
 
-_LISTED = 8
-"""The most sizes that a message proposes."""
+_DECODING_AXES = tuple(axis for axis in AXES if axis != CONTEXT)
 
 
 def check_one_process(program: str) -> None:
@@ -48,10 +49,16 @@ def decoding_mesh(
       devices: of this process; None: all of them.
 
     Raises:
-      ValueError: more devices than there are, or rows that the data and fsdp axes do not divide.
+      ValueError: a context axis, more devices than there are, or rows that the data and fsdp axes
+        do not divide.
     """
+    if config.context != 1:
+        raise ValueError(
+            f"mesh.context is {config.context}, but only training splits the tokens of a row: set "
+            "it to 1."
+        )
     devices = list(jax.local_devices() if devices is None else devices)
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in _DECODING_AXES}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 and "data" in open_axes:
         sizes["data"] = 1  # Its -1 is the default; the other one was asked for.
@@ -80,13 +87,13 @@ def decoding_mesh(
 
 
 def _check_rows(sizes: Mapping[str, int], *, rows: int, option: str) -> None:
-    parts = math.prod(sizes[axis] for axis in BATCH_AXES)
+    parts = batch_parts(sizes)
     if rows % parts:
         split = [axis for axis in BATCH_AXES if sizes[axis] > 1]
         named = " x ".join(f"mesh.{axis}" for axis in split)
         raise ValueError(
             f"{named} is {parts}, which does not divide the {rows} prompts that are decoded "
-            f"together: set {named} to {_any_of(_divisors(rows))}, or {option} to a multiple of "
+            f"together: set {named} to {any_of(divisors(rows))}, or {option} to a multiple of "
             f"{parts}."
         )
 
@@ -99,7 +106,7 @@ def batch_rows(prompts: int, *, most: int, mesh: Mesh | None) -> int:
       most: rows of a full batch, which the mesh divides.
       mesh: see `decoding_mesh`.
     """
-    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = 1 if mesh is None else batch_parts(mesh.shape)
     return min(most, -(-prompts // parts) * parts)
 
 
@@ -116,51 +123,22 @@ def check_model_fits(config: Any, mesh: Mesh | None, *, name: str) -> None:
     """
     if mesh is None:
         return
-    of_tensor = {
-        "query heads": config.num_heads,
-        "key/value heads": config.num_kv_heads,
-        "rows of the embedding": config.vocab_size,
-        "columns of the MLP": config.intermediate_size,
-    }
-    problems = [
-        *_problems("tensor", mesh.shape["tensor"], of_tensor),
-        *_problems("fsdp", mesh.shape["fsdp"], {"columns of the embedding": config.hidden_size}),
-    ]
-    if problems:
-        raise ValueError(f"{name} cannot be spread over this mesh:\n  " + "\n  ".join(problems))
-
-
-def _problems(axis: str, size: int, parts: Mapping[str, int]) -> Iterator[str]:
-    wrong = [f"{count:,} {name}" for name, count in parts.items() if count % size]
-    if wrong:
-        fitting = _any_of(_divisors(math.gcd(*parts.values())))
-        yield (
-            f"mesh.{axis} is {size}, which does not divide its {' and '.join(wrong)}: set it to "
-            f"{fitting}."
-        )
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _any_of(sizes: Sequence[int]) -> str:
-    *first, last = map(str, sizes[:_LISTED])
-    return f"{', '.join(first)} or {last}" if first else last
+    check_models_fit({name: split_sizes(config)}, mesh.shape)
 
 
 def recorded(record: Mapping[str, Any], mesh: Mesh | None) -> dict[str, Any]:
     """A record (`jaxspec.provenance.provenance`) that says which mesh decoded."""
     if mesh is None:
         return dict(record)
-    return {**record, "devices": {**record["devices"], "mesh": dict(mesh.shape)}}
+    sizes = {axis: mesh.shape[axis] for axis in _DECODING_AXES}
+    return {**record, "devices": {**record["devices"], "mesh": sizes}}
 
 
 def explained(mesh: Mesh | None) -> str:
     """A sentence for reports; "" for one device."""
     if mesh is None:
         return ""
-    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    data, fsdp, tensor = (mesh.shape[axis] for axis in _DECODING_AXES)
     return (
         f"Decoded on {mesh.size} devices (mesh: data {data}, fsdp {fsdp}, tensor {tensor}): a "
         f"batch's prompts are spread over {data * fsdp}, and the target over {fsdp * tensor}. "

@@ -18,12 +18,14 @@ D width, V vocabulary, O chunks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
+from jaxspec.ops.chunks import join_blocks, split_blocks
+from jaxspec.ops.mesh_axes import context_parts
 
 Head = Callable[[jax.Array], jax.Array]
 
@@ -48,7 +50,8 @@ def chunked_slot_statistics(
       head: maps [..., D] to logits [..., V]; it is run once more in the backward pass.
       chunk_blocks: the most blocks of a row whose logits are in memory at once: the blocks are
         spread evenly over as few chunks as that allows. 0, or at least N: all blocks at once,
-        without a scan and without recomputation.
+        without a scan and without recomputation. Where a mesh splits the blocks of a row, it
+        counts those of a device.
       target_hidden_BNGD: [..., N, G, D'] of the target in the same slots, for terms that compare
         distributions. No gradient flows into it.
       target_head: the target's head; None: `head` (DFlash drafters use the target's own head).
@@ -90,32 +93,15 @@ def chunked_slot_statistics(
         return slot_statistics(head(hidden), labels, target_logits_NGV=target_logits)
 
     num_blocks = labels_BNG.shape[-2]
-    if chunk_blocks == 0 or chunk_blocks >= num_blocks:
+    if chunk_blocks == 0 or chunk_blocks >= num_blocks // context_parts(num_blocks):
         return statistics(hidden_BNGD, labels_BNG, target_hidden_BNGD)
 
-    num_chunks = -(-num_blocks // chunk_blocks)
-    blocks_per_chunk = -(-num_blocks // num_chunks)
-
-    def split(array: jax.Array | None, *, axis: int) -> jax.Array | None:
-        """[..., N, ...] -> [O, ..., N, ...]; the last chunk is filled up with zero blocks."""
-        if array is None:
-            return None
-        axis %= array.ndim
-        widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, num_chunks * blocks_per_chunk - num_blocks)
-        shape = (*array.shape[:axis], num_chunks, blocks_per_chunk, *array.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(array, widths).reshape(shape), axis, 0)
-
-    def join(array_OBNG: jax.Array) -> jax.Array:
-        array_BONG = jnp.moveaxis(array_OBNG, 0, -3)
-        merged = (*labels_BNG.shape[:-2], num_chunks * blocks_per_chunk, labels_BNG.shape[-1])
-        return array_BONG.reshape(merged)[..., :num_blocks, :]
-
     # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
+    split = functools.partial(split_blocks, most=chunk_blocks)
     chunks = (
         split(hidden_BNGD, axis=-3),
         split(labels_BNG, axis=-2),
-        split(target_hidden_BNGD, axis=-3),
+        None if target_hidden_BNGD is None else split(target_hidden_BNGD, axis=-3),
     )
 
     def step(
@@ -125,4 +111,4 @@ def chunked_slot_statistics(
 
     # prevent_cse keeps the compiler from undoing the recomputation, which it cannot do in a scan.
     _, slots = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, chunks)
-    return jax.tree.map(join, slots)
+    return jax.tree.map(functools.partial(join_blocks, axis=-2, blocks=num_blocks), slots)

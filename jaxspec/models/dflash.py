@@ -39,7 +39,9 @@ from jaxspec.models.layers import HeadProjections, Linear, Mlp, RMSNorm
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
-from jaxspec.parallel.constraints import rows
+from jaxspec.ops.chunks import join_blocks, split_blocks
+from jaxspec.ops.mesh_axes import context_parts
+from jaxspec.parallel.constraints import rows, whole_rows
 
 # For drafters whose target has neither (GPT-2).
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
@@ -253,14 +255,11 @@ def _attend_in_chunks(
         q_BRnIC, k_BRnKC, v_BRnKC, mask_BnT = blocks
         return _attend(q_BRnIC, k_BRnKC, v_BRnKC, context, mask_BnT, near, reach_2)
 
-    def split(array: jax.Array, axis: int) -> jax.Array:
-        shape = (*array.shape[:axis], -1, chunk_blocks, *array.shape[axis + 1 :])
-        return jnp.moveaxis(array.reshape(shape), axis, 0)
-
-    slots_BNK = None if places is None else split(places.slots_BNK, 1)
-    rows = (split(q_BRNIC, 2), split(k_BRNKC, 2), split(v_BRNKC, 2), split(mask_BNT, 1))
-    chunks = (*rows, slots_BNK)
-    return jnp.moveaxis(jax.lax.map(attend, chunks), 0, 2).reshape(q_BRNIC.shape)
+    split = functools.partial(split_blocks, most=chunk_blocks)
+    slots_BNK = None if places is None else split(places.slots_BNK, axis=1)
+    of_heads = (split(array, axis=2) for array in (q_BRNIC, k_BRNKC, v_BRNKC))
+    mixed = jax.lax.map(attend, (*of_heads, split(mask_BNT, axis=1), slots_BNK))
+    return join_blocks(mixed, axis=2, blocks=blocks)
 
 
 class DFlashLayer(nn.Module):
@@ -304,6 +303,7 @@ class DFlashLayer(nn.Module):
         cfg = self.config
         batch, blocks, slots, _ = x_BNKD.shape
         kv_heads, width = cfg.num_kv_heads, cfg.head_dim
+        x_BNKD = rows(x_BNKD)
         normed = self.input_norm(x_BNKD)
         q_BNKQC = self.attention.queries(normed, *angles)
         k_BNKRC, v_BNKRC = self.attention.keys_and_values(normed, *angles)
@@ -312,8 +312,9 @@ class DFlashLayer(nn.Module):
         q_BNKRUC = q_BNKQC.reshape(batch, blocks, slots, kv_heads, -1, width)
         q_BRNIC = jnp.moveaxis(q_BNKRUC, 3, 1).reshape(batch, kv_heads, blocks, -1, width)
         k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
-        operands = (q_BRNIC, k_BRNKC, v_BRNKC, context, mask_BNT, places, reach_2)
-        if 0 < cfg.chunk_blocks < blocks:
+        seen = (whole_rows(context[0]), whole_rows(context[1]))
+        operands = (q_BRNIC, k_BRNKC, v_BRNKC, seen, mask_BNT, places, reach_2)
+        if 0 < cfg.chunk_blocks < blocks // context_parts(blocks):
             mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=cfg.chunk_blocks)
         else:
             mixed_BRNIC = _attend(*operands)

@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from jaxspec.config import ExpertsConfig
 from jaxspec.models.layers import Linear
-from jaxspec.parallel.constraints import whole
+from jaxspec.parallel.constraints import by_rows, whole
 
 LARGEST_BLOCK = 128
 """Rows that are multiplied with an expert's matrices at once."""
@@ -65,22 +65,27 @@ class Experts(nn.Module):
                 cfg.num_experts, inputs, outputs, self.dtype, self.param_dtype, name=name
             )()
 
-        tokens = x_D.reshape(-1, width).astype(self.dtype)
-        scores = Linear(cfg.num_experts, self.dtype, self.param_dtype, name="router")(tokens)
-        weights, experts = jax.lax.top_k(jax.nn.softmax(scores.astype(jnp.float32)), cfg.per_token)
-        if cfg.renormalise:
-            weights = weights / weights.sum(axis=-1, keepdims=True)
-        rows_ID = jnp.repeat(tokens, cfg.per_token, axis=0)
-        out_ID = by_expert(
-            rows_ID,
-            experts.reshape(-1),
-            gate_JDF=kernels(width, cfg.width, "gate"),
-            up_JDF=kernels(width, cfg.width, "up"),
-            down_JFD=kernels(cfg.width, width, "down"),
-        )
-        # Rounded as in transformers, summed in float32.
-        parts = out_ID.reshape(-1, cfg.per_token, width) * weights[..., None].astype(self.dtype)
-        return parts.astype(jnp.float32).sum(axis=1).astype(self.dtype).reshape(x_D.shape)
+        x_D = x_D.astype(self.dtype)
+        scores = Linear(cfg.num_experts, self.dtype, self.param_dtype, name="router")(x_D)
+        matrices = {
+            "gate_JDF": kernels(width, cfg.width, "gate"),
+            "up_JDF": kernels(width, cfg.width, "up"),
+            "down_JFD": kernels(cfg.width, width, "down"),
+        }
+
+        def mixed(matrices: dict[str, jax.Array], x_D: jax.Array, scores: jax.Array) -> jax.Array:
+            tokens, scores = x_D.reshape(-1, width), scores.reshape(-1, cfg.num_experts)
+            probabilities = jax.nn.softmax(scores.astype(jnp.float32))
+            weights, experts = jax.lax.top_k(probabilities, cfg.per_token)
+            if cfg.renormalise:
+                weights = weights / weights.sum(axis=-1, keepdims=True)
+            rows_ID = jnp.repeat(tokens, cfg.per_token, axis=0)
+            out_ID = by_expert(rows_ID, experts.reshape(-1), **matrices)
+            # Rounded as in transformers, summed in float32.
+            parts = out_ID.reshape(-1, cfg.per_token, width) * weights[..., None].astype(self.dtype)
+            return parts.astype(jnp.float32).sum(axis=1).astype(self.dtype).reshape(x_D.shape)
+
+        return by_rows(mixed, x_D, scores, shared=matrices, of_tokens=x_D.ndim > 2)
 
 
 def by_expert(
@@ -121,5 +126,5 @@ def _places(
     sorted_places_I = (last_J - blocks_J)[sorted_I] * size + within_I
     places_I = jnp.zeros_like(order_I).at[order_I].set(sorted_places_I)
     # Blocks after the last one are empty, and any expert will do.
-    experts_N = jnp.searchsorted(last_J, jnp.arange(blocks), side="right")
+    experts_N = (last_J <= jnp.arange(blocks)[:, None]).sum(axis=1)
     return places_I, jnp.minimum(experts_N, num_experts - 1)

@@ -31,6 +31,7 @@ from jaxspec.models.transformer import (
     Head,
     TransformerOutput,
     attend,
+    captured,
     check_layer_ids,
     limit_to_window,
     next_positions,
@@ -91,7 +92,7 @@ class GPT2Layer(nn.Module):
         positions_BS: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
-        x_BSD, features_MBSD = carry
+        x_BSD, features_MBSD = rows(carry[0]), carry[1]
         masks = limit_to_window(masks, window, positions_BS, groups=1)
         projections = AttentionProjections(cfg, name="attention")
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
@@ -102,9 +103,7 @@ class GPT2Layer(nn.Module):
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="post_norm")(x_BSD)
         mlp = PlainMlp(cfg.intermediate_size, cfg.dtype, cfg.param_dtype, name="mlp")
         x_BSD = rows(x_BSD + mlp(normed))
-        if features_MBSD is not None:
-            features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
-        return (x_BSD, features_MBSD), own
+        return (x_BSD, captured(features_MBSD, x_BSD, slot)), own
 
 
 class GPT2(nn.Module):

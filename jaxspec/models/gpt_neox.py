@@ -33,6 +33,7 @@ from jaxspec.models.transformer import (
     Head,
     TransformerOutput,
     attend,
+    captured,
     check_layer_ids,
     next_positions,
     through_layers,
@@ -88,7 +89,7 @@ class GPTNeoXLayer(nn.Module):
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         del window  # No layer slides.
         cfg = self.config
-        x_BSD, features_MBSD = carry
+        x_BSD, features_MBSD = rows(carry[0]), carry[1]
         projections = FusedProjections(cfg, name="attention")
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
         q_BSQC, k_BSQC, v_BSQC = projections.queries_keys_and_values(normed, *angles)
@@ -101,9 +102,7 @@ class GPTNeoXLayer(nn.Module):
             cfg.intermediate_size, cfg.dtype, cfg.param_dtype, cfg.activation, name="mlp"
         )
         x_BSD = rows(attended_BSD + mlp(normed))
-        if features_MBSD is not None:
-            features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
-        return (x_BSD, features_MBSD), own
+        return (x_BSD, captured(features_MBSD, x_BSD, slot)), own
 
 
 class GPTNeoX(nn.Module):

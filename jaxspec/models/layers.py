@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from jaxspec.config import DiTConfig, LanguageModelConfig
 from jaxspec.ops import rope
-from jaxspec.parallel.constraints import rows, whole
+from jaxspec.parallel.constraints import flat_tokens, rows, whole
 from jaxspec.parallel.rules import columns_of
 
 
@@ -84,7 +84,7 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             self.param_dtype,
         )
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        flat = flat_tokens(x).astype(self.dtype)
         out = flat @ whole(kernel, self.name, dtype=self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)

@@ -28,7 +28,7 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.experts import Experts
 from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm, scanned
 from jaxspec.ops import attention, rope
-from jaxspec.parallel.constraints import rows, whole
+from jaxspec.parallel.constraints import flat_tokens, rows, whole, whole_rows
 
 
 class TransformerOutput(NamedTuple):
@@ -70,7 +70,7 @@ class Layer(nn.Module):
         positions_BS: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
-        x_BSD, features_MBSD = carry
+        x_BSD, features_MBSD = rows(carry[0]), carry[1]
         masks = limit_to_window(
             masks, window, positions_BS, groups=cfg.num_heads // cfg.num_kv_heads
         )
@@ -105,9 +105,7 @@ class Layer(nn.Module):
         normed = self._norm("post_norm", x_BSD, before=True)
         mixed_BSD = self._feed_forward(normed, kinds.is_dense)
         x_BSD = rows(x_BSD + self._norm("mlp_output_norm", mixed_BSD, before=False))
-        if features_MBSD is not None:
-            features_MBSD = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
-        return (x_BSD, features_MBSD), (k_BRSC, v_BRSC)
+        return (x_BSD, captured(features_MBSD, x_BSD, slot)), (k_BRSC, v_BRSC)
 
     def _norm(self, name: str, x_BSD: jax.Array, *, before: bool) -> jax.Array:
         """The named norm before or after attention or MLP; x itself where the model has none."""
@@ -137,6 +135,16 @@ class Layer(nn.Module):
             return nn.switch(is_dense.astype(jnp.int32), choices, self, x_BSD)
         first, *_ = [choice(self, x_BSD) for choice in choices]
         return first
+
+
+def captured(
+    features_MBSD: jax.Array | None, x_BSD: jax.Array, slot: jax.Array
+) -> jax.Array | None:
+    """The features with a layer's output in its slot; None if no layer is captured."""
+    if features_MBSD is None:
+        return None
+    changed = jax.lax.dynamic_update_index_in_dim(features_MBSD, x_BSD, slot, 0)
+    return rows(changed, axis=1)
 
 
 def limit_to_window(
@@ -170,7 +178,8 @@ def attend(
     """Attention to the pass's own keys and values, each [B, R, S, C], and to the cache's."""
     own_mask, cache_mask = masks
     q_BRIC = group_queries(q_BSQC, own[0].shape[1])
-    parts = [attention.part(q_BRIC, *own, own_mask, scaled=scaled)]
+    keys, values = map(whole_rows, own)
+    parts = [attention.part(q_BRIC, keys, values, own_mask, scaled=scaled)]
     if cached is not None:
         parts.append(attention.part(q_BRIC, *cached, cache_mask, scaled=scaled))
     return ungroup_queries(attention.merge(*parts), q_BSQC.shape[1])
@@ -228,7 +237,7 @@ def visible(
         mask_BSS = (order[:, None] >= order)[None]
     if segments_BS is not None:
         mask_BSS = mask_BSS & (segments_BS[:, :, None] == segments_BS[:, None, :])
-    own_mask = repeat_rows(mask_BSS, groups)
+    own_mask = repeat_rows(rows(mask_BSS), groups)
     if cache is None:
         return (own_mask, None), None
     cache_mask = cache.committed_BT()[:, None, None]
@@ -274,7 +283,9 @@ def through_layers(
     )
     features_BSE = None
     if features_MBSD is not None:
-        features_BSE = jnp.concatenate([rows(features_MBSD[m]) for m in range(len(capture))], -1)
+        # Whole before they are joined and after: what reads them takes its columns of a whole row.
+        parts = [rows(features_MBSD[m]) for m in range(len(capture))]
+        features_BSE = rows(jnp.concatenate(parts, axis=-1))
     return x_BSD, features_BSE, keys_LBRSC, values_LBRSC
 
 
@@ -323,7 +334,7 @@ class Head(nn.Module):
 
 def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     """Logits in float32: differences of large logits decide acceptance, bfloat16 rounds them."""
-    flat = hidden.reshape(-1, hidden.shape[-1]).astype(kernel_DV.dtype)
+    flat = flat_tokens(hidden).astype(kernel_DV.dtype)
     logits = jnp.dot(flat, kernel_DV, preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
     return rows(logits, columns="vocab")

@@ -1,7 +1,9 @@
-"""Which axes of the mesh split rows and heads, in the program that is being traced.
+"""The mesh of the program that is being traced, and which of its axes split rows and heads.
 
-The mesh is the one that `jax.set_mesh` has set. Without one, or where its axes do not divide a
-size, nothing is split. The compiler chooses how the rest of the program is spread.
+The mesh is the one that `jax.set_mesh` or `jaxspec.parallel.constraints.on_mesh` has set. Without
+one, on one device, and where each device runs the program on its own rows (shard_map, pmap),
+nothing is split. Nor is a size that the axes do not divide. The compiler chooses how the rest of
+the program is spread.
 
 >>> row_axes(8) is None and head_axis(8) is None
 True
@@ -10,30 +12,51 @@ True
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 
-ROWS = ("data", "fsdp")
+AXES = ("data", "fsdp", "context", "tensor")
+"""The axes of every mesh: those whose devices may be furthest apart come first."""
+BATCH_AXES = ("data", "fsdp")
+"""The axes that split the batch; fsdp splits parameters as well."""
+CONTEXT = "context"
+"""The axis that splits the tokens of a row, and the blocks that are drafted in it."""
 HEADS = "tensor"
+
+
+def spread_mesh() -> AbstractMesh | None:
+    """The mesh over which the compiler spreads the program; None: there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_automatic = all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if is_automatic and not mesh.empty and mesh.size > 1 else None
 
 
 def is_spread() -> bool:
     """Whether there is a mesh over which the compiler spreads the program."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return spread_mesh() is not None
+
+
+def batch_parts(sizes: Mapping[str, int]) -> int:
+    """How many parts a batch is split into, from the size of each axis."""
+    return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
 def row_axes(rows: int) -> tuple[str, ...] | None:
     """The axes that split this many rows of a batch; None: every device has all of them."""
-    return ROWS if _divides(rows, *ROWS) else None
+    mesh = spread_mesh()
+    return BATCH_AXES if mesh is not None and rows % batch_parts(mesh.shape) == 0 else None
+
+
+def context_parts(length: int) -> int:
+    """Into how many parts this many tokens or blocks of a row are split."""
+    mesh = spread_mesh()
+    parts = 1 if mesh is None else mesh.shape.get(CONTEXT, 1)
+    return parts if length % parts == 0 else 1
 
 
 def head_axis(heads: int) -> str | None:
     """The axis that splits this many heads; None: every device has all of them."""
-    return HEADS if _divides(heads, HEADS) else None
-
-
-def _divides(size: int, *axes: str) -> bool:
-    shape = jax.sharding.get_abstract_mesh().shape
-    return is_spread() and size % math.prod(shape[axis] for axis in axes) == 0
+    mesh = spread_mesh()
+    return HEADS if mesh is not None and heads % mesh.shape[HEADS] == 0 else None

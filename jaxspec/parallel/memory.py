@@ -81,7 +81,7 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
       ValueError: the scores of these rows are larger than a device's memory.
     """
     data = config.data
-    needed = rows * data.sequence_length**2 * _SCORE_BYTES
+    needed = rows * data.sequence_length**2 * _SCORE_BYTES // mesh.shape["context"]
     available = _memory_here(mesh.devices.flat)
     if available is not None and needed > available:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The device mesh of a run: axes data, fsdp and tensor.
+"""The device mesh of a run: axes data, fsdp, context and tensor.
 
 >>> dict(make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.devices()[:1]).shape)
-{'data': 1, 'fsdp': 1, 'tensor': 1}
+{'data': 1, 'fsdp': 1, 'context': 1, 'tensor': 1}
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxspec.config import MeshConfig
-
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
-"""The axes that split the batch; fsdp splits parameters as well."""
+from jaxspec.ops.mesh_axes import AXES
 
 
 def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
@@ -39,10 +36,10 @@ def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
             f"mesh {sizes} needs {abs(math.prod(sizes.values()))} devices, but there are "
             f"{devices}: set one axis to -1 to take what is left."
         )
-    if config.path != "jit" and sizes["fsdp"] * sizes["tensor"] > 1:
+    if config.path != "jit" and sizes["data"] < devices:
         raise ValueError(
             f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
-            f'only: got {sizes}. Use mesh.path="jit" for fsdp and tensor.'
+            f'only: got {sizes}. Use mesh.path="jit" for fsdp, context and tensor.'
         )
     return sizes
 

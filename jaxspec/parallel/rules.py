@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import BATCH_AXES, batch_parts
+from jaxspec.parallel.divisibility import any_of, divisors
 from jaxspec.parallel.memory import check_rows_fit
-from jaxspec.parallel.mesh import BATCH_AXES
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
@@ -35,13 +36,16 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("qkv", "kernel"): ("width", ""),
     ("o", "kernel"): ("heads", "width"),
     ("gate", "kernel"): ("width", "mlp"),
+    ("gate_up", "kernel"): ("width", ""),
     ("up", "kernel"): ("width", "mlp"),
     ("down", "kernel"): ("mlp", "width"),
     ("fc", "kernel"): ("features", "width"),
 }
-"""Axes by the last two names of a path. "" is never split: the columns of `qkv` are three matrices
-next to each other, whose heads a split would tear apart, and positions are looked up by row. The
-axis of stacked layers comes first and is not split. What is not listed (norm scales, biases) is
+"""Axes by the last two names of a path. "" is never split: positions are looked up by row, and the
+columns of `qkv` and `gate_up` are several matrices next to each other. A split of these columns
+would give one device the queries and another the keys, or one the gates and another what they are
+multiplied with, and every layer would begin by sending them where they belong. The axis of stacked
+layers comes first and is not split. What is not listed (norm scales, biases, routers) is
 replicated."""
 
 
@@ -116,7 +120,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
     """Which part of each batch this process reads.
 
-    Processes whose devices hold the same rows, split over the tensor axis, read the same part.
+    Processes whose devices hold the same rows, split over context and tensor, read the same part.
 
     Args:
       mesh: over the devices of all processes.
@@ -149,8 +153,9 @@ def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
     has_overlap = sum(map(len, parts)) != len(set().union(*parts))
     if has_overlap or len({len(part) for part in parts}) > 1:
         raise ValueError(
-            "Some processes would hold a part of each other's rows: choose mesh.tensor so that it "
-            "divides the number of devices of a process, or is a multiple of it."
+            "Some processes would hold a part of each other's rows: choose mesh.context x "
+            "mesh.tensor so that it divides the number of devices of a process, or is a multiple "
+            "of it."
         )
     return parts.index(tuple(sorted(held[process]))), len(parts)
 
@@ -160,22 +165,52 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts the batch is split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
     """Checks that the batch divides evenly by devices and accumulated parts, and can fit in memory.
+
+    Its rows have to divide evenly too, where the context axis splits them.
 
     Raises:
       ValueError: it does not.
     """
-    devices, accumulated = batch_parts(mesh), config.training.gradient_accumulation
+    devices, accumulated = batch_parts(mesh.shape), config.training.gradient_accumulation
     if config.data.batch_size % (devices * accumulated):
         raise ValueError(
             f"data.batch_size is {config.data.batch_size}, which must be a multiple of "
             f"{devices * accumulated}: mesh.data {mesh.shape['data']} x mesh.fsdp "
             f"{mesh.shape['fsdp']} x {accumulated} accumulated parts. Change one of them."
         )
+    check_context(config, mesh.shape["context"])
     check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))
+
+
+def check_context(config: RunConfig, parts: int) -> None:
+    """Checks that the tokens and the blocks of a row can be split into these parts.
+
+    Raises:
+      ValueError: they cannot, or the run does not train a drafter.
+    """
+    if parts == 1:
+        return
+    if config.training.task != "drafter":
+        raise ValueError(
+            f"mesh.context is {parts}, but only training a drafter splits rows: got training.task "
+            f"{config.training.task!r}. Set mesh.context to 1."
+        )
+    data, chunk = config.data, config.drafter.chunk_blocks
+    for setting, count in (
+        ("data.sequence_length", data.sequence_length),
+        ("data.anchors", data.anchors),
+    ):
+        if count % parts:
+            raise ValueError(
+                f"mesh.context is {parts}, which does not divide the {count} of {setting}: set "
+                f"mesh.context to {any_of(divisors(math.gcd(data.sequence_length, data.anchors)))}."
+            )
+    own = data.anchors // parts
+    if chunk and chunk < own and own % chunk:
+        raise ValueError(
+            f"drafter.chunk_blocks is {chunk}, which does not divide the {own} blocks that a "
+            f"device has of a row: data.anchors {data.anchors} / mesh.context {parts}. Set it to "
+            f"{any_of(divisors(own))}, or to 0."
+        )

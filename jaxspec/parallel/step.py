@@ -21,8 +21,8 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxspec.ops.mesh_axes import BATCH_AXES
 from jaxspec.parallel.constraints import on_mesh
-from jaxspec.parallel.mesh import BATCH_AXES
 from jaxspec.parallel.rules import batch_sharding, replicated
 
 Reduce = Callable[[Any], Any]

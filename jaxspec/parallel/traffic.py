@@ -4,11 +4,11 @@ Weights that are split over fsdp are gathered where they are used, once a pass; 
 reduced to the part of each device (ZeRO, Rajbhandari et al. 2019, arXiv 1910.02054, stage 3). Where
 the heads and widths of a model are split over tensor, the outputs of a product whose inputs are
 split are summed, and so are the gradients of the inputs of a product whose outputs are split
-(Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053, section 3). Sums of a few numbers a token or a
-step are left out.
+(Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053, section 3). Where rows are split over context,
+each layer gathers their keys and values. Sums of a few numbers a token or a step are left out.
 
 >>> shapes = {"up": {"kernel": jax.ShapeDtypeStruct((4, 64, 256), "float32")}}
->>> mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "tensor"))
+>>> mesh = jax.sharding.AbstractMesh((1, 8, 1, 1), ("data", "fsdp", "context", "tensor"))
 >>> traffic([Use(shapes, tokens=1024, itemsize=2, gathers=1)], mesh=mesh)["all-gather"]
 114688.0
 """
@@ -23,8 +23,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from jaxspec.ops.mesh_axes import AXES, batch_parts
 from jaxspec.parallel.collectives import KINDS, ring_bytes
-from jaxspec.parallel.rules import PARAMETER_AXES, Rules, batch_parts
+from jaxspec.parallel.rules import PARAMETER_AXES, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,28 @@ class Use:
     """Rows of a table, not products."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention to the keys and values of whole rows."""
+
+    numbers: int
+    """Of the keys and values of a token, in all layers."""
+    tokens: int
+    """Tokens of the whole batch."""
+    itemsize: int
+    """Bytes of a number."""
+    gathers: int = 1
+    """How often they are gathered: in the forward pass, and where that runs again."""
+    has_gradients: bool = False
+
+
 def traffic(
-    uses: Iterable[Use], *, mesh: Mesh | AbstractMesh, scatters: bool = True
+    uses: Iterable[Use | Attention], *, mesh: Mesh | AbstractMesh, scatters: bool = True
 ) -> dict[str, float]:
     """Bytes that a device sends in a step, by the kind of the collective.
 
     Args:
-      uses: everything that the step computes with weights.
+      uses: everything that the step computes with weights, and its attention.
       mesh: the devices.
       scatters: whether the compiler reduces a gradient to the part of each device in one
         reduce-scatter. That for TPUs does so with large gradients, as a ring of
@@ -63,10 +79,26 @@ def traffic(
     """
     sums = dict.fromkeys(KINDS, 0.0)
     for use in uses:
+        if isinstance(use, Attention):
+            for kind, sent in _of_attention(use, mesh, scatters=scatters):
+                sums[kind] += sent
+            continue
         for path, leaf in jax.tree_util.tree_flatten_with_path(use.shapes)[0]:
             for kind, sent in _of_leaf(use, path, leaf, mesh, scatters=scatters):
                 sums[kind] += sent
     return sums
+
+
+def _of_attention(
+    use: Attention, mesh: Mesh | AbstractMesh, *, scatters: bool
+) -> list[tuple[str, float]]:
+    context = mesh.shape["context"]
+    here = use.tokens / batch_parts(mesh.shape) * use.numbers / mesh.shape["tensor"] * use.itemsize
+    found = [("all-gather", use.gathers * ring_bytes("all-gather", here, group_size=context))]
+    if use.has_gradients:
+        kind, result = ("reduce-scatter", here / context) if scatters else ("all-reduce", here)
+        found.append((kind, ring_bytes(kind, result, group_size=context)))
+    return found
 
 
 def _of_leaf(
@@ -74,7 +106,7 @@ def _of_leaf(
 ) -> list[tuple[str, float]]:
     names = tuple(str(getattr(entry, "key", entry)) for entry in path)[-2:]
     split = Rules().spec(path, leaf.shape, mesh)
-    data, fsdp, tensor = (mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
+    data, fsdp, context, tensor = (mesh.shape[axis] for axis in AXES)
     here = math.prod(leaf.shape) * use.itemsize / (tensor if "tensor" in split else 1)
     is_split = "fsdp" in split
     found: list[tuple[str, float]] = []
@@ -90,11 +122,11 @@ def _of_leaf(
             add("reduce-scatter", part, fsdp)
         elif is_split:
             add("all-reduce", here, fsdp)
-        add("all-reduce", part, data if is_split else data * fsdp)
+        add("all-reduce", part, data * context * (1 if is_split else fsdp))
     if "tensor" in split and names in PARAMETER_AXES:
         layers = math.prod(leaf.shape[:-2])
         inputs, outputs = leaf.shape[-2:]
-        tokens = use.tokens / batch_parts(mesh) * layers * use.itemsize
+        tokens = use.tokens / (batch_parts(mesh.shape) * context) * layers * use.itemsize
         if split[-2] == "tensor":
             add("all-reduce", tokens * outputs, tensor, use.forwards)
         if split[-1] == "tensor" and use.has_input_gradients and not use.is_lookup:

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxspec.config import LanguageModelConfig, RunConfig
 from jaxspec.parallel.chips import Chip
+from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors
 from jaxspec.planning.minimum import parameters, trained_shapes
 from jaxspec.planning.topologies import Topology
 from jaxspec.training.objectives import DrafterObjective
@@ -73,8 +74,8 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
       topology: the devices.
 
     Raises:
-      ValueError: a run that does not train a drafter, or a tensor axis that does not divide the
-        devices or the heads.
+      ValueError: a run that does not train a drafter, a context axis, or a tensor axis that does
+        not divide the devices or a model.
     """
     objective = (task := task_of(config).build(config)).objective
     if not isinstance(objective, DrafterObjective):
@@ -84,15 +85,17 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
         )
     target, drafter = objective.target.config, objective.drafter.config
     tensor = max(1, config.mesh.tensor)
-    for name, size in (
-        ("devices", topology.devices),
-        ("key/value heads of the target", target.num_kv_heads),
-        ("key/value heads of the drafter", drafter.num_kv_heads),
-    ):
-        if size % tensor:
-            raise ValueError(
-                f"mesh.tensor is {tensor}, which must divide the {size} {name}: choose another."
-            )
+    if config.mesh.context != 1:
+        raise ValueError(
+            f"mesh.context is {config.mesh.context}, but only training splits the tokens of a row: "
+            "set it to 1."
+        )
+    if topology.devices % tensor:
+        raise ValueError(
+            f"mesh.tensor is {tensor}, which does not divide the {topology.devices} devices: set "
+            f"it to {any_of(divisors(topology.devices))}."
+        )
+    check_models_fit(task.models, {"tensor": tensor})
     evaluation = config.evaluation
     block = evaluation.block_size or drafter.block_size
     # Decoding computes with weights in the type of the drafter's computation.
@@ -141,7 +144,7 @@ def smallest_tensor(config: RunConfig, topology: Topology) -> int | None:
         mesh = dataclasses.replace(config.mesh, tensor=tensor)
         try:
             plans = plan_decoding(dataclasses.replace(config, mesh=mesh), topology)
-        except ValueError:  # It does not divide the heads.
+        except ValueError:  # It does not divide the models.
             continue
         if all(plan.fits for plan in plans):
             return tensor

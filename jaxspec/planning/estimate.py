@@ -20,8 +20,8 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import AXES
 from jaxspec.parallel.chips import Chip
-from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.memory import frozen_name, logits_bytes
 from jaxspec.planning.minimum import computed_operations, least_operations
@@ -50,22 +50,10 @@ class Shapes:
     """Shapes of the training state."""
     least: Mapping[str, float]
     """The least operations of a step over all devices, by what they are for."""
-
     computed: float
     """Those of a step with all that masks hide."""
     read: Reading | None
     """What the model that is trained reads; None: a drafter on a frozen target."""
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Heads, and key/value heads, of every model."""
-        objective = self.task.objective
-        if isinstance(objective, DrafterObjective):
-            models = [objective.target.config, objective.drafter.config]
-        else:
-            assert self.read is not None, "another objective trains one model"
-            models = [self.read.model]
-        return tuple(n for model in models for n in (model.num_heads, model.num_kv_heads))
 
     @classmethod
     def of(cls, config: RunConfig) -> Shapes:
@@ -121,7 +109,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
         "batch": 13.0 * rows * accumulated * config.data.sequence_length,
         # Low-rank updates are added to the weights, whose whole gradient is computed.
         "gradients": params * (2 if accumulated > 1 else 1) + (2 * frozen if shapes.read else 0),
-        "logits": float(logits_bytes(task, rows=rows, tensor=mesh["tensor"])),
+        "logits": float(logits_bytes(task, rows=rows, mesh=mesh)),
         "activations": activations,
     }
     # Each part reads all weights: a target's once, those of a model that learns three times.
@@ -171,7 +159,7 @@ def _of_model(
     if isinstance(objective, DrafterObjective):
         return (
             _activations(objective, config, rows=rows, mesh=mesh),
-            _score_traffic(objective, config, rows=rows, tensor=mesh["tensor"]),
+            _score_traffic(objective, config, rows=rows, mesh=mesh),
             least["drafter forward"] * config.drafter.remat + least["head"] / 2 * is_chunked,
         )
     read = shapes.read
@@ -206,21 +194,23 @@ def _activations(
     """What the models compute, and the weights that are gathered for it."""
     target, drafter = objective.target.config, objective.drafter.config
     tensor = mesh["tensor"]
-    length, blocks = config.data.sequence_length, config.data.anchors
-    slots = blocks * drafter.block_size
+    # Of a row, those that a device has; keys and values it needs of all tokens.
+    tokens = config.data.sequence_length // mesh["context"]
+    blocks = config.data.anchors // mesh["context"]
+    length, slots = config.data.sequence_length, blocks * drafter.block_size
     width, item = target.hidden_size, _item(target)
 
-    scores = 4 * target.num_heads / tensor * length**2
+    scores = 4 * target.num_heads / tensor * tokens * length
     captured = len(drafter.target_layer_ids)
-    features = item * length * width * (2 * captured + 1)
-    layer = item * length * (4 * width + 3 * target.intermediate_size / tensor)
+    features = item * tokens * width * (2 * captured + 1)
+    layer = item * tokens * (4 * width + 3 * target.intermediate_size / tensor)
     forward = rows * (_SCORE_COPIES * scores + layer + features)
 
     heads = (drafter.num_heads + 2 * drafter.num_kv_heads) * drafter.head_dim / tensor
     whole = item * slots * (4 * width + 2 * heads + 3 * drafter.intermediate_size / tensor)
     chunk = min(drafter.chunk_blocks or blocks, blocks)
     chunk_scores = 4 * drafter.num_heads / tensor * chunk * drafter.block_size * length
-    context = 2 * item * length * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
+    context = 2 * item * tokens * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
     kept = drafter.num_layers * (item * slots * width + context)
     if not drafter.remat:
         kept += drafter.num_layers * (whole + (0 if drafter.chunk_blocks else chunk_scores))
@@ -240,7 +230,7 @@ def _gathered(model: Any, mesh: Mapping[str, int]) -> float:
 
 
 def _score_traffic(
-    objective: DrafterObjective, config: RunConfig, *, rows: int, tensor: int
+    objective: DrafterObjective, config: RunConfig, *, rows: int, mesh: Mapping[str, int]
 ) -> float:
     """Bytes to and from memory for float32 attention scores and logits."""
     target, drafter = objective.target.config, objective.drafter.config
@@ -250,7 +240,8 @@ def _score_traffic(
     passes = 4.0 if drafter.remat or drafter.chunk_blocks else 3.0
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length
     logits = passes * target.vocab_size * slots
-    return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / tensor
+    parts = mesh["context"] * mesh["tensor"]
+    return 4.0 * rows * (_SCORE_PASSES * (of_target + of_drafter) + 2 * logits) / parts
 
 
 def _model_activations(read: Reading, *, rows: int, mesh: Mapping[str, int]) -> float:

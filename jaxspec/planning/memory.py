@@ -29,7 +29,7 @@ def memory_by_kind(
     frozen: Any,
     batch: Any,
     rows: int,
-    tensor: int,
+    mesh: Mapping[str, int],
 ) -> Mapping[str, int]:
     """Bytes on each device by kind; they sum up to `needs.memory_bytes`.
 
@@ -43,7 +43,7 @@ def memory_by_kind(
       frozen: likewise of the frozen parameters.
       batch: likewise of a batch.
       rows: rows of a device that are computed at once.
-      tensor: parts of the vocabulary.
+      mesh: size of each axis.
     """
     known = {
         **({frozen_name(task): device_bytes(frozen)} if frozen else {}),
@@ -53,7 +53,7 @@ def memory_by_kind(
     }
     temporaries = max(0, needs.memory_bytes - sum(known.values()))
     gradients = min(device_bytes(state.params), temporaries)
-    logits = min(logits_bytes(task, rows=rows, tensor=tensor), temporaries - gradients)
+    logits = min(logits_bytes(task, rows=rows, mesh=mesh), temporaries - gradients)
     known |= {"gradients": gradients, "logits": logits}
     return known | {"activations": needs.memory_bytes - sum(known.values())}
 
@@ -77,17 +77,18 @@ def _item_bytes(leaf: Any) -> int:
     return int(leaf.dtype.itemsize)
 
 
-def logits_bytes(task: Task, *, rows: int, tensor: int) -> int:
+def logits_bytes(task: Task, *, rows: int, mesh: Mapping[str, int]) -> int:
     """The float32 logits that are in memory at once, and their gradient.
 
     Args:
       task: the run's.
       rows: rows of a device that are computed at once.
-      tensor: parts of the vocabulary.
+      mesh: size of each axis.
     """
     objective, config = task.objective, task.config
     if isinstance(objective, DrafterObjective):
-        blocks = min(config.loss.chunk_blocks or config.data.anchors, config.data.anchors)
+        own = config.data.anchors // mesh["context"]
+        blocks = min(config.loss.chunk_blocks or own, own)
         places = blocks * (objective.drafter.config.block_size - 1)
         vocabulary = objective.target.config.vocab_size
     else:
@@ -98,4 +99,4 @@ def logits_bytes(task: Task, *, rows: int, tensor: int) -> int:
             places = min(objective.chunk_tokens, places)
         if config.loss.chunk_blocks and getattr(objective, "goal", "") == "draft":
             places = min(config.loss.chunk_blocks * (config.denoiser.block_size - 1), places)
-    return 2 * 4 * rows * places * vocabulary // tensor
+    return 2 * 4 * rows * places * vocabulary // mesh["tensor"]

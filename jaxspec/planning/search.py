@@ -2,7 +2,8 @@
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
 (training.gradient_accumulation); for drafters with several sizes of chunks (loss.chunk_blocks,
-drafter.chunk_blocks) and with and without drafter.remat. None of them changes what is learned.
+drafter.chunk_blocks) and with and without drafter.remat. Where nothing fits, a drafter's rows are
+split too (mesh.context). None of them changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -13,10 +14,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping
 
 from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.ops.mesh_axes import AXES, CONTEXT
+from jaxspec.parallel.divisibility import SplitSizes, divisors, problems
 from jaxspec.parallel.mesh import mesh_sizes
+from jaxspec.parallel.rules import check_context
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
 from jaxspec.planning.topologies import Topology, known_topologies, parse_topology
 from jaxspec.training.tasks.settings import groups_read
@@ -55,24 +60,28 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
       ValueError: no such target or denoiser.
     """
     shapes = Shapes.of(config)
-    tried = list(variants(config, devices=topology.devices, heads=shapes.heads))
-    if not tried:
-        heads = ", ".join(map(str, sorted(set(shapes.heads))))
+    memory = MARGIN * topology.chip.device_memory()
+    models = shapes.task.models
+    fitting: list[Candidate] = []
+    is_divided = False
+    for splits_rows in (False, True):
+        for changed in variants(
+            config, devices=topology.devices, models=models, splits_rows=splits_rows
+        ):
+            is_divided = True
+            taken = estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip)
+            if taken.memory_bytes <= memory:
+                fitting.append(Candidate(changed, taken, typed(changed, config)))
+        if fitting:
+            break
+    if not is_divided:
+        most = math.gcd(*(size for each in models.values() for size in each["tensor"].values()))
         raise NoMesh(
             f"No mesh splits the run over the {topology.devices} devices of {topology.name}: "
             f"data.batch_size ({config.data.batch_size}) must be a multiple of data x fsdp, and "
-            f"all numbers of heads ({heads}) of tensor. Change data.batch_size or the topology."
+            f"{most}, the common factor of all heads, widths and vocabularies, one of tensor. "
+            "Change data.batch_size or the topology."
         )
-    memory = MARGIN * topology.chip.device_memory()
-    candidates = [
-        Candidate(
-            changed,
-            estimate(shapes, changed, mesh=_mesh(changed), chip=topology.chip),
-            typed(changed, config),
-        )
-        for changed in tried
-    ]
-    fitting = [found for found in candidates if found.estimate.memory_bytes <= memory]
     fitting.sort(
         key=lambda found: (
             float(f"{found.seconds:.2g}"),
@@ -91,6 +100,7 @@ def as_asked(config: RunConfig, topology: Topology) -> list[Candidate]:
     """The run's own settings, if it can run on these devices at all."""
     try:
         mesh = mesh_sizes(config.mesh, devices=topology.devices)
+        check_context(config, mesh["context"])
     except ValueError:
         return []
     if config.data.batch_size % (
@@ -98,7 +108,10 @@ def as_asked(config: RunConfig, topology: Topology) -> list[Candidate]:
     ):
         return []
     own = dataclasses.replace(config, mesh=MeshConfig(path=config.mesh.path, **mesh))
-    found = estimate(Shapes.of(config), own, mesh=mesh, chip=topology.chip)
+    shapes = Shapes.of(config)
+    if any(problems(model, mesh) for model in shapes.task.models.values()):
+        return []
+    found = estimate(shapes, own, mesh=mesh, chip=topology.chip)
     return [Candidate(own, found, "")]
 
 
@@ -116,13 +129,20 @@ def larger_topologies(config: RunConfig, topology: Topology) -> list[Topology]:
     return []
 
 
-def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterator[RunConfig]:
+def variants(
+    config: RunConfig,
+    *,
+    devices: int,
+    models: Mapping[str, SplitSizes],
+    splits_rows: bool = False,
+) -> Iterator[RunConfig]:
     """The run with all settings that are tried.
 
     Args:
       config: the run.
       devices: how many there are.
-      heads: numbers of heads, which a tensor axis has to divide.
+      models: what the mesh has to divide (`Task.models`).
+      splits_rows: whether the context axis is larger than 1.
     """
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
@@ -132,18 +152,30 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
         for group in ("loss", "drafter")
     )
     remats = (True, False) if "drafter" in groups else (config.drafter.remat,)
-    for data, fsdp in itertools.product(_divisors(devices), repeat=2):
-        tensor = devices // (data * fsdp)
-        if data * fsdp * tensor != devices or any(count % tensor for count in heads):
+    of_row = math.gcd(devices, config.data.sequence_length, blocks)
+    if config.training.task != "drafter":
+        of_row = 1
+    contexts = [size for size in divisors(of_row) if (size > 1) == splits_rows]
+    for data, fsdp, context in itertools.product(divisors(devices), divisors(devices), contexts):
+        tensor = devices // (data * fsdp * context)
+        if data * fsdp * context * tensor != devices:
             continue
-        if rows % (data * fsdp) or (config.mesh.path != "jit" and fsdp * tensor > 1):
+        sizes = {"fsdp": fsdp, "tensor": tensor}
+        if any(problems(model, sizes) for model in models.values()):
+            continue
+        if rows % (data * fsdp) or (config.mesh.path != "jit" and data < devices):
             continue
         for accumulated, loss, chunk, remat in itertools.product(
-            _divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, remats
+            divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, remats
         ):
+            own = blocks // context
+            if chunk and chunk < own and own % chunk:
+                continue
             yield dataclasses.replace(
                 config,
-                mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
+                mesh=dataclasses.replace(
+                    config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor
+                ),
                 training=dataclasses.replace(config.training, gradient_accumulation=accumulated),
                 loss=dataclasses.replace(config.loss, chunk_blocks=loss),
                 drafter=dataclasses.replace(config.drafter, chunk_blocks=chunk, remat=remat),
@@ -154,7 +186,11 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
     """The settings that differ, as they are typed; "" if none does."""
     mesh = _mesh(config)
     same = all(getattr(asked.mesh, axis) in (-1, size) for axis, size in mesh.items())
-    parts = [] if same else [f"--mesh.{axis} {size}" for axis, size in mesh.items()]
+    parts = [
+        f"--mesh.{axis} {size}"
+        for axis, size in mesh.items()
+        if not same and (axis != CONTEXT or size != asked.mesh.context)
+    ]
     for group, name in (
         ("training", "gradient_accumulation"),
         ("loss", "chunk_blocks"),
@@ -168,8 +204,4 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
 
 
 def _mesh(config: RunConfig) -> dict[str, int]:
-    return {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    return {axis: getattr(config.mesh, axis) for axis in AXES}

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from jaxspec.config import RunConfig
 from jaxspec.losses import LossWeights
+from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
+from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
-    batch_parts,
     batch_sharding,
     check_batch_size,
     replicated,
@@ -159,6 +160,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         mesh = make_mesh(config.mesh, devices=devices)
         check_batch_size(config, mesh)
         step = TracedStep(config, mesh)
+        check_models_fit(step.task.models, mesh.shape)
         compiled, needs = step.compile()
         text = _text_of(compiled)
     kind = mesh.devices.flat[0].device_kind
@@ -180,7 +182,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         chip=chip,
         devices=count,
         mesh=dict(mesh.shape),
-        rows=config.data.batch_size / batch_parts(mesh),
+        rows=config.data.batch_size / batch_parts(mesh.shape),
         tokens=config.data.batch_size * config.data.sequence_length,
         trained=parameters(step.state.params),
         frozen=parameters(step.task.frozen_shapes),
@@ -192,8 +194,8 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
             frozen=step.placed_frozen,
             batch=step.placed_batch,
             rows=config.data.batch_size
-            // (batch_parts(mesh) * config.training.gradient_accumulation),
-            tensor=mesh.shape["tensor"],
+            // (batch_parts(mesh.shape) * config.training.gradient_accumulation),
+            mesh=mesh.shape,
         ),
         arithmetic=Arithmetic(
             compiled=needs.operations / count if costs is None else costs.operations,

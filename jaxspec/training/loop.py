@@ -31,6 +31,7 @@ from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
+from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.memory import check_state_fits, memory_used
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.processes import joined
@@ -108,6 +109,7 @@ def train(
         task, config = run.task, run.task.config
         settings = config.training
         task.objective.check()
+        check_models_fit(task.models, mesh.shape)
 
         # 3. A run continues only with the settings that it was started with.
         fresh = fresh_record(run)
@@ -139,7 +141,7 @@ def train(
         shardings = rules.shardings(abstract, mesh)
         check_state_fits(abstract, shardings)
         frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
-        run.check_capture(frozen)
+        run.check_capture(frozen, context=mesh.shape["context"])
 
         # 5. One compiled step: the frozen target's pass, the loss, the gradient and the update.
         step = spread(

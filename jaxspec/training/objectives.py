@@ -35,7 +35,7 @@ from jaxspec.losses import (
 )
 from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
-from jaxspec.parallel.constraints import by_rows, ends_whole
+from jaxspec.parallel.constraints import by_rows, ends_whole, whole_rows
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -200,8 +200,9 @@ class DrafterObjective:
             # The target's row for slot k is its prediction after the token before that slot.
             source_BNG = anchors_BN[..., None] + jnp.arange(labels_BNG.shape[-1])
             source_BNG = jnp.minimum(source_BNG, batch["tokens"].shape[1] - 1)
+            (hidden_BSD,) = whole_rows(output.hidden_BSD[None].swapaxes(0, 1)).swapaxes(0, 1)
             target_hidden_BNGD = jax.vmap(lambda hidden_SD, index: hidden_SD[index])(
-                output.hidden_BSD, source_BNG
+                hidden_BSD, source_BNG
             )
         slots = chunked_slot_statistics(
             hidden_BNGD,

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxspec.parallel.traffic import Use, traffic
+from jaxspec.config import DrafterConfig, LanguageModelConfig
+from jaxspec.parallel.traffic import Attention, Use, traffic
 from jaxspec.training.lora import LowRankObjective
 from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.passes import reading
@@ -44,10 +45,11 @@ def step_traffic(
       scatters: see `jaxspec.parallel.traffic.traffic`.
     """
     rows = rows // gradient_accumulation
+    uses: list[Use | Attention]
     if isinstance(objective, DrafterObjective):
         uses = _drafter_uses(objective, params, frozen, rows=rows, length=length)
     else:
-        uses = _model_uses(objective, params, frozen, rows=rows, length=length)
+        uses = [*_model_uses(objective, params, frozen, rows=rows, length=length)]
     sent = traffic(uses, mesh=mesh, scatters=scatters)
     return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}
 
@@ -108,11 +110,11 @@ def _turned(table: Any) -> dict[str, Any]:
 
 def _drafter_uses(
     objective: DrafterObjective, params: Any, frozen: Any, *, rows: int, length: int
-) -> list[Use]:
-    config = objective.drafter.config
+) -> list[Use | Attention]:
+    target, config = objective.target.config, objective.drafter.config
     tokens, slots = rows * length, rows * objective.anchors * config.block_size
     drafted = rows * objective.anchors * (config.block_size - 1)
-    target_size = jnp.dtype(objective.target.config.dtype).itemsize
+    target_size = jnp.dtype(target.dtype).itemsize
     size = jnp.dtype(config.dtype).itemsize
 
     def of_target(shapes: Any, count: int, **more: Any) -> Use:
@@ -150,4 +152,13 @@ def _drafter_uses(
             forwards=again,
             has_input_gradients=True,
         ),
+        Attention(_key_numbers(target), tokens=tokens, itemsize=target_size),
+        Attention(
+            _key_numbers(config), tokens=tokens, itemsize=size, gathers=again, has_gradients=True
+        ),
     ]
+
+
+def _key_numbers(config: LanguageModelConfig | DrafterConfig) -> int:
+    """Of the keys and values of a token, in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim

@@ -158,6 +158,12 @@ def test_batch_that_does_not_divide_is_refused():
         plan_step(dataclasses.replace(CONFIG, data=data, mesh=MeshConfig(data=8)))
 
 
+def test_a_mesh_that_does_not_divide_the_models_is_refused():
+    run = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, tensor=8))
+    with pytest.raises(ValueError, match=r"mesh\.tensor is 8, which does not divide its 2 query"):
+        plan_step(run)
+
+
 def test_command_prints_the_plan(config, capsys):
     arguments = ["--config", config, "--mesh.data", "1", "--mesh.fsdp", "8"]
     assert command.main(arguments) == 0

@@ -26,7 +26,7 @@ def mesh_of(*, rows=8, option="--batch_size", devices=None, **sizes):
 
 
 def sizes_of(mesh):
-    return None if mesh is None else tuple(mesh.shape.values())
+    return None if mesh is None else tuple(mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,11 @@ def test_a_mesh_that_does_not_divide_the_model():
         check_model_fits(GPT2Config(), mesh_of(tensor=2), name="GPT-2")
     check_model_fits(config, mesh_of(fsdp=2, tensor=3), name="Qwen")
     check_model_fits(config, None, name="Qwen")
+
+
+def test_rows_are_not_split_in_decoding():
+    with pytest.raises(ValueError, match=r"mesh\.context is 2, but only training splits"):
+        mesh_of(data=2, context=2)
 
 
 def test_small_batches_are_as_large_as_the_mesh_needs():

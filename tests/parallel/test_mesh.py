@@ -35,7 +35,7 @@ def chips(*shape: int) -> Any:
 def test_axes_may_take_a_part_of_an_axis_of_the_torus(data: int, fsdp: int, tensor: int) -> None:
     slice_of_64 = chips(4, 4, 4)
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices=slice_of_64)
-    assert mesh.devices.shape == (data, fsdp, tensor)
+    assert mesh.devices.shape == (data, fsdp, 1, tensor)
     assert sorted(chip.id for chip in mesh.devices.flat) == list(range(64))
     # The tensor axis moves the most: its chips are neighbours.
     for group in mesh.devices.reshape(-1, tensor):

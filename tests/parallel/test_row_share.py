@@ -26,7 +26,7 @@ def test_processes_read_the_rows_that_their_devices_hold(held, expected):
 
 @pytest.mark.parametrize("held", [{0: {0, 1}, 1: {1, 2}}, {0: {0}, 1: {1, 2}}])
 def test_rows_that_processes_share_in_part_are_refused(held):
-    with pytest.raises(ValueError, match=r"choose mesh\.tensor"):
+    with pytest.raises(ValueError, match=r"choose mesh\.context x mesh\.tensor"):
         share_of(0, held)
 
 

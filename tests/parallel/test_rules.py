@@ -9,7 +9,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxspec.checkpoints.shapes import flatten_paths
-from jaxspec.config import DataConfig, GPT2Config, MeshConfig, RunConfig, TrainingConfig
+from jaxspec.config import (
+    DataConfig,
+    GPT2Config,
+    MeshConfig,
+    RunConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules, check_batch_size, replicated
@@ -70,6 +77,18 @@ def test_every_matrix_is_split_and_every_vector_whole(config):
     for path, shape in flatten_paths(shapes).items():
         matrix = len(shape.shape) == (3 if path.startswith("layers/") else 2)
         assert matrix == (path in expected), path
+
+
+def test_fused_matrices_are_split_by_their_inputs_alone():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices=jax.devices()[:8])
+    shapes = shapes_of(TransformerConfig(fused_projections=True))
+    specs = {
+        path: sharding.spec
+        for path, sharding in flatten_paths(Rules().shardings(shapes, mesh)).items()
+    }
+    assert specs["layers/attention/qkv/kernel"] == P(None, "fsdp", None)
+    assert specs["layers/mlp/gate_up/kernel"] == P(None, "fsdp", None)
+    assert specs["layers/mlp/down/kernel"] == P(None, "tensor", "fsdp")
 
 
 def test_an_axis_that_does_not_divide_is_left_whole():

@@ -28,17 +28,18 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "both": MeshConfig(data=2, fsdp=4),
     "all": MeshConfig(data=2, fsdp=2, tensor=2),
+    "tensor": MeshConfig(data=4, tensor=2),
 }
 
 
-def compiled_step(mesh):
+def compiled_step(mesh, objective=None, *, rows=ROWS, length=LENGTH):
     """The step of the tiny models, from shapes alone."""
     transform, state, hyper = tiny.start()
-    frozen, batch = tiny.target_params(), tiny.batch(ROWS, LENGTH)
+    frozen, batch = tiny.target_params(), tiny.batch(rows, length)
     rules = Rules()
     shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
     step = spread(
-        make_body(tiny.objective(), transform),
+        make_body(objective or tiny.objective(), transform),
         mesh=mesh,
         path="jit",
         state_shardings=shardings[0],
@@ -60,13 +61,13 @@ def compiled_step(mesh):
     ).compile()
 
 
-def counted(mesh):
+def counted(mesh, objective=None, *, rows=ROWS, length=LENGTH):
     return step_traffic(
-        tiny.objective(),
+        objective or tiny.objective(),
         params=tiny.drafter_params(),
         frozen=tiny.target_params(),
-        rows=ROWS,
-        length=LENGTH,
+        rows=rows,
+        length=length,
         mesh=mesh,
         scatters=False,
     )
@@ -87,11 +88,25 @@ def test_no_collective_brings_the_rows_of_all_devices_together(name):
     assert not [c for c in collectives_on(name) if holds_the_batch(c)]
 
 
+@pytest.mark.parametrize("name", ["all", "tensor"])
+def test_tensor_only_sums_activations(name):
+    """Nothing but weights is gathered, and nothing is moved from one split to another."""
+    collectives = collectives_on(name)
+    assert not [c for c in collectives if c.kind == "all-to-all"]
+    gathered = [c for c in collectives if c.kind == "all-gather" and c.result_bytes > 256]
+    for collective in gathered:
+        for shape in collective.results:
+            assert not {LENGTH, ROWS // 4, ROWS // 4 * LENGTH}.intersection(shape.sizes), collective
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_the_step_sends_what_the_count_says(name):
-    expected = counted(make_mesh(MESHES[name]))
-    sent = wire_bytes_by_kind(collectives_on(name))
-    total = sum(expected.values())
+    assert_sent(collectives_on(name), counted(make_mesh(MESHES[name])))
+
+
+def assert_sent(collectives, expected):
+    """That the collectives of a compiled step send what is expected, kind by kind."""
+    sent, total = wire_bytes_by_kind(collectives), sum(expected.values())
     for kind, size in expected.items():
         # What the count leaves out, sums of a few numbers, is under a fifth of this tiny step.
         assert sent[kind] <= 1.3 * size + 0.02 * total, (kind, sent, expected)

@@ -28,7 +28,8 @@ def of_memory(size: float, chips: int = 8) -> Topology:
 
 
 def test_every_variant_can_run():
-    seen = list(variants(RUN, devices=8, heads=Shapes.of(RUN).heads))
+    models = Shapes.of(RUN).task.models
+    seen = list(variants(RUN, devices=8, models=models))
     # One key/value head: nothing is split over tensor.
     assert {(run.mesh.data, run.mesh.fsdp, run.mesh.tensor) for run in seen} == {
         (1, 8, 1),
@@ -40,16 +41,13 @@ def test_every_variant_can_run():
         parts = run.mesh.data * run.mesh.fsdp * run.training.gradient_accumulation
         assert run.data.batch_size % parts == 0
         assert not run.loss.chunk_blocks or run.data.anchors % run.loss.chunk_blocks == 0
-    assert {run.training.gradient_accumulation for run in variants(RUN, devices=2, heads=(1,))} == {
-        1,
-        2,
-        4,
-    }
+    fewer = variants(RUN, devices=2, models=models)
+    assert {run.training.gradient_accumulation for run in fewer} == {1, 2, 4}
 
 
 def test_replicating_paths_split_the_batch_only():
     run = dataclasses.replace(RUN, mesh=MeshConfig(path="shard_map"))
-    meshes = {(each.mesh.data, each.mesh.fsdp) for each in variants(run, devices=8, heads=(8,))}
+    meshes = {(each.mesh.data, each.mesh.fsdp) for each in variants(run, devices=8, models={})}
     assert meshes == {(8, 1)}
 
 
@@ -57,14 +55,28 @@ def test_tensor_divides_heads():
     target = dataclasses.replace(RUN.target.architecture, num_heads=4, num_kv_heads=4)
     run = dataclasses.replace(RUN, target=dataclasses.replace(RUN.target, architecture=target))
     assert {
-        found.mesh.tensor for found in variants(run, devices=8, heads=Shapes.of(run).heads)
+        found.mesh.tensor for found in variants(run, devices=8, models=Shapes.of(run).task.models)
     } == {1, 2, 4}
+
+
+def test_rows_are_split_only_where_nothing_else_fits():
+    data = dataclasses.replace(RUN.data, batch_size=1)
+    drafter = dataclasses.replace(RUN.drafter, chunk_blocks=8)
+    run = dataclasses.replace(RUN, data=data, drafter=drafter)
+    models = Shapes.of(run).task.models
+    assert {found.mesh.context for found in variants(run, devices=2, models=models)} == set()
+    split = list(variants(run, devices=2, models=models, splits_rows=True))
+    assert {found.mesh.context for found in split} == {2}
+    found, *_ = search(run, of_memory(80e9, chips=2))
+    assert "--mesh.context 2" in found.overrides
+    whole, *_ = search(run, of_memory(80e9, chips=1))
+    assert "context" not in whole.overrides
 
 
 def test_weights_of_an_estimate_are_those_of_the_compiled_step():
     run = dataclasses.replace(RUN, mesh=MeshConfig(data=2, fsdp=4))
     plan = plan_step(run, topology=parse_topology("8xH100"))
-    found = estimate(Shapes.of(run), run, mesh={"data": 2, "fsdp": 4, "tensor": 1}, chip=H100)
+    found = estimate(Shapes.of(run), run, mesh=plan.mesh, chip=H100)
     for kind in ("target", "drafter", "logits"):
         assert found.memory[kind] == plan.memory[kind]
     assert found.memory["optimizer"] == pytest.approx(plan.memory["optimizer"], rel=0.01)
@@ -130,7 +142,7 @@ def test_a_larger_slice_is_named():
 
 
 def test_a_batch_that_no_mesh_divides_is_not_a_matter_of_memory():
-    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, batch_size=7))
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, batch_size=7, anchors=3))
     with pytest.raises(ValueError, match=r"8 devices of small: data.batch_size \(7\) must"):
         search(run, of_memory(1e9))
     assert larger_topologies(run, parse_topology("v5e:2x2")) == []
@@ -179,7 +191,7 @@ def test_decoding_over_tensor_divides_weights_and_caches():
         assert (one.copies, part.copies) == (8, 2)
         assert part.cache_bytes == one.cache_bytes / 4
         assert sum(part.weights.values()) == sum(one.weights.values()) / 4
-    with pytest.raises(ValueError, match=r"mesh.tensor is 8, which must divide the 4 key/value"):
+    with pytest.raises(ValueError, match="its 4 query heads and 4 key/value heads"):
         plan_decoding(dataclasses.replace(run, mesh=MeshConfig(tensor=8)), parse_topology("8xH100"))
 
 

@@ -122,9 +122,14 @@ MISTAKES = {
         "qk_norm: got True, expected False",
     ),
     "devices that are not there": ({"mesh": {"data": 3}}, "needs 3 devices, but there are 8"),
+    "a mesh that does not divide the models": (
+        {"mesh": {"data": 1, "tensor": 8}},
+        r"The target cannot be spread over this mesh:\n  mesh.tensor is 8, which does not divide "
+        r"its \d+ query heads(.|\n)*The drafter cannot be",
+    ),
     "a path that replicates": (
         {"mesh": {"path": "pmap", "fsdp": 2}},
-        'Use mesh.path="jit" for fsdp and tensor',
+        'Use mesh.path="jit" for fsdp, context and tensor',
     ),
 }
 

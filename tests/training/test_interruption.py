@@ -85,7 +85,7 @@ def test_a_stop_inside_a_window_leaves_no_trace(run_config, tmp_path, monkeypatc
 
 
 def test_a_signal_before_the_first_step(run_config, tmp_path, monkeypatch, capsys):
-    def checked(run, frozen):
+    def checked(run, frozen, **options):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop.PreparedTask, "check_capture", checked)

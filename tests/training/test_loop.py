@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import jax
+import numpy as np
 
 from jaxspec.checkpoints.huggingface import load_drafter
+from jaxspec.config import MeshConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.training.loop import train
 from tests.training import runs
@@ -51,6 +54,16 @@ def test_the_export_loads(finished_run, run_config):
     assert Tokenizer.load(export).vocab_size == 1024
     record = json.loads((export / "provenance.json").read_text())
     assert record["config"]["name"] == "tiny"
+
+
+def test_a_run_whose_rows_are_split_has_the_same_trace(finished_run, run_config, tmp_path):
+    mesh = MeshConfig(data=2, context=4)
+    train(dataclasses.replace(run_config, mesh=mesh), workdir=tmp_path / "run")
+    got, expected = runs.rows(tmp_path / "run"), runs.rows(finished_run)
+    assert [row["step"] for row in got] == [row["step"] for row in expected]
+    for name in ("loss", "gradient_norm", "cross_entropy"):
+        values = [[row[name] for row in trace] for trace in (got, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-5, err_msg=name)
 
 
 def test_a_finished_run_stays_as_it_is(copy_of_run, run_config, capsys):

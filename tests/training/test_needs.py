@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxspec.config import MeshConfig
-from jaxspec.parallel.mesh import BATCH_AXES, make_mesh
+from jaxspec.ops.mesh_axes import BATCH_AXES
+from jaxspec.parallel.mesh import make_mesh
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
 
 A, B = jnp.ones((4, 8)), jnp.ones((8, 16))

@@ -28,6 +28,7 @@ from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.files import user_path
 from jaxspec.models.registry import make_denoiser
+from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
 from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
@@ -77,6 +78,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             batch_size=config.data.batch_size,
         ),
         init=initialiser(model),
+        models={"The denoiser": split_sizes(architecture)},
         save=_saves(architecture),
         load_initial=None if source is None else load,
         reads={} if source is None else {"denoiser.path": source},

@@ -29,6 +29,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import user_path
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
 from jaxspec.models.registry import make_model
+from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
@@ -119,6 +120,10 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             anchor_sampling=config.data.anchor_sampling,
         ),
         init=init,
+        models={
+            "The target": split_sizes(architecture),
+            "The drafter": split_sizes(drafter_config, width=architecture.hidden_size),
+        },
         save=_saves(drafter_config, architecture),
         frozen_shapes=jax.eval_shape(initialiser(target), jax.random.key(0)),
         load_frozen=load_frozen,

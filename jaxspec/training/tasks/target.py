@@ -20,6 +20,7 @@ from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
 from jaxspec.data.parts import training_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.registry import make_model
+from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.objectives import TargetObjective
 from jaxspec.training.tasks.task import (
     Save,
@@ -53,6 +54,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         config=config,
         objective=TargetObjective(model),
         init=initialiser(model),
+        models={"The target": split_sizes(architecture)},
         save=_saves(architecture),
     )
 

@@ -32,6 +32,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
+from jaxspec.parallel.divisibility import SplitSizes
 from jaxspec.paths import exists
 from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
@@ -88,6 +89,8 @@ class Task:
     """key -> what is trained."""
     save: Save
     """Takes the model's parameters (see `whole`)."""
+    models: Mapping[str, SplitSizes]
+    """What messages call a model -> what a mesh splits in it."""
     frozen_shapes: Any = dataclasses.field(default_factory=dict)
     """Shapes of the parameters that are read but not trained; {}: there are none."""
     load_frozen: Callable[[Any], Any] = _nothing
@@ -132,10 +135,16 @@ class PreparedTask:
     held_out: HeldOut | None = None
     """None: the run does not measure itself on held-out data."""
 
-    def check_capture(self, frozen: Any) -> None:
-        """Runs the task's check on one row of the data, the same on every process."""
-        first = self.pipeline.row_numbers(0)[0]
-        self.task.capture_check(frozen, self.pipeline.rows[first]["tokens"][None])
+    def check_capture(self, frozen: Any, *, context: int) -> None:
+        """Runs the task's check on one row of the data, the same on every process.
+
+        Args:
+          frozen: the frozen parameters, placed.
+          context: parts into which a mesh splits a row; of a row that is too long for one device,
+            the first part is checked.
+        """
+        tokens_S = self.pipeline.rows[self.pipeline.row_numbers(0)[0]]["tokens"]
+        self.task.capture_check(frozen, tokens_S[None, : len(tokens_S) // context])
 
     def keep_tokenizer(self, workdir: Path) -> None:
         """Puts a tokenizer that was trained for this run into WORKDIR/tokenizer."""

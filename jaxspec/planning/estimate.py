@@ -119,7 +119,6 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     }
     least = shapes.least
     repeated = least["drafter forward"] * config.drafter.remat
-    repeated += least["head"] / 2 * bool(config.loss.chunk_blocks)
     # Each part reads all weights: the target's once, the drafter's three times.
     weights = mesh["fsdp"] * (frozen + 3 * params)
     traffic = accumulated * weights + 6 * memory["optimizer"]

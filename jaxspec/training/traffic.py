@@ -60,7 +60,6 @@ def drafter_traffic(
         table = frozen["embed"]["embedding"]
         turned = jax.ShapeDtypeStruct(table.shape[::-1], table.dtype)
         head, head_gathers = {"head": {"kernel": turned}}, 0
-    is_chunked = 0 < objective.loss.chunk_blocks < objective.anchors
     keys_and_values = {
         name: params["layers"]["attention"][name] for name in ("k", "v") if "layers" in params
     }
@@ -69,13 +68,7 @@ def drafter_traffic(
         of_target({"layers": frozen["layers"]}, tokens, gathers=1),
         of_target(embedding, tokens, gathers=1, is_lookup=True),
         of_target(embedding, slots, gathers=0, is_lookup=True),
-        of_target(
-            head,
-            drafted,
-            gathers=head_gathers,
-            forwards=2 if is_chunked else 1,
-            has_input_gradients=True,
-        ),
+        of_target(head, drafted, gathers=head_gathers, has_input_gradients=True),
         trained({"fc": params["fc"]}, tokens, gathers=1),
         trained(keys_and_values, tokens, gathers=1, has_input_gradients=True),
         trained(

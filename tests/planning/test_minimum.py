@@ -100,7 +100,6 @@ def test_a_denoiser_is_not_counted():
     "settings",
     [
         {"drafter": {"remat": True}},
-        {"loss": {"chunk_blocks": 1}},
         {"drafter": {"chunk_blocks": 1}},
     ],
 )

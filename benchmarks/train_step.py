@@ -122,6 +122,7 @@ def programs(objective: DrafterObjective, inputs: dict[str, Any]) -> dict[str, t
             blocks[1],
             head=lambda h: objective.target.apply({"params": frozen}, h, method="logits"),
             chunk_blocks=objective.loss.chunk_blocks,
+            frozen_head=True,
         )
         terms = loss_terms(slots, blocks[2], config=objective.loss, weights=weights)
         return total_from_terms(terms, config=objective.loss, weights=weights)
@@ -194,7 +195,7 @@ def loss_memory(args: argparse.Namespace, *, anchors: int, vocabulary: int, chun
 
     def loss(hidden: jax.Array, labels: jax.Array, kernel: jax.Array) -> jax.Array:
         stats = chunked_slot_statistics(
-            hidden, labels, head=lambda h: h @ kernel, chunk_blocks=chunk
+            hidden, labels, head=lambda h: h @ kernel, chunk_blocks=chunk, frozen_head=True
         )
         return total_from_terms(loss_terms(stats, config=config), config=config)
 

@@ -175,8 +175,8 @@ def main() -> None:
         print(json.dumps(result))
         return
     print(
-        f"operations        {result['operations'] / 1e12:.1f} T, {result['over_minimum']:.2f} x the "
-        f"least ({result['over_minimum_without_recomputation']:.2f} x without recomputation)"
+        f"operations        {result['operations'] / 1e12:.1f} T, {result['over_minimum']:.2f} x "
+        f"the least ({result['over_minimum_without_recomputation']:.2f} x without recomputation)"
     )
     print(f"temporaries       {result['temporary_bytes'] / 1e9:.1f} GB")
     print(f"bytes accessed    {result['bytes_accessed'] / 1e9:.0f} GB")

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.config import DrafterConfig, MeshConfig, RunConfig
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.mesh import AXES
 from jaxspec.parallel.rules import Rules
@@ -118,7 +118,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
         "activations": _activations(objective, config, rows=rows, mesh=mesh),
     }
     least = shapes.least
-    repeated = least["drafter forward"] * config.drafter.remat
+    repeated = 0.0 if _keeps_products(config.drafter) else least["drafter forward"]
     # Each part reads all weights: the target's once, the drafter's three times.
     weights = mesh["fsdp"] * (frozen + 3 * params)
     traffic = accumulated * weights + 6 * memory["optimizer"]
@@ -144,6 +144,11 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     )
 
 
+def _keeps_products(drafter: DrafterConfig) -> bool:
+    """Whether the backward pass finds what the projections gave."""
+    return not drafter.remat or drafter.remat_policy != "nothing_saveable"
+
+
 def _objective(shapes: Shapes, config: RunConfig) -> DrafterObjective:
     """The objective with the settings of `config` that are compared."""
     objective = shapes.task.objective
@@ -151,6 +156,7 @@ def _objective(shapes: Shapes, config: RunConfig) -> DrafterObjective:
     drafter = dataclasses.replace(
         objective.drafter.config,
         remat=config.drafter.remat,
+        remat_policy=config.drafter.remat_policy,
         chunk_blocks=config.drafter.chunk_blocks,
     )
     return dataclasses.replace(
@@ -195,8 +201,10 @@ def _activations(
     chunk_scores = 4 * drafter.num_heads / tensor * chunk * drafter.block_size * length
     context = 2 * item * length * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
     kept = drafter.num_layers * (item * slots * width + context)
-    if not drafter.remat:
-        kept += drafter.num_layers * (whole + (0 if drafter.chunk_blocks else chunk_scores))
+    if _keeps_products(drafter):
+        kept += drafter.num_layers * whole
+    if not (drafter.remat or drafter.chunk_blocks):
+        kept += drafter.num_layers * chunk_scores
     # The layer that is computed again, with its gradients.
     backward = rows * (features / 2 + kept + 2 * whole + 2 * _SCORE_COPIES * chunk_scores)
     gathered = 0.0

@@ -63,7 +63,8 @@ def drafter_traffic(
     keys_and_values = {
         name: params["layers"]["attention"][name] for name in ("k", "v") if "layers" in params
     }
-    again = 2 if config.remat else 1
+    gathers = 2 if config.remat else 1
+    forwards = 2 if config.remat and config.remat_policy == "nothing_saveable" else 1
     uses = [
         of_target({"layers": frozen["layers"]}, tokens, gathers=1),
         of_target(embedding, tokens, gathers=1, is_lookup=True),
@@ -74,8 +75,8 @@ def drafter_traffic(
         trained(
             {"layers": params["layers"]},
             slots,
-            gathers=again,
-            forwards=again,
+            gathers=gathers,
+            forwards=forwards,
             has_input_gradients=True,
         ),
     ]

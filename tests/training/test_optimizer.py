@@ -119,6 +119,4 @@ def test_muon_decays_matrices_only():
     difference = jax.tree.map(lambda a, b: a - b, decayed, plain)
     norm = params["layers"]["norm"]
     params["layers"]["norm"] = {"scale": jnp.zeros_like(norm["scale"])}
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, 0.1 * b, atol=1e-5), difference, params
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.1 * b, atol=1e-5), difference, params)

@@ -16,7 +16,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,8 @@ from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; None: that of this process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls (10)")
     parser.add_argument("--memory", action="store_true", help="compiled memory of the loss instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> tuple[DrafterObjective, dict[str, Any]]:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.custom_derivatives import CustomVJPPrimal
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.cache import KVCache
@@ -339,20 +340,29 @@ def _wide_product(flat_SD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 def _wide_product_forward(
-    flat_SD: jax.Array, kernel_DV: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _wide_product(flat_SD, kernel_DV), (flat_SD, kernel_DV)
+    flat_SD: CustomVJPPrimal, kernel_DV: CustomVJPPrimal
+) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    operands = (
+        flat_SD.value if kernel_DV.perturbed else None,
+        kernel_DV.value if flat_SD.perturbed else None,
+    )
+    return _wide_product(flat_SD.value, kernel_DV.value), operands
 
 
 def _wide_product_backward(
-    operands: tuple[jax.Array, jax.Array], cotangent_SV: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    product, pullback = jax.vjp(jnp.dot, *operands)
-    to_hidden_SD, to_kernel_DV = pullback(cotangent_SV.astype(product.dtype))
+    operands: tuple[jax.Array | None, jax.Array | None], cotangent_SV: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Of a frozen kernel, or of constant inputs, no gradient is computed: None is zero."""
+    flat_SD, kernel_DV = operands
+    to_hidden_SD = to_kernel_DV = None
+    if kernel_DV is not None:
+        to_hidden_SD = jnp.dot(cotangent_SV.astype(kernel_DV.dtype), kernel_DV.T)
+    if flat_SD is not None:
+        to_kernel_DV = jnp.dot(flat_SD.T, cotangent_SV.astype(flat_SD.dtype))
     return to_hidden_SD, to_kernel_DV
 
 
-_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward, symbolic_zeros=True)
 
 
 def softcap(logits: jax.Array, cap: float) -> jax.Array:

@@ -8,7 +8,8 @@ tokens have 96 blocks of 16 slots. A TPU's program needs libtpu, but no TPU. Pri
 operations of the matrix products, over the least that the mathematics asks for; the temporaries;
 the bytes that the instructions of the program read and write; and, for a TPU, how often all float32
 logits (one row of the vocabulary for each drafted slot) are written and read. To gather the labels'
-logits counts as one reading, although it reads few of them. Few target layers compile faster and change nothing about the head.
+logits counts as one reading, although it reads few of them. Few target layers compile faster and
+change nothing about the head.
 """
 
 from __future__ import annotations

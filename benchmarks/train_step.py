@@ -16,7 +16,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,8 @@ from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.optimizer import make_optimizer
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; None: that of this process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls (10)")
     parser.add_argument("--memory", action="store_true", help="compiled memory of the loss instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> tuple[DrafterObjective, dict[str, Any]]:
@@ -122,6 +122,7 @@ def programs(objective: DrafterObjective, inputs: dict[str, Any]) -> dict[str, t
             blocks[1],
             head=lambda h: objective.target.apply({"params": frozen}, h, method="logits"),
             chunk_blocks=objective.loss.chunk_blocks,
+            frozen_head=True,
         )
         terms = loss_terms(slots, blocks[2], config=objective.loss, weights=weights)
         return total_from_terms(terms, config=objective.loss, weights=weights)
@@ -194,7 +195,7 @@ def loss_memory(args: argparse.Namespace, *, anchors: int, vocabulary: int, chun
 
     def loss(hidden: jax.Array, labels: jax.Array, kernel: jax.Array) -> jax.Array:
         stats = chunked_slot_statistics(
-            hidden, labels, head=lambda h: h @ kernel, chunk_blocks=chunk
+            hidden, labels, head=lambda h: h @ kernel, chunk_blocks=chunk, frozen_head=True
         )
         return total_from_terms(loss_terms(stats, config=config), config=config)
 

@@ -1,6 +1,7 @@
 """The step of benchmarks/train_step.py in eager PyTorch, as PyTorch trainers write it.
 
     python benchmarks/train_step_torch.py
+    python benchmarks/train_step_torch.py --alternate     beside jaxspec's step, in turns
 
 For comparison: the same sizes (the defaults there), float32, AdamW, clipping. Attention is one call
 over the context and all blocks with a dense boolean mask. torch comes with the extra "test" where a
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -97,11 +99,8 @@ class Drafter(nn.Module):
         return self.final_norm(x)
 
 
-def main() -> None:
-    """Prints the median."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps (10)")
-    repeats = parser.parse_args().repeats
+def torch_step() -> Callable[[], None]:
+    """The step, with its parameters and inputs."""
     torch.manual_seed(0)
     drafter = Drafter()
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=1e-3)
@@ -133,13 +132,52 @@ def main() -> None:
         nn.utils.clip_grad_norm_(drafter.parameters(), 1.0)
         optimizer.step()
 
-    seconds = []
-    for repeat in range(repeats + 3):
-        started = time.perf_counter()
-        step()
-        if repeat >= 3:
-            seconds.append(time.perf_counter() - started)
-    print(f"step              {1e3 * statistics.median(seconds):.1f} ms (median of {repeats})")
+    return step
+
+
+def jaxspec_step() -> Callable[[], None]:
+    """The whole step of benchmarks/train_step.py, with the sizes of this file."""
+    import jax
+
+    from benchmarks.train_step import build, parse, programs
+
+    objective, inputs = build(parse([]))
+    function, arguments = list(programs(objective, inputs).values())[-1]
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def main() -> None:
+    """Prints the median, or both and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps (10)")
+    parser.add_argument(
+        "--alternate", action="store_true", help="time jaxspec's step too, step by step in turns"
+    )
+    args = parser.parse_args()
+    steps = {"torch": torch_step()}
+    if args.alternate:
+        steps["jaxspec"] = jaxspec_step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    processor: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(args.repeats + 3):
+        for name, step in steps.items():
+            started, used = time.perf_counter(), time.process_time()
+            step()
+            if repeat >= 3:
+                seconds[name].append(time.perf_counter() - started)
+                processor[name].append(time.process_time() - used)
+    for name in steps:
+        print(
+            f"{name:<10}{1e3 * statistics.median(seconds[name]):8.1f} ms a step, "
+            f"{1e3 * statistics.median(processor[name]):.1f} ms of the processors "
+            f"(medians of {args.repeats})"
+        )
+    if args.alternate:
+        ratios = (
+            statistics.median(times["jaxspec"]) / statistics.median(times["torch"])
+            for times in (seconds, processor)
+        )
+        print("jaxspec / torch: {:.2f} of the time, {:.2f} of the processors'".format(*ratios))
 
 
 if __name__ == "__main__":

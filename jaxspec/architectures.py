@@ -367,6 +367,12 @@ class DrafterConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    remat_policy: Literal["nothing_saveable", "dots_with_no_batch_dims_saveable"] = (
+        "nothing_saveable"
+    )
+    """What `remat` keeps of a layer, by its name in `jax.checkpoint_policies`: "nothing_saveable":
+    only its input; "dots_with_no_batch_dims_saveable": also what its projections give, so that of
+    the matrix products only those of attention are computed again."""
     chunk_blocks: Annotated[int, whole(0, MOST_POSITIONS)] = 0
     """How many blocks of a row have their attention scores (blocks x slots x heads x context) in
     memory at once in training; the backward pass recomputes them. It must divide `data.anchors`; 0:

@@ -297,8 +297,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay and clipping by the global norm."""
+    """AdamW or Muon, with linear warm-up, cosine decay and clipping by the global norm."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """"muon": orthogonalised updates of the layers' matrices, as large as AdamW's would be; AdamW
+    for embedding, head, norms and biases."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """What follows the warm-up: a cosine decay to `final_learning_rate`, or the constant peak rate.
     A run with a constant rate can be continued for more steps."""
@@ -313,9 +316,11 @@ class OptimizerConfig:
     b2: Annotated[float, fraction(one=False)] = 0.999
     """Decay of AdamW's running mean of the squared gradient."""
     eps: Epsilon = 1e-8
-    """Added to AdamW's denominator."""
+    """Added to the denominator of AdamW, and to that of Muon."""
+    momentum: Annotated[float, fraction(one=False)] = 0.95
+    """Decay of Muon's running mean of the gradient."""
     weight_decay: NotNegative = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices, with either."""
     clip_norm: NotNegative = 1.0
     """Largest global norm that a gradient may have; 0: no clipping."""
 

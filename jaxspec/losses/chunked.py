@@ -2,7 +2,14 @@
 
 512 blocks of 15 slots over 151,936 ids are 4.7 GB of float32 logits per row, and as much again for
 their gradient. Here the head runs over chunks of whole blocks inside a scan; each chunk's logits
-are reduced to a few numbers per slot, dropped, and computed again in the backward pass.
+are reduced to a few numbers per slot and dropped.
+
+The gradient comes in one of two ways. A frozen head is read once: every statistic of a slot is a
+number, so its gradient by the slot's hidden state, [D], is computed while the logits are there, and
+the backward pass only multiplies it by the statistic's cotangent. That holds for any loss,
+since losses couple slots through their statistics and in no other way. A head that is trained has a
+gradient of its own, which depends on the cotangents: its logits are computed again in the backward
+pass.
 
 Dimension key: B batch rows, N blocks (of a row, or of a chunk of it), G drafted slots of a block,
 D width, V vocabulary, O chunks.
@@ -20,14 +27,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
 from jaxspec.ops.chunks import join_blocks, split_blocks
 from jaxspec.ops.mesh_axes import context_parts
 
 Head = Callable[[jax.Array], jax.Array]
+_Statistics = Callable[[jax.Array, jax.Array, jax.Array | None], SlotStatistics]
 
 
 def chunked_slot_statistics(
@@ -38,16 +49,19 @@ def chunked_slot_statistics(
     chunk_blocks: int,
     target_hidden_BNGD: jax.Array | None = None,
     target_head: Head | None = None,
+    frozen_head: bool = False,
 ) -> SlotStatistics:
     """`slot_statistics` of ``head(hidden)``, with the logits of `chunk_blocks` blocks in memory.
 
     Formula: that of `slot_statistics`; value and gradient do not depend on `chunk_blocks`. The
-    gradient reaches the hidden states and whatever parameters `head` closes over.
+    gradient reaches the hidden states and, unless `frozen_head`, whatever parameters `head` closes
+    over.
 
     Args:
       hidden_BNGD: [..., N, G, D] final hidden states of the drafted slots.
       labels_BNG: [..., N, G] integer ids.
-      head: maps [..., D] to logits [..., V]; it is run once more in the backward pass.
+      head: maps [..., D] to logits [..., V]. If it is trained, chunks run it once more in the
+        backward pass.
       chunk_blocks: the most blocks of a row whose logits are in memory at once: the blocks are
         spread evenly over as few chunks as that allows. 0, or at least N: all blocks at once,
         without a scan and without recomputation. Where a mesh splits the blocks of a row, it
@@ -55,6 +69,8 @@ def chunked_slot_statistics(
       target_hidden_BNGD: [..., N, G, D'] of the target in the same slots, for terms that compare
         distributions. No gradient flows into it.
       target_head: the target's head; None: `head` (DFlash drafters use the target's own head).
+      frozen_head: `head` closes over nothing that is differentiated; jax refuses to differentiate
+        it if it does. The gradient of the hidden states is then made in the forward pass.
 
     Returns:
       Statistics of shape [..., N, G].
@@ -63,7 +79,8 @@ def chunked_slot_statistics(
       ValueError: shapes that do not fit, a negative `chunk_blocks`, or a target head without
         target hidden states.
 
-    Source: DFlash, arXiv 2602.06036, trains 512 blocks a sequence, which needs this.
+    Source: DFlash, arXiv 2602.06036, trains 512 blocks a sequence, which needs this. Gradients in
+    the forward pass: Liger Kernel, arXiv 2410.10989, there for the mean cross-entropy.
     Limiting case: chunk_blocks = 0 is `slot_statistics` of all logits.
     """
     if hidden_BNGD.ndim < 3 or hidden_BNGD.shape[:-1] != labels_BNG.shape:
@@ -87,28 +104,90 @@ def chunked_slot_statistics(
     def statistics(
         hidden: jax.Array, labels: jax.Array, target_hidden: jax.Array | None
     ) -> SlotStatistics:
-        target_logits = None
+        # As a matrix of logits: a TPU lays out rows in eights, and would copy [N, G, V] into one.
+        # Where a mesh splits the blocks of a row, rows stay an axis of their own.
+        apart = labels.shape[:-2] if context_parts(labels.shape[-2]) > 1 else ()
+        flat, target_logits = labels.reshape(*apart, -1), None
         if target_hidden is not None:
-            target_logits = (target_head or head)(target_hidden)
-        return slot_statistics(head(hidden), labels, target_logits_NGV=target_logits)
+            target_logits = (target_head or head)(target_hidden.reshape(*flat.shape, -1))
+        logits = head(hidden.reshape(*flat.shape, -1))
+        slots = slot_statistics(logits, flat, target_logits_NGV=target_logits)
+        return jax.tree.map(lambda values: values.reshape(labels.shape), slots)
 
+    arrays = (hidden_BNGD, labels_BNG, target_hidden_BNGD)
+    slots: SlotStatistics
     num_blocks = labels_BNG.shape[-2]
-    if chunk_blocks == 0 or chunk_blocks >= num_blocks // context_parts(num_blocks):
-        return statistics(hidden_BNGD, labels_BNG, target_hidden_BNGD)
+    if not 0 < chunk_blocks < num_blocks // context_parts(num_blocks):
+        slots = statistics(*arrays)
+    elif frozen_head:
+        slots = _with_gradient_ahead(statistics, chunk_blocks)(*arrays)
+    else:
+        # prevent_cse keeps the compiler from undoing the recomputation; in a scan it cannot anyway.
+        slots = _by_chunks(jax.checkpoint(statistics, prevent_cse=False), chunk_blocks)(*arrays)
+    return slots
 
-    # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
-    split = functools.partial(split_blocks, most=chunk_blocks)
-    chunks = (
-        split(hidden_BNGD, axis=-3),
-        split(labels_BNG, axis=-2),
-        None if target_hidden_BNGD is None else split(target_hidden_BNGD, axis=-3),
-    )
 
-    def step(
-        carry: None, chunk: tuple[jax.Array, jax.Array, jax.Array | None]
-    ) -> tuple[None, SlotStatistics]:
-        return carry, statistics(*chunk)
+def _with_gradient_ahead(statistics: _Statistics, chunk_blocks: int) -> Callable[..., Any]:
+    """`statistics` by chunks, whose forward pass computes the gradients of the hidden states."""
 
-    # prevent_cse keeps the compiler from undoing the recomputation, which it cannot do in a scan.
-    _, slots = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, chunks)
-    return jax.tree.map(functools.partial(join_blocks, axis=-2, blocks=num_blocks), slots)
+    def with_gradients(hidden: jax.Array, labels: jax.Array, target_hidden: Any) -> Any:
+        def split(hidden: jax.Array) -> tuple[dict[str, jax.Array], SlotStatistics]:
+            slots = statistics(hidden, labels, target_hidden)
+            return _differentiable(slots), slots
+
+        values, pullback, slots = jax.vjp(split, hidden, has_aux=True)
+        # A slot's statistics depend on no other slot, so one product serves all slots.
+        zeros = {name: jnp.zeros_like(value) for name, value in values.items()}
+        gradients = {
+            name: pullback(zeros | {name: jnp.ones_like(value)})[0]
+            for name, value in values.items()
+        }
+        return slots, gradients
+
+    @jax.custom_vjp
+    def whole(hidden: jax.Array, labels: jax.Array, target_hidden: Any) -> Any:
+        return _by_chunks(statistics, chunk_blocks)(hidden, labels, target_hidden)
+
+    def forward(*arguments: Any) -> tuple[Any, Any]:
+        slots, gradients = _by_chunks(with_gradients, chunk_blocks)(
+            *(jax.tree.map(lambda leaf: leaf.value, argument) for argument in arguments)
+        )
+        return slots, gradients
+
+    def backward(gradients: dict[str, jax.Array], cotangents: SlotStatistics) -> Any:
+        # What no loss term reads has a symbolic cotangent; its gradient is then dead code.
+        parts = [
+            cotangent[..., None] * gradients[name].astype(jnp.float32)
+            for name, cotangent in _differentiable(cotangents).items()
+            if not isinstance(cotangent, SymbolicZero)
+        ]
+        hidden_dtype = gradients["log_p_NG"].dtype
+        return sum(parts).astype(hidden_dtype), None, None
+
+    whole.defvjp(forward, backward, symbolic_zeros=True)
+    return whole
+
+
+def _differentiable(slots: SlotStatistics) -> dict[str, Any]:
+    """The statistics that have a gradient, by the name of their field."""
+    named = {"log_p_NG": slots.log_p_NG, "overlap_NG": slots.overlap_NG, "kl_NG": slots.kl_NG}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _by_chunks(function: Callable[..., Any], chunk_blocks: int) -> Callable[..., Any]:
+    """`function` of arrays [B, N, G, ...], run over chunks of blocks one after the other.
+
+    Args:
+      function: (hidden, labels, target hidden or None) -> a tree of arrays [B, N, G, ...].
+      chunk_blocks: the most blocks of a chunk, fewer than N.
+    """
+
+    def chunked(hidden: jax.Array, labels: jax.Array, target_hidden: jax.Array | None) -> Any:
+        axis, num_blocks = labels.ndim - 2, labels.shape[-2]
+        # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
+        split = functools.partial(split_blocks, axis=axis, most=chunk_blocks)
+        chunks = jax.tree.map(split, (hidden, labels, target_hidden))
+        _, results = jax.lax.scan(lambda _, chunk: (None, function(*chunk)), None, chunks)
+        return jax.tree.map(functools.partial(join_blocks, axis=axis, blocks=num_blocks), results)
+
+    return chunked

@@ -99,7 +99,8 @@ def _label_statistics_forward(
     log_p_NG = jnp.where(inside_NG, log_p_NG, jnp.nan)
     # The label is the argmax if nothing beats it and nothing before it ties with it.
     beaten_NGV = (wide_NGV > label_NG1) | ((wide_NGV == label_NG1) & (_ids(wide_NGV) < ids_NG1))
-    correct_NG = ~jnp.any(beaten_NGV, axis=-1) & ~jnp.isnan(log_p_NG)
+    # Counted as the exponentials are summed, in float32: one pass over the logits gives both.
+    correct_NG = (jnp.sum(beaten_NGV, axis=-1, dtype=jnp.float32) == 0) & ~jnp.isnan(log_p_NG)
     return (log_p_NG, correct_NG), (logits_NGV, labels_NG, max_NG1, sum_NG1)
 
 

@@ -347,7 +347,8 @@ class DFlash(nn.Module):
         }
         body = DFlashLayer
         if cfg.remat:
-            body = nn.remat(body, prevent_cse=False, methods=["__call__"])
+            policy = getattr(jax.checkpoint_policies, cfg.remat_policy)
+            body = nn.remat(body, prevent_cse=False, methods=["__call__"], policy=policy)
         self.layers = nn.scan(
             body,
             methods={

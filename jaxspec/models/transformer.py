@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.custom_derivatives import CustomVJPPrimal
 
 from jaxspec.config import TransformerConfig
 from jaxspec.models.cache import KVCache
@@ -335,9 +336,45 @@ class Head(nn.Module):
 def head_product(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     """Logits in float32: differences of large logits decide acceptance, bfloat16 rounds them."""
     flat = flat_tokens(hidden).astype(kernel_DV.dtype)
-    logits = jnp.dot(flat, kernel_DV, preferred_element_type=jnp.float32)
+    logits = _wide_product(flat, kernel_DV)
     logits = logits.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
     return rows(logits, columns="vocab")
+
+
+@jax.custom_vjp
+def _wide_product(flat_SD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    """float32 [..., S, V], whose gradient is rounded to the kernel's type before it is multiplied.
+
+    A GPU would otherwise multiply float32 by bfloat16 in float32, at half the speed or less.
+    """
+    return jnp.dot(flat_SD, kernel_DV, preferred_element_type=jnp.float32)
+
+
+def _wide_product_forward(
+    flat_SD: CustomVJPPrimal, kernel_DV: CustomVJPPrimal
+) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    operands = (
+        flat_SD.value if kernel_DV.perturbed else None,
+        kernel_DV.value if flat_SD.perturbed else None,
+    )
+    return _wide_product(flat_SD.value, kernel_DV.value), operands
+
+
+def _wide_product_backward(
+    operands: tuple[jax.Array | None, jax.Array | None], cotangent_SV: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Of a frozen kernel, or of constant inputs, no gradient is computed: None is zero."""
+    flat_SD, kernel_DV = operands
+    to_hidden_SD = to_kernel_DV = None
+    if kernel_DV is not None:
+        to_hidden_SD = jnp.dot(cotangent_SV.astype(kernel_DV.dtype), kernel_DV.T)
+    if flat_SD is not None:
+        rows_SD, rows_SV = (x.reshape(-1, x.shape[-1]) for x in (flat_SD, cotangent_SV))
+        to_kernel_DV = jnp.dot(rows_SD.T, rows_SV.astype(flat_SD.dtype))
+    return to_hidden_SD, to_kernel_DV
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward, symbolic_zeros=True)
 
 
 def softcap(logits: jax.Array, cap: float) -> jax.Array:

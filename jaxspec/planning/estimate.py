@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.config import DrafterConfig, MeshConfig, RunConfig
 from jaxspec.ops.mesh_axes import AXES
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.rules import Rules
@@ -136,6 +136,11 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     )
 
 
+def _keeps_products(drafter: DrafterConfig) -> bool:
+    """Whether the backward pass finds what the projections gave."""
+    return not drafter.remat or drafter.remat_policy != "nothing_saveable"
+
+
 def _objective(objective: Objective, config: RunConfig) -> Objective:
     """The objective with the settings of `config` that are compared."""
     if not isinstance(objective, DrafterObjective):
@@ -143,6 +148,7 @@ def _objective(objective: Objective, config: RunConfig) -> Objective:
     drafter = dataclasses.replace(
         objective.drafter.config,
         remat=config.drafter.remat,
+        remat_policy=config.drafter.remat_policy,
         chunk_blocks=config.drafter.chunk_blocks,
     )
     return dataclasses.replace(
@@ -155,21 +161,20 @@ def _of_model(
 ) -> tuple[float, float, float]:
     """Bytes of activations, bytes moved for scores and logits, and operations that are repeated."""
     config, least, objective = task.config, shapes.least, task.objective
-    is_chunked = bool(config.loss.chunk_blocks)
     if isinstance(objective, DrafterObjective):
         return (
             _activations(objective, config, rows=rows, mesh=mesh),
             _score_traffic(objective, config, rows=rows, mesh=mesh),
-            least["drafter forward"] * config.drafter.remat + least["head"] / 2 * is_chunked,
+            0.0 if _keeps_products(config.drafter) else least["drafter forward"],
         )
     read = shapes.read
     assert read is not None, "another objective trains one model"
-    is_draft = getattr(objective, "goal", "") == "draft"
+    is_chunked = bool(config.loss.chunk_blocks) and getattr(objective, "goal", "") == "draft"
     return (
         _model_activations(read, rows=rows, mesh=mesh),
         _model_score_traffic(read, rows=rows, tensor=mesh["tensor"]),
         least[f"{config.training.task} forward"] * read.model.remat
-        + least["head"] / 3 * (is_chunked and is_draft),
+        + least["head"] / 3 * is_chunked,
     )
 
 
@@ -212,8 +217,10 @@ def _activations(
     chunk_scores = 4 * drafter.num_heads / tensor * chunk * drafter.block_size * length
     context = 2 * item * tokens * 2 * drafter.num_kv_heads * drafter.head_dim / tensor
     kept = drafter.num_layers * (item * slots * width + context)
-    if not drafter.remat:
-        kept += drafter.num_layers * (whole + (0 if drafter.chunk_blocks else chunk_scores))
+    if _keeps_products(drafter):
+        kept += drafter.num_layers * whole
+    if not (drafter.remat or drafter.chunk_blocks):
+        kept += drafter.num_layers * chunk_scores
     # The layer that is computed again, with its gradients.
     backward = rows * (features / 2 + kept + 2 * whole + 2 * _SCORE_COPIES * chunk_scores)
     return max(forward, backward) + _gathered(target, mesh)

@@ -210,6 +210,7 @@ class DrafterObjective:
             head=lambda hidden: self.target.apply({"params": frozen}, hidden, method="logits"),
             chunk_blocks=self.loss.chunk_blocks,
             target_hidden_BNGD=target_hidden_BNGD,
+            frozen_head=True,
         )
         terms = loss_terms(slots, mask_BNG, config=self.loss, weights=weights)
         metrics = drafter_metrics(slots, mask_BNG, config=self.loss)

@@ -1,4 +1,9 @@
-"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up, cosine decay and clipping.
+"""AdamW or Muon, with warm-up, cosine decay and clipping.
+
+AdamW: Loshchilov & Hutter 2019, arXiv 1711.05101. Muon (Jordan 2024,
+https://kellerjordan.github.io/posts/muon) turns the running mean of a matrix's gradient into the
+nearest matrix with orthogonal rows or columns. Its updates are scaled as in Liu et al. 2025, arXiv
+2502.16982, so that their size is that of AdamW's: rates and weight decay need not be tuned anew.
 
 The learning rate is an argument of the step and not a constant in it: runs that differ only in
 rate or loss weights then share one compiled program.
@@ -16,8 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from jaxspec.config import OptimizerConfig
+
+_ADAM_RMS = 0.2
+"""Root mean square of AdamW's updates, as arXiv 2502.16982 measured it (sec. 2.2)."""
+_ENDS = ("embed", "head", "positions")
+"""Modules whose matrices are looked up or give logits: Muon is not for them."""
 
 
 def make_optimizer(
@@ -31,8 +42,8 @@ def make_optimizer(
       schedule_from: the step at which the schedule starts; the rates before it are 0.
 
     Returns:
-      The transformation (global-norm clip, Adam, decoupled weight decay of matrices only), whose
-      updates the step multiplies by minus the learning rate; and the rates, float32 [steps].
+      The transformation (global-norm clip, Adam or Muon, decoupled weight decay of matrices only),
+      whose updates the step multiplies by minus the learning rate; and the rates, float32 [steps].
     """
     length = steps - schedule_from
     warmup = warmup_steps(config.warmup_fraction, length)
@@ -53,7 +64,7 @@ def make_optimizer(
     rates[schedule_from:] = jax.vmap(schedule)(jnp.arange(1, length + 1))
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        _scale_by(config),
         optax.add_decayed_weights(config.weight_decay, mask=_matrices),
     )
     return transform, rates
@@ -62,6 +73,35 @@ def make_optimizer(
 def warmup_steps(fraction: float, steps: int) -> int:
     """The number of steps over which the learning rate rises."""
     return max(1, round(fraction * steps))
+
+
+def _scale_by(config: OptimizerConfig) -> optax.GradientTransformation:
+    if config.name == "adamw":
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # The step multiplies by minus the rate.
+        beta=config.momentum,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=_muon_axes,
+        consistent_rms=_ADAM_RMS,
+    )
+
+
+def _muon_axes(params: Any) -> Any:
+    """Inputs and outputs of each inner matrix, None for what Adam is for.
+
+    Axes before the last two are layers and experts: each of their matrices is a matrix by itself.
+    """
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel" or set(names) & set(_ENDS) or leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _matrices(params: Any) -> Any:

@@ -40,10 +40,10 @@ MAY_CHANGE = (
     "training.capture_tolerance",
     "training.epochs",  # Their steps are compared.
     # How layers are computed, not what they compute.
-    *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
+    *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
-    "target.architecture.remat",
+    *("target.architecture.remat", "loss.chunk_blocks"),
 )
 """Groups and settings that may differ when a run continues."""
 _DATA, _OWN_TERM = "data", "loss.extra"

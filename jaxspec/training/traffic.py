@@ -127,34 +127,28 @@ def _drafter_uses(
     head, head_gathers = {"head": frozen.get("head")}, 1
     if head["head"] is None:  # The table, turned round.
         head, head_gathers = _turned(frozen["embed"]["embedding"]), 0
-    is_chunked = 0 < objective.loss.chunk_blocks < objective.anchors
     keys_and_values = {
         name: params["layers"]["attention"][name] for name in ("k", "v") if "layers" in params
     }
-    again = 2 if config.remat else 1
+    gathers = 2 if config.remat else 1
+    forwards = 2 if config.remat and config.remat_policy == "nothing_saveable" else 1
     return [
         of_target({"layers": frozen["layers"]}, tokens, gathers=1),
         of_target(embedding, tokens, gathers=1, is_lookup=True),
         of_target(embedding, slots, gathers=0, is_lookup=True),
-        of_target(
-            head,
-            drafted,
-            gathers=head_gathers,
-            forwards=2 if is_chunked else 1,
-            has_input_gradients=True,
-        ),
+        of_target(head, drafted, gathers=head_gathers, has_input_gradients=True),
         trained({"fc": params["fc"]}, tokens, gathers=1),
         trained(keys_and_values, tokens, gathers=1, has_input_gradients=True),
         trained(
             {"layers": params["layers"]},
             slots,
-            gathers=again,
-            forwards=again,
+            gathers=gathers,
+            forwards=forwards,
             has_input_gradients=True,
         ),
         Attention(_key_numbers(target), tokens=tokens, itemsize=target_size),
         Attention(
-            _key_numbers(config), tokens=tokens, itemsize=size, gathers=again, has_gradients=True
+            _key_numbers(config), tokens=tokens, itemsize=size, gathers=gathers, has_gradients=True
         ),
     ]
 

@@ -3,7 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.losses import SlotStatistics, chunked_slot_statistics, slot_statistics
+from jaxspec.config import LossConfig
+from jaxspec.losses import (
+    OBJECTIVES,
+    SlotStatistics,
+    chunked_slot_statistics,
+    loss_terms,
+    slot_statistics,
+    terms_needing_target_rows,
+    total_from_terms,
+)
+from jaxspec.training.needs import matmul_operations
 
 B, N, G, D, V = 2, 7, 3, 4, 11
 
@@ -66,6 +76,82 @@ def test_scans_only_where_there_is_more_than_one_chunk(chunk_blocks, scans):
     assert str(program).count("scan[") == scans
 
 
+def frozen_loss(config: LossConfig, *, chunk_blocks: int):
+    """The whole loss of `config` under a frozen head, of hidden states."""
+    _, kernel, labels, target_hidden = inputs()
+    mask = jnp.arange(G) < jnp.array([[1, 2, 3, 3, 3, 0, 2]])[..., None]
+    mask = jnp.broadcast_to(mask, labels.shape)
+    distils = bool(terms_needing_target_rows(config))
+
+    def loss(hidden):
+        slots = chunked_slot_statistics(
+            hidden,
+            labels,
+            head=lambda x: x @ kernel,
+            chunk_blocks=chunk_blocks,
+            target_hidden_BNGD=target_hidden if distils else None,
+            frozen_head=True,
+        )
+        return total_from_terms(loss_terms(slots, mask, config=config), config=config)
+
+    return loss
+
+
+LOSSES = {
+    "uniform": LossConfig(decay=None, focal=0, chain=0),
+    "focal": LossConfig(decay=None, focal=1.0, chain=0),
+    "chain": LossConfig(decay=None, focal=0, chain=40.0),
+    "distillation": LossConfig(extra=("forward_kl=0.5", "tv=0.1")),
+    "by weight": LossConfig(normalize="weight"),
+    **{name: LossConfig(objective=name) for name in OBJECTIVES},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_frozen_head_gives_every_loss_the_same_value_and_gradient(name):
+    hidden = inputs()[0]
+    # 7 blocks in chunks of at most 3: the last chunk holds one block and padding.
+    ahead, whole = (
+        jax.jit(jax.value_and_grad(frozen_loss(LOSSES[name], chunk_blocks=chunk)))(hidden)
+        for chunk in (3, 0)
+    )
+    for got, want in zip(ahead, whole, strict=True):
+        assert np.abs(want).max() > 1e-3
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_frozen_head_is_multiplied_twice():
+    """Once for the logits and once for the gradient, as without chunks; nothing is recomputed."""
+    hidden = inputs()[0]
+
+    def operations(chunk_blocks):
+        loss = frozen_loss(LossConfig(), chunk_blocks=chunk_blocks)
+        return matmul_operations(jax.make_jaxpr(jax.grad(loss))(hidden))
+
+    assert operations(1) == operations(0) == 2 * 2 * B * N * G * D * V
+
+
+def test_only_the_gradients_that_the_loss_reads_are_computed():
+    """Two products give logits, and one each the gradients of log-probability and overlap."""
+    hidden = inputs()[0]
+    loss = frozen_loss(LossConfig(objective="lk"), chunk_blocks=1)
+    text = jax.jit(jax.grad(loss)).lower(hidden).compile().as_text()
+    assert text.count(" dot(") == 4
+
+
+def test_a_frozen_head_cannot_be_trained():
+    hidden, kernel, labels, _ = inputs()
+
+    def loss(kernel):
+        slots = chunked_slot_statistics(
+            hidden, labels, head=lambda x: x @ kernel, chunk_blocks=1, frozen_head=True
+        )
+        return slots.log_p_NG.sum()
+
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        jax.grad(loss)(kernel)
+
+
 def test_without_a_batch_dimension_and_with_another_target_head():
     hidden, kernel, labels, target_hidden = inputs()
 
@@ -93,7 +179,7 @@ def test_without_a_batch_dimension_and_with_another_target_head():
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def scratch_bytes(*, blocks, vocab, chunk_blocks=16, distill=False):
+def scratch_bytes(*, blocks, vocab, chunk_blocks=16, distill=False, frozen=False):
     """Scratch memory of one compiled value and gradient, of which nothing is ever allocated."""
     slots_a_block, width = 15, 64
 
@@ -104,6 +190,7 @@ def scratch_bytes(*, blocks, vocab, chunk_blocks=16, distill=False):
             head=lambda x: x @ kernel,
             chunk_blocks=chunk_blocks,
             target_hidden_BNGD=hidden if distill else None,
+            frozen_head=frozen,
         )
         return jnp.sum(slots.overlap_NG if distill else slots.log_p_NG)
 
@@ -116,10 +203,11 @@ def scratch_bytes(*, blocks, vocab, chunk_blocks=16, distill=False):
     return program.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("vocab", [4096, 151_936])
-def test_memory_does_not_grow_with_the_number_of_blocks(vocab):
-    few = scratch_bytes(blocks=64, vocab=vocab)
-    many = scratch_bytes(blocks=512, vocab=vocab)
+def test_memory_does_not_grow_with_the_number_of_blocks(vocab, frozen):
+    few = scratch_bytes(blocks=64, vocab=vocab, frozen=frozen)
+    many = scratch_bytes(blocks=512, vocab=vocab, frozen=frozen)
     # Hidden states and their gradient, laid out by chunks, may grow; logits may not.
     assert many - few < 4 * (512 - 64) * 15 * 64 * 4
     # Logits of 16 blocks and their gradient, against those of 512.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,58 @@ def test_chunks_change_neither_output_nor_gradients(config: DrafterConfig) -> No
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), part_gradients, gradients
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "again"),
+    [
+        ("nothing_saveable", {"projections", "scores"}),
+        ("dots_with_no_batch_dims_saveable", {"scores"}),
+    ],
+)
+def test_a_policy_keeps_what_it_says(policy: str, again: set[str]) -> None:
+    kept = products(dataclasses.replace(CONFIG, remat=True, remat_policy=policy))
+    plain = products(CONFIG)
+    assert {kind for kind in plain if kept[kind] > plain[kind]} == again
+
+
+def test_a_policy_changes_no_gradient() -> None:
+    config = dataclasses.replace(
+        CONFIG, remat=True, remat_policy="dots_with_no_batch_dims_saveable"
+    )
+    for got, want in zip(hidden_and_gradients(config), hidden_and_gradients(CONFIG), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), got, want)
+
+
+def products(config: DrafterConfig) -> dict[str, int]:
+    """Matrix products in value and gradient: those of attention have batch axes."""
+    drafter = DFlash(config, WIDTH)
+    features = jnp.zeros((2, CONTEXT, 3 * WIDTH))
+    initialise = jax.eval_shape(
+        lambda: drafter.init(jax.random.key(0), features, method="initialise")
+    )
+
+    def loss(params: dict) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(CONTEXT), (2, CONTEXT))
+        context = drafter.apply({"params": params}, features, positions, method="context")
+        embeddings = jnp.ones((2, BLOCKS, SLOTS, WIDTH))
+        slots = jnp.broadcast_to(jnp.arange(SLOTS), (2, BLOCKS, SLOTS))
+        mask = jnp.ones((2, BLOCKS, CONTEXT), bool)
+        return drafter.apply({"params": params}, embeddings, slots, *context, mask).sum()
+
+    counts = {"projections": 0, "scores": 0}
+
+    def walk(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                _, (batch_axes, _) = equation.params["dimension_numbers"]
+                counts["scores" if batch_axes else "projections"] += 1
+            for value in equation.params.values():
+                if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                    walk(getattr(value, "jaxpr", value))
+
+    walk(jax.make_jaxpr(jax.grad(loss))(initialise["params"]).jaxpr)
+    return counts
 
 
 def test_chunks_must_divide_the_blocks() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -31,11 +33,12 @@ PATHS = [
 ]
 
 
-def one_step(config: MeshConfig, devices: int, accumulation: int = 1):
+def one_step(config: MeshConfig, devices: int, accumulation: int = 1, chunk_blocks: int = 0):
     mesh = make_mesh(config, devices=jax.devices()[:devices])
     transform, state, hyper = tiny.start()
+    loss = dataclasses.replace(tiny.LOSS, chunk_blocks=chunk_blocks)
     body = make_body(
-        tiny.objective(), gradients_only(transform), gradient_accumulation=accumulation
+        tiny.objective(loss), gradients_only(transform), gradient_accumulation=accumulation
     )
     rules, frozen = Rules.of(config), tiny.target_params()
     shardings, frozen_shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
@@ -70,6 +73,22 @@ def test_every_path_gives_the_step_of_one_device(name, config, devices, expected
     if devices < 8 and (name, devices) != ("jit", 2) and not is_slow:
         pytest.skip("fewer devices on the same path: --slow")
     got = one_step(config, devices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), got, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices"),
+    [
+        (MeshConfig(), 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8),
+        (MeshConfig(path="shard_map"), 2),
+        (MeshConfig(path="pmap"), 2),
+    ],
+    ids=lambda value: getattr(value, "path", value),
+)
+def test_chunks_of_blocks_give_the_step_of_all_blocks(config, devices, expected):
+    """Their gradient is made in the forward pass, on every device for its own part."""
+    got = one_step(config, devices, chunk_blocks=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), got, expected)
 
 

@@ -93,7 +93,6 @@ def test_a_target_is_trained_with_three_passes():
     "settings",
     [
         {"drafter": {"remat": True}},
-        {"loss": {"chunk_blocks": 1}},
         {"drafter": {"chunk_blocks": 1}},
     ],
 )

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxspec.config import OptimizerConfig
@@ -55,3 +58,65 @@ def test_no_clipping():
     params = {"norm": {"scale": jnp.array([2.0])}}
     updates, _ = transform.update(params, transform.init(params), params)
     np.testing.assert_allclose(updates["norm"]["scale"], [2.0 / 3.0], rtol=1e-5)
+
+
+LAYERS, INPUTS, OUTPUTS = 3, 6, 10
+MUON = OptimizerConfig(name="muon", clip_norm=0)
+
+
+def stacked(key: int):
+    """Stacked layers, and the other kinds of parameters."""
+    keys = jax.random.split(jax.random.key(key), 4)
+    return {
+        "layers": {
+            "up": {"kernel": jax.random.normal(keys[0], (LAYERS, INPUTS, OUTPUTS))},
+            "norm": {"scale": jax.random.normal(keys[1], (LAYERS, INPUTS))},
+        },
+        "head": {"kernel": jax.random.normal(keys[2], (INPUTS, OUTPUTS))},
+        "embed": {"embedding": jax.random.normal(keys[3], (OUTPUTS, INPUTS))},
+    }
+
+
+def updates_of(config: OptimizerConfig, gradients, params):
+    transform, _ = make_optimizer(config, steps=10)
+    return jax.jit(lambda g, p: transform.update(g, transform.init(p), p)[0])(gradients, params)
+
+
+def test_muon_orthogonalises_each_layer_by_itself():
+    gradients = stacked(0)
+    # One layer's gradient is far larger: together they would not come out alike.
+    kernel = gradients["layers"]["up"]["kernel"].at[1].multiply(1e3)
+    gradients["layers"]["up"]["kernel"] = kernel
+    updates = updates_of(MUON, gradients, stacked(1))["layers"]["up"]["kernel"]
+    for layer in range(LAYERS):
+        alone = {"up": {"kernel": kernel[layer]}}
+        expected = updates_of(MUON, alone, alone)["up"]["kernel"]
+        np.testing.assert_allclose(updates[layer], expected, rtol=1e-4, atol=1e-5)
+        # All singular values are near 1 times the scale: each direction learns at one pace.
+        scaled = updates[layer] / (0.2 * math.sqrt(OUTPUTS))
+        assert np.abs(np.linalg.svd(scaled, compute_uv=False) - 1).max() < 0.4
+        left, _, right = np.linalg.svd(kernel[layer], full_matrices=False)
+        assert np.sum(scaled * (left @ right)) > 0.9 * np.linalg.norm(scaled) * INPUTS**0.5
+        assert np.sqrt(np.mean(updates[layer] ** 2)) == pytest.approx(0.2, rel=0.3)
+
+
+def test_muon_is_adam_for_ends_and_norms():
+    gradients, params = stacked(0), stacked(1)
+    updates = updates_of(MUON, gradients, params)
+    adam = optax.scale_by_adam(b1=MUON.b1, b2=MUON.b2, eps=MUON.eps, nesterov=True)
+    expected = adam.update(gradients, adam.init(params))[0]
+    for module in (("layers", "norm"), ("head",), ("embed",)):
+        got, want = updates, expected
+        for name in module:
+            got, want = got[name], want[name]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+
+
+def test_muon_decays_matrices_only():
+    gradients, params = stacked(0), stacked(1)
+    plain = updates_of(MUON, gradients, params)
+    decayed = updates_of(dataclasses.replace(MUON, weight_decay=0.1), gradients, params)
+    difference = jax.tree.map(lambda a, b: a - b, decayed, plain)
+    norm = params["layers"]["norm"]
+    params["layers"]["norm"] = {"scale": jnp.zeros_like(norm["scale"])}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.1 * b, atol=1e-5), difference, params)

@@ -101,9 +101,23 @@ def test_a_truncated_checkpoint_falls_back(run_config, finished_run, copy_of_run
     assert [entry.name for entry in (workdir / "unreadable").iterdir()] == ["20"], "kept, aside"
 
 
+def test_a_run_with_muon_continues_as_if_nothing_had_happened(run_config, tmp_path, capsys):
+    optimizer = dataclasses.replace(run_config.optimizer, name="muon", weight_decay=0.1)
+    config = dataclasses.replace(run_config, optimizer=optimizer)
+    train(config, workdir=tmp_path)
+    rows, weights = runs.rows(tmp_path), tmp_path / "export" / "model.safetensors"
+    exported = weights.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    train(config, workdir=tmp_path)
+    assert "Continuing from step 16" in capsys.readouterr().out
+    assert runs.rows(tmp_path) == rows
+    assert weights.read_bytes() == exported
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"optimizer": {"name": "muon"}}, r"optimizer.name +muon +adamw"),
         ({"drafter": {"intermediate_size": 40}}, r"drafter.intermediate_size +40 +24"),
         ({"training": {"seed": 5}}, r"training.seed +5 +0"),
         ({"training": {"steps": 10}}, r"training.steps +10 +20"),

@@ -37,7 +37,10 @@ from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, 
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
 """What target.architecture may say differently from the target's folder."""
-_COMPUTED = ("path", "dtype", "param_dtype", "unroll_layers", "remat", "chunk_blocks")
+_COMPUTED = (
+    *("path", "dtype", "param_dtype", "unroll_layers"),
+    *("remat", "remat_policy", "chunk_blocks"),
+)
 """What a run chooses for itself when it starts from a drafter."""
 
 

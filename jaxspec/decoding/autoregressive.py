@@ -11,7 +11,6 @@ Dimension key: B batch rows, S tokens of a prompt, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxspec.decoding.state import (
     stream_keys,
 )
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -60,7 +60,7 @@ class Autoregressive:
         """Parameters in the layout that the loop wants, for callers that `run` more than once."""
         return cut_layers(params, unrolled=self.model.config.unroll_layers, now=True)
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+    @exact_program(static_argnames=("capacity",))
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills, and emits the first token."""
         params = stack_layers(params)
@@ -77,7 +77,7 @@ class Autoregressive:
             round_tokens=self.round_tokens,
         )
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    @exact_program(donate_argnames=("state",))
     def run(
         self,
         params: Any,

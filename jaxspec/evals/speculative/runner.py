@@ -48,6 +48,7 @@ from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.unfinished import held_output, identity_of, unfinished
 from jaxspec.files import refusing
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
+from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import provenance
 
 _NAMED_MISMATCHES = 5
@@ -100,6 +101,7 @@ def evaluate(
         # Refuses settings that do not go together.
         cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
+        record["matmul_precision"] = precision_of(config.target.dtype)
         identity = identity_of(
             config,
             record=record,
@@ -135,7 +137,7 @@ def evaluate(
                     echo(_summary(row, speed))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
-            paragraphs += filter(None, [explained(mesh)])
+            paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):

@@ -12,7 +12,6 @@ and prefill are measured by themselves and are in neither speed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ from jaxspec.evals.clock import Clock, seconds_by_turn, speedup_interval, take_t
 from jaxspec.evals.costs import explain_costs
 from jaxspec.evals.intervals import Interval, bracketed
 from jaxspec.models.transformer import TransformerOutput
+from jaxspec.ops.precision import exact_program
 
 _BEYOND_NOISE = 0.8
 """Share of the turns in which a round must take longer than its parts. If there were no rest, 12 of
@@ -337,7 +337,7 @@ def beyond_noise(rests_ms: Sequence[float]) -> float | None:
 # out what a real round has to do.
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: int) -> Any:
     proposer, config = strategy.proposer, strategy.model.config
     pieces = strategy.cut(params)
@@ -361,7 +361,7 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: i
     return jax.lax.fori_loop(0, turns, body, (state.drafter, state.anchor_B))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _read_once(
     strategy: Speculative, params: Any, state: DecodeState
 ) -> tuple[Plan, TransformerOutput, jax.Array, Choice]:
@@ -371,7 +371,7 @@ def _read_once(
     return plan, output, logits_BYV, strategy.verify(state.keys_B, plan, logits_BYV)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _target_loop(
     strategy: Speculative, params: Any, state: DecodeState, plan: Plan, turns: int
 ) -> Any:
@@ -389,7 +389,7 @@ def _target_loop(
     return jax.lax.fori_loop(0, turns, body, (state.cache, state.anchor_B))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _rule_loop(
     strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array, turns: int
 ) -> Any:
@@ -404,7 +404,7 @@ def _rule_loop(
     return jax.lax.fori_loop(0, turns, body, none)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _finish_loop(
     strategy: Speculative,
     params: Any,

@@ -22,6 +22,7 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.drafters.registry import KINDS
+from jaxspec.evals.ahead import Ahead
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
@@ -36,6 +37,7 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
@@ -97,7 +99,6 @@ def evaluate(
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
-        evaluation = Evaluation(settings, target, echo)
         # Refuses settings that do not go together.
         cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
@@ -112,15 +113,22 @@ def evaluate(
         )
         results, speeds, notes = [], [], []
         compile_s: dict[AnyStrategy, float] = {}
-        with unfinished(
-            file,
-            identity=identity,
-            started=record["time"],
-            total=len(benchmarks) * len(cases),
-            answered=Response,
-            speed=Speed,
-            echo=echo,
-        ) as finished:
+        with (
+            unfinished(
+                file,
+                identity=identity,
+                started=record["time"],
+                total=len(benchmarks) * len(cases),
+                answered=Response,
+                speed=Speed,
+                echo=echo,
+            ) as finished,
+            Ahead(echo) as ahead,
+        ):
+            programs = ProgramsAhead(ahead, settings, target)
+            evaluation = Evaluation(settings, target, echo, programs)
+            if not finished.rows:
+                programs.following = cases[0]
             for found in finished.measured(
                 benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
             ):
@@ -220,6 +228,8 @@ class Evaluation:
     settings: EvaluationConfig
     target: TargetBundle
     echo: Echo
+    programs: ProgramsAhead | None = None
+    """Compiles what will be called; None: every program is compiled when it is called."""
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -232,6 +242,8 @@ class Evaluation:
         strategy = build_autoregressive(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
+            if self.programs:
+                self.programs.for_reference(prompts)
             with progress_of(f"{name}: target alone", len(prompts), self.echo) as advance:
                 return generate(
                     strategy,
@@ -265,9 +277,14 @@ class Evaluation:
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
         drafter, strategy = case
-        # Timed before anything else is decoded, so that compiling is not over yet.
+        compile_s = 0.0
+        if self.programs:
+            compile_s = self.programs.for_measuring(drafter, strategy, reference.prompts)
+        # Timed before anything else is decoded: what was not compiled ahead is compiled then.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
-        params = self.params(drafter)
+        if speed is not None:
+            speed = dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
+        params = drafter.params_with(self.target)
         title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
         if not drafter.entry.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
@@ -330,12 +347,6 @@ class Evaluation:
             )
         return row, speed
 
-    def params(self, drafter: DrafterBundle) -> Any:
-        """The parameters that this drafter's strategy takes."""
-        if not drafter.entry.drafts:
-            return self.target.params
-        return {"target": self.target.params, "drafter": drafter.params}
-
     def time(
         self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
     ) -> Speed | None:
@@ -347,7 +358,7 @@ class Evaluation:
                 strategy,
                 reference.prompts[:count],
                 target_params=self.target.params,
-                params=self.params(drafter),
+                params=drafter.params_with(self.target),
                 ids=reference.ids[:count],
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,

@@ -12,6 +12,7 @@ and prefill are measured by themselves and are in neither speed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from jaxspec.decoding.generate import (
 )
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
+from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.evals.clock import Clock, seconds_by_turn, speedup_interval, take_turns
 from jaxspec.evals.costs import explain_costs
 from jaxspec.evals.intervals import Interval, bracketed
@@ -192,10 +194,7 @@ def measure_speed(
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
     check_prompts(prompts, ids=ids, strategy=speculative)
-    length = bucket_length(max(map(len, prompts)))
-    capacity = needed_capacity(
-        length, rules=speculative.rules, round_tokens=speculative.round_tokens
-    )
+    length, capacity = timed_shape(speculative, prompts)
     params = speculative.prepare(params)
     batches = [
         pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
@@ -239,15 +238,56 @@ def measure_speed(
     )
 
 
+def timed_shape(strategy: Strategy, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The padded length of the prompts that are timed, and the capacity of the caches."""
+    length = bucket_length(max(map(len, prompts)))
+    slots = needed_capacity(length, rules=strategy.rules, round_tokens=strategy.round_tokens)
+    return length, slots
+
+
 def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
     """A strategy, its prefill and its loop."""
     return Clock(
         start=lambda prompts: strategy.start(params, prompts, capacity=capacity),
-        # As `generate` calls it, so that the two share one program.
-        run=lambda state: strategy.run(params, state, leave_on_end=False),
+        # As `generate` and `measure_round_parts` call it, so that they share one program.
+        run=lambda state: strategy.run(params, state, leave_on_end=False, max_rounds=NO_LIMIT),
         # The first token is the prefill's.
         count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
     )
+
+
+TURNS = 10
+"""Rounds, or parts of rounds, in a loop that is timed."""
+
+
+def parts_lowered(
+    strategy: Speculative, params: Any, state: DecodeState
+) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """The programs of `measure_round_parts` besides the real loop, by what they time.
+
+    Args:
+      strategy: whose rounds are timed.
+      params: of the strategy, as `prepare` gives them; shapes are enough.
+      state: that of one prompt; shapes are enough.
+    """
+
+    @functools.cache
+    def read() -> Any:
+        return jax.eval_shape(functools.partial(_read_once, strategy), params, state)
+
+    def bare() -> Plan:
+        plan: Plan = dataclasses.replace(read()[0], drafter=None)
+        return plan
+
+    return {
+        "a round": lambda: _read_once.lower(strategy, params, state),
+        "drafts": lambda: _draft_loop.lower(strategy, params, state, TURNS),
+        "verification": lambda: _target_loop.lower(strategy, params, state, read()[0], TURNS),
+        "the rule": lambda: _rule_loop.lower(strategy, state.keys_B, bare(), read()[2], TURNS),
+        "bookkeeping": lambda: _finish_loop.lower(
+            strategy, params, state, bare(), read()[1], read()[3], TURNS
+        ),
+    }
 
 
 class RoundParts(NamedTuple):
@@ -275,7 +315,7 @@ def measure_round_parts(
     *,
     capacity: int,
     repeats: int = 15,
-    turns: int = 10,
+    turns: int = TURNS,
 ) -> RoundParts:
     """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
 

@@ -12,6 +12,7 @@ few one at a time, for speed.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.evals.speculative.differences import logit_gaps
 from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
@@ -311,6 +313,7 @@ class Evaluation:
             if ours.tokens != theirs.tokens
         ]
         is_greedy = self.settings.temperature == 0
+        gaps = self.gaps(reference, responses) if is_greedy else []
         row: dict[str, Any] = {
             "target": self.target.name,
             "drafter": drafter.name,
@@ -334,6 +337,8 @@ class Evaluation:
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
+            "mismatch_gaps": gaps,
+            "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
         }
@@ -343,9 +348,21 @@ class Evaluation:
         if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
-                f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}."
+                f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}. Where they first differ, the "
+                f"emitted token's logit is up to {max(gaps):.2g} below the target's best "
+                f"(median {statistics.median(gaps):.2g})."
             )
         return row, speed
+
+    def gaps(self, reference: Reference[Response], responses: Sequence[Response]) -> list[float]:
+        """See `logit_gaps`."""
+        return logit_gaps(
+            build_autoregressive(self.settings, self.target),
+            self.target.params,
+            reference.prompts,
+            responses,
+            reference.responses,
+        )
 
     def time(
         self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle

@@ -28,6 +28,7 @@ DRAFTERS_ONLY = {
     "evaluation.denoising_passes": "diffusion.steps",
     "evaluation.denoising_order": "diffusion.unmasking",
     "evaluation.draft_rule": "",
+    "evaluation.reference_rows": "",
 }
 """Settings that a diffusion language model does not read -> what it reads instead."""
 DIFFUSION_ONLY = {

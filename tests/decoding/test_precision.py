@@ -79,3 +79,14 @@ def test_a_setting_is_only_for_what_is_inside():
 def test_reports_say_which_it_was():
     assert "'highest'" in products("float32")
     assert "round differently" in products("bfloat16")
+
+
+def test_passes_of_more_rows_give_the_same_answers():
+    (alone, params), *_ = tiny.strategies()
+    wide = dataclasses.replace(alone, pass_rows=4)
+    assert tiny.decode(wide, params) == tiny.decode(alone, params)
+    # They have the shape of a verification: logits are computed of the first row only.
+    _, run = lowered(wide, params)
+    prompts = len(tiny.PROMPTS)
+    hidden = tiny.ARCHITECTURE.hidden_size
+    assert f"tensor<{prompts}x4x{hidden}xf32>" in run.as_text()

@@ -23,7 +23,7 @@ from jaxspec.decoding.rows import spread
 from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.evals.ahead import Ahead, Program, shapes_of
 from jaxspec.evals.opening import DrafterBundle, TargetBundle
-from jaxspec.evals.speculative.strategies import AnyStrategy, build_autoregressive
+from jaxspec.evals.speculative.strategies import AnyStrategy, build_autoregressive, build_reference
 from jaxspec.evals.speculative.timing import parts_lowered, timed_shape
 
 
@@ -43,7 +43,7 @@ class ProgramsAhead:
 
     def for_reference(self, prompts: Sequence[Sequence[int]]) -> None:
         """Returns when the target alone can decode these prompts."""
-        strategy = build_autoregressive(self.settings, self.target)
+        strategy = build_reference(self.settings, self.target)
         own = self._batches(strategy, self.target.params, prompts)
         following = [] if self.following is None else self._measuring(*self.following, prompts)
         keys = self.ahead.add([*own, *following])
@@ -209,4 +209,4 @@ class _Prefill:
 def _whose(strategy: Autoregressive | Speculative) -> str:
     if isinstance(strategy, Speculative):
         return f" with drafts of {strategy.verified_rows - 1}"
-    return ""
+    return "" if strategy.pass_rows == 1 else f" in passes of {strategy.pass_rows} tokens"

@@ -43,6 +43,7 @@ from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
+    build_reference,
     build_strategy,
     denoising_of,
 )
@@ -241,7 +242,7 @@ class Evaluation:
 
     def reference(self, name: str, examples: Sequence[Example]) -> Reference[Response]:
         """A benchmark's prompts, and the target's own answers."""
-        strategy = build_autoregressive(self.settings, self.target)
+        strategy = build_reference(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
             if self.programs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -20,7 +20,11 @@ from jaxspec.names import for_markdown, for_terminal
 
 ABSENT = "–"
 _LEGEND_WIDTH = 100
-_OVER = {"sum": sum, "max": max, "mean": statistics.fmean}
+_OVER: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "sum": sum,
+    "max": max,
+    "mean": statistics.fmean,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,8 @@ def exact_program(
 
 def precision_of(dtype: str) -> str:
     """Jax's name for the precision of products in programs that decode in this type."""
-    return EXACT if dtype == "float32" else str(jax.config.jax_default_matmul_precision)
+    config: Any = jax.config  # Its type does not know the options.
+    return EXACT if dtype == "float32" else str(config.jax_default_matmul_precision or "default")
 
 
 def products(dtype: str) -> str:

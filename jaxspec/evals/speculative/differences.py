@@ -51,7 +51,8 @@ def logit_gaps(
             continue
         place = first_difference(ours.tokens, theirs.tokens)
         text = [*prompt, *ours.tokens[:place]]
-        batch = pad_prompts([text], ids=[""], length=bucket_length(len(text)), rows=1, seed=0)
+        length = min(bucket_length(len(text)), strategy.model.config.max_position_embeddings)
+        batch = pad_prompts([text], ids=[""], length=length, rows=1, seed=0)
         with on_mesh_of(params):
             gap = _gap(strategy, params, batch, ours.tokens[place])
         gaps.append(float(gap))

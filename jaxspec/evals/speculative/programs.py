@@ -10,6 +10,7 @@ length, a loop for each capacity of the caches, and the same for one row where s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -196,14 +197,15 @@ class _Prefill:
             yield Program(
                 f"loop of {rows} row{'' if rows == 1 else 's'}{_whose(size)}",
                 ("run", size, self._capacity, rows),
-                lambda size=size: type(size).run.lower(
-                    size,
-                    self._params,
-                    self.state(rows=rows),
-                    leave_on_end=False,
-                    max_rounds=NO_LIMIT,
-                ),
+                functools.partial(self._lowered_loop, size, rows),
             )
+
+    def _lowered_loop(self, size: Autoregressive | Speculative, rows: int) -> jax.stages.Lowered:
+        # With the arguments that `generate` and the clock give.
+        lowered: jax.stages.Lowered = type(size).run.lower(
+            size, self._params, self.state(rows=rows), leave_on_end=False, max_rounds=NO_LIMIT
+        )
+        return lowered
 
 
 def _whose(strategy: Autoregressive | Speculative) -> str:

@@ -81,9 +81,8 @@ class Generator:
         strategy = build_strategy(settings, target, self.drafter)
         assert not isinstance(strategy, Adaptive), "one size is shown round by round"
         self._strategy = strategy
-        params = {"target": target.params, "drafter": self.drafter.params}
         with on_mesh_of(target.params):
-            self._params = strategy.prepare(params if self.drafter.entry.drafts else target.params)
+            self._params = strategy.prepare(self.drafter.params_with(target))
         self._compiled: set[int] = set()
 
     @property

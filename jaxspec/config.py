@@ -393,8 +393,8 @@ class TrainingConfig:
     """Steps of this start that are traced into WORKDIR/profile, for TensorBoard. Short:
     --profile."""
     compile_cache: str | None = None
-    """Folder or bucket (gs://) that keeps compiled programs; "": none. None: what
-    JAX_COMPILATION_CACHE_DIR says, or else ~/.cache/jaxspec on TPU and GPU."""
+    """Folder or bucket (gs://) that keeps compiled programs; "none": nowhere. None: what
+    JAX_COMPILATION_CACHE_DIR says, or else ~/.cache/jaxspec/programs, if that can be written to."""
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="training.")

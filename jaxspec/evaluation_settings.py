@@ -87,6 +87,10 @@ class EvaluationConfig:
     with nothing to their left that was filled in later ("in_order"), those of the last pass
     ("last_pass"), or none ("point_mass"). A token without one counts as certain. "reveal_time"
     gives the distribution of every token, which is exact only from left to right."""
+    reference_rows: Annotated[int, whole(1, MOST_SLOTS)] = 1
+    """Rows of the target's passes when it answers alone, as the reference that outputs are compared
+    with. With the block size, its passes have the shape of verification, so that in bfloat16 both
+    round alike; this takes longer. The speed is always compared with passes of one token."""
     max_prompt_tokens: Positions = 512
     """Longest prompt, in tokens; longer prompts are left out and counted."""
     passage_tokens: Positions = 32

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"paths"},
     "growing_file": {"files"},
     "paths": {"remote_paths"},
+    "compile_cache": {"files", "paths"},
     "remote_paths": set(),
     "interruption": set(),
     "json_files": set(),
@@ -44,7 +45,10 @@ ALLOWED: dict[str, set[str]] = {
     "parallel": {"ops"},
     "data": set(),
     "checkpoints": {"ops", "models", "drafters", "parallel"},
-    "training": {"ops", "losses", "models", "drafters", "data", "parallel", "checkpoints"},
+    "training": {
+        *("ops", "losses", "models", "drafters", "data", "parallel", "checkpoints"),
+        "compile_cache",
+    },
     "evals": {
         *("ops", "losses", "verify", "models", "drafters", "decoding"),
         *("data", "parallel", "checkpoints"),

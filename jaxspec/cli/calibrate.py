@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.files import try_file, user_path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateCommand(ProcessOptions, ConfigCommand):
+class CalibrateCommand(ProcessOptions, CacheOption, ConfigCommand):
     """Options of ``jaxspec calibrate``; --diffusion and --evaluation say how to decode.
 
     The base decoder answers, so draft settings are not read.
@@ -91,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         description="Find the draft graph of a diffusion language model (Spiffy).",
     )
     with command.joined():
+        command.keep_programs()
         calibrate(command)
 
 

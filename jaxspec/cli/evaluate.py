@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
 from jaxspec.cli.values import Registry
@@ -27,6 +28,7 @@ DRAFTERS_ONLY = {
     "evaluation.denoising_passes": "diffusion.steps",
     "evaluation.denoising_order": "diffusion.unmasking",
     "evaluation.draft_rule": "",
+    "evaluation.reference_rows": "",
 }
 """Settings that a diffusion language model does not read -> what it reads instead."""
 DIFFUSION_ONLY = {
@@ -37,7 +39,7 @@ DIFFUSION_ONLY = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalCommand(ConfigCommand):
+class EvalCommand(CacheOption, ConfigCommand):
     """What eval.py takes."""
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -101,6 +103,7 @@ def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> Non
     from jaxspec.evals.speculative.runner import evaluate
 
     check_one_process(program)
+    command.keep_programs()
     path = command.run.target.path
     stored = stored_target(command.run.target)
     if is_diffusion_target(command.run.target, stored=stored):

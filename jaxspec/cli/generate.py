@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.config import RunConfig
 from jaxspec.files import try_file, user_path
@@ -38,7 +39,7 @@ CHAT_HELP = "/reset starts a new chat, /quit (or Ctrl-D) ends it."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateCommand(ConfigCommand):
+class GenerateCommand(CacheOption, ConfigCommand):
     """Options of ``jaxspec generate``."""
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -129,6 +130,7 @@ def generate(command: GenerateCommand) -> list[Answer]:
 
     from jaxspec.cli.generation_session import Session, open_models
 
+    command.keep_programs()
     target, drafter = open_models(command, questions or [], say=say)
     session = Session(command, target, drafter, console=Console(highlight=False), say=say)
     if questions is None:

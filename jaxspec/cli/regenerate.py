@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
+from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.process_options import ProcessOptions
 from jaxspec.cli.settings import given_names
@@ -63,7 +64,7 @@ _TEMPLATE = "chat template and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegenerateCommand(ProcessOptions, ConfigCommand):
+class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     """Options of ``jaxspec regenerate``; target and data settings are those of the config."""
 
     reads: ClassVar[tuple[str, ...]] = (
@@ -122,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
         command = _in_stored_dtype(command)
     # jax's handler, which comes with the other processes, must not replace this one.
     with command.joined(), ending_on_sigterm():
+        command.keep_programs()
         regenerate(command)
 
 

@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxspec.decoding.speculative import Speculative
-from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
+from jaxspec.decoding.state import NO_LIMIT, DecodeRules, DecodeState, Prompts
 from jaxspec.models.registry import LanguageModel
 
 _COST_REPEATS = 3
@@ -171,7 +171,12 @@ class Adaptive:
         return self.strategies[-1].start(params, prompts, capacity=capacity)
 
     def run(
-        self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
+        self,
+        params: Any,
+        state: DecodeState,
+        *,
+        leave_on_end: jax.Array | bool = False,
+        max_rounds: int = NO_LIMIT,
     ) -> DecodeState:
         """The loop, in stretches of a few rounds."""
         if self._measured is not None:
@@ -182,13 +187,15 @@ class Adaptive:
         assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
-        while before.active and not (leave and before.ended):
+        left = max_rounds
+        while before.active and left > 0 and not (leave and before.ended):
             choice = self.choose()
             state = self.strategies[choice].run(
-                params, state, leave_on_end=leave, max_rounds=self.stretch
+                params, state, leave_on_end=leave, max_rounds=min(left, self.stretch)
             )
             after = _Counts.of(state)
             rounds = after.step - before.step
+            left -= rounds
             self.acceptance.observe(
                 after.accepted_X - before.accepted_X,
                 ranks=self.sizes[choice] - 1,

@@ -1,6 +1,6 @@
 """One token per pass: the baseline of every speed-up, and the reference for exactness.
 
-Dimension key: B batch rows, S tokens of a prompt, V vocabulary.
+Dimension key: B batch rows, H rows of a pass, S tokens of a prompt, V vocabulary.
 
 >>> rules = DecodeRules(max_new_tokens=64, stop_ids=(2,))
 >>> strategy = Autoregressive(model, rules)  # doctest: +SKIP
@@ -11,7 +11,6 @@ Dimension key: B batch rows, S tokens of a prompt, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxspec.decoding.state import (
     stream_keys,
 )
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 
@@ -50,17 +50,20 @@ class Autoregressive:
     model: LanguageModel
     rules: DecodeRules
     sampling: Sampling = GREEDY
+    pass_rows: int = 1
+    """Tokens that a pass reads: the newest one, and padding that changes nothing but the shape. A
+    pass of as many rows as verification reads rounds as verification does."""
 
     @property
     def round_tokens(self) -> int:
-        """The most tokens that a round emits."""
-        return 1
+        """The rows of a pass; a round emits one token."""
+        return self.pass_rows
 
     def prepare(self, params: Any) -> Any:
         """Parameters in the layout that the loop wants, for callers that `run` more than once."""
         return cut_layers(params, unrolled=self.model.config.unroll_layers, now=True)
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+    @exact_program(static_argnames=("capacity",))
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills, and emits the first token."""
         params = stack_layers(params)
@@ -77,7 +80,7 @@ class Autoregressive:
             round_tokens=self.round_tokens,
         )
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    @exact_program(donate_argnames=("state",))
     def run(
         self,
         params: Any,
@@ -91,7 +94,8 @@ class Autoregressive:
 
         def step(state: DecodeState) -> DecodeState:
             variables = {"params": stack_layers(pieces)}
-            output = self.model.apply(variables, state.anchor_B[:, None], cache=state.cache)
+            rows_BH = jnp.pad(state.anchor_B[:, None], ((0, 0), (0, self.pass_rows - 1)))
+            output = self.model.apply(variables, rows_BH, cache=state.cache)
             logits_BV = self.model.apply(variables, output.hidden_BSD[:, 0], method="logits")
             logits_BV = suppress(logits_BV, self.rules.suppressed_ids)
             (step_keys_B,) = stream_keys(state.keys_B, state.rounds_B + 1, "token")

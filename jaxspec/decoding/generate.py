@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.rows import insert, read, spread
-from jaxspec.decoding.state import NO_ROUND, DecodeRules, DecodeState, Prompts
+from jaxspec.decoding.state import NO_LIMIT, NO_ROUND, DecodeRules, DecodeState, Prompts
 from jaxspec.models.registry import LanguageModel
 
 SMALLEST_BUCKET = 128
@@ -55,9 +55,18 @@ class Strategy(Protocol):
         """Prefills."""
 
     def run(
-        self, params: Any, state: DecodeState, *, leave_on_end: jax.Array | bool = False
+        self,
+        params: Any,
+        state: DecodeState,
+        *,
+        leave_on_end: jax.Array | bool = False,
+        max_rounds: Any = NO_LIMIT,
     ) -> DecodeState:
-        """The loop, to its end or until some row has ended; the state is donated."""
+        """The loop, to its end, until some row has ended or for some rounds; the state is donated.
+
+        An argument that is left out is a constant of the program: give both, so that all calls
+        share one.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +257,7 @@ def generate(
                 return strategy.start(params, single, capacity=slots)
 
             def run(state: DecodeState, *, leave_on_end: bool) -> DecodeState:
-                return strategy.run(params, state, leave_on_end=leave_on_end)
+                return strategy.run(params, state, leave_on_end=leave_on_end, max_rounds=NO_LIMIT)
 
             def answer(state: DecodeState, row: int, index: int) -> Response:
                 return read_response(state, row, name=ids[index], rules=strategy.rules)

@@ -17,7 +17,6 @@ features, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -42,6 +41,7 @@ from jaxspec.drafters.protocol import Draft, Proposer
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import TransformerOutput
+from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
 from jaxspec.verify import Verdict
@@ -133,7 +133,7 @@ class Speculative:
         """Parameters in the layout that the loop wants, for callers that `run` more than once."""
         return self.cut(params, now=True)
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="capacity")
+    @exact_program(static_argnames=("capacity",))
     def start(self, params: Any, prompts: Prompts, *, capacity: int) -> DecodeState:
         """Prefills target and drafter, and emits the target's first token: the first anchor."""
         params = stack_layers(params)
@@ -160,7 +160,7 @@ class Speculative:
             drafted_nodes=max(1, self.verified_rows - 1),
         )
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    @exact_program(donate_argnames=("state",))
     def run(
         self,
         params: Any,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -25,22 +25,8 @@ from jaxspec.decoding.generate import (
     read_response,
 )
 from jaxspec.decoding.placement import on_mesh_of
-from jaxspec.decoding.state import DecodeState, Prompts
+from jaxspec.decoding.state import Prompts
 from jaxspec.ops.sampling import INVALID
-
-
-class SteppedStrategy(Strategy, Protocol):
-    """A strategy whose loop can stop after a number of rounds."""
-
-    def run(
-        self,
-        params: Any,
-        state: DecodeState,
-        *,
-        leave_on_end: jax.Array | bool = False,
-        max_rounds: jax.Array | int = ...,
-    ) -> DecodeState:
-        """See `Speculative.run`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +70,7 @@ class _Clock:
         return self.since - before
 
 
-def warm_up(strategy: SteppedStrategy, params: Any, prompt: Sequence[int]) -> float:
+def warm_up(strategy: Strategy, params: Any, prompt: Sequence[int]) -> float:
     """Compiles what `stream` runs on a prompt of this length.
 
     Args:
@@ -105,7 +91,7 @@ def warm_up(strategy: SteppedStrategy, params: Any, prompt: Sequence[int]) -> fl
 
 
 def stream(
-    strategy: SteppedStrategy, params: Any, prompt: Sequence[int], *, name: str, seed: int = 0
+    strategy: Strategy, params: Any, prompt: Sequence[int], *, name: str, seed: int = 0
 ) -> Iterator[Round]:
     """Decodes one prompt; yields the first token and then every round, as soon as it is there.
 

@@ -86,7 +86,7 @@ class Column(Generic[MeasuredT]):
     """What it means, as a whole sentence for the legend."""
     interval: str = ""
     """Field with [low, high], which is put after the number; "": none."""
-    over: Literal["mean", "sum"] = "mean"
+    over: Literal["mean", "sum", "max"] = "mean"
     """How benchmarks are combined."""
     shown: Literal["known", "always", "varies"] = "known"
     """known: if any row has a value. varies: if rows differ in it (a setting)."""
@@ -200,6 +200,15 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         over="sum",
         shown="always",
         legend="differ: prompts whose output is not the target's own.",
+    ),
+    Column(
+        "mismatch_gap",
+        title="gap",
+        spec=".2g",
+        over="max",
+        legend="gap: where outputs first differ, how far the emitted token's logit is below the "
+        "target's best, at most. About the rounding of a logit (in bfloat16 1/256 of its size, and "
+        "a few of these over many layers): a tie. More: a fault.",
     ),
     Column(
         "repetitive_share",

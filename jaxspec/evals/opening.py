@@ -219,6 +219,12 @@ class DrafterBundle:
         """K unless told otherwise: what it was trained with, or what is usual for its kind."""
         return self.trained_block or self.entry.block_size
 
+    def params_with(self, target: TargetBundle) -> Any:
+        """The parameters that a strategy with this drafter takes."""
+        if not self.entry.drafts:
+            return target.params
+        return {"target": target.params, "drafter": self.params}
+
     def proposer(
         self,
         target: TargetBundle,

@@ -124,6 +124,8 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "reached_by_block": _LIST,
     "trained_on_other_target": (bool, type(None)),
     "suppress": (str,),
+    "mismatch_gaps": _LIST,
+    "mismatch_gap": _NUMBER_OR_NONE,
     "end_of_text": (str,),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
@@ -132,6 +134,8 @@ the rounds that it rests on and its 95% interval. `reached_by_block`: responses 
 block of `nfe_by_block`. `looped_round_ms`: time of a round that was timed next to its parts;
 `rest_ms`: what these leave over, None unless it exceeds the noise. `trained_on_other_target`:
 whether the drafter's run recorded other weights than the target's; None if it recorded none.
+`mismatch_gaps`: for each output that differs, how far the emitted token's logit is below the
+target's best where it first differs; `mismatch_gap`: the largest of them.
 `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
 diffusion language model could end its answer. An interval (`*_ci95`) is None if too few prompts
 were measured."""

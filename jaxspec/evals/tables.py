@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -20,6 +20,11 @@ from jaxspec.names import for_markdown, for_terminal
 
 ABSENT = "–"
 _LEGEND_WIDTH = 100
+_OVER: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "sum": sum,
+    "max": max,
+    "mean": statistics.fmean,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +152,7 @@ def _means(columns: Sequence[Column[Any]], rows: Sequence[Row]) -> list[list[str
 
 
 def _cell(column: Column[Any], rows: Sequence[Row]) -> str:
-    """The figure of one row, or of several: counts added up, the rest averaged."""
+    """The figure of one row, or of several, combined as the column says."""
     known = [row[column.field] for row in rows if row.get(column.field) is not None]
     if not known:
         return ABSENT
@@ -155,7 +160,7 @@ def _cell(column: Column[Any], rows: Sequence[Row]) -> str:
     if len(rows) > 1 and column.spec:  # Text and settings are the same in all of them.
         if isinstance(value, list | tuple):
             return ABSENT  # An interval cannot be averaged.
-        value = sum(known) if column.over == "sum" else math.fsum(known) / len(known)
+        value = _OVER[column.over](known)
     text = formatted(value, column.spec, unit=column.unit)
     if column.interval and len(rows) == 1 and rows[0].get(column.interval) is not None:
         text += f" ({formatted(rows[0][column.interval], column.spec)})"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxspec.checkpoints.folders import exported_weights, target_folder
@@ -20,6 +19,7 @@ from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.evals.opening import DrafterBundle, TargetBundle, open_drafter, open_target
 from jaxspec.files import user_path
 from jaxspec.json_files import read_object
+from jaxspec.ops.precision import exact_products
 from jaxspec.parity import independent
 from jaxspec.parity.findings import Finding, equal_arrays, equal_drafts, judged
 from jaxspec.parity.passes import by_decoding, by_training
@@ -61,8 +61,7 @@ def compare(
       ValueError: folders that cannot be opened, a drafter of another kind or for another target, or
         questions that do not fit.
     """
-    # TPUs and GPUs multiply float32 matrices in fewer bits unless told otherwise.
-    with jax.default_matmul_precision("highest"):
+    with exact_products("float32"):
         folder = target_folder(target.path)
         say(f"Opening {target.path} and {drafter} in float32 ...")
         opened = open_target(target)

@@ -26,6 +26,7 @@ from jaxspec.checkpoints.train_state import (
     saved_progress,
     saved_scores,
 )
+from jaxspec.compile_cache import use_compile_cache
 from jaxspec.config import RunConfig
 from jaxspec.data.pipeline import Pipeline
 from jaxspec.files import held
@@ -41,7 +42,6 @@ from jaxspec.paths import user_path
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.training.agreement import check_contents, check_settings, check_workdir
 from jaxspec.training.boards import Logging, check_logging, open_boards
-from jaxspec.training.compile_cache import use_compile_cache
 from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.profiling import Profile
@@ -99,7 +99,7 @@ def train(
             if config.training.export:
                 check_export_folder(workdir / "export", config)
         check_workdir(workdir)
-        use_compile_cache(config.training.compile_cache)
+        use_compile_cache(config.training.compile_cache, option="--training.compile_cache")
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
         share = row_share(mesh, config.data.batch_size)

@@ -125,3 +125,13 @@ def test_arguments_are_checked():
     )
     with pytest.raises(ValueError, match="share model and rules"):
         Adaptive([other, strategies[1]])
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_it_stops_after_the_rounds_that_are_asked_for(rounds):
+    strategies, params = chains((1, 4))
+    adaptive = Adaptive(strategies, costs=[1.0, 1.0], stretch=2)
+    prompts, capacity = tiny.batch()
+    state = adaptive.start(params, prompts, capacity=capacity)
+    assert int(adaptive.run(params, state, max_rounds=rounds).step) == rounds
+    assert sum(ran for _, ran in adaptive.history) == rounds

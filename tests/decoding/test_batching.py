@@ -11,6 +11,7 @@ import pytest
 
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
 from jaxspec.decoding import rows as batch_rows
+from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
@@ -33,9 +34,9 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.strategy, name)
 
-    def run(self, params, state, *, leave_on_end=False):
+    def run(self, params, state, *, leave_on_end=False, max_rounds=NO_LIMIT):
         before = int(state.step)
-        state = self.strategy.run(params, state, leave_on_end=leave_on_end)
+        state = self.strategy.run(params, state, leave_on_end=leave_on_end, max_rounds=max_rounds)
         self.steps.append(int(state.step) - before)
         return state
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -35,6 +34,7 @@ from jaxspec.decoding.diffusion.decoder import (
 )
 from jaxspec.decoding.diffusion.draft_graph import PRESENT, DraftGraph, Node, Pair
 from jaxspec.decoding.diffusion.unmasking import ranked
+from jaxspec.ops.precision import exact_program
 
 Formula = tuple[Pair, ...]
 Weight = Literal["followed", "accumulated"]
@@ -53,7 +53,7 @@ class StepRanks:
     nothing at positions that are no longer masked."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -> StepRanks:
     """Goes through the states of finished responses again, with one pass per step.
 

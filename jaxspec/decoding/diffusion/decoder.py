@@ -24,7 +24,6 @@ row, P positions of a block, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +39,7 @@ from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.placement import placed
 from jaxspec.decoding.state import Prompts
 from jaxspec.models.cache import KVCache
+from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, Sampling
 
 NOT_REVEALED = -1
@@ -195,7 +195,7 @@ class BlockDiffusion:
             rules.unmasking, rules.mask_id, rules.sampling, rules.suppressed_ids, rules.last_ids
         )
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @exact_program()
     def start(self, prompts: Prompts) -> DiffusionState:
         """The canvas, with a response of masks; no pass is made."""
         rules = self.rules
@@ -232,14 +232,14 @@ class BlockDiffusion:
         """Whether a cache goes along from block to block, so that `prefill` has something to do."""
         return self.rules.block_causal and self.rules.caching != "none"
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @exact_program()
     def prefill(self, params: Any, state: DiffusionState) -> DiffusionState:
         """The state with the cache of its prompts, which `run` then takes on and gives back."""
         # Not a denoising pass, so it is not counted, just as a language model's prefill is not.
         cache = self.block_model.prefill(stack_layers(params), self.context(state))
         return placed(dataclasses.replace(state, cache=cache))
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+    @exact_program(donate_argnames=("state",))
     def run(
         self, params: Any, state: DiffusionState, *, leave_on_end: jax.Array | bool = False
     ) -> DiffusionState:

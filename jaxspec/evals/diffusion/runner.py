@@ -32,6 +32,7 @@ from jaxspec.evals.tables import console_table
 from jaxspec.evals.unfinished import digest, held_output, identity_of, unfinished
 from jaxspec.files import refusing
 from jaxspec.names import for_markdown, for_terminal
+from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import jsonable, provenance
 
 PLAIN_DECODER = "plain"
@@ -68,6 +69,7 @@ def evaluate_diffusion(
         benchmarks = load_benchmarks(settings, data=config.data)
         decoders = [(PLAIN_DECODER, base), *drafting]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
+        record["matmul_precision"] = precision_of(config.target.dtype)
         identity = identity_of(
             config,
             record=record,
@@ -107,7 +109,7 @@ def evaluate_diffusion(
                     echo(_summary(row))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress), _ending(config.diffusion)]
-            paragraphs += filter(None, [explained(mesh)])
+            paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):

@@ -27,6 +27,7 @@ from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.evals.clock import Clock, median_seconds, speedup_interval, take_turns
 from jaxspec.evals.costs import explain_costs
 from jaxspec.evals.intervals import Interval, bracketed
+from jaxspec.ops.precision import exact_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +174,13 @@ def _clock(decoder: BlockDiffusion, params: Any) -> Clock:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _open(decoder: BlockDiffusion, pieces: Any, state: DiffusionState) -> BlockContext:
     """The first block's context, with its cache."""
     return decoder.block_model.open(stack_layers(pieces), decoder.context(state))[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@exact_program(static_argnames=("number", "layout"))
 def _state_pass(
     decoder: BlockDiffusion,
     number: int,

@@ -12,6 +12,7 @@ few one at a time, for speed.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, generate
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.drafters.registry import KINDS
+from jaxspec.evals.ahead import Ahead
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
@@ -36,9 +38,12 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.evals.speculative.differences import logit_gaps
+from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
+    build_reference,
     build_strategy,
     denoising_of,
 )
@@ -48,6 +53,7 @@ from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.unfinished import held_output, identity_of, unfinished
 from jaxspec.files import refusing
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
+from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import provenance
 
 _NAMED_MISMATCHES = 5
@@ -96,10 +102,10 @@ def evaluate(
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
-        evaluation = Evaluation(settings, target, echo)
         # Refuses settings that do not go together.
         cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
+        record["matmul_precision"] = precision_of(config.target.dtype)
         identity = identity_of(
             config,
             record=record,
@@ -110,15 +116,22 @@ def evaluate(
         )
         results, speeds, notes = [], [], []
         compile_s: dict[AnyStrategy, float] = {}
-        with unfinished(
-            file,
-            identity=identity,
-            started=record["time"],
-            total=len(benchmarks) * len(cases),
-            answered=Response,
-            speed=Speed,
-            echo=echo,
-        ) as finished:
+        with (
+            unfinished(
+                file,
+                identity=identity,
+                started=record["time"],
+                total=len(benchmarks) * len(cases),
+                answered=Response,
+                speed=Speed,
+                echo=echo,
+            ) as finished,
+            Ahead(echo) as ahead,
+        ):
+            programs = ProgramsAhead(ahead, settings, target)
+            evaluation = Evaluation(settings, target, echo, programs)
+            if not finished.rows:
+                programs.following = cases[0]
             for found in finished.measured(
                 benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
             ):
@@ -135,7 +148,7 @@ def evaluate(
                     echo(_summary(row, speed))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
-            paragraphs += filter(None, [explained(mesh)])
+            paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -218,6 +231,8 @@ class Evaluation:
     settings: EvaluationConfig
     target: TargetBundle
     echo: Echo
+    programs: ProgramsAhead | None = None
+    """Compiles what will be called; None: every program is compiled when it is called."""
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -227,9 +242,11 @@ class Evaluation:
 
     def reference(self, name: str, examples: Sequence[Example]) -> Reference[Response]:
         """A benchmark's prompts, and the target's own answers."""
-        strategy = build_autoregressive(self.settings, self.target)
+        strategy = build_reference(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
+            if self.programs:
+                self.programs.for_reference(prompts)
             with progress_of(f"{name}: target alone", len(prompts), self.echo) as advance:
                 return generate(
                     strategy,
@@ -263,9 +280,14 @@ class Evaluation:
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
         drafter, strategy = case
-        # Timed before anything else is decoded, so that compiling is not over yet.
+        compile_s = 0.0
+        if self.programs:
+            compile_s = self.programs.for_measuring(drafter, strategy, reference.prompts)
+        # Timed before anything else is decoded: what was not compiled ahead is compiled then.
         speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
-        params = self.params(drafter)
+        if speed is not None:
+            speed = dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
+        params = drafter.params_with(self.target)
         title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
         if not drafter.entry.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
@@ -292,6 +314,7 @@ class Evaluation:
             if ours.tokens != theirs.tokens
         ]
         is_greedy = self.settings.temperature == 0
+        gaps = self.gaps(reference, responses) if is_greedy else []
         row: dict[str, Any] = {
             "target": self.target.name,
             "drafter": drafter.name,
@@ -315,6 +338,8 @@ class Evaluation:
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
+            "mismatch_gaps": gaps,
+            "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
         }
@@ -324,15 +349,21 @@ class Evaluation:
         if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
-                f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}."
+                f"own: {', '.join(mismatched[:_NAMED_MISMATCHES])}. Where they first differ, the "
+                f"emitted token's logit is up to {max(gaps):.2g} below the target's best "
+                f"(median {statistics.median(gaps):.2g})."
             )
         return row, speed
 
-    def params(self, drafter: DrafterBundle) -> Any:
-        """The parameters that this drafter's strategy takes."""
-        if not drafter.entry.drafts:
-            return self.target.params
-        return {"target": self.target.params, "drafter": drafter.params}
+    def gaps(self, reference: Reference[Response], responses: Sequence[Response]) -> list[float]:
+        """See `logit_gaps`."""
+        return logit_gaps(
+            build_autoregressive(self.settings, self.target),
+            self.target.params,
+            reference.prompts,
+            responses,
+            reference.responses,
+        )
 
     def time(
         self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
@@ -345,7 +376,7 @@ class Evaluation:
                 strategy,
                 reference.prompts[:count],
                 target_params=self.target.params,
-                params=self.params(drafter),
+                params=drafter.params_with(self.target),
                 ids=reference.ids[:count],
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,

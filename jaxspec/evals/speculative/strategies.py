@@ -72,6 +72,12 @@ def build_autoregressive(settings: EvaluationConfig, target: TargetBundle) -> Au
     return Autoregressive(target.model, decode_rules(settings, target), target_sampling(settings))
 
 
+def build_reference(settings: EvaluationConfig, target: TargetBundle) -> Autoregressive:
+    """The target by itself, in passes of `settings.reference_rows` rows."""
+    alone = build_autoregressive(settings, target)
+    return dataclasses.replace(alone, pass_rows=settings.reference_rows)
+
+
 def build_strategy(
     settings: EvaluationConfig, target: TargetBundle, drafter: DrafterBundle
 ) -> AnyStrategy:

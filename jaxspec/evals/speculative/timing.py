@@ -30,10 +30,12 @@ from jaxspec.decoding.generate import (
 )
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
+from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.evals.clock import Clock, seconds_by_turn, speedup_interval, take_turns
 from jaxspec.evals.costs import explain_costs
 from jaxspec.evals.intervals import Interval, bracketed
 from jaxspec.models.transformer import TransformerOutput
+from jaxspec.ops.precision import exact_program
 
 _BEYOND_NOISE = 0.8
 """Share of the turns in which a round must take longer than its parts. If there were no rest, 12 of
@@ -192,10 +194,7 @@ def measure_speed(
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
     check_prompts(prompts, ids=ids, strategy=speculative)
-    length = bucket_length(max(map(len, prompts)))
-    capacity = needed_capacity(
-        length, rules=speculative.rules, round_tokens=speculative.round_tokens
-    )
+    length, capacity = timed_shape(speculative, prompts)
     params = speculative.prepare(params)
     batches = [
         pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
@@ -239,15 +238,56 @@ def measure_speed(
     )
 
 
+def timed_shape(strategy: Strategy, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The padded length of the prompts that are timed, and the capacity of the caches."""
+    length = bucket_length(max(map(len, prompts)))
+    slots = needed_capacity(length, rules=strategy.rules, round_tokens=strategy.round_tokens)
+    return length, slots
+
+
 def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
     """A strategy, its prefill and its loop."""
     return Clock(
         start=lambda prompts: strategy.start(params, prompts, capacity=capacity),
-        # As `generate` calls it, so that the two share one program.
-        run=lambda state: strategy.run(params, state, leave_on_end=False),
+        # As `generate` and `measure_round_parts` call it, so that they share one program.
+        run=lambda state: strategy.run(params, state, leave_on_end=False, max_rounds=NO_LIMIT),
         # The first token is the prefill's.
         count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
     )
+
+
+TURNS = 10
+"""Rounds, or parts of rounds, in a loop that is timed."""
+
+
+def parts_lowered(
+    strategy: Speculative, params: Any, state: DecodeState
+) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """The programs of `measure_round_parts` besides the real loop, by what they time.
+
+    Args:
+      strategy: whose rounds are timed.
+      params: of the strategy, as `prepare` gives them; shapes are enough.
+      state: that of one prompt; shapes are enough.
+    """
+
+    @functools.cache
+    def read() -> Any:
+        return jax.eval_shape(functools.partial(_read_once, strategy), params, state)
+
+    def bare() -> Plan:
+        plan: Plan = dataclasses.replace(read()[0], drafter=None)
+        return plan
+
+    return {
+        "a round": lambda: _read_once.lower(strategy, params, state),
+        "drafts": lambda: _draft_loop.lower(strategy, params, state, TURNS),
+        "verification": lambda: _target_loop.lower(strategy, params, state, read()[0], TURNS),
+        "the rule": lambda: _rule_loop.lower(strategy, state.keys_B, bare(), read()[2], TURNS),
+        "bookkeeping": lambda: _finish_loop.lower(
+            strategy, params, state, bare(), read()[1], read()[3], TURNS
+        ),
+    }
 
 
 class RoundParts(NamedTuple):
@@ -275,7 +315,7 @@ def measure_round_parts(
     *,
     capacity: int,
     repeats: int = 15,
-    turns: int = 10,
+    turns: int = TURNS,
 ) -> RoundParts:
     """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
 
@@ -337,7 +377,7 @@ def beyond_noise(rests_ms: Sequence[float]) -> float | None:
 # out what a real round has to do.
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: int) -> Any:
     proposer, config = strategy.proposer, strategy.model.config
     pieces = strategy.cut(params)
@@ -361,7 +401,7 @@ def _draft_loop(strategy: Speculative, params: Any, state: DecodeState, turns: i
     return jax.lax.fori_loop(0, turns, body, (state.drafter, state.anchor_B))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _read_once(
     strategy: Speculative, params: Any, state: DecodeState
 ) -> tuple[Plan, TransformerOutput, jax.Array, Choice]:
@@ -371,7 +411,7 @@ def _read_once(
     return plan, output, logits_BYV, strategy.verify(state.keys_B, plan, logits_BYV)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _target_loop(
     strategy: Speculative, params: Any, state: DecodeState, plan: Plan, turns: int
 ) -> Any:
@@ -389,7 +429,7 @@ def _target_loop(
     return jax.lax.fori_loop(0, turns, body, (state.cache, state.anchor_B))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _rule_loop(
     strategy: Speculative, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array, turns: int
 ) -> Any:
@@ -404,7 +444,7 @@ def _rule_loop(
     return jax.lax.fori_loop(0, turns, body, none)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@exact_program()
 def _finish_loop(
     strategy: Speculative,
     params: Any,

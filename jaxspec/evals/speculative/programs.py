@@ -1,0 +1,214 @@
+"""The programs that an evaluation of drafters will call, compiled ahead (`jaxspec.evals.ahead`).
+
+Which they are follows from the strategy and the padded lengths of the prompts: a prefill for each
+length, a loop for each capacity of the caches, and the same for one row where speed is measured.
+
+>>> with Ahead(print) as ahead:  # doctest: +SKIP
+...     ProgramsAhead(ahead, settings, target).for_reference(prompts)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jaxspec.config import EvaluationConfig
+from jaxspec.decoding import Adaptive, Autoregressive, DecodeState, Speculative
+from jaxspec.decoding.generate import bucket_length, groups, needed_capacity, pad_prompts
+from jaxspec.decoding.placement import mesh_of
+from jaxspec.decoding.rows import spread
+from jaxspec.decoding.state import NO_LIMIT
+from jaxspec.evals.ahead import Ahead, Program, shapes_of
+from jaxspec.evals.opening import DrafterBundle, TargetBundle
+from jaxspec.evals.speculative.strategies import AnyStrategy, build_autoregressive, build_reference
+from jaxspec.evals.speculative.timing import parts_lowered, timed_shape
+
+
+@dataclasses.dataclass
+class ProgramsAhead:
+    """Has the programs of an evaluation compiled before they are called.
+
+    On a mesh nothing is compiled ahead: how arrays are spread is known when they are there.
+    """
+
+    ahead: Ahead
+    settings: EvaluationConfig
+    target: TargetBundle
+    following: tuple[DrafterBundle, AnyStrategy] | None = None
+    """What is measured after the first reference. Its programs are compiled while the target
+    answers alone. None: unknown."""
+
+    def for_reference(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Returns when the target alone can decode these prompts."""
+        strategy = build_reference(self.settings, self.target)
+        own = self._batches(strategy, self.target.params, prompts)
+        following = [] if self.following is None else self._measuring(*self.following, prompts)
+        keys = self.ahead.add([*own, *following])
+        self.ahead.wait(keys[: len(own)])
+
+    def for_measuring(
+        self, drafter: DrafterBundle, strategy: AnyStrategy, prompts: Sequence[Sequence[int]]
+    ) -> float:
+        """Returns when everything is compiled, so that nothing runs next to what is timed.
+
+        Returns:
+          The seconds that the strategy's prefill and loop took which are timed.
+        """
+        self.ahead.add(self._measuring(drafter, strategy, prompts))
+        self.ahead.wait()
+        timed = self._timed(strategy, drafter.params_with(self.target), prompts, strategy)
+        return self.ahead.wait(program.key for program in timed)
+
+    def _measuring(
+        self, drafter: DrafterBundle, strategy: AnyStrategy, prompts: Sequence[Sequence[int]]
+    ) -> list[Program]:
+        """What is called to measure a drafter on these prompts."""
+        params = drafter.params_with(self.target)
+        alone = build_autoregressive(self.settings, self.target)
+        found = self._timed(alone, self.target.params, prompts, strategy)
+        found += self._timed(strategy, params, prompts, strategy, with_parts=True)
+        if drafter.entry.drafts:
+            found += self._batches(strategy, params, prompts)
+        return found
+
+    def _batches(
+        self, strategy: AnyStrategy, params: Any, prompts: Sequence[Sequence[int]]
+    ) -> list[Program]:
+        if mesh_of(params) is not None:
+            return []
+        params, rows = shapes_of(strategy.prepare(params)), self.settings.batch_size
+        return [*batch_programs(strategy, params, prompts, rows=rows)]
+
+    def _timed(
+        self,
+        strategy: AnyStrategy,
+        params: Any,
+        prompts: Sequence[Sequence[int]],
+        capacity_of: AnyStrategy,
+        *,
+        with_parts: bool = False,
+    ) -> list[Program]:
+        prompts = prompts[: self.settings.timing_prompts]
+        if not prompts or mesh_of(params) is not None:
+            return []
+        return [
+            *timing_programs(
+                strategy,
+                shapes_of(strategy.prepare(params)),
+                prompts,
+                capacity_of=capacity_of,
+                with_parts=with_parts,
+            )
+        ]
+
+
+def batch_programs(
+    strategy: AnyStrategy, params: Any, prompts: Sequence[Sequence[int]], *, rows: int
+) -> Iterator[Program]:
+    """What `generate` calls on these prompts.
+
+    Args:
+      strategy: the target alone or with a drafter.
+      params: as `strategy.prepare` gives them; shapes are enough.
+      prompts: ids.
+      rows: of a batch.
+    """
+    for group in groups(prompts, rows):
+        lengths = sorted({bucket_length(len(prompts[index])) for index in group})
+        capacity = needed_capacity(
+            lengths[-1], rules=strategy.rules, round_tokens=strategy.round_tokens
+        )
+        for length in lengths:
+            prefill = _Prefill(strategy, params, min(length, capacity), capacity)
+            yield prefill.program()
+        yield from prefill.loops(rows=rows)
+
+
+def timing_programs(
+    strategy: AnyStrategy,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    capacity_of: AnyStrategy,
+    with_parts: bool,
+) -> Iterator[Program]:
+    """What `measure_speed` calls on these prompts, for one of the two strategies.
+
+    Args:
+      strategy: one of them.
+      params: as `strategy.prepare` gives them; shapes are enough.
+      prompts: those that are timed.
+      capacity_of: the strategy with the drafter; both have caches of its size.
+      with_parts: whether the parts of a round are timed too.
+    """
+    prefill = _Prefill(strategy, params, *timed_shape(capacity_of, prompts))
+    yield prefill.program()
+    yield from prefill.loops(rows=1)
+    largest = _sizes(strategy)[-1]
+    if with_parts and isinstance(largest, Speculative):
+        lowered = parts_lowered(largest, params, prefill.state())
+        for part, lower in lowered.items():
+            yield Program(f"timing of {part}", (part, *prefill.key), lower)
+
+
+def _sizes(strategy: AnyStrategy) -> Sequence[Autoregressive | Speculative]:
+    return strategy.strategies if isinstance(strategy, Adaptive) else [strategy]
+
+
+class _Prefill:
+    """The prefill of one prompt, and the loops that take over its state."""
+
+    def __init__(self, strategy: AnyStrategy, params: Any, length: int, capacity: int) -> None:
+        self._strategy, self._params = strategy, params
+        self._length, self._capacity = length, capacity
+        self._prompts = pad_prompts([[0]], ids=[""], length=length, rows=1, seed=0)
+        self.key = (strategy, length, capacity)
+
+    def program(self) -> Program:
+        largest = _sizes(self._strategy)[-1]
+        return Program(
+            f"prefill of {self._length} tokens{_whose(largest)}",
+            ("start", *self.key),
+            lambda: type(largest).start.lower(
+                largest, self._params, self._prompts, capacity=self._capacity
+            ),
+        )
+
+    def state(self, *, rows: int = 0) -> DecodeState:
+        """Shapes of the state after the prefill; in a batch of `rows`, or by itself (0)."""
+        largest = _sizes(self._strategy)[-1]
+        single: DecodeState = jax.eval_shape(
+            lambda params, prompts: largest.start(params, prompts, capacity=self._capacity),
+            self._params,
+            self._prompts,
+        )
+        if not rows:
+            return single
+        batch: DecodeState = jax.eval_shape(lambda state: spread(state, rows=rows), single)
+        return batch
+
+    def loops(self, *, rows: int) -> Iterator[Program]:
+        """A loop for each size of the strategy."""
+        for size in _sizes(self._strategy):
+            yield Program(
+                f"loop of {rows} row{'' if rows == 1 else 's'}{_whose(size)}",
+                ("run", size, self._capacity, rows),
+                functools.partial(self._lowered_loop, size, rows),
+            )
+
+    def _lowered_loop(self, size: Autoregressive | Speculative, rows: int) -> jax.stages.Lowered:
+        # With the arguments that `generate` and the clock give.
+        lowered: jax.stages.Lowered = type(size).run.lower(
+            size, self._params, self.state(rows=rows), leave_on_end=False, max_rounds=NO_LIMIT
+        )
+        return lowered
+
+
+def _whose(strategy: Autoregressive | Speculative) -> str:
+    if isinstance(strategy, Speculative):
+        return f" with drafts of {strategy.verified_rows - 1}"
+    return "" if strategy.pass_rows == 1 else f" in passes of {strategy.pass_rows} tokens"

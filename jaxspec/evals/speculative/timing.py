@@ -277,10 +277,43 @@ def measure_round_parts(
     repeats: int = 15,
     turns: int = 10,
 ) -> RoundParts:
-    """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
+    """A round and its parts: medians of what `time_round_parts` times.
+
+    Raises:
+      ValueError: the response has no rounds.
+    """
+    each = time_round_parts(
+        strategy, params, prompts, capacity=capacity, repeats=repeats, turns=turns
+    )
+    rests = [
+        whole_ms - sum(parts_ms)
+        for whole_ms, *parts_ms in zip(
+            each["round"], each["draft"], each["target"], each["rule"], strict=True
+        )
+    ]
+    return RoundParts(
+        **{f"{name}_ms": statistics.median(found) for name, found in each.items()},
+        rest_ms=beyond_noise(rests),
+    )
+
+
+def time_round_parts(
+    strategy: Speculative,
+    params: Any,
+    prompts: Prompts,
+    *,
+    capacity: int,
+    repeats: int,
+    turns: int,
+) -> dict[str, list[float]]:
+    """Times a round and its parts, taking turns: `repeats` loops of `turns`.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
     The real loop ends with its response, so its rounds are counted.
+
+    Returns:
+      Milliseconds of one "round", "draft", "target", "rule" and "finish" (`RoundParts`), one entry
+      for each loop.
 
     Raises:
       ValueError: the response has no rounds.
@@ -310,20 +343,10 @@ def measure_round_parts(
         },
         repeats=repeats,
     )
-    each = {
+    return {
         name: [1e3 * found / (rounds if name == "round" else turns) for found in turn_s]
         for name, turn_s in seconds.items()
     }
-    rests = [
-        whole_ms - sum(parts_ms)
-        for whole_ms, *parts_ms in zip(
-            each["round"], each["draft"], each["target"], each["rule"], strict=True
-        )
-    ]
-    return RoundParts(
-        **{f"{name}_ms": statistics.median(found) for name, found in each.items()},
-        rest_ms=beyond_noise(rests),
-    )
 
 
 def beyond_noise(rests_ms: Sequence[float]) -> float | None:

@@ -151,7 +151,10 @@ def main() -> None:
         shown += [records.find(row) for row in rows]
     print(file=sys.stderr)
     print(as_table(shown, args.chips))
-    print("\nChips: the least time by their published figures; m: memory, a: arithmetic bounds it.")
+    if any(row["plans"] for row in shown):
+        print(
+            "\nA chip's time is the least by its data sheet; m: memory, a: arithmetic decides it."
+        )
 
 
 def row_of(line: Line, args: argparse.Namespace, speed: DeviceSpeed | None) -> Row:

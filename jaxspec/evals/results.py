@@ -125,6 +125,7 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "trained_on_other_target": (bool, type(None)),
     "suppress": (str,),
     "end_of_text": (str,),
+    "choice": (dict,),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
@@ -133,8 +134,8 @@ block of `nfe_by_block`. `looped_round_ms`: time of a round that was timed next 
 `rest_ms`: what these leave over, None unless it exceeds the noise. `trained_on_other_target`:
 whether the drafter's run recorded other weights than the target's; None if it recorded none.
 `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
-diffusion language model could end its answer. An interval (`*_ci95`) is None if too few prompts
-were measured."""
+diffusion language model could end its answer. `choice`: what evaluation.strategy "auto" measured
+and chose. An interval (`*_ci95`) is None if too few prompts were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",

@@ -61,7 +61,7 @@ def test_what_is_measured_stands_beside_its_bound(monkeypatch, capsys, tmp_path)
         max(row["memory_bytes"] / row["bandwidth"], row["operations"] / row["product"])
     )
     share = row["bound_s"] / sorted(row["seconds"])[1]
-    assert f"| {share:.0%} |" in text
+    assert f" {share:.0%} |" in text
     # The same command reads what is there.
     monkeypatch.setattr(speed, "measured", lambda group: pytest.fail("measured again"))
     assert run(monkeypatch, capsys, *options) == text

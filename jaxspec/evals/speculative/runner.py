@@ -36,10 +36,16 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.evals.speculative.choice import (
+    Case,
+    calibration_examples,
+    decide,
+    note,
+    options,
+)
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
-    build_strategy,
     denoising_of,
 )
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
@@ -96,9 +102,10 @@ def evaluate(
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
+        calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
         evaluation = Evaluation(settings, target, echo)
         # Refuses settings that do not go together.
-        cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
+        tried = [options(settings, target, drafter) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
         identity = identity_of(
             config,
@@ -114,21 +121,29 @@ def evaluate(
             file,
             identity=identity,
             started=record["time"],
-            total=len(benchmarks) * len(cases),
+            total=len(benchmarks) * len(drafters),
             answered=Response,
             speed=Speed,
             echo=echo,
         ) as finished:
+            cases = decide(
+                target,
+                drafters,
+                tried,
+                lambda: [evaluation.reference(*each) for each in calibration.items()],
+                kept=[record["row"] for record in finished.rows],
+                echo=echo,
+            )
             for found in finished.measured(
                 benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
             ):
-                (drafter, strategy), row, speed = found.case, found.row, found.speed
+                case, row, speed = found.case, found.row, found.speed
                 if speed is not None:
                     # Drafters of one shape share a program, which the first of them compiles.
-                    row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
-                if speed is not None and drafter.entry.drafts:
+                    row["compile_s"] = compile_s.setdefault(case.strategy, speed.compile_s)
+                if speed is not None and case.drafts:
                     speeds.append(speed)
-                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(drafter.loss)}"
+                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(case.drafter.loss)}"
                     notes.append(f"{shown}: {speed.formula()}.")
                 results.append(row)
                 if found.is_new:
@@ -136,6 +151,8 @@ def evaluate(
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [explained(mesh)])
+            chosen = [(case.drafter, case.choice) for case in cases if case.choice]
+            paragraphs += ["\n".join(f"- {note(*each)}" for each in chosen)] if chosen else []
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -259,15 +276,15 @@ class Evaluation:
         self,
         name: str,
         reference: Reference[Response],
-        case: tuple[DrafterBundle, AnyStrategy],
+        case: Case,
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
-        drafter, strategy = case
+        drafter, settings, strategy = case.drafter, case.settings, case.strategy
         # Timed before anything else is decoded, so that compiling is not over yet.
-        speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
-        params = self.params(drafter)
+        speed = self.time(case, reference) if settings.timing_prompts else None
+        params = self.params(case)
         title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
-        if not drafter.entry.drafts:
+        if not case.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
             with progress_of(title, len(reference.prompts), self.echo) as advance:
@@ -276,14 +293,14 @@ class Evaluation:
                     params,
                     reference.prompts,
                     ids=reference.ids,
-                    batch_size=self.settings.batch_size,
-                    seed=self.settings.seed,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed,
                     progress=advance,
                 )
         # The target alone drafts nothing; one slot without a draft keeps its figures defined.
         slots = max(1, strategy.round_tokens - 1)
         rounds = [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses]
-        seed = self.settings.seed
+        seed = settings.seed
         summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
         without_repetitive = summary.pop("tau_micro_without_repetitive")
         mismatched = [
@@ -291,7 +308,7 @@ class Evaluation:
             for ours, theirs in zip(responses, reference.responses, strict=True)
             if ours.tokens != theirs.tokens
         ]
-        is_greedy = self.settings.temperature == 0
+        is_greedy = settings.temperature == 0
         row: dict[str, Any] = {
             "target": self.target.name,
             "drafter": drafter.name,
@@ -301,16 +318,16 @@ class Evaluation:
             "prompts": reference.conversations,
             "turns": len(responses),
             "skipped_prompts": reference.skipped,
-            "temperature": self.settings.temperature,
-            "suppress": self.settings.suppress,
+            "temperature": settings.temperature,
+            "suppress": settings.suppress,
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,
             "draft_passes_per_round": _draft_passes(responses),
-            "tree_nodes": self.settings.tree_nodes,
-            "chains": self.settings.chains,
-            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.entry.denoises else {}),
-            "adaptive_sizes": list(self.settings.adaptive_sizes),
+            "tree_nodes": settings.tree_nodes,
+            "chains": settings.chains,
+            **(dataclasses.asdict(denoising_of(settings)) if drafter.entry.denoises else {}),
+            "adaptive_sizes": list(settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
@@ -318,6 +335,8 @@ class Evaluation:
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
         }
+        if case.choice:
+            row["choice"] = case.choice.as_dict()
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
         )
@@ -328,24 +347,22 @@ class Evaluation:
             )
         return row, speed
 
-    def params(self, drafter: DrafterBundle) -> Any:
-        """The parameters that this drafter's strategy takes."""
-        if not drafter.entry.drafts:
+    def params(self, case: Case) -> Any:
+        """The parameters that a case's strategy takes."""
+        if not case.drafts:
             return self.target.params
-        return {"target": self.target.params, "drafter": drafter.params}
+        return {"target": self.target.params, "drafter": case.drafter.params}
 
-    def time(
-        self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
-    ) -> Speed | None:
+    def time(self, case: Case, reference: Reference[Response]) -> Speed | None:
         """Speed at batch 1 on the first prompts."""
         count = self.settings.timing_prompts
         with on_mesh_of(self.target.params):
             return measure_speed(
                 build_autoregressive(self.settings, self.target),
-                strategy,
+                case.strategy,
                 reference.prompts[:count],
                 target_params=self.target.params,
-                params=self.params(drafter),
+                params=self.params(case),
                 ids=reference.ids[:count],
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,

@@ -191,19 +191,14 @@ def measure_speed(
     Raises:
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
-    check_prompts(prompts, ids=ids, strategy=speculative)
-    length = bucket_length(max(map(len, prompts)))
-    capacity = needed_capacity(
-        length, rules=speculative.rules, round_tokens=speculative.round_tokens
-    )
     params = speculative.prepare(params)
-    batches = [
-        pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
-        for name, prompt in zip(ids, prompts, strict=True)
-    ]
-    plain = _clock(baseline, baseline.prepare(target_params), capacity)
-    fast = _clock(speculative, params, capacity)
-    take_turns([plain, fast], batches, ids=ids, repeats=repeats)
+    plain, fast = take_turns_on(
+        [(baseline, target_params), (speculative, params)],
+        prompts,
+        ids=ids,
+        repeats=repeats,
+        seed=seed,
+    )
     steps, plain_steps = sum(fast.steps), sum(plain.steps)
     if not plain_steps or not steps:
         return None
@@ -212,6 +207,7 @@ def measure_speed(
     parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0, None), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
+        batches, capacity = _batches([speculative], prompts, ids=ids, seed=seed)
         longest = max(range(len(batches)), key=fast.steps.__getitem__)
         parts = measure_round_parts(largest, params, batches[longest], capacity=capacity)
     rate, baseline_rate = (sum(clock.tokens) / sum(clock.run_s) for clock in (fast, plain))
@@ -221,7 +217,7 @@ def measure_speed(
         baseline_tokens_per_s=baseline_rate,
         speedup=rate / baseline_rate,
         speedup_ci95=speedup_interval(fast, plain, of="run_s", seed=seed),
-        timed_prompts=len(batches),
+        timed_prompts=len(prompts),
         compile_s=fast.compile_s,
         prefill_ms=1e3 * statistics.median(fast.start_s),
         baseline_prefill_ms=1e3 * statistics.median(plain.start_s),
@@ -237,6 +233,51 @@ def measure_speed(
         platform=jax.default_backend(),
         round_ms_by_prompt=tuple(1e3 * seconds / rounds for seconds, rounds in by_prompt if rounds),
     )
+
+
+def take_turns_on(
+    cases: Sequence[tuple[Strategy, Any]],
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    repeats: int,
+    seed: int,
+) -> list[Clock]:
+    """Clocks of several strategies on the same prompts, one prompt at a time.
+
+    Args:
+      cases: (strategy, its parameters).
+      prompts: token ids.
+      ids: the prompts' names.
+      repeats: how often each is timed.
+      seed: of the random streams.
+
+    Raises:
+      ValueError: prompts that cannot be decoded, or fewer than one repeat.
+    """
+    batches, capacity = _batches([case for case, _ in cases], prompts, ids=ids, seed=seed)
+    clocks = [_clock(strategy, strategy.prepare(params), capacity) for strategy, params in cases]
+    take_turns(clocks, batches, ids=ids, repeats=repeats)
+    return clocks
+
+
+def _batches(
+    strategies: Sequence[Strategy],
+    prompts: Sequence[Sequence[int]],
+    *,
+    ids: Sequence[str],
+    seed: int,
+) -> tuple[list[Prompts], int]:
+    """Batches of one prompt in one bucket, and the slots of caches that fit every strategy."""
+    largest = max(strategies, key=lambda strategy: strategy.round_tokens)
+    check_prompts(prompts, ids=ids, strategy=largest)
+    length = bucket_length(max(map(len, prompts)))
+    capacity = needed_capacity(length, rules=largest.rules, round_tokens=largest.round_tokens)
+    batches = [
+        pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
+        for name, prompt in zip(ids, prompts, strict=True)
+    ]
+    return batches, capacity
 
 
 def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:

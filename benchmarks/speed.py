@@ -75,8 +75,8 @@ class Line:
     name: str
     batch: int
     passes: Passes
-    tokens: float
-    """Read or made in the time that is measured."""
+    tokens: int = 0
+    """Read from a text, or made, in the time that is measured; 0: this depends on the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +113,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--plan-only", action="store_true", help="run nothing")
     parser.add_argument(
-        "--stream-mb", type=int, default=512, help="array for the bandwidth, in MB (512)"
+        "--stream-mb", type=int, default=0, help="array for the bandwidth (0: 512, no CPU: 2048)"
     )
     parser.add_argument(
-        "--product-width", type=int, default=2048, help="of the large product (2048)"
+        "--product-width", type=int, default=0, help="of the product (0: 2048, no CPU: 8192)"
     )
     parser.add_argument("--output", default="", help="JSON file")
     return parser.parse_args()
@@ -134,7 +134,12 @@ def main() -> None:
     )
     speed = None
     if not args.plan_only:
-        speed = DeviceSpeed.measured(args.dtype, stream_mb=args.stream_mb, width=args.product_width)
+        is_cpu = jax.default_backend() == "cpu"
+        speed = DeviceSpeed.measured(
+            args.dtype,
+            stream_mb=args.stream_mb or (512 if is_cpu else 2048),
+            width=args.product_width or (2048 if is_cpu else 8192),
+        )
         print(
             f"{jax.devices()[0].device_kind}: reads {speed.bandwidth / 1e9:,.1f} GB/s, multiplies "
             f"{args.dtype} at {speed.operations / 1e9:,.0f} GFLOP/s",
@@ -204,7 +209,8 @@ def cells(row: Row, chips: Sequence[str]) -> list[str]:
         found[2], found[4] = shown_ms(row["bound_s"]), row["binding"]
     if row["seconds"]:
         seconds = statistics.median(row["seconds"])
-        found[:2] = [shown_ms(seconds), f"{row['tokens'] / seconds:,.0f}"]
+        found[0] = shown_ms(seconds)
+        found[1] = f"{row['tokens'] / seconds:,.0f}" if row["tokens"] else ""
         found[3] = f"{row['bound_s'] / seconds:.0%}"
     plans = [row["plans"].get(chip) for chip in chips]
     return [
@@ -340,7 +346,7 @@ def rounds(
     passes = {"draft": [(1, drafted)], "target": [(1, verified)]}
     passes["round"] = passes["draft"] + passes["target"]  # One needs the other's result.
     return Group(
-        tuple(Line("decode", names[part], batch, passes[part], batch * read) for part in names),
+        tuple(Line("decode", names[part], batch, passes[part]) for part in names),
         measure,
     )
 

@@ -4,8 +4,6 @@ Every weight is read once, and so is the cache; keys and values are written once
 reads and writes its tokens' states. Logits, attention scores and what else lies between stay on the
 chip. `jaxspec.planning.roofline` turns work into the time that a chip takes at least.
 
-Dimension key: B batch rows, S tokens that a row reads, T tokens that are in the cache.
-
 >>> step = target_pass(shapes, config, rows=1, tokens=1, cached=512)           # doctest: +SKIP
 >>> step.memory_bytes, step.operations                                         # doctest: +SKIP
 """
@@ -60,9 +58,9 @@ def target_pass(
     Args:
       params: its parameters, or their shapes.
       target: its configuration.
-      rows: B.
-      tokens: S, in each row.
-      cached: T, in each row.
+      rows: of the batch.
+      tokens: that each row reads.
+      cached: tokens of each row that are in the cache.
       judged: tokens of each row whose logits are wanted; None: all.
     """
     judged = tokens if judged is None else judged
@@ -92,8 +90,8 @@ def draft_pass(
       params: its parameters, or their shapes.
       drafter: its configuration, resolved for the target.
       target: whose embedding and head it uses.
-      rows: B.
-      cached: T, in each row.
+      rows: of the batch.
+      cached: tokens of each row that are in the cache.
     """
     slots = drafter.block_size
     products = drafter_products(params, slots=slots, context=slots)

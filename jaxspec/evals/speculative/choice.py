@@ -86,7 +86,7 @@ class Choice:
             text += f" against {others[0].tokens_per_s:,.0f} of {others[0].name}"
         if self._off and best.name != OFF:
             text += f"; {OFF} would give {self._off[0].tokens_per_s:,.0f}"
-        return f"{text}. Measured on {self.prompts} prompts that are not in the table."
+        return f"{text}. Measured one by one on {self.prompts} prompts that are not in the table."
 
     @property
     def _off(self) -> tuple[Measured, ...]:

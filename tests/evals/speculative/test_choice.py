@@ -54,7 +54,8 @@ def test_the_most_tokens_per_second_are_chosen():
     assert found.chosen.name == "block 4, greedy"
     assert found.sentence() == (
         "chose block 4, greedy: 667 tokens/s (tau 2.00, round 3.00 ms) against 600 of block 8, "
-        "greedy; no drafting would give 500. Measured on 6 prompts that are not in the table."
+        "greedy; no drafting would give 500. Measured one by one on 6 prompts that are not in the "
+        "table."
     )
     assert Choice.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 

@@ -1,6 +1,6 @@
 """The file of a benchmark: where its figures come from, and a row for each, with every repeat.
 
-The file is written anew after every row, so a run that is interrupted keeps what it has measured,
+The file is written anew after every measurement, so a run that is interrupted keeps what it has measured,
 and the same command continues after it.
 
 >>> records = Records("runs/speed.json", provenance=record, conditions={"dtype": "float32"})
@@ -72,11 +72,13 @@ class Records:
         """The row of this name, if it is there."""
         return next((other for other in self.rows if key_of(other) == key_of(row)), None)
 
-    def add(self, row: Row) -> None:
-        """Appends a row and writes the file."""
-        self.rows.append(jsonable(row))
+    def add(self, *rows: Row) -> list[Row]:
+        """Appends rows that were measured together, writes the file, and returns them as written."""
+        written = [jsonable(row) for row in rows]
+        self.rows.extend(written)
         if self._path:
             write_json(self._path, self._document)
+        return written
 
 
 def read_records(path: str) -> dict[str, Any]:

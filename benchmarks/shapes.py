@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,10 +40,9 @@ class Shape:
 
     def for_decoding(self, dtype: Dtype) -> tuple[TransformerConfig, DrafterConfig]:
         """Target and drafter in the type that they are decoded in."""
-        how = {"dtype": dtype, "param_dtype": dtype}
         return (
-            dataclasses.replace(self.target, **how),
-            dataclasses.replace(self.drafter, **how),
+            dataclasses.replace(self.target, dtype=dtype, param_dtype=dtype),
+            dataclasses.replace(self.drafter, dtype=dtype, param_dtype=dtype),
         )
 
 
@@ -81,8 +80,8 @@ def _qwen25_coder_15b() -> Shape:
     )
 
 
-SHAPES: Mapping[str, Any] = {"embedded": _embedded, "1.5B": _qwen25_coder_15b}
-"""Name -> a function that makes the `Shape`."""
+SHAPES: Mapping[str, Callable[[], Shape]] = {"embedded": _embedded, "1.5B": _qwen25_coder_15b}
+"""By name."""
 
 
 def random_like(shapes: Any, *, seed: int = 0) -> Any:

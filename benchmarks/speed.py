@@ -145,15 +145,15 @@ def main() -> None:
             f"{args.dtype} at {speed.operations / 1e9:,.0f} GFLOP/s",
             file=sys.stderr,
         )
-    shown = []
+    shown: list[Row] = []
     for group in groups(SHAPES[args.shape](), args):
         rows = [row_of(line, args, speed) for line in group.lines]
-        if any(records.find(row) is None for row in rows):
+        kept = [row for row in map(records.find, rows) if row is not None]
+        if len(kept) < len(rows):
             seconds = {} if args.plan_only else measured(group)
-            for row in rows:
-                records.add(row | {"seconds": seconds.get(row["name"], [])})
+            kept = records.add(*(row | {"seconds": seconds.get(row["name"], [])} for row in rows))
             print(".", end="", file=sys.stderr, flush=True)
-        shown += [records.find(row) for row in rows]
+        shown += kept
     print(file=sys.stderr)
     print(as_table(shown, args.chips))
     if any(row["plans"] for row in shown):

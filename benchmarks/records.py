@@ -1,6 +1,6 @@
 """The file of a benchmark: where its figures come from, and a row for each, with every repeat.
 
-The file is written anew after every measurement, so a run that is interrupted keeps what it has measured,
+The file is written anew after every measurement, so a run that is interrupted keeps what is done,
 and the same command continues after it.
 
 >>> records = Records("runs/speed.json", provenance=record, conditions={"dtype": "float32"})
@@ -73,7 +73,7 @@ class Records:
         return next((other for other in self.rows if key_of(other) == key_of(row)), None)
 
     def add(self, *rows: Row) -> list[Row]:
-        """Appends rows that were measured together, writes the file, and returns them as written."""
+        """Appends rows that were measured together; returns them as they were written."""
         written = [jsonable(row) for row in rows]
         self.rows.extend(written)
         if self._path:

@@ -237,7 +237,8 @@ def decide(
                 asked = asked or ask()
                 echo(f"{for_terminal(drafter.name)}: timing {len(strategies)} ways of decoding ...")
                 choice = measure_options(strategies, target, drafter, asked, settings=settings[OFF])
-            echo(note(drafter, choice))
+            who = f"{for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
+            echo(f"{who}: {choice.sentence()}")
         name = choice.chosen.name if choice else next(iter(strategies))
         cases.append(Case(drafter, settings[name], strategies[name], choice))
     return cases
@@ -287,8 +288,3 @@ def measure_options(
         ),
         len(prompts),
     )
-
-
-def note(drafter: DrafterBundle, choice: Choice) -> str:
-    """The line about a drafter's choice."""
-    return f"{for_terminal(drafter.loss)} ({for_terminal(drafter.name)}): {choice.sentence()}"

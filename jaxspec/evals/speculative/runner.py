@@ -36,13 +36,7 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
-from jaxspec.evals.speculative.choice import (
-    Case,
-    calibration_examples,
-    decide,
-    note,
-    options,
-)
+from jaxspec.evals.speculative.choice import Case, calibration_examples, decide, options
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
@@ -151,8 +145,7 @@ def evaluate(
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [explained(mesh)])
-            chosen = [(case.drafter, case.choice) for case in cases if case.choice]
-            paragraphs += ["\n".join(f"- {note(*each)}" for each in chosen)] if chosen else []
+            paragraphs += filter(None, ["\n".join(_choice_notes(cases))])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -379,6 +372,16 @@ def _without_drafts(response: Response) -> Response:
     """The target's own answer as rounds of one token, so that its row is like the others."""
     rounds = len(response.tokens) - 1
     return dataclasses.replace(response, emitted=(1,) * rounds, verified=(0,) * rounds)
+
+
+def _choice_notes(cases: Sequence[Case]) -> list[str]:
+    """A line for each choice, for the report."""
+    return [
+        f"- {for_markdown(case.drafter.loss)} ({for_markdown(case.drafter.name)}): "
+        f"{case.choice.sentence()}"
+        for case in cases
+        if case.choice
+    ]
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:

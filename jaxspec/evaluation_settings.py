@@ -65,7 +65,8 @@ class EvaluationConfig:
     strategy: Literal["given", "auto", "off"] = "given"
     """"given": the drafter is used as the settings below say. "auto": each drafter's rule, block or
     tree is chosen, or no drafting at all, by what is fastest on a few questions that are not
-    measured (`jaxspec.evals.speculative.choice`). "off": nothing is drafted."""
+    measured (`jaxspec.evals.speculative.choice`); every option is compiled for that. "off": nothing
+    is drafted."""
     calibration: str = ""
     """Data set whose test questions strategy "auto" is decided on; "": those questions of the
     benchmarks that are not measured."""

@@ -76,9 +76,13 @@ class Records:
         """Appends rows that were measured together; returns them as they were written."""
         written = [jsonable(row) for row in rows]
         self.rows.extend(written)
+        self.write()
+        return written
+
+    def write(self) -> None:
+        """Writes the file as the rows now are."""
         if self._path:
             write_json(self._path, self._document)
-        return written
 
 
 def read_records(path: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.bounds import DeviceSpeed, Passes, bound_of
+from benchmarks.bounds import Device, Passes, bound_of
 from benchmarks.records import Records, Row, shown_ms, table
 from benchmarks.shapes import SHAPES, Shape, random_like
 from jaxspec.config import Dtype
@@ -132,51 +132,61 @@ def main() -> None:
     records = Records(
         args.output, provenance=provenance(config=None, seed=0), conditions=conditions
     )
-    speed = None
+    device = None
     if not args.plan_only:
         is_cpu = jax.default_backend() == "cpu"
-        speed = DeviceSpeed.measured(
+        device = Device(
             args.dtype,
             stream_mb=args.stream_mb or (512 if is_cpu else 2048),
             width=args.product_width or (2048 if is_cpu else 8192),
         )
-        print(
-            f"{jax.devices()[0].device_kind}: reads {speed.bandwidth / 1e9:,.1f} GB/s, multiplies "
-            f"{args.dtype} at {speed.operations / 1e9:,.0f} GFLOP/s",
-            file=sys.stderr,
-        )
-    shown: list[Row] = []
+    shown: list[tuple[Line, Row]] = []
     for group in groups(SHAPES[args.shape](), args):
-        rows = [row_of(line, args, speed) for line in group.lines]
-        kept = [row for row in map(records.find, rows) if row is not None]
-        if len(kept) < len(rows):
-            seconds = {} if args.plan_only else measured(group)
-            kept = records.add(*(row | {"seconds": seconds.get(row["name"], [])} for row in rows))
+        names = [name_of(line, args) for line in group.lines]
+        kept = [row for row in map(records.find, names) if row is not None]
+        if len(kept) < len(names):
+            seconds = {} if device is None else measured(group, device)
+            kept = records.add(
+                *(name | {"seconds": seconds.get(name["name"], [])} for name in names)
+            )
             print(".", end="", file=sys.stderr, flush=True)
-        shown += kept
+        shown += zip(group.lines, kept, strict=True)
     print(file=sys.stderr)
-    print(as_table(shown, args.chips))
-    if any(row["plans"] for row in shown):
+    for line, row in shown:
+        row |= bounds_of(line, args, device)
+    records.write()
+    if device is not None:
         print(
-            "\nA chip's time is the least by its data sheet; m: memory, a: arithmetic decides it."
+            f"{jax.devices()[0].device_kind}: reads {device.bandwidth / 1e9:,.1f} GB/s, multiplies "
+            f"{args.dtype} at {device.operations / 1e9:,.0f} GFLOP/s\n"
         )
+    rows = [row for _, row in shown]
+    print(as_table(rows, args.chips))
+    if any(row["plans"] for row in rows):
+        print("\nA chip's time is the least by its data sheet; m: memory, a: arithmetic decides.")
 
 
-def row_of(line: Line, args: argparse.Namespace, speed: DeviceSpeed | None) -> Row:
-    """A row of the file, without its times."""
-    row: Row = {
+def name_of(line: Line, args: argparse.Namespace) -> Row:
+    """What tells a row of the file apart from others."""
+    return {
         "shape": args.shape,
         "dtype": args.dtype,
         "part": line.part,
         "name": line.name,
         "batch": line.batch,
+    }
+
+
+def bounds_of(line: Line, args: argparse.Namespace, device: Device | None) -> Row:
+    """What a row has to do, and how long that takes at least."""
+    row: Row = {
         "tokens": line.tokens,
         "operations": sum(count * work.operations for count, work in line.passes),
         "memory_bytes": sum(count * work.memory_bytes for count, work in line.passes),
     }
-    if speed is not None:
-        bound = bound_of(line.passes, speed.chip())
-        row |= {"bandwidth": speed.bandwidth, "product": speed.operations}
+    if device is not None:
+        bound = bound_of(line.passes, device.chip())
+        row |= {"bandwidth": device.bandwidth, "product": device.operations}
         row |= {"bound_s": bound.seconds, "binding": bound.binding}
     # The chips' published speeds are those of bfloat16.
     chips = args.chips if args.dtype == "bfloat16" else ()
@@ -184,8 +194,9 @@ def row_of(line: Line, args: argparse.Namespace, speed: DeviceSpeed | None) -> R
     return row | {"plans": {name: dataclasses.asdict(plan) for name, plan in plans.items()}}
 
 
-def measured(group: Group) -> Mapping[str, list[float]]:
+def measured(group: Group, device: Device) -> Mapping[str, list[float]]:
     """Seconds by name; none where the device has too little memory."""
+    device.measure()
     try:
         return group.measure()
     except jax.errors.JaxRuntimeError as error:

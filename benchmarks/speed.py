@@ -4,8 +4,8 @@
     python -m benchmarks.speed --shape 1.5B --dtype bfloat16 --batches 1 16 --output runs/a.json
     python -m benchmarks.speed --shape 1.5B --dtype bfloat16 --plan-only
 
-decode      one step, a draft, verification of 8, 16 and 32 rows and of a tree of 32 nodes, and a
-            round (draft, verification, rule, bookkeeping) of the drafter's own block
+decode      one step; of blocks of 8, 16 and 32 slots and of a tree of 32 nodes: the draft, its
+            verification, and a whole round (draft, verification, rule, bookkeeping)
 prefill     prompts of one length, in one pass, with the first token
 regenerate  `generate` with the target alone, prompts included, greedy and with top-p
 train       one step of drafter training, with the frozen target's pass
@@ -15,8 +15,9 @@ train       one step of drafter training, with the frozen target's pass
 least times by their published figures: nothing was run there. With --plan-only nothing is run at
 all. The 1.5B shape is that of Qwen2.5-Coder-1.5B, and its weights are random.
 
-The file of --output holds every repeat of every row. It is written after each row, and the same
-command continues after an interruption. `python -m benchmarks.compare OLD NEW` compares two files.
+The file of --output holds every repeat of every row. It is written after each measurement, and the
+same command continues after an interruption. `python -m benchmarks.compare OLD NEW` compares two
+such files.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is the larger of the time that the bytes take and the time that the operations t
 (`jaxspec.planning.passes`, `jaxspec.planning.roofline`), so no program can be faster, but for
 caches: weights that fit into a CPU's cache are not read from memory in every pass.
 
->>> device = Device("float32", stream_mb=512, width=2048)                      # doctest: +SKIP
+>>> device = Device("float32", stream_mb=256, width=1024)                      # doctest: +SKIP
 >>> bound_of([(1, work)], device.chip())                                       # doctest: +SKIP
 """
 
@@ -25,7 +25,7 @@ from jaxspec.evals.clock import timed
 from jaxspec.parallel.chips import Chip
 from jaxspec.planning.passes import Work
 
-_REPEATS = 3
+_REPEATS = 5
 _SECTIONS = 64
 """Parts of the large array, so that all cores have some."""
 

@@ -114,10 +114,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--plan-only", action="store_true", help="run nothing")
     parser.add_argument(
-        "--stream-mb", type=int, default=0, help="array for the bandwidth (0: 512, no CPU: 2048)"
+        "--stream-mb", type=int, default=0, help="array for the bandwidth (0: 256, no CPU: 2048)"
     )
     parser.add_argument(
-        "--product-width", type=int, default=0, help="of the product (0: 2048, no CPU: 8192)"
+        "--product-width", type=int, default=0, help="of the product (0: 1024, no CPU: 8192)"
     )
     parser.add_argument("--output", default="", help="JSON file")
     return parser.parse_args()
@@ -138,8 +138,8 @@ def main() -> None:
         is_cpu = jax.default_backend() == "cpu"
         device = Device(
             args.dtype,
-            stream_mb=args.stream_mb or (512 if is_cpu else 2048),
-            width=args.product_width or (2048 if is_cpu else 8192),
+            stream_mb=args.stream_mb or (256 if is_cpu else 2048),
+            width=args.product_width or (1024 if is_cpu else 8192),
         )
     shown: list[tuple[Line, Row]] = []
     for group in groups(SHAPES[args.shape](), args):

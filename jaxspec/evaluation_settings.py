@@ -70,7 +70,7 @@ class EvaluationConfig:
     calibration: str = ""
     """Data set whose test questions strategy "auto" is decided on; "": those questions of the
     benchmarks that are not measured."""
-    calibration_prompts: Annotated[int, whole(1, MOST_EXAMPLES)] = 4
+    calibration_prompts: Annotated[int, whole(1, MOST_EXAMPLES)] = 8
     """How many questions of each of these sets are decoded for strategy "auto"."""
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".

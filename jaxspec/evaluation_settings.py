@@ -62,6 +62,16 @@ class EvaluationConfig:
     """Tokens that the target may not emit: "none": it answers as it would by itself, like
     transformers' generate(). "unused": rows of the embedding that have no token. "special": these,
     and the special and padding tokens that do not end an answer."""
+    strategy: Literal["given", "auto", "off"] = "given"
+    """"given": the drafter is used as the settings below say. "auto": each drafter's rule, block or
+    tree is chosen, or no drafting at all, by what is fastest on a few questions that are not
+    measured (`jaxspec.evals.speculative.choice`); every option is compiled for that. "off": nothing
+    is drafted."""
+    calibration: str = ""
+    """Data set whose test questions strategy "auto" is decided on; "": those questions of the
+    benchmarks that are not measured."""
+    calibration_prompts: Annotated[int, whole(1, MOST_EXAMPLES)] = 8
+    """How many questions of each of these sets are decoded for strategy "auto"."""
     verifier: str = "auto"
     """Rejection rule (`jaxspec.verify.rules`). "auto": "greedy" at temperature 0, else "token".
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
@@ -105,6 +115,13 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="evaluation.")
+        chosen = ("verifier", "tree_nodes", "chains", "adaptive_sizes", "block_size")
+        fixed = [name for name in chosen if getattr(self, name) not in ("auto", 0, ())]
+        require(
+            self.strategy != "auto" or not fixed,
+            "evaluation.strategy 'auto' chooses rule, block and tree itself: leave out "
+            f"{', '.join(f'evaluation.{name}' for name in fixed)}.",
+        )
         require(
             not (self.tree_nodes and self.chains),
             "A round drafts either a best-first tree or sampled chains: got evaluation.tree_nodes "

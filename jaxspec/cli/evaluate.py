@@ -19,6 +19,9 @@ from jaxspec.cli.values import Registry
 from jaxspec.interruption import ending_on_sigterm
 
 DRAFTERS_ONLY = {
+    "evaluation.strategy": "",
+    "evaluation.calibration": "",
+    "evaluation.calibration_prompts": "",
     "evaluation.verifier": "",
     "evaluation.draft_temperature": "",
     "evaluation.tree_nodes": "diffusion.num_drafts",
@@ -52,7 +55,8 @@ class EvalCommand(CacheOption, ConfigCommand):
         *("target.path", "target.dtype"),
         *("evaluation.benchmarks", "evaluation.prompts", "evaluation.max_new_tokens"),
         *("evaluation.batch_size", "evaluation.temperature", "evaluation.draft_temperature"),
-        *("evaluation.verifier", "evaluation.tree_nodes", "evaluation.chains"),
+        *("evaluation.strategy", "evaluation.verifier", "evaluation.tree_nodes"),
+        *("evaluation.chains",),
         *("evaluation.block_size", "evaluation.denoising_passes", "evaluation.timing_prompts"),
         *("evaluation.seed", "diffusion.block_length", "diffusion.unmasking"),
         *("diffusion.threshold", "diffusion.caching", "diffusion.graph", "diffusion.num_drafts"),

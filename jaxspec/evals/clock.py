@@ -74,6 +74,8 @@ class Clock:
     """Of every repeat of every prompt."""
     run_s: list[float] = dataclasses.field(default_factory=list)
     """Median over the repeats, one entry per prompt."""
+    fastest_s: list[float] = dataclasses.field(default_factory=list)
+    """Of `run`, the fastest repeat: what other load on the machine adds the least to."""
     whole_s: list[float] = dataclasses.field(default_factory=list)
     """The same of `start` and `run` together."""
     steps: list[int] = dataclasses.field(default_factory=list)
@@ -130,6 +132,7 @@ def take_turns(
         for clock, found in zip(clocks, laps, strict=True):
             clock.start_s += [start_s for start_s, _ in found]
             clock.run_s.append(statistics.median(run_s for _, run_s in found))
+            clock.fastest_s.append(min(run_s for _, run_s in found))
             clock.whole_s.append(statistics.median(map(sum, found)))
 
 

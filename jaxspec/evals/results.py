@@ -127,6 +127,7 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "mismatch_gaps": _LIST,
     "mismatch_gap": _NUMBER_OR_NONE,
     "end_of_text": (str,),
+    "choice": (dict,),
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
@@ -137,8 +138,8 @@ whether the drafter's run recorded other weights than the target's; None if it r
 `mismatch_gaps`: for each output that differs, how far the emitted token's logit is below the
 target's best where it first differs; `mismatch_gap`: the largest of them.
 `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
-diffusion language model could end its answer. An interval (`*_ci95`) is None if too few prompts
-were measured."""
+diffusion language model could end its answer. `choice`: what evaluation.strategy "auto" measured
+and chose. An interval (`*_ci95`) is None if too few prompts were measured."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",

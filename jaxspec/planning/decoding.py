@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
-
-import jax
-import numpy as np
 
 from jaxspec.config import LanguageModelConfig, RunConfig
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors
 from jaxspec.planning.minimum import parameters, trained_shapes
+from jaxspec.planning.passes import (
+    cache_bytes,
+    head_bytes,
+    itemsize,
+    target_weights_read,
+    tree_bytes,
+)
 from jaxspec.planning.topologies import Topology
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.registry import task_of
@@ -99,22 +102,21 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
     evaluation = config.evaluation
     block = evaluation.block_size or drafter.block_size
     # Decoding computes with weights in the type of the drafter's computation.
-    drafter_bytes = parameters(trained_shapes(task)) * np.dtype(_numpy(drafter.dtype)).itemsize
-    models = {"target": _bytes(task.frozen_shapes), "drafter": float(drafter_bytes)}
+    drafter_bytes = parameters(trained_shapes(task)) * itemsize(drafter.dtype)
+    models = {"target": tree_bytes(task.frozen_shapes), "drafter": float(drafter_bytes)}
     slots = evaluation.max_prompt_tokens + evaluation.max_new_tokens + block
     caches = {
-        "target": slots * _cache_bytes(target, target.num_layers),
-        "drafter": slots * _cache_bytes(drafter, drafter.num_layers),
+        "target": slots * cache_bytes(target, target.num_layers),
+        "drafter": slots * cache_bytes(drafter, drafter.num_layers),
     }
     counts = {
         "target": parameters(task.frozen_shapes) - _embedding(target),
         "drafter": parameters(trained_shapes(task)) + target.vocab_size * target.hidden_size,
     }
-    head = target.vocab_size * target.hidden_size * np.dtype(_numpy(target.dtype)).itemsize
-    # A pass only looks rows of the embedding up. The target's head is read by the drafter, too.
+    # The target's head is read by the drafter, too.
     reads = {
-        "target": models["target"] - (0 if target.tie_embeddings else head),
-        "drafter": models["drafter"] + head,
+        "target": target_weights_read(task.frozen_shapes, target),
+        "drafter": models["drafter"] + head_bytes(target),
     }
     scores = 4.0 * target.num_heads * evaluation.max_prompt_tokens**2
     return [
@@ -191,20 +193,6 @@ def _plan(
     )
 
 
-def _bytes(tree: Any) -> float:
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))
-
-
-def _cache_bytes(config: Any, layers: int) -> float:
-    """Keys and values of one slot."""
-    item = np.dtype(_numpy(config.dtype)).itemsize
-    return 2.0 * layers * config.num_kv_heads * config.head_dim * item
-
-
 def _embedding(target: LanguageModelConfig) -> int:
     """Parameters that a pass only looks up; a tied embedding is also the head."""
     return 0 if target.tie_embeddings else target.vocab_size * target.hidden_size
-
-
-def _numpy(dtype: str) -> Any:
-    return jax.numpy.dtype(dtype)

@@ -82,15 +82,7 @@ def _drafter(task: Task, objective: DrafterObjective) -> dict[str, float]:
     length, blocks = config.data.sequence_length, config.data.anchors
     slots = blocks * drafter.block_size
 
-    forward = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained_shapes(task)):
-        names = [entry.key for entry in path]
-        if names[-1] != "kernel":
-            continue
-        tokens = slots if names[0] == "layers" else length
-        if names[-2] in ("k", "v"):  # Of the context, too.
-            tokens += length
-        forward += 2.0 * leaf.size * tokens
+    forward = drafter_products(trained_shapes(task), slots=slots, context=length)
     forward += _drafter_attention(drafter, blocks=blocks, length=length)
     # The target's features are frozen: nobody asks for their gradient.
     features = 2.0 * target.hidden_size**2 * len(drafter.target_layer_ids) * length
@@ -98,12 +90,32 @@ def _drafter(task: Task, objective: DrafterObjective) -> dict[str, float]:
     drafted = blocks * (drafter.block_size - 1)
     head = 2.0 * target.hidden_size * target.vocab_size * drafted
     return {
-        "target forward": _target_forward(task.frozen_shapes, target, length, layers=last + 1),
+        "target forward": target_forward(task.frozen_shapes, target, length, layers=last + 1),
         "drafter forward": forward,
         "drafter backward": 2 * forward - features,
         # The head is frozen: only the gradient of the hidden states.
         "head": (3 if needs_rows else 2) * head,
     }
+
+
+def drafter_products(params: Any, *, slots: int, context: int) -> float:
+    """Operations of a DFlash drafter's products in a forward pass.
+
+    Args:
+      params: its parameters, or their shapes.
+      slots: of all blocks.
+      context: tokens whose features it reads.
+    """
+    operations = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel":
+            continue
+        tokens = slots if names[0] == "layers" else context
+        if names[-2] in ("k", "v"):  # Of the context, too.
+            tokens += context
+        operations += 2.0 * leaf.size * tokens
+    return operations
 
 
 def _drafter_attention(drafter: DrafterConfig, *, blocks: int, length: int) -> float:
@@ -161,11 +173,22 @@ def _kernels(params: Any, model: Any, *, of_noise: bool = False) -> Iterator[tup
             yield names[-2], leaf.size * _share_used(model, leaf.ndim)
 
 
-def _target_forward(params: Any, target: LanguageModelConfig, length: int, *, layers: int) -> float:
-    """The first layers over one row."""
+def target_forward(
+    params: Any, target: LanguageModelConfig, length: int, *, layers: int, behind: int = 0
+) -> float:
+    """Operations of the first layers over tokens of one row, without the head.
+
+    Args:
+      params: the target's parameters, or their shapes.
+      target: its configuration.
+      length: tokens that are read.
+      layers: how many layers.
+      behind: tokens of the row that are in the cache already.
+    """
     matrices = sum(size for _, size in _kernels(params, target))
-    windows = target.windows or (length,) * target.num_layers
-    pairs = sum(causal(length).pairs(window=window) for window in windows[:layers])
+    windows = target.windows or (behind + length,) * target.num_layers
+    seen, before = causal(behind + length), causal(behind)
+    pairs = sum(seen.pairs(window=w) - before.pairs(window=w) for w in windows[:layers])
     attention = 4.0 * target.num_heads * target.head_dim * pairs
     return 2.0 * matrices * length * layers / target.num_layers + attention
 

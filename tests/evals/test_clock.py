@@ -55,6 +55,7 @@ def test_medians_of_turns_without_what_is_compiled(seconds):
     assert log[4:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert (ours.compile_s, theirs.compile_s) == (5.0, 0.0)
     assert (ours.run_s, theirs.run_s) == ([3.0], [5.0])
+    assert (ours.fastest_s, theirs.fastest_s) == ([2.0], [5.0])
     assert ours.whole_s == [4.0] and ours.start_s == [1.0] * 3
     assert (ours.steps, ours.tokens) == ([3], [30])
 

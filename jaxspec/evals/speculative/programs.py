@@ -23,9 +23,11 @@ from jaxspec.decoding.placement import mesh_of
 from jaxspec.decoding.rows import spread
 from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.evals.ahead import Ahead, Program, shapes_of
-from jaxspec.evals.opening import DrafterBundle, TargetBundle
+from jaxspec.evals.opening import TargetBundle
+from jaxspec.evals.speculative.choice import Case
 from jaxspec.evals.speculative.strategies import AnyStrategy, build_autoregressive, build_reference
-from jaxspec.evals.speculative.timing import parts_lowered, timed_shape
+from jaxspec.evals.speculative.timing import parts_lowered
+from jaxspec.evals.speculative.turns import timed_shape
 
 
 @dataclasses.dataclass
@@ -38,7 +40,7 @@ class ProgramsAhead:
     ahead: Ahead
     settings: EvaluationConfig
     target: TargetBundle
-    following: tuple[DrafterBundle, AnyStrategy] | None = None
+    following: Case | None = None
     """What is measured after the first reference. Its programs are compiled while the target
     answers alone. None: unknown."""
 
@@ -46,32 +48,29 @@ class ProgramsAhead:
         """Returns when the target alone can decode these prompts."""
         strategy = build_reference(self.settings, self.target)
         own = self._batches(strategy, self.target.params, prompts)
-        following = [] if self.following is None else self._measuring(*self.following, prompts)
+        following = [] if self.following is None else self._measuring(self.following, prompts)
         keys = self.ahead.add([*own, *following])
         self.ahead.wait(keys[: len(own)])
 
-    def for_measuring(
-        self, drafter: DrafterBundle, strategy: AnyStrategy, prompts: Sequence[Sequence[int]]
-    ) -> float:
+    def for_measuring(self, case: Case, prompts: Sequence[Sequence[int]]) -> float:
         """Returns when everything is compiled, so that nothing runs next to what is timed.
 
         Returns:
           The seconds that the strategy's prefill and loop took which are timed.
         """
-        self.ahead.add(self._measuring(drafter, strategy, prompts))
+        self.ahead.add(self._measuring(case, prompts))
         self.ahead.wait()
-        timed = self._timed(strategy, drafter.params_with(self.target), prompts, strategy)
+        params = case.params_with(self.target)
+        timed = self._timed(case.strategy, params, prompts, case.strategy)
         return self.ahead.wait(program.key for program in timed)
 
-    def _measuring(
-        self, drafter: DrafterBundle, strategy: AnyStrategy, prompts: Sequence[Sequence[int]]
-    ) -> list[Program]:
+    def _measuring(self, case: Case, prompts: Sequence[Sequence[int]]) -> list[Program]:
         """What is called to measure a drafter on these prompts."""
-        params = drafter.params_with(self.target)
+        strategy, params = case.strategy, case.params_with(self.target)
         alone = build_autoregressive(self.settings, self.target)
         found = self._timed(alone, self.target.params, prompts, strategy)
         found += self._timed(strategy, params, prompts, strategy, with_parts=True)
-        if drafter.entry.drafts:
+        if case.drafts:
             found += self._batches(strategy, params, prompts)
         return found
 

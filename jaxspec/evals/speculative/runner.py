@@ -38,13 +38,13 @@ from jaxspec.evals.opening import (
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
+from jaxspec.evals.speculative.choice import Case, calibration_examples, decide, options
 from jaxspec.evals.speculative.differences import logit_gaps
 from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
     build_autoregressive,
     build_reference,
-    build_strategy,
     denoising_of,
 )
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
@@ -102,8 +102,9 @@ def evaluate(
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
+        calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
         # Refuses settings that do not go together.
-        cases = [(drafter, build_strategy(settings, target, drafter)) for drafter in drafters]
+        tried = [options(settings, target, drafter) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
         record["matmul_precision"] = precision_of(config.target.dtype)
         identity = identity_of(
@@ -121,7 +122,7 @@ def evaluate(
                 file,
                 identity=identity,
                 started=record["time"],
-                total=len(benchmarks) * len(cases),
+                total=len(benchmarks) * len(drafters),
                 answered=Response,
                 speed=Speed,
                 echo=echo,
@@ -130,18 +131,26 @@ def evaluate(
         ):
             programs = ProgramsAhead(ahead, settings, target)
             evaluation = Evaluation(settings, target, echo, programs)
+            cases = decide(
+                target,
+                drafters,
+                tried,
+                lambda: [evaluation.reference(*each) for each in calibration.items()],
+                kept=[record["row"] for record in finished.rows],
+                echo=echo,
+            )
             if not finished.rows:
                 programs.following = cases[0]
             for found in finished.measured(
                 benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
             ):
-                (drafter, strategy), row, speed = found.case, found.row, found.speed
+                case, row, speed = found.case, found.row, found.speed
                 if speed is not None:
                     # Drafters of one shape share a program, which the first of them compiles.
-                    row["compile_s"] = compile_s.setdefault(strategy, speed.compile_s)
-                if speed is not None and drafter.entry.drafts:
+                    row["compile_s"] = compile_s.setdefault(case.strategy, speed.compile_s)
+                if speed is not None and case.drafts:
                     speeds.append(speed)
-                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(drafter.loss)}"
+                    shown = f"{for_markdown(found.benchmark)}, {for_markdown(case.drafter.loss)}"
                     notes.append(f"{shown}: {speed.formula()}.")
                 results.append(row)
                 if found.is_new:
@@ -149,6 +158,7 @@ def evaluate(
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
+            paragraphs += filter(None, ["\n".join(_choice_notes(cases))])
             if speeds:
                 paragraphs += [explain(speeds), "\n".join(f"- {n}" for n in notes)]
             with refusing(file, option="--output"):
@@ -276,20 +286,20 @@ class Evaluation:
         self,
         name: str,
         reference: Reference[Response],
-        case: tuple[DrafterBundle, AnyStrategy],
+        case: Case,
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
-        drafter, strategy = case
+        drafter, settings, strategy = case.drafter, case.settings, case.strategy
         compile_s = 0.0
         if self.programs:
-            compile_s = self.programs.for_measuring(drafter, strategy, reference.prompts)
+            compile_s = self.programs.for_measuring(case, reference.prompts)
         # Timed before anything else is decoded: what was not compiled ahead is compiled then.
-        speed = self.time(strategy, reference, drafter) if self.settings.timing_prompts else None
+        speed = self.time(case, reference) if settings.timing_prompts else None
         if speed is not None:
             speed = dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
-        params = drafter.params_with(self.target)
+        params = case.params_with(self.target)
         title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
-        if not drafter.entry.drafts:
+        if not case.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
             with progress_of(title, len(reference.prompts), self.echo) as advance:
@@ -298,14 +308,14 @@ class Evaluation:
                     params,
                     reference.prompts,
                     ids=reference.ids,
-                    batch_size=self.settings.batch_size,
-                    seed=self.settings.seed,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed,
                     progress=advance,
                 )
         # The target alone drafts nothing; one slot without a draft keeps its figures defined.
         slots = max(1, strategy.round_tokens - 1)
         rounds = [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses]
-        seed = self.settings.seed
+        seed = settings.seed
         summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
         without_repetitive = summary.pop("tau_micro_without_repetitive")
         mismatched = [
@@ -313,7 +323,7 @@ class Evaluation:
             for ours, theirs in zip(responses, reference.responses, strict=True)
             if ours.tokens != theirs.tokens
         ]
-        is_greedy = self.settings.temperature == 0
+        is_greedy = settings.temperature == 0
         gaps = self.gaps(reference, responses) if is_greedy else []
         row: dict[str, Any] = {
             "target": self.target.name,
@@ -324,16 +334,16 @@ class Evaluation:
             "prompts": reference.conversations,
             "turns": len(responses),
             "skipped_prompts": reference.skipped,
-            "temperature": self.settings.temperature,
-            "suppress": self.settings.suppress,
+            "temperature": settings.temperature,
+            "suppress": settings.suppress,
             "block_size": strategy.round_tokens,
             "verifier": getattr(strategy, "verifier", "none"),
             "kind": drafter.kind,
             "draft_passes_per_round": _draft_passes(responses),
-            "tree_nodes": self.settings.tree_nodes,
-            "chains": self.settings.chains,
-            **(dataclasses.asdict(denoising_of(self.settings)) if drafter.entry.denoises else {}),
-            "adaptive_sizes": list(self.settings.adaptive_sizes),
+            "tree_nodes": settings.tree_nodes,
+            "chains": settings.chains,
+            **(dataclasses.asdict(denoising_of(settings)) if drafter.entry.denoises else {}),
+            "adaptive_sizes": list(settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
             **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
@@ -343,6 +353,8 @@ class Evaluation:
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
         }
+        if case.choice:
+            row["choice"] = case.choice.as_dict()
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
         )
@@ -365,18 +377,16 @@ class Evaluation:
             reference.responses,
         )
 
-    def time(
-        self, strategy: AnyStrategy, reference: Reference[Response], drafter: DrafterBundle
-    ) -> Speed | None:
+    def time(self, case: Case, reference: Reference[Response]) -> Speed | None:
         """Speed at batch 1 on the first prompts."""
         count = self.settings.timing_prompts
         with on_mesh_of(self.target.params):
             return measure_speed(
                 build_autoregressive(self.settings, self.target),
-                strategy,
+                case.strategy,
                 reference.prompts[:count],
                 target_params=self.target.params,
-                params=drafter.params_with(self.target),
+                params=case.params_with(self.target),
                 ids=reference.ids[:count],
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,
@@ -393,6 +403,16 @@ def _without_drafts(response: Response) -> Response:
     """The target's own answer as rounds of one token, so that its row is like the others."""
     rounds = len(response.tokens) - 1
     return dataclasses.replace(response, emitted=(1,) * rounds, verified=(0,) * rounds)
+
+
+def _choice_notes(cases: Sequence[Case]) -> list[str]:
+    """A line for each choice, for the report."""
+    return [
+        f"- {for_markdown(case.drafter.loss)} ({for_markdown(case.drafter.name)}): "
+        f"{case.choice.sentence()}"
+        for case in cases
+        if case.choice
+    ]
 
 
 def _summary(row: dict[str, Any], speed: Speed | None) -> str:

@@ -84,9 +84,13 @@ def build_strategy(
     """The target with a drafter.
 
     Raises:
-      ValueError: settings that contradict each other.
+      ValueError: settings that contradict each other, or strategy "auto", which is not chosen yet.
     """
-    if not drafter.entry.drafts:
+    if settings.strategy == "auto":
+        raise ValueError(
+            "evaluation.strategy 'auto' is decided by an evaluation: give 'given' or 'off' here."
+        )
+    if not drafter.entry.drafts or settings.strategy == "off":
         return build_autoregressive(settings, target)
     _check_sizes(settings, target.model.config.max_position_embeddings)
     verifier = verifier_of(settings, drafter)

@@ -21,19 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.decoding import Adaptive, Autoregressive, DecodeState, Prompts, Speculative
-from jaxspec.decoding.generate import (
-    Strategy,
-    bucket_length,
-    check_prompts,
-    needed_capacity,
-    pad_prompts,
-)
+from jaxspec.decoding.generate import Strategy
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Choice, Plan
-from jaxspec.decoding.state import NO_LIMIT
-from jaxspec.evals.clock import Clock, seconds_by_turn, speedup_interval, take_turns
+from jaxspec.evals.clock import seconds_by_turn, speedup_interval
 from jaxspec.evals.costs import explain_costs
 from jaxspec.evals.intervals import Interval, bracketed
+from jaxspec.evals.speculative.turns import batches_of, take_turns_on
 from jaxspec.models.transformer import TransformerOutput
 from jaxspec.ops.precision import exact_program
 
@@ -193,16 +187,14 @@ def measure_speed(
     Raises:
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
-    check_prompts(prompts, ids=ids, strategy=speculative)
-    length, capacity = timed_shape(speculative, prompts)
     params = speculative.prepare(params)
-    batches = [
-        pad_prompts([prompt], ids=[name], length=length, rows=1, seed=seed)
-        for name, prompt in zip(ids, prompts, strict=True)
-    ]
-    plain = _clock(baseline, baseline.prepare(target_params), capacity)
-    fast = _clock(speculative, params, capacity)
-    take_turns([plain, fast], batches, ids=ids, repeats=repeats)
+    plain, fast = take_turns_on(
+        [(baseline, target_params), (speculative, params)],
+        prompts,
+        ids=ids,
+        repeats=repeats,
+        seed=seed,
+    )
     steps, plain_steps = sum(fast.steps), sum(plain.steps)
     if not plain_steps or not steps:
         return None
@@ -211,6 +203,7 @@ def measure_speed(
     parts, rows = RoundParts(step_ms, 0.0, step_ms, 0.0, 0.0, None), 1
     if isinstance(largest, Speculative):
         rows = largest.verified_rows
+        batches, capacity = batches_of([speculative], prompts, ids=ids, seed=seed)
         longest = max(range(len(batches)), key=fast.steps.__getitem__)
         parts = measure_round_parts(largest, params, batches[longest], capacity=capacity)
     rate, baseline_rate = (sum(clock.tokens) / sum(clock.run_s) for clock in (fast, plain))
@@ -220,7 +213,7 @@ def measure_speed(
         baseline_tokens_per_s=baseline_rate,
         speedup=rate / baseline_rate,
         speedup_ci95=speedup_interval(fast, plain, of="run_s", seed=seed),
-        timed_prompts=len(batches),
+        timed_prompts=len(prompts),
         compile_s=fast.compile_s,
         prefill_ms=1e3 * statistics.median(fast.start_s),
         baseline_prefill_ms=1e3 * statistics.median(plain.start_s),
@@ -235,24 +228,6 @@ def measure_speed(
         verified_rows=rows,
         platform=jax.default_backend(),
         round_ms_by_prompt=tuple(1e3 * seconds / rounds for seconds, rounds in by_prompt if rounds),
-    )
-
-
-def timed_shape(strategy: Strategy, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """The padded length of the prompts that are timed, and the capacity of the caches."""
-    length = bucket_length(max(map(len, prompts)))
-    slots = needed_capacity(length, rules=strategy.rules, round_tokens=strategy.round_tokens)
-    return length, slots
-
-
-def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
-    """A strategy, its prefill and its loop."""
-    return Clock(
-        start=lambda prompts: strategy.start(params, prompts, capacity=capacity),
-        # As `generate` and `measure_round_parts` call it, so that they share one program.
-        run=lambda state: strategy.run(params, state, leave_on_end=False, max_rounds=NO_LIMIT),
-        # The first token is the prefill's.
-        count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
     )
 
 
@@ -317,10 +292,43 @@ def measure_round_parts(
     repeats: int = 15,
     turns: int = TURNS,
 ) -> RoundParts:
-    """Times a round and its parts, taking turns: medians of `repeats` loops of `turns`.
+    """A round and its parts: medians of what `time_round_parts` times.
+
+    Raises:
+      ValueError: the response has no rounds.
+    """
+    each = time_round_parts(
+        strategy, params, prompts, capacity=capacity, repeats=repeats, turns=turns
+    )
+    rests = [
+        whole_ms - sum(parts_ms)
+        for whole_ms, *parts_ms in zip(
+            each["round"], each["draft"], each["target"], each["rule"], strict=True
+        )
+    ]
+    return RoundParts(
+        **{f"{name}_ms": statistics.median(found) for name, found in each.items()},
+        rest_ms=beyond_noise(rests),
+    )
+
+
+def time_round_parts(
+    strategy: Speculative,
+    params: Any,
+    prompts: Prompts,
+    *,
+    capacity: int,
+    repeats: int,
+    turns: int,
+) -> dict[str, list[float]]:
+    """Times a round and its parts, taking turns: `repeats` loops of `turns`.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
     The real loop ends with its response, so its rounds are counted.
+
+    Returns:
+      Milliseconds of one "round", "draft", "target", "rule" and "finish" (`RoundParts`), one entry
+      for each loop.
 
     Raises:
       ValueError: the response has no rounds.
@@ -350,20 +358,10 @@ def measure_round_parts(
         },
         repeats=repeats,
     )
-    each = {
+    return {
         name: [1e3 * found / (rounds if name == "round" else turns) for found in turn_s]
         for name, turn_s in seconds.items()
     }
-    rests = [
-        whole_ms - sum(parts_ms)
-        for whole_ms, *parts_ms in zip(
-            each["round"], each["draft"], each["target"], each["rule"], strict=True
-        )
-    ]
-    return RoundParts(
-        **{f"{name}_ms": statistics.median(found) for name, found in each.items()},
-        rest_ms=beyond_noise(rests),
-    )
 
 
 def beyond_noise(rests_ms: Sequence[float]) -> float | None:

@@ -30,6 +30,8 @@ _FREE = {
 _CONTROL = {"while", "call", "conditional", "async-start", "async-update", "async-done"}
 """Instructions whose cost is that of what they run."""
 _PRODUCTS = {"dot", "convolution"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""Instructions that may change their first operand in place, and which operand is new."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _read_by(user: Instruction, place: int, whole: float, program: Program) -> f
         return _read_of(place, whole, program.computations[called], program)
     if place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
         return sum(shape.bytes for shape in user.shapes)
-    if place == 0 and user.opcode == "dynamic-update-slice":
+    if place == 0 and user.opcode in _UPDATES:
         return 0.0
     return whole
 
@@ -193,11 +195,11 @@ def _read_by(user: Instruction, place: int, whole: float, program: Program) -> f
 def _written(root: Instruction, shape: str, inside: dict[str, Instruction]) -> float:
     """What a fusion writes: of an array that it updates in place, only the update."""
     roots = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if not any(each.opcode == "dynamic-update-slice" for each in roots):
+    if not any(each.opcode in _UPDATES for each in roots):
         return _memory_bytes(shape)
     return sum(
-        sum(part.bytes for part in inside[each.operands[1]].shapes)
-        if each.opcode == "dynamic-update-slice"
+        sum(part.bytes for part in inside[each.operands[_UPDATES[each.opcode]]].shapes)
+        if each.opcode in _UPDATES
         else _memory_bytes(each.shape)
         for each in roots
     )

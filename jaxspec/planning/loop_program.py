@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from jaxspec.parallel.program_text import Program, Run
 from jaxspec.planning.program_costs import memory_parts, moving, traffic
 
-LARGE = 2**12
+LARGE = 2**10
 """Elements of an array that counts as a weight or a cache."""
 _IN_PLACE = {"dynamic-update-slice", "scatter"}
 
@@ -62,8 +62,8 @@ def loop_turn(text: str, *, large: Iterable[tuple[int, ...]]) -> LoopTurn:
       ValueError: the program has no loop.
     """
     program = Program(text)
-    entry = program.computations[program.entry]
-    bodies = [each.computations("body")[0] for each in entry.values() if each.opcode == "while"]
+    loops = program.runs(lambda each: each.opcode == "while", unknown_turns=1)
+    bodies = [loop.instruction.computations("body")[0] for loop in loops]
     if not bodies:
         raise ValueError("The program has no loop: expected one that decodes.")
 

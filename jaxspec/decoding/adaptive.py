@@ -42,11 +42,15 @@ import numpy.typing as npt
 
 from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import DecodeRules, DecodeState, Prompts
+from jaxspec.decoding.target_alone import TargetAlone
+from jaxspec.drafters.protocol import LateProposer
 from jaxspec.models.registry import LanguageModel
 
-_COST_REPEATS = 3
+_COST_REPEATS, _COST_ROUNDS = 7, 8
 _SHORTEST_TRIAL = 4
 """Rounds; fewer say too little."""
+_STRETCHES_OFF = 4
+"""While drafting is off there is less to decide, and every return to the host takes time."""
 
 
 @dataclasses.dataclass
@@ -161,6 +165,9 @@ class Adaptive:
             raise ValueError(f"stretch must be at least 1 round: got {stretch}.")
         order = sorted(range(len(strategies)), key=lambda i: strategies[i].verified_rows)
         self.strategies = [strategies[i] for i in order]
+        # Caches have room for two of the largest rounds after the text.
+        largest = max(strategy.round_tokens for strategy in strategies)
+        self.strategies[0] = _off(self.strategies[0], room=min(stretch, 2 * largest))
         self.sizes = [strategy.verified_rows for strategy in self.strategies]
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"Sizes must differ from one another: got {self.sizes}.")
@@ -253,12 +260,12 @@ class Adaptive:
         """The index of the size that runs next, and for how many rounds at most."""
         choice = self.choose()
         assert self.costs is not None, "a size is chosen by its cost"
-        if self.sizes[0] > 1 or choice == 0:  # There is no drafting to turn off, or it is off.
+        if self.sizes[0] > 1:  # There is no drafting to turn off.
             return choice, self.stretch
         rounds = self.loss.rounds(
             cost=self.costs[choice], alone_cost=self.costs[0], stretch=self.stretch
         )
-        return (choice, rounds) if rounds else (0, self.stretch)
+        return (choice, rounds) if choice and rounds else (0, _STRETCHES_OFF * self.stretch)
 
     def _count(self, choice: int, before: _Counts, after: _Counts) -> None:
         """Adds a stretch to what was spent and lost."""
@@ -276,20 +283,40 @@ class Adaptive:
         )
 
     def measure_costs(self, params: Any, state: DecodeState) -> list[float]:
-        """Seconds per round of each size, on copies of a running batch: medians of a few runs."""
-        return [self._cost(strategy, params, state) for strategy in self.strategies]
+        """Seconds per round of each size, on copies of a running batch.
+
+        Sizes take turns, and the shortest time counts: whatever else the machine does only adds to
+        it. More rows never cost less, so what says otherwise is noise.
+        """
+        seconds: list[list[float]] = [[] for _ in self.strategies]
+        for _ in range(1 + _COST_REPEATS):  # The first compiles.
+            for strategy, times in zip(self.strategies, seconds, strict=True):
+                times.append(self._cost(strategy, params, state))
+        shortest = [min(times[1:]) for times in seconds]
+        return [float(cost) for cost in np.maximum.accumulate(shortest)]
 
     def _cost(self, strategy: Speculative, params: Any, state: DecodeState) -> float:
-        seconds = []
-        for _ in range(1 + _COST_REPEATS):  # The first compiles.
-            copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-            before = int(copy.step)
-            started = time.perf_counter()
-            copy = jax.block_until_ready(
-                strategy.run(params, copy, leave_on_end=False, max_rounds=self.stretch)
-            )
-            seconds.append((time.perf_counter() - started) / max(1, int(copy.step) - before))
-        return float(np.median(seconds[1:]))
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        before = int(copy.step)
+        started = time.perf_counter()
+        copy = jax.block_until_ready(
+            strategy.run(params, copy, leave_on_end=False, max_rounds=_COST_ROUNDS)
+        )
+        return (time.perf_counter() - started) / max(1, int(copy.step) - before)
+
+
+def _off(smallest: Speculative, *, room: int) -> Speculative:
+    """The smallest size; one that drafts nothing lets its drafter read a stretch at a time."""
+    if smallest.verified_rows > 1 or not isinstance(smallest.proposer, LateProposer):
+        return smallest
+    return TargetAlone(
+        smallest.model,
+        smallest.proposer,
+        smallest.rules,
+        verifier=smallest.verifier,
+        sampling=smallest.sampling,
+        room=room,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,6 +159,15 @@ def test_drafts_grow_where_everything_is_accepted():
     assert responses[1].emitted == (5, 5, 5, 5, 3)
 
 
+def test_a_busy_machine_does_not_change_the_costs(monkeypatch):
+    """Some measurements take ten times as long, and one size seems cheaper than a smaller one."""
+    strategies, params = chains((1, 3, 5))
+    adaptive = Adaptive(strategies)
+    busy = iter([99.0] * 3 + [1.0, 20.0, 3.0, 10.0, 2.0, 30.0, 1.1, 2.1, 1.9] + [50.0] * 12)
+    monkeypatch.setattr(adaptive, "_cost", lambda *_: next(busy))
+    assert adaptive.measure_costs(params, None) == [1.0, 2.0, 2.0]
+
+
 def test_arguments_are_checked():
     strategies, _ = chains((1, 5))
     for arguments, settings, message in (

@@ -172,7 +172,7 @@ class Speculative:
         """Decodes to the end (see `jaxspec.decoding.state.loop`) without the host."""
         pieces = self.cut(params)
         return loop(
-            lambda state: self.round(stack_layers(pieces), state),
+            lambda state: self._round(stack_layers(pieces), state),
             state,
             leave_on_end=leave_on_end,
             max_rounds=max_rounds,
@@ -189,8 +189,7 @@ class Speculative:
         }
         return {**params, **cut}
 
-    def round(self, params: Any, state: DecodeState) -> DecodeState:
-        """Draft, verify, append."""
+    def _round(self, params: Any, state: DecodeState) -> DecodeState:
         draft_keys_B, verify_keys_B = stream_keys(
             state.keys_B, state.rounds_B + 1, "draft", "verify"
         )

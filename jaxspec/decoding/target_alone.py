@@ -21,11 +21,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxspec.decoding.layout import stack_layers
-from jaxspec.decoding.speculative import Speculative
-from jaxspec.decoding.state import NO_LIMIT, DecodeState, last_step, loop
-from jaxspec.drafters.protocol import Draft, LateProposer, Proposer, no_draft
-from jaxspec.models.registry import LanguageModel
-from jaxspec.ops.sampling import Sampling
+from jaxspec.decoding.speculative import Plan, Speculative
+from jaxspec.decoding.state import NO_LIMIT, DecodeState, emit, last_step, loop, stream_keys
+from jaxspec.drafters.protocol import LateProposer
+from jaxspec.ops.sampling import INVALID
 
 
 @struct.dataclass
@@ -39,81 +38,24 @@ class Unread:
     place_B: jax.Array
     """The next column to fill, the same for all rows."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-    """A proposer that drafts nothing and keeps what `proposer` has to read."""
-
-    model: LanguageModel
-    proposer: Proposer
-    room: int
-    block_size: int = 1
-
-    @property
-    def capture(self) -> tuple[int, ...]:
-        """As the drafter's."""
-        return self.proposer.capture
-
-    @property
-    def unroll_layers(self) -> bool:
-        """As the drafter's."""
-        return self.proposer.unroll_layers
-
-    @property
-    def sampling(self) -> Sampling:
-        """As the drafter's."""
-        return self.proposer.sampling
-
-    def nothing(self, batch: int) -> Unread:
-        """The state at the beginning of a stretch."""
-        config = self.model.config
-        features = len(self.capture) * config.hidden_size
-        none_B = jnp.zeros(batch, jnp.int32)
-        return Unread(
-            tokens_BO=jnp.zeros((batch, self.room), jnp.int32),
-            features_BOE=(
-                jnp.zeros((batch, self.room, features), config.dtype) if features else None
-            ),
-            count_B=none_B,
-            place_B=none_B,
-        )
-
-    def begin(self, *_: Any, **__: Any) -> Any:
-        """Never called: a stretch begins with `nothing`."""
-        raise AssertionError("a stretch begins with nothing to read")
-
-    def propose(
-        self, params: Any, state: Unread, anchor_B: jax.Array, keys_B: jax.Array
-    ) -> tuple[Draft, Unread]:
-        """Nothing."""
-        del params, keys_B
-        vocabulary = self.model.config.vocab_size
-        return no_draft(anchor_B.shape[0], vocabulary, sampling=self.sampling), state
-
-    def commit(
-        self,
-        params: Any,
-        state: Unread,
-        tokens_BK: jax.Array,
-        features_BKE: jax.Array | None,
-        count_B: jax.Array,
+    def add(
+        self, tokens_BK: jax.Array, features_BKE: jax.Array | None, emitted_B: jax.Array
     ) -> Unread:
-        """Keeps the round's token and its features."""
-        del params
+        """With the token of one more round, which counts in the rows that emitted one."""
 
         def put(kept: jax.Array, new: jax.Array) -> jax.Array:
             new = new.astype(kept.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(kept, new, state.place_B[0], axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(kept, new, self.place_B[0], axis=1)
 
-        features_BOE = state.features_BOE
+        features_BOE = self.features_BOE
         if features_BOE is not None:
             assert features_BKE is not None, "captured layers come with features"
             features_BOE = put(features_BOE, features_BKE)
         return Unread(
-            put(state.tokens_BO, tokens_BK),
+            put(self.tokens_BO, tokens_BK),
             features_BOE,
-            state.count_B + count_B,
-            state.place_B + 1,
+            self.count_B + emitted_B,
+            self.place_B + 1,
         )
 
 
@@ -140,24 +82,70 @@ class TargetAlone(Speculative):
     ) -> DecodeState:
         """Decodes to the end (see `jaxspec.decoding.state.loop`) without the host."""
         pieces = self.cut(params)
-        keeping = Keeping(self.model, self.proposer, self.room)
-        one_by_one = Speculative(
-            self.model, keeping, self.rules, verifier=self.verifier, sampling=self.sampling
-        )
         end = last_step(state, max_rounds)
 
-        def stretch(state: DecodeState) -> DecodeState:
-            drafter = state.drafter
+        def stretch(before: DecodeState) -> DecodeState:
             after = loop(
-                lambda state: one_by_one.round(stack_layers(pieces), state),
-                dataclasses.replace(state, drafter=keeping.nothing(state.anchor_B.shape[0])),
+                lambda state: self._step(stack_layers(pieces), state),
+                dataclasses.replace(before, drafter=self._nothing(before.anchor_B.shape[0])),
                 leave_on_end=leave_on_end,
-                max_rounds=jnp.minimum(self.room, end - state.step),
+                max_rounds=jnp.minimum(self.room, end - before.step),
             )
             unread: Unread = after.drafter
             read = self.proposer.commit(
-                stack_layers(pieces), drafter, unread.tokens_BO, unread.features_BOE, unread.count_B
+                stack_layers(pieces),
+                before.drafter,
+                unread.tokens_BO,
+                unread.features_BOE,
+                unread.count_B,
             )
-            return dataclasses.replace(after, drafter=read)
+            return dataclasses.replace(_recorded(before, after, unread.count_B), drafter=read)
 
         return loop(stretch, state, leave_on_end=leave_on_end, max_rounds=max_rounds)
+
+    def _nothing(self, batch: int) -> Unread:
+        """What is unread at the beginning of a stretch."""
+        config, none_B = self.model.config, jnp.zeros(batch, jnp.int32)
+        shape = (batch, self.room, len(self.proposer.capture) * config.hidden_size)
+        return Unread(
+            tokens_BO=jnp.zeros((batch, self.room), jnp.int32),
+            features_BOE=jnp.zeros(shape, config.dtype) if shape[-1] else None,
+            count_B=none_B,
+            place_B=none_B,
+        )
+
+    def _step(self, params: Any, state: DecodeState) -> DecodeState:
+        """A round without a draft; its records are made at the end of the stretch."""
+        _, keys_B = stream_keys(state.keys_B, state.rounds_B + 1, "draft", "verify")
+        draft, unread = self.proposer.propose(params, state.drafter, state.anchor_B, keys_B)
+        plan = Plan(state.anchor_B[:, None], unread, draft)
+        output, logits_B1V = self.target_pass(params, plan, state.cache)
+        verdict = self.verify(keys_B, plan, logits_B1V).verdict
+        cache = state.cache.write_after(
+            output.keys_LBRSC, output.values_LBRSC, failed_B=verdict.failed_B
+        )
+        state, emitted_B = emit(
+            state,
+            verdict.next_token_B[:, None],
+            jnp.ones_like(verdict.next_token_B),
+            verdict.failed_B,
+            rules=self.rules,
+        )
+        kept = unread.add(plan.rows_BY, output.features_BSE, emitted_B)
+        return dataclasses.replace(state, cache=cache.advance(emitted_B), drafter=kept)
+
+
+def _recorded(before: DecodeState, after: DecodeState, count_B: jax.Array) -> DecodeState:
+    """The state after a stretch, with a record of each row's rounds: one token, nothing drafted."""
+    assert before.verified_BO is not None, "a speculative state records its rounds"
+    assert before.emitted_BO is not None, "a speculative state records its rounds"
+    assert before.drafted_BX is not None, "a speculative state holds the newest draft"
+    order_O = jnp.arange(before.emitted_BO.shape[1])
+    first_B1 = before.rounds_B[:, None]
+    took_place_BO = (order_O >= first_B1) & (order_O < first_B1 + count_B[:, None])
+    return dataclasses.replace(
+        after,
+        verified_BO=jnp.where(took_place_BO, 0, before.verified_BO),
+        emitted_BO=jnp.where(took_place_BO, 1, before.emitted_BO),
+        drafted_BX=jnp.where(count_B[:, None] > 0, INVALID, before.drafted_BX),
+    )

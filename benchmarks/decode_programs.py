@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jaxspec.config import TransformerConfig
@@ -36,6 +35,7 @@ from jaxspec.decoding import Autoregressive, DecodeRules, Prompts, Speculative
 from jaxspec.decoding.layout import unrolls
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.transformer import Transformer
+from jaxspec.planning.gpu_compiler import h100
 from jaxspec.planning.loop_program import LoopTurn, loop_turn
 from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.topologies import (
@@ -47,22 +47,6 @@ from jaxspec.planning.topologies import (
 from jaxspec.provenance import provenance, write_json
 
 SLICES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_core: 233472 shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""What XLA's compiler has to know of the GPU: NVIDIA's published figures."""
 PROGRAMS = ("step", "verify 8", "verify 16", "verify 32", "prefill")
 Shapes = Any
 
@@ -121,19 +105,7 @@ def device_of(name: str) -> Any:
     """
     if name == "cpu":
         return jax.devices("cpu")[0]
-    if name != "H100":
-        return topology_devices(parse_topology(SLICES[name]))[0]
-    try:
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
-        )
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"Cannot compile for an H100: {str(error).splitlines()[0]}\nExpected the packages "
-            "jax-cuda12-plugin and jax-cuda12-pjrt of jax's version, and nvidia-cuda-nvcc-cu12: "
-            "install them, or name another device."
-        ) from error
-    return described.devices[0]
+    return h100() if name == "H100" else topology_devices(parse_topology(SLICES[name]))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +212,7 @@ def main() -> None:
     """Compiles the programs and prints a line for each."""
     args = parse()
     topology = parse_topology(SLICES[args.device]) if args.device in SLICES else None
-    # Libraries that only running takes need not be there.
+    # The plugin for CUDA also wants libraries that only running takes.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     prepare_platform([topology] if topology else [])
     platform = "tpu" if topology else "gpu" if args.device == "H100" else "cpu"

@@ -4,7 +4,7 @@ With a block of 1 nothing is drafted, but the drafter follows what the target em
 draft again. Token by token that costs a pass over some of its weights in every round. A drafter
 that a block of 1 leaves as it is (`LateProposer`) can read the tokens of many rounds at once.
 
-Dimension key: B batch rows, O rounds of a stretch, K = 1 block slot, E captured features.
+Dimension key: B batch rows, O rounds of a stretch, K block slots (here 1), E captured features.
 
 >>> off = TargetAlone(model, proposer, rules, room=16)  # doctest: +SKIP
 >>> state = off.run(params, state, max_rounds=64)  # doctest: +SKIP

@@ -5,7 +5,6 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jaxspec.config import TransformerConfig
@@ -13,6 +12,7 @@ from jaxspec.decoding import Autoregressive, DecodeRules, Prompts, Speculative
 from jaxspec.decoding.layout import unrolls
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.transformer import Transformer
+from jaxspec.planning.gpu_compiler import h100
 from jaxspec.planning.loop_program import LARGE, loop_turn
 from jaxspec.planning.topologies import compiling_for, parse_topology, topology_devices
 from tests.decoding import tiny
@@ -20,21 +20,6 @@ from tests.decoding import tiny
 LAYERS, CAPACITY = 3, 256
 LARGE_MODEL = 28
 """Layers of the model whose layout is tried; with fewer of them, compiling is faster."""
-GPU = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_core: 233472 shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 
 def target(*, unrolled):
@@ -117,10 +102,7 @@ def test_a_tpu_reads_every_weight_once():
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_gpu_reads_every_weight_once(batch):
     with compiling_for(parse_topology("v5e:2x2")):  # Hides the CPU's flags.
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=GPU, topology="1x1x1"
-        )
-        check_both_programs("gpu", described.devices[0], batch=batch)
+        check_both_programs("gpu", h100(), batch=batch)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -15,6 +15,10 @@ time of a round:
 This is a cost model as in CaDDTree, with observed acceptance in place of the drafter's own
 probabilities. The output stays exact: a size is chosen by what earlier rounds accepted.
 
+Trying costs time where drafts fail. `Adaptive` counts what it has lost against the target alone,
+which emits a token for each row in every round of size 1, and drafts only as long as the loss stays
+below a share of the time spent, whatever the estimates promise.
+
 Dimension key: B batch rows, X drafted nodes (of the largest size).
 
 >>> sizes = [  # doctest: +SKIP
@@ -38,9 +42,46 @@ import numpy.typing as npt
 
 from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import NO_LIMIT, DecodeRules, DecodeState, Prompts
+from jaxspec.decoding.target_alone import TargetAlone
+from jaxspec.drafters.protocol import LateProposer
 from jaxspec.models.registry import LanguageModel
 
-_COST_REPEATS = 3
+_COST_REPEATS, _COST_ROUNDS = 7, 8
+_SHORTEST_TRIAL = 4
+"""Rounds; fewer say too little."""
+_STRETCHES_OFF = 4
+"""While drafting is off there is less to decide, and every return to the host takes time."""
+
+
+@dataclasses.dataclass
+class LossLimit:
+    """How much slower than the target alone decoding may become by trying drafts in vain.
+
+    All times are in the unit of the costs. What good drafts gained may be lost again.
+    """
+
+    share: float = 0.03
+    """Of the time spent."""
+    spent: float = 0.0
+    lost: float = 0.0
+    """The time spent, less what the target alone would have taken for the same tokens."""
+
+    def observe(self, *, rounds: int, cost: float, alone_rounds: float, alone_cost: float) -> None:
+        """Adds a stretch of one size; `alone_rounds` is what the target alone would have needed."""
+        self.spent += rounds * cost
+        self.lost += rounds * cost - alone_rounds * alone_cost
+
+    def rounds(self, *, cost: float, alone_cost: float, stretch: int) -> int:
+        """The rounds of a size that may be tried next, up to `stretch`; 0: too few for a trial.
+
+        The worst case counts: each of them emits a single token.
+        """
+        if cost <= alone_cost:
+            return stretch
+        # At first nothing is spent yet: one stretch is free.
+        room = stretch * (cost - alone_cost) + self.share * self.spent - self.lost
+        most = min(stretch, max(0, int(room / (cost - alone_cost))))
+        return most if most >= min(stretch, _SHORTEST_TRIAL) else 0
 
 
 @dataclasses.dataclass
@@ -124,6 +165,9 @@ class Adaptive:
             raise ValueError(f"stretch must be at least 1 round: got {stretch}.")
         order = sorted(range(len(strategies)), key=lambda i: strategies[i].verified_rows)
         self.strategies = [strategies[i] for i in order]
+        # Caches have room for two of the largest rounds after the text.
+        largest = max(strategy.round_tokens for strategy in strategies)
+        self.strategies[0] = _off(self.strategies[0], room=min(stretch, 2 * largest))
         self.sizes = [strategy.verified_rows for strategy in self.strategies]
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"Sizes must differ from one another: got {self.sizes}.")
@@ -140,6 +184,7 @@ class Adaptive:
             self.costs = [costs[i] for i in order]
         self.stretch = stretch
         self.acceptance = AcceptanceByRank(max(1, self.sizes[-1] - 1), fading)
+        self.loss = LossLimit()
         self.history: list[tuple[int, int]] = []
 
     @property
@@ -189,13 +234,14 @@ class Adaptive:
         before = _Counts.of(state)
         left = max_rounds
         while before.active and left > 0 and not (leave and before.ended):
-            choice = self.choose()
+            choice, limit = self.plan()
             state = self.strategies[choice].run(
-                params, state, leave_on_end=leave, max_rounds=min(left, self.stretch)
+                params, state, leave_on_end=leave, max_rounds=min(left, limit)
             )
             after = _Counts.of(state)
             rounds = after.step - before.step
             left -= rounds
+            self._count(choice, before, after)
             self.acceptance.observe(
                 after.accepted_X - before.accepted_X,
                 ranks=self.sizes[choice] - 1,
@@ -219,21 +265,67 @@ class Adaptive:
             np.argmax([tokens[s - 1] / c for s, c in zip(self.sizes, self.costs, strict=True)])
         )
 
+    def plan(self) -> tuple[int, int]:
+        """The index of the size that runs next, and for how many rounds at most."""
+        choice = self.choose()
+        assert self.costs is not None, "a size is chosen by its cost"
+        if self.sizes[0] > 1:  # There is no drafting to turn off.
+            return choice, self.stretch
+        rounds = self.loss.rounds(
+            cost=self.costs[choice], alone_cost=self.costs[0], stretch=self.stretch
+        )
+        return (choice, rounds) if choice and rounds else (0, _STRETCHES_OFF * self.stretch)
+
+    def _count(self, choice: int, before: _Counts, after: _Counts) -> None:
+        """Adds a stretch to what was spent and lost."""
+        assert self.costs is not None, "a size is chosen by its cost"
+        rounds, row_rounds = after.step - before.step, after.row_rounds - before.row_rounds
+        if not row_rounds:
+            return
+        # A round of the target alone emits a token for each of the rows that took part.
+        alone_rounds = (after.tokens - before.tokens) * rounds / row_rounds
+        self.loss.observe(
+            rounds=rounds,
+            cost=self.costs[choice],
+            alone_rounds=alone_rounds,
+            alone_cost=self.costs[0],
+        )
+
     def measure_costs(self, params: Any, state: DecodeState) -> list[float]:
-        """Seconds per round of each size, on copies of a running batch: medians of a few runs."""
-        return [self._cost(strategy, params, state) for strategy in self.strategies]
+        """Seconds per round of each size, on copies of a running batch.
+
+        Sizes take turns, and the shortest time counts: whatever else the machine does only adds to
+        it. More rows never cost less, so what says otherwise is noise.
+        """
+        seconds: list[list[float]] = [[] for _ in self.strategies]
+        for _ in range(1 + _COST_REPEATS):  # The first compiles.
+            for strategy, times in zip(self.strategies, seconds, strict=True):
+                times.append(self._cost(strategy, params, state))
+        shortest = [min(times[1:]) for times in seconds]
+        return [float(cost) for cost in np.maximum.accumulate(shortest)]
 
     def _cost(self, strategy: Speculative, params: Any, state: DecodeState) -> float:
-        seconds = []
-        for _ in range(1 + _COST_REPEATS):  # The first compiles.
-            copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-            before = int(copy.step)
-            started = time.perf_counter()
-            copy = jax.block_until_ready(
-                strategy.run(params, copy, leave_on_end=False, max_rounds=self.stretch)
-            )
-            seconds.append((time.perf_counter() - started) / max(1, int(copy.step) - before))
-        return float(np.median(seconds[1:]))
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+        before = int(copy.step)
+        started = time.perf_counter()
+        copy = jax.block_until_ready(
+            strategy.run(params, copy, leave_on_end=False, max_rounds=_COST_ROUNDS)
+        )
+        return (time.perf_counter() - started) / max(1, int(copy.step) - before)
+
+
+def _off(smallest: Speculative, *, room: int) -> Speculative:
+    """The smallest size; one that drafts nothing lets its drafter read a stretch at a time."""
+    if smallest.verified_rows > 1 or not isinstance(smallest.proposer, LateProposer):
+        return smallest
+    return TargetAlone(
+        smallest.model,
+        smallest.proposer,
+        smallest.rules,
+        verifier=smallest.verifier,
+        sampling=smallest.sampling,
+        room=room,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,12 +335,19 @@ class _Counts:
     step: int
     active: int
     row_rounds: int
+    tokens: int
     accepted_X: npt.NDArray[np.int64]
     ended: bool = False
 
     @classmethod
     def of(cls, state: DecodeState) -> _Counts:
-        step, active_B, rounds_B, accepted_X = jax.device_get(
-            (state.step, state.active_B, state.rounds_B, state.accepted_at_X)
+        step, active_B, rounds_B, count_B, accepted_X = jax.device_get(
+            (state.step, state.active_B, state.rounds_B, state.count_B, state.accepted_at_X)
         )
-        return cls(int(step), int(active_B.sum()), int(rounds_B.sum()), accepted_X.astype(np.int64))
+        return cls(
+            step=int(step),
+            active=int(active_B.sum()),
+            row_rounds=int(rounds_B.sum()),
+            tokens=int(count_B.sum()),
+            accepted_X=accepted_X.astype(np.int64),
+        )

@@ -30,7 +30,7 @@ from jaxspec.decoding.state import (
 )
 from jaxspec.models.registry import LanguageModel
 from jaxspec.ops.precision import exact_program
-from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
+from jaxspec.ops.sampling import GREEDY, INVALID, Sampling, largest_index
 from jaxspec.ops.suppression import suppress
 
 
@@ -38,6 +38,9 @@ def choose(
     logits_BV: jax.Array, keys_B: jax.Array, *, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
     """A token for each row, and whether the row failed (nothing to sample from: NaN)."""
+    if sampling.greedy:
+        tokens_B = largest_index(logits_BV)
+        return tokens_B, tokens_B == INVALID
     probs_BV = sampling.probabilities(logits_BV)
     tokens_B = jax.vmap(sampling.sample)(keys_B, probs_BV)
     return tokens_B, tokens_B == INVALID

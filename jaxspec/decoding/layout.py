@@ -20,6 +20,25 @@ import jax.numpy as jnp
 
 _STACKED = "layers"
 
+MOST_UNROLLED = {"cpu": 8, "tpu": 8, "gpu": 128}
+"""Models of at most this many layers are unrolled, by platform. On a GPU and a CPU, a scan copies
+each layer's weights out of the stack before it multiplies by them, so that a step moves them three
+times. Compiling takes longer with each layer, which counts most on a CPU. On a TPU, products read
+the stack where it lies."""
+
+
+def unrolls(num_layers: int, *, platform: str | None = None) -> bool:
+    """Whether a model is decoded with its layers unrolled.
+
+    Args:
+      num_layers: L.
+      platform: "cpu", "gpu" or "tpu"; None: the default device's.
+
+    >>> unrolls(28, platform="gpu"), unrolls(28, platform="tpu")
+    (True, False)
+    """
+    return num_layers <= MOST_UNROLLED.get(platform or jax.default_backend(), MOST_UNROLLED["cpu"])
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -230,6 +230,11 @@ def emit(
 NO_LIMIT = np.iinfo(np.int32).max
 
 
+def last_step(state: DecodeState, max_rounds: jax.Array | int) -> jax.Array:
+    """`DecodeState.step` after at most `max_rounds` more rounds."""
+    return jnp.minimum(state.step, NO_LIMIT - max_rounds) + max_rounds
+
+
 def loop(
     one_round: Callable[[DecodeState], DecodeState],
     state: DecodeState,
@@ -242,10 +247,10 @@ def loop(
     Both may be traced, so the loop is compiled once.
     """
     enough = jnp.where(leave_on_end, state.active_B.sum(), 1)
-    last_step = jnp.minimum(state.step, NO_LIMIT - max_rounds) + max_rounds
+    end = last_step(state, max_rounds)
 
     def goes_on(state: DecodeState) -> jax.Array:
         active = state.active_B.sum()
-        return (active > 0) & (active >= enough) & (state.step < last_step)
+        return (active > 0) & (active >= enough) & (state.step < end)
 
     return jax.lax.while_loop(goes_on, lambda state: placed(one_round(state)), placed(state))

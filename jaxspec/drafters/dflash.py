@@ -49,6 +49,7 @@ class DFlashProposer:
     """Never drafted, such as the mask token."""
 
     marginal_passes = 1
+    commits_late = True
 
     @property
     def capture(self) -> tuple[int, ...]:

@@ -119,3 +119,15 @@ class MarginalProposer(Proposer, Protocol):
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
         """Logits of the G slots after the anchor, [B, G, V]."""
+
+
+@runtime_checkable
+class LateProposer(Proposer, Protocol):
+    """A drafter that with a block of 1 only reads, in `commit`, and as many tokens as it is given.
+
+    The tokens of several rounds may then be committed together.
+    """
+
+    @property
+    def commits_late(self) -> bool:
+        """True."""

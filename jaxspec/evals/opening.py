@@ -38,6 +38,7 @@ from jaxspec.config import (
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
+from jaxspec.decoding.layout import unrolls
 from jaxspec.decoding.placement import mesh_of
 from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.kind import DrafterKind, DraftSettings
@@ -51,10 +52,6 @@ from jaxspec.models.registry import AnyDenoiser, LanguageModel, make_denoiser, m
 from jaxspec.ops.sampling import Sampling
 from jaxspec.parallel.rules import Rules
 
-UNROLLED_LAYERS = 8
-"""Models of at most this many layers are unrolled: a step of a small one then takes half the time
-(see `jaxspec.decoding.layout`), while large ones would take too long to compile."""
-
 
 def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
     """The configuration with what an evaluation chooses."""
@@ -62,7 +59,7 @@ def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
         config,
         dtype=dtype,
         param_dtype=dtype,
-        unroll_layers=config.num_layers <= UNROLLED_LAYERS,
+        unroll_layers=unrolls(config.num_layers),
     )
 
 

@@ -125,9 +125,21 @@ Pair = tuple[jax.Array, jax.Array]
 
 def _put_rows(cached: Pair, new: Pair, lengths_B: jax.Array) -> Pair:
     """Keys and values [L, B, R, T, C] with new ones [L, B, R, S, C] after each row's length."""
+    if lengths_B.shape[0] == 1:
+        return _put_in_turn(cached, new, lengths_B)
+    written: Pair = jax.lax.platform_dependent(
+        cached, new, lengths_B, cuda=_put_at_once, rocm=_put_at_once, default=_put_in_turn
+    )
+    return written
 
-    # Row by row and in place. One write for all rows (a batched dynamic_update_slice) becomes a
-    # scatter, for which XLA transposes the whole cache and back, in every step of a loop.
+
+def _put_in_turn(cached: Pair, new: Pair, lengths_B: jax.Array) -> Pair:
+    """Row by row and in place.
+
+    A batched `dynamic_update_slice` becomes a scatter along axes B and T, for which XLA transposes
+    the whole cache and back, in every step of a loop.
+    """
+
     def put(row: jax.Array, cached: Pair) -> Pair:
         start = (0, row, 0, lengths_B[row], 0)
 
@@ -140,3 +152,28 @@ def _put_rows(cached: Pair, new: Pair, lengths_B: jax.Array) -> Pair:
         return one(cached[0], new[0]), one(cached[1], new[1])
 
     return jax.lax.fori_loop(0, lengths_B.shape[0], put, cached)
+
+
+def _put_at_once(cached: Pair, new: Pair, lengths_B: jax.Array) -> Pair:
+    """All rows in one kernel and in place; in a loop, a GPU would wait for the host in every turn.
+
+    The scatter goes along one leading axis of all slots, for which nothing is transposed.
+    """
+    layers, batch, heads, capacity, width = cached[0].shape
+    length = new[0].shape[3]
+    # Beyond the end, `dynamic_update_slice` starts at the last slot that leaves room.
+    start_B = jnp.minimum(lengths_B, capacity - length)
+    rows_LBR = jnp.arange(layers * batch * heads).reshape(layers, batch, heads)
+    slots_LBRS = (rows_LBR * capacity + start_B[:, None])[..., None] + jnp.arange(length)
+
+    def one(cache_LBRTC: jax.Array, new_LBRSC: jax.Array) -> jax.Array:
+        flat = cache_LBRTC.reshape(-1, width)
+        flat = flat.at[slots_LBRS.reshape(-1)].set(
+            new_LBRSC.reshape(-1, width).astype(flat.dtype),
+            indices_are_sorted=True,
+            unique_indices=True,
+            mode="promise_in_bounds",
+        )
+        return flat.reshape(cache_LBRTC.shape)
+
+    return one(cached[0], new[0]), one(cached[1], new[1])

@@ -53,16 +53,33 @@ def _has_nan(logits_V: jax.Array) -> jax.Array:
 def largest_index(logits_V: jax.Array) -> jax.Array:
     """The argmax of each row of logits [..., V], the first of equal ones: int32 [...].
 
-    `INVALID` for a row with a NaN, a +inf, or nothing but -inf. (Also where finite logits are so
-    large, about 1e38 / V, that their sum overflows in both directions.) Found in two steps: the
-    first stretch of the vocabulary (see `_stretches`) whose largest logit is the row's, then the
-    place within it. A reduction that carries the index along is not vectorised for the CPU and
-    takes ten times as long as a maximum. On a mesh it is the better one: devices that share the
-    vocabulary exchange their largest logits, but would need all of them to look up a stretch.
+    `INVALID` for a row with a NaN, a +inf, or nothing but -inf. (On a CPU and on a mesh also where
+    finite logits are so large, about 1e38 / V, that their sum overflows in both directions.)
     """
     if is_spread():
+        # Devices that share the vocabulary exchange their largest logits; to look one up, they
+        # would need all of them.
         valid = jnp.isfinite(logits_V.max(axis=-1)) & ~_has_nan(logits_V)
         return jnp.where(valid, jnp.argmax(logits_V, axis=-1).astype(jnp.int32), INVALID)
+    found: jax.Array = jax.lax.platform_dependent(
+        logits_V, cpu=_largest_in_two_steps, default=_largest_in_one_step
+    )
+    return found
+
+
+def _largest_in_one_step(logits_V: jax.Array) -> jax.Array:
+    """One pass over the row. NaN counts as the largest, so looking up what was found is enough."""
+    index = jnp.argmax(logits_V, axis=-1, keepdims=True).astype(jnp.int32)
+    valid = jnp.isfinite(jnp.take_along_axis(logits_V, index, axis=-1))
+    return jnp.where(valid, index, INVALID)[..., 0]
+
+
+def _largest_in_two_steps(logits_V: jax.Array) -> jax.Array:
+    """First the stretch (see `_stretches`) whose largest logit is the row's, then the place in it.
+
+    A reduction that carries the index along is not vectorised for the CPU and takes ten times as
+    long as a maximum.
+    """
     logits_VV = _stretches(logits_V, fill=-jnp.inf)
     largest_V = logits_VV.max(axis=-1)
     indices = _indices_of(largest_V.argmax(axis=-1), width=logits_VV.shape[-1])

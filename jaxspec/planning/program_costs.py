@@ -20,7 +20,7 @@ import dataclasses
 import math
 import re
 
-from jaxspec.parallel.program_text import Instruction, Program, Run, arrays
+from jaxspec.parallel.program_text import Instruction, Program, Run, Shape, arrays
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
@@ -30,6 +30,8 @@ _FREE = {
 _CONTROL = {"while", "call", "conditional", "async-start", "async-update", "async-done"}
 """Instructions whose cost is that of what they run."""
 _PRODUCTS = {"dot", "convolution"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""Instructions that may change their first operand in place, and which operand is new."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +53,19 @@ def program_costs(text: str) -> ProgramCosts:
     """
     program = Program(text)
     products = program.runs(_is_product, unknown_turns=1)
-    moving = program.runs(lambda instruction: instruction.opcode not in _CONTROL, unknown_turns=1)
     return ProgramCosts(
         operations=sum(run.times * _operations(run, program) for run in products),
-        memory_bytes=sum(
-            run.times * _traffic(run, program)
-            for run in moving
-            if run.instruction.opcode not in _FREE and not run.instruction.opcode.endswith("-done")
-        ),
+        memory_bytes=sum(run.times * traffic(run, program) for run in moving(program)),
     )
+
+
+def moving(program: Program) -> list[Run]:
+    """The instructions that read or write; loops of unknown length are counted once."""
+    return [
+        run
+        for run in program.runs(lambda each: each.opcode not in _CONTROL, unknown_turns=1)
+        if run.instruction.opcode not in _FREE and not run.instruction.opcode.endswith("-done")
+    ]
 
 
 def _is_product(instruction: Instruction) -> bool:
@@ -122,8 +128,8 @@ def _convolved(instruction: Instruction, left: tuple[int, ...], right: tuple[int
     return sums
 
 
-def _traffic(run: Run, program: Program) -> float:
-    """Bytes that an instruction reads and writes; of an array that it slices, only the slice."""
+def traffic(run: Run, program: Program) -> float:
+    """Bytes that one turn of an instruction moves; of an array that it slices, only the slice."""
     instruction = run.instruction
     if instruction.opcode == "fusion":
         [name] = instruction.computations("calls")
@@ -134,13 +140,16 @@ def _traffic(run: Run, program: Program) -> float:
     result = _memory_bytes(instruction.shape)
     match instruction.opcode:
         case "dynamic-slice" | "slice" | "gather":
-            return 2.0 * result
+            return result + (sum(map(_size, instruction.shapes)) if operands[0] else 0.0)
+        case "slice-start":  # It returns ((original), slice, context).
+            written = memory_parts(instruction.shape)[1]
+            return written + (_size(instruction.shapes[1]) if operands[0] else 0.0)
         case "dynamic-update-slice":
             return 2.0 * operands[1]
         case "scatter":
             return 3.0 * operands[2]
         case "copy-start":  # It returns (copy, original, context).
-            return operands[0] + _memory_parts(instruction.shape)[0]
+            return operands[0] + memory_parts(instruction.shape)[0]
         case "broadcast":
             return result
     return result + sum(operands)
@@ -148,27 +157,37 @@ def _traffic(run: Run, program: Program) -> float:
 
 def _fusion_reads(run: Run, program: Program, inside: dict[str, Instruction]) -> float:
     """What a fusion reads of its operands."""
-    users: dict[str, list[Instruction]] = {}
-    for each in inside.values():
-        for operand in each.operands:
-            users.setdefault(operand, []).append(each)
-    total = 0.0
-    for each in inside.values():
-        if each.opcode != "parameter":
-            continue
-        number = re.match(r"\((\d+)\)", each.rest)
-        assert number, f"{each.name} is a parameter without a number"
-        whole = _bytes(run, program, run.instruction.operands[int(number[1])])
-        if whole:
-            read = sum(_read_by(user, each.name, whole) for user in users.get(each.name, []))
-            total += min(whole, read)
-    return total
+    sizes = [_bytes(run, program, operand) for operand in run.instruction.operands]
+    return sum(_read_of(number, size, inside, program) for number, size in enumerate(sizes))
 
 
-def _read_by(user: Instruction, name: str, whole: float) -> float:
-    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+def _read_of(number: int, whole: float, inside: dict[str, Instruction], program: Program) -> float:
+    """Bytes that a fusion reads of the operand with this number, of `whole` ones at most."""
+    name = next((each.name for each in inside.values() if _parameter_number(each) == number), None)
+    if name is None or not whole:
+        return 0.0
+    read = sum(
+        _read_by(user, place, whole, program)
+        for user in inside.values()
+        for place, operand in enumerate(user.operands)
+        if operand == name and user.opcode != "parameter"
+    )
+    return min(whole, read)
+
+
+def _parameter_number(instruction: Instruction) -> int | None:
+    found = re.match(r"\((\d+)\)", instruction.rest)
+    return int(found[1]) if instruction.opcode == "parameter" and found else None
+
+
+def _read_by(user: Instruction, place: int, whole: float, program: Program) -> float:
+    """Bytes that an instruction within a fusion reads of its operand at this place."""
+    if user.opcode == "fusion":  # A fusion within a fusion.
+        [called] = user.computations("calls")
+        return _read_of(place, whole, program.computations[called], program)
+    if place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
         return sum(shape.bytes for shape in user.shapes)
-    if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+    if place == 0 and user.opcode in _UPDATES:
         return 0.0
     return whole
 
@@ -176,14 +195,18 @@ def _read_by(user: Instruction, name: str, whole: float) -> float:
 def _written(root: Instruction, shape: str, inside: dict[str, Instruction]) -> float:
     """What a fusion writes: of an array that it updates in place, only the update."""
     roots = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if not any(each.opcode == "dynamic-update-slice" for each in roots):
+    if not any(each.opcode in _UPDATES for each in roots):
         return _memory_bytes(shape)
     return sum(
-        sum(part.bytes for part in inside[each.operands[1]].shapes)
-        if each.opcode == "dynamic-update-slice"
+        sum(part.bytes for part in inside[each.operands[_UPDATES[each.opcode]]].shapes)
+        if each.opcode in _UPDATES
         else _memory_bytes(each.shape)
         for each in roots
     )
+
+
+def _size(shape: Shape) -> float:
+    return float(shape.bytes)
 
 
 def _bytes(run: Run, program: Program, operand: str) -> float:
@@ -192,10 +215,10 @@ def _bytes(run: Run, program: Program, operand: str) -> float:
 
 
 def _memory_bytes(shape: str) -> float:
-    return sum(_memory_parts(shape))
+    return sum(memory_parts(shape))
 
 
-def _memory_parts(shape: str) -> list[float]:
+def memory_parts(shape: str) -> list[float]:
     """Bytes of each array of a shape in the device's memory: one in S(1) is on the chip."""
     layouts = re.findall(r"\w+\[[\d,]*\](\{[^}]*\})?", shape)
     return [

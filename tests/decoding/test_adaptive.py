@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import Adaptive, Speculative, TreeSpeculative
-from jaxspec.decoding.adaptive import AcceptanceByRank
+from jaxspec.decoding.adaptive import AcceptanceByRank, LossLimit, _Counts
 from tests.decoding import tiny
 
 
@@ -99,14 +99,73 @@ def test_drafting_is_turned_off_where_nothing_is_accepted_and_tried_again():
     assert rounds[1] > rounds[5]
 
 
-def test_drafts_grow_where_everything_is_accepted():
+@pytest.mark.parametrize("cost", [1.2, 2.0, 3.5])
+def test_drafts_that_always_fail_cost_a_twentieth_at_most(cost):
+    """Counted in costs of rounds, not in seconds: one stretch is free, then 3% of the time."""
+    strategies, _ = chains((1, 5))
+    adaptive = Adaptive(strategies, costs=[1.0, cost])
+    spent = tokens = 0.0
+    trials = []
+    while tokens < 4000:
+        choice, rounds = adaptive.plan()
+        trials += [rounds] if choice else []
+        counted = (int(tokens), int(tokens) + rounds)
+        before, after = (
+            _Counts(step=n, active=1, row_rounds=n, tokens=n, accepted_X=np.zeros(4, np.int64))
+            for n in counted
+        )
+        adaptive._count(choice, before, after)
+        adaptive.acceptance.observe(
+            np.zeros(4, np.int64), ranks=adaptive.sizes[choice] - 1, row_rounds=rounds,
+            rounds=rounds,
+        )  # fmt: skip
+        spent += rounds * adaptive.costs[choice]
+        tokens += rounds
+        assert spent - tokens <= 0.03 * spent + adaptive.stretch * (cost - 1)
+    assert spent <= 1.05 * tokens
+    # It goes on trying, in trials that are long enough to tell.
+    assert len(trials) > 3
+    assert min(trials) >= 4
+
+
+def test_what_good_drafts_gained_may_be_lost_again():
+    limit = LossLimit()
+    limit.observe(rounds=16, cost=2.0, alone_rounds=16, alone_cost=1.0)
+    assert limit.rounds(cost=2.0, alone_cost=1.0, stretch=16) == 0
+    limit.observe(rounds=16, cost=2.0, alone_rounds=64, alone_cost=1.0)
+    assert limit.rounds(cost=2.0, alone_cost=1.0, stretch=16) == 16
+    assert LossLimit(lost=99.0).rounds(cost=1.0, alone_cost=1.0, stretch=16) == 16
+
+
+def test_the_loss_is_counted_from_what_was_emitted():
+    """Of each row its own tokens: a round of the target alone would have given one to each."""
     strategies, params = chains((1, 5), proposer=tiny.Scripted())
     adaptive = Adaptive(strategies, costs=[1.0, 2.0], stretch=2)
+    tiny.decode(adaptive, {**params, "drafter": scripts(right=False)})
+    drafted = sum(rounds for size, rounds in adaptive.history if size == 5)
+    assert adaptive.loss.lost == pytest.approx(drafted)
+    assert adaptive.loss.spent == sum(
+        rounds * {1: 1.0, 5: 2.0}[size] for size, rounds in adaptive.history
+    )
+
+
+def test_drafts_grow_where_everything_is_accepted():
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    adaptive = Adaptive(strategies, costs=[1.0, 2.0], stretch=4)
     right = {**params, "drafter": scripts(right=True)}
     responses = tiny.decode(adaptive, right)
     assert [response.tokens for response in responses] == expected_tokens()
     assert {size for size, _ in adaptive.history} == {5}
     assert responses[1].emitted == (5, 5, 5, 5, 3)
+
+
+def test_a_busy_machine_does_not_change_the_costs(monkeypatch):
+    """Some measurements take ten times as long, and one size seems cheaper than a smaller one."""
+    strategies, params = chains((1, 3, 5))
+    adaptive = Adaptive(strategies)
+    busy = iter([99.0] * 3 + [1.0, 20.0, 3.0, 10.0, 2.0, 30.0, 1.1, 2.1, 1.9] + [50.0] * 12)
+    monkeypatch.setattr(adaptive, "_cost", lambda *_: next(busy))
+    assert adaptive.measure_costs(params, None) == [1.0, 2.0, 2.0]
 
 
 def test_arguments_are_checked():

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from jaxspec.config import LinearRopeScaling, YarnRopeScaling
-from jaxspec.ops.rope import inverse_frequencies, rotate, rotation_angles
+from jaxspec.ops.rope import (
+    _swap_by_product,
+    _swap_by_slices,
+    inverse_frequencies,
+    rotate,
+    rotation_angles,
+)
 
 PLAIN = inverse_frequencies(16, theta=100.0)
 
@@ -50,3 +56,13 @@ def test_with_fewer_angles_the_last_channels_stay() -> None:
     np.testing.assert_allclose(got[..., :6], rotate(x_SQC[..., :6], cos, sin), atol=1e-6)
     np.testing.assert_array_equal(got[..., 6:], x_SQC[..., 6:])
     assert np.abs(got[1:, :, :6] - x_SQC[1:, :, :6]).min(axis=-1).max() > 0
+
+
+@pytest.mark.parametrize(("width", "half"), [(8, 4), (10, 3), (4, 1)])
+def test_all_platforms_swap_alike(width: int, half: int) -> None:
+    x_C = jax.random.normal(jax.random.key(0), (3, 2, width))
+    expected = np.concatenate(
+        [-x_C[..., half : 2 * half], x_C[..., :half], 0 * x_C[..., 2 * half :]], axis=-1
+    )
+    for swap in (_swap_by_product, _swap_by_slices):
+        assert np.array_equal(jax.jit(swap, static_argnames="half")(x_C, half=half), expected)

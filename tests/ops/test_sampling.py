@@ -10,6 +10,7 @@ from jaxspec.config import MeshConfig
 from jaxspec.ops.sampling import (
     INVALID,
     Sampling,
+    _largest_in_one_step,
     fine_uniform,
     is_distribution,
     largest_index,
@@ -224,6 +225,8 @@ def test_largest_index_is_the_first_argmax(size, dtype):
     found = jax.jit(largest_index)(rows)
     assert found.dtype == jnp.int32
     assert found.tolist() == expected.tolist() == largest_index(rows).tolist()
+    # What other platforms run.
+    assert jax.jit(_largest_in_one_step)(rows).tolist() == expected.tolist()
 
 
 def sorted_nucleus(probs, top_p):

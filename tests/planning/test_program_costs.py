@@ -99,3 +99,53 @@ def test_what_stays_on_the_chip_is_no_traffic():
     copied = f"({near}, {far}, u32[]{{:S(2)}})"
     both = f"%s = {copied} copy-start(%x)\n  ROOT %d = {near} copy-done(%s)"
     assert traffic(both) == size
+
+
+def test_a_slice_that_is_fetched_ahead_moves_only_itself():
+    near, far = "f32[2,256,64]{2,1,0:T(8,128)S(1)}", "f32[8,256,64]{2,1,0:T(8,128)}"
+    line = f"ROOT %r = (({far}), {near}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:2]}}"
+    assert program_costs(tpu_program(line)).memory_bytes == 4 * 2 * 256 * 64
+
+
+def test_a_fusion_within_a_fusion_reads_what_it_slices():
+    text = """HloModule step
+
+%inner (p: f32[8,64]) -> f32[1,64] {
+  %p = f32[8,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,64]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,64}
+}
+
+%outer (q: f32[8,64]) -> f32[1,64] {
+  %q = f32[8,64]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %f = f32[1,64]{1,0} fusion(%q, %j), kind=kLoop, calls=%inner
+  ROOT %t = f32[1,64]{1,0} sine(%f)
+}
+
+ENTRY %main {
+  %x = f32[8,64]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %r = f32[1,64]{1,0} fusion(%x, %k), kind=kLoop, calls=%outer
+}"""
+    index = 4
+    assert program_costs(text).memory_bytes == 2 * 4 * 64 + index
+
+
+def test_a_scatter_in_place_moves_only_its_rows():
+    text = """HloModule step
+
+%put (p: f32[512,64]) -> f32[512,64] {
+  %p = f32[512,64]{1,0} parameter(0)
+  %at = s32[3,1]{1,0} parameter(1)
+  %new = f32[3,64]{1,0} parameter(2)
+  ROOT %s = f32[512,64]{1,0} scatter(%p, %at, %new), to_apply=%last
+}
+
+ENTRY %main {
+  %x = f32[512,64]{1,0} parameter(0)
+  %i = s32[3,1]{1,0} parameter(1)
+  %y = f32[3,64]{1,0} parameter(2)
+  ROOT %r = f32[512,64]{1,0} fusion(%x, %i, %y), kind=kInput, calls=%put
+}"""
+    assert program_costs(text).memory_bytes == 2 * 4 * 3 * 64 + 4 * 3

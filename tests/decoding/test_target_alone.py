@@ -1,0 +1,60 @@
+"""While drafting is off, the drafter reads later, and knows the same."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.decoding import Speculative
+from jaxspec.decoding.target_alone import TargetAlone
+from tests.decoding import tiny
+
+
+def both(room):
+    model, params = tiny.target()
+    proposer, drafter = tiny.dflash(model, suppressed_ids=tiny.RULES.suppressed_ids, block_size=1)
+    each_round = Speculative(model, proposer, tiny.RULES)
+    late = TargetAlone(model, proposer, tiny.RULES, room=room)
+    return each_round, late, {"target": params, "drafter": drafter}
+
+
+def committed(cache):
+    """Keys and values that count; later slots are left over."""
+    seen_BT = cache.committed_BT()[None, :, None, :, None]
+    return [jnp.where(seen_BT, array, 0) for array in (cache.keys_LBRTC, cache.values_LBRTC)]
+
+
+@pytest.mark.parametrize("room", [4, 16])
+@pytest.mark.parametrize("max_rounds", [3, 9, 100])
+def test_the_drafter_knows_what_it_would_have_read_round_by_round(room, max_rounds):
+    each_round, late, params = both(room)
+    prompts, capacity = tiny.batch()
+    start = each_round.start(params, prompts, capacity=capacity)
+    expected = each_round.run(params, jax.tree.map(jnp.copy, start), max_rounds=max_rounds)
+    found = late.run(params, start, max_rounds=max_rounds)
+    assert int(found.step) == int(expected.step) <= max_rounds
+    records = ("emitted_BO", "verified_BO", "drafted_BX", "draft_passes_B", "accepted_at_X")
+    for name in ("tokens_BT", "count_B", "active_B", "anchor_B", "rounds_B", *records):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert np.array_equal(found.drafter.lengths_B, expected.drafter.lengths_B)
+    for ours, theirs in zip(committed(found.drafter), committed(expected.drafter), strict=True):
+        assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_it_leaves_when_a_row_ends():
+    each_round, late, params = both(4)
+    prompts, capacity = tiny.batch()
+    start = each_round.start(params, prompts, capacity=capacity)
+    expected = each_round.run(params, jax.tree.map(jnp.copy, start), leave_on_end=True)
+    found = late.run(params, start, leave_on_end=True)
+    assert int(found.step) == int(expected.step)
+    assert np.array_equal(found.active_B, expected.active_B)
+
+
+def test_it_is_for_blocks_of_one():
+    each_round, _, _ = both(4)
+    longer = dataclasses.replace(each_round.proposer, block_size=2)
+    with pytest.raises(AssertionError):
+        TargetAlone(each_round.model, longer, tiny.RULES)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.decoding import Autoregressive
+from jaxspec.decoding import Adaptive, Autoregressive
+from jaxspec.decoding.target_alone import TargetAlone
 from jaxspec.ops.precision import exact_products, exact_program, products
 from tests.decoding import tiny
 
@@ -39,6 +40,15 @@ def test_every_product_of_a_float32_decode_is_full(number):
         found = products_in(program)
         assert found
         assert [line for line in found if FULL not in line] == []
+
+
+def test_nor_is_a_product_rounded_while_drafting_is_off():
+    speculative, params = tiny.strategies()[1]
+    one = dataclasses.replace(speculative.proposer, block_size=1)
+    off = Adaptive([dataclasses.replace(speculative, proposer=one), speculative]).strategies[0]
+    assert isinstance(off, TargetAlone)
+    found = products_in(lowered(off, params)[1])
+    assert found and all(FULL in line for line in found)
 
 
 def test_bfloat16_keeps_the_setting_of_jax():

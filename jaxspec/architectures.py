@@ -34,6 +34,7 @@ from jaxspec.ranges import (
     whole,
 )
 from jaxspec.transformer_shapes import UNLIMITED as UNLIMITED
+from jaxspec.transformer_shapes import Attention as Attention
 from jaxspec.transformer_shapes import Dtype as Dtype
 from jaxspec.transformer_shapes import ExpertsConfig as ExpertsConfig
 from jaxspec.transformer_shapes import LayerType as LayerType
@@ -87,6 +88,8 @@ class GPT2Config:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention: Attention = "auto"
+    """How a pass over whole texts computes attention; see `TransformerConfig`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -165,6 +168,8 @@ class GPTNeoXConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention: Attention = "auto"
+    """How a pass over whole texts computes attention; see `TransformerConfig`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -43,7 +43,7 @@ MAY_CHANGE = (
     *("drafter.unroll_layers", "drafter.remat", "drafter.chunk_blocks", "loss.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
-    "target.architecture.remat",
+    *("target.architecture.remat", "target.architecture.attention", "target.attention"),
 )
 """Groups and settings that may differ when a run continues."""
 _DATA, _OWN_TERM = "data", "loss.extra"

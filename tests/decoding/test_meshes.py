@@ -124,9 +124,11 @@ def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
         split = strategy.prepare(split)
         single = strategy.start(split, batch_of_one(), capacity=192)
         assert bytes_of_first(single.cache.keys_LBRTC) * tensor == single.cache.keys_LBRTC.nbytes
-        state = batch_rows.spread(single, rows=ROWS)
+        state = batch_rows.vacant(single, rows=ROWS)
         # Wherever a state comes from, it lies where the loop wants it.
-        state = batch_rows.insert(state, strategy.start(split, batch_of_one(), capacity=192), 1)
+        for row in (0, 1):
+            single = strategy.start(split, batch_of_one(), capacity=192)
+            state = batch_rows.insert(state, single, batch_rows.places([row], of=single))
         states = [state, strategy.run(split, jax.tree.map(jnp.copy, state))]
     for state in states:
         caches = [state.cache, state.drafter]
@@ -154,11 +156,12 @@ def test_no_device_holds_the_whole_cache_while_it_runs(mesh):
     with on_mesh_of(split):
         split = strategy.prepare(split)
         single = strategy.start(split, batch_of_one(), capacity=192)
-        state = batch_rows.spread(single, rows=ROWS)
+        state = batch_rows.vacant(single, rows=ROWS)
+        places = batch_rows.places([1], of=single)
         programs = {
             "run": type(strategy).run.lower(strategy, split, state),
-            "spread": batch_rows.spread.lower(single, rows=ROWS),
-            "insert": batch_rows.insert.lower(state, single, 1),
+            "vacant": batch_rows.vacant.lower(single, rows=ROWS),
+            "insert": batch_rows.insert.lower(state, single, places),
         }
         texts = {name: lowered.compile().as_text() for name, lowered in programs.items()}
     whole = state.cache.keys_LBRTC.shape

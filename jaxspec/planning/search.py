@@ -111,7 +111,7 @@ def variants(config: RunConfig, *, devices: int, heads: Sequence[int]) -> Iterat
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     loss_chunks = sorted({config.loss.chunk_blocks, *chunks})
-    drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks})
+    drafter_chunks = sorted({config.drafter.chunk_blocks, *chunks}, key=lambda size: size or 0)
     for data, fsdp in itertools.product(_divisors(devices), repeat=2):
         tensor = devices // (data * fsdp)
         if data * fsdp * tensor != devices or any(count % tensor for count in heads):

@@ -19,7 +19,7 @@ from jaxspec.decoding import (
     TreeSpeculative,
 )
 from jaxspec.decoding import rows as batch_rows
-from jaxspec.decoding.generate import generate
+from jaxspec.decoding.generate import SMALLEST_BUCKET, generate, prefill_rows
 from jaxspec.decoding.placement import mesh_of, on_mesh_of
 from jaxspec.decoding.stream import stream
 from jaxspec.drafters.ngram import NGramProposer
@@ -176,9 +176,9 @@ def test_no_device_holds_the_whole_cache_while_it_runs(mesh):
 def test_nothing_is_compiled_after_the_first_refill():
     strategy, params = strategies()["block"]
     split = spread(params, MESHES["both"])
-    for _ in range(2):  # `spread` is compiled for the first batch and for the second.
+    for _ in range(2):  # `vacant` is compiled for the first batch and for the second.
         generate(strategy, split, MANY[:10], ids=NAMES[:10], batch_size=ROWS)
-    programs = (type(strategy).start, type(strategy).run, batch_rows.spread, batch_rows.insert)
+    programs = (type(strategy).start, type(strategy).run, batch_rows.vacant, batch_rows.insert)
     sizes = [program._cache_size() for program in programs]
     generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS)
     assert [program._cache_size() for program in programs] == sizes
@@ -193,6 +193,15 @@ def test_a_streamed_answer_is_that_of_one_device():
         assert [each.emitted for each in rounds] == alone
         # Between two rounds, the caller's programs run on one device.
         assert jax.sharding.get_abstract_mesh().empty
+
+
+def test_prompts_that_are_prefilled_together_are_split_over_the_mesh():
+    strategy, params = strategies()["autoregressive"]
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=3)
+    split = spread(params, MESHES["both"])
+    together = 8
+    assert prefill_rows(SMALLEST_BUCKET, rows=8 * together) == together
+    assert generate(strategy, split, MANY, ids=NAMES, batch_size=8 * together) == alone
 
 
 def test_a_batch_that_does_not_divide_is_decoded_whole():

@@ -81,6 +81,31 @@ def check_devices() -> Iterator[Finding]:
     )
 
 
+def check_attention() -> Iterator[Finding]:
+    """How targets compute attention over whole texts on these devices."""
+    import jax
+
+    from jaxspec.ops.causal_attention import LONGEST_PLAIN, choose_attention
+
+    def kind(dtype: str, length: int) -> str:
+        choice = choose_attention(
+            "auto", platform=jax.default_backend(), dtype=dtype, head_dim=128, length=length
+        )
+        return choice.kind
+
+    short, long = LONGEST_PLAIN, LONGEST_PLAIN + 1
+    yield Finding(
+        "attention",
+        "ok",
+        "of whole texts: "
+        + "; ".join(
+            f"{dtype}: {kind(dtype, short)} up to {short} tokens, {kind(dtype, long)} beyond"
+            for dtype in ("bfloat16", "float32")
+        )
+        + " (target.attention)",
+    )
+
+
 def check_accelerator() -> Iterator[Finding]:
     """Accelerators of this machine that jax does not compute on."""
     import jax
@@ -166,6 +191,7 @@ def check_disk() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_devices,
+    check_attention,
     check_accelerator,
     check_compile,
     check_embedded,

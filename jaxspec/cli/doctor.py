@@ -87,23 +87,18 @@ def check_attention() -> Iterator[Finding]:
 
     from jaxspec.ops.causal_attention import LONGEST_PLAIN, choose_attention
 
-    def kind(dtype: str, length: int) -> str:
-        choice = choose_attention(
-            "auto", platform=jax.default_backend(), dtype=dtype, head_dim=128, length=length
+    choices = {
+        dtype: choose_attention(
+            "auto",
+            platform=jax.default_backend(),
+            dtype=dtype,
+            head_dim=128,
+            length=LONGEST_PLAIN + 1,
         )
-        return choice.kind
-
-    short, long = LONGEST_PLAIN, LONGEST_PLAIN + 1
-    yield Finding(
-        "attention",
-        "ok",
-        "of whole texts: "
-        + "; ".join(
-            f"{dtype}: {kind(dtype, short)} up to {short} tokens, {kind(dtype, long)} beyond"
-            for dtype in ("bfloat16", "float32")
-        )
-        + " (target.attention)",
-    )
+        for dtype in ("bfloat16", "float32")
+    }
+    kinds = "; ".join(f"{choice.kind} ({choice.reason})" for choice in choices.values())
+    yield Finding("attention", "ok", f"of whole texts: {kinds}")
 
 
 def check_accelerator() -> Iterator[Finding]:

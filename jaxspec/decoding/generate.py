@@ -32,7 +32,7 @@ from jaxspec.models.registry import LanguageModel
 
 SMALLEST_BUCKET = 128
 _PREFILLED_TOKENS = 8192
-"""Of one pass: more do not make it faster, and take more memory."""
+"""Most tokens of one pass over prompts, so that it takes little memory beside the caches."""
 _CAPACITY_STEP = 64
 
 

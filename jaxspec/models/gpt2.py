@@ -155,6 +155,7 @@ class GPT2(nn.Module):
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
             config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         rows_BS = jnp.minimum(positions_BS, cfg.max_position_embeddings - 1)
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(

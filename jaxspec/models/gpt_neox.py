@@ -150,6 +150,7 @@ class GPTNeoX(nn.Module):
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
             config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
             self.layers,

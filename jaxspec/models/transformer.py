@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxspec.config import LanguageModelConfig, TransformerConfig
+from jaxspec.config import Attention, LanguageModelConfig, TransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.experts import Experts
 from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm, scanned
@@ -213,11 +213,12 @@ def visible(
     mask_BSS: jax.Array | None,
     cache_mask_BST: jax.Array | None,
     config: LanguageModelConfig,
+    setting: Attention,
 ) -> tuple[Masks, tuple[jax.Array, jax.Array] | None]:
     """What a pass may see: the masks of its own tokens and of the cache, and the cache's arrays."""
     if mask_BSS is None and cache is None:
         kind, _ = choose_attention(
-            config.attention,
+            setting,
             platform=platform(),
             dtype=config.dtype,
             head_dim=config.head_dim,
@@ -420,6 +421,7 @@ class Transformer(nn.Module):
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
             config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
             self.layers,

@@ -35,7 +35,7 @@ _SPANS = 8
 """A text is cut into so many spans, and a span's queries leave out the keys that come after it:
 9/16 of all scores are computed."""
 LONGEST_PLAIN = 256
-"""Up to here, all scores are few. Beyond, chunks take 0.3 to 0.7 of the time on a CPU."""
+"""Up to here, all scores are few. Beyond, chunks take 0.2 to 0.6 of the time on a CPU."""
 _PLATFORMS: dict[Kind, str] = {"cudnn": "gpu", "splash": "tpu"}
 
 

@@ -41,7 +41,7 @@ def test_devices_and_compile():
 
 def test_the_attention_of_these_devices():
     detail = only(doctor.check_attention).detail
-    assert "bfloat16: plain up to 256 tokens, chunked beyond" in detail
+    assert "chunked (bfloat16 on a cpu, more than 256 tokens)" in detail
 
 
 def test_embedded_files(monkeypatch):

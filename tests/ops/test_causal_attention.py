@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxspec.config import UNLIMITED, GPT2Config, TransformerConfig
+from jaxspec.config import UNLIMITED, GPT2Config, MeshConfig, TransformerConfig
 from jaxspec.models.registry import make_model
 from jaxspec.ops.attention import group_queries, merge, part, repeat_rows, ungroup_queries
 from jaxspec.ops.attention_kernels import cudnn, splash
 from jaxspec.ops.causal_attention import Causal, attend_causally, choose_attention
+from jaxspec.parallel.constraints import on_mesh
+from jaxspec.parallel.mesh import make_mesh
 
 # Not whole chunks, spans or tiles.
 LENGTH = 300
@@ -105,6 +108,20 @@ def test_chunks_hold_fewer_scores_and_compute_fewer() -> None:
     scores = 2 * 4 * length**2 * 4
     temporaries = {n: p.memory_analysis().temp_size_in_bytes for n, p in programs.items()}
     assert temporaries["chunked"] < scores / 4 < scores < temporaries["plain"]
+
+
+def test_each_device_of_a_mesh_computes_its_rows_and_heads() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    q, k, v = (jnp.concatenate([array] * 2) for array in arrays(64))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def spread(q, k, v):
+        with on_mesh(mesh):
+            return splash(q, k, v, window=60, interpret=True)
+
+    got = jax.jit(spread)(*jax.device_put((q, k, v), rows))
+    assert got.addressable_shards[0].data.size == got.size // 8
+    np.testing.assert_allclose(got, plain(q, k, v, window=60), rtol=0, atol=1e-5)
 
 
 MODELS = {

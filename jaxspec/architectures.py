@@ -34,6 +34,7 @@ from jaxspec.ranges import (
     whole,
 )
 from jaxspec.transformer_shapes import UNLIMITED as UNLIMITED
+from jaxspec.transformer_shapes import Attention as Attention
 from jaxspec.transformer_shapes import Dtype as Dtype
 from jaxspec.transformer_shapes import ExpertsConfig as ExpertsConfig
 from jaxspec.transformer_shapes import LayerType as LayerType
@@ -87,6 +88,8 @@ class GPT2Config:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention: Attention = "auto"
+    """How a pass over whole texts computes attention; see `TransformerConfig`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -165,6 +168,8 @@ class GPTNeoXConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention: Attention = "auto"
+    """How a pass over whole texts computes attention; see `TransformerConfig`."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -373,10 +378,11 @@ class DrafterConfig:
     """What `remat` keeps of a layer, by its name in `jax.checkpoint_policies`: "nothing_saveable":
     only its input; "dots_with_no_batch_dims_saveable": also what its projections give, so that of
     the matrix products only those of attention are computed again."""
-    chunk_blocks: Annotated[int, whole(0, MOST_POSITIONS)] = 0
+    chunk_blocks: Annotated[int, whole(0, MOST_POSITIONS)] | None = None
     """How many blocks of a row have their attention scores (blocks x slots x heads x context) in
     memory at once in training; the backward pass recomputes them. It must divide `data.anchors`; 0:
-    all blocks."""
+    all blocks; None: all where their scores are few, otherwise as many as take 16 MiB of a row on a
+    GPU or TPU, and 256 MiB on a CPU, where chunks save no time."""
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="drafter.")

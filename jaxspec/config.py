@@ -15,6 +15,7 @@ import math
 from typing import Annotated, Literal
 
 from jaxspec.architectures import UNLIMITED as UNLIMITED
+from jaxspec.architectures import Attention as Attention
 from jaxspec.architectures import Context as Context
 from jaxspec.architectures import DiTConfig as DiTConfig
 from jaxspec.architectures import DrafterConfig as DrafterConfig
@@ -78,6 +79,10 @@ class TargetConfig:
     dtype: Dtype = "float32"
     """Type of the frozen target's weights and computations. "bfloat16" takes
     half the memory."""
+    attention: Attention = "auto"
+    """How the frozen target computes attention over whole texts, in training and for prompts:
+    "plain", "chunked" or by a kernel, "cudnn" (GPU) or "splash" (TPU); "auto": what is fastest for
+    the devices, the type and the length."""
     enable_thinking: bool | None = None
     """Passed to the chat template in training, evaluation and regeneration. False: Qwen3 answers
     without thinking aloud first. None: the template's default."""

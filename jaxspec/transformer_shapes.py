@@ -34,6 +34,8 @@ from jaxspec.ranges import (
 )
 
 Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["auto", "plain", "chunked", "cudnn", "splash"]
+"""How a causal pass over a whole text computes attention (`jaxspec.ops.causal_attention`)."""
 LayerType = Literal["full_attention", "sliding_attention"]
 """Hugging Face's names for the kinds of attention layers."""
 Rotation = Literal["full", "sliding", "none"]
@@ -253,6 +255,10 @@ class TransformerConfig:
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention: Attention = "auto"
+    """How a pass over whole texts computes attention: "plain" (all scores in memory), "chunked"
+    (the scores of a few queries at a time), or by a kernel, "cudnn" (GPU) or "splash" (TPU);
+    "auto": the kernel in bfloat16, otherwise "plain" for short texts, "chunked" for long ones."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

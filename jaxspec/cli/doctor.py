@@ -81,6 +81,26 @@ def check_devices() -> Iterator[Finding]:
     )
 
 
+def check_attention() -> Iterator[Finding]:
+    """How targets compute attention over whole texts on these devices."""
+    import jax
+
+    from jaxspec.ops.causal_attention import LONGEST_PLAIN, choose_attention
+
+    choices = {
+        dtype: choose_attention(
+            "auto",
+            platform=jax.default_backend(),
+            dtype=dtype,
+            head_dim=128,
+            length=LONGEST_PLAIN + 1,
+        )
+        for dtype in ("bfloat16", "float32")
+    }
+    kinds = "; ".join(f"{choice.kind} ({choice.reason})" for choice in choices.values())
+    yield Finding("attention", "ok", f"of whole texts: {kinds}")
+
+
 def check_accelerator() -> Iterator[Finding]:
     """Accelerators of this machine that jax does not compute on."""
     import jax
@@ -166,6 +186,7 @@ def check_disk() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_devices,
+    check_attention,
     check_accelerator,
     check_compile,
     check_embedded,

@@ -278,6 +278,7 @@ def open_target(
     check_model_fits(stored.as_target(), mesh, name=name)
     config, params = load_target(stored, dtype=target.dtype, shardings=_placement(mesh))
     config = _for_decoding(config, dtype=target.dtype)
+    config = dataclasses.replace(config, attention=target.attention)
     tokenizer = _target_tokenizer(stored, target, config, default_template=default_template)
     return TargetBundle(
         name=name,

@@ -40,11 +40,13 @@ from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import check_layer_ids
 from jaxspec.ops import attention, rope
 from jaxspec.ops.chunks import join_blocks, split_blocks
-from jaxspec.ops.mesh_axes import context_parts
+from jaxspec.ops.mesh_axes import context_parts, platform
 from jaxspec.parallel.constraints import rows, whole_rows
 
 # For drafters whose target has neither (GPT-2).
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
+_SCORE_BYTES, _CPU_SCORE_BYTES = 2**24, 2**28
+"""Most bytes of a row's float32 scores in a layer that are in memory at once."""
 
 
 def spread_layer_ids(start: int, end: int, count: int) -> tuple[int, ...]:
@@ -179,7 +181,25 @@ def resolve_config(
     )
 
 
-def check_chunks(chunk_blocks: int, *, blocks: int) -> None:
+def chunks_that_fit(*, blocks: int, block_scores: int, platform: str) -> int:
+    """How many blocks of a row are computed at once where the configuration leaves that open.
+
+    >>> chunks_that_fit(blocks=96, block_scores=12 * 16 * 1024, platform="tpu")
+    16
+
+    Args:
+      blocks: of a row, N.
+      block_scores: attention scores of a block and a layer, over all heads.
+      platform: jax's name of the devices.
+
+    Returns:
+      A divisor of `blocks`.
+    """
+    most = (_CPU_SCORE_BYTES if platform == "cpu" else _SCORE_BYTES) // (4 * block_scores)
+    return max(size for size in range(1, blocks + 1) if blocks % size == 0 and size <= max(1, most))
+
+
+def check_chunks(chunk_blocks: int | None, *, blocks: int) -> None:
     """Raises ValueError unless `chunk_blocks` divides the blocks of a row."""
     if chunk_blocks and blocks % chunk_blocks:
         raise ValueError(
@@ -314,8 +334,15 @@ class DFlashLayer(nn.Module):
         k_BRNKC, v_BRNKC = jnp.moveaxis(k_BNKRC, 3, 1), jnp.moveaxis(v_BNKRC, 3, 1)
         seen = (whole_rows(context[0]), whole_rows(context[1]))
         operands = (q_BRNIC, k_BRNKC, v_BRNKC, seen, mask_BNT, places, reach_2)
-        if 0 < cfg.chunk_blocks < blocks // context_parts(blocks):
-            mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=cfg.chunk_blocks)
+        own, chunk_blocks = blocks // context_parts(blocks), cfg.chunk_blocks
+        if chunk_blocks is None:
+            chunk_blocks = chunks_that_fit(
+                blocks=own,
+                block_scores=cfg.num_heads * slots * mask_BNT.shape[-1],
+                platform=platform(),
+            )
+        if 0 < chunk_blocks < own:
+            mixed_BRNIC = _attend_in_chunks(*operands, chunk_blocks=chunk_blocks)
         else:
             mixed_BRNIC = _attend(*operands)
         mixed_BRNKUC = mixed_BRNIC.reshape(batch, kv_heads, blocks, slots, -1, width)

@@ -28,12 +28,10 @@ from jaxspec.models.denoiser import DenoiserOutput, take_rows, visible
 from jaxspec.models.layers import Linear, scanned
 from jaxspec.models.transformer import (
     Embedding,
-    group_queries,
     head_product,
-    repeat_rows,
-    ungroup_queries,
 )
 from jaxspec.ops import attention, rope
+from jaxspec.ops.attention import group_queries, repeat_rows, ungroup_queries
 from jaxspec.parallel.constraints import rows, whole
 
 NORM_EPS = 1e-5

@@ -29,6 +29,7 @@ from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
     Embedding,
     Head,
+    Masks,
     TransformerOutput,
     attend,
     captured,
@@ -88,7 +89,7 @@ class GPT2Layer(nn.Module):
         slot: jax.Array,
         window: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
-        masks: tuple[jax.Array, jax.Array | None],
+        masks: Masks,
         positions_BS: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
@@ -152,7 +153,8 @@ class GPT2(nn.Module):
             segments_BS=segments_BS,
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
-            groups=1,
+            config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         rows_BS = jnp.minimum(positions_BS, cfg.max_position_embeddings - 1)
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(

@@ -31,6 +31,7 @@ from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
     Embedding,
     Head,
+    Masks,
     TransformerOutput,
     attend,
     captured,
@@ -85,7 +86,7 @@ class GPTNeoXLayer(nn.Module):
         window: None,
         cached: tuple[jax.Array, jax.Array] | None,
         angles: tuple[jax.Array, jax.Array],
-        masks: tuple[jax.Array, jax.Array | None],
+        masks: Masks,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         del window  # No layer slides.
         cfg = self.config
@@ -147,7 +148,8 @@ class GPTNeoX(nn.Module):
             segments_BS=segments_BS,
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
-            groups=1,
+            config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
             self.layers,

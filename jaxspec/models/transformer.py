@@ -15,6 +15,7 @@ True
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,12 +25,18 @@ import numpy as np
 from flax import linen as nn
 from jax.custom_derivatives import CustomVJPPrimal
 
-from jaxspec.config import TransformerConfig
+from jaxspec.config import Attention, LanguageModelConfig, TransformerConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.experts import Experts
 from jaxspec.models.layers import HeadProjections, Mlp, RMSNorm, scanned
 from jaxspec.ops import attention, rope
+from jaxspec.ops.attention import group_queries, repeat_rows, ungroup_queries
+from jaxspec.ops.causal_attention import Causal, attend_causally, choose_attention
+from jaxspec.ops.mesh_axes import context_parts, platform
 from jaxspec.parallel.constraints import flat_tokens, rows, whole, whole_rows
+
+Masks = tuple[jax.Array | Causal, jax.Array | None]
+"""What the tokens of a pass see: of the pass, and of the cache."""
 
 
 class TransformerOutput(NamedTuple):
@@ -67,7 +74,7 @@ class Layer(nn.Module):
         cached: tuple[jax.Array, jax.Array] | None,
         kinds: Kinds,
         angles: tuple[jax.Array, jax.Array],
-        masks: tuple[jax.Array, jax.Array | None],
+        masks: Masks,
         positions_BS: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
@@ -149,16 +156,18 @@ def captured(
 
 
 def limit_to_window(
-    masks: tuple[jax.Array, jax.Array | None],
+    masks: Masks,
     window: jax.Array | None,
     positions_BS: jax.Array | None,
     *,
     groups: int,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> Masks:
     """The masks of a layer: those of the pass, limited to the last `window` positions."""
     own_mask, cache_mask = masks
     if window is None or positions_BS is None:
         return masks
+    if isinstance(own_mask, Causal):
+        return dataclasses.replace(own_mask, window=window, positions_BS=positions_BS), cache_mask
     # By position: rows of a draft tree share positions, those of packed documents restart.
     positions_BI1 = jnp.repeat(positions_BS, groups, axis=1)[..., None]
     own_mask = own_mask & (positions_BI1 - positions_BS[:, None] < window)[:, None]
@@ -172,37 +181,20 @@ def attend(
     q_BSQC: jax.Array,
     own: tuple[jax.Array, jax.Array],
     cached: tuple[jax.Array, jax.Array] | None,
-    masks: tuple[jax.Array, jax.Array | None],
+    masks: Masks,
     *,
     scaled: bool = True,
 ) -> jax.Array:
     """Attention to the pass's own keys and values, each [B, R, S, C], and to the cache's."""
     own_mask, cache_mask = masks
+    if isinstance(own_mask, Causal):
+        return attend_causally(q_BSQC, *own, own_mask, scaled=scaled)
     q_BRIC = group_queries(q_BSQC, own[0].shape[1])
     keys, values = map(whole_rows, own)
     parts = [attention.part(q_BRIC, keys, values, own_mask, scaled=scaled)]
     if cached is not None:
         parts.append(attention.part(q_BRIC, *cached, cache_mask, scaled=scaled))
     return ungroup_queries(attention.merge(*parts), q_BSQC.shape[1])
-
-
-def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
-    """[B, S, Q, C] -> [B, R, S * U, C]: one large product for all rows of a key/value head."""
-    batch, length, num_heads, width = q_BSQC.shape
-    q_BSRGC = q_BSQC.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
-    return q_BSRGC.swapaxes(1, 2).reshape(batch, num_kv_heads, -1, width)
-
-
-def ungroup_queries(out_BRIC: jax.Array, length: int) -> jax.Array:
-    """The inverse of `group_queries`: [B, R, S * U, C] -> [B, S, Q, C]."""
-    batch, num_kv_heads, _, width = out_BRIC.shape
-    out_BRSUC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
-    return out_BRSUC.swapaxes(1, 2).reshape(batch, length, -1, width)
-
-
-def repeat_rows(mask_BST: jax.Array, groups: int) -> jax.Array:
-    """A mask by position [B, S, T] as one by attention row [B, 1, S * U, T]."""
-    return jnp.repeat(mask_BST, groups, axis=1)[:, None]
 
 
 def check_layer_ids(layer_ids: tuple[int, ...], num_layers: int) -> None:
@@ -230,9 +222,22 @@ def visible(
     segments_BS: jax.Array | None,
     mask_BSS: jax.Array | None,
     cache_mask_BST: jax.Array | None,
-    groups: int,
-) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array] | None]:
+    config: LanguageModelConfig,
+    setting: Attention,
+) -> tuple[Masks, tuple[jax.Array, jax.Array] | None]:
     """What a pass may see: the masks of its own tokens and of the cache, and the cache's arrays."""
+    # Where a mesh splits the tokens of a row, a device has few scores, and all of its own at once.
+    if mask_BSS is None and cache is None and context_parts(length) == 1:
+        kind, _ = choose_attention(
+            setting,
+            platform=platform(),
+            dtype=config.dtype,
+            head_dim=config.head_dim,
+            length=length,
+        )
+        if kind != "plain":
+            return (Causal(kind, segments_BS, config.windows), None), None
+    groups = config.num_heads // config.num_kv_heads
     if mask_BSS is None:
         order = jnp.arange(length)
         mask_BSS = (order[:, None] >= order)[None]
@@ -437,7 +442,8 @@ class Transformer(nn.Module):
 
         Args:
           tokens_BS: int32 ids. JAX clamps ids outside the embedding, so check them beforehand.
-          positions_BS: absolute positions; default: from the cache's length (or 0) on.
+          positions_BS: absolute positions; default: from the cache's length (or 0) on. Without
+            `mask_BSS` they rise by one within a document.
           segments_BS: document of each token; tokens see only their own document.
           cache: committed keys and values, which every token sees (in a sliding layer, within its
             window). It is read, not changed.
@@ -463,7 +469,8 @@ class Transformer(nn.Module):
             segments_BS=segments_BS,
             mask_BSS=mask_BSS,
             cache_mask_BST=cache_mask_BST,
-            groups=cfg.num_heads // cfg.num_kv_heads,
+            config=cfg,
+            setting="plain" if self.is_initializing() else cfg.attention,
         )
         x_BSD, features_BSE, keys_LBRSC, values_LBRSC = through_layers(
             self.layers,

@@ -6,7 +6,8 @@ block drafter attends to the context and to its own block this way, and a target
 to the rows being verified, without a mask over (context + all blocks).
 
 Dimension key: I rows of queries (positions x query heads of one key/value head), T cache slots or
-other keys, C head width. Leading axes are batch axes, the same for keys and values.
+other keys, C head width; B batch rows, S tokens of a pass, Q query heads, R key/value heads,
+U = Q / R query heads of one of these. Leading axes are batch axes, the same for keys and values.
 
 >>> out = merge(part(q, k_context, v_context, mask), part(q, k_block, v_block))  # doctest: +SKIP
 """
@@ -108,3 +109,22 @@ def merge(*parts: Part) -> jax.Array:
         output_IC = output_IC + each.output_IC * scale_I1
         total_I1 = total_I1 + each.total_I1 * scale_I1
     return output_IC / total_I1
+
+
+def group_queries(q_BSQC: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[B, S, Q, C] -> [B, R, S * U, C]: one large product for all rows of a key/value head."""
+    batch, length, num_heads, width = q_BSQC.shape
+    q_BSRGC = q_BSQC.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, width)
+    return q_BSRGC.swapaxes(1, 2).reshape(batch, num_kv_heads, -1, width)
+
+
+def ungroup_queries(out_BRIC: jax.Array, length: int) -> jax.Array:
+    """The inverse of `group_queries`: [B, R, S * U, C] -> [B, S, Q, C]."""
+    batch, num_kv_heads, _, width = out_BRIC.shape
+    out_BRSUC = out_BRIC.reshape(batch, num_kv_heads, length, -1, width)
+    return out_BRSUC.swapaxes(1, 2).reshape(batch, length, -1, width)
+
+
+def repeat_rows(mask_BST: jax.Array, groups: int) -> jax.Array:
+    """A mask by position [B, S, T] as one by attention row [B, 1, S * U, T]."""
+    return jnp.repeat(mask_BST, groups, axis=1)[:, None]

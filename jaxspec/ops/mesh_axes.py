@@ -1,4 +1,4 @@
-"""The mesh of the program that is being traced, and which of its axes split rows and heads.
+"""The devices of the program that is being traced, and which of their axes split rows and heads.
 
 The mesh is the one that `jax.set_mesh` or `jaxspec.parallel.constraints.on_mesh` has set. Without
 one, on one device, and where each device runs the program on its own rows (shard_map, pmap),
@@ -41,6 +41,17 @@ def is_spread() -> bool:
 def batch_parts(sizes: Mapping[str, int]) -> int:
     """How many parts a batch is split into, from the size of each axis."""
     return math.prod(sizes[axis] for axis in BATCH_AXES)
+
+
+def is_mapped() -> bool:
+    """Whether each device runs the program on its own part of the arrays (shard_map)."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
+def platform() -> str:
+    """What the devices are, "cpu", "gpu" or "tpu"; without a mesh, those of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
 
 
 def row_axes(rows: int) -> tuple[str, ...] | None:

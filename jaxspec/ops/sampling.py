@@ -23,7 +23,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.mesh_axes import is_spread
+from jaxspec.ops.mesh_axes import is_spread, platform
 
 # Stands for the token where there is no distribution to draw from.
 INVALID = -1
@@ -273,8 +273,8 @@ def _drop(probs_V: jax.Array, *, below: jax.Array) -> jax.Array:
 
 
 # Numbers >= 0 have the same order as their bit patterns. The edge of a filter is a number of the
-# row, so its pattern can be found bit by bit from the top, with one pass over the row per bit. This
-# is exact, and on a CPU 10 to 30 times faster than sorting the row (`jax.lax.top_k` sorts too).
+# row, so its pattern can be found from the top, a few bits with each pass over the row. This is
+# exact, and on a CPU 10 to 30 times faster than sorting the row (`jax.lax.top_k` sorts too).
 
 
 def _top_k_edge(distance_V: jax.Array, top_k: int) -> jax.Array:
@@ -297,7 +297,9 @@ def _nucleus_edge(probs_V: jax.Array, top_p: float) -> jax.Array:
     """
 
     def low_enough(patterns_V: jax.Array, raised: jax.Array) -> jax.Array:
-        mass = jnp.where(patterns_V >= raised, probs_V, 0).sum(axis=-1, keepdims=True)
+        # Taken from the patterns, so that a pass reads one array and not two.
+        same_V = jax.lax.bitcast_convert_type(patterns_V, probs_V.dtype)
+        mass = jnp.where(patterns_V >= raised, same_V, 0).sum(axis=-1, keepdims=True)
         return mass >= top_p
 
     return _largest_pattern(probs_V, low_enough)
@@ -311,12 +313,32 @@ def _largest_pattern(
     integer = jnp.dtype(f"int{bits}")
     patterns_V = jax.lax.bitcast_convert_type(values_V, integer)
 
-    def settle(step: jax.Array, pattern: jax.Array) -> jax.Array:
-        raised = pattern | (jnp.ones_like(pattern) << (bits - 2 - step).astype(integer))
-        return jnp.where(low_enough(patterns_V, raised), raised, pattern)
+    def settle(pattern: jax.Array, place: jax.Array | int, *, count: int) -> jax.Array:
+        """`pattern` with the `count` bits from `place` up settled."""
+        # If t is low enough, everything below it is: the number of those that are is the largest.
+        settled = jnp.zeros_like(pattern)
+        for number in range(1, 2**count):
+            raised = pattern | (jnp.full_like(pattern, number) << jnp.asarray(place, integer))
+            settled += low_enough(patterns_V, raised).astype(integer)
+        return pattern | (settled << jnp.asarray(place, integer))
 
-    pattern = jax.lax.fori_loop(0, bits - 1, settle, jnp.zeros_like(patterns_V[..., :1]))
+    # The first bit is the sign.
+    count = _bits_of_a_pass()
+    passes, rest = divmod(bits - 1, count)
+    pattern = jax.lax.fori_loop(
+        0,
+        passes,
+        lambda step, pattern: settle(pattern, bits - 1 - count * (step + 1), count=count),
+        jnp.zeros_like(patterns_V[..., :1]),
+    )
+    if rest:
+        pattern = settle(pattern, 0, count=rest)
     return jax.lax.bitcast_convert_type(pattern, values_V.dtype)
+
+
+def _bits_of_a_pass() -> int:
+    """With two bits, a pass compares with three numbers: half the reading, 1.5 times the work."""
+    return 1 if platform() == "cpu" else 2
 
 
 GREEDY = Sampling(0.0)

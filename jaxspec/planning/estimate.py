@@ -20,6 +20,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import DrafterConfig, MeshConfig, RunConfig
+from jaxspec.models.dflash import chunks_that_fit
 from jaxspec.ops.mesh_axes import AXES
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.rules import Rules
@@ -93,7 +94,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
       chip: what the devices are.
     """
     task = dataclasses.replace(
-        shapes.task, config=config, objective=_objective(shapes.task.objective, config)
+        shapes.task, config=config, objective=_objective(shapes.task.objective, config, chip=chip)
     )
     devices = math.prod(mesh.values())
     parts = mesh["data"] * mesh["fsdp"]
@@ -141,15 +142,23 @@ def _keeps_products(drafter: DrafterConfig) -> bool:
     return not drafter.remat or drafter.remat_policy != "nothing_saveable"
 
 
-def _objective(objective: Objective, config: RunConfig) -> Objective:
+def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Objective:
     """The objective with the settings of `config` that are compared."""
     if not isinstance(objective, DrafterObjective):
         return objective
+    drafter = objective.drafter.config
+    own, chunk_blocks = config.data.anchors // config.mesh.context, config.drafter.chunk_blocks
+    if chunk_blocks is None:
+        chunk_blocks = chunks_that_fit(
+            blocks=own,
+            block_scores=drafter.num_heads * drafter.block_size * config.data.sequence_length,
+            platform="tpu" if chip.is_tpu else "gpu",
+        )
     drafter = dataclasses.replace(
-        objective.drafter.config,
+        drafter,
         remat=config.drafter.remat,
         remat_policy=config.drafter.remat_policy,
-        chunk_blocks=config.drafter.chunk_blocks,
+        chunk_blocks=chunk_blocks if chunk_blocks < own else 0,
     )
     return dataclasses.replace(
         objective, drafter=objective.drafter.clone(config=drafter), loss=config.loss

@@ -148,7 +148,11 @@ def variants(
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     groups = groups_read(config.training.task, objective=config.denoiser.objective)
     loss_chunks, drafter_chunks = (
-        sorted({getattr(config, group).chunk_blocks, *(chunks if group in groups else ())})
+        # None: as few as fit.
+        sorted(
+            {getattr(config, group).chunk_blocks, *(chunks if group in groups else ())},
+            key=lambda size: size or 0,
+        )
         for group in ("loss", "drafter")
     )
     remats = (True, False) if "drafter" in groups else (config.drafter.remat,)

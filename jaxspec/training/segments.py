@@ -43,7 +43,8 @@ MAY_CHANGE = (
     *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
-    *("target.architecture.remat", "loss.chunk_blocks"),
+    *("target.architecture.remat", "target.architecture.attention", "target.attention"),
+    "loss.chunk_blocks",
 )
 """Groups and settings that may differ when a run continues."""
 _DATA, _OWN_TERM = "data", "loss.extra"

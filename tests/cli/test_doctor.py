@@ -39,6 +39,11 @@ def test_devices_and_compile():
     assert only(doctor.check_compile).status == "ok"
 
 
+def test_the_attention_of_these_devices():
+    detail = only(doctor.check_attention).detail
+    assert "chunked (bfloat16 on a cpu, more than 256 tokens)" in detail
+
+
 def test_embedded_files(monkeypatch):
     monkeypatch.setattr(doctor, "EMBEDDED_FILES", {"no_such_folder": ("a", "b")})
     finding = only(doctor.check_embedded)

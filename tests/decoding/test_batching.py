@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import heapq
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 from jaxspec.decoding import Autoregressive, DecodeRules, Speculative, generate
 from jaxspec.decoding import rows as batch_rows
+from jaxspec.decoding.generate import serve
 from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.models.transformer import Transformer
@@ -77,13 +79,100 @@ def test_no_row_waits_for_another():
     assert sum(watched.steps) < waiting
 
 
+@dataclasses.dataclass
+class Counted:
+    """A strategy, and how many prompts each of its prefills was given."""
+
+    strategy: Autoregressive | Speculative
+    prefills: list[int] = dataclasses.field(default_factory=list)
+
+    def __getattr__(self, name):
+        return getattr(self.strategy, name)
+
+    def start(self, params, prompts, *, capacity):
+        self.prefills.append(int(prompts.active_B.sum()))
+        return self.strategy.start(params, prompts, capacity=capacity)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["autoregressive", "speculative"])
+def test_prompts_are_prefilled_together(number):
+    """16 rows wait for one another in pairs, and 40 for five; what is left over comes at last."""
+    strategy, params = tiny.strategies()[number]
+    prompts = [(*prompt, token) for token in (3, 5) for prompt in MANY]
+    names = [f"{index}" for index in range(len(prompts))]
+    alone = generate(strategy, params, prompts, ids=names, batch_size=1)
+    for rows, prefills in ((16, [2] * 12), (40, [5, 5, 5, 5, 4])):
+        counted = Counted(strategy)
+        assert generate(counted, params, prompts, ids=names, batch_size=rows) == alone
+        assert counted.prefills == prefills
+
+
+def test_prompts_of_different_buckets_are_prefilled_apart():
+    model, params = _long_target()
+    prompts = [(7,) * length for length in (300, 5, 290, 130, 6)]
+    counted = Counted(Autoregressive(model, DecodeRules(2)))
+    names = [f"{index}" for index in range(len(prompts))]
+    generate(counted, params, prompts, ids=names, batch_size=24)
+    assert counted.prefills == [2, 1, 2]
+
+
+def test_a_row_waits_until_enough_others_are_free():
+    """Counted on the host: ends of rows and refills of them take turns as the policy says."""
+    lengths = {0: 4, 1: 1, 2: 2, 3: 3, 4: 1, 5: 1, 6: 1}
+    log = []
+
+    @dataclasses.dataclass
+    class State:
+        active_B: np.ndarray
+        left: list
+
+    def run(state, *, leave_on_end):
+        while state.active_B.any():
+            state.left = [max(0, left - 1) for left in state.left]
+            ended = state.active_B & (np.array(state.left) == 0)
+            state.active_B = state.active_B & ~ended
+            if leave_on_end and ended.any():
+                break
+        log.append(("run", int(state.active_B.sum())))
+        return state
+
+    def prefilled(batch):
+        log.append(("prefill", *batch))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patched:
+        module = importlib.import_module("jaxspec.decoding.generate")
+        patched.setattr(module, "vacant", lambda new, rows: State(np.zeros(rows, bool), [0] * 4))
+        patched.setattr(module, "places", lambda rows, of: rows)
+
+        def insert(state, batch, rows):
+            for row, prompt in zip(rows, batch, strict=True):
+                state.active_B[row], state.left[row] = True, lengths[prompt]
+            return state
+
+        patched.setattr(module, "insert", insert)
+        queue = [[0, 1], [2, 3], [4, 5], [6]]
+        served = list(serve(queue, prefilled, run, lambda state, row, index: row, rows=4))
+    assert sorted(index for index, _ in served) == list(range(7))
+    assert log == [
+        ("prefill", 0, 1),
+        ("prefill", 2, 3),
+        ("run", 3),  # One row is free, and the next two prompts wait for another.
+        ("run", 2),
+        ("prefill", 4, 5),
+        ("run", 1),
+        ("prefill", 6),
+        ("run", 0),
+    ]
+
+
 def test_nothing_is_compiled_after_the_first_refill():
     strategy, params = tiny.strategies()[1]
     generate(strategy, params, MANY[:4], ids=NAMES[:4], batch_size=3)
     programs = (
         type(strategy).start,
         type(strategy).run,
-        batch_rows.spread,
+        batch_rows.vacant,
         batch_rows.insert,
         batch_rows.read,
     )

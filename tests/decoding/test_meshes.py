@@ -20,7 +20,7 @@ from jaxspec.decoding import (
     TreeSpeculative,
 )
 from jaxspec.decoding import rows as batch_rows
-from jaxspec.decoding.generate import generate
+from jaxspec.decoding.generate import SMALLEST_BUCKET, generate, prefill_rows
 from jaxspec.decoding.placement import mesh_of, on_mesh_of
 from jaxspec.decoding.stream import stream
 from jaxspec.drafters.ngram import NGramProposer
@@ -125,9 +125,11 @@ def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
         split = strategy.prepare(split)
         single = strategy.start(split, batch_of_one(), capacity=192)
         assert bytes_of_first(single.cache.keys_LBRTC) * tensor == single.cache.keys_LBRTC.nbytes
-        state = batch_rows.spread(single, rows=ROWS)
+        state = batch_rows.vacant(single, rows=ROWS)
         # Wherever a state comes from, it lies where the loop wants it.
-        state = batch_rows.insert(state, strategy.start(split, batch_of_one(), capacity=192), 1)
+        for row in (0, 1):
+            single = strategy.start(split, batch_of_one(), capacity=192)
+            state = batch_rows.insert(state, single, batch_rows.places([row], of=single))
         states = [state, strategy.run(split, jax.tree.map(jnp.copy, state))]
     for state in states:
         caches = [state.cache, state.drafter]
@@ -155,11 +157,12 @@ def test_no_device_holds_the_whole_cache_while_it_runs(mesh):
     with on_mesh_of(split):
         split = strategy.prepare(split)
         single = strategy.start(split, batch_of_one(), capacity=192)
-        state = batch_rows.spread(single, rows=ROWS)
+        state = batch_rows.vacant(single, rows=ROWS)
+        places = batch_rows.places([1], of=single)
         programs = {
             "run": type(strategy).run.lower(strategy, split, state),
-            "spread": batch_rows.spread.lower(single, rows=ROWS),
-            "insert": batch_rows.insert.lower(state, single, 1),
+            "vacant": batch_rows.vacant.lower(single, rows=ROWS),
+            "insert": batch_rows.insert.lower(state, single, places),
         }
         texts = {name: lowered.compile().as_text() for name, lowered in programs.items()}
     whole = state.cache.keys_LBRTC.shape
@@ -193,7 +196,7 @@ def test_nothing_is_compiled_after_the_first_batch():
     generate(strategy, split, MANY[:10], ids=NAMES[:10], batch_size=ROWS)
     with compiled() as names:
         generate(strategy, split, MANY, ids=NAMES, batch_size=ROWS)
-    programs = ("start", "run", "spread", "insert")
+    programs = ("start", "run", "vacant", "insert")
     assert not [name for name in names if any(program in name for program in programs)]
     with compiled() as names:
         jax.jit(lambda x: 2 * x)(jnp.ones(3))
@@ -209,6 +212,15 @@ def test_a_streamed_answer_is_that_of_one_device():
         assert [each.emitted for each in rounds] == alone
         # Between two rounds, the caller's programs run on one device.
         assert jax.sharding.get_abstract_mesh().empty
+
+
+def test_prompts_that_are_prefilled_together_are_split_over_the_mesh():
+    strategy, params = strategies()["autoregressive"]
+    alone = generate(strategy, params, MANY, ids=NAMES, batch_size=3)
+    split = spread(params, MESHES["both"])
+    together = 8
+    assert prefill_rows(SMALLEST_BUCKET, rows=8 * together) == together
+    assert generate(strategy, split, MANY, ids=NAMES, batch_size=8 * together) == alone
 
 
 def test_a_batch_that_does_not_divide_is_decoded_whole():

@@ -1,5 +1,6 @@
 """What the compiled loops do not do: talk to the host, compile again, go on after NaN."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 
 from jaxspec.decoding import DecodeRules, Speculative, generate
 from jaxspec.decoding.autoregressive import Autoregressive
-from jaxspec.decoding.generate import bucket_length
+from jaxspec.decoding.generate import bucket_length, pad_prompts
 from jaxspec.decoding.speculative import check_verifier
+from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from tests.decoding import tiny
 
@@ -164,3 +166,20 @@ def test_rules_and_verifiers_are_checked():
 
 def test_buckets_are_powers_of_two():
     assert [bucket_length(n) for n in (1, 128, 129, 256, 300)] == [128, 128, 256, 256, 512]
+
+
+def test_a_long_prompt_is_prefilled_without_its_scores_and_logits():
+    length, rules = 4096, DecodeRules(4)
+    config = dataclasses.replace(
+        tiny.ARCHITECTURE, max_position_embeddings=2 * length, vocab_size=50_000
+    )
+    strategy = Autoregressive(Transformer(config), rules)
+    tokens_BS = jnp.zeros((1, 8), jnp.int32)
+    params = jax.eval_shape(strategy.model.init, jax.random.key(0), tokens_BS)["params"]
+    prompts = jax.eval_shape(
+        lambda: pad_prompts([(1,)], ids=["long"], length=length, rows=1, seed=0)
+    )
+    lowered = Autoregressive.start.lower(strategy, params, prompts, capacity=length + 64)
+    analysis = lowered.compile().memory_analysis()
+    scores, logits = config.num_heads * length**2 * 4, length * config.vocab_size * 4
+    assert analysis.temp_size_in_bytes < min(scores, logits) / 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxspec.config import DrafterConfig, TransformerConfig
-from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash, chunks_that_fit, resolve_config
 
 BLOCKS, SLOTS, CONTEXT, WIDTH = 6, 4, 24, 16
 TARGET = TransformerConfig(
@@ -108,6 +108,39 @@ def products(config: DrafterConfig) -> dict[str, int]:
 
     walk(jax.make_jaxpr(jax.grad(loss))(initialise["params"]).jaxpr)
     return counts
+
+
+@pytest.mark.parametrize(
+    ("blocks", "length", "platform", "size"),
+    [
+        (96, 1024, "cpu", 96),
+        (96, 1024, "gpu", 16),
+        (96, 2048, "tpu", 8),
+        (32, 256, "tpu", 32),
+        (97, 4096, "tpu", 1),
+        (96, 32_768, "cpu", 8),
+    ],
+)
+def test_chunks_are_chosen_by_the_size_of_their_scores(blocks, length, platform, size) -> None:
+    scores = 12 * 16 * length
+    assert chunks_that_fit(blocks=blocks, block_scores=scores, platform=platform) == size
+
+
+def test_what_is_left_open_is_chosen_for_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = hidden_and_gradients(CONFIG)
+    seen = []
+
+    def chosen(**sizes: object) -> int:
+        seen.append(sizes)
+        return 2
+
+    monkeypatch.setattr("jaxspec.models.dflash.chunks_that_fit", chosen)
+    parts, _ = hidden_and_gradients(CONFIG)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
+    drafting = [each for each in seen if each["blocks"] == BLOCKS]
+    assert drafting[0] == {
+        "blocks": BLOCKS, "block_scores": 4 * SLOTS * CONTEXT, "platform": "cpu"
+    }  # fmt: skip
 
 
 def test_chunks_must_divide_the_blocks() -> None:

@@ -176,7 +176,7 @@ def unlike(config: TransformerConfig, family: str) -> dict[str, Any]:
     }
 
 
-_HOW_IT_RUNS = ("family", "dtype", "param_dtype", "unroll_layers", "remat")
+_HOW_IT_RUNS = ("family", "dtype", "param_dtype", "unroll_layers", "remat", "attention")
 """Fields of a configuration that config.json does not hold."""
 
 

@@ -20,7 +20,15 @@ import jax
 import numpy as np
 
 from jaxspec.decoding.diffusion.decoder import BlockDiffusion, DiffusionState
-from jaxspec.decoding.generate import bucket_length, check_prompt_ids, groups, pad_prompts, serve
+from jaxspec.decoding.generate import (
+    bucket_length,
+    check_prompt_ids,
+    groups,
+    pad_prompts,
+    prefill_batches,
+    prefill_rows,
+    serve,
+)
 from jaxspec.decoding.placement import on_mesh_of
 
 
@@ -116,14 +124,19 @@ def generate_diffusion(
             # Canvases of a batch are of one width.
             length = bucket_length(max(len(prompts[index]) for index in group))
 
-            def started(index: int, length: int = length) -> DiffusionState:
-                single = pad_prompts(
-                    [prompts[index]], ids=[ids[index]], length=length, rows=1, seed=seed
+            def started(batch: Sequence[int], length: int = length) -> DiffusionState:
+                padded = pad_prompts(
+                    [prompts[index] for index in batch],
+                    ids=[ids[index] for index in batch],
+                    length=length,
+                    rows=prefill_rows(bucket_length(len(prompts[batch[0]])), rows=batch_size),
+                    seed=seed,
                 )
-                state = decoder.start(single)
+                state = decoder.start(padded)
                 return decoder.prefill(pieces, state) if decoder.has_prefill else state
 
-            for index, response in serve(group, started, run, answer, rows=batch_size):
+            queue = prefill_batches(group, prompts, rows=batch_size)
+            for index, response in serve(queue, started, run, answer, rows=batch_size):
                 responses[index] = response
                 if progress is not None:
                     progress(1)

@@ -18,9 +18,15 @@ import jax
 
 from jaxspec.config import EvaluationConfig
 from jaxspec.decoding import Adaptive, Autoregressive, DecodeState, Speculative
-from jaxspec.decoding.generate import bucket_length, groups, needed_capacity, pad_prompts
+from jaxspec.decoding.generate import (
+    bucket_length,
+    groups,
+    needed_capacity,
+    pad_prompts,
+    prefill_rows,
+)
 from jaxspec.decoding.placement import mesh_of
-from jaxspec.decoding.rows import spread
+from jaxspec.decoding.rows import vacant
 from jaxspec.decoding.state import NO_LIMIT
 from jaxspec.evals.ahead import Ahead, Program, shapes_of
 from jaxspec.evals.opening import TargetBundle
@@ -122,7 +128,8 @@ def batch_programs(
             lengths[-1], rules=strategy.rules, round_tokens=strategy.round_tokens
         )
         for length in lengths:
-            prefill = _Prefill(strategy, params, min(length, capacity), capacity)
+            together = prefill_rows(length, rows=rows)
+            prefill = _Prefill(strategy, params, min(length, capacity), capacity, rows=together)
             yield prefill.program()
         yield from prefill.loops(rows=rows)
 
@@ -159,18 +166,21 @@ def _sizes(strategy: AnyStrategy) -> Sequence[Autoregressive | Speculative]:
 
 
 class _Prefill:
-    """The prefill of one prompt, and the loops that take over its state."""
+    """The prefill of a few prompts, and the loops that take over its state."""
 
-    def __init__(self, strategy: AnyStrategy, params: Any, length: int, capacity: int) -> None:
+    def __init__(
+        self, strategy: AnyStrategy, params: Any, length: int, capacity: int, *, rows: int = 1
+    ) -> None:
         self._strategy, self._params = strategy, params
-        self._length, self._capacity = length, capacity
-        self._prompts = pad_prompts([[0]], ids=[""], length=length, rows=1, seed=0)
-        self.key = (strategy, length, capacity)
+        self._capacity = capacity
+        self._prompts = pad_prompts([[0]], ids=[""], length=length, rows=rows, seed=0)
+        self._name = f"prefill of {length} tokens" if rows == 1 else f"prefill of {rows} x {length}"
+        self.key = (strategy, length, capacity, rows)
 
     def program(self) -> Program:
         largest = _sizes(self._strategy)[-1]
         return Program(
-            f"prefill of {self._length} tokens{_whose(largest)}",
+            f"{self._name}{_whose(largest)}",
             ("start", *self.key),
             lambda: type(largest).start.lower(
                 largest, self._params, self._prompts, capacity=self._capacity
@@ -187,7 +197,7 @@ class _Prefill:
         )
         if not rows:
             return single
-        batch: DecodeState = jax.eval_shape(lambda state: spread(state, rows=rows), single)
+        batch: DecodeState = jax.eval_shape(lambda state: vacant(state, rows=rows), single)
         return batch
 
     def loops(self, *, rows: int) -> Iterator[Program]:

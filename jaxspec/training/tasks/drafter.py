@@ -35,7 +35,10 @@ from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
 
-_RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat", "max_position_embeddings")
+_RUNTIME = (
+    *("dtype", "param_dtype", "unroll_layers", "remat", "attention"),
+    "max_position_embeddings",
+)
 """What target.architecture may say differently from the target's folder."""
 _COMPUTED = (
     *("path", "dtype", "param_dtype", "unroll_layers"),
@@ -187,8 +190,10 @@ def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
 
 def _frozen(architecture: LanguageModelConfig, config: RunConfig) -> LanguageModelConfig:
     """The target's shape, held and computed in the type that the run asks for."""
-    dtype = config.target.dtype
-    return dataclasses.replace(architecture, dtype=dtype, param_dtype=dtype)
+    asked = config.target
+    return dataclasses.replace(
+        architecture, dtype=asked.dtype, param_dtype=asked.dtype, attention=asked.attention
+    )
 
 
 def _checked_target(config: RunConfig, tokenizer: Tokenizer) -> LanguageModelConfig:

@@ -26,10 +26,7 @@ from jaxspec.config import DiTConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.denoiser import DenoiserOutput, take_rows, visible
 from jaxspec.models.layers import Linear, scanned
-from jaxspec.models.transformer import (
-    Embedding,
-    head_product,
-)
+from jaxspec.models.vocabulary import Embedding, head_product
 from jaxspec.ops import attention, rope
 from jaxspec.ops.attention import group_queries, repeat_rows, ungroup_queries
 from jaxspec.parallel.constraints import rows, whole

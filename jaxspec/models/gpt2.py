@@ -27,8 +27,6 @@ from jaxspec.config import GPT2Config
 from jaxspec.models.cache import KVCache
 from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
-    Embedding,
-    Head,
     Masks,
     TransformerOutput,
     attend,
@@ -39,6 +37,7 @@ from jaxspec.models.transformer import (
     through_layers,
     visible,
 )
+from jaxspec.models.vocabulary import Embedding, Head
 from jaxspec.parallel.constraints import rows
 
 

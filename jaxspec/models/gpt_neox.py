@@ -29,8 +29,6 @@ from jaxspec.config import GPTNeoXConfig
 from jaxspec.models.cache import KVCache
 from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
-    Embedding,
-    Head,
     Masks,
     TransformerOutput,
     attend,
@@ -40,6 +38,7 @@ from jaxspec.models.transformer import (
     through_layers,
     visible,
 )
+from jaxspec.models.vocabulary import Embedding, Head
 from jaxspec.ops import rope
 from jaxspec.parallel.constraints import rows
 

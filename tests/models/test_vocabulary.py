@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models.transformer import head_product
+from jaxspec.models.vocabulary import head_product
 
 TOKENS, WIDTH, VOCABULARY = 6, 8, 12
 

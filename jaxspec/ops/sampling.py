@@ -280,8 +280,9 @@ def _drop(probs_V: jax.Array, *, below: jax.Array) -> jax.Array:
 def _top_k_edge(distance_V: jax.Array, top_k: int) -> jax.Array:
     """The k-th smallest of rows of numbers >= 0, [..., 1]: fewer than k are below it."""
 
-    def low_enough(patterns_V: jax.Array, raised: jax.Array) -> jax.Array:
-        return (patterns_V < raised).sum(axis=-1, keepdims=True, dtype=jnp.int32) < top_k
+    def low_enough(raised: jax.Array) -> jax.Array:
+        # A pattern that is no number is too high: no value reaches it.
+        return (~(distance_V >= raised)).sum(axis=-1, keepdims=True, dtype=jnp.int32) < top_k
 
     return _largest_pattern(distance_V, low_enough)
 
@@ -296,22 +297,19 @@ def _nucleus_edge(probs_V: jax.Array, top_p: float) -> jax.Array:
     where rounding leaves the whole row below top_p, or the row is NaN.
     """
 
-    def low_enough(patterns_V: jax.Array, raised: jax.Array) -> jax.Array:
-        # Taken from the patterns, so that a pass reads one array and not two.
-        same_V = jax.lax.bitcast_convert_type(patterns_V, probs_V.dtype)
-        mass = jnp.where(patterns_V >= raised, same_V, 0).sum(axis=-1, keepdims=True)
+    def low_enough(raised: jax.Array) -> jax.Array:
+        mass = jnp.where(probs_V >= raised, probs_V, 0).sum(axis=-1, keepdims=True)
         return mass >= top_p
 
     return _largest_pattern(probs_V, low_enough)
 
 
 def _largest_pattern(
-    values_V: jax.Array, low_enough: Callable[[jax.Array, jax.Array], jax.Array]
+    values_V: jax.Array, low_enough: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """The largest t >= 0, [..., 1], with ``low_enough(patterns of the values, pattern of t)``."""
+    """The largest t >= 0 that is low enough, [..., 1], for rows of values >= 0."""
     bits = jnp.finfo(values_V.dtype).bits
     integer = jnp.dtype(f"int{bits}")
-    patterns_V = jax.lax.bitcast_convert_type(values_V, integer)
 
     def settle(pattern: jax.Array, place: jax.Array | int, *, count: int) -> jax.Array:
         """`pattern` with the `count` bits from `place` up settled."""
@@ -319,7 +317,9 @@ def _largest_pattern(
         settled = jnp.zeros_like(pattern)
         for number in range(1, 2**count):
             raised = pattern | (jnp.full_like(pattern, number) << jnp.asarray(place, integer))
-            settled += low_enough(patterns_V, raised).astype(integer)
+            # Compared as numbers: a pass would read patterns of the values besides the values.
+            value = jax.lax.bitcast_convert_type(raised, values_V.dtype)
+            settled += low_enough(value).astype(integer)
         return pattern | (settled << jnp.asarray(place, integer))
 
     # The first bit is the sign.
@@ -329,7 +329,7 @@ def _largest_pattern(
         0,
         passes,
         lambda step, pattern: settle(pattern, bits - 1 - count * (step + 1), count=count),
-        jnp.zeros_like(patterns_V[..., :1]),
+        jnp.zeros(values_V[..., :1].shape, integer),
     )
     if rest:
         pattern = settle(pattern, 0, count=rest)

@@ -30,6 +30,8 @@ _FREE = {
 _CONTROL = {"while", "call", "conditional", "async-start", "async-update", "async-done"}
 """Instructions whose cost is that of what they run."""
 _PRODUCTS = {"dot", "convolution"}
+_KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Products of queries' and keys' size in the kernels of splash attention, by their names."""
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Instructions that may change their first operand in place, and which operand is new."""
 
@@ -69,7 +71,11 @@ def moving(program: Program) -> list[Run]:
 
 
 def _is_product(instruction: Instruction) -> bool:
-    return instruction.opcode in _PRODUCTS or _is_library_product(instruction)
+    return (
+        instruction.opcode in _PRODUCTS
+        or _is_library_product(instruction)
+        or _splash_kernel(instruction) is not None
+    )
 
 
 def _is_library_product(instruction: Instruction) -> bool:
@@ -78,8 +84,34 @@ def _is_library_product(instruction: Instruction) -> bool:
     return bool(target and re.search(r"gemm|matmul", target[1]))
 
 
+def _splash_kernel(instruction: Instruction) -> str | None:
+    """Which kernel of splash attention (`jaxspec.ops.attention_kernels`) this is; None: none."""
+    found = re.match(r"splash_\w+?_(fwd|dq|dkv)", instruction.name)
+    return found[1] if found and instruction.opcode == "custom-call" else None
+
+
+def _splash_operations(run: Run, program: Program, kernel: str) -> float:
+    """Whole tiles of the causal triangle; windows leave fewer of them in a row.
+
+    Its operands begin with [1, tiles of queries, most tiles of keys in a row], and the first with
+    four axes are the queries, [B, Q, S, C].
+    """
+    operands = [
+        shape.sizes
+        for name in run.instruction.operands
+        for shape in program.shapes(name, run.computation)
+    ]
+    _, tall, wide = next(sizes for sizes in operands if len(sizes) == 3)
+    batch, heads, length, width = next(sizes for sizes in operands if len(sizes) == 4)
+    tiles = sum(min(row + 1, wide) for row in range(tall))
+    products = _KERNEL_PRODUCTS[kernel]
+    return 2.0 * products * batch * heads * width * tiles * (length / tall) ** 2
+
+
 def _operations(run: Run, program: Program) -> float:
     instruction = run.instruction
+    if kernel := _splash_kernel(instruction):
+        return _splash_operations(run, program, kernel)
     results = math.prod(instruction.shapes[0].sizes)
     left, right = (
         program.shapes(operand, run.computation)[0].sizes for operand in instruction.operands[:2]

@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxspec.config import DrafterConfig, MeshConfig, RunConfig
+from jaxspec.config import DrafterConfig, LanguageModelConfig, MeshConfig, RunConfig
 from jaxspec.models.dflash import chunks_that_fit
+from jaxspec.ops.causal_attention import CHUNK, choose_attention
 from jaxspec.ops.mesh_axes import AXES
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.rules import Rules
@@ -102,7 +103,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     rows = config.data.batch_size // (parts * accumulated)
     frozen = _part_bytes(task.frozen_shapes, config.mesh, mesh)
     params = _part_bytes(shapes.state.params, config.mesh, mesh)
-    activations, scores, repeated = _of_model(shapes, task, rows=rows, mesh=mesh)
+    activations, scores, repeated = _of_model(shapes, task, rows=rows, mesh=mesh, chip=chip)
     memory = {
         **({frozen_name(task): frozen} if frozen else {}),
         config.training.task: params,
@@ -152,7 +153,7 @@ def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Object
         chunk_blocks = chunks_that_fit(
             blocks=own,
             block_scores=drafter.num_heads * drafter.block_size * config.data.sequence_length,
-            platform="tpu" if chip.is_tpu else "gpu",
+            platform=_platform(chip),
         )
     drafter = dataclasses.replace(
         drafter,
@@ -166,14 +167,14 @@ def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Object
 
 
 def _of_model(
-    shapes: Shapes, task: Task, *, rows: int, mesh: Mapping[str, int]
+    shapes: Shapes, task: Task, *, rows: int, mesh: Mapping[str, int], chip: Chip
 ) -> tuple[float, float, float]:
     """Bytes of activations, bytes moved for scores and logits, and operations that are repeated."""
     config, least, objective = task.config, shapes.least, task.objective
     if isinstance(objective, DrafterObjective):
         return (
-            _activations(objective, config, rows=rows, mesh=mesh),
-            _score_traffic(objective, config, rows=rows, mesh=mesh),
+            _activations(objective, config, rows=rows, mesh=mesh, chip=chip),
+            _score_traffic(objective, config, rows=rows, mesh=mesh, chip=chip),
             0.0 if _keeps_products(config.drafter) else least["drafter forward"],
         )
     read = shapes.read
@@ -202,8 +203,29 @@ def _part_bytes(tree: Any, config: MeshConfig, mesh: Mapping[str, int]) -> float
     return total
 
 
+def _queries_at_once(target: LanguageModelConfig, chip: Chip, *, tokens: int, length: int) -> int:
+    """Queries of the target whose scores are in memory at once; 0: a kernel keeps them away."""
+    kind = choose_attention(
+        target.attention,
+        platform=_platform(chip),
+        dtype=target.dtype,
+        head_dim=target.head_dim,
+        length=length,
+    ).kind
+    return {"plain": tokens, "chunked": min(tokens, CHUNK)}.get(kind, 0)
+
+
+def _platform(chip: Chip) -> str:
+    return "tpu" if chip.is_tpu else "gpu"
+
+
 def _activations(
-    objective: DrafterObjective, config: RunConfig, *, rows: int, mesh: Mapping[str, int]
+    objective: DrafterObjective,
+    config: RunConfig,
+    *,
+    rows: int,
+    mesh: Mapping[str, int],
+    chip: Chip,
 ) -> float:
     """What the models compute, and the weights that are gathered for it."""
     target, drafter = objective.target.config, objective.drafter.config
@@ -214,7 +236,8 @@ def _activations(
     length, slots = config.data.sequence_length, blocks * drafter.block_size
     width, item = target.hidden_size, _item(target)
 
-    scores = 4 * target.num_heads / tensor * tokens * length
+    queries = _queries_at_once(target, chip, tokens=tokens, length=length)
+    scores = 4 * target.num_heads / tensor * queries * length
     captured = len(drafter.target_layer_ids)
     features = item * tokens * width * (2 * captured + 1)
     layer = item * tokens * (4 * width + 3 * target.intermediate_size / tensor)
@@ -246,13 +269,20 @@ def _gathered(model: Any, mesh: Mapping[str, int]) -> float:
 
 
 def _score_traffic(
-    objective: DrafterObjective, config: RunConfig, *, rows: int, mesh: Mapping[str, int]
+    objective: DrafterObjective,
+    config: RunConfig,
+    *,
+    rows: int,
+    mesh: Mapping[str, int],
+    chip: Chip,
 ) -> float:
     """Bytes to and from memory for float32 attention scores and logits."""
     target, drafter = objective.target.config, objective.drafter.config
     length = config.data.sequence_length
     slots = config.data.anchors * drafter.block_size
-    of_target = target.num_layers * target.num_heads * length**2
+    of_target = 0
+    if _queries_at_once(target, chip, tokens=length, length=length):
+        of_target = target.num_layers * target.num_heads * length**2
     passes = 4.0 if drafter.remat or drafter.chunk_blocks else 3.0
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length
     logits = passes * target.vocab_size * slots

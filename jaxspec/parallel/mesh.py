@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -28,20 +28,30 @@ def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if any(size < 1 and size != -1 for size in sizes.values()) or len(open_axes) > 1:
-        raise ValueError(f"mesh axes must be positive, one of them may be -1: got {sizes}.")
-    if open_axes and devices % fixed == 0:
-        sizes[open_axes[0]] = devices // fixed
-    if math.prod(sizes.values()) != devices:
+        raise ValueError(f"Axes must be positive, and one may be -1: got {_typed(sizes)}.")
+    if open_axes and devices % fixed:
         raise ValueError(
-            f"mesh {sizes} needs {abs(math.prod(sizes.values()))} devices, but there are "
-            f"{devices}: set one axis to -1 to take what is left."
+            f"{_typed(sizes)}: the other axes are {fixed} devices, which does not divide the "
+            f"{devices} that there are. Change one of them."
+        )
+    if open_axes:
+        sizes[open_axes[0]] = devices // fixed
+    elif fixed != devices:
+        raise ValueError(
+            f"{_typed(sizes)} needs {fixed} device{'' if fixed == 1 else 's'}, but there are {devices}: set one axis to -1 "
+            "to take what is left."
         )
     if config.path != "jit" and sizes["data"] < devices:
         raise ValueError(
             f'mesh.path="{config.path}" replicates the parameters and splits the batch over data '
-            f'only: got {sizes}. Use mesh.path="jit" for fsdp, context and tensor.'
+            f'only: got {_typed(sizes)}. Use mesh.path="jit" for fsdp, context and tensor.'
         )
     return sizes
+
+
+def _typed(sizes: Mapping[str, int]) -> str:
+    named = [f"mesh.{axis} {size}" for axis, size in sizes.items() if size != 1]
+    return " x ".join(named) or "mesh.data 1"
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jaxspec.config import MeshConfig
-from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.mesh import make_mesh, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +42,21 @@ def test_axes_may_take_a_part_of_an_axis_of_the_torus(data: int, fsdp: int, tens
         for one, other in itertools.pairwise(group):
             steps = [abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)]
             assert sum(min(step, 4 - step) for step in steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "mesh.data 3 needs 3 devices, but there are 8"),
+        ({"data": 1}, "mesh.data 1 needs 1 device, but there are 8"),
+        ({"data": 2, "tensor": 2}, "mesh.data 2 x mesh.tensor 2 needs 4 devices"),
+        ({"fsdp": 3}, "mesh.data -1 x mesh.fsdp 3: the other axes are 3 devices, which does not"),
+        ({"fsdp": -1}, "one may be -1: got mesh.data -1 x mesh.fsdp -1"),
+        ({"data": 4, "fsdp": 2, "path": "pmap"}, "got mesh.data 4 x mesh.fsdp 2"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_said_as_they_are_typed(
+    sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        mesh_sizes(MeshConfig(**sizes), devices=8)

@@ -37,9 +37,10 @@ def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
     if open_axes:
         sizes[open_axes[0]] = devices // fixed
     elif fixed != devices:
+        needed = f"{fixed} device{'' if fixed == 1 else 's'}"
         raise ValueError(
-            f"{_typed(sizes)} needs {fixed} device{'' if fixed == 1 else 's'}, but there are {devices}: set one axis to -1 "
-            "to take what is left."
+            f"{_typed(sizes)} needs {needed}, but there are {devices}: set one axis to -1 to take "
+            "what is left."
         )
     if config.path != "jit" and sizes["data"] < devices:
         raise ValueError(

@@ -93,19 +93,20 @@ def _splash_kernel(instruction: Instruction) -> str | None:
 def _splash_operations(run: Run, program: Program, kernel: str) -> float:
     """Whole tiles of the causal triangle; windows leave fewer of them in a row.
 
-    Its operands begin with [1, tiles of queries, most tiles of keys in a row], and the first with
-    four axes are the queries, [B, Q, S, C].
+    Its operands begin with [1, tiles of queries, most tiles of keys in a row], as integers, and the
+    first of its other operands are the queries, [B, Q, S, C], or [Q, S, C] for a single row.
     """
     operands = [
-        shape.sizes
+        shape
         for name in run.instruction.operands
         for shape in program.shapes(name, run.computation)
     ]
-    _, tall, wide = next(sizes for sizes in operands if len(sizes) == 3)
-    batch, heads, length, width = next(sizes for sizes in operands if len(sizes) == 4)
+    queries = next(shape for shape in operands if "f" in shape.dtype)
+    tall, wide = operands[0].sizes[-2:]
+    *rows, length, width = queries.sizes
     tiles = sum(min(row + 1, wide) for row in range(tall))
     products = _KERNEL_PRODUCTS[kernel]
-    return 2.0 * products * batch * heads * width * tiles * (length / tall) ** 2
+    return 2.0 * products * math.prod(rows) * width * tiles * (length / tall) ** 2
 
 
 def _operations(run: Run, program: Program) -> float:

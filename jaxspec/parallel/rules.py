@@ -192,10 +192,11 @@ def check_context(config: RunConfig, parts: int) -> None:
     """
     if parts == 1:
         return
-    if config.training.task != "drafter":
+    task = config.training.task
+    if task != "drafter":
         raise ValueError(
             f"mesh.context is {parts}, but only training a drafter splits rows: got training.task "
-            f"{config.training.task!r}. Set mesh.context to 1."
+            f"{task!r}. Set mesh.context to 1."
         )
     data, chunk = config.data, config.drafter.chunk_blocks
     for setting, count in (

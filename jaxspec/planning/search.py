@@ -157,7 +157,7 @@ def variants(
     )
     remats = (True, False) if "drafter" in groups else (config.drafter.remat,)
     of_row = math.gcd(devices, config.data.sequence_length, blocks)
-    if config.training.task != "drafter":
+    if "drafter" not in groups:
         of_row = 1
     contexts = [size for size in divisors(of_row) if (size > 1) == splits_rows]
     for data, fsdp, context in itertools.product(divisors(devices), divisors(devices), contexts):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -75,7 +75,8 @@ def matmul_operations(jaxpr: Any) -> float:
     """Operations of the matrix products in a jaxpr: 2 x batch x rows x inner x columns each.
 
     A loop of known length counts once for each turn; the compiler's own analysis counts it once. A
-    loop of unknown length counts once, and of several branches the largest counts.
+    loop of unknown length counts once, and of several branches the largest counts, or, where they
+    are for different platforms, the one for a CPU: others may pad.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -88,7 +89,8 @@ def matmul_operations(jaxpr: Any) -> float:
             continue
         inside = [matmul_operations(inner) for inner in _jaxprs(parameters)]
         if name == "cond":
-            total += max(inside)
+            platforms = parameters.get("branches_platforms")
+            total += max(inside) if platforms is None else inside[_on_cpu(platforms)]
             continue
         times = 1
         if name == "scan":
@@ -99,6 +101,12 @@ def matmul_operations(jaxpr: Any) -> float:
             times = parameters["global_axis_size"]
         total += times * sum(inside)
     return total
+
+
+def _on_cpu(platforms: Sequence[Sequence[str] | None]) -> int:
+    """The branch that a CPU takes; None stands for all other platforms."""
+    named = [number for number, names in enumerate(platforms) if names and "cpu" in names]
+    return named[0] if named else list(platforms).index(None)
 
 
 def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:

@@ -70,7 +70,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation.min_p": ("-1", "2", "nan"),
         "evaluation.top_k": ("-1", str(10**30)),
         "evaluation.strategy": ("nope",),
-        "evaluation.calibration_prompts": ("0", "1000000000"),
+        "evaluation.calibration_prompts": ("0", "-1"),
         "evaluation.tree_nodes": ("-1", "1000000000"),
         "evaluation.chains": ("-1", "1000000"),
         "evaluation.adaptive_sizes": ("0", "1000000000"),

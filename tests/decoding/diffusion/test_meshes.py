@@ -101,7 +101,7 @@ def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
     with on_mesh_of(split):
         prompt = pad_prompts(PROMPTS[:1], ids=IDS[:1], length=128, rows=1, seed=0)
         single = decoder.prefill(split, decoder.start(prompt))
-        state = batch_rows.spread(single, rows=ROWS)
+        state = batch_rows.vacant(single, rows=ROWS)
         text = type(decoder).run.lower(decoder, split, state).compile().as_text()
     keys = state.cache.keys_LBRTC
     assert bytes_of_first(keys) * 8 == keys.nbytes

@@ -19,6 +19,7 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
+from jaxspec.evals.speculative.choice import Case
 from jaxspec.evals.speculative.runner import Evaluation, evaluate, open_drafters
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.models.transformer import Transformer
@@ -350,13 +351,13 @@ def test_an_output_that_differs_is_counted_with_its_gap(folders):
     evaluation = Evaluation(settings, target, lines.append)
     examples = [Example("one", (("user", "What is 1 + 1?"),), "own")]
     reference = evaluation.reference("own", examples)
-    strategy = build_strategy(settings, target, drafter)
-    row, _ = evaluation.measure("own", reference, (drafter, strategy))
+    case = Case(drafter, settings, build_strategy(settings, target, drafter))
+    row, _ = evaluation.measure("own", reference, case)
     assert (row["mismatched_prompts"], row["mismatch_gaps"], row["mismatch_gap"]) == (0, [], None)
     (right,) = reference.responses
     wrong = dataclasses.replace(right, tokens=(right.tokens[0] ^ 1, *right.tokens[1:]))
     reference = dataclasses.replace(reference, responses=(wrong,))
-    row, _ = evaluation.measure("own", reference, (drafter, strategy))
+    row, _ = evaluation.measure("own", reference, case)
     # Here the reference is at fault: what was emitted is the target's best.
     assert (row["mismatched_prompts"], row["mismatch_gaps"], row["mismatch_gap"]) == (1, [0.0], 0.0)
     assert "is up to 0 below the target's best" in lines[-1]

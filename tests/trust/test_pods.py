@@ -101,10 +101,11 @@ def test_four_processes_then_one_then_two(is_slow, start, finished_run, tmp_path
     assert_same_trace(tmp_path / "run", finished_run)
 
 
-def test_two_processes_that_split_the_model(is_slow, start, finished_run, tmp_path):
+@pytest.mark.parametrize("axis", ["fsdp", "context"])
+def test_two_processes_that_split_the_model_or_rows(axis, is_slow, start, finished_run, tmp_path):
     if not is_slow:
         pytest.skip("it takes a minute: --slow")
-    assert start(2, "--mesh.data", "1", "--mesh.tensor", "2").statuses() == [0, 0]
+    assert start(2, "--mesh.data", "1", f"--mesh.{axis}", "2").statuses() == [0, 0]
     assert_same_trace(tmp_path / "run", finished_run)
 
 

@@ -1,7 +1,7 @@
 """What the compiled programs of decoding move, for devices that need not be there.
 
-    python benchmarks/decode_programs.py --device v5e --layers 28
-    python benchmarks/decode_programs.py --device H100 --programs step "verify 16"
+    python -m benchmarks.decode_programs --device v5e --layers 28
+    python -m benchmarks.decode_programs --device H100 --programs step "verify 16"
 
 Compiles the loops for a target of the shape of Qwen2.5-Coder-1.5B (28 layers, width 1,536) in
 bfloat16 and reads them; no weight is allocated. A step at the speed of the memory reads all
@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.shapes import SHAPES
 from jaxspec.config import TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, Prompts, Speculative
 from jaxspec.decoding.layout import unrolls
@@ -78,23 +79,8 @@ def parse() -> argparse.Namespace:
 
 def qwen(layers: int, *, unrolled: bool) -> TransformerConfig:
     """The shape of Qwen2.5-Coder-1.5B, with this many layers."""
-    return TransformerConfig(
-        vocab_size=151_936,
-        hidden_size=1536,
-        num_layers=layers,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        intermediate_size=8960,
-        tie_embeddings=True,
-        attention_bias=True,
-        qk_norm=False,
-        max_position_embeddings=32_768,
-        rope_theta=1e6,
-        dtype="bfloat16",
-        param_dtype="bfloat16",
-        unroll_layers=unrolled,
-    )
+    target, _ = SHAPES["1.5B"]().for_decoding("bfloat16")
+    return dataclasses.replace(target, num_layers=layers, unroll_layers=unrolled)
 
 
 def device_of(name: str) -> Any:

@@ -20,6 +20,7 @@ import json
 import math
 from typing import Any
 
+from benchmarks.shapes import SHAPES
 from jaxspec.config import (
     DataConfig,
     DrafterConfig,
@@ -27,7 +28,6 @@ from jaxspec.config import (
     MeshConfig,
     RunConfig,
     TargetConfig,
-    TransformerConfig,
 )
 from jaxspec.parallel.program_text import Instruction, Program
 from jaxspec.planning.program_costs import program_costs
@@ -62,21 +62,8 @@ def parse() -> argparse.Namespace:
 
 def run_config(args: argparse.Namespace) -> RunConfig:
     """The run whose step is compiled."""
-    target = TransformerConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=1536,
-        num_layers=args.target_layers,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        intermediate_size=8960,
-        attention_bias=True,
-        tie_embeddings=True,
-        max_position_embeddings=32_768,
-        rope_theta=1e6,
-        dtype="bfloat16",
-        param_dtype="bfloat16",
-    )
+    target, _ = SHAPES["1.5B"]().for_decoding("bfloat16")
+    target = dataclasses.replace(target, num_layers=args.target_layers, unroll_layers=False)
     return RunConfig(
         target=TargetConfig(path="", architecture=target, dtype="bfloat16"),
         drafter=DrafterConfig(

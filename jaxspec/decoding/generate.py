@@ -296,8 +296,8 @@ def groups(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[i
 def prefill_rows(length: int, *, rows: int) -> int:
     """How many prompts of this padded length are prefilled together, for a batch of `rows`.
 
-    A row that has ended waits for so many others: with an eighth of the batch, 1 row in 16 is idle
-    on average, and prompts take an eighth of the passes.
+    A row that has ended waits until this many are free. With an eighth of the batch, 1 row in 16 is
+    idle on average, and a prefill reads as many prompts as an eighth of the batch has rows.
 
     >>> prefill_rows(128, rows=256), prefill_rows(4096, rows=256), prefill_rows(128, rows=8)
     (32, 2, 1)

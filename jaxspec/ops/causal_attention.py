@@ -32,7 +32,7 @@ Kind = Literal["plain", "chunked", "cudnn", "splash"]
 CHUNK = 128
 """Queries whose scores are in memory at once."""
 _SPANS = 8
-"""A text is cut into so many spans, and a span's queries leave out the keys that come after it:
+"""A text is cut into this many spans. The queries of a span skip the keys after it, so that only
 9/16 of all scores are computed."""
 LONGEST_PLAIN = 256
 """Up to here, all scores are few. Beyond, chunks take 0.2 to 0.6 of the time on a CPU."""

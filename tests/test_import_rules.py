@@ -17,7 +17,7 @@ PACKAGE = "jaxspec"
 
 EVERYONE_MAY_IMPORT = {
     *("config", "files", "growing_file", "interruption", "json_files", "names", "paths"),
-    *("provenance", "ranges", "tokenizer_files"),
+    *("plot_style", "provenance", "ranges", "tokenizer_files"),
 }
 ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"paths"},
     "growing_file": {"files"},
     "paths": {"remote_paths"},
+    "plot_style": {"files", "paths"},
     "compile_cache": {"files", "paths"},
     "remote_paths": set(),
     "interruption": set(),
@@ -57,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
     },
     "planning": {"ops", "losses", "models", "parallel", "checkpoints", "training"},
+    "study": {"training", "evals"},
     "api": {"drafters", "decoding", "data", "evals"},
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""

@@ -16,19 +16,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import hashlib
-import importlib.util
 import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from jaxspec.cli import shipped_configs
+from jaxspec.cli.config_files import returned_config
 from jaxspec.cli.help import all_settings_header, short_help
 from jaxspec.cli.mistakes import TRACEBACK_VARIABLE, message_of
 from jaxspec.cli.settings import (
@@ -53,7 +50,7 @@ from jaxspec.cli.values import (
 )
 from jaxspec.config import RunConfig
 from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
-from jaxspec.names import did_you_mean, visible
+from jaxspec.names import visible
 
 USER_MISTAKE = 2
 """Exit status of a command that was asked for something impossible."""
@@ -120,48 +117,14 @@ CommandT = TypeVar("CommandT", bound=ConfigCommand)
 def load_config(path: str | os.PathLike[str]) -> RunConfig:
     """Returns what ``get_config()`` of a config file returns.
 
-    The file is executed: it is the user's own program, like train.py itself.
-
     Args:
       path: a Python file, or the name of a configuration that comes with jaxspec.
 
     Raises:
-      ValueError: the file is missing or fails, has no get_config, get_config returns something
-        other than a RunConfig, or a value in it is of the wrong type.
+      ValueError: see `returned_config`; also a value in it is of the wrong type, or a name that no
+        registry has.
     """
-    file = shipped_configs.find(path)
-    if not file.is_file():
-        raise ValueError(f"Config file not found: {os.fspath(path)!r}. {_available(file)}")
-    if file.suffix != ".py":
-        raise ValueError(f"A config is a Python file (.py): got {os.fspath(path)!r}.")
-    # A name of its own for each file, so that two configs called alike do not share a module.
-    digest = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]
-    name = f"jaxspec_config_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in a config look their module up by name
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
-    except Exception as error:
-        said = _type_problem_behind(error) or f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"Config file {os.fspath(path)!r} failed{_line_in(error, file)}: {said}"
-        ) from error
-    finally:
-        del sys.modules[name]
-    if not callable(get_config):
-        raise ValueError(
-            f"Config file {os.fspath(path)!r} has no function get_config(). "
-            "It must define one that returns a jaxspec.config.RunConfig."
-        )
-    if not isinstance(config, RunConfig):
-        raise ValueError(
-            f"get_config() of {os.fspath(path)!r} must return a jaxspec.config.RunConfig: "
-            f"got {type(config).__name__}."
-        )
+    config = returned_config(path, RunConfig)
     # A registry is asked only for names of the right type.
     problems = [*type_problems(config)] or [*name_problems(config, known=RunConfig())]
     if problems:
@@ -382,42 +345,6 @@ def _refuse_unread(
         hint = f" Did you mean {instead}?" if instead else ""
         why = command_type.why_not(name, run, argv)
         raise ValueError(f"{program} does not read --{name}: {why}.{hint}")
-
-
-def _available(file: Path) -> str:
-    folder = file.parent if file.parent.is_dir() else Path("configs")
-    names = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
-    if file.parent == Path():
-        names += shipped_configs.shipped()
-    if not names:
-        return "Name a Python file with a get_config()."
-    return f"{did_you_mean(str(file), names).lstrip()} There are: {', '.join(names)}.".lstrip()
-
-
-def _type_problem_behind(error: Exception) -> str:
-    """What the types say of a class whose own checks broke on a value of the wrong type."""
-    if not isinstance(error, TypeError):
-        return ""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        settings = frame.f_locals.get("self")
-        if frame.f_code.co_name == "__post_init__" and dataclasses.is_dataclass(settings):
-            run = vars(RunConfig())
-            groups = [name for name, group in run.items() if type(group) is type(settings)]
-            prefix = groups[0] if groups else type(settings).__name__
-            return "\n  ".join(type_problems(settings, prefix=f"{prefix}."))
-    return ""
-
-
-def _line_in(error: Exception, file: Path) -> str:
-    """Says " at line N": the innermost line of the config file that the error passed through."""
-    if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}" if error.lineno else ""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) == file or Path(frame.filename) == file.resolve()
-    ]
-    return f" at line {lines[-1]}" if lines else ""
 
 
 def _unknown_message(

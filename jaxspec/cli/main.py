@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxspec.cli.regenerate",
         "Answer a data set with the target, as training data.",
     ),
+    "runs": ("jaxspec.cli.runs", "List the runs on disk, and compare trainings."),
+    "study": ("jaxspec.cli.study", "Run a declared grid of trainings and evaluations."),
     "train": ("jaxspec.cli.train", "Train a drafter, a diffusion language model or a target."),
 }
 """Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""

@@ -133,7 +133,7 @@ def _try_files(command: PlanCommand) -> None:
     if command.json:
         try_file(user_path(command.json), option="--json")
     if command.picture:
-        from jaxspec.planning.picture import picture_format
+        from jaxspec.plot_style import picture_format
 
         picture_format(command.picture)
         try_file(user_path(command.picture), option="--picture")

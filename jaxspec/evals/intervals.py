@@ -31,6 +31,39 @@ FEWEST_ROUNDS = 30
 """The fewest rounds for the figure of a slot, and passes with drafts for that of a block."""
 
 
+def resampled(
+    parts: Sequence[npt.ArrayLike],
+    figure: Callable[..., npt.NDArray[Any]],
+    *,
+    seed: int | Sequence[int] = 0,
+    resamples: int = RESAMPLES,
+) -> npt.NDArray[Any] | None:
+    """What a figure that is computed from sums over the prompts is in each resample of them.
+
+    Args:
+      parts: arrays of one number per prompt.
+      figure: computes the figure from the sums of the parts.
+      seed: seed of the resampling.
+      resamples: number of resamples, each of as many prompts, drawn with replacement.
+
+    Returns:
+      One figure per resample; None for fewer than `FEWEST_PROMPTS` prompts.
+    """
+    columns = [np.asarray(part) for part in parts]
+    count = len(columns[0])
+    if count < FEWEST_PROMPTS:
+        return None
+    picks = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
+    return figure(*(column[picks].sum(axis=1) for column in columns))
+
+
+def percentiles(figures: npt.NDArray[Any], *, confidence: float = 0.95) -> Interval:
+    """The interval that holds this share of the figures, with equal tails."""
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(figures, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
 def bootstrap(
     parts: Sequence[npt.ArrayLike],
     figure: Callable[..., npt.NDArray[Any]],
@@ -39,27 +72,12 @@ def bootstrap(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Percentile bootstrap interval of a figure that is computed from sums over the prompts.
+    """Percentile bootstrap interval of a figure: `percentiles` of what is `resampled`.
 
-    Args:
-      parts: arrays of one number per prompt.
-      figure: computes the figure from the sums of the parts.
-      seed: seed of the resampling.
-      resamples: number of resamples, each of as many prompts, drawn with replacement.
-      confidence: share of the figures inside the interval.
-
-    Returns:
-      None for fewer than `FEWEST_PROMPTS` prompts.
+    None for fewer than `FEWEST_PROMPTS` prompts.
     """
-    columns = [np.asarray(part) for part in parts]
-    count = len(columns[0])
-    if count < FEWEST_PROMPTS:
-        return None
-    picks = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
-    figures = figure(*(column[picks].sum(axis=1) for column in columns))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(figures, [tail, 1.0 - tail])
-    return float(low), float(high)
+    figures = resampled(parts, figure, seed=seed, resamples=resamples)
+    return None if figures is None else percentiles(figures, confidence=confidence)
 
 
 def bootstrap_ratio(

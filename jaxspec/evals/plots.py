@@ -6,7 +6,6 @@ PosixPath('runs/results_accepted_length.png')
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import operator
@@ -15,23 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, Node
 from jaxspec.evals.intervals import FEWEST_PROMPTS, FEWEST_ROUNDS
 from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
-from jaxspec.files import replaced_file
 from jaxspec.names import for_plot
-from jaxspec.paths import user_path
+from jaxspec.plot_style import (
+    BASELINE_COLOUR,
+    COLOURS,
+    FULL_COLOUR,
+    MARKERS,
+    TEXT,
+    frame,
+    legend_columns,
+    save,
+)
 
-_BASELINE_COLOUR = "#8c8c8c"
-_FULL_COLOUR = "#c2410c"
-# Told apart with any colour vision, and by lightness in print.
-_COLOURS = ("#1d4e89", "#3a9188", "#b08d1e", "#7b4b94", "#5aa9e6", "#3d3d3d", "#d87ca6", "#6b8e23")
-_MARKERS = "osD^vPX*"
-_TEXT = "#333333"
 _PANELS_ACROSS = 3
 
 
@@ -76,7 +76,7 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
             label=for_plot(label),
             color=styles[label][0],
             yerr=(lows, highs),
-            error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": _TEXT},
+            error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": TEXT},
         )
         for place, tau, high, (_, gain) in zip(places, taus, highs, members, strict=True):
             text = f"{tau:.2f}" if gain is None else f"{tau:.2f}\n{gain:+.0f}%"
@@ -88,27 +88,27 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
                 ha="center",
                 va="bottom",
                 fontsize=8 if bars <= 16 else 6,
-                color=_TEXT,
+                color=TEXT,
             )
-    axes.axhline(1.0, color=_TEXT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    axes.axhline(1.0, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
     names = [f"{for_plot(name)}\n{_prompts(rows, name)}" for name in benchmarks]
     axes.set_xticks(range(len(benchmarks)), names)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accepted length tau (tokens per round)")
     axes.margins(x=0.02, y=0.14)
     axes.set_ylim(bottom=0.0)
-    _frame(axes)
-    axes.set_title("Accepted length by benchmark and loss", loc="left", fontsize=11, color=_TEXT)
+    frame(axes)
+    axes.set_title("Accepted length by benchmark and loss", loc="left", fontsize=11, color=TEXT)
     figure.legend(
         loc="outside lower center",
-        ncols=_legend_columns(series, figure),
+        ncols=legend_columns(series, figure),
         frameon=False,
         title=f"whiskers: 95% interval over prompts (at least {FEWEST_PROMPTS})\n"
         f"percent: gain over {BASELINE}; dashed: no speculation",
         title_fontsize=8,
         fontsize=9,
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
@@ -168,22 +168,22 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
                 ha="center",
                 va="center",
                 fontsize=9,
-                color=_TEXT,
+                color=TEXT,
             )
-        panel.set_title(for_plot(benchmark), loc="left", fontsize=10, color=_TEXT)
+        panel.set_title(for_plot(benchmark), loc="left", fontsize=10, color=TEXT)
         panel.set_ylim(0.0, 1.03)
         panel.set_xlim(0.5, max(len(row["accept_at"]) for row in rows) + 0.5)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        _frame(panel)
+        frame(panel)
     for panel in panels[len(benchmarks) :]:
         panel.set_visible(False)
     figure.supxlabel(
         "drafted slot (1 follows the anchor); whiskers: 95% interval over responses\n"
         f"slots reached by fewer than {FEWEST_ROUNDS} rounds are left out",
         fontsize=9,
-        color=_TEXT,
+        color=TEXT,
     )
-    figure.supylabel("accepted, given all before", fontsize=10, color=_TEXT)
+    figure.supylabel("accepted, given all before", fontsize=10, color=TEXT)
     handles = {
         label: handle
         for panel in panels
@@ -193,11 +193,11 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         [handles[for_plot(label)] for label in series],
         list(map(for_plot, series)),
         loc="outside upper center",
-        ncols=_legend_columns(series, figure),
+        ncols=legend_columns(series, figure),
         frameon=False,
         fontsize=9,
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:
@@ -231,19 +231,19 @@ def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:
             axes.plot((from_x, to_x), (from_y, to_y), color="#bbbbbb", linewidth=1.2, zorder=1)
     texts = {(0.0, 0.0): "now"} | {places[n]: _formula(node) for n, node in enumerate(graph.nodes)}
     for (x, y), text in texts.items():
-        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": _COLOURS[0]}
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=_TEXT, bbox=box)
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": COLOURS[0]}
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=TEXT, bbox=box)
     axes.set_xlim(-0.5, max(columns) + 0.5)
     axes.set_ylim(-tallest / 2, tallest / 2)
     axes.set_xticks(range(max(columns) + 1))
     axes.set_yticks([])
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(colors=_TEXT, labelsize=9)
+    axes.tick_params(colors=TEXT, labelsize=9)
     axes.set_xlabel("steps ahead; in a node: rank of a position, rank of its token")
     title = f"Draft graph of {graph.size} nodes"
-    axes.set_title(title, loc="left", fontsize=11, color=_TEXT)
-    return _save(figure, path)
+    axes.set_title(title, loc="left", fontsize=11, color=TEXT)
+    return save(figure, path)
 
 
 def _formula(node: Node) -> str:
@@ -289,8 +289,8 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """
     losses = list(dict.fromkeys(row["loss"] for row in rows))
     others = [loss for loss in losses if loss not in (BASELINE, FULL)]
-    colours = {loss: _COLOURS[number % len(_COLOURS)] for number, loss in enumerate(others)}
-    colours |= {BASELINE: _BASELINE_COLOUR, FULL: _FULL_COLOUR}
+    colours = {loss: COLOURS[number % len(COLOURS)] for number, loss in enumerate(others)}
+    colours |= {BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR}
     members: dict[str, list[str]] = {loss: [] for loss in losses}
     for row, label in zip(rows, labels(rows), strict=True):
         if label not in members[row["loss"]]:
@@ -301,28 +301,5 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
         for number, name in enumerate(names):
             pale = 0.55 * number / max(1, len(names) - 1)
             shade = (red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale)
-            styles[name] = (to_hex(shade), _MARKERS[loss_number % len(_MARKERS)])
+            styles[name] = (to_hex(shade), MARKERS[loss_number % len(MARKERS)])
     return styles
-
-
-def _legend_columns(series: Sequence[str], figure: Figure) -> int:
-    """As many legend entries side by side as the figure is wide."""
-    entry_inches = 0.6 + 0.085 * max(map(len, series))
-    return max(1, min(len(series), int(figure.get_figwidth() / entry_inches)))
-
-
-def _frame(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_TEXT, labelsize=9)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    content = io.BytesIO()
-    # Without the version that matplotlib writes into a PNG, equal results give equal files.
-    figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
-    with replaced_file(path) as temporary:
-        temporary.write_bytes(content.getvalue())
-    return user_path(path)

@@ -16,7 +16,14 @@ from typing import Any
 
 from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.results import Row, check_results, gains, is_diffusion, labels, ordered
-from jaxspec.evals.tables import ABSENT, formatted, markdown, markdown_table, settings_columns
+from jaxspec.evals.tables import (
+    ABSENT,
+    formatted,
+    markdown,
+    markdown_table,
+    range_text,
+    settings_columns,
+)
 from jaxspec.evals.tau import DEFINITIONS
 from jaxspec.files import write_text
 from jaxspec.json_files import read_object
@@ -161,7 +168,11 @@ def seeds_table(results: Sequence[Row]) -> str:
                     for seed in sorted(shared)
                 }
     lines = [
-        [benchmark, loss, str(len(values)), _range(values, ".2f"), _range(gain, "+.1f", unit="%")]
+        [
+            *(benchmark, loss, str(len(values))),
+            range_text(values.values(), ".2f"),
+            range_text(gain.values(), "+.1f", unit="%"),
+        ]
         for (benchmark, loss), values in taus.items()
         if values
         for gain in [seed_gains.get((benchmark, loss), {})]
@@ -212,11 +223,3 @@ def _drafted_passes(row: Row) -> list[int]:
     passes = row["nfe_by_block"]
     reached = row.get("reached_by_block", [row["turns"]] * len(passes))
     return [made - first for made, first in zip(passes, reached, strict=True)]
-
-
-def _range(by_seed: Mapping[int, float], spec: str, *, unit: str = "") -> str:
-    if not by_seed:
-        return ABSENT
-    values = list(by_seed.values())
-    mean = math.fsum(values) / len(values)
-    return f"{mean:{spec}}{unit} ({min(values):{spec}} to {max(values):{spec}}{unit})"

@@ -128,6 +128,7 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "mismatch_gap": _NUMBER_OR_NONE,
     "end_of_text": (str,),
     "choice": (dict,),
+    "by_prompt": _LIST,
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
@@ -139,7 +140,12 @@ whether the drafter's run recorded other weights than the target's; None if it r
 target's best where it first differs; `mismatch_gap`: the largest of them.
 `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
 diffusion language model could end its answer. `choice`: what evaluation.strategy "auto" measured
-and chose. An interval (`*_ci95`) is None if too few prompts were measured."""
+and chose. `by_prompt`: of each prompt, in the order in which they were asked, {"prompt_id",
+"prompt_tokens", "tokens", "rounds"}: its name and length, the tokens that rounds emitted, and how
+many rounds there were. An interval (`*_ci95`) is None if too few prompts were measured."""
+
+PROMPT_COUNTS = ("prompt_tokens", "tokens", "rounds")
+"""What `by_prompt` counts of each prompt."""
 
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
@@ -213,6 +219,13 @@ def _figure_problems(row: Row) -> list[str]:
         amount = row.get(field)
         if isinstance(amount, _NUMBER) and amount < 0:
             problems.append(f"{field} must be 0 or more: got {amount}")
+    by_prompt = row.get("by_prompt")
+    for number, prompt in enumerate(by_prompt if isinstance(by_prompt, _LIST) else ()):
+        if not _is_prompt(prompt):
+            expected = ", ".join(PROMPT_COUNTS)
+            problems.append(
+                f"by_prompt[{number}] must have a prompt_id and the counts {expected}: got {prompt}"
+            )
     for field, other in _LISTS_ALIKE.items():
         sizes = [len(row[name]) for name in (field, other) if isinstance(row.get(name), _LIST)]
         if len(set(sizes)) > 1:
@@ -229,6 +242,15 @@ def _is_interval(value: Any) -> bool:
         and len(value) == 2
         and all(isinstance(bound, _NUMBER) and not isinstance(bound, bool) for bound in value)
         and not value[0] > value[1]
+    )
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether it is an entry of `by_prompt`."""
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("prompt_id"), str)
+        and all(_is_count(value.get(count)) for count in PROMPT_COUNTS)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -111,6 +111,18 @@ def formatted(value: Any, spec: str = "", *, unit: str = "") -> str:
     if not spec:
         return f"{value:g}" if isinstance(value, float) else str(value)
     return f"{value:{spec}}{unit}"
+
+
+def range_text(values: Collection[float], spec: str, *, unit: str = "") -> str:
+    """The mean of several figures, such as those of the seeds, with the lowest and the highest.
+
+    >>> range_text([1.0, 2.0, 6.0], ".1f")
+    '3.0 (1.0 to 6.0)'
+    """
+    if not values:
+        return ABSENT
+    mean = statistics.fmean(values)
+    return f"{mean:{spec}}{unit} ({min(values):{spec}} to {max(values):{spec}}{unit})"
 
 
 def _compared(results: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,6 @@ PosixPath('plan.svg')
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,26 +13,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxspec.files import replaced_file
 from jaxspec.names import for_plot
 from jaxspec.planning.step import StepPlan
+from jaxspec.plot_style import TEXT, picture_format, save
 
-FORMATS = ("png", "svg")
 # Told apart with any colour vision, and by lightness in print: as in the plots of an evaluation.
 _COLOURS = ("#1d4e89", "#c2410c", "#3a9188", "#8c8c8c", "#b08d1e", "#7b4b94", "#5aa9e6")
-_TEXT = "#333333"
-
-
-def picture_format(path: str | os.PathLike[str]) -> str:
-    """The format that a file's name asks for.
-
-    Raises:
-      ValueError: neither PNG nor SVG.
-    """
-    kind = Path(path).suffix[1:].casefold()
-    if kind not in FORMATS:
-        raise ValueError(f"A picture is a file that ends in .png or .svg: got {os.fspath(path)!r}.")
-    return kind
 
 
 def plot_plan(plan: StepPlan, path: str | os.PathLike[str], *, title: str = "") -> Path:
@@ -47,7 +32,7 @@ def plot_plan(plan: StepPlan, path: str | os.PathLike[str], *, title: str = "") 
     Raises:
       ValueError: a file of another format.
     """
-    kind = picture_format(path)
+    picture_format(path)
     roofline = plan.roofline
     panels = 1 if roofline is None else 2
     figure = Figure(figsize=(7.5, 1.3 + 1.5 * panels), layout="constrained")
@@ -56,15 +41,9 @@ def plot_plan(plan: StepPlan, path: str | os.PathLike[str], *, title: str = "") 
     if roofline is not None:
         _draw_times(axes[1], roofline.terms, roofline.binding)
     figure.suptitle(
-        for_plot(f"{title} on {plan.name}".strip()), x=0.01, ha="left", fontsize=11, color=_TEXT
+        for_plot(f"{title} on {plan.name}".strip()), x=0.01, ha="left", fontsize=11, color=TEXT
     )
-    content = io.BytesIO()
-    # Without dates and versions, equal plans give equal files.
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    figure.savefig(content, dpi=150, format=kind, metadata=metadata)
-    with replaced_file(path) as temporary:
-        temporary.write_bytes(content.getvalue())
-    return Path(path)
+    return save(figure, path)
 
 
 def _draw_memory(axes: Axes, plan: StepPlan) -> None:
@@ -75,7 +54,7 @@ def _draw_memory(axes: Axes, plan: StepPlan) -> None:
         left += gib
     if plan.available_bytes is not None:
         available = plan.available_bytes / 2**30
-        axes.axvline(available, color=_TEXT, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axvline(available, color=TEXT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
             f"a chip has {available:,.0f}",
             (available, 0.42),
@@ -83,7 +62,7 @@ def _draw_memory(axes: Axes, plan: StepPlan) -> None:
             textcoords="offset points",
             ha="right",
             fontsize=8,
-            color=_TEXT,
+            color=TEXT,
         )
         axes.set_xlim(0, 1.05 * max(left, available))
     axes.set_ylim(-0.5, 0.6)
@@ -102,7 +81,7 @@ def _draw_times(axes: Axes, terms: Mapping[str, float], binding: str) -> None:
             textcoords="offset points",
             va="center",
             fontsize=8,
-            color=_TEXT,
+            color=TEXT,
         )
     axes.set_xlim(0, 1.3 * max(*terms.values(), 1e-12))
     _frame(axes, "least time of a step (s)")
@@ -112,7 +91,7 @@ def _frame(axes: Axes, label: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_yticks([])
-    axes.set_xlabel(label, fontsize=9, color=_TEXT)
+    axes.set_xlabel(label, fontsize=9, color=TEXT)
     axes.grid(axis="x", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_TEXT, labelsize=8)
+    axes.tick_params(colors=TEXT, labelsize=8)

@@ -129,6 +129,11 @@ def last_row(workdir: Path) -> dict[str, Any]:
     return next(filter(None, rows), {})
 
 
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl, the oldest first; lines that are not metrics are left out."""
+    return [row for row in map(_row, _lines(workdir / "metrics.jsonl")) if row]
+
+
 def _lines(path: Path) -> list[bytes]:
     """The lines of a file, without empty ones and without a last one that a kill cut short."""
     if not path.exists():

@@ -352,6 +352,7 @@ class Evaluation:
             "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
+            "by_prompt": _by_prompt(reference.prompts, responses),
         }
         if case.choice:
             row["choice"] = case.choice.as_dict()
@@ -391,6 +392,21 @@ class Evaluation:
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,
             )
+
+
+def _by_prompt(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Response]
+) -> list[dict[str, Any]]:
+    """What `results.OPTIONAL_FIELDS` says of the field of this name."""
+    return [
+        {
+            "prompt_id": response.prompt_id,
+            "prompt_tokens": len(prompt),
+            "tokens": sum(response.emitted),
+            "rounds": len(response.emitted),
+        }
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:

@@ -1,0 +1,188 @@
+"""The results folder of a study: one JSON file, tables as Markdown, CSV and LaTeX, and plots.
+
+Everything is written again after every finished evaluation.
+
+>>> write_results(study, units, folder=Path("runs/study"), provenance=record)  # doctest: +SKIP
+[PosixPath('runs/study/results.json'), PosixPath('runs/study/results.md'), ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.evals.report import read_json
+from jaxspec.evals.results import check_results
+from jaxspec.files import user_path, write_text
+from jaxspec.json_files import read_object
+from jaxspec.provenance import jsonable, write_json
+from jaxspec.study.curves import Curve, curve_of, plot_curves
+from jaxspec.study.declaration import StudyConfig
+from jaxspec.study.plots import plot_gains, plot_positions
+from jaxspec.study.records import read_record, state_of
+from jaxspec.study.summary import Entry, summary
+from jaxspec.study.tables import csv_text, latex_text, markdown_text
+from jaxspec.study.units import Unit
+
+RESULTS = "results.json"
+_OF_UNIT = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
+"""What is kept of the provenance of each unit; its settings are kept with them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResults:
+    """What a results file holds."""
+
+    provenance: dict[str, Any]
+    """Of the process that wrote the file last; under "units", of every finished unit."""
+    rows: list[dict[str, Any]]
+    """Rows of all evaluations (`jaxspec.evals.results`), each with its unit and decoding."""
+    summary: list[Entry]
+    study: dict[str, Any]
+    """The declaration."""
+
+
+def write_results(
+    study: StudyConfig,
+    units: Sequence[Unit],
+    *,
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> list[Path]:
+    """Writes what the finished units have measured.
+
+    Args:
+      study: the declaration.
+      units: all units of the study.
+      folder: the study's folder.
+      provenance: of this process.
+
+    Returns:
+      The files, results.json first; none before the first evaluation is done.
+    """
+    done = [u for u in units if state_of(folder, u, read_record(folder, u)) == "done"]
+    rows = rows_of([unit for unit in done if unit.kind == "evaluation"], study)
+    if not rows:
+        return []
+    check_results(rows)
+    found = summary(rows, base=study.base_loss)
+    record = {**provenance, "units": {unit.name: _provenance_of(unit, folder) for unit in done}}
+    files = [folder / name for name in (RESULTS, "results.md", "results.csv", "results.tex")]
+    write_json(
+        files[0],
+        {"provenance": record, "results": rows, "summary": found, "study": jsonable(study)},
+    )
+    write_text(files[1], markdown_text(found, study=jsonable(study), units=_progress(units, done)))
+    write_text(files[2], csv_text(found))
+    write_text(files[3], latex_text(found, base=study.base_loss))
+    return files + _plots(study, done, rows, found, folder=folder / "plots")
+
+
+def read_results(path: str | Path) -> StudyResults:
+    """Reads the results of a study.
+
+    Args:
+      path: its folder, or its results.json.
+
+    Raises:
+      ValueError: no such file, or not that of a study.
+    """
+    file = user_path(path)
+    file = file / RESULTS if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(
+            f"No results of a study at {path}: expected the --output of jaxspec study, with "
+            f"{RESULTS} in it, which is written when the first evaluation is done."
+        )
+    document = read_object(file)
+    if not isinstance(document.get("summary"), list) or not isinstance(document.get("study"), dict):
+        raise ValueError(
+            f"{file} is not the result file of a study: expected an object with provenance, "
+            "results, summary and study. (jaxspec runs diff compares trainings.)"
+        )
+    provenance, rows = read_json(file)
+    return StudyResults(provenance, rows, document["summary"], document["study"])
+
+
+def rows_of(evaluations: Sequence[Unit], study: StudyConfig) -> list[dict[str, Any]]:
+    """Rows of finished evaluations, in the order of the declaration, named as in the study."""
+    losses = [loss.name for loss in study.losses]
+    decodings = [decoding.name for decoding in study.decodings]
+    targets = [target.name for target in study.targets]
+
+    def place(unit: Unit) -> tuple[int, int, int, int]:
+        assert unit.seed is not None, "an evaluation is of a drafter with a seed"
+        return (
+            targets.index(unit.target),
+            decodings.index(unit.decoding),
+            losses.index(unit.loss),
+            unit.seed,
+        )
+
+    return [
+        {
+            **row,
+            "target": unit.target,
+            "decoding": unit.decoding,
+            "loss": unit.loss,
+            "trained_loss": row["loss"],
+            "seed": unit.seed,
+            "unit": unit.name,
+        }
+        for unit in sorted(evaluations, key=place)
+        for row in read_json(unit.output)[1]
+    ]
+
+
+def _provenance_of(unit: Unit, folder: Path) -> dict[str, Any]:
+    """Where what a unit left comes from."""
+    record = read_record(folder, unit)
+    assert record is not None, "a finished unit has a record"
+    if unit.kind == "evaluation":
+        own, _ = read_json(unit.output)
+    elif unit.kind == "answers":
+        own = {}
+    else:
+        own = read_object(unit.output / "provenance.json")
+    return {
+        **{key: own[key] for key in _OF_UNIT if key in own},
+        "settings": record.settings,
+        "seconds": record.seconds,
+    }
+
+
+def _progress(units: Sequence[Unit], done: Sequence[Unit]) -> str:
+    if len(done) == len(units):
+        return f"All {len(units)} units are done."
+    return f"{len(done)} of {len(units)} units are done; the tables hold what they measured."
+
+
+def _plots(
+    study: StudyConfig,
+    done: Sequence[Unit],
+    rows: Sequence[dict[str, Any]],
+    found: Sequence[Entry],
+    *,
+    folder: Path,
+) -> list[Path]:
+    """Writes the plots: of each target and decoding, and the training curves of each target."""
+    files: list[Path] = []
+    for target, decoding in dict.fromkeys((row["target"], row["decoding"]) for row in rows):
+        own = [row for row in rows if (row["target"], row["decoding"]) == (target, decoding)]
+        lines = [e for e in found if (e["target"], e["decoding"]) == (target, decoding)]
+        name = f"{target}-{decoding}"
+        if any(entry["gain"] for entry in lines):
+            file = folder / f"gains-{name}.png"
+            files.append(plot_gains(lines, file, base=study.base_loss, title=name))
+        files.append(plot_positions(own, folder / f"acceptance_by_position-{name}.png"))
+    for target_row in study.targets:
+        curves: list[Curve] = [
+            curve_of(unit.output, label=unit.loss)
+            for unit in done
+            if unit.kind == "drafter" and unit.target == target_row.name
+        ]
+        if curves := [curve for curve in curves if curve.steps]:
+            files.append(plot_curves(curves, folder / f"training-{target_row.name}.png"))
+    return files

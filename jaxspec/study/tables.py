@@ -1,0 +1,217 @@
+"""The tables of a study, from its summary: Markdown, CSV, and LaTeX with booktabs.
+
+>>> print(markdown_text(entries, study=declaration, units="3 of 8 units"))     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from jaxspec.evals.intervals import FEWEST_PROMPTS
+from jaxspec.evals.tables import ABSENT, formatted, markdown
+from jaxspec.names import for_markdown, for_terminal
+from jaxspec.study.summary import MEAN, Entry
+
+_WIDTH = 100
+_LEGEND = f"""\
+tau: tokens emitted per draft-verify round, bonus token included; mean over seeds (lowest to
+highest). gain: of tau over {{base}} with the same seed, in the same way. 95%: bootstrap interval
+over prompts, {FEWEST_PROMPTS} at least, of the mean over seeds; a gain's is paired, since both rows
+answer the same prompts. accepted: without the bonus. speed-up: wall clock at batch 1 against the
+target alone, where it was measured. differ: outputs that are not the target's own, over all seeds.
+repetitive: share of responses that loop, which inflates tau. mean: of the benchmarks' taus and
+gains."""
+_COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
+    ("benchmark", lambda entry: entry["benchmark"]),
+    ("loss", lambda entry: entry["loss"]),
+    ("seeds", lambda entry: str(len(entry["seeds"]))),
+    ("prompts", lambda entry: str(entry["prompts"])),
+    ("tau", lambda entry: seeds_text(entry["tau"], ".2f")),
+    ("95%", lambda entry: formatted(entry["tau_ci95"], ".2f")),
+    ("gain", lambda entry: seeds_text(entry["gain"], "+.1f", unit="%")),
+    ("95%", lambda entry: interval_text(entry["gain_ci95"])),
+    ("accepted", lambda entry: formatted(entry["accepted_per_round"], ".2f")),
+    ("speed-up", lambda entry: formatted(entry["speedup"], ".2f", unit="x")),
+    ("differ", lambda entry: formatted(entry["mismatched_prompts"], "d")),
+    ("repetitive", lambda entry: formatted(entry["repetitive_share"], ".0%")),
+)
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def seeds_text(figure: Mapping[str, float] | None, spec: str, *, unit: str = "") -> str:
+    """A figure over seeds as text: the mean, and the range if there are several seeds.
+
+    >>> seeds_text({"mean": 2.0, "lowest": 1.5, "highest": 2.5}, ".1f")
+    '2.0 (1.5 to 2.5)'
+    """
+    if figure is None:
+        return ABSENT
+    mean = f"{figure['mean']:{spec}}{unit}"
+    if figure["lowest"] == figure["highest"]:
+        return mean
+    return f"{mean} ({figure['lowest']:{spec}} to {figure['highest']:{spec}}{unit})"
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """An interval of a gain as text: signs would run into a dash.
+
+    >>> interval_text([-1.5, 20.25])
+    '-1.5 to +20.2%'
+    """
+    return ABSENT if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}%"
+
+
+def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: str) -> str:
+    """The Markdown file: a table for each target and decoding, with the meaning of its columns.
+
+    Args:
+      entries: see `jaxspec.study.summary.summary`.
+      study: the declaration, as JSON holds it.
+      units: a sentence that says how much of the study is done.
+    """
+    base = study["base"] or study["losses"][0]["name"]
+    parts = [f"# Study {for_markdown(study['name'])}", units]
+    for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
+        lines = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
+        columns = [
+            (title, cell)
+            for title, cell in _COLUMNS
+            if any(cell(entry) != ABSENT for entry in lines)
+        ]
+        settings = next(d["settings"] for d in study["decodings"] if d["name"] == decoding)
+        said = ", ".join(f"{name} {value}" for name, value in settings.items())
+        parts += [
+            f"## {for_markdown(target)}, {for_markdown(decoding)}",
+            *([f"With {for_markdown(said)}."] if said else []),
+            markdown(
+                [title for title, _ in columns],
+                [[cell(entry) for _, cell in columns] for entry in lines],
+            ),
+        ]
+    legend = " ".join(_LEGEND.format(base=for_markdown(base)).split())
+    return "\n\n".join([*parts, textwrap.fill(legend, _WIDTH, break_on_hyphens=False)]) + "\n"
+
+
+def console_table(entries: Sequence[Entry]) -> Table:
+    """The mean over benchmarks, for a terminal; of a single benchmark, its own lines."""
+    means = [entry for entry in entries if entry["benchmark"] == MEAN]
+    shown = means or entries
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("target", "decoding", "benchmark", "loss"):
+        table.add_column(title)
+    for title in ("tau", "gain", "95%"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in shown:
+        cells = [entry[name] for name in ("target", "decoding", "benchmark", "loss")]
+        cells += [seeds_text(entry["tau"], ".2f"), seeds_text(entry["gain"], "+.1f", unit="%")]
+        cells.append(interval_text(entry["gain_ci95"]))
+        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
+    return table
+
+
+def csv_text(entries: Sequence[Entry]) -> str:
+    """One line per entry, one column per number; "" where something was not measured."""
+    lines = [_flat(entry) for entry in entries]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def latex_text(entries: Sequence[Entry], *, base: str) -> str:
+    """A table with booktabs for each target and decoding: losses in rows, benchmarks in columns."""
+    parts = ["% Needs \\usepackage{booktabs}. tau: mean over seeds; gain: of the mean, paired."]
+    for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
+        own = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
+        parts.append(_latex_table(own, base=base, title=f"{target}, {decoding}"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(entries: Sequence[Entry], *, base: str, title: str) -> str:
+    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
+    table = {(entry["loss"], entry["benchmark"]): entry for entry in entries}
+    last = MEAN if MEAN in benchmarks else benchmarks[-1]
+    header = ["loss", *benchmarks, "gain"]
+    lines = []
+    for loss in dict.fromkeys(entry["loss"] for entry in entries):
+        found = [table.get((loss, benchmark)) for benchmark in benchmarks]
+        taus = [
+            f"{entry['tau']['mean']:.2f}" if entry and entry["tau"] else "--" for entry in found
+        ]
+        lines.append([for_latex(loss), *taus, _latex_gain(table.get((loss, last)))])
+    rows = [" & ".join(line) + r" \\" for line in lines]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{for_latex(title)}: accepted length, and gain over {for_latex(base)} "
+            rf"({for_latex(last)}; 95\% over prompts).}}",
+            rf"\begin{{tabular}}{{l{'r' * len(benchmarks)}l}}",
+            r"\toprule",
+            " & ".join(map(for_latex, header)) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex_gain(entry: Entry | None) -> str:
+    if entry is None or entry["gain"] is None:
+        return "--"
+    text = rf"${entry['gain']['mean']:+.1f}\%$"
+    if entry["gain_ci95"] is not None:
+        low, high = entry["gain_ci95"]
+        text += f" $[{low:+.1f}, {high:+.1f}]$"
+    return text
+
+
+def for_latex(name: str) -> str:
+    r"""A name as text in LaTeX.
+
+    >>> print(for_latex("decay_10 & 5%"))
+    decay\_10 \& 5\%
+    """
+    return "".join(_LATEX.get(char, char) for char in for_terminal(name))
+
+
+def _flat(entry: Entry) -> dict[str, Any]:
+    """An entry with one field per number."""
+
+    def over_seeds(name: str) -> dict[str, Any]:
+        figure = entry[name] or {}
+        return {f"{name}_{part}": figure.get(part, "") for part in ("mean", "lowest", "highest")}
+
+    def interval(name: str) -> dict[str, Any]:
+        low, high = entry[name] or ("", "")
+        return {f"{name}_low": low, f"{name}_high": high}
+
+    plain = {
+        name: "" if entry[name] is None else entry[name]
+        for name in (*("accepted_per_round", "speedup", "mismatched_prompts", "repetitive_share"),)
+    }
+    return {
+        **{name: entry[name] for name in ("target", "decoding", "benchmark", "loss")},
+        "seeds": " ".join(map(str, entry["seeds"])),
+        "prompts": entry["prompts"],
+        **over_seeds("tau"),
+        **interval("tau_ci95"),
+        **over_seeds("gain"),
+        **interval("gain_ci95"),
+        **plain,
+    }

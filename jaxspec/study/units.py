@@ -1,0 +1,304 @@
+"""The units of a study: single commands, in the order in which they are run.
+
+A unit trains a target, has it answer a data set, trains a drafter, or evaluates one. Each is a
+command that can also be typed by hand. A drafter's evaluations follow its training at once, so that
+the first rows of the tables are there early.
+
+>>> arguments({"loss.decay": None, "data.sources": ("gsm8k", "math")})
+('--loss.decay', 'None', '--data.sources', 'gsm8k', 'math')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxspec.config import RunConfig
+from jaxspec.study.declaration import (
+    Settings,
+    StudyConfig,
+    StudyDecoding,
+    StudyLoss,
+    StudyTarget,
+    of_seed,
+    with_settings,
+)
+
+Kind = Literal["target", "answers", "drafter", "evaluation"]
+IsRead = Callable[[str, RunConfig, str], bool]
+"""(command, run, setting) -> whether "train" or "eval" reads the setting with this run."""
+
+TARGETS, ANSWERS, DRAFTERS, EVALUATIONS = "targets", "answers", "drafters", "evaluations"
+"""Folders of what the units leave, and the first part of their names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One command of a study."""
+
+    name: str
+    """Such as "drafters/embedded/full-seed0"."""
+    kind: Kind
+    _: dataclasses.KW_ONLY
+    command: tuple[str, ...]
+    """What is typed after "jaxspec"."""
+    output: Path
+    """The folder or file that it leaves."""
+    config: RunConfig
+    """What it is made with. Paths of what other units make are the names of those units."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Its options besides those of the config."""
+    needs: tuple[str, ...] = ()
+    """Names of the units that have to be done first."""
+    target: str = ""
+    loss: str = ""
+    """"": no drafter is trained or measured."""
+    seed: int | None = None
+    decoding: str = ""
+
+
+def units_of(
+    study: StudyConfig,
+    *,
+    configs: Mapping[str, RunConfig],
+    folder: Path,
+    is_read: IsRead,
+    changes: Settings | None = None,
+) -> list[Unit]:
+    """All units of a study; a unit comes after those that it needs.
+
+    Args:
+      study: the declaration.
+      configs: the configs that it names.
+      folder: the study's folder.
+      is_read: tells which command reads a setting.
+      changes: settings in place of those of all targets, as typed behind the command.
+
+    Raises:
+      ValueError: settings that there are not, that do not go together, or that no unit reads.
+    """
+    units: list[Unit] = []
+    for target in study.targets:
+        grid = _Target(study, target, configs, folder, is_read, dict(changes or {}))
+        units += grid.preparations()
+        every_seed = [seed for loss in study.losses for seed in study.seeds_of(loss)]
+        for seed in dict.fromkeys(every_seed):
+            for loss in study.losses:
+                if seed in study.seeds_of(loss):
+                    units.append(grid.drafter(loss, seed))
+                    units += [grid.evaluation(loss, seed, d) for d in study.decodings_of(loss)]
+    return units
+
+
+def arguments(settings: Settings) -> tuple[str, ...]:
+    """Settings as they are typed."""
+    return tuple(word for name, value in settings.items() for word in (f"--{name}", *_words(value)))
+
+
+def drafter_name(target: str, loss: str, seed: int) -> str:
+    """What a drafter's unit is called."""
+    return f"{DRAFTERS}/{target}/{loss}-seed{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """One target of a study, and what its units share."""
+
+    study: StudyConfig
+    target: StudyTarget
+    configs: Mapping[str, RunConfig]
+    folder: Path
+    is_read: IsRead
+    changes: dict[str, Any]
+
+    @property
+    def run(self) -> RunConfig:
+        return self.configs[self.target.config]
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Settings of all of its drafters and evaluations."""
+        return {**self.target.settings, **self.changes}
+
+    @property
+    def trained(self) -> str:
+        """Name of the unit that trains the target; "": none does."""
+        return f"{TARGETS}/{self.target.name}" if self.target.train else ""
+
+    @property
+    def answers(self) -> list[str]:
+        """Names of the units that have it answer data sets."""
+        found = self.target.answers
+        return [f"{ANSWERS}/{self.target.name}/{_plain(s)}" for s in found.sources] if found else []
+
+    def preparations(self) -> list[Unit]:
+        """Trains the target, and has it answer, where the study says so."""
+        target, units = self.target, []
+        if target.train:
+            settings = {**target.train_settings, **self._read_by("train", self.target_run)}
+            units.append(
+                Unit(
+                    self.trained,
+                    "target",
+                    command=(
+                        *("train", "--config", target.train),
+                        *("--workdir", str(self.folder / self.trained)),
+                        *arguments(settings),
+                    ),
+                    output=self.folder / self.trained,
+                    config=with_settings(self.target_run, settings, where=self._where("train")),
+                    target=target.name,
+                )
+            )
+        if target.answers is not None:
+            units += map(self._answers, target.answers.sources, self.answers)
+        return units
+
+    @property
+    def target_run(self) -> RunConfig:
+        """The config that trains the target."""
+        return self.configs[self.target.train]
+
+    def _read_by(self, command: str, run: RunConfig) -> dict[str, Any]:
+        """What the command line of the study changes, for a command that may read only some."""
+        task_settings = ("training.", "data.", "optimizer.")
+        return {
+            name: value
+            for name, value in self.changes.items()
+            if name.startswith(task_settings) and self.is_read(command, run, name)
+        }
+
+    def _answers(self, source: str, name: str) -> Unit:
+        assert self.target.answers is not None
+        options = {"source": source, **self.target.answers.options}
+        settings = {n: v for n, v in self.own.items() if n in _OF_ANSWERS}
+        return Unit(
+            name,
+            "answers",
+            command=(
+                *("regenerate", "--config", self.target.config),
+                *arguments({**options, **settings, **self._places(real=True, sources=False)}),
+                *("--output", str(self.folder / name)),
+            ),
+            output=self.folder / name,
+            config=with_settings(
+                self.run,
+                {**settings, **self._places(real=False, sources=False)},
+                where=self._where("answers"),
+            ),
+            options=options,
+            needs=(self.trained,) if self.trained else (),
+            target=self.target.name,
+        )
+
+    def drafter(self, loss: StudyLoss, seed: int) -> Unit:
+        """Trains a drafter."""
+        name = drafter_name(self.target.name, loss.name, seed)
+        self._refuse_unread(f"study.losses: {loss.name}", loss.settings, ("train",))
+        own = {n: v for n, v in self.own.items() if self.is_read("train", self.run, n)}
+        settings = {**own, **loss.settings, **of_seed(seed)}
+        config = with_settings(
+            self.run,
+            {**settings, **self._places(real=False)},
+            where=f"{loss.name} on {self.target.name}",
+        )
+        if not config.training.export:
+            raise ValueError(
+                f"{loss.name} on {self.target.name} sets training.export to False: drafters are "
+                "measured from their export. Leave it at True."
+            )
+        return Unit(
+            name,
+            "drafter",
+            command=(
+                *("train", "--config", self.target.config, "--workdir", str(self.folder / name)),
+                *arguments({**settings, **self._places(real=True)}),
+            ),
+            output=self.folder / name,
+            config=config,
+            needs=(*((self.trained,) if self.trained else ()), *self.answers),
+            target=self.target.name,
+            loss=loss.name,
+            seed=seed,
+        )
+
+    def evaluation(self, loss: StudyLoss, seed: int, decoding: StudyDecoding) -> Unit:
+        """Measures a drafter on all benchmarks, in one way of decoding."""
+        drafter = drafter_name(self.target.name, loss.name, seed)
+        name = f"{EVALUATIONS}/{self.target.name}/{decoding.name}/{loss.name}-seed{seed}"
+        self._refuse_unread(f"study.targets: {self.target.name}", self.own, ("train", "eval"))
+        settings = {n: v for n, v in self.own.items() if self.is_read("eval", self.run, n)}
+        if self.study.benchmarks:
+            settings["evaluation.benchmarks"] = self.study.benchmarks
+        settings |= decoding.settings
+        places = self._places(real=True, sources=False)
+        output = self.folder / f"{name}.json"
+        return Unit(
+            name,
+            "evaluation",
+            command=(
+                *("eval", "--config", self.target.config),
+                *("--workdir", str(self.folder / drafter), "--output", str(output)),
+                *arguments({**settings, **places}),
+            ),
+            output=output,
+            config=with_settings(
+                self.run,
+                {**settings, **self._places(real=False, sources=False)},
+                where=f"{decoding.name} on {self.target.name}",
+            ),
+            needs=(drafter,),
+            target=self.target.name,
+            loss=loss.name,
+            seed=seed,
+            decoding=decoding.name,
+        )
+
+    def _places(self, *, real: bool, sources: bool = True) -> dict[str, Any]:
+        """Where other units leave the target and its answers; not `real`: the names of the units.
+
+        Args:
+          real: paths, as commands take them.
+          sources: whether the answers are wanted too.
+        """
+        places: dict[str, Any] = {}
+        if self.trained:
+            place = str(self.folder / self.trained / "export") if real else self.trained
+            places["target.path"] = place
+        if self.answers and sources:
+            places["data.sources"] = tuple(
+                str(self.folder / n) if real else n for n in self.answers
+            )
+        return places
+
+    def _refuse_unread(self, where: str, settings: Settings, commands: Sequence[str]) -> None:
+        for name in settings:
+            with_settings(self.run, {name: settings[name]}, where=where)
+            if not any(self.is_read(command, self.run, name) for command in commands):
+                raise ValueError(
+                    f"{where} sets {name}, which {' and '.join(commands)} do not read with the "
+                    f"config {self.target.config!r}: leave it out."
+                )
+
+    def _where(self, field: str) -> str:
+        return f"study.targets: {self.target.name}: {field}"
+
+
+_OF_ANSWERS = (
+    *("target.dtype", "target.enable_thinking", "target.path"),
+    *("data.raw_dir", "data.data_dir", "data.embedded_examples"),
+)
+"""Settings of a target that `jaxspec regenerate` reads too."""
+
+
+def _plain(source: str) -> str:
+    """A data set's name as that of a folder."""
+    return "".join(c if c.isalnum() or c in "_.+=-" else "_" for c in source)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, tuple | list):
+        return tuple(map(str, value))
+    return (str(value),)

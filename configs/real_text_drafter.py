@@ -1,8 +1,10 @@
 """Drafters for the target of real_text_target.py, trained on its own answers.
 
     export JAXSPEC_RAW_DATA=FOLDER
-    jaxspec regenerate --config configs/real_text_drafter.py --source gsm8k math mbpp \
-        code_instructions instructions --temperature 0 --output runs/real_text/answers
+    for source in gsm8k math mbpp code_instructions instructions; do
+        jaxspec regenerate --config configs/real_text_drafter.py --source $source \
+            --temperature 0 --max_new_tokens 384 --output runs/real_text/answers/$source
+    done
     python train.py --config configs/real_text_drafter.py --workdir runs/real_text/full
     python train.py --config configs/real_text_drafter.py --workdir runs/real_text/uniform \
         --loss.decay None --loss.focal 0 --loss.chain 0
@@ -24,6 +26,10 @@ from jaxspec.config import (
 )
 
 
+ANSWERS = "runs/real_text/answers"
+SOURCES = ("gsm8k", "math", "mbpp", "code_instructions", "instructions")
+
+
 def get_config() -> RunConfig:
     """The run."""
     return RunConfig(
@@ -32,7 +38,7 @@ def get_config() -> RunConfig:
         drafter=DrafterConfig(block_size=16, num_features=3, num_layers=2, unroll_layers=True),
         loss=LossConfig(decay=10.0, focal=0.3, chain=40.0),
         data=DataConfig(
-            sources=("runs/real_text/answers",),
+            sources=tuple(f"{ANSWERS}/{source}" for source in SOURCES),
             sequence_length=512,
             batch_size=8,
             anchors=48,

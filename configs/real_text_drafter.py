@@ -25,7 +25,6 @@ from jaxspec.config import (
     TrainingConfig,
 )
 
-
 ANSWERS = "runs/real_text/answers"
 SOURCES = ("gsm8k", "math", "mbpp", "code_instructions", "instructions")
 

@@ -42,9 +42,9 @@ def get_config() -> RunConfig:
             tokenizer="train",
             tokenizer_vocab=4096,
             sequence_length=512,
-            batch_size=16,
+            batch_size=8,
             loss_on="all",
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.02, weight_decay=0.1),
-        training=TrainingConfig(task="target", steps=3000, log_every=25, checkpoint_every=100),
+        training=TrainingConfig(task="target", steps=3600, log_every=50, checkpoint_every=100),
     )

@@ -30,7 +30,7 @@ from jaxspec.config import DataConfig, EvaluationConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Autoregressive
 from jaxspec.decoding.placement import on_mesh_of
-from jaxspec.drafters.protocol import MarginalProposer
+from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.evals.benchmarks import Reference, load_benchmark
 from jaxspec.evals.clock import speedup_interval
 from jaxspec.evals.intervals import Interval
@@ -186,8 +186,8 @@ def options(
     for size in sorted({max(2, own.round_tokens // share) for share in _SHARES}):
         for rule, chosen in rules.items():
             found[f"block {size}, {rule}"] = dataclasses.replace(chosen, block_size=size)
-    if isinstance(getattr(own, "proposer", None), MarginalProposer):
-        # A tree holds the likeliest tokens: no draft temperature.
+    if isinstance(getattr(own, "proposer", None), MarginalProposer | ChainProposer):
+        # A tree holds the likeliest tokens, or continuations as they are: no draft temperature.
         likeliest = dataclasses.replace(plain, draft_temperature=None)
         for nodes in TREES:
             found[f"tree of {nodes}"] = dataclasses.replace(likeliest, tree_nodes=nodes)

@@ -108,6 +108,7 @@ def test_what_is_tried(models):
     ngram = untrained_drafter("ngram")
     assert list(tried(ngram, **WARM)) == [
         *(OFF, "block 2, point_mass", "block 4, point_mass", "block 8, point_mass"),
+        *("tree of 16", "tree of 32"),
     ]
     assert list(tried(untrained_drafter("none"))) == [OFF]
     assert list(tried(strategy="given")) == ["given"]

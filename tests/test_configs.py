@@ -19,6 +19,7 @@ from jaxspec.config import RunConfig, TransformerConfig
 from jaxspec.data.sources import SOURCES
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
+from jaxspec.study.declaration import StudyConfig
 from jaxspec.training.tasks.registry import task_of
 
 DFLASH_ROWS = dflash.FEATURES + dflash.BLOCK + dflash.QK_NORM + dflash.FINAL_NORM
@@ -33,7 +34,7 @@ FULL_SIZE = {
 }
 
 
-def read(name: str) -> RunConfig:
+def read(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -53,7 +54,7 @@ def count(shapes: Any) -> int:
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_every_file_gives_a_config_and_says_how_to_run_it(name: str) -> None:
     config = read(name)
-    assert isinstance(config, RunConfig)
+    assert isinstance(config, StudyConfig if name.startswith("study_") else RunConfig)
     assert config.name == name
     text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
     assert f"--config configs/{name}.py" in text.split('"""')[1]

@@ -66,13 +66,13 @@ def main(argv: Sequence[str]) -> None:
     study = returned_config(options.config, StudyConfig)
     if problems := list(type_problems(study, prefix="study.")):
         raise ValueError(f"Config file {options.config!r}: " + "\n  ".join(problems))
-    folder = user_path(options.output or f"runs/{study.name}")
-    if is_remote(folder):
+    if is_remote(options.output):
         raise ValueError(f"--output must be a folder of this machine: got {options.output}.")
+    folder = user_path(options.output or f"runs/{study.name}")
     names = [name for target in study.targets for name in (target.config, target.train) if name]
     configs = {name: load_config(name) for name in dict.fromkeys(names)}
     changes = _typed_settings(typed, study, configs)
-    units = units_of(study, configs=configs, folder=folder, is_read=_is_read, changes=changes)
+    units = units_of(study, configs=configs, folder=folder, is_read=is_read_by, changes=changes)
     _check_values(units)
     from jaxspec.study.running import chosen
 
@@ -87,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxspec study",
-        usage="jaxspec study --config FILE [--output FOLDER] [--jobs N] [--only TEXT ...]\n"
-        "                     [--list] [--GROUP.SETTING VALUE ...]\n"
+        usage="jaxspec study --config FILE [--output FOLDER] [--jobs N]\n"
+        "                     [--only TEXT ...] [--list] [--GROUP.SETTING VALUE ...]\n"
         "       jaxspec study diff FOLDER FOLDER",
         description=textwrap.fill(_DESCRIPTION, _WIDTH),
         epilog=_declaration_help(),
@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_jobs,
         default=1,
         metavar="N",
-        help="units that run at a time; each gets its own cores (1)",
+        help="units that run at a time, each on its own cores; those that measure speed run alone, "
+        "at the end (1)",
     )
     parser.add_argument(
         "--only",
@@ -166,7 +167,7 @@ def _default(value: Any) -> str:
     return shown(value)
 
 
-def _is_read(command: str, run: RunConfig, name: str) -> bool:
+def is_read_by(command: str, run: RunConfig, name: str) -> bool:
     """Whether "train" or "eval" reads a setting with a run."""
     reads = TrainCommand.reads_now(run, []) if command == "train" else EvalCommand.reads
     return is_read(name, reads)
@@ -197,7 +198,7 @@ def _typed_settings(
     run = configs[config]
     found: dict[str, Any] = {}
     for name, values in settings.items():
-        commands = [command for command in ("train", "eval") if _is_read(command, run, name)]
+        commands = [command for command in ("train", "eval") if is_read_by(command, run, name)]
         if not commands or name not in setting_names(run):
             known = [*setting_names(run), "config", "output", "jobs", "only", "list"]
             raise ValueError(

@@ -53,6 +53,14 @@ def curve_of(workdir: Path, *, label: str) -> Curve:
     )
 
 
+def shared_measure(curves: Sequence[Curve]) -> str:
+    """The first of `MEASURES` that all runs have values of; the last if there is none."""
+    for measure in MEASURES:
+        if all(any(value is not None for value in curve.values[measure]) for curve in curves):
+            break
+    return measure
+
+
 def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
     """One line per run; runs of one label have one colour.
 
@@ -65,12 +73,7 @@ def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
     """
     if not curves:
         raise ValueError("There is nothing to plot: no run has written a line of metrics yet.")
-    measure = next(
-        name
-        for name in MEASURES
-        if name == "loss"
-        or all(any(value is not None for value in curve.values[name]) for curve in curves)
-    )
+    measure = shared_measure(curves)
     labels = list(dict.fromkeys(curve.label for curve in curves))
     others = [label for label in labels if label not in (BASELINE, FULL)]
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(others)}

@@ -97,7 +97,7 @@ def run_units(
     progress: Progress,
     after: Callable[[Unit], object],
 ) -> list[Unit]:
-    """Runs every unit that is not done, in order, as soon as those that it needs are done.
+    """Runs every unit that is not done, as soon as those that it needs are done (see `_next`).
 
     Args:
       units: all units of the study that are wanted.
@@ -123,14 +123,15 @@ def run_units(
         while waiting or running:
             lost = {unit.name for unit in failed}
             waiting = _without_lost(waiting, lost)
-            free = [share for share in range(jobs) if share not in {r.share for r in running}]
-            for share in free:
-                ready = _first_ready(waiting, done)
+            for share in sorted(set(range(jobs)) - {each.share for each in running}):
+                ready = _next(waiting, done, running, jobs=jobs)
                 if ready is None:
                     break
                 waiting.remove(ready)
-                running.append(_begin(ready, folder, start, share, shares[share]))
+                cores = () if ready.measures_speed else shares[share]
+                running.append(_begin(ready, folder, start, share, cores))
                 progress.started(ready)
+            assert running or not waiting, "a unit waits for one that is not there"
             ended = [each for each in running if each.process.poll() is not None]
             for each in ended:
                 running.remove(each)
@@ -150,9 +151,22 @@ def run_units(
     return failed
 
 
-def _first_ready(waiting: Sequence[Unit], done: set[str]) -> Unit | None:
-    """The first unit whose needs are done."""
-    return next((unit for unit in waiting if done.issuperset(unit.needs)), None)
+def _next(
+    waiting: Sequence[Unit], done: set[str], running: Sequence[_Running], *, jobs: int
+) -> Unit | None:
+    """The first unit whose needs are done; of several at a time, those that measure speed are last.
+
+    Such a unit runs alone: others would slow it down.
+    """
+    ready = [unit for unit in waiting if done.issuperset(unit.needs)]
+    if jobs == 1:
+        return ready[0] if ready else None
+    if any(each.unit.measures_speed for each in running):
+        return None
+    undisturbed = [unit for unit in ready if not unit.measures_speed]
+    if undisturbed:
+        return undisturbed[0]
+    return ready[0] if ready and not running else None
 
 
 def _without_lost(waiting: Sequence[Unit], lost: set[str]) -> list[Unit]:
@@ -171,7 +185,8 @@ def _begin(unit: Unit, folder: Path, start: Start, share: int, cores: tuple[int,
     write_record(folder, unit, record)
     log = log_file(folder, unit.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    return _Running(unit, start(unit, log, cores), share, time.monotonic())
+    started = time.monotonic()
+    return _Running(unit, start(unit, log, cores), share, started)
 
 
 def _end(each: _Running, folder: Path) -> bool:

@@ -58,6 +58,11 @@ class Unit:
     seed: int | None = None
     decoding: str = ""
 
+    @property
+    def measures_speed(self) -> bool:
+        """Whether it times decoding, which other units would disturb."""
+        return self.kind == "evaluation" and self.config.evaluation.timing_prompts > 0
+
 
 def units_of(
     study: StudyConfig,
@@ -274,12 +279,12 @@ class _Target:
         return places
 
     def _refuse_unread(self, where: str, settings: Settings, commands: Sequence[str]) -> None:
+        with_settings(self.run, settings, where=where)
         for name in settings:
-            with_settings(self.run, {name: settings[name]}, where=where)
             if not any(self.is_read(command, self.run, name) for command in commands):
                 raise ValueError(
-                    f"{where} sets {name}, which {' and '.join(commands)} do not read with the "
-                    f"config {self.target.config!r}: leave it out."
+                    f"{where} sets {name}, which jaxspec {' or '.join(commands)} does not read "
+                    f"with the config {self.target.config!r}: leave it out."
                 )
 
     def _where(self, field: str) -> str:

@@ -58,8 +58,8 @@ def write_target(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_config(file: Path, *, target: Path) -> Path:
-    """A config file for train.py."""
+def write_config(file: Path, *, target: Path | str) -> Path:
+    """A config file for train.py; its target is a folder, or "embedded"."""
     text = _CONFIG.format(target=str(target), steps=STEPS, checkpoint_every=CHECKPOINT_EVERY)
     file.write_text(text, encoding="utf-8")
     return file

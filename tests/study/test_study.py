@@ -1,0 +1,211 @@
+"""A whole study on a tiny target: run at once, killed and continued, changed, compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxspec.cli import study
+from jaxspec.study.results import read_results
+from jaxspec.training.progress import Reporter
+from tests.study.tiny import run_here, write_study
+from tests.training import runs
+
+UNITS = 8
+NAME = "drafters/small/full-seed1"
+"""The last drafter."""
+KILLED_AT = 14
+"""Its step when it is killed; its last checkpoint is at step 12."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """Config file of the drafters."""
+    return runs.write_config(tmp_path_factory.mktemp("config") / "run.py", target="embedded")
+
+
+@pytest.fixture(scope="module")
+def study_file(config) -> Path:
+    return write_study(config.parent / "study.py", config=config)
+
+
+def run(study_file: Path, folder: Path, *words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxspec.cli.study_unit.start_unit", run_here)
+        study.main(["--config", str(study_file), "--output", str(folder), *words])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(study_file, tmp_path_factory) -> Path:
+    """The folder of a study that nothing interrupted. Not to be changed."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "study"
+    run(study_file, folder)
+    return folder
+
+
+def test_a_study_leaves_one_folder_of_results(uninterrupted):
+    found = read_results(uninterrupted)
+    assert len(found.rows) == 4
+    assert {(row["loss"], row["seed"], row["trained_loss"]) for row in found.rows} == {
+        (loss, seed, loss) for loss in ("uniform", "full") for seed in (0, 1)
+    }
+    base, full = found.summary
+    assert (base["loss"], base["seeds"], base["gain"]) == ("uniform", [0, 1], None)
+    assert full["gain_ci95"] is not None and full["prompts"] == 8
+    taus = {(row["loss"], row["seed"]): row["tau_micro"] for row in found.rows}
+    gains = [100 * (taus["full", seed] / taus["uniform", seed] - 1) for seed in (0, 1)]
+    assert full["gain"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert len(set(taus.values())) > 1, "all drafters are alike: the study would show nothing"
+    for name, record in found.provenance["units"].items():
+        assert record["command"] and record["versions"] and record["settings"], name
+    assert len(found.provenance["units"]) == UNITS
+    assert "All 8 units are done." in (uninterrupted / "results.md").read_text()
+    assert (uninterrupted / "results.csv").read_text().count("\n") == 3
+    assert "toprule" in (uninterrupted / "results.tex").read_text()
+    assert {file.name for file in (uninterrupted / "plots").iterdir()} == {
+        "gains-small-block.png",
+        "acceptance_by_position-small-block.png",
+        "training-small.png",
+    }
+
+
+def test_killed_in_a_training_and_continued_it_is_the_same(
+    study_file, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "study"
+    shutil.copytree(uninterrupted, folder)
+    # As if the last drafter had not been trained yet.
+    drafter = folder / "drafters" / "small" / "full-seed1"
+    shutil.rmtree(drafter)
+    evaluation = "evaluations/small/block/full-seed1"
+    for file in (f"{evaluation}.json", f"units/{evaluation}.json", f"units/{NAME}.json"):
+        (folder / file).unlink()
+    update = Reporter.update
+
+    def killed(self, row, **options):
+        update(self, row, **options)
+        if row["step"] == KILLED_AT:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_file, folder)
+    monkeypatch.setattr(Reporter, "update", update)
+    assert runs.saved_steps(drafter) == {8, 12}
+    capsys.readouterr()
+    study.main(["--config", str(study_file), "--output", str(folder), "--list"])
+    assert "6 done, 1 interrupted, 1 missing" in capsys.readouterr().out
+    run(study_file, folder)
+    assert (
+        "Continuing from step 12" in (folder / "logs/drafters/small/uniform-seed1.log").read_text()
+    )
+    other = uninterrupted / "drafters" / "small" / "uniform-seed1"
+    assert runs.rows(drafter) == runs.rows(other)
+    ours, theirs = read_results(folder), read_results(uninterrupted)
+    assert ours.summary == theirs.summary
+    for row, other_row in zip(ours.rows, theirs.rows, strict=True):
+        assert {**row, "compile_s": None} == {**other_row, "compile_s": None}
+
+
+def test_a_finished_study_repeats_nothing(study_file, uninterrupted, capsys, monkeypatch):
+    def refuse(unit, log, cores):
+        raise AssertionError(f"{unit.name} is done already")
+
+    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", refuse)
+    study.main(["--config", str(study_file), "--output", str(uninterrupted)])
+    printed = capsys.readouterr().out
+    assert "Written: " in printed and "full" in printed
+
+
+def test_a_changed_declaration_is_refused(config, uninterrupted, tmp_path):
+    changed = write_study(tmp_path / "changed.py", config=config, loss=', {"loss.decay": 4.0}')
+    before = runs.contents(uninterrupted)
+    with pytest.raises(ValueError, match=r"full-seed0: loss\.decay: got 4\.0, recorded 10\.0"):
+        run(changed, uninterrupted)
+    assert runs.contents(uninterrupted) == before
+
+
+def test_a_unit_that_fails_is_named_with_its_last_lines(config, tmp_path, capsys):
+    broken = write_study(
+        tmp_path / "broken.py", config=config, loss=', {"data.sources": ("nowhere.jsonl",)}'
+    )
+    folder = tmp_path / "study"
+    with pytest.raises(ValueError, match=r"1 of 1 units failed: drafters/small/full-seed0\."):
+        run(broken, folder, "--only", "drafters/small/full-seed0")
+    assert "nowhere.jsonl" in capsys.readouterr().out
+    study.main(["--config", str(broken), "--output", str(folder), "--list", "--only", "full-seed0"])
+    assert "failed: " in capsys.readouterr().out
+
+
+def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(uninterrupted, other)
+    document = json.loads((other / "results.json").read_text())
+    document["summary"][1]["tau"]["mean"] *= 1.25
+    unit = document["provenance"]["units"]["drafters/small/full-seed0"]
+    unit["settings"]["loss"]["decay"] = 4.0
+    (other / "results.json").write_text(json.dumps(document))
+    study.main(["diff", str(uninterrupted), str(other / "results.json")])
+    printed = capsys.readouterr().out
+    settings, _, rows = printed.partition("1 of 2 rows that both have differ.")
+    assert "- loss.decay: 10.0, then 4.0 (drafters/small/full-seed0)" in settings
+    (line,) = [line for line in rows.splitlines() if line.startswith("| small")]
+    assert "| full |" in line and "| +25.0% |" in line
+    study.main(["diff", str(uninterrupted), str(uninterrupted)])
+    printed = capsys.readouterr().out
+    assert "none, among units" in printed and "0 of 2 rows" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss.dekay", "1"], "Unknown setting --loss.dekay. Did you mean 'loss.decay'"),
+        (["quick"], "Unexpected argument 'quick'"),
+        (["--only", "nothing"], "no unit's name contains it"),
+        (["--output", "gs://bucket/x"], "must be a folder of this machine"),
+        (["--loss.focal", "-1"], "loss.focal"),
+    ],
+)
+def test_mistakes_on_the_command_line(study_file, words, message):
+    with pytest.raises(ValueError, match=message):
+        study.main(["--config", str(study_file), "--list", *words])
+
+
+def test_settings_behind_the_command_reach_the_units(study_file, tmp_path, capsys, monkeypatch):
+    started = []
+
+    def start(unit, log, cores):
+        started.append(unit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", start)
+    words = ["--training.steps", "3", "--evaluation.benchmarks", "embedded/chat"]
+    with pytest.raises(KeyboardInterrupt):
+        study.main(["--config", str(study_file), "--output", str(tmp_path / "s"), *words])
+    assert started[0].config.training.steps == 3
+    assert "--training.steps" in started[0].command
+
+
+def test_the_help_shows_every_setting_of_a_declaration(capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("config", "train_settings", "sources", "seeds", "decodings", "base"):
+        assert any(line.startswith(f"  {name}") for line in lines), name
+
+
+def test_the_wrong_kind_of_config_is_refused(config):
+    with pytest.raises(ValueError, match=r"must return a .*StudyConfig: got RunConfig"):
+        study.main(["--config", str(config)])
+
+
+def test_what_is_no_study_has_no_difference(tmp_path, uninterrupted):
+    with pytest.raises(ValueError, match="No results of a study"):
+        study.main(["diff", str(tmp_path), str(uninterrupted)])
+    evaluation = uninterrupted / "evaluations" / "small" / "block" / "full-seed0.json"
+    with pytest.raises(ValueError, match="is not the result file of a study"):
+        study.main(["diff", str(evaluation), str(uninterrupted)])

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import csv
+import io
+
+from jaxspec.provenance import jsonable
+from jaxspec.study.tables import csv_text, latex_text, markdown_text
+from tests.study.tiny import STUDY
+
+
+def entry(loss: str, benchmark: str = "gsm8k", **changes):
+    return {
+        "target": "small",
+        "decoding": "block",
+        "benchmark": benchmark,
+        "loss": loss,
+        "seeds": [0, 1],
+        "prompts": 40,
+        "tau": {"mean": 2.0, "lowest": 1.9, "highest": 2.1},
+        "tau_ci95": [1.875, 2.125],
+        "gain": None,
+        "gain_ci95": None,
+        "accepted_per_round": 1.0,
+        "speedup": None,
+        "mismatched_prompts": 0,
+        "repetitive_share": 0.25,
+        **changes,
+    }
+
+
+GAIN = {"gain": {"mean": 20.0, "lowest": 15.0, "highest": 25.0}, "gain_ci95": [-1.5, 41.25]}
+ENTRIES = [
+    entry("uniform"),
+    entry("a_b|c", **GAIN),
+    entry("uniform", "mean"),
+    entry("a_b|c", "mean", seeds=[0], tau={"mean": 3.0, "lowest": 3.0, "highest": 3.0}, **GAIN),
+]
+
+
+def test_markdown():
+    text = markdown_text(ENTRIES, study=jsonable(STUDY), units="4 of 8 units are done.")
+    lines = text.splitlines()
+    assert lines[:5] == ["# Study tiny", "", "4 of 8 units are done.", "", "## small, block"]
+    assert "With evaluation.timing\\_prompts 0." in lines
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == (
+        "| benchmark | loss | seeds | prompts | tau | 95% | gain | 95% | accepted | differ | "
+        "repetitive |"
+    ), "a column that no row fills is left out"
+    assert table[3] == (
+        "| gsm8k | a\\_b\\|c | 2 | 40 | 2.00 (1.90 to 2.10) | 1.88–2.12 | "
+        "+20.0% (+15.0 to +25.0%) | -1.5 to +41.2% | 1.00 | 0 | 25% |"
+    )
+    assert "| mean | a\\_b\\|c | 1 | 40 | 3.00 |" in table[5], "one seed has no range"
+    assert "gain: of tau over uniform" in " ".join(lines)
+
+
+def test_csv():
+    lines = list(csv.DictReader(io.StringIO(csv_text(ENTRIES))))
+    assert len(lines) == 4
+    assert lines[0]["gain_mean"] == lines[0]["speedup"] == ""
+    assert lines[1]["seeds"] == "0 1"
+    numbers = ("tau_mean", "tau_lowest", "tau_ci95_high", "gain_mean", "gain_ci95_low")
+    assert [float(lines[1][name]) for name in numbers] == [2.0, 1.9, 2.125, 20.0, -1.5]
+
+
+def test_latex():
+    text = latex_text(ENTRIES, base="uniform")
+    assert r"loss & gsm8k & mean & gain \\" in text
+    assert r"uniform & 2.00 & 2.00 & -- \\" in text
+    assert r"a\_b|c & 2.00 & 3.00 & $+20.0\%$ $[-1.5, +41.2]$ \\" in text
+    for rule in ("toprule", "midrule", "bottomrule", "end{tabular}", "end{table}"):
+        assert text.count(rule) == 1

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxspec.cli.configuration import ConfigCommand, load_config, parse_command
+from jaxspec.cli.evaluate import EvalCommand
+from jaxspec.cli.regenerate import RegenerateCommand
+from jaxspec.cli.study import is_read_by
+from jaxspec.cli.train import TrainCommand
+from jaxspec.config import RunConfig, TargetConfig
+from jaxspec.study.declaration import StudyAnswers, StudyDecoding, StudyLoss, StudyTarget
+from jaxspec.study.units import arguments, units_of
+from tests.study.tiny import STUDY
+
+COMMANDS: dict[str, type[ConfigCommand]] = {
+    "train": TrainCommand,
+    "regenerate": RegenerateCommand,
+    "eval": EvalCommand,
+}
+
+
+def units(study=STUDY, *, configs=None, **changes):
+    return units_of(
+        study,
+        configs=configs or {"run": RunConfig()},
+        folder=Path("folder"),
+        is_read=is_read_by,
+        **changes,
+    )
+
+
+def test_a_drafter_is_measured_before_the_next_one_is_trained():
+    study = dataclasses.replace(STUDY, losses=(STUDY.losses[0], StudyLoss("full", seeds=(0,))))
+    assert [unit.name for unit in units(study)] == [
+        "drafters/small/uniform-seed0",
+        "evaluations/small/block/uniform-seed0",
+        "drafters/small/full-seed0",
+        "evaluations/small/block/full-seed0",
+        "drafters/small/uniform-seed1",
+        "evaluations/small/block/uniform-seed1",
+    ]
+
+
+def test_commands_are_those_that_one_would_type():
+    train, evaluate, *_ = units(changes={"training.steps": 5, "evaluation.prompts": 3})
+    assert " ".join(train.command) == (
+        "train --config run --workdir folder/drafters/small/uniform-seed0 --training.steps 5 "
+        "--loss.decay None --loss.focal 0.0 --loss.chain 0.0 --training.seed 0 --data.seed 0"
+    )
+    assert " ".join(evaluate.command) == (
+        "eval --config run --workdir folder/drafters/small/uniform-seed0 "
+        "--output folder/evaluations/small/block/uniform-seed0.json --evaluation.prompts 3 "
+        "--evaluation.benchmarks embedded/math --evaluation.timing_prompts 0"
+    )
+    assert evaluate.needs == (train.name,)
+    assert train.config.loss.label == "uniform"
+    assert not evaluate.measures_speed
+
+
+def test_a_target_is_trained_and_answers_first():
+    target = StudyTarget(
+        "own",
+        config="run",
+        settings={"target.dtype": "bfloat16"},
+        train="target",
+        train_settings={"training.steps": 7},
+        answers=StudyAnswers(("gsm8k", "my/file.jsonl"), {"temperature": 0.0}),
+    )
+    study = dataclasses.replace(STUDY, targets=(target,), seeds=(0,))
+    configs = {"run": RunConfig(), "target": RunConfig(target=TargetConfig(path=""))}
+    trained, first, second, drafter, evaluation, *_ = units(study, configs=configs)
+    assert " ".join(trained.command) == (
+        "train --config target --workdir folder/targets/own --training.steps 7"
+    )
+    assert " ".join(first.command) == (
+        "regenerate --config run --source gsm8k --temperature 0.0 --target.dtype bfloat16 "
+        "--target.path folder/targets/own/export --output folder/answers/own/gsm8k"
+    )
+    assert second.name == "answers/own/my_file.jsonl"
+    assert first.needs == (trained.name,)
+    assert drafter.needs == (trained.name, first.name, second.name)
+    assert "--data.sources folder/answers/own/gsm8k folder/answers/own/my_file.jsonl" in " ".join(
+        drafter.command
+    )
+    assert "--target.path folder/targets/own/export" in " ".join(evaluation.command)
+    # What is compared does not depend on where the folder is.
+    assert drafter.config.target.path == "targets/own"
+    assert drafter.config.data.sources == ("answers/own/gsm8k", "answers/own/my_file.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"losses": (StudyLoss("a", {"denoiser.path": "x"}),)},
+            "study.losses: a sets denoiser.path, which jaxspec train does not read",
+        ),
+        (
+            {"losses": (StudyLoss("a", {"training.export": False}),)},
+            "a on small sets training.export to False",
+        ),
+        (
+            {"decodings": (StudyDecoding("d", {"evaluation.promts": 1}),)},
+            "d on small: There is no setting evaluation.promts",
+        ),
+    ],
+)
+def test_settings_that_no_unit_takes(changes, message):
+    with pytest.raises(ValueError, match=message):
+        units(dataclasses.replace(STUDY, **changes))
+
+
+def test_values_are_typed_as_the_commands_take_them():
+    words = arguments({"a": None, "b": True, "c": ("x y", "z"), "d": 0.5, "e": ""})
+    assert words == ("--a", "None", "--b", "True", "--c", "x y", "z", "--d", "0.5", "--e", "")
+
+
+@pytest.mark.parametrize("name", ["study_quickstart", "study_tiny_real", "study_real_text"])
+def test_the_shipped_studies_give_commands_that_are_accepted(name):
+    from jaxspec.cli.config_files import returned_config
+    from jaxspec.study.declaration import StudyConfig
+
+    study = returned_config(name, StudyConfig)
+    configs = {target.config: load_config(target.config) for target in study.targets}
+    found = units(study, configs=configs)
+    of_seed = [unit for unit in found if unit.seed == 0]
+    for unit in of_seed:
+        program, *words = unit.command
+        command = parse_command(COMMANDS[program], words, program=program)
+        groups = ("loss", "training") if program == "train" else ("evaluation",)
+        for group in groups:
+            assert getattr(command.run, group) == getattr(unit.config, group), unit.name

@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
     },
     "planning": {"ops", "losses", "models", "parallel", "checkpoints", "training"},
-    "study": {"training", "evals"},
+    "study": {"architectures", "training", "evals"},
     "api": {"drafters", "decoding", "data", "evals"},
 }
 """Subpackage -> what it may import of the others. `cli` may import all of them."""

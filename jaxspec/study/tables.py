@@ -105,16 +105,20 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
 
 
 def console_table(entries: Sequence[Entry]) -> Table:
-    """The mean over benchmarks, for a terminal; of a single benchmark, its own lines."""
-    means = [entry for entry in entries if entry["benchmark"] == MEAN]
-    shown = means or entries
+    """The means over benchmarks (of a single benchmark, its own lines), for a terminal."""
+    shown = [entry for entry in entries if entry["benchmark"] == MEAN] or list(entries)
+    names = [
+        name
+        for name in ("target", "decoding", "benchmark", "loss")
+        if name == "loss" or len({entry[name] for entry in shown}) > 1
+    ]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("target", "decoding", "benchmark", "loss"):
-        table.add_column(title)
+    for name in names:
+        table.add_column(name, overflow="fold")
     for title in ("tau", "gain", "95%"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in shown:
-        cells = [entry[name] for name in ("target", "decoding", "benchmark", "loss")]
+        cells = [entry[name] for name in names]
         cells += [seeds_text(entry["tau"], ".2f"), seeds_text(entry["gain"], "+.1f", unit="%")]
         cells.append(interval_text(entry["gain_ci95"]))
         table.add_row(*(Text(for_terminal(cell)) for cell in cells))

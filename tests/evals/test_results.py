@@ -102,6 +102,7 @@ def test_what_figures_rest_on_may_be_missing_but_not_wrong():
         "responses_without_repetitive": 0,
         "speedup_ci95": [1.0, 2.0],
         "timed_prompts": 6,
+        "by_prompt": [{"prompt_id": "a", "prompt_tokens": 9, "tokens": 0, "rounds": 0, "more": 1}],
     }
     check_results([result_row(), result_row(**good, tau_micro=2)])
     check_results([result_row(tau_ci95=None, speedup_ci95=None, timed_prompts=None)])
@@ -128,6 +129,8 @@ def test_what_figures_rest_on_may_be_missing_but_not_wrong():
         ({"timed_prompts": 1.0}, "timed_prompts must be int or NoneType: got float"),
         ({"rest_ms": -0.1}, "rest_ms must be 0 or more: got -0.1"),
         ({"responses_without_repetitive": -2}, "responses_without_repetitive must be 0 or more"),
+        ({"by_prompt": [{"prompt_id": "a", "tokens": 3}]}, r"by_prompt\[0\] must have a prompt_id"),
+        ({"by_prompt": [3]}, r"by_prompt\[0\] must have a prompt_id and the counts .*: got 3"),
     ],
 )
 def test_what_figures_rest_on_is_checked(changes, message):

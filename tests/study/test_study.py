@@ -99,11 +99,8 @@ def test_killed_in_a_training_and_continued_it_is_the_same(
     study.main(["--config", str(study_file), "--output", str(folder), "--list"])
     assert "6 done, 1 interrupted, 1 missing" in capsys.readouterr().out
     run(study_file, folder)
-    assert (
-        "Continuing from step 12" in (folder / "logs/drafters/small/uniform-seed1.log").read_text()
-    )
-    other = uninterrupted / "drafters" / "small" / "uniform-seed1"
-    assert runs.rows(drafter) == runs.rows(other)
+    assert "Continuing from step 12" in (folder / "logs" / f"{NAME}.log").read_text()
+    assert runs.rows(drafter) == runs.rows(uninterrupted / NAME)
     ours, theirs = read_results(folder), read_results(uninterrupted)
     assert ours.summary == theirs.summary
     for row, other_row in zip(ours.rows, theirs.rows, strict=True):

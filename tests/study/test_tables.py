@@ -3,8 +3,9 @@ from __future__ import annotations
 import csv
 import io
 
+from jaxspec.evals.progress import render
 from jaxspec.provenance import jsonable
-from jaxspec.study.tables import csv_text, latex_text, markdown_text
+from jaxspec.study.tables import console_table, csv_text, latex_text, markdown_text
 from tests.study.tiny import STUDY
 
 
@@ -71,3 +72,10 @@ def test_latex():
     assert r"a\_b|c & 2.00 & 3.00 & $+20.0\%$ $[-1.5, +41.2]$ \\" in text
     for rule in ("toprule", "midrule", "bottomrule", "end{tabular}", "end{table}"):
         assert text.count(rule) == 1
+
+
+def test_a_terminal_shows_the_means():
+    header, first, second, *_ = render(console_table(ENTRIES)).splitlines()
+    assert header.split() == ["loss", "tau", "gain", "95%"], "what does not vary is left out"
+    assert first.split()[0] == "uniform"
+    assert " ".join(second.split()) == "a_b|c 3.00 +20.0% (+15.0 to +25.0%) -1.5 to +41.2%"

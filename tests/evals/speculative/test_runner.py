@@ -68,6 +68,10 @@ def test_the_file_holds_every_figure(measured):
         assert 1 <= row["tau_micro"] <= 3
         assert row["tokens"] <= 2 * 11
         assert row["tau_micro"] == pytest.approx(row["tokens"] / row["rounds"])
+        assert len({each["prompt_id"] for each in row["by_prompt"]}) == 2
+        for count in ("tokens", "rounds"):
+            assert sum(each[count] for each in row["by_prompt"]) == row[count]
+        assert all(each["prompt_tokens"] > 1 for each in row["by_prompt"])
         taus = row["tau_definitions"]
         assert taus["micro"] == pytest.approx(row["tau_micro"])
         # Rounds that the limit cut count in full there.

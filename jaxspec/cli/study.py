@@ -140,8 +140,8 @@ def _jobs(text: str) -> int:
 def _declaration_help() -> str:
     """What a study file declares: every setting, with its type, default and meaning."""
     lines = textwrap.wrap(
-        "Settings in place of the configs' may follow (--training.steps 100): they apply to all "
-        "targets. What a row of the study sets itself stays.",
+        "Settings in place of the configs' may follow (--training.steps 100): they apply to every "
+        "training and evaluation, except where a row of the study sets the same.",
         _WIDTH,
     )
     lines += ["", "A study file has a function get_config() that returns a StudyConfig:"]

@@ -26,11 +26,11 @@ def start_unit(unit: Unit, log: Path, cores: tuple[int, ...]) -> subprocess.Pope
 
     Args:
       unit: the unit.
-      log: gets its output.
+      log: gets its output, after what is there already.
       cores: that it may use; (): all.
     """
     own = [str(os.getpid()), ",".join(map(str, cores)) or "all"]
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", __name__, *own, *unit.command],
             stdin=subprocess.DEVNULL,

@@ -18,16 +18,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from jaxspec.evals.progress import Echo
 from jaxspec.names import for_terminal
 from jaxspec.study.records import State, last_lines, read_record
 from jaxspec.study.units import Unit
-from jaxspec.training.progress import duration
+from jaxspec.training.progress import BarWithLines, duration
 
 _SHOWS_EVERY_S = 1.0
 
@@ -64,17 +63,6 @@ class Durations:
         return total / jobs
 
 
-class _Bar(RichProgress):
-    """A bar with a line below it for each unit that runs."""
-
-    lines: Sequence[str] = ()
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        """See rich."""
-        yield self.make_tasks_table(self.tasks)
-        yield from map(Text, self.lines)
-
-
 class Progress:
     """A bar on a terminal; elsewhere a line for each unit that starts or ends.
 
@@ -104,10 +92,10 @@ class Progress:
         )
         self._durations = Durations.of(folder, units, states)
         self._started = self._shown = time.monotonic()
-        self._bar: _Bar | None = None
+        self._bar: BarWithLines | None = None
         console = Console()
         if console.is_terminal:
-            self._bar = _Bar(
+            self._bar = BarWithLines(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
@@ -146,7 +134,7 @@ class Progress:
 
     def finished(self, unit: Unit, seconds: float) -> None:
         """A unit is done."""
-        self._left[unit.kind] -= 1
+        self._ended(unit)
         self._durations.by_kind.setdefault(unit.kind, []).append(seconds)
         so_far = duration(time.monotonic() - self._started)
         self.say(
@@ -157,7 +145,7 @@ class Progress:
 
     def failed(self, unit: Unit, lines: Sequence[str]) -> None:
         """A unit has failed."""
-        self._left[unit.kind] -= 1
+        self._ended(unit)
         self._total -= 1
         self.say("\n  ".join([f"{unit.name}: failed. Its last lines:", *lines]))
         self._update()
@@ -175,6 +163,11 @@ class Progress:
         ]
         self._update()
 
+    def _ended(self, unit: Unit) -> None:
+        self._left[unit.kind] -= 1
+        if self._bar:
+            self._bar.lines = ()
+
     def _update(self) -> None:
         if self._bar:
             left = self._rest().removeprefix(", ")
@@ -182,4 +175,4 @@ class Progress:
 
     def _rest(self) -> str:
         left = self._durations.left(self._left, jobs=self._jobs)
-        return "" if left is None else f", about {duration(left)} left"
+        return f", about {duration(left)} left" if left else ""

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxspec.config import RunConfig
 from jaxspec.interruption import STOPPED_AND_SAVED
 from jaxspec.json_files import read_object, shortened
 from jaxspec.provenance import jsonable, write_json
@@ -145,11 +146,22 @@ def changed(unit: Unit, record: UnitRecord) -> list[Difference]:
     free = [name for name in MAY_CHANGE if not name.endswith(".path")]
     if unit.kind == "evaluation":
         free = []
+    # A setting that a record lacks is newer than it, and was then as it is by default.
+    usual = settings_of(dataclasses.replace(unit, config=RunConfig(), options={}))
     return [
         difference
-        for difference in differences(jsonable(settings_of(unit)), record.settings)
+        for difference in differences(settings_of(unit), _filled(record.settings, usual))
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
+
+
+def _filled(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those that are missing as they are by default."""
+    return {**usual, **settings} | {
+        name: _filled(settings[name], inner)
+        for name, inner in usual.items()
+        if isinstance(inner, dict) and isinstance(settings.get(name), dict)
+    }
 
 
 def refuse_changes(folder: Path, units: Sequence[Unit]) -> None:

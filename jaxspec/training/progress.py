@@ -32,8 +32,8 @@ _FIRST_STEPS = 5
 """Steps whose speed the estimate of the whole run is based on."""
 
 
-class _Bar(Progress):
-    """A bar with lines of numbers below it: together they do not fit into 80 columns."""
+class BarWithLines(Progress):
+    """A bar with lines of text below it: together they do not fit into 80 columns."""
 
     lines: Sequence[str] = ()
 
@@ -67,9 +67,9 @@ class Reporter:
         self._is_silent = is_silent
         self._steps, self._first, self._per_epoch = steps, first_step, steps_per_epoch
         self._started = time.monotonic()
-        self._bar: _Bar | None = None
+        self._bar: BarWithLines | None = None
         if console.is_terminal:
-            self._bar = _Bar(
+            self._bar = BarWithLines(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),

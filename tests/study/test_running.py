@@ -183,6 +183,17 @@ def test_settings_that_do_not_matter_may_change(tmp_path, units):
         )
 
 
+def test_a_setting_that_is_newer_than_a_record_was_the_default(tmp_path, units):
+    Played(tmp_path).run([units("a")])
+    record = read_record(tmp_path, units("a"))
+    assert record.settings["evaluation"].pop("prompts") == 40
+    write_record(tmp_path, units("a"), record)
+    refuse_changes(tmp_path, [units("a")])
+    config = RunConfig(evaluation=EvaluationConfig(timing_prompts=0, prompts=3))
+    with pytest.raises(ValueError, match=r"evaluation\.prompts: got 3, recorded 40"):
+        refuse_changes(tmp_path, [units("a", config=config)])
+
+
 def test_a_damaged_record_is_named(tmp_path, units):
     Played(tmp_path).run([units("a")])
     record_file(tmp_path, "a").write_text(json.dumps({"attempts": 3}))

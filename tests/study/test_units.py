@@ -10,7 +10,7 @@ from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.regenerate import RegenerateCommand
 from jaxspec.cli.study import is_read_by
 from jaxspec.cli.train import TrainCommand
-from jaxspec.config import RunConfig, TargetConfig
+from jaxspec.config import RunConfig
 from jaxspec.study.declaration import StudyAnswers, StudyDecoding, StudyLoss, StudyTarget
 from jaxspec.study.units import arguments, units_of
 from tests.study.tiny import STUDY
@@ -63,20 +63,21 @@ def test_commands_are_those_that_one_would_type():
 def test_a_target_is_trained_and_answers_first():
     target = StudyTarget(
         "own",
-        config="run",
+        config="quickstart",
         settings={"target.dtype": "bfloat16"},
-        train="target",
+        train="embedded_target",
         train_settings={"training.steps": 7},
         answers=StudyAnswers(("gsm8k", "my/file.jsonl"), {"temperature": 0.0}),
     )
     study = dataclasses.replace(STUDY, targets=(target,), seeds=(0,))
-    configs = {"run": RunConfig(), "target": RunConfig(target=TargetConfig(path=""))}
-    trained, first, second, drafter, evaluation, *_ = units(study, configs=configs)
+    configs = {name: load_config(name) for name in ("quickstart", "embedded_target")}
+    found = units(study, configs=configs)
+    trained, first, second, drafter, evaluation, *_ = found
     assert " ".join(trained.command) == (
-        "train --config target --workdir folder/targets/own --training.steps 7"
+        "train --config embedded_target --workdir folder/targets/own --training.steps 7"
     )
     assert " ".join(first.command) == (
-        "regenerate --config run --source gsm8k --temperature 0.0 --target.dtype bfloat16 "
+        "regenerate --config quickstart --source gsm8k --temperature 0.0 --target.dtype bfloat16 "
         "--target.path folder/targets/own/export --output folder/answers/own/gsm8k"
     )
     assert second.name == "answers/own/my_file.jsonl"
@@ -89,6 +90,9 @@ def test_a_target_is_trained_and_answers_first():
     # What is compared does not depend on where the folder is.
     assert drafter.config.target.path == "targets/own"
     assert drafter.config.data.sources == ("answers/own/gsm8k", "answers/own/my_file.jsonl")
+    for each in found:
+        program, *words = each.command
+        parse_command(COMMANDS[program], words, program=program)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
             # A slot that is left out is nan: a gap in the line.
             heights = _resting(row)
             # Shifted, so that the whiskers of several lines do not cover each other.
-            shift = 0.08 * (series.index(label) - (len(series) - 1) / 2)
+            shift = min(0.08, 0.6 / len(series)) * (series.index(label) - (len(series) - 1) / 2)
             places = [slot + shift for slot in range(1, len(heights) + 1)]
             panel.plot(
                 places,

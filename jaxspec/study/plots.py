@@ -91,11 +91,11 @@ def plot_positions(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["benchmark"], row["loss"]), []).append(row)
-    return plot_conditional_acceptance([_together(group) for group in groups.values()], path)
+    return plot_conditional_acceptance([pooled(group) for group in groups.values()], path)
 
 
-def _together(rows: Sequence[Row]) -> dict[str, Any]:
-    """One row with the rounds of several seeds; its slots have an interval if there is one seed."""
+def pooled(rows: Sequence[Row]) -> dict[str, Any]:
+    """The slots of several seeds' rows, as one row; only that of a single seed keeps intervals."""
     if len(rows) == 1:
         return {**rows[0], "drafter": rows[0]["loss"]}
     reached = [sum(counts) for counts in zip(*(row["reached_at"] for row in rows), strict=True)]

@@ -27,6 +27,8 @@ from jaxspec.study.tables import csv_text, latex_text, markdown_text
 from jaxspec.study.units import Unit
 
 RESULTS = "results.json"
+MOST_LINES = 8
+"""The most lines in a plot that can be told apart."""
 _OF_UNIT = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
 """What is kept of the provenance of each unit; its settings are kept with them."""
 
@@ -136,6 +138,15 @@ def rows_of(evaluations: Sequence[Unit], study: StudyConfig) -> list[dict[str, A
     ]
 
 
+def lines_shown(study: StudyConfig) -> list[str]:
+    """The losses that plots with a line per loss show: of many, the main ones, with most seeds."""
+    losses = list(study.losses)
+    if len(losses) > MOST_LINES:
+        most = max(len(study.seeds_of(loss)) for loss in losses)
+        losses = [loss for loss in losses if len(study.seeds_of(loss)) == most][:MOST_LINES]
+    return [loss.name for loss in losses]
+
+
 def _provenance_of(unit: Unit, folder: Path) -> dict[str, Any]:
     """Where what a unit left comes from."""
     record = read_record(folder, unit)
@@ -169,6 +180,7 @@ def _plots(
 ) -> list[Path]:
     """Writes the plots: of each target and decoding, and the training curves of each target."""
     files: list[Path] = []
+    shown = lines_shown(study)
     for target, decoding in dict.fromkeys((row["target"], row["decoding"]) for row in rows):
         own = [row for row in rows if (row["target"], row["decoding"]) == (target, decoding)]
         lines = [e for e in found if (e["target"], e["decoding"]) == (target, decoding)]
@@ -176,12 +188,13 @@ def _plots(
         if any(entry["gain"] for entry in lines):
             file = folder / f"gains-{name}.png"
             files.append(plot_gains(lines, file, base=study.base_loss, title=name))
-        files.append(plot_positions(own, folder / f"acceptance_by_position-{name}.png"))
+        if own := [row for row in own if row["loss"] in shown]:
+            files.append(plot_positions(own, folder / f"acceptance_by_position-{name}.png"))
     for target_row in study.targets:
         curves: list[Curve] = [
             curve_of(unit.output, label=unit.loss)
             for unit in done
-            if unit.kind == "drafter" and unit.target == target_row.name
+            if unit.kind == "drafter" and unit.target == target_row.name and unit.loss in shown
         ]
         if curves := [curve for curve in curves if curve.steps]:
             files.append(plot_curves(curves, folder / f"training-{target_row.name}.png"))

@@ -203,7 +203,9 @@ def _stop(running: Sequence[_Running], folder: Path, progress: Progress) -> None
     """Ends what runs; each unit saves what it has. A second Ctrl-C ends them at once."""
     if not running:
         return
-    progress.say("Stopping: the units that run save what they have.")
+    progress.say(
+        "Stopping: the units that run save what they have. The same command continues from there."
+    )
     try:
         for each in running:
             each.process.terminate()

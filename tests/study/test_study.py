@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -184,6 +186,28 @@ def test_settings_behind_the_command_reach_the_units(study_file, tmp_path, capsy
         study.main(["--config", str(study_file), "--output", str(tmp_path / "s"), *words])
     assert started[0].config.training.steps == 3
     assert "--training.steps" in started[0].command
+
+
+def documented() -> list[str]:
+    """Arguments of every command line about studies in the documents and configs."""
+    root = Path(__file__).parents[2]
+    files = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("configs/*.py")]
+    found = []
+    for file in sorted(files):
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        found += re.findall(r"^[ `]*jaxspec study (--config [^`#\n]*)", text, re.MULTILINE)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("arguments", documented())
+def test_documented_command_lines_are_accepted(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    study.main([*shlex.split(arguments), "--output", str(tmp_path), "--list"])
+    assert " missing; in " in capsys.readouterr().out
+
+
+def test_there_are_documented_command_lines():
+    assert len(documented()) >= 3
 
 
 def test_the_help_shows_every_setting_of_a_declaration(capsys):

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import dataclasses
+
+from jaxspec.study.declaration import StudyLoss
+from jaxspec.study.plots import plot_gains, plot_positions, pooled
+from jaxspec.study.results import MOST_LINES, lines_shown
+from jaxspec.study.summary import summary
+from tests.evals.rows import result_row
+from tests.study.tiny import STUDY
+
+
+def test_of_many_losses_plots_with_lines_show_those_with_most_seeds():
+    few = tuple(StudyLoss(f"few{number}", seeds=(0,)) for number in range(MOST_LINES))
+    assert lines_shown(STUDY) == ["uniform", "full"]
+    assert lines_shown(dataclasses.replace(STUDY, losses=(*STUDY.losses, *few))) == [
+        *("uniform", "full")
+    ]
+    assert len(lines_shown(dataclasses.replace(STUDY, losses=few))) == MOST_LINES
+
+
+def test_plots_are_written_for_rows_with_and_without_intervals(tmp_path):
+    """Two seeds are drawn as one line, with the slots of both; too few prompts give no interval."""
+    rows = [
+        result_row(loss, seed=seed, decoding="block", reached_at=[60, 40, 0], tau_micro=tau)
+        for loss, tau in (("uniform", 2.0), ("full", 2.5))
+        for seed in (0, 1)
+    ]
+    positions = plot_positions(rows, tmp_path / "positions.png")
+    gains = plot_gains(
+        summary(rows, base="uniform"), tmp_path / "gains.png", base="uniform", title="a"
+    )
+    for file in (positions, gains):
+        assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_slots_of_several_seeds_are_taken_together():
+    """By hand: 30 of 60 and 10 of 20 rounds, then 6 of 30; nobody reached the last slot."""
+    first = result_row(accept_at=[0.5, 0.2, None], reached_at=[60, 30, 0], rounds=60)
+    second = result_row(accept_at=[0.5, None, None], reached_at=[20, 0, 0], rounds=20)
+    row = pooled([first, second])
+    assert row["accept_at"] == [0.5, 0.2, None]
+    assert row["reached_at"] == [80, 30, 0]
+    assert row["rounds"] == 80
+    assert pooled([first])["accept_at"] == first["accept_at"]

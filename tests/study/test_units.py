@@ -5,13 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from jaxspec.cli.config_files import returned_config
 from jaxspec.cli.configuration import ConfigCommand, load_config, parse_command
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.regenerate import RegenerateCommand
+from jaxspec.cli.shipped_configs import shipped
 from jaxspec.cli.study import is_read_by
 from jaxspec.cli.train import TrainCommand
 from jaxspec.config import RunConfig
-from jaxspec.study.declaration import StudyAnswers, StudyDecoding, StudyLoss, StudyTarget
+from jaxspec.study.declaration import (
+    StudyAnswers,
+    StudyConfig,
+    StudyDecoding,
+    StudyLoss,
+    StudyTarget,
+)
 from jaxspec.study.units import arguments, units_of
 from tests.study.tiny import STUDY
 
@@ -122,11 +130,8 @@ def test_values_are_typed_as_the_commands_take_them():
     assert words == ("--a", "None", "--b", "True", "--c", "x y", "z", "--d", "0.5", "--e", "")
 
 
-@pytest.mark.parametrize("name", ["study_quickstart", "study_tiny_real", "study_real_text"])
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("study_")])
 def test_the_shipped_studies_give_commands_that_are_accepted(name):
-    from jaxspec.cli.config_files import returned_config
-    from jaxspec.study.declaration import StudyConfig
-
     study = returned_config(name, StudyConfig)
     configs = {target.config: load_config(target.config) for target in study.targets}
     found = units(study, configs=configs)

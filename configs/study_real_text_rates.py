@@ -9,10 +9,16 @@ Every loss gets the same rates. study_real_text.py then takes the one that is be
 have to be there: see real_text_target.py and real_text_drafter.py. Hardware: 2 CPU cores.
 """
 
-from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, StudyTarget
+from jaxspec.study.declaration import (
+    Settings,
+    StudyConfig,
+    StudyDecoding,
+    StudyLoss,
+    StudyTarget,
+)
 
-UNIFORM = {"loss.decay": None, "loss.focal": 0.0, "loss.chain": 0.0}
-LOSSES = {
+UNIFORM: Settings = {"loss.decay": None, "loss.focal": 0.0, "loss.chain": 0.0}
+LOSSES: dict[str, Settings] = {
     "uniform": UNIFORM,
     "decay+focal": {"loss.chain": 0.0},
     "full": {},

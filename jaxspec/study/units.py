@@ -142,7 +142,12 @@ class _Target:
         """Trains the target, and has it answer, where the study says so."""
         target, units = self.target, []
         if target.train:
-            settings = {**target.train_settings, **self._read_by("train", self.target_run)}
+            shared = {
+                name: value
+                for name, value in self.changes.items()
+                if name.startswith(_OF_TRAINING) and self.is_read("train", self.target_run, name)
+            }
+            settings = {**target.train_settings, **shared}
             units.append(
                 Unit(
                     self.trained,
@@ -165,15 +170,6 @@ class _Target:
     def target_run(self) -> RunConfig:
         """The config that trains the target."""
         return self.configs[self.target.train]
-
-    def _read_by(self, command: str, run: RunConfig) -> dict[str, Any]:
-        """What the command line of the study changes, for a command that may read only some."""
-        task_settings = ("training.", "data.", "optimizer.")
-        return {
-            name: value
-            for name, value in self.changes.items()
-            if name.startswith(task_settings) and self.is_read(command, run, name)
-        }
 
     def _answers(self, source: str, name: str) -> Unit:
         assert self.target.answers is not None
@@ -291,6 +287,8 @@ class _Target:
         return f"study.targets: {self.target.name}: {field}"
 
 
+_OF_TRAINING = ("training.", "data.", "optimizer.")
+"""Settings of a drafter's training that the training of its target may share."""
 _OF_ANSWERS = (
     *("target.dtype", "target.enable_thinking", "target.path"),
     *("data.raw_dir", "data.data_dir", "data.embedded_examples"),

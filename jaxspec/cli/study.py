@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -252,6 +251,8 @@ def _list(units: Sequence[Unit], folder: Path) -> None:
 def _run(
     study: StudyConfig, units: Sequence[Unit], wanted: Sequence[Unit], folder: Path, *, jobs: int
 ) -> None:
+    import jax
+
     from jaxspec.cli.study_unit import start_unit
     from jaxspec.evals.progress import render
     from jaxspec.provenance import provenance
@@ -262,6 +263,8 @@ def _run(
     from jaxspec.study.tables import console_table
 
     refuse_changes(folder, units)
+    # The accelerators belong to the units: this process must not take their memory.
+    jax.config.update("jax_platforms", "cpu")
     record = provenance(config=None, seed=None)
 
     def write() -> list[Path]:
@@ -306,5 +309,4 @@ def _diff(argv: Sequence[str]) -> None:
     from jaxspec.study.differences import study_difference
     from jaxspec.study.results import read_results
 
-    text = study_difference(read_results(options.first), read_results(options.second))
-    print(text, end="", file=sys.stdout)
+    print(study_difference(read_results(options.first), read_results(options.second)), end="")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,20 @@ def test_a_finished_study_repeats_nothing(study_file, uninterrupted, capsys, mon
     study.main(["--config", str(study_file), "--output", str(uninterrupted)])
     printed = capsys.readouterr().out
     assert "Written: " in printed and "full" in printed
+
+
+def test_accelerators_are_left_to_the_units(study_file, uninterrupted):
+    """There is no such device here: a study that took it for itself would fail."""
+    words = ("study", "--config", study_file, "--output", uninterrupted)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxspec.cli.main", *words],
+        env={**os.environ, "JAX_PLATFORMS": "rocm"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Written: " in done.stdout
 
 
 def test_a_changed_declaration_is_refused(config, uninterrupted, tmp_path):

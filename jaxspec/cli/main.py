@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxspec.cli.regenerate",
         "Answer a data set with the target, as training data.",
     ),
+    "report": ("jaxspec.cli.report", "Make a page of result files: tables, plots, rounds."),
     "train": ("jaxspec.cli.train", "Train a drafter, a diffusion language model or a target."),
 }
 """Command -> (module with ``main(argv)``, what it does). A module is imported when it is called."""

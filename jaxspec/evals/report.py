@@ -56,6 +56,10 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
             f"{os.fspath(path)!r} is not a result file: expected an object with "
             '"provenance" and "results".'
         )
+    for key, kind, expected in (("provenance", dict, "an object"), ("results", list, "a list")):
+        if not isinstance(document[key], kind):
+            got = type(document[key]).__name__
+            raise ValueError(f"{os.fspath(path)!r}: {key} must be {expected}: got {got}.")
     check_results(document["results"])
     return document["provenance"], document["results"]
 
@@ -183,7 +187,7 @@ def depths_table(results: Sequence[Row]) -> str:
         [
             depth if passes >= FEWEST_ROUNDS else None
             for depth, passes in zip(
-                row["accepted_depth_by_block"], _drafted_passes(row), strict=True
+                row["accepted_depth_by_block"], drafted_passes(row), strict=True
             )
         ]
         for row in drafted
@@ -203,7 +207,7 @@ def depths_table(results: Sequence[Row]) -> str:
     return f"Accepted depth by block ({ABSENT}: {too_few}):\n\n{table}\n"
 
 
-def _drafted_passes(row: Row) -> list[int]:
+def drafted_passes(row: Row) -> list[int]:
     """Passes with drafts of each block: all but the first pass of each response.
 
     Older files do not say how many responses reached a block; there, these are the fewest passes

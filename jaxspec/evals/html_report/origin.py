@@ -1,0 +1,66 @@
+"""Where the figures of a result file come from, as lines that can be read.
+
+>>> settings_of({"versions": {"jax": "0.10.2"}, "seeds": [0, 1]})
+[('versions.jax', '0.10.2'), ('seeds', '0, 1')]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxspec.evals.html_report.measured import Measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The provenance of a file."""
+
+    name: str
+    command: str
+    lines: list[tuple[str, str]]
+    """Commit, versions, devices and so on."""
+    settings: list[tuple[str, str]]
+    """Every setting of the configuration."""
+
+
+def origin_of(file: Measured) -> Origin:
+    """The provenance of a result file."""
+    record = dict(file.provenance)
+    command = record.pop("command", None)
+    config = record.pop("config", None)
+    if record.pop("dirty", False):
+        record["commit"] = f"{record.get('commit')}, with changed files"
+    lines = settings_of(record)
+    seeds = sorted({row["seed"] for row in file.rows if row.get("seed") is not None})
+    if seeds:
+        lines.append(("seeds of the drafters", ", ".join(map(str, seeds))))
+    return Origin(
+        file.name,
+        command if isinstance(command, str) else "not recorded",
+        lines,
+        settings_of(config) if isinstance(config, Mapping) else [],
+    )
+
+
+def settings_of(value: Mapping[str, Any], *, name: str = "") -> list[tuple[str, str]]:
+    """The values of nested objects, each under a name with dots."""
+    found = []
+    for key, each in value.items():
+        full = f"{name}.{key}" if name else str(key)
+        if isinstance(each, Mapping):
+            found += settings_of(each, name=full)
+        else:
+            found.append((full, _written(each)))
+    return found
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_written, value)) if value else "none"
+    if value is None or value == "":
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

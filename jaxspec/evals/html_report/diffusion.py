@@ -112,9 +112,7 @@ def _depths(rows: Sequence[Row]) -> Section:
                 row["series"],
                 styles[row["series"]],
                 [
-                    Point(
-                        float(block), depth, note=f"{row['series']}: {depth:.2f}, {passes} passes"
-                    )
+                    _point(row, block, depth, passes)
                     for block, (depth, passes) in enumerate(pairs, 1)
                     if depth is not None and passes >= FEWEST_ROUNDS
                 ],
@@ -130,6 +128,7 @@ def _depths(rows: Sequence[Row]) -> Section:
             x_ticks=[(float(block), str(block)) for block in range(1, blocks + 1)][
                 :: max(1, blocks // 8)
             ],
+            x_title="block",
         )
         figures.append(Figure(benchmark, picture))
     lines_of_table = [
@@ -156,6 +155,10 @@ def _depths(rows: Sequence[Row]) -> Section:
         figures=figures,
         tables=[Table("Depth, and the passes with drafts", headings, lines_of_table)],
     )
+
+
+def _point(row: Row, block: int, depth: float, passes: int) -> Point:
+    return Point(float(block), depth, note=f"{row['series']}: {depth:.2f}, {passes:,} passes")
 
 
 def _first_of_each(rows: Sequence[Row]) -> list[Row]:

@@ -45,7 +45,7 @@ def facts(rows: Sequence[Row]) -> list[Fact]:
     where = group[0]["benchmark"] if len(group) == 1 else f"mean of {len(group)} benchmarks"
     note = f"{best}, {where}"
     if interval is not None:
-        note += f", 95% {formatted(list(interval), '.2f')}"
+        note += f", 95% interval {formatted(list(interval), '.2f')}"
     found = [Fact("tokens per round (tau)", f"{tau:.2f}", note)]
     gains = [row["gain"] for row in group if row["gain"] is not None]
     if gains:
@@ -140,6 +140,7 @@ def _positions(rows: Sequence[Row]) -> Section:
             x=(1.0, float(slots)),
             y=(0.0, 1.0),
             x_ticks=[(float(slot), str(slot)) for slot in range(1, slots + 1, every)],
+            x_title="slot of the draft",
             percent=True,
         )
         figures.append(Figure(benchmark, picture))
@@ -242,6 +243,7 @@ def _lengths(
                 x=(_place(edges[0]), max(_place(edges[-1]), _place(edges[0]) + 1.0)),
                 y=(0.0, top),
                 x_ticks=_length_ticks(edges),
+                x_title="tokens",
                 reference=1.0,
             )
             figures.append(Figure(benchmark, picture))

@@ -18,6 +18,8 @@ class Origin:
     """The provenance of a file."""
 
     name: str
+    summary: str
+    """When and on what it was measured, as the end of a line; "": unknown."""
     command: str
     lines: list[tuple[str, str]]
     """Commit, versions, devices and so on."""
@@ -28,6 +30,7 @@ class Origin:
 def origin_of(file: Measured) -> Origin:
     """The provenance of a result file."""
     record = dict(file.provenance)
+    summary = _summary(record)
     command = record.pop("command", None)
     config = record.pop("config", None)
     if record.pop("dirty", False):
@@ -38,10 +41,18 @@ def origin_of(file: Measured) -> Origin:
         lines.append(("seeds of the drafters", ", ".join(map(str, seeds))))
     return Origin(
         file.name,
+        summary,
         command if isinstance(command, str) else "not recorded",
         lines,
         settings_of(config) if isinstance(config, Mapping) else [],
     )
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    time, devices = record.get("time"), record.get("devices")
+    kind = devices.get("kind") if isinstance(devices, Mapping) else None
+    when = f", {time[:10]}" if isinstance(time, str) else ""
+    return when + (f", on {kind}" if isinstance(kind, str) else "")
 
 
 def settings_of(value: Mapping[str, Any], *, name: str = "") -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ WIDTH = 340.0
 _LONGEST_NAME = 40
 _LEFT, _RIGHT, _TOP, _BOTTOM = 36.0, 10.0, 8.0, 40.0
 _LINE_HEIGHT = 30.0
-_HEIGHT = 220.0
+_HEIGHT = 230.0
 _RADIUS = 4.0
 
 Interval = tuple[float, float]
@@ -118,6 +118,7 @@ def line_panel(
     x: Interval,
     y: Interval,
     x_ticks: Sequence[tuple[float, str]],
+    x_title: str,
     percent: bool = False,
     reference: float | None = None,
 ) -> Markup:
@@ -129,10 +130,11 @@ def line_panel(
       x: first and last place of the horizontal scale.
       y: the same of the vertical scale.
       x_ticks: places, and what is written there.
+      x_title: what the horizontal scale counts.
       percent: whether the vertical scale is written in percent.
       reference: where a dashed horizontal line is drawn.
     """
-    right, bottom = WIDTH - _RIGHT, _HEIGHT - _BOTTOM + 12.0
+    right, bottom = WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     across, up = _scale(x, (_LEFT + 8.0, right - 8.0)), _scale(y, (bottom, _TOP))
     parts: list[Markup] = []
     for tick in ticks(*y):
@@ -144,6 +146,9 @@ def line_panel(
         ]
     for where, text in x_ticks:
         parts.append(element("text", text, x=across(where), y=bottom + 16.0, text_anchor="middle"))
+    parts.append(
+        element("text", x_title, x=(_LEFT + right) / 2, y=bottom + 34.0, text_anchor="middle")
+    )
     if reference is not None and y[0] <= reference <= y[1]:
         place = up(reference)
         parts.append(element("line", x1=_LEFT, x2=right, y1=place, y2=place, class_="reference"))

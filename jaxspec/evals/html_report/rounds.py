@@ -73,13 +73,18 @@ def _steps(first: str, rounds: Sequence[Mapping[str, Any]]) -> Iterator[Step]:
         total += added
         tokens = [Token(_visible_text(text), ACCEPTED) for text in each["accepted"]]
         tokens += [
-            Token(_visible_text(text).replace("\n", ""), REJECTED if place else JUDGED)
+            Token(_one_line(text), REJECTED if place else JUDGED)
             for place, text in enumerate(each["rejected"])
         ]
         tokens += [Token(_visible_text(text), BONUS) for text in each["bonus"]]
         yield Step(
             tokens, each["drafted"], len(each["accepted"]), added, total, f"{total / number:.2f}"
         )
+
+
+def _one_line(text: str) -> str:
+    """The text of a rejected draft, whose spaces are not those of the answer."""
+    return text.replace("\n", "↵").replace(" ", "␣") or "…"
 
 
 def _visible_text(text: str) -> str:

@@ -121,9 +121,9 @@ def _verdict(row: Row) -> str:
     interval = _interval(row)
     word = "yes" if row["speedup"] > 1.0 else "no"
     if interval is None:
-        return f"{word}, no interval"
+        return f"{word} (no interval)"
     low, high = interval
-    return word if low > 1.0 or high < 1.0 else f"{word}, not certain"
+    return word if low > 1.0 or high < 1.0 else f"{word} (not certain)"
 
 
 def _round_steps(row: Row) -> float | None:

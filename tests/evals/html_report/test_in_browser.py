@@ -145,7 +145,7 @@ def test_rounds_are_stepped_through_by_keyboard_and_buttons(browser, file):
     page.press("ArrowLeft")
     assert shown()[0] == "prefill, then 3"
     page.press("ArrowRight")
-    assert shown() == ("1 of 3", "There are two apples four")
+    assert shown() == ("1 of 3", "There are␣two␣apples four")
     numbers = {
         name: page.value(f"{trace}.querySelector('[data-shows={name}]').textContent")
         for name in ("drafted", "accepted", "added", "total", "tau")

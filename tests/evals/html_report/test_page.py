@@ -82,7 +82,9 @@ def test_figures_of_drafters(page):
         part for fact in facts for part in (fact, fact.split("; ")[-1])
     }
     assert "Drafting does not pay in 2 of 4 rows: uniform on mbpp (0.70x); full on mbpp" in text
-    assert "yes, not certain" not in found and found.count("yes") == 2 and found.count("no") == 2
+    # Speed-ups of 1.2 (1.0 to 1.4), 1.7 (1.5 to 1.9), 0.7 (0.5 to 0.9) and 0.85 (0.65 to 1.05).
+    verdicts = ("yes (not certain)", "yes", "no", "no (not certain)")
+    assert [cell for cell in found if cell in verdicts] == list(verdicts)
     assert "1.50" in found  # The tau from which drafting pays: 1.2 ms / 0.8 ms.
 
 

@@ -63,9 +63,8 @@ def read_files(paths: Sequence[str | os.PathLike[str]]) -> list[Measured]:
 
 def _name_series(files: Sequence[Measured]) -> None:
     """Adds `series` and `gain` to rows of one kind."""
-    together = [row for file in files for row in file.rows]
-    settings = [] if not files or files[0].is_diffusion else settings_columns(together)
     for file in files:
+        settings = [] if file.is_diffusion else settings_columns(file.rows)
         if file.is_diffusion:
             names = [
                 f"{row['decoder']}, D {row['drafts_per_pass']}"

@@ -23,6 +23,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 36.0, 10.0, 8.0, 40.0
 _LINE_HEIGHT = 30.0
 _HEIGHT = 230.0
 _RADIUS = 4.0
+_SPREAD = 15.0
+"""The most room between the marks that several lines have at one place."""
 
 Interval = tuple[float, float]
 
@@ -154,7 +156,7 @@ def line_panel(
         parts.append(element("line", x1=_LEFT, x2=right, y1=place, y2=place, class_="reference"))
     for number, line in enumerate(lines):
         # Side by side, so that the whiskers of several lines do not cover each other.
-        shift = 3.0 * (number - (len(lines) - 1) / 2.0)
+        shift = min(3.0, _SPREAD / len(lines)) * (number - (len(lines) - 1) / 2.0)
         places = [(across(point.x) + shift, up(point.y)) for point in line.points]
         drawn: list[Markup] = []
         if len(places) > 1:
@@ -188,10 +190,10 @@ TONES = 8
 
 
 def shape(style: int, x: float, y: float) -> Markup:
-    """The mark of a series around a point."""
+    """The mark of a series around a point; series of one colour have different shapes."""
     r = _RADIUS
     corners: tuple[tuple[float, float], ...]
-    match style % TONES:
+    match (style + style // TONES) % TONES:
         case 0:
             return element("circle", cx=x, cy=y, r=r, class_="mark")
         case 1:

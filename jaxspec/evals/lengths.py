@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def bounds_of(length: int) -> tuple[int, int]:
-    """The bin of a length: from a power of two, or half more, to the next of these.
+    """The bin of a length. A bin begins at each power of two, and halfway between two of them.
 
     >>> [bounds_of(length) for length in (1, 16, 24, 1000)]
     [(0, 16), (16, 24), (24, 32), (768, 1024)]

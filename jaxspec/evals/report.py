@@ -60,7 +60,8 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
         if not isinstance(document[key], kind):
             got = type(document[key]).__name__
             raise ValueError(f"{os.fspath(path)!r}: {key} must be {expected}: got {got}.")
-    check_results(document["results"])
+    refusal = f"{os.fspath(path)!r} is damaged, or was not written by eval.py"
+    check_results(document["results"], refusal=refusal)
     return document["provenance"], document["results"]
 
 

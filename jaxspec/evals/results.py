@@ -154,6 +154,7 @@ and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of
 at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
 (`jaxspec.evals.traces`). An interval (`*_ci95`) is None if too few prompts were measured."""
 
+_NAMED_PROBLEMS = 40
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
     "accept_at_intervals": "accept_at",
@@ -168,26 +169,32 @@ def is_diffusion(row: Row) -> bool:
     return "decoder" in row
 
 
-def check_results(results: Sequence[Row]) -> None:
-    """Refuses rows that would make a wrong or unreadable file.
+def check_results(
+    results: Sequence[Row], *, refusal: str = "These results cannot be written"
+) -> None:
+    """Refuses rows of a wrong or unreadable file.
+
+    Args:
+      results: the rows.
+      refusal: how the message begins.
 
     Raises:
-      ValueError: lists every missing field, wrong type and non-finite number at once; also rows of
+      ValueError: lists missing fields, wrong types and non-finite numbers at once; also rows of
         both kinds of evaluation in one file.
     """
-    strangers = [row for row in results if not isinstance(row, Mapping)]
-    if strangers:
-        got = type(strangers[0]).__name__
-        raise ValueError(f"Every row of a result file must be an object: got {got}.")
     problems = [problem for index, row in enumerate(results) for problem in _problems(index, row)]
-    if len({is_diffusion(row) for row in results}) > 1:
+    if len({is_diffusion(row) for row in results if isinstance(row, Mapping)}) > 1:
         problems.append("rows of drafters and of diffusion decoders: expected one kind in a file")
     if problems:
-        raise ValueError("These results cannot be written:\n- " + "\n- ".join(problems))
+        more = len(problems) - _NAMED_PROBLEMS
+        named = problems[:_NAMED_PROBLEMS] + ([f"and {more:,} more"] if more > 0 else [])
+        raise ValueError(f"{refusal}:\n- " + "\n- ".join(named))
 
 
 def _problems(index: int, row: Row) -> list[str]:
     """What is wrong with one row."""
+    if not isinstance(row, Mapping):
+        return [f"results[{index}] must be an object: got {type(row).__name__}"]
     who = row.get("decoder", row.get("loss", "?"))
     names = f"{for_terminal(str(who))}, {for_terminal(str(row.get('benchmark', '?')))}"
     name = f"results[{index}] ({names})"

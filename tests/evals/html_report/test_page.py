@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
 from jaxspec.cli import report
+from jaxspec.cli.main import main
 from jaxspec.cli.mistakes import message_of
 from jaxspec.evals.html_report.measured import mean_tau_interval, read_files, series_of
 from jaxspec.evals.html_report.page import page_of, write_page
@@ -201,7 +203,7 @@ def test_damaged_files_are_reported_or_refused_with_one_message(rows, tmp_path):
         ('{"provenance": {}, "results": {}}', "results must be a list: got dict"),
         ('{"provenance": {}, "results": [1]}', "must be an object: got int"),
         ('{"provenance": {}, "results": []}', "holds no rows"),
-        ('{"provenance": {}, "results": [{}]}', "target is missing"),
+        ('{"provenance": {}, "results": [{}]}', r"r\.json' is damaged(.|\n)*target is missing"),
     ],
 )
 def test_what_is_no_result_file_is_refused(content, message, tmp_path):
@@ -209,6 +211,21 @@ def test_what_is_no_result_file_is_refused(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         report.main([str(tmp_path / "r.json")])
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_mistake_is_one_message_and_status_2(tmp_path, monkeypatch, capsys):
+    rows = drafter_rows()
+    rows[0]["by_prompt"] = [{}] * 500
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"provenance": {}, "results": rows}))
+    monkeypatch.setattr(sys, "argv", ["jaxspec", "report", str(file)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"error: {str(file)!r} is damaged, or was not written by eval.py:"
+    assert lines[1] == "- results[0] (uniform, gsm8k): by_prompt[0].prompt_id is missing"
+    assert lines[-1] == "- and 1,960 more" and len(lines) == 42
 
 
 def test_the_command_writes_next_to_the_first_file(tmp_path, capsys):

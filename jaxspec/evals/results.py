@@ -191,7 +191,7 @@ def check_results(
         raise ValueError(f"{refusal}:\n- " + "\n- ".join(named))
 
 
-def _problems(index: int, row: Row) -> list[str]:
+def _problems(index: int, row: Any) -> list[str]:
     """What is wrong with one row."""
     if not isinstance(row, Mapping):
         return [f"results[{index}] must be an object: got {type(row).__name__}"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
 from jaxspec.evals.html_report.panels import legend_mark
-from jaxspec.evals.tables import ABSENT, formatted
+from jaxspec.evals.results import Row
+from jaxspec.evals.tables import formatted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +85,36 @@ class Fact:
     note: str
 
 
+def keys_of(styles: Mapping[str, int]) -> list[Key]:
+    """The legend of plots.
+
+    Args:
+      styles: of each series.
+    """
+    return [Key(name, style) for name, style in styles.items()]
+
+
+def name_headings(second: str) -> list[Heading]:
+    """The first columns of most tables; the second one names the series."""
+    return [Heading("benchmark", is_figure=False), Heading(second, is_figure=False)]
+
+
+def name_cells(row: Row) -> list[Cell]:
+    """What stands in these columns."""
+    return [Cell(row["benchmark"]), Cell(row["series"])]
+
+
+def figure_text(
+    value: float | None, spec: str, *, interval: Sequence[float] | None = None, unit: str = ""
+) -> str:
+    """A number, and its interval if there is one."""
+    text = formatted(value, spec, unit=unit)
+    return text if interval is None else f"{text} ({formatted(list(interval), spec)})"
+
+
 def figure_cell(
     value: float | None, spec: str, *, interval: Sequence[float] | None = None, unit: str = ""
 ) -> Cell:
-    """A number, and its interval if there is one."""
-    if value is None:
-        return Cell(ABSENT)
-    text = formatted(value, spec, unit=unit)
-    if interval is not None:
-        text += f" ({formatted(list(interval), spec)})"
-    return Cell(text, float(value))
+    """The same as a cell."""
+    text = figure_text(value, spec, interval=interval, unit=unit)
+    return Cell(text, None if value is None else float(value))

@@ -9,19 +9,20 @@ from jaxspec.evals.html_report.content import (
     Fact,
     Figure,
     Heading,
-    Key,
     Section,
     Table,
     figure_cell,
+    keys_of,
+    name_cells,
+    name_headings,
 )
 from jaxspec.evals.html_report.measured import benchmarks_of, series_of
 from jaxspec.evals.html_report.panels import Estimate, Line, Point, interval_panel, line_panel
+from jaxspec.evals.html_report.speed import speed_fact
 from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.report import drafted_passes
 from jaxspec.evals.results import Row
 from jaxspec.evals.tables import ABSENT
-
-NAMES = (Heading("benchmark", is_figure=False), Heading("decoder", is_figure=False))
 
 
 def facts(rows: Sequence[Row]) -> list[Fact]:
@@ -29,17 +30,7 @@ def facts(rows: Sequence[Row]) -> list[Fact]:
     best = max(rows, key=lambda row: float(row["nfe_reduction"]))
     where = f"{best['series']} on {best['benchmark']}"
     found = [Fact("fewer passes", f"{best['nfe_reduction']:.2f}x", where)]
-    timed = [row for row in rows if row["speedup"] is not None and row["drafts_per_pass"]]
-    if timed:
-        fastest = max(timed, key=lambda row: float(row["speedup"]))
-        pays = sum(row["speedup"] > 1.0 for row in timed)
-        note = (
-            f"the highest: {fastest['series']} on {fastest['benchmark']}; above 1 in {pays} of "
-            f"{len(timed)} rows"
-        )
-        found.append(Fact("speed", f"{fastest['speedup']:.2f}x", note))
-    else:
-        found.append(Fact("speed", "not timed", ""))
+    found.append(speed_fact([row for row in rows if row["drafts_per_pass"]]))
     identical, responses = (sum(row[field] for row in rows) for field in ("identical", "turns"))
     found.append(
         Fact("identical outputs", f"{identical:,}", f"of {responses:,}, to the base decoder's")
@@ -87,7 +78,7 @@ def _passes(rows: Sequence[Row]) -> Section:
             "Forward passes of the base decoder, divided by those of a decoder with drafts. "
             "Whiskers are 95% intervals over prompts."
         ],
-        keys=[Key(name, style) for name, style in styles.items()],
+        keys=keys_of(styles),
         figures=figures,
     )
 
@@ -133,8 +124,7 @@ def _depths(rows: Sequence[Row]) -> Section:
         figures.append(Figure(benchmark, picture))
     lines_of_table = [
         [
-            Cell(row["benchmark"]),
-            Cell(row["series"]),
+            *name_cells(row),
             *(
                 Cell(ABSENT) if depth is None else Cell(f"{depth:.2f} of {passes:,}", depth)
                 for depth, passes in pairs
@@ -143,7 +133,7 @@ def _depths(rows: Sequence[Row]) -> Section:
         ]
         for row, pairs in zip(drafted, found, strict=True)
     ]
-    headings = [*NAMES, *(Heading(str(block)) for block in range(1, blocks + 1))]
+    headings = [*name_headings("decoder"), *(Heading(str(block)) for block in range(1, blocks + 1))]
     return Section(
         "depth",
         title,
@@ -151,7 +141,7 @@ def _depths(rows: Sequence[Row]) -> Section:
             "The steps that a pass with drafts saved, on average. Blocks with fewer than "
             f"{FEWEST_ROUNDS} such passes are in the table only."
         ],
-        keys=[Key(row["series"], styles[row["series"]]) for row in _first_of_each(drafted)],
+        keys=keys_of({row["series"]: styles[row["series"]] for row in drafted}),
         figures=figures,
         tables=[Table("Depth, and the passes with drafts", headings, lines_of_table)],
     )
@@ -161,10 +151,6 @@ def _point(row: Row, block: int, depth: float, passes: int) -> Point:
     return Point(float(block), depth, note=f"{row['series']}: {depth:.2f}, {passes:,} passes")
 
 
-def _first_of_each(rows: Sequence[Row]) -> list[Row]:
-    return list({row["series"]: row for row in reversed(rows)}.values())[::-1]
-
-
 def _speed(rows: Sequence[Row]) -> Section:
     timed = [row for row in rows if row["speedup"] is not None]
     title = "Speed, and where it does not pay"
@@ -172,8 +158,7 @@ def _speed(rows: Sequence[Row]) -> Section:
         return Section("speed", title, ["Nothing was timed: --evaluation.timing-prompts was 0."])
     lines = [
         [
-            Cell(row["benchmark"]),
-            Cell(row["series"]),
+            *name_cells(row),
             Cell("yes" if row["speedup"] > 1.0 else "no" if row["drafts_per_pass"] else ABSENT),
             figure_cell(row["speedup"], ".2f", unit="x", interval=row.get("speedup_ci95")),
             figure_cell(row.get("timed_prompts"), "d"),
@@ -184,7 +169,7 @@ def _speed(rows: Sequence[Row]) -> Section:
         for row in timed
     ]
     figures = ("speed (95%)", "timed", "fewer passes", "a pass costs", "tokens/s")
-    headings = [*NAMES, Heading("pays", is_figure=False), *map(Heading, figures)]
+    headings = [*name_headings("decoder"), Heading("pays", is_figure=False), *map(Heading, figures)]
     return Section(
         "speed",
         title,

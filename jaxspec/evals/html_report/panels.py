@@ -26,7 +26,8 @@ _RADIUS = 4.0
 _SPREAD = 15.0
 """The most room between the marks that several lines have at one place."""
 
-Interval = tuple[float, float]
+Interval = Sequence[float]
+"""[low, high]."""
 
 
 @dataclasses.dataclass(frozen=True)

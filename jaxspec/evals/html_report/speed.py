@@ -9,10 +9,12 @@ from jaxspec.evals.html_report.content import (
     Fact,
     Figure,
     Heading,
-    Key,
     Section,
     Table,
     figure_cell,
+    keys_of,
+    name_cells,
+    name_headings,
 )
 from jaxspec.evals.html_report.measured import benchmarks_of, series_of
 from jaxspec.evals.html_report.panels import Estimate, interval_panel
@@ -40,7 +42,9 @@ def speed_section(rows: Sequence[Row]) -> Section:
     if not timed:
         return Section("speed", title, ["Nothing was timed: --evaluation.timing-prompts was 0."])
     styles = series_of(rows)
-    end = 1.05 * max(1.0, *(max(row["speedup"], *(_interval(row) or [0.0])) for row in timed))
+    end = 1.05 * max(
+        1.0, *(max(row["speedup"], *(row.get("speedup_ci95") or [0.0])) for row in timed)
+    )
     figures = []
     for benchmark, members in benchmarks_of(timed).items():
         estimates = [
@@ -48,7 +52,7 @@ def speed_section(rows: Sequence[Row]) -> Section:
                 row["series"],
                 styles[row["series"]],
                 row["speedup"],
-                _interval(row),
+                row.get("speedup_ci95"),
                 text=f"{row['speedup']:.2f}x",
             )
             for row in members
@@ -59,10 +63,9 @@ def speed_section(rows: Sequence[Row]) -> Section:
         figures.append(Figure(benchmark, picture))
     lines = [
         [
-            Cell(row["benchmark"]),
-            Cell(row["series"]),
+            *name_cells(row),
             Cell(_verdict(row)),
-            figure_cell(row["speedup"], ".2f", unit="x", interval=_interval(row)),
+            figure_cell(row["speedup"], ".2f", unit="x", interval=row.get("speedup_ci95")),
             figure_cell(row.get("timed_prompts"), "d"),
             figure_cell(row.get("tau_micro"), ".2f"),
             figure_cell(_round_steps(row), ".2f"),
@@ -73,16 +76,11 @@ def speed_section(rows: Sequence[Row]) -> Section:
         ]
         for row in timed
     ]
-    headings = [
-        *(Heading(name, is_figure=False) for name in ("benchmark", "drafter", "pays")),
-        *map(
-            Heading,
-            (
-                *("speed-up (95%)", "timed", "tau", "tau needed", "draft ms", "verify ms"),
-                *("step ms", "tokens/s"),
-            ),
-        ),
-    ]
+    names = (
+        *("speed-up (95%)", "timed", "tau", "tau needed", "draft ms", "verify ms", "step ms"),
+        *("tokens/s",),
+    )
+    headings = [*name_headings("drafter"), Heading("pays", is_figure=False), *map(Heading, names)]
     slower = [row for row in timed if row["speedup"] <= 1.0]
     return Section(
         "speed",
@@ -92,7 +90,7 @@ def speed_section(rows: Sequence[Row]) -> Section:
             "the target's own speed: to the left of it, drafting costs more than it saves.",
             _where(timed, slower),
         ],
-        keys=[Key(name, style) for name, style in styles.items()],
+        keys=keys_of(styles),
         figures=figures,
         tables=[
             Table(
@@ -118,7 +116,7 @@ def _where(timed: Sequence[Row], slower: Sequence[Row]) -> str:
 
 
 def _verdict(row: Row) -> str:
-    interval = _interval(row)
+    interval = row.get("speedup_ci95")
     word = "yes" if row["speedup"] > 1.0 else "no"
     if interval is None:
         return f"{word} (no interval)"
@@ -130,8 +128,3 @@ def _round_steps(row: Row) -> float | None:
     """The time of a round in autoregressive steps: the tau from which drafting pays."""
     round_ms, step_ms = row.get("round_ms"), row.get("autoregressive_step_ms")
     return round_ms / step_ms if round_ms is not None and step_ms else None
-
-
-def _interval(row: Row) -> tuple[float, float] | None:
-    interval = row.get("speedup_ci95")
-    return None if interval is None else (interval[0], interval[1])

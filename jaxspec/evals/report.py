@@ -134,14 +134,25 @@ def definitions_table(results: Sequence[Row]) -> str:
     return f"tau by definition:\n\n{table}\n\n{_LEGEND_DEFINITIONS}\n\n{legend}\n"
 
 
+SEEDS_HEADER = ("benchmark", "loss", "seeds", "tau", "gain")
+
+
 def seeds_table(results: Sequence[Row]) -> str:
-    """Markdown: mean and range over the seeds of each loss; "" where no loss has several.
+    """Markdown: `seeds_lines` as a table; "" where no loss has several seeds."""
+    lines = seeds_lines(results)
+    if not lines:
+        return ""
+    return f"Over seeds, mean (lowest to highest):\n\n{markdown(SEEDS_HEADER, lines)}\n"
+
+
+def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
+    """Mean and range over the seeds of each loss; [] where no loss has several.
 
     A seed's gain is over the baseline of the same seed. The mean over benchmarks is taken within a
     seed first. Rows of diffusion language models have no losses.
     """
     if any(map(is_diffusion, results)):
-        return ""
+        return []
     rows = ordered(results)
     taus: dict[tuple[str, str], dict[int, float]] = {}
     seed_gains: dict[tuple[str, str], dict[int, float]] = {}
@@ -153,7 +164,7 @@ def seeds_table(results: Sequence[Row]) -> str:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
     settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
     if len(settings) > 1 or all(len(values) < 2 for values in taus.values()):
-        return ""
+        return []
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
     losses = list(dict.fromkeys(loss for _, loss in taus))
     if len(benchmarks) > 1:
@@ -165,15 +176,12 @@ def seeds_table(results: Sequence[Row]) -> str:
                     seed: math.fsum(values[seed] for values in each) / len(each)
                     for seed in sorted(shared)
                 }
-    lines = [
+    return [
         [benchmark, loss, str(len(values)), _range(values, ".2f"), _range(gain, "+.1f", unit="%")]
         for (benchmark, loss), values in taus.items()
         if values
         for gain in [seed_gains.get((benchmark, loss), {})]
     ]
-    return "Over seeds, mean (lowest to highest):\n\n" + (
-        markdown(["benchmark", "loss", "seeds", "tau", "gain"], lines) + "\n"
-    )
 
 
 def depths_table(results: Sequence[Row]) -> str:

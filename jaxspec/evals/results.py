@@ -133,6 +133,7 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "choice": (dict,),
     "turns": (int,),
     "seed": _COUNT_OR_NONE,
+    "decoding": (str,),
     "repetitive_share": _NUMBER_OR_NONE,
     "by_prompt": _LIST,
     "by_context": _LIST,
@@ -152,7 +153,8 @@ target's best where it first differs; `mismatch_gap`: the largest of them.
 diffusion language model could end its answer. `choice`: what evaluation.strategy "auto" measured
 and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of rounds that began
 at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
-(`jaxspec.evals.traces`). An interval (`*_ci95`) is None if too few prompts were measured."""
+(`jaxspec.evals.traces`). `decoding`: in a study, the name of the setting. An interval (`*_ci95`) is
+None if too few prompts were measured."""
 
 _NAMED_PROBLEMS = 40
 _LISTS_ALIKE = {

@@ -18,8 +18,9 @@ from jaxspec.evals.html_report.content import (
     name_cells,
     name_headings,
 )
-from jaxspec.evals.html_report.measured import benchmarks_of, series_of
+from jaxspec.evals.html_report.measured import benchmarks_of
 from jaxspec.evals.html_report.panels import Line, Point, line_panel
+from jaxspec.evals.html_report.series import first_seeds, seeds_note, series_of
 from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.lengths import by_prompt_length
 from jaxspec.evals.results import Row
@@ -64,20 +65,22 @@ def _lengths(
     if not any(bins for _, bins in records):
         text = f"The file does not say {missing}: measure again with this version of jaxspec."
         return Section(id, title, [text])
-    styles = series_of(rows)
-    shown = {
-        number: [each for each in bins if each["rounds"] >= FEWEST_ROUNDS]
-        for number, (_, bins) in enumerate(records)
-    }
-    known = [each for bins in shown.values() for each in bins]
+    drawn = first_seeds(rows)
+    styles = series_of(drawn)
+    shown = [
+        (row, [each for each in bins if each["rounds"] >= FEWEST_ROUNDS])
+        for row, bins in records
+        if row["series"] in styles
+    ]
+    known = [each for _, bins in shown for each in bins]
     figures = []
     if known:
         top = 1.05 * max(max(_tau(each), *(each["tau_ci95"] or [0.0])) for each in known)
         edges = sorted({each["tokens_from"] for each in known})
-        for benchmark in benchmarks_of(rows):
+        for benchmark in benchmarks_of(drawn):
             lines = [
-                Line(row["series"], styles[row["series"]], [_bin_point(row, b) for b in shown[n]])
-                for n, (row, _) in enumerate(records)
+                Line(row["series"], styles[row["series"]], [_bin_point(row, b) for b in bins])
+                for row, bins in shown
                 if row["benchmark"] == benchmark
             ]
             picture = line_panel(
@@ -108,7 +111,8 @@ def _lengths(
         title,
         [
             f"{what} A mark stands for all lengths from its own to the next; lengths with fewer "
-            f"than {FEWEST_ROUNDS} rounds are in the table only."
+            f"than {FEWEST_ROUNDS} rounds are in the table only.",
+            *seeds_note(rows),
         ],
         keys=keys_of(styles),
         figures=figures,

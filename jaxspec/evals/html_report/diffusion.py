@@ -16,8 +16,9 @@ from jaxspec.evals.html_report.content import (
     name_cells,
     name_headings,
 )
-from jaxspec.evals.html_report.measured import benchmarks_of, series_of
+from jaxspec.evals.html_report.measured import benchmarks_of
 from jaxspec.evals.html_report.panels import Estimate, Line, Point, interval_panel, line_panel
+from jaxspec.evals.html_report.series import series_of
 from jaxspec.evals.html_report.speed import speed_fact
 from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.report import drafted_passes

@@ -12,10 +12,10 @@ from jaxspec.evals.html_report.measured import (
     benchmarks_of,
     mean_tau_interval,
     on_all_benchmarks,
-    series_of,
 )
 from jaxspec.evals.html_report.panels import Estimate, interval_panel
 from jaxspec.evals.html_report.positions import positions_section
+from jaxspec.evals.html_report.series import series_of
 from jaxspec.evals.html_report.speed import speed_fact, speed_section
 from jaxspec.evals.results import BASELINE, Row
 from jaxspec.evals.tables import formatted
@@ -23,19 +23,21 @@ from jaxspec.evals.tables import formatted
 
 def facts(rows: Sequence[Row]) -> list[Fact]:
     """The figures at the top: the largest accepted length, its gain, the speed, exactness."""
-    groups = on_all_benchmarks(rows) or {
-        row["series"]: [row] for row in rows if row["benchmark"] == rows[0]["benchmark"]
+    recipes: dict[str, list[Row]] = {}
+    for row in rows:
+        recipes.setdefault(row["recipe"], []).append(row)
+    benchmarks = max(len(benchmarks_of(members)) for members in recipes.values())
+    # A mean over fewer benchmarks than the others' would mislead.
+    complete = {
+        name: members
+        for name, members in recipes.items()
+        if len(benchmarks_of(members)) == benchmarks
     }
-    best = max(groups, key=lambda name: _mean(row["tau_micro"] for row in groups[name]))
-    group = groups[best]
-    tau = _mean(row["tau_micro"] for row in group)
-    interval = mean_tau_interval(group) if len(group) > 1 else group[0]["tau_ci95"]
-    where = group[0]["benchmark"] if len(group) == 1 else f"mean of {len(group)} benchmarks"
-    note = f"{best}, {where}"
-    if interval is not None:
-        note += f", 95% interval {formatted(list(interval), '.2f')}"
-    found = [Fact("tokens per round (tau)", f"{tau:.2f}", note)]
-    gains = [row["gain"] for row in group if row["gain"] is not None]
+    best = max(complete, key=lambda name: _mean(row["tau_micro"] for row in complete[name]))
+    members = complete[best]
+    tau = _mean(row["tau_micro"] for row in members)
+    found = [Fact("tokens per round (tau)", f"{tau:.2f}", f"{best}, {_basis(members)}")]
+    gains = [row["gain"] for row in members if row["gain"] is not None]
     if gains:
         found.append(Fact("gain in tau", f"{_mean(gains):+.1f}%", f"{best} over {BASELINE}"))
     found.append(speed_fact(rows))
@@ -100,6 +102,23 @@ def _accepted_length(rows: Sequence[Row]) -> Section:
         keys=keys_of(styles),
         figures=figures,
     )
+
+
+def _basis(rows: Sequence[Row]) -> str:
+    """What a mean of tau rests on, and its interval or its range over seeds."""
+    by_benchmark = benchmarks_of(rows)
+    several = len(by_benchmark) > 1
+    where = f"mean of {len(by_benchmark)} benchmarks" if several else rows[0]["benchmark"]
+    if len(rows) == len(by_benchmark):
+        interval = mean_tau_interval(rows) if several else rows[0]["tau_ci95"]
+        if interval is None:
+            return where
+        return f"{where}, 95% interval {formatted(list(interval), '.2f')}"
+    by_series: dict[str, list[float]] = {}
+    for row in rows:
+        by_series.setdefault(row["series"], []).append(row["tau_micro"])
+    taus = list(map(_mean, by_series.values()))
+    return f"{where} and {len(taus)} drafters, {min(taus):.2f} to {max(taus):.2f}"
 
 
 def _estimate(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxspec.evals.html_report.measured import Measured
@@ -27,20 +27,26 @@ class Origin:
     """Every setting of the configuration."""
 
 
-def origin_of(file: Measured) -> Origin:
-    """The provenance of a result file."""
-    record = dict(file.provenance)
+def origin_of(name: str, parts: Sequence[Measured]) -> Origin:
+    """The provenance of a result file.
+
+    Args:
+      name: of the file.
+      parts: what was read of it.
+    """
+    record = dict(parts[0].provenance)
     summary = _summary(record)
     command = record.pop("command", None)
     config = record.pop("config", None)
     if record.pop("dirty", False):
         record["commit"] = f"{record.get('commit')}, with changed files"
     lines = settings_of(record)
-    seeds = sorted({row["seed"] for row in file.rows if row.get("seed") is not None})
+    rows = [row for part in parts for row in part.rows]
+    seeds = sorted({row["seed"] for row in rows if row.get("seed") is not None})
     if seeds:
         lines.append(("seeds of the drafters", ", ".join(map(str, seeds))))
     return Origin(
-        file.name,
+        name,
         summary,
         command if isinstance(command, str) else "not recorded",
         lines,

@@ -67,13 +67,15 @@ def page_of(files: Sequence[Measured]) -> str:
     """
     template = _environment().get_template("page.html.jinja")
     style, script = _asset("page.css"), _asset("page.js")
+    by_file: dict[str, list[Measured]] = {}
+    for file in files:
+        by_file.setdefault(file.file, []).append(file)
     targets = list(dict.fromkeys(row["target"] for file in files for row in file.rows))
     return template.render(
         version=__version__,
         title=", ".join(targets),
-        files=files,
         parts=_parts(files),
-        origins=list(map(origin_of, files)),
+        origins=[origin_of(name, members) for name, members in by_file.items()],
         style=style,
         script=script,
         policy=_policy(style=style, script=script),

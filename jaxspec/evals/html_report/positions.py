@@ -15,8 +15,9 @@ from jaxspec.evals.html_report.content import (
     name_cells,
     name_headings,
 )
-from jaxspec.evals.html_report.measured import benchmarks_of, series_of
+from jaxspec.evals.html_report.measured import benchmarks_of
 from jaxspec.evals.html_report.panels import Line, Point, line_panel
+from jaxspec.evals.html_report.series import first_seeds, seeds_note, series_of
 from jaxspec.evals.intervals import FEWEST_ROUNDS
 from jaxspec.evals.results import Row, reached_rounds
 from jaxspec.evals.tables import ABSENT
@@ -24,10 +25,11 @@ from jaxspec.evals.tables import ABSENT
 
 def positions_section(rows: Sequence[Row]) -> Section:
     """A panel for each benchmark, and a table of the shares with their counts."""
-    styles, slots = series_of(rows), max(len(row["accept_at"]) for row in rows)
+    drawn = first_seeds(rows)
+    styles, slots = series_of(drawn), max(len(row["accept_at"]) for row in rows)
     every = max(1, math.ceil(slots / 12))
     figures = []
-    for benchmark, members in benchmarks_of(rows).items():
+    for benchmark, members in benchmarks_of(drawn).items():
         lines = [
             Line(row["series"], styles[row["series"]], list(_slot_points(row))) for row in members
         ]
@@ -56,7 +58,8 @@ def positions_section(rows: Sequence[Row]) -> Section:
         [
             "The share of rounds that accept a slot of the draft, of those that accepted all slots "
             "before it. Slot 1 follows the last token of the text. Slots that fewer than "
-            f"{FEWEST_ROUNDS} rounds reached are in the table only."
+            f"{FEWEST_ROUNDS} rounds reached are in the table only.",
+            *seeds_note(rows),
         ],
         keys=keys_of(styles),
         figures=figures,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jaxspec.evals.html_report.content import Cell, Heading, Section, Table
 from jaxspec.evals.html_report.measured import Measured, mean_tau_interval
+from jaxspec.evals.report import SEEDS_HEADER, seeds_lines
 from jaxspec.evals.tables import Tabulated, formatted, tabulate
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -14,7 +15,10 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
 def results_section(files: Sequence[Measured]) -> list[Section]:
     """A table for each file of one kind: gains and means belong to one evaluation."""
-    tables = [_table(file, caption=file.name) for file in files]
+    tables = []
+    for file in files:
+        tables.append(_table(file, caption=file.name))
+        tables += _over_seeds(file)
     return [Section("results", "Results", [], tables=tables)]
 
 
@@ -37,6 +41,21 @@ def _table(file: Measured, *, caption: str) -> Table:
         foot=cells[rows:],
         legend=" ".join(column.legend for column in found.columns if column.legend),
     )
+
+
+def _over_seeds(file: Measured) -> list[Table]:
+    lines = seeds_lines(file.rows)
+    if not lines:
+        return []
+    names = len(SEEDS_HEADER) - 3  # The benchmark and the loss.
+    headings = [
+        Heading(title, is_figure=place >= names) for place, title in enumerate(SEEDS_HEADER)
+    ]
+    cells = [
+        [_cell(text, is_name=place < names) for place, text in enumerate(line)] for line in lines
+    ]
+    caption = f"{file.name}: over seeds, mean (lowest to highest)"
+    return [Table(caption, headings, cells)]
 
 
 def _cell(text: str, *, is_name: bool) -> Cell:

@@ -16,8 +16,9 @@ from jaxspec.evals.html_report.content import (
     name_cells,
     name_headings,
 )
-from jaxspec.evals.html_report.measured import benchmarks_of, series_of
+from jaxspec.evals.html_report.measured import benchmarks_of
 from jaxspec.evals.html_report.panels import Estimate, interval_panel
+from jaxspec.evals.html_report.series import series_of
 from jaxspec.evals.results import Row
 
 
@@ -28,11 +29,12 @@ def speed_fact(rows: Sequence[Row]) -> Fact:
         return Fact("speed-up", "not timed", "")
     best = max(timed, key=lambda row: float(row["speedup"]))
     pays = sum(row["speedup"] > 1.0 for row in timed)
+    ends = [f"{each(row['speedup'] for row in timed):.2f}x" for each in (min, max)]
     note = (
-        f"the highest: {best['series']} on {best['benchmark']}; above 1 in {pays} of {len(timed)} "
-        "rows"
+        f"above 1 in {pays} of {len(timed)} rows; the highest: {best['series']} on "
+        f"{best['benchmark']}"
     )
-    return Fact("speed-up", f"{best['speedup']:.2f}x", note)
+    return Fact("speed-up", " to ".join(dict.fromkeys(ends)), note)
 
 
 def speed_section(rows: Sequence[Row]) -> Section:

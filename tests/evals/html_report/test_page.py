@@ -13,8 +13,9 @@ import pytest
 from jaxspec.cli import report
 from jaxspec.cli.main import main
 from jaxspec.cli.mistakes import message_of
-from jaxspec.evals.html_report.measured import mean_tau_interval, read_files, series_of
+from jaxspec.evals.html_report.measured import mean_tau_interval, read_files
 from jaxspec.evals.html_report.page import page_of, write_page
+from jaxspec.evals.html_report.series import first_seeds, series_of
 from jaxspec.evals.html_report.svg import element, shown, ticks
 from jaxspec.evals.intervals import mean_interval
 from tests.evals.html_report.files import diffusion_rows, drafter_rows, write_results
@@ -80,9 +81,8 @@ def test_figures_of_drafters(page):
     assert "32 to 47" in found and "64 to 95" in found
     assert "12.5% (0.0–12.5%)" not in found and any(c.startswith("12.5% (") for c in found)
     facts = [content for tag, content in read(text).texts if tag in ("dd", "dt")]
-    assert {"2.08", "+17.5%", "1.70x", "above 1 in 2 of 4 rows"} <= {
-        part for fact in facts for part in (fact, fact.split("; ")[-1])
-    }
+    assert {"2.08", "+17.5%", "0.70x to 1.70x"} <= set(facts)
+    assert "above 1 in 2 of 4 rows; the highest: full on gsm8k" in facts
     assert "Drafting does not pay in 2 of 4 rows: uniform on mbpp (0.70x); full on mbpp" in text
     # Speed-ups of 1.2 (1.0 to 1.4), 1.7 (1.5 to 1.9), 0.7 (0.5 to 0.9) and 0.85 (0.65 to 1.05).
     verdicts = ("yes (not certain)", "yes", "no", "no (not certain)")
@@ -262,6 +262,54 @@ def test_names_and_styles_of_series(tmp_path):
     }
     assert (styles["uniform, temperature 0"], styles["full, temperature 0"]) == (0, 1)
     assert len(set(styles.values())) == 4
+
+
+def of_seeds() -> list[dict]:
+    taus = {("uniform", 0): 1.5, ("uniform", 1): 1.7, ("full", 0): 2.0, ("full", 1): 2.4}
+    return [
+        result_row(loss, benchmark, seed=seed, drafter=f"runs/{loss}{seed}", tau_micro=tau)
+        for benchmark in ("gsm8k", "mbpp")
+        for (loss, seed), tau in taus.items()
+    ]
+
+
+def test_several_seeds_are_not_represented_by_the_best(page, tmp_path):
+    text = page(of_seeds())
+    facts = [content for tag, content in read(text).texts if tag == "dd"]
+    assert facts[:2] == ["2.20", "full, mean of 2 benchmarks and 2 drafters, 2.00 to 2.40"]
+    assert "2.20 (2.00 to 2.40)" in cells(text)
+    assert "Of several seeds, the plots show the first." in text
+    (file,) = read_files([tmp_path / "file0.json"])
+    assert list(series_of(file.rows)) == [
+        *("uniform (seed 0)", "uniform (seed 1)", "full (seed 0)", "full (seed 1)")
+    ]
+    assert {row["series"] for row in first_seeds(file.rows)} == {
+        "uniform (seed 0)",
+        "full (seed 0)",
+    }
+
+
+def test_drafters_of_one_loss_and_seed_are_told_apart_by_name(tmp_path):
+    rows = [result_row("full", seed=0, drafter=name) for name in ("runs/a", "runs/b")]
+    (file,) = read_files([write_results(tmp_path / "r.json", rows)])
+    assert [row["series"] for row in file.rows] == ["full (runs/a)", "full (runs/b)"]
+    assert first_seeds(file.rows) == file.rows
+
+
+def test_decoding_settings_of_a_study_have_tables_and_gains_of_their_own(page):
+    rows = [
+        result_row(loss, decoding=decoding, tau_micro=tau)
+        for decoding, loss, tau in (
+            *(("block", "uniform", 2.0), ("block", "full", 2.5)),
+            *(("tree", "uniform", 3.0), ("tree", "full", 3.3)),
+        )
+    ]
+    text = page(rows)
+    titles = [content for tag, content in read(text).texts if tag == "h3"]
+    assert titles[:2] == ["file0.json, block", "file0.json, tree"]
+    assert {"+25.0%", "+10.0%"} <= set(cells(text))
+    assert {"full, block", "full, tree"} <= set(cells(text))
+    assert text.count("command, commit, versions, devices, settings") == 1
 
 
 def test_interval_of_a_mean(tmp_path):

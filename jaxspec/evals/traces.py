@@ -46,7 +46,9 @@ def trace_of(
     records = []
     for each in others:
         accepted = pieces(each.accepted)
-        rejected = _previewed(each.rejected, text, tokenizer) if is_chain else []
+        # Without a bonus token the answer ended inside the draft: nothing was rejected.
+        is_judged = is_chain and each.bonus
+        rejected = _previewed(each.rejected, text, tokenizer) if is_judged else []
         records.append(
             {
                 "drafted": len(each.drafted),

@@ -42,6 +42,18 @@ def test_texts_add_up_to_the_answer(tokenizer):
     assert list(problems_of({"trace": record})) == []
 
 
+def test_nothing_is_rejected_where_the_answer_ends_inside_the_draft(tokenizer):
+    first, *ids = tokenizer.encode("one two three")
+    stop = tokenizer.stop_ids[0]
+    rounds = [Round((), 0, (first,), 0.1), Round((ids[0], stop, ids[1]), 2, (ids[0], stop), 0.1)]
+    (each,) = recorded(tokenizer, rounds)["rounds"]
+    assert each["rejected"] == each["bonus"] == []
+    assert each["accepted"] == [
+        tokenizer.decode([ids[0]]),
+        tokenizer.decode([stop], skip_special=False),
+    ]
+
+
 def test_rejected_drafts_of_a_tree_are_left_out(tokenizer):
     first, *ids = tokenizer.encode("one two three four five")
     rounds = [Round((), 0, (first,), 0.1), Round(tuple(ids), 1, tuple(ids[:2]), 0.1)]

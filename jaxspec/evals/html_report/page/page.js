@@ -54,7 +54,7 @@
         step.classList.toggle("current", number === current);
       });
       const numbers = steps[current].dataset;
-      const round = current ? `${current} of ${last}` : `prefill, then ${last}`;
+      const round = current ? `${current} of ${last}` : "prefill";
       for (const place of all("[data-shows]", trace)) {
         const name = place.dataset.shows;
         place.textContent = name === "round" ? round : numbers[name];

@@ -43,7 +43,7 @@ source scripts/host_memory.env
 checks() {
   stage lint ruff check .
   stage format ruff format --check .
-  stage shell shellcheck ./*.sh scripts/*.sh scripts/pod/*.sh scripts/pod/*.sbatch
+  stage shell shellcheck ./*.sh scripts/*.sh examples/*.sh scripts/pod/*.sh scripts/pod/*.sbatch
   stage types mypy
 }
 

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 from typing import Any
 
 from benchmarks.shapes import SHAPES
@@ -31,6 +32,7 @@ from jaxspec.config import (
 )
 from jaxspec.parallel.program_text import Instruction, Program
 from jaxspec.planning.program_costs import program_costs
+from jaxspec.planning.step import OutOfMemory
 from jaxspec.planning.topologies import (
     Topology,
     compiling_for,
@@ -52,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="rows of a step (32)")
     parser.add_argument("--target-layers", type=int, default=28, help="of the target (28)")
     parser.add_argument("--chunk", type=int, default=4, help="loss.chunk_blocks (4)")
-    parser.add_argument("--attention-chunk", type=int, default=0, help="drafter.chunk_blocks (0)")
+    parser.add_argument("--attention-chunk", type=int, help="drafter.chunk_blocks (as it chooses)")
     parser.add_argument("--remat", action="store_true", help="drafter.remat")
     parser.add_argument("--objective", default="cross_entropy", help="loss.objective")
     parser.add_argument("--text", help="file for the program")
@@ -158,7 +160,10 @@ def main() -> None:
     topology = None if args.chip == "cpu" else parse_topology(f"{args.chip}:2x2")
     if topology is not None:
         prepare_platform([topology])
-    result = measure(args, topology)
+    try:
+        result = measure(args, topology)
+    except OutOfMemory as error:
+        sys.exit(str(error))
     if args.json:
         print(json.dumps(result))
         return

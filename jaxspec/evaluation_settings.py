@@ -77,7 +77,8 @@ class EvaluationConfig:
     "point_mass" is for drafts that were not sampled, "tree" for trees, "recursive" for chains;
     "auto" also chooses these where needed."""
     tree_nodes: Annotated[int, whole(0, MOST_DRAFTS)] = 0
-    """Draft a best-first tree of this many nodes instead of one block; 0: no tree."""
+    """Draft a best-first tree of this many nodes instead of one block; 0: no tree. Prompt look-up
+    drafts as many continuations as fit, each of a block."""
     chains: Annotated[int, whole(0, MOST_DRAFTS)] = 0
     """Draft this many sampled chains, all verified in one target pass, instead of one block; 0: one
     block. At temperature 0, they need a `draft_temperature`."""

@@ -209,7 +209,7 @@ def test_examples_in_the_documents_import_what_exists():
 
 def test_shell_scripts_stop_at_the_first_error():
     scripts = [ROOT / "quickstart.sh", ROOT / "test.sh", ROOT / ".ci" / "run"]
-    scripts += sorted((ROOT / "scripts").glob("*.sh"))
+    scripts += sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "examples").glob("*.sh")])
     for script in scripts:
         assert "set -euo pipefail" in script.read_text(encoding="utf-8"), script.name
         done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)

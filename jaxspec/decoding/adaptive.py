@@ -49,8 +49,9 @@ from jaxspec.models.registry import LanguageModel
 _COST_REPEATS, _COST_ROUNDS = 7, 8
 _SHORTEST_TRIAL = 4
 """Rounds; fewer say too little."""
-_STRETCHES_OFF = 4
-"""While drafting is off there is less to decide, and every return to the host takes time."""
+_STRETCHES_OFF, _MOST_STRETCHES_OFF = 4, 64
+"""While drafting is off there is less to decide, and every return to the host takes time. After
+each trial in vain, drafting is off for twice as long."""
 
 
 @dataclasses.dataclass
@@ -60,16 +61,32 @@ class LossLimit:
     All times are in the unit of the costs. What good drafts gained may be lost again.
     """
 
-    share: float = 0.03
+    share: float = 0.02
     """Of the time spent."""
     spent: float = 0.0
     lost: float = 0.0
     """The time spent, less what the target alone would have taken for the same tokens."""
 
-    def observe(self, *, rounds: int, cost: float, alone_rounds: float, alone_cost: float) -> None:
-        """Adds a stretch of one size; `alone_rounds` is what the target alone would have needed."""
-        self.spent += rounds * cost
-        self.lost += rounds * cost - alone_rounds * alone_cost
+    def observe(
+        self,
+        *,
+        rounds: int,
+        cost: float,
+        alone_rounds: float,
+        alone_cost: float,
+        extra: float = 0.0,
+    ) -> None:
+        """Adds a stretch of one size.
+
+        Args:
+          rounds: of the stretch.
+          cost: time of one.
+          alone_rounds: what the target alone would have needed.
+          alone_cost: time of a round of the target alone.
+          extra: time that the stretch took besides its rounds.
+        """
+        self.spent += rounds * cost + extra
+        self.lost += rounds * cost + extra - alone_rounds * alone_cost
 
     def rounds(self, *, cost: float, alone_cost: float, stretch: int) -> int:
         """The rounds of a size that may be tried next, up to `stretch`; 0: too few for a trial.
@@ -174,7 +191,10 @@ class Adaptive:
         if any((s.model, s.rules) != (self.model, self.rules) for s in self.strategies):
             raise ValueError("Strategies of several sizes must share model and rules.")
         self.costs: list[float] | None = None
-        self._measured: dict[tuple[int, ...], list[float]] | None = {} if costs is None else None
+        self._call = 0.0
+        self._measured: dict[tuple[int, ...], tuple[list[float], float]] | None = None
+        if costs is None:
+            self._measured = {}
         if costs is not None:
             if len(costs) != len(strategies) or min(costs) <= 0:
                 raise ValueError(
@@ -185,6 +205,7 @@ class Adaptive:
         self.stretch = stretch
         self.acceptance = AcceptanceByRank(max(1, self.sizes[-1] - 1), fading)
         self.loss = LossLimit()
+        self._stretches_off = _STRETCHES_OFF
         self.history: list[tuple[int, int]] = []
 
     @property
@@ -228,7 +249,7 @@ class Adaptive:
             shape = state.cache.keys_LBRTC.shape
             if shape not in self._measured:
                 self._measured[shape] = self.measure_costs(params, state)
-            self.costs = self._measured[shape]
+            self.costs, self._call = self._measured[shape]
         assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
@@ -274,7 +295,7 @@ class Adaptive:
         rounds = self.loss.rounds(
             cost=self.costs[choice], alone_cost=self.costs[0], stretch=self.stretch
         )
-        return (choice, rounds) if choice and rounds else (0, _STRETCHES_OFF * self.stretch)
+        return (choice, rounds) if choice and rounds else (0, self._stretches_off * self.stretch)
 
     def _count(self, choice: int, before: _Counts, after: _Counts) -> None:
         """Adds a stretch to what was spent and lost."""
@@ -289,29 +310,47 @@ class Adaptive:
             cost=self.costs[choice],
             alone_rounds=alone_rounds,
             alone_cost=self.costs[0],
+            # A trial interrupts the loop of the target alone: two calls more.
+            extra=2 * self._call if choice else 0.0,
         )
+        if choice:
+            pays = alone_rounds * self.costs[0] > rounds * self.costs[choice]
+            longer = min(_MOST_STRETCHES_OFF, 2 * self._stretches_off)
+            self._stretches_off = _STRETCHES_OFF if pays else longer
 
-    def measure_costs(self, params: Any, state: DecodeState) -> list[float]:
-        """Seconds per round of each size, on copies of a running batch.
+    def measure_costs(self, params: Any, state: DecodeState) -> tuple[list[float], float]:
+        """Seconds per round of each size, and of calling a loop, on copies of a running batch.
 
         Sizes take turns, and the shortest time counts: whatever else the machine does only adds to
-        it. More rows never cost less, so what says otherwise is noise.
+        it. A round is the difference between a longer and a shorter loop, which leaves the call
+        out. More rows never cost less, so what says otherwise is noise.
         """
-        seconds: list[list[float]] = [[] for _ in self.strategies]
+        lengths = (1, 1 + _COST_ROUNDS)
+        seconds: dict[tuple[int, int], list[tuple[float, int]]] = {
+            (size, length): [] for size in range(len(self.strategies)) for length in lengths
+        }
         for _ in range(1 + _COST_REPEATS):  # The first compiles.
-            for strategy, times in zip(self.strategies, seconds, strict=True):
-                times.append(self._cost(strategy, params, state))
-        shortest = [min(times[1:]) for times in seconds]
-        return [float(cost) for cost in np.maximum.accumulate(shortest)]
+            for (size, length), times in seconds.items():
+                times.append(_seconds(self.strategies[size], params, state, length))
+        shortest = {case: min(times[1:]) for case, times in seconds.items()}
+        rounds = []
+        for size in range(len(self.strategies)):
+            (short_s, short), (long_s, long) = (shortest[size, length] for length in lengths)
+            grew = long > short and long_s > short_s  # Not where the batch ends at once.
+            rounds.append((long_s - short_s) / (long - short) if grew else long_s / max(1, long))
+        call = max(0.0, shortest[0, 1][0] - rounds[0])
+        return [float(cost) for cost in np.maximum.accumulate(rounds)], call
 
-    def _cost(self, strategy: Speculative, params: Any, state: DecodeState) -> float:
-        copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-        before = int(copy.step)
-        started = time.perf_counter()
-        copy = jax.block_until_ready(
-            strategy.run(params, copy, leave_on_end=False, max_rounds=_COST_ROUNDS)
-        )
-        return (time.perf_counter() - started) / max(1, int(copy.step) - before)
+
+def _seconds(
+    strategy: Speculative, params: Any, state: DecodeState, rounds: int
+) -> tuple[float, int]:
+    """How long a loop takes on a copy of a batch, and its rounds: fewer if the batch ends."""
+    copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    before = int(copy.step)
+    started = time.perf_counter()
+    copy = jax.block_until_ready(strategy.run(params, copy, leave_on_end=False, max_rounds=rounds))
+    return time.perf_counter() - started, int(copy.step) - before
 
 
 def _off(smallest: Speculative, *, room: int) -> Speculative:

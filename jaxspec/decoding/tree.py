@@ -2,7 +2,8 @@
 
 The drafter's pass gives a distribution for each slot. From these a tree is made, either of the
 likeliest prefixes (`TreeSpeculative`) or of several sampled chains (`ChainSpeculative`), and the
-target reads it in one pass with tree attention. Verification accepts one path, whose keys and
+target reads it in one pass with tree attention. Prompt look-up has no distributions: its tree is
+made of several continuations. Verification accepts one path, whose keys and
 values are then appended to the caches as those of a chain would be.
 
 Dimension key: B batch rows, G drafted slots, K = G + 1 block slots (the tokens of a path), X nodes,
@@ -25,7 +26,7 @@ from flax import struct
 
 from jaxspec.decoding.speculative import Choice, Plan, Speculative
 from jaxspec.decoding.state import DecodeState
-from jaxspec.drafters.protocol import MarginalProposer
+from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree, largest
 from jaxspec.ops.sampling import largest_index
 from jaxspec.verify import TreeVerdict, Verdict
@@ -39,8 +40,10 @@ CHAIN_RULES = rule_names("tree", "chains")
 class TreeSpeculative(Speculative):
     """Drafts the best-first tree and verifies it, at any temperature.
 
+    Of a proposer of chains, the tree is as many whole continuations as fit.
+
     Raises:
-      ValueError: a proposer without marginals, or a tree of no nodes.
+      ValueError: a proposer with neither marginals nor chains, or a tree of no nodes.
     """
 
     verifier: str = "tree"
@@ -48,7 +51,10 @@ class TreeSpeculative(Speculative):
     """The budget: drafted tokens that one target pass reads."""
 
     def __post_init__(self) -> None:
-        check_marginals(self.proposer)
+        if isinstance(self.proposer, ChainProposer):
+            object.__setattr__(self, "num_nodes", self._whole_chains(self.proposer))
+        else:
+            check_marginals(self.proposer)
         names = rule_names("tree")
         if self.verifier not in names:
             expected = " or ".join(map(repr, names))
@@ -61,17 +67,33 @@ class TreeSpeculative(Speculative):
         """The anchor and the nodes."""
         return self.num_nodes + 1
 
+    def _whole_chains(self, proposer: ChainProposer) -> int:
+        """The nodes of as many continuations as the budget has room for."""
+        slots = proposer.block_size - 1
+        if not 1 <= slots <= self.num_nodes:
+            raise ValueError(
+                f"A tree of {self.num_nodes} nodes has no room for a continuation of {slots} "
+                "tokens: give more nodes, or a block of at least 2 and at most one more than nodes."
+            )
+        return self.num_nodes - self.num_nodes % slots
+
     def draft(self, params: Any, state: DecodeState, keys_B: jax.Array) -> Plan:
-        """The best-first tree of the marginals; it needs no keys."""
+        """The best-first tree of the marginals, or the tree of the chains; it needs no keys."""
         del keys_B
+        if isinstance(self.proposer, ChainProposer):
+            number = self.num_nodes // (self.proposer.block_size - 1)
+            chains_BAG = self.proposer.chains(
+                params, state.drafter, state.anchor_B, num_chains=number
+            )
+            tree, _ = chain_tree(chains_BAG)
+            return self._plan(state, tree, tree, passes=0)
         proposer = cast(MarginalProposer, self.proposer)
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         log_probs_BGV = jax.nn.log_softmax(logits_BGV, axis=-1)
         tree = best_first_tree(log_probs_BGV, num_nodes=self.num_nodes)
-        return self._plan(state, tree, tree)
+        return self._plan(state, tree, tree, passes=proposer.marginal_passes)
 
-    def _plan(self, state: DecodeState, tree: DraftTree, detail: Any) -> Plan:
-        passes = cast(MarginalProposer, self.proposer).marginal_passes
+    def _plan(self, state: DecodeState, tree: DraftTree, detail: Any, *, passes: int) -> Plan:
         return Plan(
             rows_BY=jnp.concatenate([state.anchor_B[:, None], tree.tokens_BX], axis=1),
             drafter=state.drafter,
@@ -156,7 +178,8 @@ class ChainSpeculative(TreeSpeculative):
         probs_BGV = proposer.sampling.probabilities(logits_BGV)
         chains_BAG = jax.vmap(self._sample)(keys_B, probs_BGV)
         tree, rows_BAH = chain_tree(chains_BAG)
-        return self._plan(state, tree, Chains(tree, chains_BAG, probs_BGV, rows_BAH))
+        detail = Chains(tree, chains_BAG, probs_BGV, rows_BAH)
+        return self._plan(state, tree, detail, passes=proposer.marginal_passes)
 
     def verify(self, keys_B: jax.Array, plan: Plan, logits_BYV: jax.Array) -> Choice:
         """By the rule, or by a walk as in any tree."""
@@ -210,8 +233,8 @@ def check_marginals(proposer: object) -> None:
     """Raises ValueError unless the proposer gives the marginals of a block."""
     if not isinstance(proposer, MarginalProposer):
         raise ValueError(
-            "A draft tree is made from a block's marginals, which only a block drafter has: got "
-            f"{type(proposer).__name__}."
+            "A draft tree is made from a block's marginals, which only a block drafter has, or "
+            f"from the continuations of prompt look-up: got {type(proposer).__name__}."
         )
 
 

@@ -3,8 +3,10 @@
 It has no model, so every comparison needs it: only what a trained drafter gains over it is more
 than repetition. (Saxena 2023, "Prompt Lookup Decoding".)
 
+Several earlier places can be looked up at once: the continuations are then verified as a tree.
+
 Dimension key: B batch rows, S prompt tokens, T positions of the text, K block slots, G = K - 1
-drafted slots.
+drafted slots, A chains (continuations).
 
 >>> proposer = NGramProposer(block_size=8)
 """
@@ -65,14 +67,40 @@ class NGramProposer:
         self, params: Any, state: NGramState, anchor_B: jax.Array, keys_B: jax.Array
     ) -> tuple[Draft, NGramState]:
         """What followed the best match; without a match, the anchor repeated."""
-        del params, keys_B
-        capacity = state.tokens_BT.shape[1]
+        del keys_B
+        (tokens_BG,) = self.chains(params, state, anchor_B, num_chains=1).swapaxes(0, 1)
+        return Draft(tokens_BG, None, jnp.zeros_like(anchor_B)), state
+
+    def chains(
+        self, params: Any, state: NGramState, anchor_B: jax.Array, *, num_chains: int
+    ) -> jax.Array:
+        """What followed the best matches, [B, A, G]: continuations that begin differently.
+
+        Where there are fewer of them, the first is repeated; without a match, the anchor.
+        """
+        del params
         text_BT = jax.vmap(lambda row, at, token: row.at[at].set(token, mode="drop"))(
             state.tokens_BT, state.lengths_B, anchor_B
         )
         end_B1 = state.lengths_B[:, None]
-        place_T = jnp.arange(capacity)
-        # How many tokens up to and including place t equal the last ones of the text.
+        matched_BT = self._matched(text_BT, end_B1)
+        # The longest match; of equally long ones, the latest.
+        score_BT = matched_BT * text_BT.shape[1] + jnp.arange(text_BT.shape[1])
+        next_BT = jnp.roll(text_BT, -1, axis=1)
+        found: list[jax.Array] = []
+        for _ in range(num_chains):
+            best_B1 = score_BT.argmax(axis=1, keepdims=True)
+            is_match_B1 = jnp.take_along_axis(score_BT, best_B1, axis=1) >= text_BT.shape[1]
+            otherwise_BG = found[0] if found else anchor_B[:, None]
+            copied_BG = self._copied(text_BT, best_B1, end_B1)
+            found.append(jnp.where(is_match_B1, copied_BG, otherwise_BG).astype(jnp.int32))
+            taken_B1 = jnp.take_along_axis(next_BT, best_B1, axis=1)
+            score_BT = jnp.where(next_BT == taken_B1, 0, score_BT)
+        return jnp.stack(found, axis=1)
+
+    def _matched(self, text_BT: jax.Array, end_B1: jax.Array) -> jax.Array:
+        """How many tokens up to and including each place equal the last ones of the text."""
+        place_T = jnp.arange(text_BT.shape[1])
         matched_BT = jnp.zeros(text_BT.shape, jnp.int32)
         still_BT = place_T < end_B1
         for back in range(self.longest):
@@ -80,17 +108,18 @@ class NGramProposer:
             theirs_BT = jnp.roll(text_BT, back, axis=1)
             still_BT &= (theirs_BT == ours_B1) & (place_T >= back) & (end_B1 >= back)
             matched_BT += still_BT
-        # The longest match; of equally long ones, the latest.
-        best_B = (matched_BT * capacity + place_T).argmax(axis=1)
-        found_B1 = jnp.take_along_axis(matched_BT, best_B[:, None], axis=1) > 0
-        index_BG = best_B[:, None] + 1 + jnp.arange(self.block_size - 1)
-        # A match near the end runs into its own draft: the text repeats from there.
-        period_B1 = jnp.maximum(end_B1 - best_B[:, None], 1)
+        return matched_BT
+
+    def _copied(self, text_BT: jax.Array, place_B1: jax.Array, end_B1: jax.Array) -> jax.Array:
+        """The G tokens that follow a place.
+
+        A match near the end runs into its own draft: the text repeats from there.
+        """
+        index_BG = place_B1 + 1 + jnp.arange(self.block_size - 1)
+        period_B1 = jnp.maximum(end_B1 - place_B1, 1)
         over_BG = jnp.maximum(index_BG - end_B1, 0)
-        index_BG = jnp.where(over_BG > 0, best_B[:, None] + 1 + (over_BG - 1) % period_B1, index_BG)
-        copied_BG = jnp.take_along_axis(text_BT, jnp.minimum(index_BG, capacity - 1), axis=1)
-        tokens_BG = jnp.where(found_B1, copied_BG, anchor_B[:, None]).astype(jnp.int32)
-        return Draft(tokens_BG, None, jnp.zeros_like(anchor_B)), state
+        index_BG = jnp.where(over_BG > 0, place_B1 + 1 + (over_BG - 1) % period_B1, index_BG)
+        return jnp.take_along_axis(text_BT, jnp.minimum(index_BG, text_BT.shape[1] - 1), axis=1)
 
     def commit(
         self,

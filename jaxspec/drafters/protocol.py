@@ -7,7 +7,7 @@ refilled. Drafters that read hidden states name the target's layers in `capture`
 empty.
 
 Dimension key: B batch rows, S prompt tokens, K block slots, G = K - 1 drafted slots, V vocabulary,
-E captured features.
+E captured features, A chains.
 
 >>> proposer = DFlashProposer(target=model, drafter=drafter, block_size=8)  # doctest: +SKIP
 >>> state = proposer.begin(  # doctest: +SKIP
@@ -119,6 +119,14 @@ class MarginalProposer(Proposer, Protocol):
 
     def marginal_logits(self, params: Any, state: Any, anchor_B: jax.Array) -> jax.Array:
         """Logits of the G slots after the anchor, [B, G, V]."""
+
+
+@runtime_checkable
+class ChainProposer(Proposer, Protocol):
+    """A drafter without a model that gives several deterministic continuations at once."""
+
+    def chains(self, params: Any, state: Any, anchor_B: jax.Array, *, num_chains: int) -> jax.Array:
+        """Continuations of the anchor, best first, int32 [B, A, G]; equal ones count once."""
 
 
 @runtime_checkable

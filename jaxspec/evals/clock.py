@@ -137,7 +137,7 @@ def take_turns(
 
 
 def speedup_interval(
-    fast: Clock, plain: Clock, *, of: Literal["run_s", "whole_s"], seed: int
+    fast: Clock, plain: Clock, *, of: Literal["run_s", "fastest_s", "whole_s"], seed: int
 ) -> Interval | None:
     """95% interval of the tokens per second of `fast` divided by those of `plain`.
 

@@ -94,6 +94,19 @@ def test_prompt_lookup_is_exact(references):
     assert [response.tokens for response in responses] == references
 
 
+def test_a_tree_of_prompt_lookups_is_exact(references):
+    model, params = tiny.target()
+    strategy = TreeSpeculative(model, NGramProposer(tiny.BLOCK_SIZE), tiny.RULES, num_nodes=10)
+    # Two whole continuations of four tokens fit.
+    assert strategy.verified_rows == 1 + 2 * 4
+    responses = tiny.decode(strategy, {"target": params, "drafter": {}})
+    assert [response.tokens for response in responses] == references
+    assert sum(sum(response.accepted) for response in responses) > 0
+    assert all(response.draft_passes == 0 for response in responses)
+    with pytest.raises(ValueError, match="no room for a continuation of 4 tokens"):
+        TreeSpeculative(model, NGramProposer(tiny.BLOCK_SIZE), tiny.RULES, num_nodes=3)
+
+
 def test_a_tree_finds_the_right_one_of_two_choices(references):
     """Each slot's first choice is wrong at random; all 30 paths of two choices fit the budget."""
     right = padded(references)

@@ -218,9 +218,9 @@ def test_prompts_that_are_prefilled_together_are_split_over_the_mesh():
     strategy, params = strategies()["autoregressive"]
     alone = generate(strategy, params, MANY, ids=NAMES, batch_size=3)
     split = spread(params, MESHES["both"])
-    together = 8
-    assert prefill_rows(SMALLEST_BUCKET, rows=8 * together) == together
-    assert generate(strategy, split, MANY, ids=NAMES, batch_size=8 * together) == alone
+    together = 2
+    assert prefill_rows(SMALLEST_BUCKET, rows=16 * together) == together
+    assert generate(strategy, split, MANY, ids=NAMES, batch_size=16 * together) == alone
 
 
 def test_a_batch_that_does_not_divide_is_decoded_whole():

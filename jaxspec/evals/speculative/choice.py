@@ -6,12 +6,16 @@ time and in turns, and the one with the most tokens per second is taken:
 
   tokens per second = tau / time of a round
 
+An option must be clearly faster than no drafting: by `LEAST_GAIN`, and with an interval over the
+prompts that lies above 1. Otherwise nothing is drafted.
+
 Options are blocks of the drafter's own size, of half and of a quarter of it, judged by each rule
 that fits the temperature; best-first trees, where the drafter can give them; and no drafting. The
 output is exact in all of them, and equal at temperature 0. None of the prompts is measured
 afterwards, so the figures of the report are not those that the choice was made by.
 
->>> choice = Choice((Measured("no drafting", 1.0, 2.0), Measured("block 8, greedy", 2.4, 4.0)), 6)
+>>> block = Measured("block 8, greedy", 2.4, 4.0, speedup_ci95=(1.1, 1.3))
+>>> choice = Choice((Measured("no drafting", 1.0, 2.0), block), 6)
 >>> choice.chosen.name, choice.chosen.tokens_per_s
 ('block 8, greedy', 600.0)
 """
@@ -26,8 +30,10 @@ from jaxspec.config import DataConfig, EvaluationConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import Autoregressive
 from jaxspec.decoding.placement import on_mesh_of
-from jaxspec.drafters.protocol import MarginalProposer
+from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.evals.benchmarks import Reference, load_benchmark
+from jaxspec.evals.clock import speedup_interval
+from jaxspec.evals.intervals import Interval
 from jaxspec.evals.opening import DrafterBundle, TargetBundle
 from jaxspec.evals.progress import Echo
 from jaxspec.evals.speculative.strategies import AnyStrategy, build_strategy, verifier_of
@@ -38,6 +44,9 @@ from jaxspec.ranges import MOST_EXAMPLES
 OFF = "no drafting"
 TREES = (16, 32)
 """Nodes of the trees that are tried."""
+LEAST_GAIN = 1.05
+"""The least ratio of an option's tokens per second to those of no drafting. The best of many
+options looks faster than it is, and this much is lost from one run to the next."""
 _SHARES = (4, 2, 1)
 """Blocks that are tried: the drafter's own size divided by these."""
 
@@ -51,6 +60,8 @@ class Measured:
     """Tokens per round."""
     round_ms: float
     """Of each prompt's fastest repeat."""
+    speedup_ci95: Interval | None = None
+    """Of its tokens per second divided by those of no drafting; None for too few prompts."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -69,8 +80,9 @@ class Choice:
 
     @property
     def chosen(self) -> Measured:
-        """The fastest option."""
-        return max(self.measured, key=lambda option: option.tokens_per_s)
+        """The fastest option of those that are clearly faster than no drafting; else that."""
+        allowed = [*self._off, *filter(self._is_clearly_faster, self.measured)]
+        return max(allowed or self.measured, key=lambda option: option.tokens_per_s)
 
     def sentence(self) -> str:
         """What was chosen, and against what."""
@@ -85,6 +97,8 @@ class Choice:
         )
         if others:
             text += f" against {others[0].tokens_per_s:,.0f} of {others[0].name}"
+            if best.tokens_per_s < others[0].tokens_per_s:
+                text += ", which is not clearly more"
         if self._off and best.name != OFF:
             text += f"; {OFF} would give {self._off[0].tokens_per_s:,.0f}"
         return f"{text}. Measured one by one on {self.prompts} prompts that are not in the table."
@@ -92,6 +106,13 @@ class Choice:
     @property
     def _off(self) -> tuple[Measured, ...]:
         return tuple(option for option in self.measured if option.name == OFF)
+
+    def _is_clearly_faster(self, option: Measured) -> bool:
+        """Than no drafting, which has to be among the options."""
+        interval = option.speedup_ci95
+        return any(option.tokens_per_s >= LEAST_GAIN * off.tokens_per_s for off in self._off) and (
+            interval is None or interval[0] > 1.0
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For the result file."""
@@ -109,7 +130,13 @@ class Choice:
         """The inverse of `as_dict`."""
         return cls(
             tuple(
-                Measured(each["name"], each["tau"], each["round_ms"]) for each in record["measured"]
+                Measured(
+                    each["name"],
+                    each["tau"],
+                    each["round_ms"],
+                    tuple(each["speedup_ci95"]) if each["speedup_ci95"] else None,
+                )
+                for each in record["measured"]
             ),
             record["calibration_prompts"],
         )
@@ -159,8 +186,8 @@ def options(
     for size in sorted({max(2, own.round_tokens // share) for share in _SHARES}):
         for rule, chosen in rules.items():
             found[f"block {size}, {rule}"] = dataclasses.replace(chosen, block_size=size)
-    if isinstance(getattr(own, "proposer", None), MarginalProposer):
-        # A tree holds the likeliest tokens: no draft temperature.
+    if isinstance(getattr(own, "proposer", None), MarginalProposer | ChainProposer):
+        # A tree holds the likeliest tokens, or continuations as they are: no draft temperature.
         likeliest = dataclasses.replace(plain, draft_temperature=None)
         for nodes in TREES:
             found[f"tree of {nodes}"] = dataclasses.replace(likeliest, tree_nodes=nodes)
@@ -282,12 +309,14 @@ def measure_options(
             "evaluation.strategy 'auto' cannot be decided: the target answers every calibration "
             "prompt with a single token. Name other questions by evaluation.calibration."
         )
+    off = dict(zip(strategies, clocks, strict=True))[OFF]
     return Choice(
         tuple(
             Measured(
                 name,
                 tau=sum(clock.tokens) / sum(clock.steps),
                 round_ms=1e3 * sum(clock.fastest_s) / sum(clock.steps),
+                speedup_ci95=speedup_interval(clock, off, of="fastest_s", seed=settings.seed),
             )
             for name, clock in zip(strategies, clocks, strict=True)
         ),

@@ -47,38 +47,54 @@ class ProgramsAhead:
     settings: EvaluationConfig
     target: TargetBundle
     following: Case | None = None
-    """What is measured after the first reference. Its programs are compiled while the target
-    answers alone. None: unknown."""
+    """What is measured after the first reference. Its programs are compiled side by side with those
+    of the target alone, and go on being compiled while it answers, unless it needs the processors.
+    None: unknown."""
 
     def for_reference(self, prompts: Sequence[Sequence[int]]) -> None:
         """Returns when the target alone can decode these prompts."""
         strategy = build_reference(self.settings, self.target)
         own = self._batches(strategy, self.target.params, prompts)
-        following = [] if self.following is None else self._measuring(self.following, prompts)
+        following: list[Program] = []
+        if self.following is not None:
+            following = self._answering(self.following, prompts)
+            if _leaves_processors():
+                following += self._timing(self.following, prompts)
+        keys = self.ahead.add([*own, *following])
+        self.ahead.wait(keys[: len(own)] if _leaves_processors() else keys)
+
+    def for_answering(self, case: Case, prompts: Sequence[Sequence[int]]) -> None:
+        """Returns when a drafter's strategy can decode these prompts."""
+        own = self._answering(case, prompts)
+        following = self._timing(case, prompts) if _leaves_processors() else []
         keys = self.ahead.add([*own, *following])
         self.ahead.wait(keys[: len(own)])
 
-    def for_measuring(self, case: Case, prompts: Sequence[Sequence[int]]) -> float:
+    def for_timing(self, case: Case, prompts: Sequence[Sequence[int]]) -> float:
         """Returns when everything is compiled, so that nothing runs next to what is timed.
 
         Returns:
           The seconds that the strategy's prefill and loop took which are timed.
         """
-        self.ahead.add(self._measuring(case, prompts))
+        self.ahead.add(self._timing(case, prompts))
         self.ahead.wait()
         params = case.params_with(self.target)
         timed = self._timed(case.strategy, params, prompts, case.strategy)
         return self.ahead.wait(program.key for program in timed)
 
-    def _measuring(self, case: Case, prompts: Sequence[Sequence[int]]) -> list[Program]:
-        """What is called to measure a drafter on these prompts."""
+    def _timing(self, case: Case, prompts: Sequence[Sequence[int]]) -> list[Program]:
+        """What is called to time a drafter on these prompts, and the target alone."""
         strategy, params = case.strategy, case.params_with(self.target)
         alone = build_autoregressive(self.settings, self.target)
-        found = self._timed(alone, self.target.params, prompts, strategy)
-        found += self._timed(strategy, params, prompts, strategy, with_parts=True)
-        if case.drafts:
-            found += self._batches(strategy, params, prompts)
-        return found
+        return [
+            *self._timed(alone, self.target.params, prompts, strategy),
+            *self._timed(strategy, params, prompts, strategy, with_parts=True),
+        ]
+
+    def _answering(self, case: Case, prompts: Sequence[Sequence[int]]) -> list[Program]:
+        if not case.drafts:
+            return []
+        return self._batches(case.strategy, case.params_with(self.target), prompts)
 
     def _batches(
         self, strategy: AnyStrategy, params: Any, prompts: Sequence[Sequence[int]]
@@ -109,6 +125,11 @@ class ProgramsAhead:
                 with_parts=with_parts,
             )
         ]
+
+
+def _leaves_processors() -> bool:
+    """Whether decoding leaves the processors to the compiler: not where it runs on them itself."""
+    return jax.default_backend() != "cpu"
 
 
 def batch_programs(
@@ -156,7 +177,7 @@ def timing_programs(
     yield from prefill.loops(rows=1)
     largest = _sizes(strategy)[-1]
     if with_parts and isinstance(largest, Speculative):
-        lowered = parts_lowered(largest, params, prefill.state())
+        lowered = parts_lowered(largest, params, prefill.state)
         for part, lower in lowered.items():
             yield Program(f"timing of {part}", (part, *prefill.key), lower)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,6 @@ def evaluate(
                     shown = f"{for_markdown(found.benchmark)}, {for_markdown(case.drafter.loss)}"
                     notes.append(f"{shown}: {speed.formula()}.")
                 results.append(row)
-                if found.is_new:
-                    echo(_summary(row, speed))
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
@@ -293,14 +291,9 @@ class Evaluation:
     ) -> tuple[dict[str, Any], Speed | None]:
         """A row of the result file, and its timing."""
         drafter, settings, strategy = case.drafter, case.settings, case.strategy
-        compile_s = 0.0
-        if self.programs:
-            compile_s = self.programs.for_measuring(case, reference.prompts)
-        # Timed before anything else is decoded: what was not compiled ahead is compiled then.
-        speed = self.time(case, reference) if settings.timing_prompts else None
-        if speed is not None:
-            speed = dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
         params = case.params_with(self.target)
+        if self.programs:
+            self.programs.for_answering(case, reference.prompts)
         title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
         if not case.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
@@ -348,7 +341,6 @@ class Evaluation:
             **(dataclasses.asdict(denoising_of(settings)) if drafter.entry.denoises else {}),
             "adaptive_sizes": list(settings.adaptive_sizes),
             "tau_without_repetitive": without_repetitive,
-            **{field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)},
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
             "mismatch_gaps": gaps,
@@ -363,9 +355,7 @@ class Evaluation:
             row["trace"] = self.trace(case, reference)
         if case.choice:
             row["choice"] = case.choice.as_dict()
-        row |= computed(
-            SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
-        )
+        self.echo(f"{title}: {_summary(row)}")
         if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
@@ -373,6 +363,14 @@ class Evaluation:
                 f"emitted token's logit is up to {max(gaps):.2g} below the target's best "
                 f"(median {statistics.median(gaps):.2g})."
             )
+        # Last, because it waits until everything is compiled.
+        speed = self.time(case, reference)
+        if speed is not None:
+            self.echo(f"{title}: {speed.formula()}")
+        row |= {field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)}
+        row |= computed(
+            SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
+        )
         return row, speed
 
     def trace(self, case: Case, reference: Reference[Response]) -> dict[str, Any]:
@@ -404,10 +402,13 @@ class Evaluation:
         )
 
     def time(self, case: Case, reference: Reference[Response]) -> Speed | None:
-        """Speed at batch 1 on the first prompts."""
+        """Speed at batch 1 on the first prompts; None if there is nothing to time."""
         count = self.settings.timing_prompts
+        if not count:
+            return None
+        compile_s = self.programs.for_timing(case, reference.prompts) if self.programs else 0.0
         with on_mesh_of(self.target.params):
-            return measure_speed(
+            speed = measure_speed(
                 build_autoregressive(self.settings, self.target),
                 case.strategy,
                 reference.prompts[:count],
@@ -417,6 +418,9 @@ class Evaluation:
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,
             )
+        if speed is None:
+            return None
+        return dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:
@@ -441,13 +445,8 @@ def _choice_notes(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def _summary(row: dict[str, Any], speed: Speed | None) -> str:
+def _summary(row: Mapping[str, Any]) -> str:
     interval = bracketed(row["tau_ci95"], of="responses")
     differ = row["mismatched_prompts"]
     exact = "" if differ is None else f", {differ} of {row['turns']} outputs differ"
-    timed = "" if speed is None else f"; {speed.formula()}"
-    return (
-        f"{for_terminal(row['benchmark'])}: {for_terminal(row['loss'])} "
-        f"({for_terminal(row['drafter'])}): tau {row['tau_micro']:.2f} {interval} on "
-        f"{row['turns']} responses{exact}{timed}"
-    )
+    return f"tau {row['tau_micro']:.2f} {interval} on {row['turns']} responses{exact}"

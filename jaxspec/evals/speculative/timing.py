@@ -236,31 +236,35 @@ TURNS = 10
 
 
 def parts_lowered(
-    strategy: Speculative, params: Any, state: DecodeState
+    strategy: Speculative, params: Any, state_of_one: Callable[[], DecodeState]
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """The programs of `measure_round_parts` besides the real loop, by what they time.
 
     Args:
       strategy: whose rounds are timed.
       params: of the strategy, as `prepare` gives them; shapes are enough.
-      state: that of one prompt; shapes are enough.
+      state_of_one: gives the state of one prompt; shapes are enough.
     """
 
     @functools.cache
+    def state() -> DecodeState:
+        return state_of_one()
+
+    @functools.cache
     def read() -> Any:
-        return jax.eval_shape(functools.partial(_read_once, strategy), params, state)
+        return jax.eval_shape(functools.partial(_read_once, strategy), params, state())
 
     def bare() -> Plan:
         plan: Plan = dataclasses.replace(read()[0], drafter=None)
         return plan
 
     return {
-        "a round": lambda: _read_once.lower(strategy, params, state),
-        "drafts": lambda: _draft_loop.lower(strategy, params, state, TURNS),
-        "verification": lambda: _target_loop.lower(strategy, params, state, read()[0], TURNS),
-        "the rule": lambda: _rule_loop.lower(strategy, state.keys_B, bare(), read()[2], TURNS),
+        "a round": lambda: _read_once.lower(strategy, params, state()),
+        "drafts": lambda: _draft_loop.lower(strategy, params, state(), TURNS),
+        "verification": lambda: _target_loop.lower(strategy, params, state(), read()[0], TURNS),
+        "the rule": lambda: _rule_loop.lower(strategy, state().keys_B, bare(), read()[2], TURNS),
         "bookkeeping": lambda: _finish_loop.lower(
-            strategy, params, state, bare(), read()[1], read()[3], TURNS
+            strategy, params, state(), bare(), read()[1], read()[3], TURNS
         ),
     }
 

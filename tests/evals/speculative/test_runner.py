@@ -208,6 +208,7 @@ def test_every_setting_reaches_the_strategy(folders):
         assert (strategy.verifier, strategy.proposer.sampling.greedy) == ("point_mass", True)
     assert built(untrained_drafter("ngram"), **warm).verifier == "point_mass"
     assert built(untrained_drafter("ngram")).verifier == "greedy"
+    assert built(untrained_drafter("ngram"), tree_nodes=16, block_size=8).verified_rows == 15
     assert isinstance(built(untrained_drafter("none"), **warm), Autoregressive)
     strategy = built(chains=3, **warm)
     assert (strategy.verifier, strategy.num_chains, strategy.num_nodes) == ("recursive", 3, 6)
@@ -235,8 +236,8 @@ def test_every_setting_reaches_the_strategy(folders):
     ):
         with pytest.raises(ValueError, match=message):
             built(**changes)
-    with pytest.raises(ValueError, match="only a block drafter has: got NGramProposer"):
-        built(untrained_drafter("ngram"), tree_nodes=4)
+    with pytest.raises(ValueError, match="continuations of prompt look-up: got Autoregressive"):
+        built(language_model, tree_nodes=4)
 
 
 def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):

@@ -350,9 +350,6 @@ class Evaluation:
             "by_prompt": by_prompt(reference.prompts, responses),
             "by_context": by_context(reference.prompts, responses, seed=seed),
         }
-        # Only where programs for one row are compiled anyway.
-        if speed is not None and isinstance(strategy, Speculative):
-            row["trace"] = self.trace(case, reference)
         if case.choice:
             row["choice"] = case.choice.as_dict()
         self.echo(f"{title}: {_summary(row)}")
@@ -371,6 +368,9 @@ class Evaluation:
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
         )
+        # Only where timing has compiled the programs for one row.
+        if speed is not None and isinstance(strategy, Speculative):
+            row["trace"] = self.trace(case, reference)
         return row, speed
 
     def trace(self, case: Case, reference: Reference[Response]) -> dict[str, Any]:

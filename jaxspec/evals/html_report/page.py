@@ -43,7 +43,9 @@ class Part:
     facts: list[Fact]
     sections: list[Section]
     traces: list[Trace]
-    """Answers round by round; decoders of diffusion language models have none."""
+    """Answers round by round."""
+    has_rounds: bool
+    """False: decoders of diffusion language models have no rounds."""
 
 
 def write_page(paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
@@ -91,12 +93,14 @@ def _parts(files: Sequence[Measured]) -> list[Part]:
         rows = [row for file in of_drafters for row in file.rows]
         sections = [*results_section(of_drafters), *drafters.sections(rows)]
         title = "Drafters" if are_both else ""
-        found.append(Part("drafters", title, drafters.facts(rows), sections, traces_of(rows)))
+        shown_facts, traces = drafters.facts(rows), traces_of(rows)
+        found.append(Part("drafters", title, shown_facts, sections, traces, has_rounds=True))
     if of_diffusion:
         rows = [row for file in of_diffusion for row in file.rows]
         sections = [*results_section(of_diffusion), *diffusion.sections(rows)]
         title = "Diffusion language models" if are_both else ""
-        found.append(Part("diffusion", title, diffusion.facts(rows), sections, []))
+        shown_facts = diffusion.facts(rows)
+        found.append(Part("diffusion", title, shown_facts, sections, [], has_rounds=False))
     return found
 
 

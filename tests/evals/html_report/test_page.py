@@ -116,7 +116,7 @@ def test_older_files_are_reported(page):
     ]
     text = page(rows)
     assert "The file does not say how long the text was in each round" in text
-    assert "Nothing was timed" in text and "Round by round" not in text
+    assert "Nothing was timed" in text and "No answer was recorded" in text
     assert "2 of 2 rows are sampled" in text
 
 

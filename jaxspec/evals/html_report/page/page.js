@@ -89,8 +89,8 @@
   }
 
   for (const trace of all(".trace")) makeSteps(trace);
-  for (const part of all(".rounds")) {
-    const choice = part.querySelector("select");
+  for (const choice of all(".rounds select")) {
+    const part = choice.closest(".rounds");
     const traces = all(".trace", part);
     const choose = () => traces.forEach((trace, number) => {
       trace.hidden = number !== Number(choice.value);

@@ -27,6 +27,8 @@ def test_it_holds_the_package_and_the_configurations(wheel):
         assert str(file.relative_to(ROOT)) in names
     for file in ROOT.glob("configs/*.py"):
         assert f"jaxspec/configs/{file.name}" in names
+    for file in ROOT.glob("jaxspec/evals/html_report/page/*"):
+        assert str(file.relative_to(ROOT)) in names
     assert "jaxspec/data/held_out_prompts.npy" in names
     assert "jaxspec/data/embedded/target/model.safetensors" in names
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "jaxspec.cli.regenerate",
         "Answer a data set with the target, as training data.",
     ),
+    "report": ("jaxspec.cli.report", "Make a page of result files: tables, plots, rounds."),
     "runs": ("jaxspec.cli.runs", "List the runs on disk, and compare trainings."),
     "study": ("jaxspec.cli.study", "Run a declared grid of trainings and evaluations."),
     "train": ("jaxspec.cli.train", "Train a drafter, a diffusion language model or a target."),

@@ -98,6 +98,35 @@ def bootstrap_ratio(
     )
 
 
+def mean_interval(
+    groups: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], *, seed: int = 0
+) -> Interval | None:
+    """95% interval of the mean over benchmarks of sum(numerators) / sum(denominators).
+
+    The prompts of each benchmark are resampled among themselves (a stratified bootstrap).
+
+    Args:
+      groups: (numerators, denominators) of each benchmark; the denominators must be positive.
+      seed: seed of the resampling.
+
+    Returns:
+      None if there is no group, or if one has fewer than `FEWEST_PROMPTS` prompts.
+    """
+    generator = np.random.default_rng(seed)
+    ratios = []
+    for group in groups:
+        numerators, denominators = map(np.asarray, group)
+        count = len(numerators)
+        if count < FEWEST_PROMPTS:
+            return None
+        picks = generator.integers(0, count, size=(RESAMPLES, count))
+        ratios.append(numerators[picks].sum(axis=1) / denominators[picks].sum(axis=1))
+    if not ratios:
+        return None
+    low, high = np.quantile(np.mean(ratios, axis=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def share_interval(hits: npt.ArrayLike, trials: npt.ArrayLike, *, seed: int = 0) -> Interval | None:
     """95% interval of sum(hits) / sum(trials), from counts per prompt.
 

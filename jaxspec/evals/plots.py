@@ -6,9 +6,7 @@ PosixPath('runs/results_accepted_length.png')
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,15 @@ from matplotlib.figure import Figure
 
 from jaxspec.decoding.diffusion.draft_graph import DraftGraph, Node
 from jaxspec.evals.intervals import FEWEST_PROMPTS, FEWEST_ROUNDS
-from jaxspec.evals.results import BASELINE, FULL, Row, gains, labels, ordered
+from jaxspec.evals.results import (
+    BASELINE,
+    FULL,
+    Row,
+    gains,
+    labels,
+    ordered,
+    reached_rounds,
+)
 from jaxspec.names import for_plot
 from jaxspec.plot_style import (
     BASELINE_COLOUR,
@@ -253,19 +259,10 @@ def _formula(node: Node) -> str:
 
 
 def _resting(row: Row) -> list[float]:
-    """`accept_at` of the slots that rest on enough rounds, nan for the others.
-
-    Older rows have no `reached_at`. There it is estimated: a slot is looked at by the rounds that
-    accepted the previous one (fewer if responses ended there).
-    """
-    reached = row.get("reached_at")
-    if reached is None:
-        before = [1.0, *(share or 0.0 for share in row["accept_at"][:-1])]
-        shares = itertools.accumulate(before, operator.mul)
-        reached = [round(row["rounds"] * share) for share in shares]
+    """`accept_at` of the slots that rest on enough rounds, nan for the others."""
     return [
         share if share is not None and rounds >= FEWEST_ROUNDS else math.nan
-        for share, rounds in zip(row["accept_at"], reached, strict=True)
+        for share, rounds in zip(row["accept_at"], reached_rounds(row), strict=True)
     ]
 
 

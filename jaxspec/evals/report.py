@@ -63,7 +63,12 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
             f"{os.fspath(path)!r} is not a result file: expected an object with "
             '"provenance" and "results".'
         )
-    check_results(document["results"])
+    for key, kind, expected in (("provenance", dict, "an object"), ("results", list, "a list")):
+        if not isinstance(document[key], kind):
+            got = type(document[key]).__name__
+            raise ValueError(f"{os.fspath(path)!r}: {key} must be {expected}: got {got}.")
+    refusal = f"{os.fspath(path)!r} is damaged, or was not written by eval.py"
+    check_results(document["results"], refusal=refusal)
     return document["provenance"], document["results"]
 
 
@@ -136,14 +141,25 @@ def definitions_table(results: Sequence[Row]) -> str:
     return f"tau by definition:\n\n{table}\n\n{_LEGEND_DEFINITIONS}\n\n{legend}\n"
 
 
+SEEDS_HEADER = ("benchmark", "loss", "seeds", "tau", "gain")
+
+
 def seeds_table(results: Sequence[Row]) -> str:
-    """Markdown: mean and range over the seeds of each loss; "" where no loss has several.
+    """Markdown: `seeds_lines` as a table; "" where no loss has several seeds."""
+    lines = seeds_lines(results)
+    if not lines:
+        return ""
+    return f"Over seeds, mean (lowest to highest):\n\n{markdown(SEEDS_HEADER, lines)}\n"
+
+
+def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
+    """Mean and range over the seeds of each loss; [] where no loss has several.
 
     A seed's gain is over the baseline of the same seed. The mean over benchmarks is taken within a
     seed first. Rows of diffusion language models have no losses.
     """
     if any(map(is_diffusion, results)):
-        return ""
+        return []
     rows = ordered(results)
     taus: dict[tuple[str, str], dict[int, float]] = {}
     seed_gains: dict[tuple[str, str], dict[int, float]] = {}
@@ -155,7 +171,7 @@ def seeds_table(results: Sequence[Row]) -> str:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
     settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
     if len(settings) > 1 or all(len(values) < 2 for values in taus.values()):
-        return ""
+        return []
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
     losses = list(dict.fromkeys(loss for _, loss in taus))
     if len(benchmarks) > 1:
@@ -167,7 +183,7 @@ def seeds_table(results: Sequence[Row]) -> str:
                     seed: math.fsum(values[seed] for values in each) / len(each)
                     for seed in sorted(shared)
                 }
-    lines = [
+    return [
         [
             *(benchmark, loss, str(len(values))),
             range_text(values.values(), ".2f"),
@@ -177,9 +193,6 @@ def seeds_table(results: Sequence[Row]) -> str:
         if values
         for gain in [seed_gains.get((benchmark, loss), {})]
     ]
-    return "Over seeds, mean (lowest to highest):\n\n" + (
-        markdown(["benchmark", "loss", "seeds", "tau", "gain"], lines) + "\n"
-    )
 
 
 def depths_table(results: Sequence[Row]) -> str:
@@ -194,7 +207,7 @@ def depths_table(results: Sequence[Row]) -> str:
         [
             depth if passes >= FEWEST_ROUNDS else None
             for depth, passes in zip(
-                row["accepted_depth_by_block"], _drafted_passes(row), strict=True
+                row["accepted_depth_by_block"], drafted_passes(row), strict=True
             )
         ]
         for row in drafted
@@ -214,7 +227,7 @@ def depths_table(results: Sequence[Row]) -> str:
     return f"Accepted depth by block ({ABSENT}: {too_few}):\n\n{table}\n"
 
 
-def _drafted_passes(row: Row) -> list[int]:
+def drafted_passes(row: Row) -> list[int]:
     """Passes with drafts of each block: all but the first pass of each response.
 
     Older files do not say how many responses reached a block; there, these are the fewest passes

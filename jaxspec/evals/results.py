@@ -10,10 +10,13 @@ Nothing here knows about models.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxspec.evals.record_checks import is_interval, problems_of
 from jaxspec.names import for_terminal
 
 Row = Mapping[str, Any]
@@ -128,7 +131,15 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "mismatch_gap": _NUMBER_OR_NONE,
     "end_of_text": (str,),
     "choice": (dict,),
+    "turns": (int,),
+    "seed": _COUNT_OR_NONE,
+    "decoding": (str,),
+    "repetitive_share": _NUMBER_OR_NONE,
     "by_prompt": _LIST,
+    "by_context": _LIST,
+    "trace": (dict,),
+    **dict.fromkeys(("round_ms", "draft_ms", "verify_ms"), _NUMBER_OR_NONE),
+    "autoregressive_step_ms": _NUMBER_OR_NONE,
 }
 """Fields that older files lack. `tau_definitions`: accepted length by name, see
 `jaxspec.evals.tau.DEFINITIONS`. `reached_at`, `accept_at_intervals`: for each slot of `accept_at`,
@@ -140,19 +151,19 @@ whether the drafter's run recorded other weights than the target's; None if it r
 target's best where it first differs; `mismatch_gap`: the largest of them.
 `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`: when a
 diffusion language model could end its answer. `choice`: what evaluation.strategy "auto" measured
-and chose. `by_prompt`: of each prompt, in the order in which they were asked, {"prompt_id",
-"prompt_tokens", "tokens", "rounds"}: its name and length, the tokens that rounds emitted, and how
-many rounds there were. An interval (`*_ci95`) is None if too few prompts were measured."""
+and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of rounds that began
+at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
+(`jaxspec.evals.traces`). `decoding`: in a study, the name of the setting. An interval (`*_ci95`) is
+None if too few prompts were measured."""
 
-PROMPT_COUNTS = ("prompt_tokens", "tokens", "rounds")
-"""What `by_prompt` counts of each prompt."""
-
+_NAMED_PROBLEMS = 40
 _LISTS_ALIKE = {
     "reached_at": "accept_at",
     "accept_at_intervals": "accept_at",
     "reached_by_block": "nfe_by_block",
+    "accepted_depth_by_block": "nfe_by_block",
 }
-"""Optional list -> the list that must have the same length."""
+"""List -> the list that must have the same length."""
 
 
 def is_diffusion(row: Row) -> bool:
@@ -160,22 +171,32 @@ def is_diffusion(row: Row) -> bool:
     return "decoder" in row
 
 
-def check_results(results: Sequence[Row]) -> None:
-    """Refuses rows that would make a wrong or unreadable file.
+def check_results(
+    results: Sequence[Row], *, refusal: str = "These results cannot be written"
+) -> None:
+    """Refuses rows of a wrong or unreadable file.
+
+    Args:
+      results: the rows.
+      refusal: how the message begins.
 
     Raises:
-      ValueError: lists every missing field, wrong type and non-finite number at once; also rows of
+      ValueError: lists missing fields, wrong types and non-finite numbers at once; also rows of
         both kinds of evaluation in one file.
     """
     problems = [problem for index, row in enumerate(results) for problem in _problems(index, row)]
-    if len({is_diffusion(row) for row in results}) > 1:
+    if len({is_diffusion(row) for row in results if isinstance(row, Mapping)}) > 1:
         problems.append("rows of drafters and of diffusion decoders: expected one kind in a file")
     if problems:
-        raise ValueError("These results cannot be written:\n- " + "\n- ".join(problems))
+        more = len(problems) - _NAMED_PROBLEMS
+        named = problems[:_NAMED_PROBLEMS] + ([f"and {more:,} more"] if more > 0 else [])
+        raise ValueError(f"{refusal}:\n- " + "\n- ".join(named))
 
 
-def _problems(index: int, row: Row) -> list[str]:
+def _problems(index: int, row: Any) -> list[str]:
     """What is wrong with one row."""
+    if not isinstance(row, Mapping):
+        return [f"results[{index}] must be an object: got {type(row).__name__}"]
     who = row.get("decoder", row.get("loss", "?"))
     names = f"{for_terminal(str(who))}, {for_terminal(str(row.get('benchmark', '?')))}"
     name = f"results[{index}] ({names})"
@@ -209,23 +230,13 @@ def _figure_problems(row: Row) -> list[str]:
     for number, interval in enumerate(of_slots if isinstance(of_slots, _LIST) else ()):
         intervals[f"accept_at_intervals[{number}]"] = interval
     for field, interval in intervals.items():
-        if interval is not None and not _is_interval(interval):
+        if interval is not None and not is_interval(interval):
             problems.append(f"{field} must be [low, high]: got {interval!r}")
-    for field in ("reached_at", "reached_by_block"):
-        counts = row.get(field)
-        if isinstance(counts, _LIST) and not all(map(_is_count, counts)):
-            problems.append(f"{field} must hold counts, 0 or more: got {list(counts)}")
+    problems += problems_of(row)
     for field in ("responses_without_repetitive", "timed_prompts", "looped_round_ms", "rest_ms"):
         amount = row.get(field)
         if isinstance(amount, _NUMBER) and amount < 0:
             problems.append(f"{field} must be 0 or more: got {amount}")
-    by_prompt = row.get("by_prompt")
-    for number, prompt in enumerate(by_prompt if isinstance(by_prompt, _LIST) else ()):
-        if not _is_prompt(prompt):
-            expected = ", ".join(PROMPT_COUNTS)
-            problems.append(
-                f"by_prompt[{number}] must have a prompt_id and the counts {expected}: got {prompt}"
-            )
     for field, other in _LISTS_ALIKE.items():
         sizes = [len(row[name]) for name in (field, other) if isinstance(row.get(name), _LIST)]
         if len(set(sizes)) > 1:
@@ -233,29 +244,6 @@ def _figure_problems(row: Row) -> list[str]:
                 f"{field} must have as many values as {other}: got {sizes[0]} and {sizes[1]}"
             )
     return problems
-
-
-def _is_interval(value: Any) -> bool:
-    """Whether it is [low, high]; another check reports bounds that are not finite."""
-    return (
-        isinstance(value, _LIST)
-        and len(value) == 2
-        and all(isinstance(bound, _NUMBER) and not isinstance(bound, bool) for bound in value)
-        and not value[0] > value[1]
-    )
-
-
-def _is_prompt(value: Any) -> bool:
-    """Whether it is an entry of `by_prompt`."""
-    return (
-        isinstance(value, Mapping)
-        and isinstance(value.get("prompt_id"), str)
-        and all(_is_count(value.get(count)) for count in PROMPT_COUNTS)
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def non_finite_numbers(value: Any, *, place: str = "") -> list[tuple[str, float]]:
@@ -310,6 +298,19 @@ def gains(results: Sequence[Row]) -> list[float | None]:
         else:
             found.append(100.0 * (row["tau_micro"] * len(taus) / math.fsum(taus) - 1.0))
     return found
+
+
+def reached_rounds(row: Row) -> list[int]:
+    """Rounds that looked at each slot of `accept_at`.
+
+    Older rows have no `reached_at`. There it is estimated: a slot is looked at by the rounds that
+    accepted the previous one (fewer if responses ended there).
+    """
+    if row.get("reached_at") is not None:
+        return list(row["reached_at"])
+    before = [1.0, *(share or 0.0 for share in row["accept_at"][:-1])]
+    shares = itertools.accumulate(before[: len(row["accept_at"])], operator.mul)
+    return [round(row["rounds"] * share) for share in shares]
 
 
 def varies(rows: Sequence[Row], field: str) -> bool:

@@ -20,13 +20,15 @@ from typing import Any
 from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
-from jaxspec.decoding import Response, generate
+from jaxspec.decoding import Response, Speculative, TreeSpeculative, generate
 from jaxspec.decoding.placement import on_mesh_of
+from jaxspec.decoding.stream import stream
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.ahead import Ahead
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
+from jaxspec.evals.lengths import by_context, by_prompt
 from jaxspec.evals.mesh import decoding_mesh, explained, recorded
 from jaxspec.evals.opening import (
     DrafterBundle,
@@ -50,6 +52,7 @@ from jaxspec.evals.speculative.strategies import (
 from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
 from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
+from jaxspec.evals.traces import trace_of
 from jaxspec.evals.unfinished import held_output, identity_of, unfinished
 from jaxspec.files import refusing
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
@@ -344,7 +347,8 @@ class Evaluation:
             "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
-            "by_prompt": _by_prompt(reference.prompts, responses),
+            "by_prompt": by_prompt(reference.prompts, responses),
+            "by_context": by_context(reference.prompts, responses, seed=seed),
         }
         if case.choice:
             row["choice"] = case.choice.as_dict()
@@ -364,7 +368,28 @@ class Evaluation:
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
         )
+        # Only where timing has compiled the programs for one row.
+        if speed is not None and isinstance(strategy, Speculative):
+            row["trace"] = self.trace(case, reference)
         return row, speed
+
+    def trace(self, case: Case, reference: Reference[Response]) -> dict[str, Any]:
+        """One answer, round by round: see `jaxspec.evals.traces`.
+
+        It is that to the longest of the timed prompts, whose programs are compiled.
+        """
+        timed = reference.prompts[: self.settings.timing_prompts]
+        place = max(range(len(timed)), key=lambda number: len(timed[number]))
+        prompt, name = timed[place], reference.ids[place]
+        params = case.params_with(self.target)
+        rounds = stream(case.strategy, params, prompt, name=name, seed=self.settings.seed)
+        return trace_of(
+            list(rounds),
+            prompt_id=name,
+            prompt=prompt,
+            tokenizer=self.target.tokenizer,
+            is_chain=not isinstance(case.strategy, TreeSpeculative),
+        )
 
     def gaps(self, reference: Reference[Response], responses: Sequence[Response]) -> list[float]:
         """See `logit_gaps`."""
@@ -396,21 +421,6 @@ class Evaluation:
         if speed is None:
             return None
         return dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
-
-
-def _by_prompt(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Response]
-) -> list[dict[str, Any]]:
-    """What `results.OPTIONAL_FIELDS` says of the field of this name."""
-    return [
-        {
-            "prompt_id": response.prompt_id,
-            "prompt_tokens": len(prompt),
-            "tokens": sum(response.emitted),
-            "rounds": len(response.emitted),
-        }
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:

@@ -89,6 +89,60 @@ def test_the_file_holds_every_figure(measured):
         assert output.with_name(f"results{ending}").stat().st_size > 0
 
 
+def test_tokens_and_rounds_are_told_by_prompt_and_by_length(measured):
+    for row in measured[0]["results"]:
+        prompts = row["by_prompt"]
+        assert len({each["prompt_id"] for each in prompts}) == row["turns"]
+        for field in ("tokens", "rounds"):
+            for records in (prompts, row["by_context"]):
+                assert sum(each[field] for each in records) == row[field]
+        # A round begins after the prompt and the first token.
+        shortest = min(each["prompt_tokens"] for each in prompts) + 1
+        first = row["by_context"][0]
+        assert first["tokens_from"] <= shortest < first["tokens_below"]
+
+
+def test_an_answer_is_recorded_round_by_round(folders, measured):
+    target = open_target(TargetConfig(path=str(folders[0])))
+    for row in measured[0]["results"]:
+        trace = row["trace"]
+        (prompt,) = (each for each in row["by_prompt"] if each["prompt_id"] == trace["prompt_id"])
+        assert prompt["prompt_tokens"] == trace["prompt_tokens"]
+        assert target.tokenizer.encode(trace["prompt"])
+        assert prompt["rounds"] == len(trace["rounds"])
+        added = [len(each["accepted"]) + len(each["bonus"]) for each in trace["rounds"]]
+        assert sum(added) == prompt["tokens"]
+        for each in trace["rounds"]:
+            assert each["drafted"] == 2
+            judged = len(each["accepted"]) + len(each["rejected"])
+            assert judged == 2 or not each["bonus"]
+    texts = [
+        row["trace"]["first"]
+        + "".join("".join(e["accepted"] + e["bonus"]) for e in row["trace"]["rounds"])
+        for row in measured[0]["results"]
+    ]
+    # Both drafters give the target's own answer.
+    assert texts[0] == texts[1]
+
+
+def test_recording_an_answer_compiles_nothing(folders):
+    """Its programs are those that were timed, also where the first prompt is the shorter one."""
+    target = open_target(TargetConfig(path=str(folders[0])))
+    drafter = open_drafter(folders[1][0], target=target)
+    settings = dataclasses.replace(SETTINGS, timing_prompts=2)
+    evaluation = Evaluation(settings, target, print)
+    case = Case(drafter, settings, build_strategy(settings, target, drafter))
+    turns = ("Add two and two.", "Add two and two. " * 25)
+    examples = [Example(str(number), (("user", text),), "own") for number, text in enumerate(turns)]
+    reference = evaluation.reference("two", examples)
+    assert evaluation.time(case, reference) is not None
+    strategy = type(case.strategy)
+    before = strategy.start._cache_size(), strategy.run._cache_size()
+    trace = evaluation.trace(case, reference)
+    assert trace["prompt_id"] == "1"
+    assert (strategy.start._cache_size(), strategy.run._cache_size()) == before
+
+
 def test_the_speed_is_explained(measured):
     _, output, printed = measured
     for text in (printed, output.with_suffix(".md").read_text(encoding="utf-8")):

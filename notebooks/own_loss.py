@@ -1,0 +1,223 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Your own loss
+#
+# A loss term is a function of a few numbers per slot. This notebook adds one without touching the
+# package, as [docs/how_to_add.md](../docs/how_to_add.md#a-loss-term) says: write the function into
+# a file, name the file in the configuration, train, and compare. The drafter and the target are
+# those of the quickstart, with a training of seconds, so the comparison shows how it is done and
+# not which loss is best.
+#
+# The term: **the first slot counts extra.** Nothing of a block is accepted if its first slot is
+# wrong. So we add the cross-entropy of that slot alone.
+
+# %%
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jaxspec
+from jaxspec.config import (
+    DataConfig,
+    DrafterConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+)
+from jaxspec.losses import SlotStatistics, loss_terms, positional_weights, total_from_terms
+from jaxspec.training.loop import train
+
+folder = Path("own_loss")
+folder.mkdir(exist_ok=True)
+plt.rcParams.update({"figure.dpi": 80, "axes.grid": True, "grid.alpha": 0.3})
+
+# %% [markdown]
+# ## 1. Write it
+#
+# A term returns a numerator and a denominator, never their quotient, so that devices can add them
+# up before they divide. `weighted_terms` makes both from a value per slot, weights and the mask.
+# Here the weights are 1 in the first slot and 0 elsewhere; `normalize="block"` makes the
+# denominator the number of blocks. That number follows from the masks alone, which `Term` can say:
+# gradient accumulation is then exact.
+
+# %%
+file = folder / "my_terms.py"
+file.write_text(
+    '''"""A term of one's own: the first slot counts extra."""
+
+import jax.numpy as jnp
+
+from jaxspec.losses import Term, weighted_terms
+
+
+def _first_slot(slots, *, mask_NG, weights_G):
+    only_first_G = jnp.zeros_like(weights_G).at[0].set(1.0)
+    return weighted_terms(
+        -slots.log_p_NG, weights_G=only_first_G, mask_NG=mask_NG, normalize="block"
+    )
+
+
+first_slot = Term(_first_slot, counts_follow_predictions=False)
+'''
+)
+UNIFORM = LossConfig(decay=None, focal=0.0, chain=0.0)
+WITH_TERM = LossConfig(decay=None, focal=0.0, chain=0.0, extra=(f"{file}:first_slot=4",))
+print(UNIFORM.label, "|", WITH_TERM.label, "|", LossConfig().label)
+
+# %% [markdown]
+# ## 2. Look at it before you train
+#
+# Two blocks of 7 slots, and the gradient with respect to `log p`. By hand: cross-entropy pulls with
+# 1/2 at every slot (a mean over two blocks), and the term adds 4/2 at the first.
+
+# %%
+log_p = jnp.log(jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.9, (2, 7)), jnp.float32))
+
+
+def pull(config):
+    def loss(log_p):
+        slots = SlotStatistics(log_p_NG=log_p, correct_NG=log_p > jnp.log(0.5))
+        return total_from_terms(loss_terms(slots, config=config), config=config)
+
+    return -jax.jit(jax.grad(loss))(log_p)
+
+
+np.testing.assert_allclose(pull(UNIFORM), np.full((2, 7), 0.5), rtol=1e-5)
+np.testing.assert_allclose(pull(WITH_TERM), np.tile([2.5] + 6 * [0.5], (2, 1)), rtol=1e-5)
+
+# Cross-entropy with positional weights does something similar, but smoothly.
+figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
+slots = np.arange(1, 8)
+for name, config in {"uniform": UNIFORM, "+ first_slot=4": WITH_TERM}.items():
+    axis.plot(slots, 2 * pull(config)[0], marker="o", label=name)
+axis.plot(slots, positional_weights(7, decay=4.0), ls="--", label="decay 4")
+axis.set(xlabel="slot", title="pull on log p, per block", ylim=(0, None))
+axis.legend(fontsize=8)
+
+# %% [markdown]
+# ## 3. Train with it
+#
+# Three runs of the same drafter on the target in the package: same seed, same data, same steps.
+
+# %%
+FULL = LossConfig(decay=4.0, focal=0.3, chain=40.0)
+RUNS = {"uniform": UNIFORM, "uniform + first slot": WITH_TERM, "full": FULL}
+
+
+def run_of(loss):
+    return RunConfig(
+        target=TargetConfig(path="embedded"),
+        drafter=DrafterConfig(block_size=8, num_features=3, num_layers=1, unroll_layers=True),
+        loss=loss,
+        data=DataConfig(
+            sequence_length=128,
+            batch_size=8,
+            anchors=16,
+            embedded_examples=2000,
+            data_dir=str(folder / "prepared"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_fraction=0.05),
+        training=TrainingConfig(steps=120, log_every=10, checkpoint_every=120, logging="none"),
+    )
+
+
+for name, loss in RUNS.items():
+    train(run_of(loss), workdir=folder / name.replace(" ", "_"))
+
+# %% [markdown]
+# ## 4. Compare
+#
+# `metrics.jsonl` has one object for each logged step. The term has a column of its own,
+# `extra/first_slot`, without its weight. What is logged does not depend on the loss, so the other
+# columns can be compared between runs; the `loss` itself cannot.
+
+# %%
+METRICS = {
+    name: [
+        json.loads(line)
+        for line in (folder / name.replace(" ", "_") / "metrics.jsonl").read_text().splitlines()
+    ]
+    for name in RUNS
+}
+figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
+for name, rows in METRICS.items():
+    step = [row["step"] for row in rows]
+    axes[0].plot(step, [row["accepted"] for row in rows], marker=".", label=name)
+    axes[1].plot(step, [row["accept_at"][0] for row in rows], marker=".")
+    last = np.mean([row["accept_at"] for row in rows[-3:]], axis=0)
+    axes[2].plot(slots, last, marker=".")
+axes[0].set(xlabel="step", title="simulated accepted drafts")
+axes[1].set(xlabel="step", title="acceptance of the first slot")
+axes[2].set(xlabel="slot", title="conditional acceptance, last steps")
+axes[0].legend(fontsize=8)
+assert all("extra/first_slot" in row for row in METRICS["uniform + first slot"])
+assert not any("extra/first_slot" in row for row in METRICS["uniform"])
+
+
+def mean_of_last(name, value):
+    return float(np.mean([value(row) for row in METRICS[name][-4:]]))
+
+
+first = {name: mean_of_last(name, lambda row: row["accept_at"][0]) for name in RUNS}
+accepted = {name: mean_of_last(name, lambda row: row["accepted"]) for name in RUNS}
+for name in RUNS:
+    print(f"{name:22} first slot {first[name]:.2f}, accepted {accepted[name]:.2f}")
+assert first["uniform + first slot"] > first["uniform"]
+
+# %% [markdown]
+# ## 5. Decode
+#
+# What counts is exact decoding. The outputs of all three are the target's own; only the number of
+# rounds differs.
+
+# %%
+QUESTIONS = (
+    "Tom has 3 apples and buys 4 more. How many apples does Tom have now?",
+    "Write a function that adds two numbers.",
+    "I want to cook bean stew. What do I have to buy?",
+    "Write a function that returns the largest number of a list.",
+)
+target = jaxspec.open_target("embedded")
+answers = {}
+for name in RUNS:
+    drafter = jaxspec.open_drafter(folder / name.replace(" ", "_"), target=target)
+    answers[name] = [
+        jaxspec.generate(target, question, drafter=drafter, max_new_tokens=64)
+        for question in QUESTIONS
+    ]
+assert len({tuple(each.tokens for each in found) for found in answers.values()}) == 1
+for name, found in answers.items():
+    tokens = sum(len(each.tokens) - 1 for each in found)
+    rounds = sum(len(each.rounds) for each in found)
+    print(f"{name:22} tau {tokens / rounds:.2f} ({rounds} rounds)")
+
+# %% [markdown]
+# One seed, a few seconds of training and four prompts decide nothing. For a result, train longer,
+# use several seeds and all prompts, and tune the learning rate for each loss. From the command line
+# the term is an option:
+#
+# ```
+# python train.py --config configs/quickstart.py --workdir runs/first \
+#     --loss.extra my_terms.py:first_slot=4
+# ```
+#
+# provenance.json records where the function came from. A term that compares distributions with the
+# target's sets `needs_target_rows=True` and finds them in `slots.overlap_NG` and `slots.kl_NG`.

@@ -129,13 +129,13 @@ def run_of(loss):
         loss=loss,
         data=DataConfig(
             sequence_length=128,
-            batch_size=8,
+            batch_size=4,
             anchors=16,
             embedded_examples=2000,
             data_dir=str(folder / "prepared"),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_fraction=0.05),
-        training=TrainingConfig(steps=120, log_every=10, checkpoint_every=120, logging="none"),
+        training=TrainingConfig(steps=90, log_every=10, checkpoint_every=90, logging="none"),
     )
 
 

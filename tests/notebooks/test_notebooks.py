@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -36,7 +37,9 @@ def test_runs(path, tmp_path, monkeypatch):
     client = nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
+    started = time.monotonic()
     client.execute()
+    print(f"{path.stem}: {time.monotonic() - started:.0f} s")
     assert sum(cell.cell_type == "code" for cell in notebook.cells) > 3
 
 

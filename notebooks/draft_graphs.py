@@ -168,9 +168,10 @@ plot_draft_graph(graph, "draft_graph.png")
 display(Image("draft_graph.png", width=640))
 
 # %% [markdown]
-# The graph grows in two directions: further ahead along the likeliest way, and sideways, to second
-# choices. Which of the two is worth more is not known beforehand; the counts decide. A state that
-# can be reached in two orders is one node with two parents, so it is drafted only once.
+# The graph grows in two directions: further ahead along the likeliest way, and sideways, to other
+# masks that may come first and, last of all, to the second token of a mask. Which of the two is
+# worth more is not known beforehand; the counts decide. A state that can be reached in two orders
+# is one node with two parents, so it is drafted only once.
 
 # %% [markdown]
 # ## 4. Does it save passes?
@@ -260,10 +261,13 @@ for name in ("calibrated, accumulated", "chain (SSD)", "star"):
 # - A **star** looks one step ahead only, so it never saves more than every second pass.
 # - A **chain** bets everything on the likeliest tokens in the likeliest order. Its first nodes are
 #   as good as any; the later ones are hardly ever reached.
-# - The **calibrated** graph spends those nodes on second choices. It is never worse here, and its
+# - The **calibrated** graph spends those nodes on other orders. It is never worse here, and its
 #   lead grows with `D`.
 # - **Accumulated** is Spiffy's own weight, a formula's count and its parents'. It favours whatever
 #   follows a frequent formula.
+#
+# The paper's curve stands higher because a large model's answers are easier to foresee than this
+# language, whose tokens are drawn at temperature 1. It bends in the same way.
 #
 # The output is the same in every case. This needs the keys and values around a block to stay as
 # they are while it is filled: with the dual cache, or a block-causal model.

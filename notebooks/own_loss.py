@@ -162,11 +162,12 @@ for name, rows in METRICS.items():
     step = [row["step"] for row in rows]
     axes[0].plot(step, [row["accepted"] for row in rows], marker=".", label=name)
     axes[1].plot(step, [row["accept_at"][0] for row in rows], marker=".")
-    last = np.mean([row["accept_at"] for row in rows[-3:]], axis=0)
-    axes[2].plot(slots, last, marker=".")
+    # None, here nan, where no block reached the slot.
+    last = np.nanmean(np.array([row["accept_at"][:3] for row in rows[-4:]], float), axis=0)
+    axes[2].plot(slots[:3], last, marker="o")
 axes[0].set(xlabel="step", title="simulated accepted drafts")
 axes[1].set(xlabel="step", title="acceptance of the first slot")
-axes[2].set(xlabel="slot", title="conditional acceptance, last steps")
+axes[2].set(xlabel="slot", title="conditional acceptance at the end", xticks=slots[:3])
 axes[0].legend(fontsize=8)
 assert all("extra/first_slot" in row for row in METRICS["uniform + first slot"])
 assert not any("extra/first_slot" in row for row in METRICS["uniform"])

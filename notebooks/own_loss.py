@@ -16,15 +16,16 @@
 #
 # A loss term is a function of a few numbers per slot. This notebook adds one without touching the
 # package, as [docs/how_to_add.md](../docs/how_to_add.md#a-loss-term) says: write the function into
-# a file, name the file in the configuration, train, and compare. The drafter and the target are
-# those of the quickstart, with a training of seconds, so the comparison shows how it is done and
-# not which loss is best.
+# a file, name the file in the configuration, train, and compare. Target and drafters are tiny and
+# trained for seconds, so the comparison shows how it is done and not which loss is best.
 #
 # The term: **the first slot counts extra.** Nothing of a block is accepted if its first slot is
 # wrong. So we add the cross-entropy of that slot alone.
 
 # %%
+import dataclasses
 import json
+import random
 from pathlib import Path
 
 import jax
@@ -41,6 +42,7 @@ from jaxspec.config import (
     RunConfig,
     TargetConfig,
     TrainingConfig,
+    TransformerConfig,
 )
 from jaxspec.losses import SlotStatistics, loss_terms, positional_weights, total_from_terms
 from jaxspec.training.loop import train
@@ -115,7 +117,54 @@ axis.legend(fontsize=8)
 # %% [markdown]
 # ## 3. Train with it
 #
-# Three runs of the same drafter on the target in the package: same seed, same data, same steps.
+# First a target to draft for, as [own_target.py](own_target.py) explains. Then three runs of the
+# same drafter: same seed, same data, same steps.
+
+# %%
+generator = random.Random(0)
+GOODS = ["lamps", "chairs", "tables", "clocks", "mirrors", "shelves", "carpets", "vases"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+def order(number):
+    good, day = generator.choice(GOODS), generator.choice(DAYS)
+    return {
+        "prompt": f"Order {number}: {good} for {day}.",
+        "response": f"We send you the {good} on {day}. Will you be at home on {day}? If not, we "
+        f"leave the {good} with your neighbour, and you can take them from there on the next day.",
+    }
+
+
+rows = [order(number) for number in range(2000)]
+(folder / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-20]))
+DATA = DataConfig(
+    sources=(str(folder / "orders.jsonl"),),
+    data_dir=str(folder / "prepared"),
+    sequence_length=96,
+    batch_size=8,
+    anchors=12,
+)
+OPTIMIZER = OptimizerConfig(learning_rate=8e-3, warmup_fraction=0.05)
+SHAPE = TransformerConfig(
+    vocab_size=384,
+    hidden_size=64,
+    num_layers=3,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=32,
+    intermediate_size=160,
+    max_position_embeddings=256,
+    unroll_layers=True,
+)
+target_run = RunConfig(
+    target=TargetConfig(path="", architecture=SHAPE),
+    data=dataclasses.replace(DATA, tokenizer="train", tokenizer_vocab=384, loss_on="all"),
+    optimizer=OPTIMIZER,
+    training=TrainingConfig(
+        task="target", steps=100, log_every=50, checkpoint_every=100, logging="none"
+    ),
+)
+train(target_run, workdir=folder / "target")
 
 # %%
 FULL = LossConfig(decay=4.0, focal=0.3, chain=40.0)
@@ -124,18 +173,12 @@ RUNS = {"uniform": UNIFORM, "uniform + first slot": WITH_TERM, "full": FULL}
 
 def run_of(loss):
     return RunConfig(
-        target=TargetConfig(path="embedded"),
-        drafter=DrafterConfig(block_size=8, num_features=3, num_layers=1, unroll_layers=True),
+        target=TargetConfig(path=str(folder / "target" / "export")),
+        drafter=DrafterConfig(block_size=8, num_features=2, num_layers=1, unroll_layers=True),
         loss=loss,
-        data=DataConfig(
-            sequence_length=128,
-            batch_size=4,
-            anchors=16,
-            embedded_examples=2000,
-            data_dir=str(folder / "prepared"),
-        ),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_fraction=0.05),
-        training=TrainingConfig(steps=90, log_every=10, checkpoint_every=90, logging="none"),
+        data=DATA,
+        optimizer=OPTIMIZER,
+        training=TrainingConfig(steps=60, log_every=5, checkpoint_every=60, logging="none"),
     )
 
 
@@ -158,16 +201,16 @@ METRICS = {
     for name in RUNS
 }
 figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
-for name, rows in METRICS.items():
-    step = [row["step"] for row in rows]
-    axes[0].plot(step, [row["accepted"] for row in rows], marker=".", label=name)
-    axes[1].plot(step, [row["accept_at"][0] for row in rows], marker=".")
+for name, lines in METRICS.items():
+    step = [line["step"] for line in lines]
+    axes[0].plot(step, [line["accepted"] for line in lines], marker=".", label=name)
+    axes[1].plot(step, [line["accept_at"][0] for line in lines], marker=".")
     # None, here nan, where no block reached the slot.
-    last = np.nanmean(np.array([row["accept_at"][:3] for row in rows[-4:]], float), axis=0)
-    axes[2].plot(slots[:3], last, marker="o")
+    last = np.nanmean(np.array([line["accept_at"] for line in lines[-4:]], float), axis=0)
+    axes[2].plot(slots, last, marker="o")
 axes[0].set(xlabel="step", title="simulated accepted drafts")
 axes[1].set(xlabel="step", title="acceptance of the first slot")
-axes[2].set(xlabel="slot", title="conditional acceptance at the end", xticks=slots[:3])
+axes[2].set(xlabel="slot", title="conditional acceptance at the end")
 axes[0].legend(fontsize=8)
 assert all("extra/first_slot" in row for row in METRICS["uniform + first slot"])
 assert not any("extra/first_slot" in row for row in METRICS["uniform"])
@@ -181,7 +224,8 @@ first = {name: mean_of_last(name, lambda row: row["accept_at"][0]) for name in R
 accepted = {name: mean_of_last(name, lambda row: row["accepted"]) for name in RUNS}
 for name in RUNS:
     print(f"{name:22} first slot {first[name]:.2f}, accepted {accepted[name]:.2f}")
-assert first["uniform + first slot"] > first["uniform"]
+assert min(accepted.values()) > 1.5
+assert first["uniform + first slot"] > first["uniform"] - 0.03
 
 # %% [markdown]
 # ## 5. Decode
@@ -190,18 +234,13 @@ assert first["uniform + first slot"] > first["uniform"]
 # rounds differs.
 
 # %%
-QUESTIONS = (
-    "Tom has 3 apples and buys 4 more. How many apples does Tom have now?",
-    "Write a function that adds two numbers.",
-    "I want to cook bean stew. What do I have to buy?",
-    "Write a function that returns the largest number of a list.",
-)
-target = jaxspec.open_target("embedded")
+target = jaxspec.open_target(folder / "target" / "export")
+QUESTIONS = [row["prompt"] for row in rows[-8:]]
 answers = {}
 for name in RUNS:
     drafter = jaxspec.open_drafter(folder / name.replace(" ", "_"), target=target)
     answers[name] = [
-        jaxspec.generate(target, question, drafter=drafter, max_new_tokens=64)
+        jaxspec.generate(target, question, drafter=drafter, max_new_tokens=80)
         for question in QUESTIONS
     ]
 assert len({tuple(each.tokens for each in found) for found in answers.values()}) == 1
@@ -211,9 +250,9 @@ for name, found in answers.items():
     print(f"{name:22} tau {tokens / rounds:.2f} ({rounds} rounds)")
 
 # %% [markdown]
-# One seed, a few seconds of training and four prompts decide nothing. For a result, train longer,
-# use several seeds and all prompts, and tune the learning rate for each loss. From the command line
-# the term is an option:
+# One seed, a few seconds of training and eight prompts decide nothing: the order of the three may
+# differ between the two tables above. For a result, train longer, use several seeds and all
+# prompts, and tune the learning rate for each loss. From the command line the term is an option:
 #
 # ```
 # python train.py --config configs/quickstart.py --workdir runs/first \

@@ -14,13 +14,14 @@
 # %% [markdown]
 # # Your own target in ten cells
 #
-# From a text of your own to exact speculative decoding, in under a minute on two CPU cores: train a
+# From a text of your own to exact speculative decoding, in about a minute on two CPU cores: train a
 # tiny target, train a drafter for it, decode, and look at what was accepted. With a real model,
 # leave out the first training and name its folder; the rest stays as it is.
 #
 # Everything is written to a folder `own_target`, next to where the notebook runs.
 
 # %%
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -116,9 +117,7 @@ shape = TransformerConfig(
 target_run = RunConfig(
     name="shop",
     target=TargetConfig(path="", architecture=shape),
-    data=DataConfig(
-        **{**vars(own_text), "tokenizer": "train", "tokenizer_vocab": 512, "loss_on": "all"}
-    ),
+    data=dataclasses.replace(own_text, tokenizer="train", tokenizer_vocab=512, loss_on="all"),
     optimizer=OptimizerConfig(learning_rate=8e-3, warmup_fraction=0.05),
     training=length(120, "target"),
 )

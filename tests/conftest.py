@@ -66,6 +66,7 @@ def ctrl_c_raises() -> Iterator[None]:
 
 LONGEST_FIRST = (
     "third_party/test_drafts.py",
+    "notebooks/test_notebooks.py",
     "parity/test_broken_checkpoints.py",
     "decoding/test_meshes.py",
     "decoding/diffusion/test_spiffy.py",

@@ -197,11 +197,11 @@ def test_examples_in_the_documents_import_what_exists():
         text = document.read_text(encoding="utf-8")
         for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             for module, names in re.findall(
-                r"^from (jaxspec[\w.]*) import (.+)$", block, re.MULTILINE
+                r"^from (jaxspec[\w.]*) import (\([^)]*\)|.+)$", block, re.MULTILINE
             ):
                 lost += [
                     f"{document.relative_to(ROOT)}: {module} has no {name}"
-                    for name in names.split(", ")
+                    for name in re.findall(r"\w+", names)
                     if not hasattr(importlib.import_module(module), name)
                 ]
     assert not lost, "\n".join(lost)

@@ -1,7 +1,10 @@
 """Every notebook runs from top to bottom in a fresh kernel of this interpreter."""
 
 import json
+import os
+import re
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -29,6 +32,9 @@ def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # One device, as on a reader's machine, and not the virtual ones of the other tests.
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("PYTHONWARNINGS", "error::DeprecationWarning:jaxspec")
 
     notebook = jupytext.read(path)
@@ -36,7 +42,9 @@ def test_runs(path, tmp_path, monkeypatch):
     client = nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
+    started = time.monotonic()
     client.execute()
+    print(f"{path.stem}: {time.monotonic() - started:.0f} s")
     assert sum(cell.cell_type == "code" for cell in notebook.cells) > 3
 
 

@@ -76,6 +76,7 @@ LONGEST_FIRST = (
     "trust/test_pods.py",
     "cli/test_two_processes.py",
     "training/test_bad_input.py",
+    "documents/test_site.py",
 )
 """Files of tests that take longest. Begun last, one of them would keep one worker busy alone."""
 

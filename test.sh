@@ -15,7 +15,7 @@ stage() {
   printf -- '-- %s: %d s\n\n' "$name" "$((SECONDS - started))"
 }
 
-stage setup bash scripts/setup_venv.sh test,dev
+stage setup bash scripts/setup_venv.sh test,dev,docs
 export PATH="$PWD/.venv/bin:$PATH"
 export PYTHONHASHSEED=0
 

@@ -78,6 +78,7 @@ LONGEST_FIRST = (
     "cli/test_two_processes.py",
     "training/test_bad_input.py",
     "study/test_study.py",
+    "documents/test_site.py",
 )
 """Files of tests that take longest. Begun last, one of them would keep one worker busy alone."""
 

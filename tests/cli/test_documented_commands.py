@@ -19,13 +19,13 @@ SETTINGS = re.compile(r'^L="(.*)"$', re.MULTILINE)
 
 def documented() -> Iterator[tuple[str, str, str]]:
     """File, command and arguments; lines with placeholders of a syntax are left out."""
-    files = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.py"))
+    files = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.py"))
     for file in sorted(files):
         text = file.read_text(encoding="utf-8").replace("\\\n", " ")
         variables = SETTINGS.findall(re.sub(r"^ +", "", text, flags=re.MULTILINE))
         for program, arguments in LINE.findall(text):
             arguments = re.sub(r"`.*|\s#.*", "", arguments).replace("...", "")
-            if program in COMMANDS and "[" not in arguments and "NAME" not in arguments:
+            if program in COMMANDS and not re.search(r"\[|NAME|--help", arguments):
                 arguments = arguments.replace("$L", " ".join(variables)).replace("STEPS", "3")
                 yield file.name, program, arguments
 

@@ -1,0 +1,139 @@
+"""Writes the tables of README.md and docs/ that come from result files, or checks them.
+
+    python scripts/tables.py            writes them anew
+    python scripts/tables.py --check    ends with 1 if one is not what its file says
+
+A table stands between two comments. The first names a view and the file:
+
+    <!-- table: results docs/results/quickstart.json without timed_prompts -->
+    | benchmark | ...
+    <!-- end of table -->
+
+Views: `results` is the table of ``eval.py``, `seeds` the mean and range over its seeds, and `plain`
+the header and rows of a file {"header": [...], "rows": [[...]]}, for figures of other scripts.
+``without`` and names of fields leave columns out of `results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.cli.configuration import run_as_command
+from jaxspec.evals.report import read_json, seeds_table
+from jaxspec.evals.tables import markdown, tabulate
+from jaxspec.json_files import read_object
+
+ROOT = Path(__file__).parent.parent
+_START = re.compile(r"^<!-- table:", re.MULTILINE)
+_MARKED = re.compile(
+    r"^<!-- table: (?P<order>.+?) -->\n(?P<table>.*?)^<!-- end of table -->$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def results_view(file: Path, without: Sequence[str]) -> str:
+    """The table that eval.py prints of a result file, without some columns."""
+    found = tabulate(read_json(file)[1])
+    unknown = set(without) - {column.field for column in found.columns}
+    if unknown:
+        raise ValueError(f"{file} has no columns {sorted(unknown)}: remove them after 'without'.")
+    kept = [place for place, column in enumerate(found.columns) if column.field not in without]
+    lines: list[list[str]] = [[line[place] for place in kept] for line in found.lines]
+    return markdown([found.columns[place].title for place in kept], lines)
+
+
+def seeds_view(file: Path, without: Sequence[str]) -> str:
+    """The mean and range over the seeds of a result file."""
+    _refuse(without, view="seeds")
+    text = seeds_table(read_json(file)[1])
+    if not text:
+        raise ValueError(f"{file} has no loss with several seeds: use the view 'results'.")
+    return text.split("\n\n", 1)[1].strip()
+
+
+def plain_view(file: Path, without: Sequence[str]) -> str:
+    """A file's own header and rows."""
+    _refuse(without, view="plain")
+    document: dict[str, Any] = read_object(file)
+    rows = [[str(cell) for cell in row] for row in document["rows"]]
+    return markdown(document["header"], rows, names=document.get("names", 1))
+
+
+VIEWS: dict[str, Callable[[Path, Sequence[str]], str]] = {
+    "plain": plain_view,
+    "results": results_view,
+    "seeds": seeds_view,
+}
+
+
+def documents() -> Iterator[Path]:
+    """The files that may hold tables."""
+    yield from sorted(ROOT.glob("*.md"))
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def with_tables(text: str) -> str:
+    """A document whose marked tables are what their files say.
+
+    Raises:
+      ValueError: a mark that cannot be read, or a file that is missing or not a result file.
+    """
+    if len(_START.findall(text)) != len(_MARKED.findall(text)):
+        raise ValueError(
+            "A '<!-- table: ... -->' line has no '<!-- end of table -->' line after it."
+        )
+    return _MARKED.sub(
+        lambda found: (
+            f"<!-- table: {found['order']} -->\n{_table(found['order'])}\n<!-- end of table -->"
+        ),
+        text,
+    )
+
+
+def _table(order: str) -> str:
+    view, *rest = order.split()
+    if view not in VIEWS or not rest or (len(rest) > 1 and rest[1] != "without"):
+        raise ValueError(
+            f"Got the table {order!r}: expected a view ({', '.join(VIEWS)}), a file, and perhaps "
+            "'without' with names of fields."
+        )
+    return VIEWS[view](ROOT / rest[0], rest[2:])
+
+
+def _refuse(without: Sequence[str], *, view: str) -> None:
+    if without:
+        raise ValueError(f"'without' is for the view 'results': got it with {view!r}.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the tables; with ``--check`` only says which differ, and returns 1 if any does.
+
+    Raises:
+      ValueError: see `with_tables`.
+    """
+    parser = argparse.ArgumentParser(description="Write the tables that come from result files.")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if one differs")
+    options = parser.parse_args(argv)
+    stale = []
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        try:
+            new = with_tables(text)
+        except ValueError as error:
+            raise ValueError(f"{document.relative_to(ROOT)}: {error}") from error
+        if new != text:
+            stale.append(str(document.relative_to(ROOT)))
+            if not options.check:
+                document.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: tables {'differ from their files' if options.check else 'written'}")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_command(main, sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""Tables of README and docs/ are those of the result files that they come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxspec.evals.report import read_json
+
+ROOT = Path(__file__).parents[2]
+EARLIER = "measured before result files were kept beside the page"
+WITHOUT_FILE = {
+    ("README.md", "jaxspec"): "the rows of docs/results.md's ladder: a test below compares them",
+    ("README.md", "Your own target"): "printed by benchmarks.family_parity",
+    ("docs/pods.md", "1. Plan"): "printed by scripts/plan_table.sh",
+    (
+        "docs/results.md",
+        "What compiled decoding and training move on accelerators",
+    ): "printed by benchmarks.decode_programs and benchmarks.train_step_compiled",
+    **{
+        ("docs/results.md", section): EARLIER
+        for section in (
+            "Embedded target: the ladder of losses, three seeds",
+            "Verification rules and draft trees",
+            "Drafters in one engine",
+            "Speed of decoding, compared with transformers",
+            "What a round is made of",
+            "Real text: the ladder of losses on a small target trained on GSM8K, MATH, code and "
+            "instructions",
+            "Masked-diffusion drafters (SpecDiff, SpecDiff-2) on the same target",
+            "Learning to draft",
+            "Self-selection",
+            "Lossless",
+            "Draft graphs",
+            "Speed",
+            "One training step of a drafter",
+            "Memory of the loss",
+        )
+    },
+}
+"""Document and section of tables with figures that no file of the repository holds -> why."""
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """scripts/tables.py, as a module."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_their_files(tables):
+    assert tables.main(["--check"]) == 0, "python scripts/tables.py writes them anew"
+
+
+def test_a_changed_figure_is_noticed_and_written_anew(tables):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    order = "<!-- table: results docs/results/quickstart.json without timed_prompts -->"
+    assert order in text
+    changed = text.replace("| mean | full | 120 | 1.82 |", "| mean | full | 120 | 2.82 |")
+    assert changed != text and tables.with_tables(changed) == text
+
+
+def test_views(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    _, rows = read_json(ROOT / "docs" / "results" / "quickstart.json")
+    other = [{**row, "seed": 1} for row in rows]
+    for name, document in {
+        "two.json": {"provenance": {}, "results": [*rows, *other]},
+        "plain.json": {"header": ["a", "b"], "rows": [["x", 1]]},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(document), encoding="utf-8")
+
+    def of(order: str) -> str:
+        return tables.with_tables(f"<!-- table: {order} -->\nold\n<!-- end of table -->\n")
+
+    assert "| embedded/math | full | 2 | 1.89 (1.89 to 1.89) |" in of("seeds two.json")
+    assert "| a | b |\n| --- | ---: |\n| x | 1 |\n" in of("plain plain.json")
+    for order, message in {
+        "results": "expected a view",
+        "views two.json": "expected a view",
+        "results two.json without typo": "has no columns",
+        "seeds two.json without gain": "is for the view 'results'",
+        "results none.json": "No result file",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            of(order)
+    with pytest.raises(ValueError, match="end of table"):
+        tables.with_tables("<!-- table: plain plain.json -->\n| a |\n")
+
+
+def tables_with_figures(document: Path) -> Iterator[str]:
+    """Sections of the tables that hold figures and come from no file."""
+    text = document.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!-- table: .*?<!-- end of table -->", "", text, flags=re.DOTALL)
+    section = ""
+    for part in re.finditer(r"^#+ (?P<title>.+)$|(?P<table>(?:^\|.*\n)+)", text, re.MULTILINE):
+        section = part["title"] or section
+        if part["table"]:
+            body = part["table"].split("\n", 2)[2]
+            cells = [cell.strip() for line in body.splitlines() for cell in line.split("|")[1:-1]]
+            figures = [cell for cell in cells if re.match(r"[+-]?[\d,]*\d\.\d", cell)]
+            if len(figures) * 6 >= len(cells):
+                yield section
+
+
+def test_every_table_with_figures_has_a_file_or_a_reason():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    found = {
+        (document.relative_to(ROOT).as_posix(), section)
+        for document in documents
+        for section in tables_with_figures(document)
+    }
+    assert found - WITHOUT_FILE.keys() == set(), "give it a file: scripts/tables.py says how"
+    assert WITHOUT_FILE.keys() - found == set(), "no longer needed"
+
+
+def test_the_first_table_of_the_readme_is_that_of_the_results():
+    section = "Embedded target: the ladder of losses, three seeds"
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split(f"## {section}")[1]
+    measured = {
+        (benchmark, loss): (tau, gain)
+        for benchmark, loss, tau, gain in re.findall(
+            r"^\| (\S+) \| (\S+) \| 3 \| (.+?) \| (.+?) \|$", results, re.MULTILINE
+        )
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\S+) \| ([\d.]+ \(.+?\)) \| ([\d.]+ \(.+?\)) \| (.+?) \|$", readme, re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == [
+        "embedded/math",
+        "embedded/code",
+        "embedded/chat",
+        "mean",
+    ]
+    for name, uniform, full, gain in rows:
+        assert measured[name, "uniform"][0] == uniform
+        assert measured[name, "full"] == (full, gain)

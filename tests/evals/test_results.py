@@ -129,7 +129,7 @@ def test_what_figures_rest_on_may_be_missing_but_not_wrong():
         ({"timed_prompts": 1.0}, "timed_prompts must be int or NoneType: got float"),
         ({"rest_ms": -0.1}, "rest_ms must be 0 or more: got -0.1"),
         ({"responses_without_repetitive": -2}, "responses_without_repetitive must be 0 or more"),
-        ({"by_prompt": [{"prompt_id": "a", "tokens": 3}]}, r"by_prompt\[0\].prompt_tokens is missing"),
+        ({"by_prompt": [{"prompt_id": "a"}]}, r"by_prompt\[0\].prompt_tokens is missing"),
         ({"by_prompt": [3]}, r"by_prompt\[0\] must be"),
     ],
 )

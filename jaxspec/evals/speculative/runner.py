@@ -156,6 +156,8 @@ def evaluate(
                     shown = f"{for_markdown(found.benchmark)}, {for_markdown(case.drafter.loss)}"
                     notes.append(f"{shown}: {speed.formula()}.")
                 results.append(row)
+                if found.is_new:
+                    evaluation.say(found.benchmark, case, row, speed)
             record = finished.complete(record)
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
@@ -294,7 +296,7 @@ class Evaluation:
         params = case.params_with(self.target)
         if self.programs:
             self.programs.for_answering(case, reference.prompts)
-        title = f"{name}: {for_terminal(drafter.loss)} ({for_terminal(drafter.name)})"
+        title = _title(name, case)
         if not case.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
@@ -352,7 +354,8 @@ class Evaluation:
         }
         if case.choice:
             row["choice"] = case.choice.as_dict()
-        self.echo(f"{title}: {_summary(row)}")
+        if settings.timing_prompts:
+            self.echo(f"{title}: {_summary(row)}")
         if is_greedy and mismatched:
             self.echo(
                 f"{title}: {len(mismatched)} of {len(responses)} outputs differ from the target's "
@@ -362,8 +365,6 @@ class Evaluation:
             )
         # Last, because it waits until everything is compiled.
         speed = self.time(case, reference)
-        if speed is not None:
-            self.echo(f"{title}: {speed.formula()}")
         row |= {field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)}
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
@@ -372,6 +373,13 @@ class Evaluation:
         if speed is not None and isinstance(strategy, Speculative):
             row["trace"] = self.trace(case, reference)
         return row, speed
+
+    def say(self, name: str, case: Case, row: Mapping[str, Any], speed: Speed | None) -> None:
+        """Says what `measure` did not say yet, once the row is on disk."""
+        if speed is not None:
+            self.echo(f"{_title(name, case)}: {speed.formula()}")
+        elif not self.settings.timing_prompts:
+            self.echo(f"{_title(name, case)}: {_summary(row)}")
 
     def trace(self, case: Case, reference: Reference[Response]) -> dict[str, Any]:
         """One answer, round by round: see `jaxspec.evals.traces`.
@@ -443,6 +451,11 @@ def _choice_notes(cases: Sequence[Case]) -> list[str]:
         for case in cases
         if case.choice
     ]
+
+
+def _title(benchmark: str, case: Case) -> str:
+    name = for_terminal(benchmark)
+    return f"{name}: {for_terminal(case.drafter.loss)} ({for_terminal(case.drafter.name)})"
 
 
 def _summary(row: Mapping[str, Any]) -> str:

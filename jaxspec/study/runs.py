@@ -23,6 +23,7 @@ from jaxspec.study.curves import Curve, curve_of
 from jaxspec.training.metrics import last_row
 from jaxspec.training.run_record import recorded_config
 from jaxspec.training.segments import differences
+from jaxspec.training.tasks.settings import groups_read
 
 _RECORD = "provenance.json"
 _LAST = ("step", "loss", "accepted", "validation_loss", "validation_tau", "learning_rate")
@@ -81,12 +82,12 @@ def _training(workdir: Path) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError):
         return Run(name, "training (record not readable)")
     row = last_row(workdir)
-    drafts = config.training.task != "target"
+    groups = groups_read(config.training.task, objective=config.denoiser.objective)
     return Run(
         name,
         f"training ({config.training.task})",
         config=config.name,
-        loss=config.loss.label if drafts else "",
+        loss=config.loss.label if "loss" in groups else "",
         steps=f"{row.get('step', 0)}/{config.training.steps}",
         last_loss=row.get("loss"),
         accepted=row.get("accepted"),

@@ -96,12 +96,12 @@ class Counted:
 
 @pytest.mark.parametrize("number", [0, 1], ids=["autoregressive", "speculative"])
 def test_prompts_are_prefilled_together(number):
-    """16 rows wait for one another in pairs, and 40 for five; what is left over comes at last."""
+    """32 rows wait for one another in pairs, and 80 for five; what is left over comes at last."""
     strategy, params = tiny.strategies()[number]
     prompts = [(*prompt, token) for token in (3, 5) for prompt in MANY]
     names = [f"{index}" for index in range(len(prompts))]
     alone = generate(strategy, params, prompts, ids=names, batch_size=1)
-    for rows, prefills in ((16, [2] * 12), (40, [5, 5, 5, 5, 4])):
+    for rows, prefills in ((32, [2] * 12), (80, [5, 5, 5, 5, 4])):
         counted = Counted(strategy)
         assert generate(counted, params, prompts, ids=names, batch_size=rows) == alone
         assert counted.prefills == prefills
@@ -112,7 +112,7 @@ def test_prompts_of_different_buckets_are_prefilled_apart():
     prompts = [(7,) * length for length in (300, 5, 290, 130, 6)]
     counted = Counted(Autoregressive(model, DecodeRules(2)))
     names = [f"{index}" for index in range(len(prompts))]
-    generate(counted, params, prompts, ids=names, batch_size=24)
+    generate(counted, params, prompts, ids=names, batch_size=48)
     assert counted.prefills == [2, 1, 2]
 
 

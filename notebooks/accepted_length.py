@@ -136,7 +136,7 @@ assert high / low > 1.6
 # - **The bonus.** With it, a drafter that is always wrong scores 1, not 0. Without it, a round that
 #   is cut inside its drafts has no token of the target to leave out, so the difference is a bit
 #   less than 1.
-# - **The cut.** What was accepted behind a stop token was verified but is in no response. Counting
+# - **The cut.** What was accepted after a stop token was verified but is in no response. Counting
 #   it makes short responses look better.
 
 # %%

@@ -175,7 +175,7 @@ def is_read_by(command: str, run: RunConfig, name: str) -> bool:
 def _typed_settings(
     words: Sequence[str], study: StudyConfig, configs: Mapping[str, RunConfig]
 ) -> dict[str, Any]:
-    """The settings behind the command's own options, with their values.
+    """The settings that follow the command's own options, with their values.
 
     Raises:
       ValueError: something that is no setting, or a value that its command refuses.

@@ -79,7 +79,7 @@ def units_of(
       configs: the configs that it names.
       folder: the study's folder.
       is_read: tells which command reads a setting.
-      changes: settings in place of those of all targets, as typed behind the command.
+      changes: settings in place of those of all targets, as typed after the command.
 
     Raises:
       ValueError: settings that there are not, that do not go together, or that no unit reads.

@@ -35,7 +35,7 @@ measure() { # name settings...
     return
   fi
   "$python" eval.py --config examples/real_model.py --target.dtype "${DTYPE:-float32}" \
-    --drafters ngram --output "$output" "$@"
+    --drafters ngram --references "$runs/references" --output "$output" "$@"
 }
 
 measure block

@@ -58,6 +58,7 @@ PACKAGES = {
     ),
     "training": ("jaxspec.training.loop",),
     "evals": ("jaxspec.evals.tau", "jaxspec.evals.results", "jaxspec.evals.report"),
+    "study": ("jaxspec.study.declaration", "jaxspec.study.results", "jaxspec.study.summary"),
     "config": ("jaxspec.config", "jaxspec.evaluation_settings"),
 }
 """Page of reference/ -> the modules that it shows."""

@@ -81,6 +81,9 @@ class EvalCommand(CacheOption, ConfigCommand):
     """Kinds of drafters to measure, separated by commas: those that are trained are taken from the
     folders of --workdir; "ngram,none" adds prompt look-up and the target alone. "": every
     folder."""
+    references: str = ""
+    """Folder that keeps the target's own answers, which outputs are compared with, for other
+    evaluations with the same target, prompts and settings. "": they are decoded each time."""
 
 
 def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
@@ -116,6 +119,11 @@ def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> Non
                 f"{path} is a diffusion language model and drafts for itself: leave --workdir and "
                 "--drafters out, and set --diffusion.drafts or --diffusion.graph."
             )
+        if command.references:
+            raise ValueError(
+                "--references keeps the answers of targets that generate from left to right: "
+                f"{path} is a diffusion language model. Leave it out."
+            )
         refuse_other_kind(argv, path, program=program, is_diffusion=True)
         evaluate_diffusion(command.run, output=command.output, stored=stored)
         return
@@ -125,6 +133,7 @@ def _evaluate(command: EvalCommand, argv: Sequence[str], *, program: str) -> Non
         workdirs=list(command.workdir),
         output=command.output,
         kinds=[kind.strip() for kind in command.drafters.split(",") if kind.strip()],
+        references=command.references,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +225,22 @@ def _check_values(units: Sequence[Unit]) -> None:
     """
     for unit in units:
         problems = [*type_problems(unit.config)] or [*name_problems(unit.config, known=RunConfig())]
+        problems += _kind_problems(unit)
         if problems:
             raise ValueError(f"{unit.name}: " + "\n  ".join(problems))
+
+
+def _kind_problems(unit: Unit) -> Iterator[str]:
+    """Says of a row without training that it names no kind that needs none."""
+    if kind := unit.options.get("drafters", ""):
+        from jaxspec.drafters.registry import KINDS
+
+        untrained = [name for name, found in KINDS.items() if not found.is_trained]
+        if kind not in untrained:
+            yield (
+                f"untrained is {kind!r}, expected one of {', '.join(untrained)}."
+                f"{did_you_mean(kind, untrained)}"
+            )
 
 
 def _list(units: Sequence[Unit], folder: Path) -> None:

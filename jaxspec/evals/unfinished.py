@@ -38,7 +38,8 @@ from jaxspec.tokenizer_files import READ_FILES
 ENDING = ".partial.jsonl"
 """Replaces the result file's ".json"."""
 _KINDS = _START, _REFERENCE, _ROW = "start", "reference", "row"
-_CONDITIONS = ("commit", "dirty", "versions", "devices", "host")
+CONDITIONS = ("commit", "dirty", "versions", "devices", "host")
+"""What of a provenance must be equal for figures to belong together."""
 
 CaseT = TypeVar("CaseT")
 SpeedT = TypeVar("SpeedT")
@@ -156,10 +157,7 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
 
     def _kept_reference(self, name: str) -> Reference[AnsweredT] | None:
         kept = self.references.get(name)
-        if kept is None:
-            return None
-        responses = tuple(_restored(self._answered, each) for each in kept["responses"])
-        return _restored(Reference, {**kept, "responses": responses})
+        return None if kept is None else reference_of(kept, answered=self._answered)
 
     def _write(self, kind: str, value: Any) -> Any:
         """Appends a line; returns its value as JSON represents it."""
@@ -276,8 +274,19 @@ def identity_of(
         "measured": list(measured),
         "prompts": {name: digest(jsonable(examples)) for name, examples in benchmarks.items()},
         **{group: settings[group] for group in groups},
-        **{name: record[name] for name in _CONDITIONS},
+        **{name: record[name] for name in CONDITIONS},
     }
+
+
+def reference_of(record: Mapping[str, Any], *, answered: type[AnsweredT]) -> Reference[AnsweredT]:
+    """A reference from what JSON holds of it: the inverse of `jsonable`.
+
+    Args:
+      record: its fields.
+      answered: the class of responses. Its fields are plain values and tuples of them.
+    """
+    responses = tuple(_restored(answered, each) for each in record["responses"])
+    return _restored(Reference, {**record, "responses": responses})
 
 
 def digest(value: Any) -> str:

@@ -66,7 +66,7 @@ class StudyTarget:
 
 @dataclasses.dataclass(frozen=True)
 class StudyLoss:
-    """A row of the tables: how drafters are trained."""
+    """A row of the tables: how drafters are trained, or a kind that needs no training."""
 
     name: str
     """What results call it."""
@@ -74,6 +74,9 @@ class StudyLoss:
     """Settings in place of those of the target's config."""
     seeds: tuple[int, ...] = ()
     """Its seeds; (): those of the study."""
+    untrained: str = ""
+    """A kind of drafter that needs no training, such as "ngram"; nothing is trained for this row,
+    and it has the study's first seed only. "": a drafter is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +140,16 @@ class StudyConfig:
         ):
             require(len(set(seeds)) == len(seeds), f"{place} holds a seed twice: got {seeds}.")
         require(len(self.seeds) >= 1, "study.seeds is empty: name at least one seed.")
+        for row in self.losses:
+            require(
+                not row.untrained or not (row.settings or row.seeds),
+                f"study.losses: {row.name} needs no training (untrained {row.untrained!r}), but "
+                "has settings or seeds: leave them out.",
+            )
         rows: list[StudyTarget | StudyLoss] = [*self.targets, *self.losses]
-        for row in rows:
-            for name in set(row.settings) & set(_SEEDS):
-                raise ValueError(f"{row.name} sets {name}: name the seeds in study.seeds instead.")
+        for each in rows:
+            for name in set(each.settings) & set(_SEEDS):
+                raise ValueError(f"{each.name} sets {name}: name the seeds in study.seeds instead.")
         for decoding in self.decodings:
             for name in decoding.settings:
                 require(
@@ -163,7 +172,7 @@ class StudyConfig:
 
     def seeds_of(self, loss: StudyLoss) -> tuple[int, ...]:
         """The seeds of a row."""
-        return loss.seeds or self.seeds
+        return self.seeds[:1] if loss.untrained else loss.seeds or self.seeds
 
     def decodings_of(self, loss: StudyLoss) -> tuple[StudyDecoding, ...]:
         """How a row is measured."""

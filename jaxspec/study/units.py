@@ -32,6 +32,8 @@ IsRead = Callable[[str, RunConfig, str], bool]
 
 TARGETS, ANSWERS, DRAFTERS, EVALUATIONS = "targets", "answers", "drafters", "evaluations"
 """Folders of what the units leave, and the first part of their names."""
+REFERENCES = "references"
+"""Folder of the targets' own answers to the prompts, which evaluations share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,8 @@ def units_of(
         for seed in dict.fromkeys(every_seed):
             for loss in study.losses:
                 if seed in study.seeds_of(loss):
-                    units.append(grid.drafter(loss, seed))
+                    if not loss.untrained:
+                        units.append(grid.drafter(loss, seed))
                     units += [grid.evaluation(loss, seed, d) for d in study.decodings_of(loss)]
     return units
 
@@ -236,13 +239,19 @@ class _Target:
         settings |= decoding.settings
         places = self._places(real=True, sources=False)
         output = self.folder / f"{name}.json"
+        measured: tuple[str, ...] = ("--workdir", str(self.folder / drafter))
+        needs: tuple[str, ...] = (drafter,)
+        if loss.untrained:
+            measured = ("--drafters", loss.untrained)
+            needs = (self.trained,) if self.trained else ()
         return Unit(
             name,
             "evaluation",
             command=(
                 *("eval", "--config", self.target.config),
-                *("--workdir", str(self.folder / drafter), "--output", str(output)),
-                *arguments({**settings, **places}),
+                *measured,
+                *("--references", str(self.folder / REFERENCES / self.target.name)),
+                *("--output", str(output), *arguments({**settings, **places})),
             ),
             output=output,
             config=with_settings(
@@ -250,7 +259,8 @@ class _Target:
                 {**settings, **self._places(real=False, sources=False)},
                 where=f"{decoding.name} on {self.target.name}",
             ),
-            needs=(drafter,),
+            options={"drafters": loss.untrained} if loss.untrained else {},
+            needs=needs,
             target=self.target.name,
             loss=loss.name,
             seed=seed,

@@ -20,6 +20,7 @@ from jaxspec.study.declaration import (
     StudyLoss,
     StudyTarget,
 )
+from jaxspec.study.records import settings_of
 from jaxspec.study.units import arguments, units_of
 from tests.study.tiny import STUDY
 
@@ -60,12 +61,38 @@ def test_commands_are_those_that_one_would_type():
     )
     assert " ".join(evaluate.command) == (
         "eval --config run --workdir folder/drafters/small/uniform-seed0 "
+        "--references folder/references/small "
         "--output folder/evaluations/small/block/uniform-seed0.json --evaluation.prompts 3 "
         "--evaluation.benchmarks embedded/math --evaluation.timing_prompts 0"
     )
     assert evaluate.needs == (train.name,)
     assert train.config.loss.label == "uniform"
     assert not evaluate.measures_speed
+
+
+def test_a_row_without_training_is_measured_once():
+    study = dataclasses.replace(
+        STUDY, losses=(STUDY.losses[0], StudyLoss("look-up", untrained="ngram")), seeds=(3, 4)
+    )
+    found = units(study)
+    assert [unit.name for unit in found] == [
+        "drafters/small/uniform-seed3",
+        "evaluations/small/block/uniform-seed3",
+        "evaluations/small/block/look-up-seed3",
+        "drafters/small/uniform-seed4",
+        "evaluations/small/block/uniform-seed4",
+    ]
+    look_up = found[2]
+    assert "--drafters ngram" in " ".join(look_up.command)
+    assert "--workdir" not in look_up.command and look_up.needs == ()
+    assert "drafters" in settings_of(look_up)["options"]
+
+
+def test_a_row_without_training_has_no_settings_of_one():
+    with pytest.raises(ValueError, match="look-up needs no training"):
+        dataclasses.replace(
+            STUDY, losses=(StudyLoss("look-up", {"loss.focal": 0.0}, untrained="ngram"),)
+        )
 
 
 def test_a_target_is_trained_and_answers_first():

@@ -12,6 +12,7 @@ few one at a time, for speed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from jaxspec.evals.ahead import Ahead
 from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
+from jaxspec.evals.kept_references import KeptReferences
 from jaxspec.evals.lengths import by_context, by_prompt
 from jaxspec.evals.mesh import decoding_mesh, explained, recorded
 from jaxspec.evals.opening import (
@@ -54,7 +56,7 @@ from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.traces import trace_of
 from jaxspec.evals.unfinished import held_output, identity_of, unfinished
-from jaxspec.files import refusing
+from jaxspec.files import refusing, user_path
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
 from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import provenance
@@ -80,6 +82,7 @@ def evaluate(
     workdirs: Sequence[str | Path],
     output: str | Path,
     kinds: Sequence[str] = (),
+    references: str | Path = "",
     echo: Echo = print,
 ) -> dict[str, Any]:
     """Measures drafters and writes the result file, its table and its plots.
@@ -89,6 +92,7 @@ def evaluate(
       workdirs: folders of trained drafters.
       output: the JSON file.
       kinds: see `open_drafters`.
+      references: folder that keeps the target's own answers for other evaluations; "": none does.
       echo: where lines of text go.
 
     Returns:
@@ -134,6 +138,10 @@ def evaluate(
         ):
             programs = ProgramsAhead(ahead, settings, target)
             evaluation = Evaluation(settings, target, echo, programs)
+            reference = evaluation.reference
+            if references:
+                kept = KeptReferences(user_path(references), identity, Response, echo)
+                reference = functools.partial(kept.reference, decode=evaluation.reference)
             cases = decide(
                 target,
                 drafters,
@@ -145,7 +153,7 @@ def evaluate(
             if not finished.rows:
                 programs.following = cases[0]
             for found in finished.measured(
-                benchmarks, cases, reference=evaluation.reference, measure=evaluation.measure
+                benchmarks, cases, reference=reference, measure=evaluation.measure
             ):
                 case, row, speed = found.case, found.row, found.speed
                 if speed is not None:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from jaxspec.config import EvaluationConfig, RunConfig, TargetConfig
+from jaxspec.evals.kept_references import SETTINGS
+from jaxspec.evals.speculative.runner import evaluate
+from tests.evals import drafter_folders
+
+OF_DRAFTING = {
+    *("draft_temperature", "strategy", "calibration", "calibration_prompts", "verifier"),
+    *("tree_nodes", "chains", "adaptive_sizes", "block_size", "denoising_passes"),
+    *("denoising_order", "draft_rule", "timing_prompts", "timing_repeats"),
+}
+"""Settings that the target's own answers do not depend on."""
+OF_THE_FILE = {"benchmarks", "prompts"}
+"""Settings that say which files there are."""
+KEPT = "the target's own answers are in"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(target, drafters)"""
+    return drafter_folders.write_folders(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def first(folders, tmp_path_factory):
+    """(folder of references, results) of the evaluation that decodes them."""
+    folder = tmp_path_factory.mktemp("first")
+    lines: list[str] = []
+    results = run(folders, folder, folders[1][:1], lines)
+    assert not any(KEPT in line for line in lines)
+    return folder / "references", results
+
+
+def run(folders, folder, workdirs, lines, *, references=None, **changes):
+    settings = dataclasses.replace(drafter_folders.SETTINGS, timing_prompts=0, **changes)
+    config = RunConfig(target=TargetConfig(path=str(folders[0])), evaluation=settings)
+    return evaluate(
+        config,
+        workdirs=workdirs,
+        output=folder / "results.json",
+        references=references or folder / "references",
+        echo=lines.append,
+    )["results"]
+
+
+def test_every_setting_is_known_to_matter_or_not():
+    names = {field.name for field in dataclasses.fields(EvaluationConfig)}
+    assert names == {*SETTINGS} | OF_DRAFTING | OF_THE_FILE
+
+
+def test_another_drafter_is_compared_with_the_kept_answers(folders, first, tmp_path):
+    lines: list[str] = []
+    rows = run(folders, tmp_path, folders[1], lines, references=first[0])
+    assert sum(KEPT in line for line in lines) == len({row["benchmark"] for row in rows})
+    assert not any("target alone" in line for line in lines)
+    assert [row for row in rows if row["drafter"] == rows[0]["drafter"]] == first[1]
+    assert len(rows) > len(first[1])
+
+
+def test_other_settings_have_answers_of_their_own(folders, first, tmp_path):
+    before = {file.name for file in first[0].iterdir()}
+    lines: list[str] = []
+    shorter = drafter_folders.SETTINGS.max_new_tokens - 1
+    run(folders, tmp_path, folders[1][:1], lines, references=first[0], max_new_tokens=shorter)
+    assert not any(KEPT in line for line in lines)
+    assert before < {file.name for file in first[0].iterdir()}
+
+
+def test_changed_answers_are_refused(folders, first, tmp_path):
+    changed = tmp_path / "references"
+    changed.mkdir()
+    for file in first[0].iterdir():
+        found = json.loads(file.read_text())
+        found["reference"]["responses"][0]["tokens"][-1] += 1
+        (changed / file.name).write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="is damaged: delete it"):
+        run(folders, tmp_path, folders[1][:1], [])

@@ -11,7 +11,12 @@ A table stands between two comments. The first names a view and the file:
 
 Views: `results` is the table of ``eval.py``, `seeds` the mean and range over its seeds, and `plain`
 the header and rows of a file {"header": [...], "rows": [[...]]}, for figures of other scripts.
-``without`` and names of fields leave columns out of `results`.
+``without`` and names of fields leave columns out of `results`. Of the summary.json of a study,
+`study` is the table of one way of decoding, `means` its lines of the mean over benchmarks, and
+`gains` the gains with losses in rows and benchmarks in columns; the name of the decoding follows
+(after that of the target, if there are several), then perhaps ``only`` and names of losses:
+
+    <!-- table: gains docs/results/study.json block16 only uniform full -->
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.evals.report import read_json, seeds_table
 from jaxspec.evals.tables import markdown, tabulate
 from jaxspec.json_files import read_object
+from jaxspec.study.summary import MEAN, Entry
+from jaxspec.study.tables import entries_table, gains_table
 
 ROOT = Path(__file__).parent.parent
 _START = re.compile(r"^<!-- table:", re.MULTILINE)
@@ -36,8 +43,11 @@ _MARKED = re.compile(
 )
 
 
-def results_view(file: Path, without: Sequence[str]) -> str:
+def results_view(file: Path, words: Sequence[str]) -> str:
     """The table that eval.py prints of a result file, without some columns."""
+    if words and words[0] != "without":
+        raise ValueError(f"Got {words[0]!r} after {file}: expected 'without' and names of fields.")
+    without = words[1:]
     found = tabulate(read_json(file)[1])
     unknown = set(without) - {column.field for column in found.columns}
     if unknown:
@@ -47,27 +57,65 @@ def results_view(file: Path, without: Sequence[str]) -> str:
     return markdown([found.columns[place].title for place in kept], lines)
 
 
-def seeds_view(file: Path, without: Sequence[str]) -> str:
+def seeds_view(file: Path, words: Sequence[str]) -> str:
     """The mean and range over the seeds of a result file."""
-    _refuse(without, view="seeds")
+    _refuse(words, view="seeds")
     text = seeds_table(read_json(file)[1])
     if not text:
         raise ValueError(f"{file} has no loss with several seeds: use the view 'results'.")
     return text.split("\n\n", 1)[1].strip()
 
 
-def plain_view(file: Path, without: Sequence[str]) -> str:
+def plain_view(file: Path, words: Sequence[str]) -> str:
     """A file's own header and rows."""
-    _refuse(without, view="plain")
+    _refuse(words, view="plain")
     document: dict[str, Any] = read_object(file)
     rows = [[str(cell) for cell in row] for row in document["rows"]]
     return markdown(document["header"], rows, names=document.get("names", 1))
 
 
+def study_view(file: Path, words: Sequence[str]) -> str:
+    """The lines of a study for one way of decoding."""
+    return entries_table(_entries(file, words)[0])
+
+
+def means_view(file: Path, words: Sequence[str]) -> str:
+    """The same, only the means over benchmarks."""
+    return entries_table([e for e in _entries(file, words)[0] if e["benchmark"] == MEAN])
+
+
+def gains_view(file: Path, words: Sequence[str]) -> str:
+    """The gains of a study for one way of decoding: losses in rows, benchmarks in columns."""
+    entries, base = _entries(file, words)
+    return gains_table(entries, base=base)
+
+
+def _entries(file: Path, words: Sequence[str]) -> tuple[list[Entry], str]:
+    """The lines that are wanted, and the base of their gains."""
+    document = read_object(file)
+    place, _, losses = " ".join(words).partition(" only ")
+    wanted, names = losses.split(), place.split()
+    study = document["study"]
+    found = [
+        entry
+        for entry in document["summary"]
+        if names in ([entry["decoding"]], [entry["target"], entry["decoding"]])
+        and entry["loss"] in (wanted or [entry["loss"]])
+    ]
+    if {entry["loss"] for entry in found} < set(wanted) or not found:
+        raise ValueError(f"{file} has no lines for {' '.join(words)!r}: look at its summary.")
+    if len({entry["target"] for entry in found}) > 1:
+        raise ValueError(f"{file} has several targets: name one before {names[0]!r}.")
+    return found, study["base"] or study["losses"][0]["name"]
+
+
 VIEWS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "plain": plain_view,
+    "gains": gains_view,
+    "means": means_view,
     "results": results_view,
     "seeds": seeds_view,
+    "study": study_view,
 }
 
 
@@ -97,17 +145,18 @@ def with_tables(text: str) -> str:
 
 def _table(order: str) -> str:
     view, *rest = order.split()
-    if view not in VIEWS or not rest or (len(rest) > 1 and rest[1] != "without"):
+    if view not in VIEWS or not rest:
         raise ValueError(
-            f"Got the table {order!r}: expected a view ({', '.join(VIEWS)}), a file, and perhaps "
-            "'without' with names of fields."
+            f"Got the table {order!r}: expected a view ({', '.join(VIEWS)}) and a file."
         )
-    return VIEWS[view](ROOT / rest[0], rest[2:])
+    return VIEWS[view](ROOT / rest[0], rest[1:])
 
 
-def _refuse(without: Sequence[str], *, view: str) -> None:
-    if without:
-        raise ValueError(f"'without' is for the view 'results': got it with {view!r}.")
+def _refuse(words: Sequence[str], *, view: str) -> None:
+    if words:
+        raise ValueError(
+            f"The view {view!r} takes nothing after its file: got {' '.join(words)!r}."
+        )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,7 @@
-"""The results folder of a study: one JSON file, tables as Markdown, CSV and LaTeX, and plots.
+"""The results folder of a study: JSON, tables as Markdown, CSV and LaTeX, and plots.
+
+results.json holds every row of every evaluation. summary.json leaves these out and holds what the
+tables show, so it is small enough to be kept beside a text that quotes it.
 
 Everything is written again after every finished evaluation.
 
@@ -26,7 +29,7 @@ from jaxspec.study.summary import Entry, summary
 from jaxspec.study.tables import csv_text, latex_text, markdown_text
 from jaxspec.study.units import Unit
 
-RESULTS = "results.json"
+RESULTS, SUMMARY = "results.json", "summary.json"
 MOST_LINES = 8
 """The most lines in a plot that can be told apart."""
 _OF_UNIT = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
@@ -71,14 +74,14 @@ def write_results(
     check_results(rows)
     found = summary(rows, base=study.base_loss)
     record = {**provenance, "units": {unit.name: _provenance_of(unit, folder) for unit in done}}
-    files = [folder / name for name in (RESULTS, "results.md", "results.csv", "results.tex")]
-    write_json(
-        files[0],
-        {"provenance": record, "results": rows, "summary": found, "study": jsonable(study)},
-    )
-    write_text(files[1], markdown_text(found, study=jsonable(study), units=_progress(units, done)))
-    write_text(files[2], csv_text(found))
-    write_text(files[3], latex_text(found, base=study.base_loss))
+    names = (RESULTS, SUMMARY, "results.md", "results.csv", "results.tex")
+    files = [folder / name for name in names]
+    short = {"provenance": record, "summary": found, "study": jsonable(study)}
+    write_json(files[0], {**short, "results": rows})
+    write_json(files[1], short)
+    write_text(files[2], markdown_text(found, study=jsonable(study), units=_progress(units, done)))
+    write_text(files[3], csv_text(found))
+    write_text(files[4], latex_text(found, base=study.base_loss))
     return files + _plots(study, done, rows, found, folder=folder / "plots")
 
 

@@ -85,23 +85,52 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
     parts = [f"# Study {for_markdown(study['name'])}", units]
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         lines = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
-        columns = [
-            (title, cell)
-            for title, cell in _COLUMNS
-            if any(cell(entry) != ABSENT for entry in lines)
-        ]
         settings = next(d["settings"] for d in study["decodings"] if d["name"] == decoding)
         said = ", ".join(f"{name} {value}" for name, value in settings.items())
         parts += [
             f"## {for_markdown(target)}, {for_markdown(decoding)}",
             *([f"With {for_markdown(said)}."] if said else []),
-            markdown(
-                [title for title, _ in columns],
-                [[cell(entry) for _, cell in columns] for entry in lines],
-            ),
+            entries_table(lines),
         ]
     legend = " ".join(_LEGEND.format(base=for_markdown(base)).split())
     return "\n\n".join([*parts, textwrap.fill(legend, _WIDTH, break_on_hyphens=False)]) + "\n"
+
+
+def entries_table(entries: Sequence[Entry]) -> str:
+    """A Markdown table with a line per entry; a column that no entry fills is left out."""
+    columns = [
+        (title, cell) for title, cell in _COLUMNS if any(cell(entry) != ABSENT for entry in entries)
+    ]
+    return markdown(
+        [title for title, _ in columns],
+        [[cell(entry) for _, cell in columns] for entry in entries],
+    )
+
+
+def gains_table(entries: Sequence[Entry], *, base: str) -> str:
+    """A Markdown table of gains with their intervals: losses in rows, benchmarks in columns.
+
+    Args:
+      entries: those of one target and decoding.
+      base: the row that gains are counted against; it shows its tau.
+    """
+    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
+    table = {(entry["loss"], entry["benchmark"]): entry for entry in entries}
+
+    def cell(loss: str, benchmark: str) -> str:
+        entry = table.get((loss, benchmark))
+        if entry is None:
+            return ABSENT
+        if loss == base:
+            return f"tau {entry['tau']['mean']:.2f}" if entry["tau"] else ABSENT
+        if entry["gain"] is None:
+            return ABSENT
+        text, interval = f"{entry['gain']['mean']:+.1f}%", entry["gain_ci95"]
+        return text if interval is None else f"{text} ({interval[0]:+.1f} to {interval[1]:+.1f})"
+
+    losses = dict.fromkeys(entry["loss"] for entry in entries)
+    rows = [[loss, *(cell(loss, benchmark) for benchmark in benchmarks)] for loss in losses]
+    return markdown(["loss", *benchmarks], rows, names=1)
 
 
 def console_table(entries: Sequence[Entry]) -> Table:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from jaxspec.evals.report import read_json
+from jaxspec.provenance import jsonable
+from tests.study.entries import study_entry
+from tests.study.tiny import STUDY
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "measured before result files were kept beside the page"
@@ -87,13 +90,51 @@ def test_views(tables, tmp_path, monkeypatch):
         "results": "expected a view",
         "views two.json": "expected a view",
         "results two.json without typo": "has no columns",
-        "seeds two.json without gain": "is for the view 'results'",
+        "results two.json gain": "expected 'without'",
+        "seeds two.json without gain": "takes nothing after its file",
         "results none.json": "No result file",
     }.items():
         with pytest.raises(ValueError, match=message):
             of(order)
     with pytest.raises(ValueError, match="end of table"):
         tables.with_tables("<!-- table: plain plain.json -->\n| a |\n")
+
+
+def test_views_of_a_study(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    gain = {"gain": {"mean": 20.0, "lowest": 15.0, "highest": 25.0}, "gain_ci95": [-1.5, 41.25]}
+    entries = [
+        study_entry("uniform"),
+        study_entry("full", **gain),
+        study_entry("uniform", "mean"),
+        study_entry("full", "mean", **gain),
+    ]
+    document = {"summary": entries, "study": jsonable(STUDY)}
+    (tmp_path / "one.json").write_text(json.dumps(document), encoding="utf-8")
+    document["summary"] = [*entries, study_entry("uniform", target="other")]
+    (tmp_path / "two.json").write_text(json.dumps(document), encoding="utf-8")
+
+    def of(order: str) -> list[str]:
+        text = tables.with_tables(f"<!-- table: {order} -->\nold\n<!-- end of table -->\n")
+        return text.splitlines()[1:-1]
+
+    assert len(of("study one.json block")) == 2 + 4
+    assert [line.split(" | ")[1] for line in of("means one.json block")[2:]] == ["uniform", "full"]
+    assert of("gains one.json block") == [
+        "| loss | gsm8k | mean |",
+        "| --- | ---: | ---: |",
+        "| uniform | tau 2.00 | tau 2.00 |",
+        "| full | +20.0% (-1.5 to +41.2) | +20.0% (-1.5 to +41.2) |",
+    ]
+    assert len(of("gains one.json block only full")) == 3
+    assert of("gains two.json small block only full uniform") == of("gains one.json block")
+    for order, message in {
+        "gains one.json tree": "has no lines for 'tree'",
+        "gains one.json block only typo": "has no lines",
+        "gains two.json block": "several targets",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            of(order)
 
 
 def tables_with_figures(document: Path) -> Iterator[str]:

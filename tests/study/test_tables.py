@@ -6,35 +6,17 @@ import io
 from jaxspec.evals.progress import render
 from jaxspec.provenance import jsonable
 from jaxspec.study.tables import console_table, csv_text, latex_text, markdown_text
+from tests.study.entries import study_entry
 from tests.study.tiny import STUDY
-
-
-def entry(loss: str, benchmark: str = "gsm8k", **changes):
-    return {
-        "target": "small",
-        "decoding": "block",
-        "benchmark": benchmark,
-        "loss": loss,
-        "seeds": [0, 1],
-        "prompts": 40,
-        "tau": {"mean": 2.0, "lowest": 1.9, "highest": 2.1},
-        "tau_ci95": [1.875, 2.125],
-        "gain": None,
-        "gain_ci95": None,
-        "accepted_per_round": 1.0,
-        "speedup": None,
-        "mismatched_prompts": 0,
-        "repetitive_share": 0.25,
-        **changes,
-    }
-
 
 GAIN = {"gain": {"mean": 20.0, "lowest": 15.0, "highest": 25.0}, "gain_ci95": [-1.5, 41.25]}
 ENTRIES = [
-    entry("uniform"),
-    entry("a_b|c", **GAIN),
-    entry("uniform", "mean"),
-    entry("a_b|c", "mean", seeds=[0], tau={"mean": 3.0, "lowest": 3.0, "highest": 3.0}, **GAIN),
+    study_entry("uniform"),
+    study_entry("a_b|c", **GAIN),
+    study_entry("uniform", "mean"),
+    study_entry(
+        "a_b|c", "mean", seeds=[0], tau={"mean": 3.0, "lowest": 3.0, "highest": 3.0}, **GAIN
+    ),
 ]
 
 

@@ -1,10 +1,10 @@
 """A 5.8M-parameter target trained from scratch on GSM8K, MATH, code and instructions.
 
     export JAXSPEC_RAW_DATA=FOLDER
-    python train.py --config configs/real_text_target.py --workdir runs/real_text/target
+    python train.py --config configs/real_text_target.py --workdir runs/real_text/first
 
 The tokenizer (byte-level BPE, 4,096 tokens) is trained on the same text first; it is written to
-WORKDIR/export with the weights. Hardware: 2 CPU cores.
+WORKDIR/export with the weights. real_text_target_own.py trains it further. Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (

@@ -73,9 +73,11 @@ class TargetConfig:
 
     path: str = "embedded"
     """Folder with config.json, safetensors and tokenizer.json; "embedded": the small target in the
-    package; "": none, to train one from scratch or to plan from shapes."""
+    package; "": none, to train one from scratch or to plan from shapes. With training.task
+    "target", training starts from its weights."""
     architecture: TransformerConfig | None = None
-    """Shape of the target. Needed to train one; otherwise optional, and checked against `path`."""
+    """Shape of the target. Needed to train one from scratch; otherwise optional, and compared with
+    that of `path`."""
     dtype: Dtype = "float32"
     """Type of the frozen target's weights and computations. "bfloat16" takes
     half the memory."""

@@ -106,7 +106,7 @@ MISTAKES = {
         "hidden_size: got 16, expected 32",
     ),
     "no architecture": (
-        {"training": {"task": "target"}},
+        {"training": {"task": "target"}, "target": {"path": ""}},
         "Training a target needs target.architecture",
     ),
     "an architecture that no family has": (

@@ -33,13 +33,9 @@ from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.tasks.shapes import check_architecture
 from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
 
-_RUNTIME = (
-    *("dtype", "param_dtype", "unroll_layers", "remat", "attention"),
-    "max_position_embeddings",
-)
-"""What target.architecture may say differently from the target's folder."""
 _COMPUTED = (
     *("path", "dtype", "param_dtype", "unroll_layers"),
     *("remat", "remat_policy", "chunk_blocks"),
@@ -199,7 +195,7 @@ def _frozen(architecture: LanguageModelConfig, config: RunConfig) -> LanguageMod
 def _checked_target(config: RunConfig, tokenizer: Tokenizer) -> LanguageModelConfig:
     folder = target_folder(config.target.path)
     architecture = _frozen(read_config(folder), config)
-    _check_architecture(config.target.architecture, architecture, folder)
+    check_architecture(config.target.architecture, architecture, folder)
     check_vocabulary(tokenizer, architecture)
     _check_positions(config, architecture)
     # The frozen target runs as the configuration's architecture says.
@@ -217,31 +213,6 @@ def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> No
         raise ValueError(
             f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
             f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
-        )
-
-
-def _check_architecture(
-    expected: LanguageModelConfig | None, got: LanguageModelConfig, folder: Path
-) -> None:
-    """Compares what decides shapes and mathematics; how it is computed may differ."""
-    if expected is None:
-        return
-    if type(got) is not type(expected):
-        raise ValueError(
-            f"The target in {folder} is of another family than target.architecture: got a "
-            f"{type(got).__name__}, expected a {type(expected).__name__}. Leave "
-            "target.architecture out."
-        )
-    # An architecture that does not name its family has said the rest.
-    ignored = (*_RUNTIME, *(() if expected.family else ("family",)))
-    wrong = [
-        f"{field.name}: got {getattr(got, field.name)}, expected {getattr(expected, field.name)}"
-        for field in dataclasses.fields(got)
-        if field.name not in ignored and getattr(got, field.name) != getattr(expected, field.name)
-    ]
-    if wrong:
-        raise ValueError(
-            f"The target in {folder} is not that of target.architecture:\n  " + "\n  ".join(wrong)
         )
 
 

@@ -1,4 +1,4 @@
-"""Training a target from scratch: the next token, every weight.
+"""Training a target: the next token, every weight; from scratch, or from the weights of another.
 
 >>> TARGET.build(RunConfig()).frozen_shapes
 {}
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import weakref
@@ -22,6 +23,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.objectives import TargetObjective
+from jaxspec.training.tasks.shapes import COMPUTED, check_architecture
 from jaxspec.training.tasks.task import (
     Save,
     Task,
@@ -39,7 +41,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
       ValueError: no architecture, one whose vocabulary is smaller than the tokenizer's, or one that
         could not be exported at the end.
     """
-    architecture: LanguageModelConfig
+    source = _source(config)
     if tokenizer is None:
         # Shapes may be those of a model that exists, although it could not be trained like this.
         architecture = config.target.architecture or read_config(target_folder(config.target.path))
@@ -49,6 +51,12 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         if config.training.export:
             target_family(architecture)
     model = make_model(architecture)
+
+    def load_initial(shardings: Any) -> Any:
+        assert source is not None, "there are weights to start from"
+        _, params = load_target(source, dtype=architecture.param_dtype, shardings=shardings)
+        return params
+
     return Task(
         title="target",
         config=config,
@@ -56,19 +64,28 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         init=initialiser(model),
         models={"The target": split_sizes(architecture)},
         save=_saves(architecture),
+        load_initial=None if source is None else load_initial,
+        reads={} if source is None or tokenizer is None else {"target.path": source},
     )
 
 
 def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
-    """The tokenizer that is named, or one that is trained on the run's text.
+    """The tokenizer that is named, that of the weights to start from, or one trained on the text.
 
     A trained one lies in a temporary folder until `PreparedTask.keep_tokenizer`.
 
     Raises:
-      ValueError: no such tokenizer, or a run without an architecture.
+      ValueError: no such tokenizer, a run without an architecture, or a tokenizer to be trained for
+        weights that have one.
     """
     _architecture(config)  # Before a tokenizer is trained for nothing.
-    choice = config.data.tokenizer or "embedded"
+    source = _source(config)
+    if source is not None and config.data.tokenizer == "train":
+        raise ValueError(
+            f'data.tokenizer is "train", but training starts from the weights in {source}, which '
+            "know the ids of their own tokenizer: leave data.tokenizer empty."
+        )
+    choice = config.data.tokenizer or (source or "embedded")
     if choice != "train":
         return Tokenizer.load(choice)
     kept = kept_tokenizer(workdir)
@@ -93,10 +110,32 @@ def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
     return params, _saves(architecture)
 
 
+def _source(config: RunConfig) -> Path | None:
+    """The folder of the weights that training starts from; None: from scratch.
+
+    A shape and the target that ships in the package, which is the default of target.path, mean a
+    model of this shape from scratch.
+    """
+    path = config.target.path
+    from_scratch = path in ("", "embedded") if config.target.architecture else not path
+    return None if from_scratch else target_folder(path)
+
+
 def _architecture(config: RunConfig) -> LanguageModelConfig:
-    if config.target.architecture is None:
-        raise ValueError("Training a target needs target.architecture: give its sizes.")
-    return config.target.architecture
+    source, asked = _source(config), config.target.architecture
+    if source is not None:
+        found = read_config(source)
+        check_architecture(asked, found, source)
+        computed = {"dtype": config.target.dtype, "attention": config.target.attention}
+        if asked is not None:
+            computed = {name: getattr(asked, name) for name in COMPUTED}
+        return dataclasses.replace(found, **{"param_dtype": "float32", **computed})
+    if asked is None:
+        raise ValueError(
+            "Training a target needs target.architecture (its sizes, to train from scratch) or "
+            "target.path (weights to start from)."
+        )
+    return asked
 
 
 def _saves(architecture: LanguageModelConfig) -> Save:

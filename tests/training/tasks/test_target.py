@@ -13,12 +13,14 @@ import pytest
 
 from jaxspec.checkpoints.huggingface import load_target
 from jaxspec.cli import export as command
-from jaxspec.config import DataConfig, RunConfig, TargetConfig, TrainingConfig
+from jaxspec.config import DataConfig, OptimizerConfig, RunConfig, TargetConfig, TrainingConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.training.loop import train
 from jaxspec.training.tasks.target import TARGET
 from jaxspec.training.tasks.task import PreparedTask
 from tests.training import runs
+
+OTHER_SHAPE = dataclasses.replace(runs.ARCHITECTURE, intermediate_size=32)
 
 
 @pytest.fixture
@@ -57,6 +59,40 @@ def test_a_target_from_scratch(target_from_scratch, tmp_path):
     assert Tokenizer.load(workdir / "export").encode("to be") == own.encode("to be")
     assert train(target_from_scratch, workdir=workdir)["step"] == 3, "with the kept tokenizer"
     check_export_of_the_checkpoint(workdir, tmp_path / "copy")
+
+
+def test_a_target_is_trained_further(target_from_scratch, tmp_path):
+    """With the weights and the tokenizer of the first run: it begins where that has ended."""
+    first = dataclasses.replace(
+        target_from_scratch,
+        training=dataclasses.replace(target_from_scratch.training, steps=20, log_every=20),
+        optimizer=OptimizerConfig(learning_rate=0.02),
+    )
+    train(first, workdir=tmp_path / "first")
+    export = tmp_path / "first" / "export"
+    further = dataclasses.replace(
+        first,
+        target=TargetConfig(path=str(export)),
+        data=dataclasses.replace(first.data, tokenizer=""),
+        training=dataclasses.replace(first.training, steps=2, log_every=1, checkpoint_every=2),
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+    )
+    workdir = tmp_path / "further"
+    train(further, workdir=workdir)
+    ended = runs.rows(tmp_path / "first")[-1]["loss"]
+    assert ended < 0.9 * math.log(1024), "it has learned something"
+    begun = runs.rows(workdir)[0]["loss"]
+    assert begun < ended + 0.2, "not from scratch"
+    _, before = load_target(export)
+    _, after = load_target(workdir / "export")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
+    assert Tokenizer.load(workdir / "export").vocabulary() == Tokenizer.load(export).vocabulary()
+    for changes, message in (
+        ({"data": first.data}, "leave data.tokenizer empty"),
+        ({"target": TargetConfig(path=str(export), architecture=OTHER_SHAPE)}, "is not that of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(dataclasses.replace(further, **changes), workdir=tmp_path / "refused")
 
 
 def check_export_of_the_checkpoint(workdir, output):

@@ -33,6 +33,9 @@ from jaxspec.training.tasks.task import (
     kept_tokenizer,
 )
 
+_OF_TARGET = ("dtype", "attention")
+"""What the target's settings say of how it is computed, where there is no architecture."""
+
 
 def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     """The task of a run.
@@ -126,7 +129,7 @@ def _architecture(config: RunConfig) -> LanguageModelConfig:
     if source is not None:
         found = read_config(source)
         check_architecture(asked, found, source)
-        computed = {"dtype": config.target.dtype, "attention": config.target.attention}
+        computed: dict[str, Any] = {name: getattr(config.target, name) for name in _OF_TARGET}
         if asked is not None:
             computed = {name: getattr(asked, name) for name in COMPUTED}
         return dataclasses.replace(found, **{"param_dtype": "float32", **computed})

@@ -65,6 +65,12 @@ say "4/4  Exact speculative decoding of held-out prompts with both"
 "$python" eval.py --config "$config" --workdir "$runs/uniform" "$runs/full" \
   --output "$runs/results.json"
 
+study="docs/results/study_quickstart.json"
+if [ -f "$study" ] && [ "$#" -eq 0 ]; then
+  printf '\nThat was one seed. The mean of three seeds, lowest to highest (%s):\n\n' "$study"
+  .venv/bin/jaxspec study show "$study" --losses uniform full
+fi
+
 say "Done: $((SECONDS - setup_seconds)) s after the packages were installed."
 printf 'Results  %s\n' "$runs/results.json"
 printf 'Table    %s\n' "$runs/results.md"

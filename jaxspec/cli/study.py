@@ -2,6 +2,7 @@
 
     jaxspec study --config configs/study_quickstart.py --jobs 2
     jaxspec study --config configs/study_quickstart.py --list
+    jaxspec study show runs/study_quickstart
     jaxspec study diff runs/a runs/b
 
 Each unit is a command of its own (train, regenerate or eval) that continues where it was stopped.
@@ -47,19 +48,20 @@ _WIDTH = 80
 _DESCRIPTION = """\
 Run a study: train and evaluate a declared grid of targets, losses, seeds, benchmarks and decoding
 settings, and write its tables and plots. The same command continues a study that was stopped.
-`jaxspec study diff A B` says how two studies differ."""
+`jaxspec study show A` shows the tables of a study, and `jaxspec study diff A B` how two differ."""
 _MOST_JOBS = 256
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line; runs a study, lists its units, or compares two.
+    """Parses the command line; runs a study, lists its units, shows its tables, or compares two.
 
     Raises:
       ValueError: a mistake in the declaration or on the command line; settings that differ from
         those that the study was started with; units that failed.
     """
-    if list(argv[:1]) == ["diff"]:
-        _diff(argv[1:])
+    others = {"show": _show, "diff": _diff}
+    if argv and argv[0] in others:
+        others[argv[0]](argv[1:])
         return
     options, typed = _parser().parse_known_args(argv)
     study = returned_config(options.config, StudyConfig)
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="jaxspec study",
         usage="jaxspec study --config FILE [--output FOLDER] [--jobs N]\n"
         "                     [--only TEXT ...] [--list] [--GROUP.SETTING VALUE ...]\n"
+        "       jaxspec study show FOLDER [--decodings NAME ...] [--losses NAME ...]\n"
         "       jaxspec study diff FOLDER FOLDER",
         description=textwrap.fill(_DESCRIPTION, _WIDTH),
         epilog=_declaration_help(),
@@ -310,6 +313,34 @@ def _run(
             f"{len(failed)} of {len(wanted)} units failed: {names}. Their output is in "
             f"{folder / 'logs'}. The same command tries them again."
         )
+
+
+def _show(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jaxspec study show", description="Show the tables of a study."
+    )
+    parser.add_argument("study", metavar="FOLDER", help="folder of a study, or its summary.json")
+    for name, what in (("decodings", "ways of decoding"), ("losses", "rows")):
+        parser.add_argument(
+            f"--{name}", nargs="+", default=[], metavar="NAME", help=f"only these {what} (all)"
+        )
+    options = parser.parse_args(argv)
+    from jaxspec.evals.progress import render
+    from jaxspec.study.results import read_results
+    from jaxspec.study.tables import console_table
+
+    found = read_results(options.study).summary
+    for option, kind in (("decodings", "decoding"), ("losses", "loss")):
+        names = getattr(options, option)
+        known = list(dict.fromkeys(entry[kind] for entry in found))
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"--{option} {name!r}: the study has "
+                    f"{', '.join(known)}.{did_you_mean(name, known)}"
+                )
+        found = [entry for entry in found if entry[kind] in (names or known)]
+    print(render(console_table(found, only_means=False)))
 
 
 def _diff(argv: Sequence[str]) -> None:

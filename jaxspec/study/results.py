@@ -89,7 +89,7 @@ def read_results(path: str | Path) -> StudyResults:
     """Reads the results of a study.
 
     Args:
-      path: its folder, or its results.json.
+      path: its folder, its results.json, or its summary.json, which has no rows.
 
     Raises:
       ValueError: no such file, or not that of a study.
@@ -107,6 +107,8 @@ def read_results(path: str | Path) -> StudyResults:
             f"{file} is not the result file of a study: expected an object with provenance, "
             "results, summary and study. (jaxspec runs diff compares trainings.)"
         )
+    if "results" not in document:
+        return StudyResults(document["provenance"], [], document["summary"], document["study"])
     provenance, rows = read_json(file)
     return StudyResults(provenance, rows, document["summary"], document["study"])
 

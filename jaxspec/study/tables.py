@@ -99,12 +99,10 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
 def entries_table(entries: Sequence[Entry]) -> str:
     """A Markdown table with a line per entry; a column that no entry fills is left out."""
     columns = [
-        (title, cell) for title, cell in _COLUMNS if any(cell(entry) != ABSENT for entry in entries)
+        (title, cell) for title, cell in _COLUMNS if any(cell(each) != ABSENT for each in entries)
     ]
-    return markdown(
-        [title for title, _ in columns],
-        [[cell(entry) for _, cell in columns] for entry in entries],
-    )
+    lines = [[cell(entry) for _, cell in columns] for entry in entries]
+    return markdown([title for title, _ in columns], lines)
 
 
 def gains_table(entries: Sequence[Entry], *, base: str) -> str:
@@ -133,9 +131,16 @@ def gains_table(entries: Sequence[Entry], *, base: str) -> str:
     return markdown(["loss", *benchmarks], rows, names=1)
 
 
-def console_table(entries: Sequence[Entry]) -> Table:
-    """The means over benchmarks (of a single benchmark, its own lines), for a terminal."""
-    shown = [entry for entry in entries if entry["benchmark"] == MEAN] or list(entries)
+def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Table:
+    """Lines for a terminal.
+
+    Args:
+      entries: see `jaxspec.study.summary.summary`.
+      only_means: shows the means over benchmarks only, unless there is a single benchmark.
+    """
+    shown = list(entries)
+    if only_means:
+        shown = [entry for entry in entries if entry["benchmark"] == MEAN] or shown
     names = [
         name
         for name in ("target", "decoding", "benchmark", "loss")

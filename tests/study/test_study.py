@@ -156,6 +156,19 @@ def test_a_unit_that_fails_is_named_with_its_last_lines(config, tmp_path, capsys
     assert "failed: " in capsys.readouterr().out
 
 
+def test_tables_are_shown_of_a_folder_and_of_a_summary(uninterrupted, capsys):
+    study.main(["show", str(uninterrupted)])
+    whole = capsys.readouterr().out
+    assert "uniform" in whole and "full" in whole
+    study.main(["show", str(uninterrupted / "summary.json")])
+    assert capsys.readouterr().out == whole
+    study.main(["show", str(uninterrupted), "--losses", "full", "--decodings", "block"])
+    part = capsys.readouterr().out
+    assert "full" in part and "uniform" not in part
+    with pytest.raises(ValueError, match="--losses 'ful': the study has uniform, full"):
+        study.main(["show", str(uninterrupted), "--losses", "ful"])
+
+
 def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(uninterrupted, other)

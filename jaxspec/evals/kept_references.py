@@ -4,7 +4,7 @@ They depend on the target, the prompts and a few settings, but on no drafter. So
 of a target are measured one by one, only the first evaluation decodes them.
 
 >>> kept = KeptReferences(                                                     # doctest: +SKIP
-...     folder, identity=identity, settings=SETTINGS, answered=Response, echo=print)
+...     folder, identity=identity, answered=Response, echo=print)
 >>> reference = kept.reference("gsm8k", examples, decode=evaluation.reference)  # doctest: +SKIP
 """
 

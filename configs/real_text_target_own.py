@@ -9,10 +9,10 @@
     python train.py --config configs/real_text_target_own.py --workdir runs/real_text/target
 
 Greedy answers of the first target often repeat themselves without end: on six benchmarks, half of
-its answers repeat at least half of their 4-grams. It is unsure of each token, and the likeliest one is
-often a repetition. Its sampled answers hardly ever repeat themselves. This run learns a thousand of
-them per data set nearly by heart, so that the target is sure of what it says, as large models are.
-(Training on one's own samples: "ReST", arXiv 2308.08998.) Hardware: 2 CPU cores.
+its answers repeat at least half of their 4-grams. It is unsure of each token, and the likeliest one
+is often a repetition. Its sampled answers hardly ever repeat themselves. This run learns a thousand
+of them per data set nearly by heart, so that the target is sure of what it says, as large models
+are. (Training on one's own samples: "ReST", arXiv 2308.08998.) Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import DataConfig, OptimizerConfig, RunConfig, TargetConfig, TrainingConfig

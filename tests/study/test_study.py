@@ -169,6 +169,22 @@ def test_tables_are_shown_of_a_folder_and_of_a_summary(uninterrupted, capsys):
         study.main(["show", str(uninterrupted), "--losses", "ful"])
 
 
+def test_a_row_without_training_stands_beside_the_others(config, tmp_path, capsys):
+    def declared(kind: str) -> Path:
+        return write_study(
+            tmp_path / f"{kind}.py",
+            config=config,
+            loss=f'), StudyLoss("look-up", untrained={kind!r}',
+        )
+
+    run(declared("ngram"), tmp_path / "study", "--only", "look-up")
+    (row,) = read_results(tmp_path / "study").rows
+    assert (row["loss"], row["kind"], row["mismatched_prompts"]) == ("look-up", "ngram", 0)
+    assert not (tmp_path / "study" / "drafters").exists(), "nothing was trained"
+    with pytest.raises(ValueError, match="untrained is 'ngrams', expected one of ngram, none"):
+        study.main(["--config", str(declared("ngrams")), "--list"])
+
+
 def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(uninterrupted, other)

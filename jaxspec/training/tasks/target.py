@@ -44,7 +44,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
       ValueError: no architecture, one whose vocabulary is smaller than the tokenizer's, or one that
         could not be exported at the end.
     """
-    source = _source(config)
+    source = None if tokenizer is None else _source(config)
     if tokenizer is None:
         # Shapes may be those of a model that exists, although it could not be trained like this.
         architecture = config.target.architecture or read_config(target_folder(config.target.path))
@@ -68,7 +68,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         models={"The target": split_sizes(architecture)},
         save=_saves(architecture),
         load_initial=None if source is None else load_initial,
-        reads={} if source is None or tokenizer is None else {"target.path": source},
+        reads={} if source is None else {"target.path": source},
     )
 
 

@@ -88,6 +88,14 @@ def test_the_reference_has_every_public_name(site, package):
     assert set(module.__all__) - shown == set()
 
 
+def test_examples_of_docstrings_are_code(site):
+    pages = {page: page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html")}
+    assert not [page.name for page, text in pages.items() if "<blockquote" in text]
+    shown = pages[site / "reference" / "study.html"]
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in shown
+    assert "doctest: +SKIP" not in shown
+
+
 def test_every_command_is_in_the_reference(site):
     text = (site / "commands.html").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"usage: jaxspec {name}" not in text]

@@ -1,4 +1,4 @@
-"""Drafters for the target of real_text_target_own.py, trained on its own answers.
+"""Drafters for the target of real_text_target_ends.py, trained on its own answers.
 
     export JAXSPEC_RAW_DATA=FOLDER
     for source in gsm8k math mbpp code_instructions instructions; do

@@ -4,7 +4,7 @@
     python train.py --config configs/real_text_target.py --workdir runs/real_text/first
 
 The tokenizer (byte-level BPE, 4,096 tokens) is trained on the same text first; it is written to
-WORKDIR/export with the weights. real_text_target_own.py trains it further. Hardware: 2 CPU cores.
+WORKDIR/export with the weights. real_text_target_ends.py trains it further. Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (
@@ -32,7 +32,7 @@ def get_config() -> RunConfig:
                 num_heads=4,
                 num_kv_heads=2,
                 head_dim=64,
-                intermediate_size=768,
+                intermediate_size=640,
                 max_position_embeddings=2048,
                 unroll_layers=True,
             ),
@@ -42,9 +42,10 @@ def get_config() -> RunConfig:
             tokenizer="train",
             tokenizer_vocab=4096,
             sequence_length=512,
-            batch_size=8,
+            batch_size=4,
             loss_on="all",
+            max_examples=800,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.02, weight_decay=0.1),
-        training=TrainingConfig(task="target", steps=3600, log_every=50, checkpoint_every=100),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_fraction=0.03),
+        training=TrainingConfig(task="target", steps=5600, log_every=50, checkpoint_every=200),
     )

@@ -4,7 +4,7 @@
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2
 
-The target and its answers have to be there: see real_text_target_own.py and real_text_drafter.py.
+The target and its answers have to be there: see real_text_target_ends.py and real_text_drafter.py.
 The main rows have three seeds, the others one. All rows are measured greedily with the block that
 they were trained with; the main rows also with smaller blocks, with a tree and at temperature 1.
 Their speed is measured at the end, one at a time.

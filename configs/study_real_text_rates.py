@@ -6,7 +6,7 @@
 
 Every loss gets the same rates. study_real_text.py then takes the one that is best for a loss
 (optimizer.learning_rate in its row) where that is not the config's own. The target and its answers
-have to be there: see real_text_target_own.py and real_text_drafter.py. Hardware: 2 CPU cores.
+have to be there: see real_text_target_ends.py and real_text_drafter.py. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (

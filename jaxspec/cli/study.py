@@ -247,13 +247,16 @@ def _kind_problems(unit: Unit) -> Iterator[str]:
 
 
 def _list(units: Sequence[Unit], folder: Path) -> None:
-    from jaxspec.study.records import changed, last_lines, read_record, state_of
+    from jaxspec.study.records import changed, last_lines, read_record
+    from jaxspec.study.running import states_of, still_needed
 
+    states = states_of(folder, units)
+    needed = {unit.name for unit in still_needed(units, states)}
     table = Table("unit", "state", box=None, pad_edge=False)
     counts: collections.Counter[str] = collections.Counter()
     for unit in units:
         record = read_record(folder, unit)
-        state = state_of(folder, unit, record)
+        state = states[unit.name] if unit.name in needed else "not needed"
         counts[state] += 1
         note = ""
         if record is not None and changed(unit, record):
@@ -276,13 +279,14 @@ def _run(
     from jaxspec.study.progress import Progress
     from jaxspec.study.records import refuse_changes
     from jaxspec.study.results import read_results, write_results
-    from jaxspec.study.running import run_units, states_of
+    from jaxspec.study.running import run_units, states_of, still_needed
     from jaxspec.study.tables import console_table
 
     refuse_changes(folder, units)
     # The accelerators belong to the units: this process must not take their memory.
     jax.config.update("jax_platforms", "cpu")
     record = provenance(config=None, seed=None)
+    wanted = still_needed(wanted, states_of(folder, wanted))
 
     def write() -> list[Path]:
         return write_results(study, units, folder=folder, provenance=record)

@@ -88,6 +88,24 @@ def states_of(folder: Path, units: Sequence[Unit]) -> dict[str, State]:
     return {unit.name: state_of(folder, unit, read_record(folder, unit)) for unit in units}
 
 
+def still_needed(units: Sequence[Unit], states: Mapping[str, State]) -> list[Unit]:
+    """Units without those that only others need that are done.
+
+    So a study whose evaluations were copied from another machine does not train their drafters
+    again, nor one whose drafters were deleted for their space.
+
+    Args:
+      units: the wanted ones; a unit comes after those that it needs.
+      states: how far each of them is, by name.
+    """
+    by_need = {need for unit in units for need in unit.needs}
+    wanted = {unit.name for unit in units if unit.name not in by_need}
+    for unit in reversed(units):
+        if unit.name in wanted and states[unit.name] != "done":
+            wanted.update(unit.needs)
+    return [unit for unit in units if unit.name in wanted or states[unit.name] == "done"]
+
+
 def run_units(
     units: Sequence[Unit],
     *,

@@ -240,10 +240,11 @@ class _Target:
         places = self._places(real=True, sources=False)
         output = self.folder / f"{name}.json"
         measured: tuple[str, ...] = ("--workdir", str(self.folder / drafter))
-        needs: tuple[str, ...] = (drafter,)
+        needs = (self.trained,) if self.trained else ()
         if loss.untrained:
             measured = ("--drafters", loss.untrained)
-            needs = (self.trained,) if self.trained else ()
+        else:
+            needs = (*needs, drafter)
         return Unit(
             name,
             "evaluation",

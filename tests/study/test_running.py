@@ -16,7 +16,7 @@ import pytest
 from jaxspec.config import EvaluationConfig, RunConfig
 from jaxspec.study.progress import Durations, Progress
 from jaxspec.study.records import read_record, record_file, refuse_changes, write_record
-from jaxspec.study.running import Cores, chosen, run_units, states_of
+from jaxspec.study.running import Cores, chosen, run_units, states_of, still_needed
 from tests.study.tiny import unit
 
 LIVES = 3
@@ -199,6 +199,25 @@ def test_a_damaged_record_is_named(tmp_path, units):
     record_file(tmp_path, "a").write_text(json.dumps({"attempts": 3}))
     with pytest.raises(ValueError, match=r"a\.json is not the record of a unit"):
         states_of(tmp_path, [units("a")])
+
+
+def test_what_only_finished_units_need_is_not_needed(tmp_path, units):
+    """As on a machine that has the evaluations of another one, without its drafters."""
+    target = units("target")
+    drafters = [units("drafter1", "target"), units("drafter2", "target")]
+    first, second = units("eval1", "target", "drafter1"), units("eval2", "target", "drafter2")
+    grid = [target, *drafters, first, second]
+    assert still_needed(grid, states_of(tmp_path, grid)) == grid
+    Played(tmp_path).run([units("eval1")])
+    names = [each.name for each in still_needed(grid, states_of(tmp_path, grid))]
+    assert names == ["target", "drafter2", "eval1", "eval2"]
+    Played(tmp_path).run([units("drafter2")])
+    # The second evaluation reads the target and its drafter, not what the drafter was made from.
+    grid[2] = units("drafter2", "target", "answers")
+    grid.insert(1, units("answers"))
+    names = [each.name for each in still_needed(grid, states_of(tmp_path, grid))]
+    assert names == ["target", "drafter2", "eval1", "eval2"]
+    assert still_needed(drafters, states_of(tmp_path, drafters)) == drafters, "asked for alone"
 
 
 def test_units_are_chosen_with_what_they_need(units):

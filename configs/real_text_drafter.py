@@ -1,9 +1,10 @@
-"""Drafters for the target of real_text_target_ends.py, trained on its own answers.
+"""Drafters for the target of real_text_target.py, trained on its own answers.
 
     export JAXSPEC_RAW_DATA=FOLDER
     for source in gsm8k math mbpp code_instructions instructions; do
         jaxspec regenerate --config configs/real_text_drafter.py --source $source \
-            --temperature 0 --max_new_tokens 384 --output runs/real_text/answers/$source
+            --temperature 0 --max_new_tokens 256 --limit 2000 \
+            --output runs/real_text/answers/$source
     done
     python train.py --config configs/real_text_drafter.py --workdir runs/real_text/full
     python train.py --config configs/real_text_drafter.py --workdir runs/real_text/uniform \
@@ -33,17 +34,17 @@ def get_config() -> RunConfig:
     """The run."""
     return RunConfig(
         name="real_text_drafter",
-        target=TargetConfig(path="runs/real_text/target/export"),
+        target=TargetConfig(path="examples/real_text_target"),
         drafter=DrafterConfig(block_size=16, num_features=3, num_layers=2, unroll_layers=True),
         loss=LossConfig(decay=10.0, focal=0.3, chain=40.0),
         data=DataConfig(
             sources=tuple(f"{ANSWERS}/{source}" for source in SOURCES),
             sequence_length=512,
-            batch_size=8,
+            batch_size=4,
             anchors=48,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.04),
-        training=TrainingConfig(steps=2000, log_every=50, checkpoint_every=250),
+        training=TrainingConfig(steps=800, log_every=50, checkpoint_every=200),
         evaluation=EvaluationConfig(
             benchmarks=("gsm8k", "math500", "humaneval", "mbpp", "mt_bench", "aime24"),
             prompts=80,

@@ -4,17 +4,23 @@
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2
 
-The target and its answers have to be there: see real_text_target_ends.py and real_text_drafter.py.
-The main rows have three seeds, the others one. All rows are measured greedily with the block that
-they were trained with; the main rows also with smaller blocks, with a tree and at temperature 1.
-Their speed is measured at the end, one at a time.
+The target is examples/real_text_target (real_text_target.py). It first answers the questions that
+the drafters learn from. The main rows have three seeds, the others one. All rows are measured
+greedily with the block that they were trained with; the main rows also with smaller blocks, with a
+tree and at temperature 1. Their speed is measured at the end, one at a time.
 
 Names: gamma is loss.decay, focal and chain are the weights of these terms. "weight" rows are
 normalised over all slots, not block by block. The rivals (D-PACE, LK, Spec-AUF) take the place of
 cross-entropy, alone and under the chain reward. Hardware: 2 CPU cores.
 """
 
-from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, StudyTarget
+from jaxspec.study.declaration import (
+    StudyAnswers,
+    StudyConfig,
+    StudyDecoding,
+    StudyLoss,
+    StudyTarget,
+)
 
 MAIN = ("uniform", "decay+focal", "full")
 SEEDS = (0, 1, 2)
@@ -28,7 +34,16 @@ def get_config() -> StudyConfig:
     """The study."""
     return StudyConfig(
         name="study_real_text",
-        targets=(StudyTarget("real_text", config="real_text_drafter"),),
+        targets=(
+            StudyTarget(
+                "real_text",
+                config="real_text_drafter",
+                answers=StudyAnswers(
+                    ("gsm8k", "math", "mbpp", "code_instructions", "instructions"),
+                    {"temperature": 0.0, "max_new_tokens": 256, "limit": 2000},
+                ),
+            ),
+        ),
         losses=(
             StudyLoss("uniform", UNIFORM, seeds=SEEDS),
             StudyLoss("decay", {"loss.focal": 0.0, "loss.chain": 0.0}),

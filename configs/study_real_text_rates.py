@@ -2,11 +2,12 @@
 
     export JAXSPEC_RAW_DATA=FOLDER
     source scripts/host_memory.env
+    jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     jaxspec study --config configs/study_real_text_rates.py --jobs 2
 
-Every loss gets the same rates. study_real_text.py then takes the one that is best for a loss
-(optimizer.learning_rate in its row) where that is not the config's own. The target and its answers
-have to be there: see real_text_target_ends.py and real_text_drafter.py. Hardware: 2 CPU cores.
+The first command has the target answer the questions. Every loss gets the same rates.
+study_real_text.py then takes the one that is best for a loss (optimizer.learning_rate in its row)
+where that is not the config's own. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (
@@ -24,6 +25,7 @@ LOSSES: dict[str, Settings] = {
     "full": {},
     **{rival: {**UNIFORM, "loss.objective": rival} for rival in ("d_pace", "lk", "spec_auf")},
 }
+SOURCES = ("gsm8k", "math", "mbpp", "code_instructions", "instructions")
 RATES = (1e-3, 3e-3, 6e-3)
 
 
@@ -32,7 +34,16 @@ def get_config() -> StudyConfig:
     return StudyConfig(
         name="study_real_text_rates",
         targets=(
-            StudyTarget("real_text", config="real_text_drafter", settings={"training.steps": 600}),
+            StudyTarget(
+                "real_text",
+                config="real_text_drafter",
+                settings={
+                    "training.steps": 300,
+                    "data.sources": tuple(
+                        f"runs/study_real_text/answers/real_text/{source}" for source in SOURCES
+                    ),
+                },
+            ),
         ),
         losses=tuple(
             StudyLoss(f"{name}_{rate:g}", {**settings, "optimizer.learning_rate": rate})

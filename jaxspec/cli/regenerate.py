@@ -60,11 +60,6 @@ LARGEST_BATCH = 4096
 """More prompts than any device can decode together."""
 _PROGRESS_SECONDS = 5.0
 _NO_ENDS = {"answers": 0, "cut": 0}
-_DECIDING = (
-    *("source", "temperature", "top_p", "suppress", "max_new_tokens", "unfinished"),
-    *("end_repetition", "seed"),
-)
-"""Options that decide the answers."""
 _TEMPLATE = "chat template and tokenizer"
 
 
@@ -112,10 +107,6 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     unfinished: Literal["drop", "keep"] = "drop"
     """What to do with answers that reach `max_new_tokens` before they end. Kept, they would teach
     the drafter to end a turn where the target does not."""
-    end_repetition: int = 0
-    """End an answer's turn once it has said this many tokens in a row for the second time; 0: leave
-    answers as they are. Small targets repeat themselves without end. One that is trained further on
-    the ended answers (training.task target) ends its turn instead."""
     seed: int = 0
     """Seed of the sampling."""
 
@@ -353,9 +344,8 @@ def _check(command: RegenerateCommand) -> None:
         raise ValueError(
             f"--batch_size must be at most {LARGEST_BATCH:,}: got {command.batch_size:,}."
         )
-    for name, none in (("limit", "all"), ("end_repetition", "never")):
-        if getattr(command, name) < 0:
-            raise ValueError(f"--{name} must be 0 ({none}) or more: got {getattr(command, name)}.")
+    if command.limit < 0:
+        raise ValueError(f"--limit must be 0 (all) or more: got {command.limit}.")
     # jax would silently drop all higher bits.
     if not 0 <= command.seed < 2**32:
         raise ValueError(f"--seed must be from 0 to {2**32 - 1:,}: got {command.seed}.")
@@ -363,7 +353,8 @@ def _check(command: RegenerateCommand) -> None:
 
 def _settings(command: RegenerateCommand, tokenizer: Tokenizer) -> dict[str, Any]:
     """The settings that decide the answers: a folder is continued only with the same ones."""
-    settings = {name: getattr(command, name) for name in _DECIDING}
+    names = ("source", "temperature", "top_p", "suppress", "max_new_tokens", "unfinished", "seed")
+    settings = {name: getattr(command, name) for name in names}
     target = command.run.target
     return {
         **settings,
@@ -413,8 +404,7 @@ def _progress_of(
             f"dropped and {ends!r} as ends, expected a whole number and two objects of counts. "
             "Choose a new folder."
         )
-    # Older versions always suppressed these, and left repetitions alone.
-    before = {"suppress": "special", "end_repetition": 0, **before}
+    before = {"suppress": "special", **before}  # Older versions always suppressed these.
     wrong = [
         f"{name}: got {value!r}, expected {before.get(name)!r}"
         for name, value in settings.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -48,7 +47,6 @@ class Answers:
         self._progress = progress
         self._journal = journal
         self._ends = {"answers": 0, "cut": 0}
-        self._repetitive = 0
         self.first_refusal = ""
         """What the chat template said of the first conversation that it refused; "": none."""
         positions = strategy.model.config.max_position_embeddings
@@ -60,7 +58,7 @@ class Answers:
             )
 
     def of(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
-        """Examples with the target's answers, and how many were dropped or cut for each reason.
+        """Examples with the target's answers, and how many were dropped for each reason.
 
         Later turns of a conversation follow the target's own answers.
         """
@@ -68,7 +66,7 @@ class Answers:
 
         played = play(
             examples,
-            answer=self._ended,
+            answer=self._ask,
             tokenizer=self._tokenizer,
             max_prompt_tokens=self._longest,
             questions=user_questions,
@@ -103,8 +101,6 @@ class Answers:
         ]
         refusals = (end.message for end in played.ended.values() if end.reason == REFUSED)
         self.first_refusal = self.first_refusal or next(refusals, "")
-        reasons += ["ended_at_repetition"] * self._repetitive
-        self._repetitive = 0
         counts: dict[str, int] = {}
         for reason in reasons:
             counts[reason] = counts.get(reason, 0) + 1
@@ -146,17 +142,6 @@ class Answers:
         if not response.stopped and self._command.unfinished == "drop":
             return "unfinished"
         return "" if text.strip() else "empty"
-
-    def _ended(self, prompts: list[list[int]], names: list[str]) -> list[Any]:
-        """The answers, each with its turn ended where it begins to repeat itself."""
-        responses = self._ask(prompts, names)
-        repeated = self._command.end_repetition
-        for place, response in enumerate(responses):
-            if end := first_repetition(response.tokens, length=repeated):
-                tokens = (*response.tokens[:end], self._tokenizer.eos_id)
-                responses[place] = dataclasses.replace(response, tokens=tokens, stopped=True)
-                self._repetitive += 1
-        return responses
 
     def _ask(self, prompts: list[list[int]], names: list[str]) -> list[Any]:
         from jaxspec.decoding import Response
@@ -203,25 +188,6 @@ class Answers:
             progress=self._progress.prompts,
             answered=answered,
         )
-
-
-def first_repetition(tokens: Sequence[int], *, length: int) -> int:
-    """After how many tokens the last `length` of them have stood in the same order before.
-
-    0: never, or no `length`. The two places may overlap, as in a word that is said again and again.
-
-    >>> first_repetition([5, 1, 2, 3, 1, 2, 3, 1, 2], length=3)
-    7
-    >>> first_repetition([5, 1, 1, 1, 1], length=3)
-    5
-    """
-    seen = set()
-    for end in range(length, len(tokens) + 1) if length else ():
-        ngram = tuple(tokens[end - length : end])
-        if ngram in seen:
-            return end
-        seen.add(ngram)
-    return 0
 
 
 def answer_share(

@@ -105,7 +105,6 @@ def test_an_older_folder_suppressed_special_tokens(ask):
         ({"top_p": 2.0}, "top_p must be in"),
         ({"top_p": float("nan")}, "top_p must be in"),
         ({"output": "/proc/answers"}, "--output /proc/answers cannot be written to"),
-        ({"end_repetition": -1}, r"--end_repetition must be 0 \(never\) or more: got -1"),
         ({"limit": -1}, "--limit must be 0"),
         ({"max_new_tokens": 256}, "no room for a question"),
         ({"run": RunConfig(target=TargetConfig(path="nowhere"))}, "no config.json in nowhere"),
@@ -216,11 +215,9 @@ class Scripted(command.Answers):
 
     says = " Yes."
 
-    def __init__(self, tokenizer: Tokenizer, *, unfinished: str, end_repetition: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, unfinished: str) -> None:
         config = SimpleNamespace(max_position_embeddings=120)
-        settings = SimpleNamespace(
-            max_new_tokens=20, unfinished=unfinished, end_repetition=end_repetition
-        )
+        settings = SimpleNamespace(max_new_tokens=20, unfinished=unfinished)
         progress = Pace(9, unit="questions", echo=lambda line: None)
         strategy = SimpleNamespace(model=SimpleNamespace(config=config))
         super().__init__(strategy, None, tokenizer, settings, progress, AnswerJournal("nowhere"))
@@ -288,29 +285,6 @@ def test_unfinished_answers_can_be_kept():
     kept, lost = answers.of([conversation("endless", "An endless one?")])
     assert lost == {}
     assert kept[0].turns[-1] == ("assistant", " Yes.")
-
-
-def test_an_answer_that_repeats_itself_ends_there():
-    tokenizer = Tokenizer.load("embedded")
-    answers = Scripted(tokenizer, unfinished="drop", end_repetition=4)
-    answers.says = " one two three four" * 3
-    period = len(tokenizer.encode(" one two three four"))
-    assert period >= 4
-    kept, lost = answers.of(
-        [conversation("a", "An endless one?", "Two?"), conversation("b", "Three?")]
-    )
-    assert lost == {"ended_at_repetition": 3}, "also where the limit would have cut it"
-    ids = tuple(tokenizer.encode(answers.says)[: period + 4])
-    said = tokenizer.decode(ids)
-    assert kept[0].turns == (
-        ("user", "An endless one?"), ("assistant", said), ("user", "Two?"), ("assistant", said)
-    )  # fmt: skip
-    assert f"{said}" in answers.prompts[-1] and answers.says not in answers.prompts[-1]
-    row = tokenizer.encode_turns(kept[0].conversation).rows[-1]
-    learned = row.ids[row.answers[-1].start : row.answers[-1].stop]
-    assert tuple(learned) == (*ids, tokenizer.eos_id), "the end of the turn is learned"
-    # Each piece of work counts its own.
-    assert answers.of([conversation("c", "silence?")])[1] == {"empty": 1}
 
 
 def relearned(folder, tokenizer) -> list[list[int]]:

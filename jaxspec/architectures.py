@@ -19,7 +19,7 @@ from jaxspec.ranges import (
     MOST_POSITIONS,
     MOST_SLOTS,
     MOST_WIDTH,
-    BlockSize,
+    DrafterBlockSize,
     Epsilon,
     Heads,
     Layers,
@@ -328,8 +328,9 @@ class DrafterConfig:
     path: str = ""
     """Drafter to start training from, which decides the shape: a run's folder, or one in the format
     of z-lab or speculators; "": random weights."""
-    block_size: BlockSize = 16
-    """Slots of a block, including the anchor (slot 0)."""
+    block_size: DrafterBlockSize = 0
+    """Slots of a block, including the anchor (slot 0); 0: as many as in the drafter to start from,
+    or else 16. No weight depends on it, so training may go on with longer blocks."""
     mask_token_id: TokenId | None = None
     """Id that fills the slots to be drafted; None: the tokenizer's mask token."""
     target_layer_ids: tuple[Annotated[int, whole(0, MOST_LAYERS)], ...] = ()
@@ -386,6 +387,10 @@ class DrafterConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, prefix="drafter.")
+        require(
+            self.block_size != 1,
+            "drafter.block_size must be at least 2, as it includes the anchor: got 1.",
+        )
         check_layer_types(self.layer_types, self.sliding_window, self.num_layers)
 
     @property

@@ -43,6 +43,8 @@ from jaxspec.ops.chunks import join_blocks, split_blocks
 from jaxspec.ops.mesh_axes import context_parts, platform
 from jaxspec.parallel.constraints import rows, whole_rows
 
+DEFAULT_BLOCK_SIZE = 16
+"""Slots of a new drafter's block where its settings do not say (DFlash, arXiv 2602.06036)."""
 # For drafters whose target has neither (GPT-2).
 _NORM_EPS, _ROPE_THETA = 1e-6, 10_000.0
 _SCORE_BYTES, _CPU_SCORE_BYTES = 2**24, 2**28
@@ -127,9 +129,10 @@ def resolve_config(
         all, heads of odd width, query heads that key/value heads cannot share evenly, a block
         longer than the target's positions, or a layer id that the target does not have.
     """
-    if config.block_size > target.max_position_embeddings:
+    block_size = config.block_size or DEFAULT_BLOCK_SIZE
+    if block_size > target.max_position_embeddings:
         raise ValueError(
-            f"drafter.block_size is {config.block_size}, but the target has only "
+            f"drafter.block_size is {block_size}, but the target has only "
             f"{target.max_position_embeddings} positions: choose a smaller block."
         )
     mask = config.mask_token_id if config.mask_token_id is not None else mask_token_id
@@ -168,6 +171,7 @@ def resolve_config(
     check_layer_ids(tuple(layer_ids), target.num_layers)
     return dataclasses.replace(
         config,
+        block_size=block_size,
         mask_token_id=mask,
         target_layer_ids=tuple(layer_ids),
         num_features=len(layer_ids),

@@ -31,7 +31,7 @@ FAST = 4
 
 REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "drafter.block_size": ("0", "-1", "1000000000", "257", "nan", "", "²", LONG),
+        "drafter.block_size": ("1", "-1", "1000000000", "257", "nan", "", "²", LONG),
         "drafter.num_heads": ("-1", "1000000000"),
         "drafter.num_kv_heads": ("-1", "3"),
         "drafter.head_dim": ("-2", "7", "inf"),

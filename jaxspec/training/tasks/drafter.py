@@ -147,7 +147,7 @@ def _imported(asked: DrafterConfig, source: Path, target: LanguageModelConfig) -
     wrong = [
         f"drafter.{name}: got {getattr(asked, name)}, but the drafter has {getattr(found, name)}"
         for name in (field.name for field in dataclasses.fields(DrafterConfig))
-        if name not in _COMPUTED
+        if name not in (*_COMPUTED, "block_size")
         and getattr(asked, name) not in (getattr(default, name), getattr(found, name))
     ]
     if wrong:
@@ -156,7 +156,11 @@ def _imported(asked: DrafterConfig, source: Path, target: LanguageModelConfig) -
             "from the settings:\n  " + "\n  ".join(wrong) + "\nGive these settings the drafter's "
             "values, or leave them out."
         )
-    return dataclasses.replace(found, **{name: getattr(asked, name) for name in _COMPUTED})
+    return dataclasses.replace(
+        found,
+        block_size=asked.block_size or found.block_size,
+        **{name: getattr(asked, name) for name in _COMPUTED},
+    )
 
 
 def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:

@@ -97,12 +97,28 @@ def test_changed_weights_are_refused_and_a_moved_folder_is_not(first, tmp_path):
 
 def test_settings_that_contradict_the_drafter_are_refused(first, tmp_path):
     config, workdir = first
-    asked = from_it(config, workdir, drafter={"block_size": 8, "num_heads": 4})
+    asked = from_it(config, workdir, drafter={"num_layers": 3, "num_heads": 4})
     with pytest.raises(ValueError, match="shape differs") as caught:
         train(asked, workdir=tmp_path / "run")
-    assert "drafter.block_size: got 8, but the drafter has 4" in str(caught.value)
+    assert "drafter.num_layers: got 3, but the drafter has 1" in str(caught.value)
     assert "drafter.num_heads: got 4, but the drafter has 2" in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_training_goes_on_with_longer_blocks(first, tmp_path):
+    config, workdir = first
+    asked = from_it(config, workdir, drafter={"block_size": 8}, training={"steps": 1})
+    asked = changed(asked, optimizer={"learning_rate": 1e-12})
+    train(asked, workdir=tmp_path / "run")
+    (longer, weights), (shorter, before) = (
+        load_drafter(folder / "export", target_config=runs.ARCHITECTURE)
+        for folder in (tmp_path / "run", workdir)
+    )
+    assert (shorter.block_size, longer.block_size) == (4, 8)
+    assert longer == dataclasses.replace(shorter, block_size=8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, before)
+    slots = {len(row["accept_at"]) for row in runs.rows(tmp_path / "run") if "accept_at" in row}
+    assert slots == {7}, "the drafted slots of a block of 8"
 
 
 def test_the_drafter_is_not_replaced_by_what_is_trained(first):

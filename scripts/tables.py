@@ -12,9 +12,10 @@ A table stands between two comments. The first names a view and the file:
 Views: `results` is the table of ``eval.py``, `seeds` the mean and range over its seeds, and `plain`
 the header and rows of a file {"header": [...], "rows": [[...]]}, for figures of other scripts.
 ``without`` and names of fields leave columns out of `results`. Of the summary.json of a study,
-`study` is the table of one way of decoding, `means` its lines of the mean over benchmarks, and
-`gains` the gains with losses in rows and benchmarks in columns; the name of the decoding follows
-(after that of the target, if there are several), then perhaps ``only`` and names of losses:
+`study` is the table of one way of decoding, `means` its lines of the mean over benchmarks, `gains`
+the gains with losses in rows and benchmarks in columns, and `pairs` taus with losses in columns and
+the gain of the last of them; the name of the decoding follows (after that of the target, if there
+are several), then perhaps ``only`` and names of losses:
 
     <!-- table: gains docs/results/study.json block16 only uniform full -->
 """
@@ -33,7 +34,7 @@ from jaxspec.evals.report import read_json, seeds_table
 from jaxspec.evals.tables import markdown, tabulate
 from jaxspec.json_files import read_object
 from jaxspec.study.summary import MEAN, Entry
-from jaxspec.study.tables import entries_table, gains_table
+from jaxspec.study.tables import entries_table, gains_table, pairs_table
 
 ROOT = Path(__file__).parent.parent
 _START = re.compile(r"^<!-- table:", re.MULTILINE)
@@ -90,6 +91,12 @@ def gains_view(file: Path, words: Sequence[str]) -> str:
     return gains_table(entries, base=base)
 
 
+def pairs_view(file: Path, words: Sequence[str]) -> str:
+    """The taus of a study for one way of decoding, and the gain of the last loss."""
+    entries, base = _entries(file, words)
+    return pairs_table(entries, base=base)
+
+
 def _entries(file: Path, words: Sequence[str]) -> tuple[list[Entry], str]:
     """The lines that are wanted, and the base of their gains."""
     document = read_object(file)
@@ -113,6 +120,7 @@ VIEWS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "plain": plain_view,
     "gains": gains_view,
     "means": means_view,
+    "pairs": pairs_view,
     "results": results_view,
     "seeds": seeds_view,
     "study": study_view,

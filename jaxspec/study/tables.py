@@ -131,6 +131,24 @@ def gains_table(entries: Sequence[Entry], *, base: str) -> str:
     return markdown(["loss", *benchmarks], rows, names=1)
 
 
+def pairs_table(entries: Sequence[Entry], *, base: str) -> str:
+    """A Markdown table of taus: benchmarks in rows, losses and the gain of the last one in columns.
+
+    Args:
+      entries: those of one target and decoding.
+      base: the row that gains are counted against.
+    """
+    losses = list(dict.fromkeys(entry["loss"] for entry in entries))
+    table = {(entry["loss"], entry["benchmark"]): entry for entry in entries}
+    lines = []
+    for benchmark in dict.fromkeys(entry["benchmark"] for entry in entries):
+        found = [table.get((loss, benchmark)) for loss in losses]
+        taus = [seeds_text(entry and entry["tau"], ".2f") for entry in found]
+        last = found[-1]
+        lines.append([benchmark, *taus, seeds_text(last and last["gain"], "+.1f", unit="%")])
+    return markdown(["prompts", *losses, f"{losses[-1]} over {base}"], lines, names=1)
+
+
 def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Table:
     """Lines for a terminal.
 
@@ -147,10 +165,11 @@ def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Table
         if name == "loss" or len({entry[name] for entry in shown}) > 1
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
+    # In a narrow terminal, ranges break between two numbers; names never do.
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True, overflow="fold")
     for title in ("tau", "gain", "95%"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right")
     for entry in shown:
         cells = [entry[name] for name in names]
         cells += [seeds_text(entry["tau"], ".2f"), seeds_text(entry["gain"], "+.1f", unit="%")]

@@ -18,7 +18,6 @@ from tests.study.tiny import STUDY
 ROOT = Path(__file__).parents[2]
 EARLIER = "measured before result files were kept beside the page"
 WITHOUT_FILE = {
-    ("README.md", "jaxspec"): "the rows of docs/results.md's ladder: a test below compares them",
     ("README.md", "Your own target"): "printed by benchmarks.family_parity",
     ("docs/pods.md", "1. Plan"): "printed by scripts/plan_table.sh",
     (
@@ -28,7 +27,6 @@ WITHOUT_FILE = {
     **{
         ("docs/results.md", section): EARLIER
         for section in (
-            "Embedded target: the ladder of losses, three seeds",
             "Verification rules and draft trees",
             "Drafters in one engine",
             "Speed of decoding, compared with transformers",
@@ -126,6 +124,12 @@ def test_views_of_a_study(tables, tmp_path, monkeypatch):
         "| uniform | tau 2.00 | tau 2.00 |",
         "| full | +20.0% (-1.5 to +41.2) | +20.0% (-1.5 to +41.2) |",
     ]
+    assert of("pairs one.json block") == [
+        "| prompts | uniform | full | full over uniform |",
+        "| --- | ---: | ---: | ---: |",
+        "| gsm8k | 2.00 (1.90 to 2.10) | 2.00 (1.90 to 2.10) | +20.0% (+15.0 to +25.0%) |",
+        "| mean | 2.00 (1.90 to 2.10) | 2.00 (1.90 to 2.10) | +20.0% (+15.0 to +25.0%) |",
+    ]
     assert len(of("gains one.json block only full")) == 3
     assert of("gains two.json small block only full uniform") == of("gains one.json block")
     for order, message in {
@@ -162,27 +166,3 @@ def test_every_table_with_figures_has_a_file_or_a_reason():
     }
     assert found - WITHOUT_FILE.keys() == set(), "give it a file: scripts/tables.py says how"
     assert WITHOUT_FILE.keys() - found == set(), "no longer needed"
-
-
-def test_the_first_table_of_the_readme_is_that_of_the_results():
-    section = "Embedded target: the ladder of losses, three seeds"
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split(f"## {section}")[1]
-    measured = {
-        (benchmark, loss): (tau, gain)
-        for benchmark, loss, tau, gain in re.findall(
-            r"^\| (\S+) \| (\S+) \| 3 \| (.+?) \| (.+?) \|$", results, re.MULTILINE
-        )
-    }
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| (\S+) \| ([\d.]+ \(.+?\)) \| ([\d.]+ \(.+?\)) \| (.+?) \|$", readme, re.MULTILINE
-    )
-    assert [name for name, *_ in rows] == [
-        "embedded/math",
-        "embedded/code",
-        "embedded/chat",
-        "mean",
-    ]
-    for name, uniform, full, gain in rows:
-        assert measured[name, "uniform"][0] == uniform
-        assert measured[name, "full"] == (full, gain)

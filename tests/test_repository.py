@@ -17,6 +17,10 @@ from jaxspec import __version__
 ROOT = Path(__file__).parent.parent
 LONGEST_MODULE = 500
 LARGEST_FILE = 8_000_000
+LARGE = {
+    "examples/real_text_target/model.safetensors": "training it takes an hour (see its config)"
+}
+"""Larger files that are here, and why."""
 CODE = ("jaxspec", "configs", "benchmarks", "notebooks", "tests")
 
 
@@ -129,12 +133,13 @@ def test_no_machine_is_named():
 
 
 def test_no_large_file():
-    large = [
-        f"{file.relative_to(ROOT)}: {file.stat().st_size} bytes"
+    large = {
+        file.relative_to(ROOT).as_posix(): file.stat().st_size
         for file in repository_files()
         if file.stat().st_size > LARGEST_FILE
-    ]
-    assert not large
+    }
+    assert large.keys() == LARGE.keys(), large
+    assert max(large.values()) < 1.5 * LARGEST_FILE
 
 
 def test_version_is_one_thing():

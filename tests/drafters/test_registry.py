@@ -54,6 +54,6 @@ def test_kinds_are_complete():
     ],
 )
 def test_what_a_run_recorded(kind, run, loss, block):
-    config = DrafterConfig() if kind == "dflash" else None
+    config = DrafterConfig(block_size=16) if kind == "dflash" else None
     history = KINDS[kind].history(config, run)
     assert (history.loss, history.block_size) == (loss, block)

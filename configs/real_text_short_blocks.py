@@ -3,7 +3,8 @@
     export JAXSPEC_RAW_DATA=FOLDER
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     python train.py --config configs/real_text_short_blocks.py --workdir runs/real_text/short_blocks
-    jaxspec export --workdir runs/real_text/short_blocks --output examples/real_text_short_blocks
+    jaxspec export --workdir runs/real_text/short_blocks \
+        --output examples/real_text_short_blocks --target_name examples/real_text_target
 
 The first command has the target answer the questions. The last one made
 examples/real_text_short_blocks, which is this drafter in bfloat16.

@@ -9,7 +9,7 @@ The last command made examples/real_text_target, which is this target in bfloat1
 It learns few examples, 3,500, nearly by heart (21 epochs), so that it is sure of what it says, as
 large models are: one that had seen all examples 4 times repeated itself in half of its greedy
 answers. The tokenizer (byte-level BPE, 4,096 tokens) is trained on the same text first. Hardware: 2
-CPU cores; 70 minutes.
+CPU cores; an hour.
 """
 
 from jaxspec.config import (

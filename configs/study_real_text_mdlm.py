@@ -1,0 +1,50 @@
+"""What each loss is worth for masked-diffusion drafters (SpecDiff, SpecDiff-2) on real text.
+
+    export JAXSPEC_RAW_DATA=FOLDER
+    source scripts/host_memory.env
+    jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
+    python train.py --config configs/real_text_mdlm.py --workdir runs/real_text/mdlm
+    jaxspec study --config configs/study_real_text_mdlm.py --jobs 2
+
+All rows continue from the drafter of the third command, which has learned to fill in random masks
+and has not drafted yet. "streak" and "detached_streak" are the objectives of SpecDiff-2,
+"cross_entropy+streak" adds the streak to cross-entropy, and "bidirectional" keeps the context of
+MDLM, which no cache can serve. The main rows have three seeds. Hardware: 2 CPU cores.
+"""
+
+from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, StudyTarget
+
+MAIN = ("uniform", "full")
+SEEDS = (0, 1, 2)
+UNTIMED = {"evaluation.timing_prompts": 0}
+
+
+def get_config() -> StudyConfig:
+    """The study."""
+    return StudyConfig(
+        name="study_real_text_mdlm",
+        targets=(StudyTarget("real_text", config="real_text_mdlm_draft"),),
+        losses=(
+            StudyLoss("uniform", seeds=SEEDS),
+            StudyLoss("decay", {"loss.decay": 10.0}),
+            StudyLoss("decay+focal", {"loss.decay": 10.0, "loss.focal": 0.3}),
+            StudyLoss(
+                "full", {"loss.decay": 10.0, "loss.focal": 0.3, "loss.chain": 40.0}, seeds=SEEDS
+            ),
+            StudyLoss("streak", {"loss.objective": "streak"}),
+            StudyLoss("detached_streak", {"loss.objective": "detached_streak"}, seeds=SEEDS),
+            StudyLoss("cross_entropy+streak", {"loss.chain": 40.0}),
+            StudyLoss("lora", {"denoiser.lora_rank": 16}),
+            StudyLoss(
+                "bidirectional",
+                {"denoiser.context": "bidirectional", "data.anchors": 1, "data.batch_size": 24},
+            ),
+        ),
+        decodings=(
+            StudyDecoding("greedy", UNTIMED),
+            StudyDecoding("temperature1", {"evaluation.temperature": 1.0, **UNTIMED}, losses=MAIN),
+            StudyDecoding(
+                "two_passes", {"evaluation.denoising_passes": 2, **UNTIMED}, losses=MAIN
+            ),
+        ),
+    )

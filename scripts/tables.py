@@ -11,7 +11,9 @@ A table stands between two comments. The first names a view and the file:
 
 Views: `results` is the table of ``eval.py``, `seeds` the mean and range over its seeds, and `plain`
 the header and rows of a file {"header": [...], "rows": [[...]]}, for figures of other scripts.
-``without`` and names of fields leave columns out of `results`. Of the summary.json of a study,
+``without`` and names of fields leave columns out of `results`. `reductions` shows how many times
+fewer passes a diffusion language model takes with drafts: benchmarks and decoders in rows, numbers
+of drafts in columns, with 95% intervals over prompts. Of the summary.json of a study,
 `study` is the table of one way of decoding, `means` its lines of the mean over benchmarks, `gains`
 the gains with losses in rows and benchmarks in columns, and `pairs` taus with losses in columns and
 the gain of the last of them; the name of the decoding follows (after that of the target, if there
@@ -31,7 +33,7 @@ from typing import Any
 
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.evals.report import read_json, seeds_table
-from jaxspec.evals.tables import markdown, tabulate
+from jaxspec.evals.tables import ABSENT, formatted, markdown, tabulate
 from jaxspec.json_files import read_object
 from jaxspec.study.summary import MEAN, Entry
 from jaxspec.study.tables import entries_table, gains_table, pairs_table
@@ -65,6 +67,31 @@ def seeds_view(file: Path, words: Sequence[str]) -> str:
     if not text:
         raise ValueError(f"{file} has no loss with several seeds: use the view 'results'.")
     return text.split("\n\n", 1)[1].strip()
+
+
+def reductions_view(file: Path, words: Sequence[str]) -> str:
+    """Passes of the base decoder over those with drafts, and how many responses stay the same."""
+    _refuse(words, view="reductions")
+    drafting = [row for row in read_json(file)[1] if row.get("drafts_per_pass")]
+    if not drafting:
+        raise ValueError(f"{file} has no decoder with drafts: use the view 'results'.")
+    sizes = sorted({row["drafts_per_pass"] for row in drafting})
+    lines = []
+    for names in dict.fromkeys((row["benchmark"], row["decoder"]) for row in drafting):
+        rows = [row for row in drafting if (row["benchmark"], row["decoder"]) == names]
+        by_size = {row["drafts_per_pass"]: row for row in rows}
+        cells = [_reduction(by_size.get(size)) for size in sizes]
+        same, turns = (sum(row[field] for row in rows) for field in ("identical", "turns"))
+        lines.append([*names, str(rows[0]["turns"]), *cells, f"{same} of {turns}"])
+    header = ["prompts", "drafts", "n", *(f"D = {size}" for size in sizes), "identical"]
+    return markdown(header, lines, names=2)
+
+
+def _reduction(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ABSENT
+    figure, interval = row["nfe_reduction"], row.get("nfe_reduction_ci95")
+    return f"{figure:.2f}" + (f" ({formatted(interval, '.2f')})" if interval else "")
 
 
 def plain_view(file: Path, words: Sequence[str]) -> str:
@@ -121,6 +148,7 @@ VIEWS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "gains": gains_view,
     "means": means_view,
     "pairs": pairs_view,
+    "reductions": reductions_view,
     "results": results_view,
     "seeds": seeds_view,
     "study": study_view,

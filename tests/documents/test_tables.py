@@ -12,6 +12,7 @@ import pytest
 
 from jaxspec.evals.report import read_json
 from jaxspec.provenance import jsonable
+from tests.evals.rows import diffusion_row
 from tests.study.entries import study_entry
 from tests.study.tiny import STUDY
 
@@ -96,6 +97,37 @@ def test_views(tables, tmp_path, monkeypatch):
             of(order)
     with pytest.raises(ValueError, match="end of table"):
         tables.with_tables("<!-- table: plain plain.json -->\n| a |\n")
+
+
+def test_the_view_of_diffusion(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    rows = [
+        diffusion_row("plain"),
+        diffusion_row("spiffy", drafts_per_pass=10, nfe_reduction=1.7),
+        diffusion_row(
+            "spiffy", drafts_per_pass=3, nfe_reduction=1.4, nfe_reduction_ci95=[1.25, 1.625]
+        ),
+        diffusion_row("star", drafts_per_pass=3, nfe_reduction=1.3, identical=2),
+    ]
+    for name, found in (("drafts", rows), ("plain", rows[:1])):
+        text = json.dumps({"provenance": {}, "results": found})
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def of(order: str) -> str:
+        return tables.with_tables(f"<!-- table: {order} -->\nold\n<!-- end of table -->\n")
+
+    assert "| prompts | drafts | n | D = 3 | D = 10 | identical |\n" in of(
+        "reductions drafts.json"
+    )
+    lines = of("reductions drafts.json").splitlines()[3:-1]
+    assert lines == [
+        "| gsm8k | spiffy | 3 | 1.40 (1.25–1.62) | 1.70 | 6 of 6 |",
+        "| gsm8k | star | 3 | 1.30 | – | 2 of 3 |",
+    ]
+    with pytest.raises(ValueError, match="no decoder with drafts"):
+        of("reductions plain.json")
+    with pytest.raises(ValueError, match="takes nothing after its file"):
+        of("reductions drafts.json without n")
 
 
 def test_views_of_a_study(tables, tmp_path, monkeypatch):

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Measures draft graphs on the LLaDA of configs/real_text_llada.py: calibrates one on training
+# questions of GSM8K for each way of unmasking, then counts passes on other prompts.
+#
+#   bash scripts/draft_graphs.sh runs/real_text/llada
+#
+# The folder holds the trained model (train.py --config configs/real_text_llada.py --workdir FOLDER).
+# Results are in FOLDER/graphs; files that are there are kept, so the same command continues.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ $# -lt 1 ]; then
+  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  exit 2
+fi
+folder="$1"
+graphs="$folder/graphs"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
+# shellcheck source=scripts/host_memory.env
+source scripts/host_memory.env
+mkdir -p "$graphs"
+common=(--config configs/real_text_llada.py --target.path "$folder/export")
+
+measure() { # name settings...
+  local output="$graphs/$1.json"
+  shift
+  [ -f "$output" ] || .venv/bin/python eval.py "${common[@]}" --evaluation.timing_prompts 0 \
+    --diffusion.num_drafts "${sizes[@]}" --output "$output" "$@"
+}
+
+calibrate() { # name settings...
+  local output="$graphs/$1.graph.json"
+  shift
+  [ -f "$output" ] || .venv/bin/jaxspec calibrate "${common[@]}" --source gsm8k \
+    --evaluation.max_new_tokens 256 --output "$output" "$@"
+}
+
+sizes=(3 5 8 10)
+threshold=(--diffusion.unmasking threshold --diffusion.threshold 0.9)
+calibrate one_by_one
+calibrate threshold "${threshold[@]}"
+calibrate accumulated --weight accumulated
+
+# One token per step, beside the drafts that need no calibration.
+measure one_by_one --diffusion.graph "$graphs/one_by_one.graph.json" --evaluation.max_new_tokens 256
+# Several tokens per step.
+measure threshold "${threshold[@]}" --diffusion.graph "$graphs/threshold.graph.json" \
+  --evaluation.max_new_tokens 256
+# Nodes chosen by Spiffy's degree-1 accumulation, from the same counts.
+measure accumulated --diffusion.graph "$graphs/accumulated.graph.json" --diffusion.drafts \
+  --evaluation.max_new_tokens 256
+# Sampled.
+measure temperature1 --diffusion.graph "$graphs/one_by_one.graph.json" --diffusion.drafts \
+  --evaluation.temperature 1
+# Other caches; one prompt at a time.
+sizes=(3 10)
+for caching in none prefix; do
+  for layout in mask batch; do
+    measure "$caching-$layout" --diffusion.graph "$graphs/one_by_one.graph.json" \
+      --diffusion.drafts --diffusion.caching "$caching" --diffusion.layout "$layout" \
+      --evaluation.batch_size 1 --evaluation.prompts 8
+  done
+done

@@ -43,8 +43,6 @@ def get_config() -> StudyConfig:
         decodings=(
             StudyDecoding("greedy", UNTIMED),
             StudyDecoding("temperature1", {"evaluation.temperature": 1.0, **UNTIMED}, losses=MAIN),
-            StudyDecoding(
-                "two_passes", {"evaluation.denoising_passes": 2, **UNTIMED}, losses=MAIN
-            ),
+            StudyDecoding("two_passes", {"evaluation.denoising_passes": 2, **UNTIMED}, losses=MAIN),
         ),
     )

@@ -1,14 +1,20 @@
-"""The pair of the paper on real text, from random weights: uniform, decay + focal, full.
+"""What each intervention is worth on real text, against the field's other losses.
 
     export JAXSPEC_RAW_DATA=FOLDER
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     jaxspec study --config configs/study_real_text_random.py --jobs 2
 
-The first command has the target answer the questions. In study_real_text.py all drafters start from
-one that has learned short blocks; here they start from nothing, as in the paper, and all learn for
-the same time (1,600 steps of 2 rows x 48 blocks of 16 slots). Each loss is trained with two
-learning rates, seed 0; the better one has two seeds more. Hardware: 2 CPU cores.
+The first command has the target (examples/real_text_target) answer the questions that the drafters
+learn from. All drafters start from random weights, as in the paper, and learn for the same short
+time: 1,600 steps of 2 rows x 48 blocks of 16 slots. In study_real_text.py they start from one that
+has learned short blocks.
+
+Names: gamma is loss.decay, focal and chain are the weights of these terms. "weight" rows are
+normalised over all slots, not block by block. The rivals (D-PACE, LK, Spec-AUF) take the place of
+cross-entropy, alone and under the chain reward. "rate0.003" rows have half the learning rate: they
+show whether the rate of all others suits this loss. The main rows have three seeds. With smaller
+blocks, a tree or a temperature, one seed of them is measured. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (
@@ -20,14 +26,28 @@ from jaxspec.study.declaration import (
 )
 
 SOURCES = ("gsm8k", "math", "mbpp", "code_instructions", "instructions")
-LOSSES: dict[str, Settings] = {
-    "uniform": {"loss.decay": None, "loss.focal": 0.0, "loss.chain": 0.0},
-    "decay+focal": {"loss.chain": 0.0},
-    "full": {},
-}
+RATE = 6e-3
+LOWER_RATE = 3e-3
+UNIFORM: Settings = {"loss.decay": None, "loss.focal": 0.0, "loss.chain": 0.0}
+CHAIN: Settings = {"loss.decay": None, "loss.focal": 0.0}
+MAIN: dict[str, Settings] = {"uniform": UNIFORM, "decay+focal": {"loss.chain": 0.0}, "full": {}}
 SEEDS = (0, 1, 2)
-RATES = (3e-3, 6e-3)
-BEST = {"uniform": 6e-3, "decay+focal": 6e-3, "full": 6e-3}
+RIVALS = ("d_pace", "lk", "spec_auf")
+OTHERS: dict[str, Settings] = {
+    "decay": {"loss.focal": 0.0, "loss.chain": 0.0},
+    "focal": {"loss.decay": None, "loss.chain": 0.0},
+    "chain": CHAIN,
+    **{rival: {**UNIFORM, "loss.objective": rival} for rival in RIVALS},
+    **{f"{rival}+chain": {**CHAIN, "loss.objective": rival} for rival in RIVALS},
+    **{f"full_gamma{gamma:g}": {"loss.decay": gamma} for gamma in (7.0, 20.0)},
+    **{f"full_focal{focal:g}": {"loss.focal": focal} for focal in (0.5, 1.0)},
+    **{f"full_chain{chain:g}": {"loss.chain": chain} for chain in (5.0, 10.0, 20.0)},
+    **{
+        f"full_weight_chain{chain:g}": {"loss.normalize": "weight", "loss.chain": chain}
+        for chain in (5.0, 10.0, 20.0, 40.0)
+    },
+}
+UNTIMED: Settings = {"evaluation.timing_prompts": 0}
 
 
 def get_config() -> StudyConfig:
@@ -50,15 +70,35 @@ def get_config() -> StudyConfig:
                 },
             ),
         ),
-        losses=tuple(
-            StudyLoss(
-                name if rate == BEST[name] else f"{name}_rate{rate:g}",
-                {**settings, "optimizer.learning_rate": rate},
-                seeds=SEEDS if rate == BEST[name] else (0,),
-            )
-            for name, settings in LOSSES.items()
-            for rate in RATES
+        losses=(
+            *(
+                StudyLoss(name, {**settings, "optimizer.learning_rate": RATE}, seeds=SEEDS)
+                for name, settings in MAIN.items()
+            ),
+            *(
+                StudyLoss(
+                    f"{name}_rate{LOWER_RATE:g}",
+                    {**settings, "optimizer.learning_rate": LOWER_RATE},
+                )
+                for name, settings in MAIN.items()
+            ),
+            *(
+                StudyLoss(name, {**settings, "optimizer.learning_rate": RATE})
+                for name, settings in OTHERS.items()
+            ),
         ),
         base="uniform",
-        decodings=(StudyDecoding("block16", {"evaluation.timing_prompts": 0}),),
+        decodings=(
+            StudyDecoding("block16", UNTIMED),
+            *(
+                StudyDecoding(name, {**settings, **UNTIMED}, losses=tuple(MAIN), seeds=(0,))
+                for name, settings in (
+                    ("block8", {"evaluation.block_size": 8}),
+                    ("block4", {"evaluation.block_size": 4}),
+                    ("tree32", {"evaluation.tree_nodes": 32}),
+                    ("temperature1", {"evaluation.temperature": 1.0}),
+                )
+            ),
+            StudyDecoding("timed", {"evaluation.prompts": 6}, losses=tuple(MAIN), seeds=(0,)),
+        ),
     )

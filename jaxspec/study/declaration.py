@@ -89,6 +89,8 @@ class StudyDecoding:
     """Settings of the evaluation in place of those of the target's config."""
     losses: tuple[str, ...] = ()
     """Rows that are measured this way; (): all of them."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of these rows that are measured this way; (): all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,7 @@ class StudyConfig:
         for place, seeds in (
             ("study.seeds", self.seeds),
             *((f"study.losses: {loss.name}: seeds", loss.seeds) for loss in self.losses),
+            *((f"study.decodings: {row.name}: seeds", row.seeds) for row in self.decodings),
         ):
             require(len(set(seeds)) == len(seeds), f"{place} holds a seed twice: got {seeds}.")
         require(len(self.seeds) >= 1, "study.seeds is empty: name at least one seed.")
@@ -145,6 +148,14 @@ class StudyConfig:
                 not row.untrained or not (row.settings or row.seeds),
                 f"study.losses: {row.name} needs no training (untrained {row.untrained!r}), but "
                 "has settings or seeds: leave them out.",
+            )
+        for way in self.decodings:
+            measured = [loss for loss in self.losses if loss.name in (way.losses or losses)]
+            found = {seed for loss in measured for seed in self.seeds_of(loss)}
+            require(
+                found.issuperset(way.seeds),
+                f"study.decodings: {way.name}: seeds is {way.seeds}, but its rows have the seeds "
+                f"{', '.join(map(str, sorted(found)))}.",
             )
         rows: list[StudyTarget | StudyLoss] = [*self.targets, *self.losses]
         for each in rows:
@@ -174,9 +185,13 @@ class StudyConfig:
         """The seeds of a row."""
         return self.seeds[:1] if loss.untrained else loss.seeds or self.seeds
 
-    def decodings_of(self, loss: StudyLoss) -> tuple[StudyDecoding, ...]:
-        """How a row is measured."""
-        return tuple(row for row in self.decodings if not row.losses or loss.name in row.losses)
+    def decodings_of(self, loss: StudyLoss, seed: int) -> tuple[StudyDecoding, ...]:
+        """How a row's drafter with this seed is measured."""
+        return tuple(
+            row
+            for row in self.decodings
+            if loss.name in (row.losses or (loss.name,)) and seed in (row.seeds or (seed,))
+        )
 
 
 def of_seed(seed: int) -> Settings:

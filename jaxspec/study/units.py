@@ -96,7 +96,9 @@ def units_of(
                 if seed in study.seeds_of(loss):
                     if not loss.untrained:
                         units.append(grid.drafter(loss, seed))
-                    units += [grid.evaluation(loss, seed, d) for d in study.decodings_of(loss)]
+                    units += [
+                        grid.evaluation(loss, seed, d) for d in study.decodings_of(loss, seed)
+                    ]
     return units
 
 

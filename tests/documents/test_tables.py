@@ -116,9 +116,7 @@ def test_the_view_of_diffusion(tables, tmp_path, monkeypatch):
     def of(order: str) -> str:
         return tables.with_tables(f"<!-- table: {order} -->\nold\n<!-- end of table -->\n")
 
-    assert "| prompts | drafts | n | D = 3 | D = 10 | identical |\n" in of(
-        "reductions drafts.json"
-    )
+    assert "| prompts | drafts | n | D = 3 | D = 10 | identical |\n" in of("reductions drafts.json")
     lines = of("reductions drafts.json").splitlines()[3:-1]
     assert lines == [
         "| gsm8k | spiffy | 3 | 1.40 (1.25–1.62) | 1.70 | 6 of 6 |",

@@ -53,6 +53,11 @@ def test_settings_that_there_are_not(settings, message):
         ({"losses": (StudyLoss("a"), StudyLoss("a"))}, "two rows called 'a'"),
         ({"decodings": (StudyDecoding("d", losses=("no",)),)}, "d: losses names 'no'"),
         ({"decodings": (StudyDecoding("d", {"loss.decay": 1}),)}, "d sets loss.decay"),
+        (
+            {"decodings": (StudyDecoding("d", seeds=(0, 9)),)},
+            r"d: seeds is \(0, 9\), but its rows have the seeds 0, 1",
+        ),
+        ({"decodings": (StudyDecoding("d", seeds=(1, 1)),)}, "d: seeds holds a seed twice"),
         ({"losses": (StudyLoss("a", {"evaluation.prompts": 1}),)}, "all rows are measured alike"),
         ({"losses": (StudyLoss("a", {"training.seed": 1}),)}, "name the seeds in study.seeds"),
         ({"targets": (StudyTarget("t", "c", {"data.seed": 1}),)}, "name the seeds in study.seeds"),
@@ -67,9 +72,17 @@ def test_defaults_of_rows():
     study = dataclasses.replace(
         STUDY,
         losses=(StudyLoss("a"), StudyLoss("b", seeds=(7,))),
-        decodings=(StudyDecoding("all"), StudyDecoding("some", losses=("b",))),
+        decodings=(
+            StudyDecoding("all"),
+            StudyDecoding("some", losses=("b",)),
+            StudyDecoding("one_seed", seeds=(0,)),
+        ),
     )
     assert [study.seeds_of(loss) for loss in study.losses] == [(0, 1), (7,)]
-    names = [[d.name for d in study.decodings_of(loss)] for loss in study.losses]
-    assert names == [["all"], ["all", "some"]]
+    names = [
+        [d.name for d in study.decodings_of(loss, seed)]
+        for loss in study.losses
+        for seed in study.seeds_of(loss)
+    ]
+    assert names == [["all", "one_seed"], ["all"], ["all", "some"]]
     assert study.base_loss == "a"

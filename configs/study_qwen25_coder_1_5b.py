@@ -1,13 +1,14 @@
 """What the interventions are worth for a released model, on one accelerator with 80 GB of memory.
 
     export JAXSPEC_RAW_DATA=FOLDER
-    MODEL="--target.path /models/Qwen2.5-Coder-1.5B-Instruct"
-    jaxspec study --config configs/study_qwen25_coder_1_5b.py $MODEL --only uniform-seed0 full-seed0
-    jaxspec study --config configs/study_qwen25_coder_1_5b.py $MODEL
+    jaxspec study --config configs/study_qwen25_coder_1_5b.py --target.path MODEL \
+        --only uniform-seed0 full-seed0
+    jaxspec study --config configs/study_qwen25_coder_1_5b.py --target.path MODEL
 
-The model first answers about 7,800 training questions. The first command trains and measures one
-pair of drafters, the second one all the others. In bfloat16, verification rounds differently from
-single steps, so some outputs may differ from the model's own; the tables count them.
+MODEL is the folder of Qwen2.5-Coder-1.5B-Instruct as downloaded. The model first answers about
+7,800 training questions. The first command trains and measures one pair of drafters, the second one
+all the others. In bfloat16, verification rounds differently from single steps, so some outputs may
+differ from the model's own; the tables count them. This study has not been run.
 """
 
 from jaxspec.study.declaration import (

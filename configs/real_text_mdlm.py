@@ -5,8 +5,8 @@
     python train.py --config configs/real_text_mdlm.py --workdir runs/real_text/mdlm
 
 The first command has the target answer the questions; the drafter learns from its answers. It
-starts from the target's first three layers, which learn to see both ways and to fill in random
-masks, as MDLM does: an MDLM from random weights takes too long on such a machine.
+starts from the target's first three layers, which learn to read in both directions and to fill in
+random masks, as MDLM does. From random weights, that would take too long on 2 CPU cores.
 configs/real_text_mdlm_draft.py continues from it. Hardware: 2 CPU cores.
 """
 

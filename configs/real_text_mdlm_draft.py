@@ -3,7 +3,7 @@
     python train.py --config configs/real_text_mdlm_draft.py --workdir runs/real_text/draft
 
 Blocks of 16 masks follow clean prefixes, as in decoding. The prefix is causal, so that drafting can
-cache it. The loss is plain cross-entropy; study_real_text_mdlm.py has the other rows: streak
+cache it. The loss is plain cross-entropy. study_real_text_mdlm.py compares it with others: streak
 distillation, the three interventions, LoRA, and the bidirectional prefix of MDLM. Hardware: 2 CPU
 cores.
 """

@@ -7,8 +7,9 @@
 
 MODEL is the folder of Qwen2.5-Coder-1.5B-Instruct as downloaded. The model first answers about
 7,800 training questions. The first command trains and measures one pair of drafters, the second one
-all the others. In bfloat16, verification rounds differently from single steps, so some outputs may
-differ from the model's own; the tables count them. This study has not been run.
+all the others. In bfloat16, checking several tokens in one pass gives other rounding errors than
+decoding them one by one. Some outputs may therefore differ from the model's own; the tables count
+them. This study has not been run.
 """
 
 from jaxspec.study.declaration import (

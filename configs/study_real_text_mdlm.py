@@ -6,8 +6,8 @@
     python train.py --config configs/real_text_mdlm.py --workdir runs/real_text/mdlm
     jaxspec study --config configs/study_real_text_mdlm.py --jobs 2
 
-All rows continue from the drafter of the third command, which has learned to fill in random masks
-and has not drafted yet. "streak" and "detached_streak" are the objectives of SpecDiff-2,
+All rows continue from the drafter that real_text_mdlm.py trains. It has learned to fill in random
+masks, but not yet to draft. "streak" and "detached_streak" are the objectives of SpecDiff-2,
 "cross_entropy+streak" adds the streak to cross-entropy, and "bidirectional" keeps the context of
 MDLM, which no cache can serve. The main rows have three seeds. Hardware: 2 CPU cores.
 """

@@ -1,4 +1,4 @@
-"""What each intervention is worth on real text, against the field's other losses.
+"""What each intervention is worth on real text, compared with losses from other papers.
 
     export JAXSPEC_RAW_DATA=FOLDER
     source scripts/host_memory.env
@@ -7,14 +7,15 @@
 
 The first command has the target (examples/real_text_target) answer the questions that the drafters
 learn from. All drafters start from random weights, as in the paper, and learn for the same short
-time: 1,600 steps of 2 rows x 48 blocks of 16 slots. In study_real_text.py they start from one that
-has learned short blocks.
+time: 1,600 steps of 2 rows x 48 blocks of 16 slots. (In study_real_text.py, they start from a
+drafter that was trained on short blocks.)
 
 Names: gamma is loss.decay, focal and chain are the weights of these terms. "weight" rows are
 normalised over all slots, not block by block. The rivals (D-PACE, LK, Spec-AUF) take the place of
-cross-entropy, alone and under the chain reward. "rate0.003" rows have half the learning rate: they
-show whether the rate of all others suits this loss. The main rows have three seeds. With smaller
-blocks, a tree or a temperature, one seed of them is measured. Hardware: 2 CPU cores.
+cross-entropy, alone and under the chain reward. "rate0.003" rows repeat the main losses with half
+the learning rate, to show whether the gain depends on it. The main rows (uniform, decay+focal,
+full) have three seeds. Smaller blocks, a tree, temperature 1 and speed are measured for one seed of
+each. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Measures draft graphs on the LLaDA of configs/real_text_llada.py: calibrates one on training
-# questions of GSM8K for each way of unmasking, then counts passes on other prompts.
+# Measures draft graphs on the LLaDA of configs/real_text_llada.py: calibrates three graphs on training
+# questions of GSM8K (two ways of unmasking, two of weighting), then counts passes on other prompts.
 #
 #   bash scripts/draft_graphs.sh runs/real_text/llada
 #
 # The folder holds the trained model (train.py --config configs/real_text_llada.py --workdir FOLDER).
-# Results are in FOLDER/graphs; files that are there are kept, so the same command continues.
+# Results go to FOLDER/graphs. Existing files are kept: after a stop, run the same command again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

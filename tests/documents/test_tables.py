@@ -32,9 +32,7 @@ WITHOUT_FILE = {
             "Drafters in one engine",
             "Speed of decoding, compared with transformers",
             "What a round is made of",
-            "Real text: the ladder of losses on a small target trained on GSM8K, MATH, code and "
-            "instructions",
-            "Masked-diffusion drafters (SpecDiff, SpecDiff-2) on the same target",
+            "Masked-diffusion drafters (SpecDiff, SpecDiff-2)",
             "Learning to draft",
             "Self-selection",
             "Lossless",

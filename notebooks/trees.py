@@ -154,7 +154,7 @@ axes[1].legend(fontsize=8)
 # %% [markdown]
 # The reason is in the panel on the right. A sample holds a prefix with a probability that follows
 # its own; so it misses likely prefixes that the tree always has, and spends rows on unlikely ones,
-# because there are so many of them. Two samples are also often the same.
+# because there are so many of them. Often, two samples are identical.
 #
 # Sampling is what a rule needs that divides by `q` ([exactness.py](exactness.py)). A tree that was
 # *chosen* is judged without `q`: the walk draws the target's own token at each node and continues

@@ -9,8 +9,12 @@ import csv
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -42,6 +46,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("differ", lambda entry: formatted(entry["mismatched_prompts"], "d")),
     ("repetitive", lambda entry: formatted(entry["repetitive_share"], ".0%")),
 )
+_CONSOLE_COLUMNS = ("loss", "tau", "gain", "95%")
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -149,7 +154,41 @@ def pairs_table(entries: Sequence[Entry], *, base: str) -> str:
     return markdown(["prompts", *losses, f"{losses[-1]} over {base}"], lines, names=1)
 
 
-def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Table:
+@dataclass(frozen=True)
+class ConsoleTable:
+    """Lines for a terminal: below a heading for what varies, a line per loss.
+
+    Args:
+      parts: the lines under each heading. "" stands for none.
+    """
+
+    parts: Mapping[str, Sequence[Sequence[str]]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [_CONSOLE_COLUMNS, *chain.from_iterable(self.parts.values())]
+        widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+        # In a narrow terminal, ranges break between two numbers, and each part has its own widths.
+        fits = sum(widths) + 2 * (len(widths) - 1) <= options.max_width
+        for place, (heading, part) in enumerate(self.parts.items()):
+            table = Table(
+                box=None, pad_edge=False, header_style="bold", show_header=place == 0 or not fits
+            )
+            for column, (title, width) in enumerate(zip(_CONSOLE_COLUMNS, widths, strict=True)):
+                table.add_column(
+                    title,
+                    justify="right" if column else "left",
+                    no_wrap=column == 0,  # names never break
+                    overflow="fold",
+                    min_width=width if fits else None,
+                )
+            for cells in part:
+                table.add_row(*map(Text, cells))
+            if heading:
+                yield Text(heading, style="bold")
+            yield table
+
+
+def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> ConsoleTable:
     """Lines for a terminal.
 
     Args:
@@ -159,23 +198,23 @@ def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Table
     shown = list(entries)
     if only_means:
         shown = [entry for entry in entries if entry["benchmark"] == MEAN] or shown
-    names = [
+    varied = [
         name
-        for name in ("target", "decoding", "benchmark", "loss")
-        if name == "loss" or len({entry[name] for entry in shown}) > 1
+        for name in ("target", "decoding", "benchmark")
+        if len({entry[name] for entry in shown}) > 1
     ]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # In a narrow terminal, ranges break between two numbers; names never do.
-    for name in names:
-        table.add_column(name, no_wrap=True, overflow="fold")
-    for title in ("tau", "gain", "95%"):
-        table.add_column(title, justify="right")
+    parts: dict[str, list[list[str]]] = {}
     for entry in shown:
-        cells = [entry[name] for name in names]
-        cells += [seeds_text(entry["tau"], ".2f"), seeds_text(entry["gain"], "+.1f", unit="%")]
-        cells.append(interval_text(entry["gain_ci95"]))
-        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
-    return table
+        heading = ", ".join(for_terminal(entry[name]) for name in varied)
+        parts.setdefault(heading, []).append(
+            [
+                for_terminal(entry["loss"]),
+                seeds_text(entry["tau"], ".2f"),
+                seeds_text(entry["gain"], "+.1f", unit="%"),
+                interval_text(entry["gain_ci95"]),
+            ]
+        )
+    return ConsoleTable(parts)
 
 
 def csv_text(entries: Sequence[Entry]) -> str:

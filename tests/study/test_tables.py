@@ -61,3 +61,26 @@ def test_a_terminal_shows_the_means():
     assert header.split() == ["loss", "tau", "gain", "95%"], "what does not vary is left out"
     assert first.split()[0] == "uniform"
     assert " ".join(second.split()) == "a_b|c 3.00 +20.0% (+15.0 to +25.0%) -1.5 to +41.2%"
+
+
+def test_a_terminal_of_80_columns_breaks_no_range(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    long = [{**each, "target": "embedded_target", "decoding": "block16"} for each in ENTRIES]
+    lines = render(console_table([*ENTRIES, *long], only_means=False)).splitlines()
+    headings = [line for line in lines if ", " in line]
+    assert headings == [
+        "small, block, gsm8k",
+        "small, block, mean",
+        "embedded_target, block16, gsm8k",
+        "embedded_target, block16, mean",
+    ]
+    assert len(lines) == 1 + 4 * 3, "one header, then a heading and two losses each"
+    ends = {len(line.rstrip()) for line in lines if line not in headings}
+    assert len(ends) == 1, "the columns of all parts are aligned"
+
+
+def test_a_narrow_terminal_loses_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    words = render(console_table(ENTRIES)).split()
+    for word in ("a_b|c", "3.00", "+20.0%", "(+15.0", "+25.0%)", "-1.5", "+41.2%"):
+        assert word in words

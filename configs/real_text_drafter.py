@@ -1,6 +1,6 @@
 """Drafters for the target of real_text_target.py, trained on its own answers.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     for source in gsm8k math mbpp code_instructions instructions; do
         jaxspec regenerate --config configs/real_text_drafter.py --source $source \
             --temperature 0 --max_new_tokens 256 --limit 2000 \

@@ -1,6 +1,6 @@
 """A LLaDA of 5.2M parameters on real text: a diffusion language model that answers.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/real_text_llada.py --workdir runs/real_text/llada
     L="--config configs/real_text_llada.py --target.path runs/real_text/llada/export"
     jaxspec calibrate $L --source gsm8k --output runs/real_text/llada/graph.json

@@ -1,10 +1,10 @@
 """A masked-diffusion language model that drafts for the target of real_text_target.py (SpecDiff).
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     python train.py --config configs/real_text_mdlm.py --workdir runs/real_text/mdlm
 
-The first command has the target answer the questions; the drafter learns from its answers. It
+The study command has the target answer the questions; the drafter learns from its answers. It
 starts from the target's first three layers, which learn to read in both directions and to fill in
 random masks, as MDLM does. From random weights, that would take too long on 2 CPU cores.
 configs/real_text_mdlm_draft.py continues from it. Hardware: 2 CPU cores.

@@ -1,6 +1,6 @@
 """The drafter that those of real_text_drafter.py start from: it has learned blocks of 4 slots.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     python train.py --config configs/real_text_short_blocks.py --workdir runs/real_text/short_blocks
     jaxspec export --workdir runs/real_text/short_blocks \

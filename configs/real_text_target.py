@@ -1,6 +1,6 @@
 """A 5.2M-parameter target trained from scratch on GSM8K, MATH, code and instructions.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/real_text_target.py --workdir runs/real_text/target
     jaxspec export --workdir runs/real_text/target --output examples/real_text_target
 

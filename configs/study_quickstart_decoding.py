@@ -19,9 +19,7 @@ SAMPLED: Settings = {"evaluation.temperature": 1.0}
 BOTH: dict[str, Settings] = {
     "greedy": {},
     "greedy_tree32": {"evaluation.tree_nodes": 32},
-    **{
-        rule: {**SAMPLED, "evaluation.verifier": rule} for rule in ("token", "block", "point_mass")
-    },
+    **{rule: {**SAMPLED, "evaluation.verifier": rule} for rule in ("token", "block", "point_mass")},
     **{f"tree{nodes}": {**SAMPLED, "evaluation.tree_nodes": nodes} for nodes in (16, 32, 64)},
 }
 ONLY_FULL: dict[str, Settings] = {

@@ -1,15 +1,15 @@
-"""What the interventions are worth for a released model, on one accelerator with 80 GB of memory.
+"""What the changes to the loss are worth for a released model, on one accelerator with 80 GB.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     jaxspec study --config configs/study_qwen25_coder_1_5b.py --target.path MODEL \
         --only uniform-seed0 full-seed0
     jaxspec study --config configs/study_qwen25_coder_1_5b.py --target.path MODEL
 
 MODEL is the folder of Qwen2.5-Coder-1.5B-Instruct as downloaded. The model first answers about
-7,800 training questions. The first command trains and measures one pair of drafters, the second one
-all the others. In bfloat16, checking several tokens in one pass gives other rounding errors than
-decoding them one by one. Some outputs may therefore differ from the model's own; the tables count
-them. This study has not been run.
+8,600 training questions. The first study command trains and measures one pair of drafters, the
+second one all the others. In bfloat16, checking several tokens in one pass gives other rounding
+errors than decoding them one by one. Some outputs may therefore differ from the model's own; the
+tables count them. This study has not been run.
 """
 
 from jaxspec.study.declaration import (

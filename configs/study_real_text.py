@@ -1,6 +1,6 @@
 """The main losses on real text, from a drafter that has learned short blocks.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2
 

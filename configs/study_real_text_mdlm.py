@@ -1,6 +1,6 @@
 """What each loss is worth for masked-diffusion drafters (SpecDiff, SpecDiff-2) on real text.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     python train.py --config configs/real_text_mdlm.py --workdir runs/real_text/mdlm

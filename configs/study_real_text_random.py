@@ -1,21 +1,22 @@
-"""What each intervention is worth on real text, compared with losses from other papers.
+"""What each change to the loss is worth on real text, compared with losses from other papers.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     source scripts/host_memory.env
     jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     jaxspec study --config configs/study_real_text_random.py --jobs 2
 
-The first command has the target (examples/real_text_target) answer the questions that the drafters
-learn from. All drafters start from random weights, as in the paper, and learn for the same short
-time: 1,600 steps of 2 rows x 48 blocks of 16 slots. (In study_real_text.py, they start from a
+With `--only answers/`, the target (examples/real_text_target) answers the questions that the
+drafters learn from. All drafters start from random weights, as in the paper, and learn for the same
+short time: 1,600 steps of 2 rows x 48 blocks of 16 slots. (In study_real_text.py, they start from a
 drafter that was trained on short blocks.)
 
-Names: gamma is loss.decay, focal and chain are the weights of these terms. "weight" rows are
-normalised over all slots, not block by block. The rivals (D-PACE, LK, Spec-AUF) take the place of
-cross-entropy, alone and under the chain reward. "rate0.003" rows repeat the main losses with half
-the learning rate, to show whether the gain depends on it. The main rows (uniform, decay+focal,
-full) have three seeds. Smaller blocks, a tree, temperature 1 and speed are measured for one seed of
-each. Hardware: 2 CPU cores.
+In the names, gamma is loss.decay; focal and chain are loss.focal and loss.chain. "weight" rows are
+normalised over all slots, not block by block. The rivals (D-PACE, LK and Spec-AUF, in
+jaxspec/losses/objectives.py) take the place of cross-entropy, alone and under the chain reward.
+"rate0.003" rows repeat the main losses with half the learning rate, to show whether the gain
+depends on it. The main losses (uniform, decay+focal, full) are declared with three seeds. Smaller
+blocks, a tree, temperature 1 and speed are declared for one seed of each. docs/results.md says what
+has been measured. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (

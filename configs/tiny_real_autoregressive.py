@@ -1,6 +1,6 @@
 """A one-layer autoregressive drafter for the target of tiny_real_target.py, on the same real text.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_autoregressive.py --workdir runs/real/autoregressive
 
 SpecDiff's drafters are compared with it: it is ordinary speculative decoding. Hardware: 2 CPU

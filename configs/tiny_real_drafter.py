@@ -1,6 +1,6 @@
 """Drafters for the target of tiny_real_target.py, trained on the same real text.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_drafter.py --workdir runs/real/full
 
 docs/results.md compares it with masked-diffusion drafters of the same target; real_text_drafter.py

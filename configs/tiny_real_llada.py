@@ -1,6 +1,6 @@
 """A tiny LLaDA on real text: a diffusion language model that answers, decoded by eval.py.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_target.py --workdir runs/real/target    # 70 minutes
     python train.py --config configs/tiny_real_mdlm.py --workdir runs/real/mdlm        # 16 minutes
     python train.py --config configs/tiny_real_llada.py --workdir runs/real/llada      # 17 minutes

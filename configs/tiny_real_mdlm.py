@@ -1,6 +1,6 @@
 """A masked-diffusion language model that drafts for the target of tiny_real_target.py (SpecDiff).
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_mdlm.py --workdir runs/real/mdlm
 
 It starts from the target's first three layers, which learn to see both ways and to fill in random

@@ -1,6 +1,6 @@
 """The masked-diffusion drafter of tiny_real_mdlm.py learns to draft (SpecDiff-2).
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_mdlm_draft.py --workdir runs/real/draft/uniform
 
 Blocks of 16 masks follow clean prefixes, as in decoding. The prefix is causal, so that drafting can

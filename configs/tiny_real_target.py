@@ -1,6 +1,6 @@
 """A 1.4M-parameter target trained from scratch on GSM8K, MATH, code and instructions.
 
-    export JAXSPEC_RAW_DATA=FOLDER
+    export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
     python train.py --config configs/tiny_real_target.py --workdir runs/real/target
 
 The tokenizer (byte-level BPE, 2,048 tokens) is trained on the same text first; it is written to

@@ -2,19 +2,21 @@
 # Speculative decoding with a released 1.5B-parameter model, on a CPU with 24 GB of memory.
 #
 #   bash examples/real_model.sh                      downloads Qwen2.5-Coder-1.5B-Instruct (3 GB)
-#   MODEL=/models/Qwen3-1.7B bash examples/real_model.sh     another model that is there already
+#   MODEL=/models/Qwen3-1.7B bash examples/real_model.sh     a model that you have
 #
 # Nothing is trained: the drafts are looked up in the prompt and in the answer so far, as one block
 # or as a tree of several continuations. Every output is compared with the model's own, and the
 # speed with that of the model alone. 5 prompts each of HumanEval, MBPP and Spec-Bench's
 # summarisation, 64 tokens: some hours on 2 cores. The same command continues after an interruption.
 #
-# DTYPE=bfloat16 halves the memory; outputs may then differ where two tokens are about equally likely.
+# DTYPE=bfloat16 halves the memory; outputs may then differ where two tokens are about equally
+# likely. Each model and DTYPE has a folder of its own in runs/real_model; RUNS names another one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 model="${MODEL:-models/Qwen2.5-Coder-1.5B-Instruct}"
-runs="${RUNS:-runs/real_model}"
+dtype="${DTYPE:-float32}"
+runs="${RUNS:-runs/real_model/$(basename "$model")-$dtype}"
 export MODEL="$model"
 
 [ -x .venv/bin/python ] || bash scripts/setup_venv.sh
@@ -34,7 +36,7 @@ measure() { # name settings...
     echo "$output is there already."
     return
   fi
-  "$python" eval.py --config examples/real_model.py --target.dtype "${DTYPE:-float32}" \
+  "$python" eval.py --config examples/real_model.py --target.dtype "$dtype" \
     --drafters ngram --references "$runs/references" --output "$output" "$@"
 }
 

@@ -17,9 +17,11 @@ of drafts in columns, with 95% intervals over prompts. Of the summary.json of a 
 `study` is the table of one way of decoding, `means` its lines of the mean over benchmarks, `gains`
 the gains with losses in rows and benchmarks in columns, and `pairs` taus with losses in columns and
 the gain of the last of them; the name of the decoding follows (after that of the target, if there
-are several), then perhaps ``only`` and names of losses:
+are several), then perhaps ``only`` and names of losses. `decodings` has the taus of one loss, with
+ways of decoding in rows; the name of the loss follows, then perhaps ``only`` and ways of decoding:
 
     <!-- table: gains docs/results/study.json block16 only uniform full -->
+    <!-- table: decodings docs/results/study.json full only block tree32 -->
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from jaxspec.evals.report import read_json, seeds_table
 from jaxspec.evals.tables import ABSENT, formatted, markdown, tabulate
 from jaxspec.json_files import read_object
 from jaxspec.study.summary import MEAN, Entry
-from jaxspec.study.tables import entries_table, gains_table, pairs_table
+from jaxspec.study.tables import decodings_table, entries_table, gains_table, pairs_table
 
 ROOT = Path(__file__).parent.parent
 _START = re.compile(r"^<!-- table:", re.MULTILINE)
@@ -124,19 +126,26 @@ def pairs_view(file: Path, words: Sequence[str]) -> str:
     return pairs_table(entries, base=base)
 
 
-def _entries(file: Path, words: Sequence[str]) -> tuple[list[Entry], str]:
+def decodings_view(file: Path, words: Sequence[str]) -> str:
+    """The taus of a study for one loss: ways of decoding in rows, benchmarks in columns."""
+    return decodings_table(_entries(file, words, given="loss", rows="decoding")[0])
+
+
+def _entries(
+    file: Path, words: Sequence[str], *, given: str = "decoding", rows: str = "loss"
+) -> tuple[list[Entry], str]:
     """The lines that are wanted, and the base of their gains."""
     document = read_object(file)
-    place, _, losses = " ".join(words).partition(" only ")
-    wanted, names = losses.split(), place.split()
+    place, _, only = " ".join(words).partition(" only ")
+    wanted, names = only.split(), place.split()
     study = document["study"]
     found = [
         entry
         for entry in document["summary"]
-        if names in ([entry["decoding"]], [entry["target"], entry["decoding"]])
-        and entry["loss"] in (wanted or [entry["loss"]])
+        if names in ([entry[given]], [entry["target"], entry[given]])
+        and entry[rows] in (wanted or [entry[rows]])
     ]
-    if {entry["loss"] for entry in found} < set(wanted) or not found:
+    if {entry[rows] for entry in found} < set(wanted) or not found:
         raise ValueError(f"{file} has no lines for {' '.join(words)!r}: look at its summary.")
     if len({entry["target"] for entry in found}) > 1:
         raise ValueError(f"{file} has several targets: name one before {names[0]!r}.")
@@ -145,6 +154,7 @@ def _entries(file: Path, words: Sequence[str]) -> tuple[list[Entry], str]:
 
 VIEWS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "plain": plain_view,
+    "decodings": decodings_view,
     "gains": gains_view,
     "means": means_view,
     "pairs": pairs_view,

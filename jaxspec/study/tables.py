@@ -154,6 +154,27 @@ def pairs_table(entries: Sequence[Entry], *, base: str) -> str:
     return markdown(["prompts", *losses, f"{losses[-1]} over {base}"], lines, names=1)
 
 
+def decodings_table(entries: Sequence[Entry]) -> str:
+    """A Markdown table of taus: ways of decoding in rows, benchmarks in columns.
+
+    Args:
+      entries: those of one target and loss.
+    """
+    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
+    table = {(entry["decoding"], entry["benchmark"]): entry for entry in entries}
+
+    def cell(decoding: str, benchmark: str) -> str:
+        entry = table.get((decoding, benchmark))
+        if entry is None or entry["tau"] is None:
+            return ABSENT
+        text, interval = f"{entry['tau']['mean']:.2f}", entry["tau_ci95"]
+        return text if interval is None else f"{text} ({formatted(interval, '.2f')})"
+
+    decodings = dict.fromkeys(entry["decoding"] for entry in entries)
+    rows = [[name, *(cell(name, benchmark) for benchmark in benchmarks)] for name in decodings]
+    return markdown(["decoding", *benchmarks], rows, names=1)
+
+
 @dataclass(frozen=True)
 class ConsoleTable:
     """Lines for a terminal: below a heading for what varies, a line per loss.

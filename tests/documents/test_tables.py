@@ -160,8 +160,15 @@ def test_views_of_a_study(tables, tmp_path, monkeypatch):
     ]
     assert len(of("gains one.json block only full")) == 3
     assert of("gains two.json small block only full uniform") == of("gains one.json block")
+    assert of("decodings one.json full") == [
+        "| decoding | gsm8k | mean |",
+        "| --- | ---: | ---: |",
+        "| block | 2.00 (1.88–2.12) | 2.00 (1.88–2.12) |",
+    ]
+    assert of("decodings one.json full only block") == of("decodings one.json full")
     for order, message in {
         "gains one.json tree": "has no lines for 'tree'",
+        "decodings one.json full only tree": "has no lines",
         "gains one.json block only typo": "has no lines",
         "gains two.json block": "several targets",
     }.items():

@@ -310,13 +310,20 @@ def _run(
         )
     if files := write():
         print(render(console_table(read_results(folder).summary)))
-        print(f"Written: {', '.join(map(str, files))}")
+        print(f"Written: {_shown(files, folder)}")
     if failed:
         names = ", ".join(unit.name for unit in failed)
         raise ValueError(
             f"{len(failed)} of {len(wanted)} units failed: {names}. Their output is in "
             f"{folder / 'logs'}. The same command tries them again."
         )
+
+
+def _shown(files: Sequence[Path], folder: Path) -> str:
+    """The names of the tables, and how many plots there are."""
+    tables = [str(file) for file in files if file.parent == folder]
+    plots = len(files) - len(tables)
+    return ", ".join(tables) + (f"; {plots} plots in {folder / 'plots'}" if plots else "")
 
 
 def _show(argv: Sequence[str]) -> None:

@@ -28,7 +28,6 @@ WITHOUT_FILE = {
     **{
         ("docs/results.md", section): EARLIER
         for section in (
-            "Verification rules and draft trees",
             "Drafters in one engine",
             "Speed of decoding, compared with transformers",
             "What a round is made of",

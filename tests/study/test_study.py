@@ -119,7 +119,8 @@ def test_a_finished_study_repeats_nothing(study_file, uninterrupted, capsys, mon
     monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", refuse)
     study.main(["--config", str(study_file), "--output", str(uninterrupted)])
     printed = capsys.readouterr().out
-    assert "Written: " in printed and "full" in printed
+    assert "/results.md, " in printed and " plots in " in printed and ".png" not in printed
+    assert "full" in printed
 
 
 def test_accelerators_are_left_to_the_units(study_file, uninterrupted):

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxspec.names import visible
+from jaxspec.training.progress import duration
 
 Echo = Callable[[str], None]
 """Where lines of text go."""
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 def render(table: Any) -> str:
@@ -30,7 +32,7 @@ def render(table: Any) -> str:
 
 @contextmanager
 def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere one line when the work starts.
+    """A bar on a terminal; elsewhere a line when the work starts, and one a minute.
 
     Yields:
       What to call with the number of prompts done since the last call.
@@ -38,7 +40,7 @@ def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], 
     console = Console()
     if not console.is_terminal:
         echo(f"{visible(title)}: {total} prompts")
-        yield lambda done: None
+        yield _line_a_minute(visible(title), total, echo)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -49,6 +51,22 @@ def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], 
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(visible(title), total=total)
         yield lambda done: progress.update(task, advance=done)
+
+
+def _line_a_minute(title: str, total: int, echo: Echo) -> Callable[[int], None]:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES and done < total:
+            left = (now - started) / done * (total - done)
+            echo(f"{title}: {done} of {total} prompts, about {duration(left)} left")
+            last = now
+
+    return advance
 
 
 class Pace:

@@ -17,6 +17,19 @@ def test_without_a_terminal_one_line_says_what_begins():
     assert lines == ["gsm8k: plain: 3 prompts"]
 
 
+def test_long_work_gets_a_line_a_minute(monkeypatch):
+    now, lines = [100.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress_of("gsm8k: plain", 5, lines.append) as advance:
+        for seconds in (50, 50, 50, 50, 50):
+            now[0] += seconds
+            advance(1)
+    assert lines[1:] == [
+        "gsm8k: plain: 2 of 5 prompts, about 2 minutes left",
+        "gsm8k: plain: 4 of 5 prompts, about 50 seconds left",
+    ]
+
+
 def test_titles_are_text(monkeypatch):
     title, lines = "a\x1b[2J[red]b[/red] [/]\n", []
     with progress_of(title, 3, lines.append):

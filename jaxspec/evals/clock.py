@@ -23,6 +23,7 @@ from jaxspec.evals.intervals import Interval, bootstrap
 ResultT = TypeVar("ResultT")
 Call = Callable[[], Any]
 """Starts work on the device; what it returns is waited for."""
+_FEWEST_TURNS = 3
 
 
 def timed(call: Callable[[], ResultT]) -> tuple[float, ResultT]:
@@ -44,11 +45,21 @@ def median_seconds(calls: Mapping[str, Call], *, repeats: int) -> dict[str, floa
 
 
 def seconds_by_turn(
-    makers: Mapping[str, Callable[[], Call]], *, repeats: int
+    makers: Mapping[str, Callable[[], Call]], *, repeats: int, at_most_s: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each turn; calls are prepared for every turn, which is not timed."""
+    """Seconds of each call in each turn; calls are prepared for every turn, which is not timed.
+
+    Args:
+      makers: by name, what prepares a call.
+      repeats: timed turns.
+      at_most_s: once this many seconds have passed and 3 turns are timed, no other one begins.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in makers}
+    started = time.perf_counter()
     for turn in range(repeats + 1):
+        is_late = at_most_s is not None and time.perf_counter() - started >= at_most_s
+        if is_late and turn > _FEWEST_TURNS:
+            break
         for name, make in makers.items():
             found, _ = timed(make())
             if turn:
@@ -92,12 +103,12 @@ class Clock:
         run_s, state = timed(lambda: self.run(state))
         return start_s, run_s, state
 
-    def warm_up(self, batch: Prompts) -> None:
-        """Compiles for batches of this shape, unless that is done."""
-        if batch.tokens_BS.shape not in self._warm:
-            self._warm.add(batch.tokens_BS.shape)
-            first, second = (sum(self.lap(batch)[:2]) for _ in range(2))
-            self.compile_s += max(0.0, first - second)
+    def warm_up(self, batch: Prompts) -> float | None:
+        """Compiles for batches of this shape in a first lap: its seconds; None if that is done."""
+        if batch.tokens_BS.shape in self._warm:
+            return None
+        self._warm.add(batch.tokens_BS.shape)
+        return sum(self.lap(batch)[:2])
 
 
 def take_turns(
@@ -118,8 +129,7 @@ def take_turns(
         raise ValueError(f"evaluation.timing_repeats must be at least 1: got {repeats}.")
     for name, batch in zip(ids, batches, strict=True):
         laps: list[list[tuple[float, float]]] = [[] for _ in clocks]
-        for clock in clocks:
-            clock.warm_up(batch)
+        firsts = [clock.warm_up(batch) for clock in clocks]
         for repeat in range(repeats):
             turns = list(zip(clocks, laps, strict=True))
             for clock, found in turns if repeat % 2 == 0 else turns[::-1]:
@@ -129,7 +139,9 @@ def take_turns(
                     steps, tokens = clock.count(state, name)
                     clock.steps.append(steps)
                     clock.tokens.append(tokens)
-        for clock, found in zip(clocks, laps, strict=True):
+        for clock, first, found in zip(clocks, firsts, laps, strict=True):
+            if first is not None:
+                clock.compile_s += max(0.0, first - sum(found[0]))
             clock.start_s += [start_s for start_s, _ in found]
             clock.run_s.append(statistics.median(run_s for _, run_s in found))
             clock.fastest_s.append(min(run_s for _, run_s in found))

@@ -7,7 +7,13 @@ import pytest
 
 from jaxspec.decoding import Prompts
 from jaxspec.evals import clock
-from jaxspec.evals.clock import Clock, median_seconds, speedup_interval, take_turns
+from jaxspec.evals.clock import (
+    Clock,
+    median_seconds,
+    seconds_by_turn,
+    speedup_interval,
+    take_turns,
+)
 
 
 @pytest.fixture
@@ -49,10 +55,11 @@ def ticking(name, durations, *, spend, log):
 
 def test_medians_of_turns_without_what_is_compiled(seconds):
     log = []
-    ours = ticking("ours", [9.0, 4.0, 4.0, 2.0, 3.0], spend=seconds, log=log)
-    theirs = ticking("theirs", [5.0, 5.0, 5.0, 5.0, 6.0], spend=seconds, log=log)
+    ours = ticking("ours", [9.0, 4.0, 2.0, 3.0], spend=seconds, log=log)
+    theirs = ticking("theirs", [5.0, 5.0, 5.0, 6.0], spend=seconds, log=log)
     take_turns([ours, theirs], [batch()], ids=["a"], repeats=3)
-    assert log[4:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert log[:2] == ["ours", "theirs"], "one lap each to compile"
+    assert log[2:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert (ours.compile_s, theirs.compile_s) == (5.0, 0.0)
     assert (ours.run_s, theirs.run_s) == ([3.0], [5.0])
     assert (ours.fastest_s, theirs.fastest_s) == ([2.0], [5.0])
@@ -62,9 +69,9 @@ def test_medians_of_turns_without_what_is_compiled(seconds):
 
 def test_each_shape_is_compiled_once(seconds):
     log = []
-    ours = ticking("ours", [2.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0], spend=seconds, log=log)
+    ours = ticking("ours", [2.0, 1.0, 1.0, 5.0, 1.0], spend=seconds, log=log)
     take_turns([ours], [batch(3), batch(3), batch(4)], ids=["a", "b", "c"], repeats=1)
-    assert len(log) == 2 + 2 + 3
+    assert len(log) == 2 + 1 + 2
     assert ours.compile_s == 1.0 + 4.0 and ours.steps == [3, 3, 4]
     with pytest.raises(ValueError, match="timing_repeats must be at least 1: got 0"):
         take_turns([ours], [batch()], ids=["a"], repeats=0)
@@ -82,6 +89,15 @@ def test_calls_take_turns_and_the_first_compiles(seconds):
     )
     assert log == ["a", "b"] * 3
     assert found == {"a": 2.0, "b": 2.0}
+
+
+@pytest.mark.parametrize(("at_most_s", "turns"), [(None, 10), (110.0, 10), (35.0, 3), (55.0, 5)])
+def test_slow_calls_get_fewer_turns(seconds, at_most_s, turns):
+    def make():
+        return lambda: seconds(10.0)
+
+    found = seconds_by_turn({"a": make}, repeats=10, at_most_s=at_most_s)
+    assert found == {"a": [10.0] * turns}
 
 
 def clock_of(tokens, seconds):

@@ -295,14 +295,23 @@ def measure_round_parts(
     capacity: int,
     repeats: int = 15,
     turns: int = TURNS,
+    at_most_s: float | None = 20.0,
 ) -> RoundParts:
     """A round and its parts: medians of what `time_round_parts` times.
+
+    A large model's rounds take long and vary little: `at_most_s` ends them early.
 
     Raises:
       ValueError: the response has no rounds.
     """
     each = time_round_parts(
-        strategy, params, prompts, capacity=capacity, repeats=repeats, turns=turns
+        strategy,
+        params,
+        prompts,
+        capacity=capacity,
+        repeats=repeats,
+        turns=turns,
+        at_most_s=at_most_s,
     )
     rests = [
         whole_ms - sum(parts_ms)
@@ -324,8 +333,11 @@ def time_round_parts(
     capacity: int,
     repeats: int,
     turns: int,
+    at_most_s: float | None = None,
 ) -> dict[str, list[float]]:
     """Times a round and its parts, taking turns: `repeats` loops of `turns`.
+
+    After `at_most_s` seconds there are fewer loops, but at least 3.
 
     In a loop inside one program, because calling a program costs as much as a tiny model's pass.
     The real loop ends with its response, so its rounds are counted.
@@ -361,6 +373,7 @@ def time_round_parts(
             ),
         },
         repeats=repeats,
+        at_most_s=at_most_s,
     )
     return {
         name: [1e3 * found / (rounds if name == "round" else turns) for found in turn_s]

@@ -160,7 +160,7 @@ def test_rounds_of_a_response_that_ends_early_are_counted(looking_up, monkeypatc
     loops_s = {"round": 0.06, "draft": 0.1, "target": 0.2, "rule": 0.0, "finish": 0.0}
     asked = []
 
-    def seconds_by_turn(makers, *, repeats):
+    def seconds_by_turn(makers, *, repeats, at_most_s):
         asked.append(list(makers))
         return {name: [loops_s[name]] * repeats for name in makers}
 

@@ -112,7 +112,12 @@ class Clock:
 
 
 def take_turns(
-    clocks: Sequence[Clock], batches: Sequence[Prompts], *, ids: Sequence[str], repeats: int
+    clocks: Sequence[Clock],
+    batches: Sequence[Prompts],
+    *,
+    ids: Sequence[str],
+    repeats: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Runs all clocks on every batch, in turns; who begins changes with every repeat.
 
@@ -121,6 +126,7 @@ def take_turns(
       batches: of one prompt each.
       ids: the prompts' names.
       repeats: how often each is timed.
+      progress: called with the number of prompts done since the last call.
 
     Raises:
       ValueError: fewer than one repeat.
@@ -146,6 +152,7 @@ def take_turns(
             clock.run_s.append(statistics.median(run_s for _, run_s in found))
             clock.fastest_s.append(min(run_s for _, run_s in found))
             clock.whole_s.append(statistics.median(map(sum, found)))
+        progress(1)
 
 
 def speedup_interval(

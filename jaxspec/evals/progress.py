@@ -31,15 +31,18 @@ def render(table: Any) -> str:
 
 
 @contextmanager
-def progress_of(title: str, total: int, echo: Echo) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere a line when the work starts, and one a minute.
+def progress_of(
+    title: str, total: int, echo: Echo, *, announced: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; elsewhere a line a minute, and, if `announced`, one at the start.
 
     Yields:
       What to call with the number of prompts done since the last call.
     """
     console = Console()
     if not console.is_terminal:
-        echo(f"{visible(title)}: {total} prompts")
+        if announced:
+            echo(f"{visible(title)}: {total} prompts")
         yield _line_a_minute(visible(title), total, echo)
         return
     columns = (

@@ -198,10 +198,10 @@ class DiffusionEvaluation:
         decoder_name, decoder = case
         settings, rules = self.config.evaluation, self.base.rules
         # Timed before anything else is decoded, so that compiling is not over yet.
-        speed = self.time(decoder, reference) if settings.timing_prompts else None
+        title = f"{name}: {decoder_name}"
+        speed = self.time(title, decoder, reference) if settings.timing_prompts else None
         responses: Sequence[DiffusionResponse] = reference.responses
         if decoder is not self.base:
-            title = f"{name}: {decoder_name}"
             if isinstance(decoder, Spiffy):
                 title += f", {decoder.num_drafts} drafts"
             responses = self.responses(title, decoder, reference.prompts, reference.ids)
@@ -238,19 +238,24 @@ class DiffusionEvaluation:
         return row | computed(DIFFUSION, measured), speed
 
     def time(
-        self, decoder: BlockDiffusion, reference: Reference[DiffusionResponse]
+        self, title: str, decoder: BlockDiffusion, reference: Reference[DiffusionResponse]
     ) -> DiffusionSpeed:
         """Speed at batch 1 on the first prompts."""
         settings = self.config.evaluation
-        with on_mesh_of(self.target.params):
+        prompts = reference.prompts[: settings.timing_prompts]
+        with (
+            on_mesh_of(self.target.params),
+            progress_of(f"{title}: timing", len(prompts), self.echo, announced=False) as advance,
+        ):
             return time_decoders(
                 self.base,
                 decoder,
                 self.target.params,
-                reference.prompts[: settings.timing_prompts],
+                prompts,
                 ids=reference.ids[: settings.timing_prompts],
                 repeats=settings.timing_repeats,
                 seed=settings.seed,
+                progress=advance,
             )
 
 

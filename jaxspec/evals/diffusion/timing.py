@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,7 @@ def time_decoders(
     ids: Sequence[str],
     repeats: int,
     seed: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> DiffusionSpeed:
     """Times both decoders on every prompt, in turns; medians over repeats.
 
@@ -118,6 +119,7 @@ def time_decoders(
       ids: their names.
       repeats: how often each is timed.
       seed: of the random streams.
+      progress: called with the number of prompts done since the last call.
     """
     first = _clock(base, params)
     second = first if decoder is base else _clock(decoder, params)
@@ -126,7 +128,7 @@ def time_decoders(
         for name, prompt in zip(ids, prompts, strict=True)
     ]
     clocks = [first] if decoder is base else [first, second]
-    take_turns(clocks, batches, ids=ids, repeats=repeats)
+    take_turns(clocks, batches, ids=ids, repeats=repeats, progress=progress)
     drafts = decoder.num_drafts if isinstance(decoder, Spiffy) else 0
     state = base.start(batches[0])
     layout = decoder.layout if isinstance(decoder, Spiffy) else "mask"

@@ -372,7 +372,7 @@ class Evaluation:
                 f"(median {statistics.median(gaps):.2g})."
             )
         # Last, because it waits until everything is compiled.
-        speed = self.time(case, reference)
+        speed = self.time(name, case, reference)
         row |= {field: getattr(speed, field, None) for field in (*_SPEED_FIELDS, *_COST_FIELDS)}
         row |= computed(
             SPECULATIVE, MeasuredDrafter(rounds, num_slots=slots, speed=speed, seed=seed)
@@ -417,13 +417,17 @@ class Evaluation:
             reference.responses,
         )
 
-    def time(self, case: Case, reference: Reference[Response]) -> Speed | None:
+    def time(self, name: str, case: Case, reference: Reference[Response]) -> Speed | None:
         """Speed at batch 1 on the first prompts; None if there is nothing to time."""
         count = self.settings.timing_prompts
         if not count:
             return None
         compile_s = self.programs.for_timing(case, reference.prompts) if self.programs else 0.0
-        with on_mesh_of(self.target.params):
+        title = f"{_title(name, case)}: timing"
+        with (
+            on_mesh_of(self.target.params),
+            progress_of(title, count, self.echo, announced=False) as advance,
+        ):
             speed = measure_speed(
                 build_autoregressive(self.settings, self.target),
                 case.strategy,
@@ -433,6 +437,7 @@ class Evaluation:
                 ids=reference.ids[:count],
                 repeats=self.settings.timing_repeats,
                 seed=self.settings.seed,
+                progress=advance,
             )
         if speed is None:
             return None

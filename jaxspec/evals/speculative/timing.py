@@ -172,11 +172,13 @@ def measure_speed(
     ids: Sequence[str],
     repeats: int,
     seed: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Speed | None:
     """Times both strategies on every prompt.
 
     `target_params` are the baseline's, `params` those of the strategy; of an `Adaptive` one the
-    parts of a round are those of its largest size.
+    parts of a round are those of its largest size. `progress` is called with the number of prompts
+    done since the last call.
 
     All prompts are padded to the longest one's bucket, so that each strategy is compiled once and
     both have caches of one size.
@@ -194,6 +196,7 @@ def measure_speed(
         ids=ids,
         repeats=repeats,
         seed=seed,
+        progress=progress,
     )
     steps, plain_steps = sum(fast.steps), sum(plain.steps)
     if not plain_steps or not steps:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxspec.decoding import Prompts
@@ -30,6 +30,7 @@ def take_turns_on(
     ids: Sequence[str],
     repeats: int,
     seed: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Clock]:
     """Clocks of several strategies on the same prompts, one prompt at a time.
 
@@ -39,13 +40,14 @@ def take_turns_on(
       ids: the prompts' names.
       repeats: how often each is timed.
       seed: of the random streams.
+      progress: called with the number of prompts done since the last call.
 
     Raises:
       ValueError: prompts that cannot be decoded, or fewer than one repeat.
     """
     batches, capacity = batches_of([case for case, _ in cases], prompts, ids=ids, seed=seed)
     clocks = [_clock(strategy, strategy.prepare(params), capacity) for strategy, params in cases]
-    take_turns(clocks, batches, ids=ids, repeats=repeats)
+    take_turns(clocks, batches, ids=ids, repeats=repeats, progress=progress)
     return clocks
 
 

@@ -135,7 +135,7 @@ def test_recording_an_answer_compiles_nothing(folders):
     turns = ("Add two and two.", "Add two and two. " * 25)
     examples = [Example(str(number), (("user", text),), "own") for number, text in enumerate(turns)]
     reference = evaluation.reference("two", examples)
-    assert evaluation.time(case, reference) is not None
+    assert evaluation.time("two", case, reference) is not None
     strategy = type(case.strategy)
     before = strategy.start._cache_size(), strategy.run._cache_size()
     trace = evaluation.trace(case, reference)

@@ -4,10 +4,11 @@
 #   bash examples/real_model.sh                      downloads Qwen2.5-Coder-1.5B-Instruct (3 GB)
 #   MODEL=/models/Qwen3-1.7B bash examples/real_model.sh     a model that you have
 #
-# Nothing is trained: the drafts are looked up in the prompt and in the answer so far, as one block
-# or as a tree of several continuations. Every output is compared with the model's own, and the
-# speed with that of the model alone. 5 prompts each of HumanEval, MBPP and Spec-Bench's
-# summarisation, 64 tokens: some hours on 2 cores. The same command continues after an interruption.
+# Nothing is trained: the drafts are looked up in the prompt and in the answer so far, as one block,
+# as a tree of several continuations, or as a block whose size follows what is accepted. Every
+# output is compared with the model's own, and the speed with that of the model alone. 5 prompts each
+# of HumanEval, MBPP and Spec-Bench's summarisation, 64 tokens: an hour and a half on 2 cores. The
+# same command continues after an interruption.
 #
 # DTYPE=bfloat16 halves the memory; outputs may then differ where two tokens are about equally
 # likely. Each model and DTYPE has a folder of its own in runs/real_model; RUNS names another one.
@@ -42,7 +43,7 @@ measure() { # name settings...
 
 measure block
 measure tree --evaluation.tree_nodes 14
-measure short_block --evaluation.block_size 4
+measure adaptive --evaluation.adaptive_sizes 1 4 8
 
 for table in "$runs"/*.md; do
   printf '\n%s\n' "$table"

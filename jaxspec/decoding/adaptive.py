@@ -47,6 +47,8 @@ from jaxspec.drafters.protocol import LateProposer
 from jaxspec.models.registry import LanguageModel
 
 _COST_REPEATS, _COST_ROUNDS = 7, 8
+_FEWEST_COST_REPEATS, _COST_SECONDS = 3, 10.0
+"""A large model's rounds take long and vary little: after these seconds, 3 repeats are enough."""
 _SHORTEST_TRIAL = 4
 """Rounds; fewer say too little."""
 _STRETCHES_OFF, _MOST_STRETCHES_OFF = 4, 64
@@ -329,7 +331,10 @@ class Adaptive:
         seconds: dict[tuple[int, int], list[tuple[float, int]]] = {
             (size, length): [] for size in range(len(self.strategies)) for length in lengths
         }
-        for _ in range(1 + _COST_REPEATS):  # The first compiles.
+        started = time.perf_counter()
+        for turn in range(1 + _COST_REPEATS):  # The first compiles.
+            if turn > _FEWEST_COST_REPEATS and time.perf_counter() - started >= _COST_SECONDS:
+                break
             for (size, length), times in seconds.items():
                 times.append(_seconds(self.strategies[size], params, state, length))
         shortest = {case: min(times[1:]) for case, times in seconds.items()}

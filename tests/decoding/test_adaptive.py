@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxspec.decoding import Adaptive, Speculative, TreeSpeculative
+from jaxspec.decoding import adaptive as adaptive_module
 from jaxspec.decoding.adaptive import AcceptanceByRank, LossLimit, _Counts
 from tests.decoding import tiny
 
@@ -64,6 +65,21 @@ def test_the_size_with_most_tokens_per_second_is_chosen():
     unknown = Adaptive(strategies)
     with pytest.raises(ValueError, match="not known yet"):
         unknown.choose()
+
+
+@pytest.mark.parametrize(("enough_s", "turns"), [(1e9, 1 + 7), (0.0, 1 + 3)])
+def test_slow_rounds_are_measured_less_often(monkeypatch, enough_s, turns):
+    def seconds(strategy, params, state, rounds):
+        asked.append(rounds)
+        return 0.5 + rounds * strategy.round_tokens, rounds
+
+    asked = []
+    monkeypatch.setattr(adaptive_module, "_seconds", seconds)
+    monkeypatch.setattr(adaptive_module, "_COST_SECONDS", enough_s)
+    strategies, params = chains((1, 3))
+    costs, call = Adaptive(strategies).measure_costs(params, None)
+    assert costs == pytest.approx([1.0, 3.0]) and call == pytest.approx(0.5)
+    assert asked == [1, 9, 1, 9] * turns
 
 
 @pytest.mark.parametrize("costs", [None, [1.0, 1.2, 1.5]], ids=["measured", "given"])

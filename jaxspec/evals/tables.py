@@ -78,9 +78,10 @@ def console_table(results: Sequence[Row]) -> Table:
             no_wrap=not column.is_name,
         )
     previous = ""
+    are_groups = len({line[0] for line in found.lines}) < len(found.lines)
     for line in found.lines:
         benchmark, name, *_ = line
-        if previous and benchmark != previous:
+        if previous and benchmark != previous and are_groups:
             table.add_row()
         shown = ["" if place == 0 and benchmark == previous else line[place] for place in places]
         is_full = name == FULL or name.startswith(f"{FULL} (")

@@ -229,6 +229,11 @@ def test_console_table_says_what_the_markdown_says():
     assert found[-1] == "full 80 2.08 1.90 1.00 +17.5% 1.75x 0"
 
 
+def test_a_single_drafter_has_no_empty_lines():
+    lines = shown([result_row(benchmark=name) for name in ("gsm8k", "mbpp")]).splitlines()
+    assert len(lines) >= 3 and all(line.strip() for line in lines)
+
+
 def test_console_table_fits_a_plain_terminal():
     rows = [
         result_row(loss, benchmark, repetitive_share=0.05)

@@ -117,23 +117,16 @@ def gains_table(entries: Sequence[Entry], *, base: str) -> str:
       entries: those of one target and decoding.
       base: the row that gains are counted against; it shows its tau.
     """
-    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
-    table = {(entry["loss"], entry["benchmark"]): entry for entry in entries}
 
-    def cell(loss: str, benchmark: str) -> str:
-        entry = table.get((loss, benchmark))
-        if entry is None:
-            return ABSENT
-        if loss == base:
+    def cell(entry: Entry) -> str:
+        if entry["loss"] == base:
             return f"tau {entry['tau']['mean']:.2f}" if entry["tau"] else ABSENT
         if entry["gain"] is None:
             return ABSENT
         text, interval = f"{entry['gain']['mean']:+.1f}%", entry["gain_ci95"]
         return text if interval is None else f"{text} ({interval[0]:+.1f} to {interval[1]:+.1f})"
 
-    losses = dict.fromkeys(entry["loss"] for entry in entries)
-    rows = [[loss, *(cell(loss, benchmark) for benchmark in benchmarks)] for loss in losses]
-    return markdown(["loss", *benchmarks], rows, names=1)
+    return _by_benchmark(entries, rows="loss", cell=cell)
 
 
 def pairs_table(entries: Sequence[Entry], *, base: str) -> str:
@@ -160,19 +153,25 @@ def decodings_table(entries: Sequence[Entry]) -> str:
     Args:
       entries: those of one target and loss.
     """
-    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
-    table = {(entry["decoding"], entry["benchmark"]): entry for entry in entries}
 
-    def cell(decoding: str, benchmark: str) -> str:
-        entry = table.get((decoding, benchmark))
-        if entry is None or entry["tau"] is None:
+    def cell(entry: Entry) -> str:
+        if entry["tau"] is None:
             return ABSENT
         text, interval = f"{entry['tau']['mean']:.2f}", entry["tau_ci95"]
         return text if interval is None else f"{text} ({formatted(interval, '.2f')})"
 
-    decodings = dict.fromkeys(entry["decoding"] for entry in entries)
-    rows = [[name, *(cell(name, benchmark) for benchmark in benchmarks)] for name in decodings]
-    return markdown(["decoding", *benchmarks], rows, names=1)
+    return _by_benchmark(entries, rows="decoding", cell=cell)
+
+
+def _by_benchmark(entries: Sequence[Entry], *, rows: str, cell: Callable[[Entry], str]) -> str:
+    """A Markdown table with benchmarks in columns; `rows` is the field that rows are named by."""
+    benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
+    table = {(entry[rows], entry["benchmark"]): cell(entry) for entry in entries}
+    lines = [
+        [name, *(table.get((name, benchmark), ABSENT) for benchmark in benchmarks)]
+        for name in dict.fromkeys(entry[rows] for entry in entries)
+    ]
+    return markdown([rows, *benchmarks], lines, names=1)
 
 
 @dataclass(frozen=True)

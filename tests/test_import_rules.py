@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "jaxspec"
 
 EVERYONE_MAY_IMPORT = {
-    *("config", "files", "growing_file", "interruption", "json_files", "names", "paths"),
-    *("plot_style", "provenance", "ranges", "tokenizer_files"),
+    *("config", "durations", "files", "growing_file", "interruption", "json_files", "names"),
+    *("paths", "plot_style", "provenance", "ranges", "tokenizer_files"),
 }
 ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": {"remote_paths"},
     "plot_style": {"files", "paths"},
     "compile_cache": {"files", "paths"},
+    "durations": set(),
     "remote_paths": set(),
     "interruption": set(),
     "json_files": set(),

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxspec.config import RunConfig
+from jaxspec.durations import duration
 from jaxspec.names import for_terminal
 from jaxspec.planning.decoding import DecodePlan
 from jaxspec.planning.run_cost import RunCost
 from jaxspec.planning.search import Candidate
 from jaxspec.planning.step import StepPlan
 from jaxspec.planning.topologies import Topology
-from jaxspec.training.progress import duration
 
 COLUMNS = (
     *("configuration", "topology", "settings", "memory (GiB)", "temporaries (GiB)"),

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxspec.durations import duration
 from jaxspec.names import visible
-from jaxspec.training.progress import duration
 
 Echo = Callable[[str], None]
 """Where lines of text go."""

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from jaxspec.durations import duration
 from jaxspec.evals.progress import Echo
 from jaxspec.names import for_terminal
 from jaxspec.study.records import State, last_lines, read_record
 from jaxspec.study.units import Unit
-from jaxspec.training.progress import BarWithLines, duration
+from jaxspec.training.progress import BarWithLines
 
 _SHOWS_EVERY_S = 1.0
 

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxspec.durations import duration
 from jaxspec.names import for_terminal
 from jaxspec.parallel.memory import memory_used
 
@@ -167,16 +168,3 @@ class FirstSteps:
             f"About {duration(whole)} for the other {left:,} steps at the speed of the first "
             f"{_FIRST_STEPS} ({seconds:.2g} s each){chips}; checkpoints and validation come on top."
         )
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    >>> duration(42), duration(600), duration(9000)
-    ('42 seconds', '10 minutes', '2.5 hours')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

@@ -1,15 +1,16 @@
 """A LLaDA of 5.2M parameters on real text: a diffusion language model that answers.
 
     export JAXSPEC_RAW_DATA=FOLDER    # with the original files; without it they are downloaded
+    jaxspec study --config configs/study_real_text.py --jobs 2 --only answers/
     python train.py --config configs/real_text_llada.py --workdir runs/real_text/llada
     L="--config configs/real_text_llada.py --target.path runs/real_text/llada/export"
     jaxspec calibrate $L --source gsm8k --output runs/real_text/llada/graph.json
     python eval.py $L --diffusion.graph runs/real_text/llada/graph.json \
         --output runs/real_text/llada.json
 
-It starts from the weights of examples/real_text_target and learns the same examples (LLaDA's
-fine-tuning: only answers are masked, and rows are filled up with end-of-text tokens, which are
-learned too). Hardware: 2 CPU cores.
+It starts from the weights of examples/real_text_target and learns that model's own answers, which
+the study command writes. As in LLaDA's fine-tuning, only answers are masked, and rows are filled up
+with end-of-text tokens, which are learned too. Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (
@@ -24,6 +25,7 @@ from jaxspec.config import (
 )
 
 TARGET = "examples/real_text_target"
+ANSWERS = "runs/study_real_text/answers/real_text"
 SOURCES = ("gsm8k", "math", "mbpp", "code_instructions", "instructions")
 
 
@@ -34,12 +36,11 @@ def get_config() -> RunConfig:
         target=TargetConfig(path=TARGET),
         denoiser=DenoiserConfig(path=TARGET, unroll_layers=True, objective="llada"),
         data=DataConfig(
-            sources=SOURCES,
+            sources=tuple(f"{ANSWERS}/{source}" for source in SOURCES),
             sequence_length=384,
             batch_size=6,
             packing=False,
             fill_rows=True,
-            max_examples=800,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.03),
         training=TrainingConfig(task="denoiser", steps=6000, log_every=100, checkpoint_every=500),

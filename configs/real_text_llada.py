@@ -43,7 +43,7 @@ def get_config() -> RunConfig:
             fill_rows=True,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.03),
-        training=TrainingConfig(task="denoiser", steps=6000, log_every=100, checkpoint_every=500),
+        training=TrainingConfig(task="denoiser", steps=4000, log_every=100, checkpoint_every=500),
         evaluation=EvaluationConfig(
             benchmarks=("gsm8k", "humaneval", "mbpp", "math500"),
             prompts=20,

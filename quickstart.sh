@@ -25,6 +25,8 @@ python=".venv/bin/python"
 setup_seconds=$SECONDS
 mkdir -p "$runs"
 
+# Images for containers often set it. Each program would then compile its imports anew: 4 seconds.
+unset PYTHONDONTWRITEBYTECODE
 # shellcheck source=scripts/host_memory.env
 source scripts/host_memory.env
 # Both trainings run the same compiled step (the loss weights are its arguments).

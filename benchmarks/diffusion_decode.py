@@ -1,7 +1,7 @@
 """Decoding a diffusion language model: tokens/s of its decoders, and what a step is made of.
 
-    python benchmarks/diffusion_decode.py --config configs/tiny_real_llada.py \
-        --target runs/real/llada/export --output runs/real/diffusion_decode.json
+    python benchmarks/diffusion_decode.py --config configs/real_text_llada.py \
+        --target runs/real_text/llada/export --output runs/real_text/diffusion_decode.json
     python benchmarks/diffusion_decode.py --only shares           on random weights
 
 speed   tokens/s of whole responses at several batch sizes: without a cache, with the prefix cache,

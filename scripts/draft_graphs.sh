@@ -32,7 +32,7 @@ calibrate() { # name settings...
   local output="$graphs/$1.graph.json"
   shift
   [ -f "$output" ] || .venv/bin/jaxspec calibrate "${common[@]}" --source gsm8k \
-    --evaluation.max_new_tokens 256 --output "$output" "$@"
+    --output "$output" "$@"
 }
 
 sizes=(3 5 8 10)
@@ -42,13 +42,11 @@ calibrate threshold "${threshold[@]}"
 calibrate accumulated --weight accumulated
 
 # One token per step, beside the drafts that need no calibration.
-measure one_by_one --diffusion.graph "$graphs/one_by_one.graph.json" --evaluation.max_new_tokens 256
+measure one_by_one --diffusion.graph "$graphs/one_by_one.graph.json"
 # Several tokens per step.
-measure threshold "${threshold[@]}" --diffusion.graph "$graphs/threshold.graph.json" \
-  --evaluation.max_new_tokens 256
+measure threshold "${threshold[@]}" --diffusion.graph "$graphs/threshold.graph.json"
 # Nodes chosen by Spiffy's degree-1 accumulation, from the same counts.
-measure accumulated --diffusion.graph "$graphs/accumulated.graph.json" --diffusion.drafts \
-  --evaluation.max_new_tokens 256
+measure accumulated --diffusion.graph "$graphs/accumulated.graph.json" --diffusion.drafts
 # Sampled.
 measure temperature1 --diffusion.graph "$graphs/one_by_one.graph.json" --diffusion.drafts \
   --evaluation.temperature 1

@@ -56,7 +56,7 @@ def test_help_shows_what_people_change(program, command, capsys):
 
 
 def test_defaults_are_those_of_the_config(capsys):
-    text = printed_help(train_script.main, capsys, "--config", "configs/tiny_real_mdlm.py")
+    text = printed_help(train_script.main, capsys, "--config", "configs/real_text_mdlm.py")
     assert "--training.task {target,drafter,denoiser} (denoiser)" in text
     assert "--denoiser.objective " in text
     assert "--drafter." not in text.split("With this configuration")[0]

@@ -25,7 +25,7 @@ COMMANDS: dict[str, type[ConfigCommand]] = {
     "jaxspec regenerate": regenerate.RegenerateCommand,
 }
 QUICKSTART = ("--config", str(ROOT / "configs" / "quickstart.py"))
-DENOISER = ("--config", str(ROOT / "configs" / "tiny_real_mdlm.py"))
+DENOISER = ("--config", str(ROOT / "configs" / "real_text_mdlm.py"))
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -9,7 +9,9 @@
 All rows continue from the drafter that real_text_mdlm.py trains. It has learned to fill in random
 masks, but not yet to draft. "streak" and "detached_streak" are the objectives of SpecDiff-2,
 "cross_entropy+streak" adds the streak to cross-entropy, and "bidirectional" keeps the context of
-MDLM, which no cache can serve. The main rows have three seeds. Hardware: 2 CPU cores.
+MDLM, which no cache can serve. The main rows have three seeds. "chains4" samples four chains of
+drafts per round and judges them by recursive rejection, "self_selection4" by SpecDiff-2's own rule.
+Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, StudyTarget
@@ -17,6 +19,7 @@ from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, Stu
 MAIN = ("uniform", "full")
 SEEDS = (0, 1, 2)
 UNTIMED = {"evaluation.timing_prompts": 0}
+CHAINS = {"evaluation.temperature": 1.0, "evaluation.chains": 4, **UNTIMED}
 
 
 def get_config() -> StudyConfig:
@@ -44,5 +47,9 @@ def get_config() -> StudyConfig:
             StudyDecoding("greedy", UNTIMED),
             StudyDecoding("temperature1", {"evaluation.temperature": 1.0, **UNTIMED}, losses=MAIN),
             StudyDecoding("two_passes", {"evaluation.denoising_passes": 2, **UNTIMED}, losses=MAIN),
+            StudyDecoding("chains4", CHAINS, losses=MAIN),
+            StudyDecoding(
+                "self_selection4", {**CHAINS, "evaluation.verifier": "self_selection"}, losses=MAIN
+            ),
         ),
     )

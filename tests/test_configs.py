@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.study.declaration import StudyConfig
 from jaxspec.training.tasks.registry import task_of
+from jaxspec.user_modules import execute
 
 DFLASH_ROWS = dflash.FEATURES + dflash.BLOCK + dflash.QK_NORM + dflash.FINAL_NORM
 
@@ -35,11 +35,7 @@ FULL_SIZE = {
 
 
 def read(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return execute(CONFIGS / f"{name}.py", name=f"config_{name}").get_config()
 
 
 def architecture(config: RunConfig) -> TransformerConfig:

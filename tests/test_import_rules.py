@@ -17,7 +17,7 @@ PACKAGE = "jaxspec"
 
 EVERYONE_MAY_IMPORT = {
     *("config", "durations", "files", "growing_file", "interruption", "json_files", "names"),
-    *("paths", "plot_style", "provenance", "ranges", "tokenizer_files"),
+    *("paths", "plot_style", "provenance", "ranges", "tokenizer_files", "user_modules"),
 }
 ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer_files": set(),
     "provenance": {"config", "files"},
     "recipes": {"config"},
+    "user_modules": set(),
     "ops": set(),
     "losses": {"ops"},
     "verify": {"ops"},

@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -20,6 +18,7 @@ from jaxspec.cli import shipped_configs
 from jaxspec.cli.values import type_problems
 from jaxspec.config import RunConfig
 from jaxspec.names import did_you_mean
+from jaxspec.user_modules import execute, module_name
 
 ConfigT = TypeVar("ConfigT")
 
@@ -42,15 +41,9 @@ def returned_config(path: str | os.PathLike[str], kind: type[ConfigT]) -> Config
         raise ValueError(f"Config file not found: {os.fspath(path)!r}. {_available(file)}")
     if file.suffix != ".py":
         raise ValueError(f"A config is a Python file (.py): got {os.fspath(path)!r}.")
-    # A name of its own for each file, so that two configs called alike do not share a module.
-    digest = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]
-    name = f"jaxspec_config_{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses in a config look their module up by name
+    name = module_name("config", file)
     try:
-        spec.loader.exec_module(module)
+        module = execute(file, name=name)
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except Exception as error:
@@ -59,7 +52,7 @@ def returned_config(path: str | os.PathLike[str], kind: type[ConfigT]) -> Config
             f"Config file {os.fspath(path)!r} failed{_line_in(error, file)}: {said}"
         ) from error
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
     expected = f"{kind.__module__}.{kind.__name__}"
     if not callable(get_config):
         raise ValueError(

@@ -28,10 +28,7 @@ A term of your own, complete; `LossConfig(extra=("my_terms.py:miss=0.1",))` adds
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import importlib.util
-import os
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
@@ -49,6 +46,7 @@ from jaxspec.losses.reduction import count, weighted_terms
 from jaxspec.losses.slots import SlotStatistics
 from jaxspec.names import did_you_mean
 from jaxspec.paths import local_copy
+from jaxspec.user_modules import execute, module_name
 
 Fraction = tuple[jax.Array, jax.Array]
 """(numerator, denominator) of a term, or (sum, count) of a metric."""
@@ -220,17 +218,7 @@ def _import(source: str) -> ModuleType:
     if not source.endswith(".py"):
         return importlib.import_module(source)
     file = user_path(source).resolve()
-    digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:12]
-    name = f"jaxspec_terms_{file.stem}_{digest}"
+    name = module_name("terms", file)
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, local_copy(file))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return execute(local_copy(file), name=name)

@@ -1,7 +1,8 @@
 """Speed of masked-diffusion drafters: accepted length, passes and tokens/s over a grid of settings.
 
     python benchmarks/denoising.py --config configs/real_text_mdlm.py \
-        --workdir runs/real_text/mdlm --drafts 4 8 16 --passes 1 2 8 --prompts 6 --output runs/real_text/passes.json
+        --workdir runs/real_text/mdlm --drafts 4 8 16 --passes 1 2 8 --prompts 6 \
+        --output runs/real_text/passes.json
 
 Prompts are decoded one at a time. For every row the target alone answers them again, so that the
 row's speed-up compares like with like. Drafters of other kinds are measured with every number of

@@ -31,7 +31,7 @@ WITHOUT_FILE = {
             "Drafters in one engine",
             "Speed of decoding, compared with transformers",
             "What a round is made of",
-            "Masked-diffusion drafters (SpecDiff, SpecDiff-2)",
+            "An earlier, smaller target",
             "Learning to draft",
             "Self-selection",
             "Lossless",

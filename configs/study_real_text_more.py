@@ -5,9 +5,9 @@
     jaxspec study --config configs/study_real_text_more.py --jobs 2
 
 As study_real_text_random.py, but with 6,400 steps instead of 1,600, and with up to 8,000 questions
-of each source instead of 2,000. The target (examples/real_text_target) answers them first. With 2,000
-questions, 6,400 steps go through the answers six times, and the drafters learn them by heart.
-Hardware: 2 CPU cores; a drafter takes about an hour on one of them.
+of each source instead of 2,000. The target (examples/real_text_target) answers them first. With
+2,000 questions, 6,400 steps go through the answers six times, and the drafters learn them by
+heart. Hardware: 2 CPU cores; a drafter takes about an hour on one of them.
 """
 
 from jaxspec.study.declaration import (

@@ -4,8 +4,9 @@
 #
 #   bash scripts/setup_third_party.sh
 #
-# The two libraries are installed without their pins, which contradict each other. A second call
-# returns at once unless this file or constraints.txt changed. Only Linux with Python 3.11 has a CPU build
+# The two libraries are installed without their pins, which contradict each other. What .venv holds
+# already (torch, transformers) is used from there; jaxspec itself, which is installed editable, is not
+# found that way. A second call returns at once unless this file or constraints.txt changed. Only Linux with Python 3.11 has a CPU build
 # of torch: elsewhere this says so, does nothing, and the tests are skipped.
 # PYTHON=/path/to/python3.11 chooses the interpreter.
 set -euo pipefail
@@ -33,13 +34,17 @@ if [ "$(uname -s)" != Linux ] || [ -z "$python" ]; then
 fi
 
 wanted="$(cat scripts/setup_third_party.sh constraints.txt | cksum)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+shared="$PWD/.venv/lib/python3.11/site-packages"
+finds_torch=(-c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)')
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
+  "$folder/bin/python" "${finds_torch[@]}"; then
   exit 0
 fi
 
 started=$SECONDS
-printf 'setup: creating %s (%s; about 1.3 GB, a minute) ...\n' "$folder" "${libraries[*]}"
+printf 'setup: creating %s (%s) ...\n' "$folder" "${libraries[*]}"
 "$python" -m venv --clear "$folder"
+printf '%s\n' "$shared" >"$folder/lib/python3.11/site-packages/shared.pth"
 # Python compiles a module when it is imported; most modules never are.
 install=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
 if ! "${install[@]}" --constraint constraints.txt "${needed[@]}" ||

@@ -375,6 +375,7 @@ class DFlash(nn.Module):
             "split_rngs": {"params": True},
             "length": cfg.num_layers,
             "unroll": cfg.num_layers if cfg.unroll_layers else 1,
+            "check_constancy_invariants": self.is_initializing(),  # As in `scanned`.
         }
         body = DFlashLayer
         if cfg.remat:

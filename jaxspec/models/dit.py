@@ -154,7 +154,7 @@ class DiT(nn.Module):
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
         self.noise = NoiseEmbedding(cfg)
-        self.layers = scanned(DiTLayer, cfg, split=1, shared=3)
+        self.layers = scanned(DiTLayer, cfg, split=1, shared=3, twice=self.is_initializing())
         self.final_norm = LayerNorm(cfg.param_dtype)
         self.final_modulation = ZeroLinear(2 * cfg.hidden_size, cfg.dtype, cfg.param_dtype)
         self.head = ZeroLinear(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

@@ -117,7 +117,7 @@ class GPT2(nn.Module):
         self.positions = Embedding(
             cfg.max_position_embeddings, cfg.hidden_size, cfg.dtype, cfg.param_dtype
         )
-        self.layers = scanned(GPT2Layer, cfg, split=3, shared=2)
+        self.layers = scanned(GPT2Layer, cfg, split=3, shared=2, twice=self.is_initializing())
         self.final_norm = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

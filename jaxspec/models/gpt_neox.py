@@ -113,7 +113,7 @@ class GPTNeoX(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
-        self.layers = scanned(GPTNeoXLayer, cfg, split=3, shared=2)
+        self.layers = scanned(GPTNeoXLayer, cfg, split=3, shared=2, twice=self.is_initializing())
         self.final_norm = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

@@ -233,7 +233,12 @@ class HeadProjections(nn.Module):
 
 
 def scanned(
-    layer: type[nn.Module], config: LanguageModelConfig | DiTConfig, *, split: int, shared: int
+    layer: type[nn.Module],
+    config: LanguageModelConfig | DiTConfig,
+    *,
+    split: int,
+    shared: int,
+    twice: bool,
 ) -> nn.Module:
     """A model's layers as one module, whose parameters are stacked over the layers (axis 0).
 
@@ -242,6 +247,9 @@ def scanned(
       config: of the model.
       split: how many of the inputs, the first ones, have an entry for each layer (axis 0).
       shared: how many are the same for all layers.
+      twice: trace a layer twice, as Flax does by default to check what the scan shares. The keys
+        that parameters are drawn with depend on it, so initialisation keeps it; elsewhere it
+        would only take time.
     """
     body = nn.remat(layer, prevent_cse=False) if config.remat else layer
     stack: nn.Module = nn.scan(
@@ -251,5 +259,6 @@ def scanned(
         in_axes=(*[0] * split, *[nn.broadcast] * shared),
         length=config.num_layers,
         unroll=config.num_layers if config.unroll_layers else 1,
+        check_constancy_invariants=twice,
     )(config)
     return stack

@@ -330,7 +330,7 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, cfg.dtype, cfg.param_dtype)
-        self.layers = scanned(Layer, cfg, split=4, shared=3)
+        self.layers = scanned(Layer, cfg, split=4, shared=3, twice=self.is_initializing())
         self.final_norm = RMSNorm(cfg.rms_norm_eps, cfg.param_dtype, cfg.norm_offset)
         if not cfg.tie_embeddings:
             self.head = Head(cfg.vocab_size, cfg.dtype, cfg.param_dtype)

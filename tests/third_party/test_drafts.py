@@ -210,7 +210,7 @@ def answers(
         [PYTHON, Path(__file__).parent / "program.py", folder],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxspec.config import RunConfig
+from jaxspec.evals.report import read_json
 from jaxspec.interruption import STOPPED_AND_SAVED
 from jaxspec.json_files import read_object, shortened
 from jaxspec.provenance import jsonable, write_json
@@ -26,6 +27,8 @@ State = Literal["done", "interrupted", "failed", "missing"]
 
 _INTERRUPTED = (None, STOPPED_AND_SAVED, 130)
 """Statuses of a unit that was stopped: killed with the study, SIGTERM, Ctrl-C."""
+_OF_PROVENANCE = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
+"""What is kept of a unit's provenance; its settings are kept with them."""
 _LAST_LINES = 4
 _LONGEST_LOG = 4000
 _MOST_NAMED = 12
@@ -51,6 +54,8 @@ class UnitRecord:
 
     settings: dict[str, Any]
     attempts: list[Attempt] = dataclasses.field(default_factory=list)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of what it left, once it is done: the record may be copied without a drafter's weights."""
 
     @property
     def seconds(self) -> float | None:
@@ -82,7 +87,7 @@ def read_record(folder: Path, unit: Unit) -> UnitRecord | None:
     found = read_object(file)
     try:
         attempts = [Attempt(**attempt) for attempt in found["attempts"]]
-        return UnitRecord(settings=dict(found["settings"]), attempts=attempts)
+        return UnitRecord(dict(found["settings"]), attempts, dict(found.get("provenance", {})))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is not the record of a unit of a study ({error!r}). Delete it and what the "
@@ -103,6 +108,17 @@ def begun(unit: Unit, record: UnitRecord | None) -> UnitRecord:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     earlier = record.attempts if record else []
     return UnitRecord(settings_of(unit), [*earlier, Attempt(now)])
+
+
+def made_by(unit: Unit) -> dict[str, Any]:
+    """The provenance of what a finished unit left."""
+    if unit.kind == "answers":
+        return {}
+    if unit.kind == "evaluation":
+        own, _ = read_json(unit.output)
+    else:
+        own = read_object(unit.output / "provenance.json")
+    return {key: own[key] for key in _OF_PROVENANCE if key in own}
 
 
 def settings_of(unit: Unit) -> dict[str, Any]:

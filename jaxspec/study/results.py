@@ -24,7 +24,7 @@ from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
 from jaxspec.study.plots import plot_gains, plot_positions
-from jaxspec.study.records import read_record, state_of
+from jaxspec.study.records import UnitRecord, made_by, read_record, state_of
 from jaxspec.study.summary import Entry, summary
 from jaxspec.study.tables import csv_text, latex_text, markdown_text
 from jaxspec.study.units import Unit
@@ -32,8 +32,6 @@ from jaxspec.study.units import Unit
 RESULTS, SUMMARY = "results.json", "summary.json"
 MOST_LINES = 8
 """The most lines in a plot that can be told apart."""
-_OF_UNIT = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
-"""What is kept of the provenance of each unit; its settings are kept with them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class StudyResults:
     """What a results file holds."""
 
     provenance: dict[str, Any]
-    """Of the process that wrote the file last; under "units", of every finished unit."""
+    """Of the process that wrote the file last; under "units", of every unit that was finished."""
     rows: list[dict[str, Any]]
     """Rows of all evaluations (`jaxspec.evals.results`), each with its unit and decoding."""
     summary: list[Entry]
@@ -67,16 +65,23 @@ def write_results(
     Returns:
       The files, results.json first; none before the first evaluation is done.
     """
-    done = [u for u in units if state_of(folder, u, read_record(folder, u)) == "done"]
+    records = {unit.name: read_record(folder, unit) for unit in units}
+    done = [unit for unit in units if state_of(folder, unit, records[unit.name]) == "done"]
     rows = rows_of([unit for unit in done if unit.kind == "evaluation"], study)
     if not rows:
         return []
     check_results(rows)
     found = summary(rows, base=study.base_loss)
-    record = {**provenance, "units": {unit.name: _provenance_of(unit, folder) for unit in done}}
+    made = {
+        unit.name: _provenance_of(unit, record)
+        for unit in units
+        # Of a finished drafter whose weights were left behind, the record is still there.
+        if (record := records[unit.name]) and (unit in done or record.provenance)
+    }
+    whole = {**provenance, "units": made}
     names = (RESULTS, SUMMARY, "results.md", "results.csv", "results.tex")
     files = [folder / name for name in names]
-    short = {"provenance": record, "summary": found, "study": jsonable(study)}
+    short = {"provenance": whole, "summary": found, "study": jsonable(study)}
     write_json(files[0], {**short, "results": rows})
     write_json(files[1], short)
     write_text(files[2], markdown_text(found, study=jsonable(study), units=_progress(units, done)))
@@ -152,18 +157,10 @@ def lines_shown(study: StudyConfig) -> list[str]:
     return [loss.name for loss in losses]
 
 
-def _provenance_of(unit: Unit, folder: Path) -> dict[str, Any]:
-    """Where what a unit left comes from."""
-    record = read_record(folder, unit)
-    assert record is not None, "a finished unit has a record"
-    if unit.kind == "evaluation":
-        own, _ = read_json(unit.output)
-    elif unit.kind == "answers":
-        own = {}
-    else:
-        own = read_object(unit.output / "provenance.json")
+def _provenance_of(unit: Unit, record: UnitRecord) -> dict[str, Any]:
+    """Where what a unit left comes from. Older records lack it."""
     return {
-        **{key: own[key] for key in _OF_UNIT if key in own},
+        **(record.provenance or made_by(unit)),
         "settings": record.settings,
         "seconds": record.seconds,
     }

@@ -112,15 +112,32 @@ def test_killed_in_a_training_and_continued_it_is_the_same(
         assert {**row, "compile_s": None} == {**other_row, "compile_s": None}
 
 
-def test_a_finished_study_repeats_nothing(study_file, uninterrupted, capsys, monkeypatch):
-    def refuse(unit, log, cores):
-        raise AssertionError(f"{unit.name} is done already")
+def not_to_be_started(unit, log, cores):
+    raise AssertionError(f"{unit.name} is done already")
 
-    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", refuse)
+
+def test_a_finished_study_repeats_nothing(study_file, uninterrupted, capsys, monkeypatch):
+    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", not_to_be_started)
     study.main(["--config", str(study_file), "--output", str(uninterrupted)])
     printed = capsys.readouterr().out
     assert "/results.md, " in printed and " plots in " in printed and ".png" not in printed
     assert "full" in printed
+
+
+def test_machines_can_share_a_study(study_file, uninterrupted, tmp_path, monkeypatch):
+    """Their records and evaluations in one folder, without the weights, are the whole study."""
+    together = tmp_path / "together"
+    for part in ("uniform", "full"):  # As if each had been measured on a machine of its own.
+        for file in uninterrupted.rglob(f"{part}-seed*.json"):
+            copied = together / file.relative_to(uninterrupted)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copied)
+    assert not (together / "drafters").exists()
+    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", not_to_be_started)
+    study.main(["--config", str(study_file), "--output", str(together), "--only", "evaluations/"])
+    ours, theirs = read_results(together), read_results(uninterrupted)
+    assert (ours.summary, ours.rows) == (theirs.summary, theirs.rows)
+    assert ours.provenance["units"] == theirs.provenance["units"]
 
 
 def test_accelerators_are_left_to_the_units(study_file, uninterrupted):

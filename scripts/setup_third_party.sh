@@ -5,9 +5,9 @@
 #   bash scripts/setup_third_party.sh
 #
 # The two libraries are installed without their pins, which contradict each other. What .venv holds
-# already (torch, transformers) is used from there; jaxspec itself, which is installed editable, is not
-# found that way. A second call returns at once unless this file or constraints.txt changed. Only Linux with Python 3.11 has a CPU build
-# of torch: elsewhere this says so, does nothing, and the tests are skipped.
+# already (torch, transformers) is used from there; jaxspec itself is not found that way. A second call
+# returns at once unless this file or constraints.txt changed. Only Linux with Python 3.11 has a CPU
+# build of torch: elsewhere this says so, does nothing, and the tests are skipped.
 # PYTHON=/path/to/python3.11 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

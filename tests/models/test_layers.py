@@ -1,11 +1,14 @@
-"""Products of one row, which some platforms compute with a second one."""
+"""Products of one row, which some platforms compute with a second one; tracing of layers."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.models import layers
 from jaxspec.models.layers import _product_of_two, product
+from jaxspec.models.transformer import Transformer
+from tests.decoding import tiny
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -16,3 +19,17 @@ def test_a_product_is_that_of_its_rows(rows):
     pair = jax.jit(_product_of_two)(x_ID[:1], kernel_DF)
     assert pair.shape == (1, 8)
     assert np.allclose(pair, x_ID[:1] @ kernel_DF, rtol=1e-6, atol=1e-6)
+
+
+def test_a_pass_traces_a_layer_once(monkeypatch):
+    """Flax's scan traces its body twice by default: a quarter of the time to trace a loop."""
+    traced = []
+    rotate = layers.rope.rotate
+    monkeypatch.setattr(
+        layers.rope, "rotate", lambda *arguments: traced.append(1) or rotate(*arguments)
+    )
+    model, tokens = Transformer(tiny.ARCHITECTURE), jnp.zeros((1, 4), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    del traced[:]
+    jax.eval_shape(model.apply, variables, tokens)
+    assert len(traced) == 2, "queries and keys"

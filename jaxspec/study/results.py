@@ -75,8 +75,8 @@ def write_results(
     made = {
         unit.name: _provenance_of(unit, record)
         for unit in units
-        # Of a finished drafter whose weights were left behind, the record is still there.
-        if (record := records[unit.name]) and (unit in done or record.provenance)
+        # A finished drafter keeps its record even if its weights were not copied.
+        if (record := records[unit.name]) and (record.provenance or unit in done)
     }
     whole = {**provenance, "units": made}
     names = (RESULTS, SUMMARY, "results.md", "results.csv", "results.tex")

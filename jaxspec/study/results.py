@@ -24,7 +24,13 @@ from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
 from jaxspec.study.plots import plot_gains, plot_positions
-from jaxspec.study.records import UnitRecord, made_by, read_record, state_of
+from jaxspec.study.records import (
+    UnitRecord,
+    made_by,
+    read_record,
+    state_of,
+    write_record,
+)
 from jaxspec.study.summary import Entry, summary
 from jaxspec.study.tables import csv_text, latex_text, markdown_text
 from jaxspec.study.units import Unit
@@ -72,8 +78,10 @@ def write_results(
         return []
     check_results(rows)
     found = summary(rows, base=study.base_loss)
+    for unit in done:
+        _keep_provenance(unit, records[unit.name], folder)
     made = {
-        unit.name: _provenance_of(unit, record)
+        unit.name: {**record.provenance, "settings": record.settings, "seconds": record.seconds}
         for unit in units
         # A finished drafter keeps its record even if its weights were not copied.
         if (record := records[unit.name]) and (record.provenance or unit in done)
@@ -157,13 +165,12 @@ def lines_shown(study: StudyConfig) -> list[str]:
     return [loss.name for loss in losses]
 
 
-def _provenance_of(unit: Unit, record: UnitRecord) -> dict[str, Any]:
-    """Where what a unit left comes from. Older records lack it."""
-    return {
-        **(record.provenance or made_by(unit)),
-        "settings": record.settings,
-        "seconds": record.seconds,
-    }
+def _keep_provenance(unit: Unit, record: UnitRecord | None, folder: Path) -> None:
+    """Adds to the record of a finished unit where what it left comes from."""
+    assert record is not None, "a finished unit has a record"
+    if not record.provenance and (found := made_by(unit)):
+        record.provenance = found
+        write_record(folder, unit, record)
 
 
 def _progress(units: Sequence[Unit], done: Sequence[Unit]) -> str:

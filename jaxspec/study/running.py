@@ -22,7 +22,6 @@ from jaxspec.study.records import (
     begun,
     last_lines,
     log_file,
-    made_by,
     read_record,
     state_of,
     write_record,
@@ -214,11 +213,8 @@ def _end(each: _Running, folder: Path) -> bool:
     assert record is not None, "it was written when the unit was started"
     record.attempts[-1].seconds = time.monotonic() - each.started
     record.attempts[-1].status = each.process.poll()
-    is_done = state_of(folder, each.unit, record) == "done"
-    if is_done:
-        record.provenance = made_by(each.unit)
     write_record(folder, each.unit, record)
-    return is_done
+    return state_of(folder, each.unit, record) == "done"
 
 
 def _stop(running: Sequence[_Running], folder: Path, progress: Progress) -> None:

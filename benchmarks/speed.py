@@ -58,7 +58,7 @@ from jaxspec.parallel.step import spread
 from jaxspec.planning.passes import Work, draft_pass, target_pass, training_step
 from jaxspec.provenance import provenance
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 
@@ -409,15 +409,14 @@ def train(shape: Shape, args: argparse.Namespace) -> Group:
     config = shape.run(args.dtype)
     task = task_of(config).build(config)
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-    shapes = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    shapes = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
     work = training_step(task, shapes)
     assert work is not None, "a drafter's operations are counted"
     rows, length = config.data.batch_size, config.data.sequence_length
 
     def measure() -> Mapping[str, list[float]]:
         step = spread(make_body(task.objective, transform), mesh=make_mesh(config.mesh), path="jit")
-        create = jax.jit(lambda key: TrainState.create(task.init(key), transform))
-        state = create(jax.random.key(0))
+        state = jax.jit(initial_state(task.init, transform))(jax.random.key(0))
         frozen = random_like(task.frozen_shapes)
         batch = {
             "tokens": prompts(rows, length).tokens_BS,

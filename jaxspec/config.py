@@ -226,6 +226,11 @@ class LossConfig:
         return tuple(ExtraTerm.parse(entry) for entry in self.extra)
 
     @property
+    def runs_own_code(self) -> bool:
+        """Whether a term of the user's own is part of it."""
+        return any(term.source for term in self.extra_terms)
+
+    @property
     def label(self) -> str:
         """A short name for tables: "uniform", "decay", "decay+focal", "full", "full+mine"."""
         has_decay = self.decay is not None and math.isfinite(self.decay)

@@ -294,7 +294,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.train_state import TrainCheckpoints
     from jaxspec.training.optimizer import make_optimizer
-    from jaxspec.training.state import TrainState
+    from jaxspec.training.state import initial_state
     from jaxspec.training.tasks.registry import task_of
     from jaxspec.training.tasks.task import kept_tokenizer
 
@@ -310,7 +310,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     tokenizer = kind.open_tokenizer(run, workdir=workdir)
     task = kind.build(run, tokenizer=tokenizer)
     transform, _ = make_optimizer(run.optimizer, steps=run.training.steps)
-    abstract = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    abstract = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract

@@ -15,6 +15,7 @@ the same numbers on every path.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -57,8 +58,23 @@ def spread(
 
     Returns:
       step(state, frozen, batch, hyper) -> (state, metrics). The state is donated. Arrays go in
-      and come out global, on every path.
+      and come out global, on every path. It is the same function for the same body on equal meshes
+      and shardings, so that it is compiled once.
     """
+    leaves, tree = jax.tree.flatten((state_shardings, frozen_shardings))
+    return _spread(body, mesh, path, tuple(leaves), tree, keeps_state)
+
+
+@functools.lru_cache(maxsize=8)
+def _spread(
+    body: Body,
+    mesh: Mesh,
+    path: Literal["jit", "shard_map", "pmap"],
+    leaves: tuple[Any, ...],
+    tree: Any,
+    keeps_state: bool,
+) -> Callable[..., tuple[Any, Any]]:
+    state_shardings, frozen_shardings = jax.tree.unflatten(tree, leaves)
     donated = () if keeps_state else (0,)
     if path == "jit":
         whole = replicated(mesh)

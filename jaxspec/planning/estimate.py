@@ -31,7 +31,7 @@ from jaxspec.planning.roofline import Roofline
 from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.passes import Reading, reading
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
 from jaxspec.training.traffic import step_traffic
@@ -66,7 +66,7 @@ class Shapes:
         """
         task = task_of(config).build(config)
         transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-        state = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+        state = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
         read = reading(task.objective, length=config.data.sequence_length)
         return cls(task, state, least_operations(task), computed_operations(task), read)
 

@@ -37,7 +37,7 @@ from jaxspec.planning.roofline import Roofline
 from jaxspec.planning.topologies import Topology, compiling_for, topology_devices
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
@@ -221,9 +221,7 @@ class TracedStep:
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         self.task: Task = task_of(config).build(config)
         transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-        self.state = jax.eval_shape(
-            lambda: TrainState.create(self.task.init(jax.random.key(0)), transform)
-        )
+        self.state = jax.eval_shape(initial_state(self.task.init, transform), jax.random.key(0))
         rules = Rules.of(config.mesh)
         state_shardings = rules.shardings(self.state, mesh)
         frozen_shardings = rules.shardings(self.task.frozen_shapes, mesh)

@@ -11,6 +11,7 @@ compared with the target's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,28 +43,9 @@ def capture_check(
     Raises:
       ValueError: the difference is above the tolerance, or not a number.
     """
-    config = model.config
-    last = config.num_layers - 1
+    last = model.config.num_layers - 1
     capture = tuple(sorted({*layer_ids, last}))
-
-    @jax.jit
-    def compare(params: Any, tokens_BS: jax.Array) -> jax.Array:
-        output = model.apply({"params": params}, tokens_BS, capture=capture)
-        own = model.apply({"params": params}, output.hidden_BSD, method="logits")
-        last_BSD = output.features_BSE[..., -config.hidden_size :].astype(jnp.float32)
-        normed = _final_norm(config, params["final_norm"], last_BSD)
-        kernel_DV = (
-            params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
-        )
-        rebuilt = (normed.astype(config.dtype) @ kernel_DV.astype(config.dtype)).astype(jnp.float32)
-        cap = config.logit_softcap if isinstance(config, TransformerConfig) else 0.0
-        if cap:
-            rebuilt = cap * jnp.tanh(rebuilt / cap)
-        gap = jax.nn.log_softmax(own) - jax.nn.log_softmax(rebuilt)
-        # On CPUs XLA's maximum over a long axis skips NaN (seen with jax 0.10, width 1024).
-        return jnp.where(jnp.isnan(gap).any(), jnp.nan, jnp.abs(gap).max())
-
-    difference = float(compare(params, tokens_BS))
+    difference = float(_difference(model, params, tokens_BS, capture=capture))
     if not difference <= tolerance:
         raise ValueError(
             f"Capture check failed: log-probabilities rebuilt from the captured output of block "
@@ -72,6 +54,27 @@ def capture_check(
             "them would be rejected in decoding. Check the checkpoint's layers and final norm."
         )
     return difference
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capture"))
+def _difference(
+    model: LanguageModel, params: Any, tokens_BS: jax.Array, *, capture: tuple[int, ...]
+) -> jax.Array:
+    config = model.config
+    output = model.apply({"params": params}, tokens_BS, capture=capture)
+    own = model.apply({"params": params}, output.hidden_BSD, method="logits")
+    last_BSD = output.features_BSE[..., -config.hidden_size :].astype(jnp.float32)
+    normed = _final_norm(config, params["final_norm"], last_BSD)
+    kernel_DV = (
+        params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+    )
+    rebuilt = (normed.astype(config.dtype) @ kernel_DV.astype(config.dtype)).astype(jnp.float32)
+    cap = config.logit_softcap if isinstance(config, TransformerConfig) else 0.0
+    if cap:
+        rebuilt = cap * jnp.tanh(rebuilt / cap)
+    gap = jax.nn.log_softmax(own) - jax.nn.log_softmax(rebuilt)
+    # On CPUs XLA's maximum over a long axis skips NaN (seen with jax 0.10, width 1024).
+    return jnp.where(jnp.isnan(gap).any(), jnp.nan, jnp.abs(gap).max())
 
 
 def _final_norm(

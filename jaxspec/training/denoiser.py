@@ -116,6 +116,11 @@ class DenoiserObjective:
             return ratio(*terms[self.goal])
         return total_from_terms(terms, config=self.loss, weights=weights)
 
+    @property
+    def runs_own_code(self) -> bool:
+        """See `jaxspec.training.objectives.Objective`."""
+        return self.goal == "draft" and self.loss.runs_own_code
+
     def check(self) -> None:
         """See `jaxspec.training.objectives.Objective`."""
         if self.goal == "draft" and (names := terms_needing_target_rows(self.loss)):

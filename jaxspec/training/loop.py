@@ -49,7 +49,7 @@ from jaxspec.training.progress import FirstSteps, Reporter
 from jaxspec.training.segments import Record, continued_record, fresh_record
 from jaxspec.training.stall import StallWatch
 from jaxspec.training.start import Start
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.step import make_body
 from jaxspec.training.stepper import Stepper
 from jaxspec.training.tasks.registry import task_of
@@ -133,11 +133,8 @@ def train(
         transform, _ = make_optimizer(config.optimizer, steps=settings.steps)
         rules = Rules.of(config.mesh)
         key = jax.random.key(settings.seed)
-
-        def create() -> TrainState:
-            return TrainState.create(task.init(jax.random.fold_in(key, 0)), transform)
-
-        abstract = jax.eval_shape(create)
+        create, first_key = initial_state(task.init, transform), jax.random.fold_in(key, 0)
+        abstract = jax.eval_shape(create, first_key)
         shardings = rules.shardings(abstract, mesh)
         check_state_fits(abstract, shardings)
         frozen = task.load_frozen(rules.shardings(task.frozen_shapes, mesh))
@@ -193,7 +190,7 @@ def train(
                     "from step 0."
                 )
             if restored is None:
-                state = jax.jit(create, out_shardings=shardings)()
+                state = jax.jit(create, out_shardings=shardings)(first_key)
                 if task.load_initial is not None:
                     state = dataclasses.replace(state, params=task.load_initial(shardings.params))
                 start = Start(state=state, record=fresh)

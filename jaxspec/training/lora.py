@@ -92,6 +92,11 @@ class LowRankObjective:
         """That of the inner objective."""
         return self.inner.total(terms, weights)
 
+    @property
+    def runs_own_code(self) -> bool:
+        """That of the inner objective."""
+        return self.inner.runs_own_code
+
     def check(self) -> None:
         """That of the inner objective."""
         self.inner.check()

@@ -15,6 +15,8 @@ G = K - 1 drafted slots, D width, E captured features.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -36,6 +38,7 @@ from jaxspec.losses import (
 from jaxspec.models.dflash import DFlash, served_features
 from jaxspec.models.registry import LanguageModel
 from jaxspec.parallel.constraints import by_rows, ends_whole, whole_rows
+from jaxspec.parallel.step import Body
 
 Batch = dict[str, jax.Array]
 """tokens, segments, positions int32 [B, S]; loss_mask bool [B, S]; rows int32 [B]: a row's number
@@ -63,6 +66,15 @@ class Objective(Protocol):
         """The loss, from the numerators of these rows and the denominators of all rows."""
         ...
 
+    def __hash__(self) -> int:
+        """Equal objectives that do not run the user's own code compute the same."""
+        ...
+
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether a term is the user's own: its code may change while the objective stays equal."""
+        ...
+
     def check(self) -> None:
         """Imports the loss terms that the user names, before anything is written.
 
@@ -73,6 +85,25 @@ class Objective(Protocol):
           ValueError: an unknown objective or term, or one that cannot be computed here.
         """
         ...
+
+
+def same_for_equal(make: Callable[..., Body]) -> Callable[..., Body]:
+    """Lets a function of an objective give the same body for equal arguments.
+
+    `jaxspec.parallel.step.spread` then gives the same compiled function: a second run in one
+    process, such as that of another seed or learning rate in a notebook, neither traces nor
+    compiles its step again. An objective that runs the user's own code gets a new body each time.
+
+    Args:
+      make: takes an objective, then anything; all of it hashable.
+    """
+    remembered = functools.lru_cache(maxsize=8)(make)
+
+    @functools.wraps(make)
+    def body_of(objective: Objective, *args: Any, **kwargs: Any) -> Body:
+        return (make if objective.runs_own_code else remembered)(objective, *args, **kwargs)
+
+    return body_of
 
 
 def draw_blocks(
@@ -158,6 +189,10 @@ class TargetObjective:
         del weights
         return ratio(*terms["cross_entropy"])
 
+    @property
+    def runs_own_code(self) -> bool:
+        return False
+
     def check(self) -> None:
         pass
 
@@ -222,6 +257,10 @@ class DrafterObjective:
 
     def total(self, terms: Terms, weights: LossWeights) -> jax.Array:
         return total_from_terms(terms, config=self.loss, weights=weights)
+
+    @property
+    def runs_own_code(self) -> bool:
+        return self.loss.runs_own_code
 
     def check(self) -> None:
         terms_of(self.loss)

@@ -15,6 +15,8 @@ rate or loss weights then share one compiled program.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -27,6 +29,11 @@ from jaxspec.config import OptimizerConfig
 
 _ADAM_RMS = 0.2
 """Root mean square of AdamW's updates, as arXiv 2502.16982 measured it (sec. 2.2)."""
+_DEFAULT_RATES: dict[str, Any] = {
+    name: getattr(OptimizerConfig(), name)
+    for name in ("schedule", "learning_rate", "final_learning_rate", "warmup_fraction")
+}
+"""Settings that the transformation does not depend on."""
 _ENDS = ("embed", "head", "positions")
 """Modules whose matrices are looked up or give logits: Muon is not for them."""
 
@@ -62,17 +69,22 @@ def make_optimizer(
     # Step 0 learns already: step k has the schedule's rate at k + 1.
     rates = np.zeros(steps, np.float32)
     rates[schedule_from:] = jax.vmap(schedule)(jnp.arange(1, length + 1))
-    transform = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        _scale_by(config),
-        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
-    )
-    return transform, rates
+    return _transform(dataclasses.replace(config, **_DEFAULT_RATES)), rates
 
 
 def warmup_steps(fraction: float, steps: int) -> int:
     """The number of steps over which the learning rate rises."""
     return max(1, round(fraction * steps))
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The same object for the same settings: a step that is compiled for it can be used again."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _scale_by(config),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
+    )
 
 
 def _scale_by(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,3 +39,15 @@ class TrainState:
             opt_state=transform.init(params),
             bad_step=jnp.full((), -1, jnp.int32),
         )
+
+
+@functools.lru_cache(maxsize=8)
+def initial_state(
+    init: Callable[[jax.Array], Any], transform: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+    """A function of a key: the state before the first step. Equal arguments give the same one."""
+
+    def create(key: jax.Array) -> TrainState:
+        return TrainState.create(init(key), transform)
+
+    return create

@@ -16,7 +16,7 @@ from flax import struct
 
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.step import Body, Reduce
-from jaxspec.training.objectives import Batch, Metrics, Objective
+from jaxspec.training.objectives import Batch, Metrics, Objective, same_for_equal
 from jaxspec.training.state import TrainState
 
 
@@ -30,6 +30,7 @@ class Hyper:
     weights: LossWeights
 
 
+@same_for_equal
 def make_body(
     objective: Objective,
     transform: optax.GradientTransformation,

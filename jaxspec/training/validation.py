@@ -37,7 +37,7 @@ from jaxspec.parallel.rules import global_batch
 from jaxspec.parallel.step import Body, Reduce, spread
 from jaxspec.provenance import jsonable
 from jaxspec.training.metrics import Sums, add, means
-from jaxspec.training.objectives import Batch, Metrics, Objective
+from jaxspec.training.objectives import Batch, Metrics, Objective, same_for_equal
 
 LOSS, TAU = "validation_loss", "validation_tau"
 _TERM = "term/"
@@ -97,6 +97,7 @@ def read_held_out(config: RunConfig, tokenizer: Tokenizer) -> HeldOut | None:
     return HeldOut(rows=rows, digest=digest)
 
 
+@same_for_equal
 def make_measuring_body(objective: Objective) -> Body:
     """The body that `jaxspec.parallel.step.spread` compiles: terms and metrics, no gradient."""
 

@@ -13,7 +13,7 @@ from jaxspec.parallel.chips import CHIPS
 from jaxspec.planning.minimum import least_operations
 from jaxspec.planning.passes import Work, draft_pass, target_pass, training_step
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.drafter import DRAFTER
 
 CONFIG = TransformerConfig(
@@ -115,7 +115,7 @@ def test_a_training_step_takes_what_is_counted_for_it():
     )
     task = DRAFTER.build(config)
     transform, _ = make_optimizer(config.optimizer, steps=10)
-    state = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    state = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
     work = training_step(task, state)
     assert work.operations == sum(least_operations(task).values())
     # AdamW keeps two numbers for each parameter.

@@ -21,7 +21,7 @@ from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.training.loop import train
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.state import TrainState
+from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.registry import task_of
 from tests.training import runs
 
@@ -74,7 +74,7 @@ def restored(workdir, config):
     """What the newest checkpoint of a tiny run holds."""
     transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
     task = task_of(config).build(config)
-    shapes = jax.eval_shape(lambda: TrainState.create(task.init(jax.random.key(0)), transform))
+    shapes = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes

@@ -111,6 +111,8 @@ def test_unequal_parts_add_up_to_the_batch(undivided):
 class Line:
     """The smallest objective with both kinds of count: w x, and y as the label."""
 
+    runs_own_code = False
+
     def __call__(self, params, frozen, batch, key, weights):
         gap_B = params["w"] * batch["x"] - batch["y"]
         positive_B = params["w"] * batch["x"] > 0

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.shapes import check_architecture
-from jaxspec.training.tasks.task import Save, Task, TaskKind, check_vocabulary, initialiser
+from jaxspec.training.tasks.task import Init, Save, Task, TaskKind, check_vocabulary, initialiser
 
 _COMPUTED = (
     *("path", "dtype", "param_dtype", "unroll_layers"),
@@ -66,10 +67,6 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     target = make_model(architecture)
     drafter = DFlash(drafter_config, architecture.hidden_size)
     layer_ids = drafter_config.target_layer_ids
-
-    def init(key: jax.Array) -> Any:
-        features_BSE = jnp.zeros((1, 2, len(layer_ids) * architecture.hidden_size))
-        return drafter.init(key, features_BSE, method="initialise")["params"]
 
     def load_frozen(shardings: Any) -> Any:
         folder = target_folder(config.target.path)
@@ -121,7 +118,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             anchors=config.data.anchors,
             anchor_sampling=config.data.anchor_sampling,
         ),
-        init=init,
+        init=_initialiser(drafter, len(layer_ids) * architecture.hidden_size),
         models={
             "The target": split_sizes(architecture),
             "The drafter": split_sizes(drafter_config, width=architecture.hidden_size),
@@ -218,6 +215,17 @@ def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> No
             f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
             f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _initialiser(drafter: DFlash, features_width: int) -> Init:
+    """Makes a drafter's parameters; the same function for equal drafters."""
+
+    def init(key: jax.Array) -> Any:
+        features_BSE = jnp.zeros((1, 2, features_width))
+        return drafter.init(key, features_BSE, method="initialise")["params"]
+
+    return init
 
 
 def _saves(drafter: DrafterConfig, target: LanguageModelConfig) -> Save:

@@ -17,6 +17,7 @@ A run is assembled in three stages, and each needs more than the one before:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -288,8 +289,9 @@ def kept_tokenizer(workdir: Path) -> Path:
     return workdir / "tokenizer"
 
 
+@functools.lru_cache(maxsize=8)
 def initialiser(model: Any) -> Init:
-    """Makes the parameters of a network that reads tokens."""
+    """Makes the parameters of a network that reads tokens; the same function for equal models."""
 
     def init(key: jax.Array) -> Any:
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]

@@ -50,6 +50,7 @@ SMALLER = {
     "jaxspec calibrate": ("--prompts", "2", "--evaluation.max_new_tokens", "32"),
     "jaxspec generate": ("--max_new_tokens", "8"),
     "jaxspec parity": ("--new_tokens", "8"),
+    "jaxspec study": ("--only", "block/uniform-seed0", *TRAINING, *EVALUATION),
     "jaxspec regenerate": ("--limit", "4", "--max_new_tokens", "16", "--unfinished", "keep"),
 }
 """Command -> what is added to it."""

@@ -38,7 +38,10 @@ STAND_INS = {
 }
 """A released model -> a copy of the target in the package; its configuration, which has its shape,
 -> one for that target."""
-TRAINING = ("--training.steps", "3", "--training.log_every", "1", "--data.embedded_examples", "200")
+TRAINING = (
+    *("--training.steps", "3", "--training.log_every", "1", "--data.embedded_examples", "200"),
+    *("--data.batch_size", "8"),  # The tests have 8 devices, and each needs a row.
+)
 EVALUATION = (
     *("--evaluation.prompts", "2", "--evaluation.max_new_tokens", "32"),
     *("--evaluation.batch_size", "2", "--evaluation.timing_prompts", "1"),

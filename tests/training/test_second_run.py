@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxspec.config import LossConfig
+from jaxspec.config import LossConfig, MeshConfig
+from jaxspec.losses import LossWeights
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.step import spread
 from jaxspec.training.loop import train
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.step import make_body
@@ -72,7 +75,7 @@ def test_a_term_of_the_users_is_read_again(tmp_path):
     file = tmp_path / "my_terms.py"
     objective = tiny.objective(LossConfig(extra=(f"{file}:constant=1",)))
     assert objective.runs_own_code and not tiny.objective().runs_own_code
-    transform, state, hyper = tiny.start()
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     losses = []
     for value in (1.0, 3.0):
         file.write_text(
@@ -81,10 +84,9 @@ def test_a_term_of_the_users_is_read_again(tmp_path):
         )
         for name in [name for name in sys.modules if "my_terms" in name]:
             del sys.modules[name]
-        hyper = hyper.replace(weights=type(hyper.weights).from_config(objective.loss))
-        body = make_body(objective, transform)
-        _, metrics = jax.jit(
-            lambda *arguments, body=body: body(*arguments, reduce=lambda x: x, vary=lambda x: x)
-        )(state, tiny.target_params(), tiny.batch(), hyper)
+        transform, state, hyper = tiny.start()
+        hyper = hyper.replace(weights=LossWeights.from_config(objective.loss))
+        step = spread(make_body(objective, transform), mesh=mesh, path="jit")
+        _, metrics = step(state, tiny.target_params(), tiny.batch(), hyper)
         losses.append(float(metrics["loss"][0]))
     assert abs(losses[1] - losses[0] - 2.0) < 1e-4

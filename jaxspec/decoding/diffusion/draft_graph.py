@@ -363,6 +363,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON.")
 
 
+_LEFT_OUT = {"last_ids": "()"}
+"""Settings that are recorded only if they are used, and what they are otherwise."""
+
+
 def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -> None:
     """Refuses a graph that was calibrated for other settings, or does not fit into a block.
 
@@ -374,10 +378,12 @@ def check_graph(graph: DraftGraph, settings: Mapping[str, str], *, where: str) -
     Raises:
       ValueError: a setting differs (the message names each one), or the block has no such rank.
     """
+    got = {**_LEFT_OUT, **settings}
+    expected = {**_LEFT_OUT, **graph.settings} if graph.settings else {}
     wrong = [
-        f"{name}: got {settings.get(name)!r}, expected {value!r}"
-        for name, value in graph.settings.items()
-        if settings.get(name) != value
+        f"{name}: got {got.get(name)!r}, expected {value!r}"
+        for name, value in expected.items()
+        if got.get(name) != value
     ]
     if wrong:
         raise ValueError(

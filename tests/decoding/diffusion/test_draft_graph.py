@@ -106,6 +106,20 @@ def test_files_of_the_old_format_open_and_match(tmp_path):
     assert '"jaxspec-draft-graph-2"' in (tmp_path / "new.json").read_text()
 
 
+def test_tokens_that_are_held_back_must_be_the_same_on_both_sides():
+    plain = DiffusionRules(mask_id=28, response_length=16, block_length=8, unmasking=Threshold(0.9))
+    last = dataclasses.replace(plain, last_ids=(3,))
+    for calibrated, decoded, message in (
+        (plain, last, r"last_ids: got '\(3,\)', expected '\(\)'"),
+        (last, plain, r"last_ids: got '\(\)', expected '\(3,\)'"),
+    ):
+        made_for, used_for = (graph_settings(rules, model="a1") for rules in (calibrated, decoded))
+        graph = dataclasses.replace(chain(1), settings=made_for)
+        check_graph(graph, made_for, where="graph.json")
+        with pytest.raises(ValueError, match=message):
+            check_graph(graph, used_for, where="graph.json")
+
+
 @pytest.mark.parametrize("rule", [Scheduled(4), Threshold(1), Factor(0.5), Factor(1e-7)])
 def test_settings_of_the_old_format_name_the_rule_as_python_prints_it(rule):
     rules = DiffusionRules(mask_id=28, response_length=16, block_length=8, unmasking=rule)

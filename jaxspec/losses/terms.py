@@ -28,9 +28,11 @@ A term of your own, complete; `LossConfig(extra=("my_terms.py:miss=0.1",))` adds
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Protocol
 
@@ -124,11 +126,13 @@ TERMS: Mapping[str, Term] = MappingProxyType(
 `LossConfig.extra`, and is all that a new term needs."""
 
 
-def terms_of(config: LossConfig) -> dict[str, Term]:
+def terms_of(config: LossConfig, *, reread: bool = False) -> dict[str, Term]:
     """The terms of a loss by name, the objective first.
 
     Args:
       config: the loss. Modules and files that its `extra` names are imported here.
+      reread: whether files that have changed since are executed again. A training does this once,
+        at its start, so that it has one loss from beginning to end.
 
     Returns:
       The objective, the entries of `TERMS` that have a field, and the extra terms in their order.
@@ -146,7 +150,7 @@ def terms_of(config: LossConfig) -> dict[str, Term]:
                 f"loss.extra names {extra.name!r}, which loss.{own} already makes part of the "
                 f"loss: use loss.{own} for it, or give a term of your own another name."
             )
-        terms[extra.name] = _find_extra(extra, normalize=config.normalize)
+        terms[extra.name] = _find_extra(extra, normalize=config.normalize, reread=reread)
     return terms
 
 
@@ -178,9 +182,9 @@ def mean_over(values_NG: jax.Array, where_NG: jax.Array) -> Fraction:
     return jnp.sum(jnp.where(where_NG, values_NG, 0.0), dtype=jnp.float32), count(where_NG)
 
 
-def _find_extra(extra: ExtraTerm, *, normalize: str) -> Term:
+def _find_extra(extra: ExtraTerm, *, normalize: str, reread: bool) -> Term:
     if extra.source:
-        return _import_term(extra)
+        return _import_term(extra, reread=reread)
     if extra.name in TERMS:
         return TERMS[extra.name]
     if extra.name in OBJECTIVES:
@@ -193,10 +197,10 @@ def _find_extra(extra: ExtraTerm, *, normalize: str) -> Term:
     )
 
 
-def _import_term(extra: ExtraTerm) -> Term:
+def _import_term(extra: ExtraTerm, *, reread: bool) -> Term:
     where = f"loss.extra '{extra.source}:{extra.name}'"
     try:
-        module = _import(extra.source)
+        module = _import(extra.source, reread=reread)
     except Exception as error:
         raise ValueError(
             f"{where} cannot be imported: {type(error).__name__}: {error}. Name an importable "
@@ -214,11 +218,23 @@ def _import_term(extra: ExtraTerm) -> Term:
     return Term(found)
 
 
-def _import(source: str) -> ModuleType:
+def _import(source: str, *, reread: bool) -> ModuleType:
     if not source.endswith(".py"):
         return importlib.import_module(source)
     file = user_path(source).resolve()
     name = module_name("terms", file)
-    if name in sys.modules:
-        return sys.modules[name]
-    return execute(local_copy(file), name=name)
+    known = sys.modules.get(name)
+    if known is not None and not (reread and _digest(file) != vars(known).get(_DIGEST)):
+        return known
+    digest = _digest(file)
+    module = execute(local_copy(file), name=name)
+    setattr(module, _DIGEST, digest)
+    return module
+
+
+_DIGEST = "__sha256__"
+"""Attribute of a module: what its file was when it was executed."""
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -21,7 +21,7 @@ from jaxspec.interruption import STOPPED_AND_SAVED
 from jaxspec.json_files import read_object, shortened
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.units import Unit
-from jaxspec.training.segments import MAY_CHANGE, Difference, differences
+from jaxspec.training.segments import MAY_CHANGE, Difference, differences, own_terms
 
 State = Literal["done", "interrupted", "failed", "missing"]
 
@@ -34,6 +34,12 @@ _LONGEST_LOG = 4000
 _MOST_NAMED = 12
 _ABOUT_TRAINING = ("target", "drafter", "denoiser", "loss", "data", "optimizer", "training")
 _ABOUT_DECODING = ("evaluation", "diffusion")
+_ABOUT_THE_EXPORT = (
+    *("training.epochs", "training.export_dtype", "training.export_best"),
+    *("training.validate_every", "training.validation_batches"),
+)
+"""A run may continue with other values of these, but a finished one is measured as it was left."""
+_OWN_TERMS = "own_terms"
 
 
 @dataclasses.dataclass
@@ -129,6 +135,10 @@ def settings_of(unit: Unit) -> dict[str, Any]:
     if unit.kind in ("evaluation", "answers"):
         target = {name: config["target"][name] for name in ("path", "dtype", "enable_thinking")}
         found = {**(found if unit.kind == "evaluation" else {}), "target": target}
+    if unit.kind == "answers":
+        found["data"] = {"embedded_examples": config["data"]["embedded_examples"]}
+    if unit.kind in ("target", "drafter") and (terms := own_terms(unit.config)):
+        found[_OWN_TERMS] = terms
     return {**found, **({"options": jsonable(unit.options)} if unit.options else {})}
 
 
@@ -159,14 +169,17 @@ def _is_complete(unit: Unit, status: int | None) -> bool:
 
 def changed(unit: Unit, record: UnitRecord) -> list[Difference]:
     """Settings that differ from those that a unit was started with, and matter for its result."""
-    free = [name for name in MAY_CHANGE if not name.endswith(".path")]
+    free = [n for n in MAY_CHANGE if not n.endswith(".path") and n not in _ABOUT_THE_EXPORT]
     if unit.kind == "evaluation":
         free = []
+    present = settings_of(unit)
     # A setting that a record lacks is newer than it, and was then as it is by default.
     usual = settings_of(dataclasses.replace(unit, config=RunConfig(), options={}))
+    # What a file of terms was is not known of a record without it.
+    usual |= {_OWN_TERMS: present[_OWN_TERMS]} if _OWN_TERMS in present else {}
     return [
         difference
-        for difference in differences(settings_of(unit), _filled(record.settings, usual))
+        for difference in differences(present, _filled(record.settings, usual))
         if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
     ]
 
@@ -180,15 +193,32 @@ def _filled(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def _refuse_unknown_origin(
+    folder: Path, unit: Unit, record: UnitRecord, records: Mapping[str, UnitRecord | None]
+) -> None:
+    """Without the record of its drafter, nobody knows which one a finished evaluation measured."""
+    unknown = [need for need in unit.needs if records.get(need, record) is None]
+    if unknown and state_of(folder, unit, record) == "done":
+        raise ValueError(
+            f"{unit.name} is done, but {record_file(folder, unknown[0])} is gone, so its settings "
+            f"cannot be compared. Put it back, or delete {unit.output} and "
+            f"{record_file(folder, unit.name)} to measure again."
+        )
+
+
 def refuse_changes(folder: Path, units: Sequence[Unit]) -> None:
     """Refuses a declaration with other settings than those that its units were started with.
 
     Raises:
-      ValueError: names what differs. Also if a unit's place holds something that no unit left.
+      ValueError: names what differs. Also if a unit's place holds something that no unit left, or
+        if there is no record of what a finished evaluation measured.
     """
     lines: list[str] = []
+    records = {unit.name: read_record(folder, unit) for unit in units}
     for unit in units:
-        record = read_record(folder, unit)
+        record = records[unit.name]
+        if record is not None and unit.kind == "evaluation":
+            _refuse_unknown_origin(folder, unit, record, records)
         if record is None:
             if _is_complete(unit, 0):
                 raise ValueError(

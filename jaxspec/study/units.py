@@ -86,6 +86,8 @@ def units_of(
     Raises:
       ValueError: settings that there are not, that do not go together, or that no unit reads.
     """
+    for name in set(of_seed(0)) & set(changes or {}):
+        raise ValueError(f"--{name}: the study names its seeds, in study.seeds or in a row's own.")
     units: list[Unit] = []
     for target in study.targets:
         grid = _Target(study, target, configs, folder, is_read, dict(changes or {}))
@@ -236,7 +238,7 @@ class _Target:
         name = f"{EVALUATIONS}/{self.target.name}/{decoding.name}/{loss.name}-seed{seed}"
         self._refuse_unread(f"study.targets: {self.target.name}", self.own, ("train", "eval"))
         settings = {n: v for n, v in self.own.items() if self.is_read("eval", self.run, n)}
-        if self.study.benchmarks:
+        if self.study.benchmarks and "evaluation.benchmarks" not in self.changes:
             settings["evaluation.benchmarks"] = self.study.benchmarks
         settings |= decoding.settings
         places = self._places(real=True, sources=False)

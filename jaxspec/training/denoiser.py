@@ -36,7 +36,7 @@ from jaxspec.losses import (
     masked_values,
     ratio,
     score_entropy_values,
-    terms_needing_target_rows,
+    terms_of,
     total_from_terms,
 )
 from jaxspec.losses.reduction import count
@@ -123,7 +123,10 @@ class DenoiserObjective:
 
     def check(self) -> None:
         """See `jaxspec.training.objectives.Objective`."""
-        if self.goal == "draft" and (names := terms_needing_target_rows(self.loss)):
+        if self.goal != "draft":
+            return
+        terms = terms_of(self.loss, reread=True)
+        if names := [name for name, term in terms.items() if term.needs_target_rows]:
             raise ValueError(
                 f"The loss term {names[0]!r} compares with the target's distributions, which "
                 "training a denoiser does not compute: choose one that needs only labels."

@@ -263,7 +263,7 @@ class DrafterObjective:
         return self.loss.runs_own_code
 
     def check(self) -> None:
-        terms_of(self.loss)
+        terms_of(self.loss, reread=True)
 
     def blocks(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Anchors [B, N], labels and their mask [B, N, G]."""

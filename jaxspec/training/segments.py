@@ -66,13 +66,17 @@ def fresh_record(run: PreparedTask) -> Record:
     weights = {setting: fingerprint(path) for setting, path in reads.items()}
     return {
         **provenance(config=config, seed=config.training.seed),
-        "fingerprints": {**weights, **_own_terms(config), _DATA: run.pipeline.fingerprint},
+        "fingerprints": {**weights, **own_terms(config), _DATA: run.pipeline.fingerprint},
         "schedule_from_step": 0,
     }
 
 
-def _own_terms(config: RunConfig) -> dict[str, str]:
-    """Tells files with terms of the loss from what they are after a change."""
+def own_terms(config: RunConfig) -> dict[str, str]:
+    """Tells files with terms of the loss from what they are after a change.
+
+    Raises:
+      OSError: such a file cannot be read.
+    """
     if "loss" not in groups_read(config.training.task, objective=config.denoiser.objective):
         return {}
     files = [term.source for term in config.loss.extra_terms if term.source.endswith(".py")]

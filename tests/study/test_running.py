@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxspec.config import EvaluationConfig, RunConfig
+from jaxspec.config import EvaluationConfig, LossConfig, RunConfig
 from jaxspec.study.progress import Durations, Progress
 from jaxspec.study.records import read_record, record_file, refuse_changes, write_record
 from jaxspec.study.running import Cores, chosen, run_units, states_of, still_needed
@@ -181,6 +181,58 @@ def test_settings_that_do_not_matter_may_change(tmp_path, units):
         refuse_changes(
             tmp_path, [dataclasses.replace(drafter, config=RunConfig(training=training))]
         )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{"epochs": 2}, {"export_best": False}, {"export_dtype": "bfloat16"}, {"validate_every": 5}],
+)
+def test_what_decides_which_weights_are_measured_must_stay(tmp_path, units, training):
+    """`jaxspec train` may go on with these, but a study does not look at a finished run again."""
+    drafter = units("drafters/x", kind="drafter", config=RunConfig())
+    Played(tmp_path, fails=("drafters/x",)).run([drafter])
+    other = RunConfig(training=dataclasses.replace(RunConfig().training, **training))
+    with pytest.raises(ValueError, match=f"drafters/x: training.{next(iter(training))}: got"):
+        refuse_changes(tmp_path, [dataclasses.replace(drafter, config=other)])
+
+
+def test_a_term_of_ones_own_must_stay_what_it_was(tmp_path, units):
+    file = tmp_path / "my_terms.py"
+    file.write_text("one = 1\n")
+    config = RunConfig(loss=LossConfig(extra=(f"{file}:one=0.5",)))
+    drafter = units("drafters/x", kind="drafter", config=config)
+    Played(tmp_path, fails=("drafters/x",)).run([drafter])
+    refuse_changes(tmp_path, [drafter])
+    file.write_text("one = 2\n")
+    with pytest.raises(ValueError, match=r"drafters/x: own_terms\.loss\.extra .*my_terms"):
+        refuse_changes(tmp_path, [drafter])
+    record = read_record(tmp_path, drafter)
+    del record.settings["own_terms"]
+    write_record(tmp_path, drafter, record)
+    refuse_changes(tmp_path, [drafter])  # What the file was is not known.
+
+
+def test_questions_of_the_embedded_data_count_for_answers(tmp_path, units):
+    answers = units("answers/a", kind="answers", config=RunConfig())
+    Played(tmp_path, fails=("answers/a",)).run([answers])
+    refuse_changes(tmp_path, [answers])
+    more = RunConfig(data=dataclasses.replace(RunConfig().data, embedded_examples=7))
+    with pytest.raises(ValueError, match=r"answers/a: data\.embedded_examples: got 7, recorded"):
+        refuse_changes(tmp_path, [dataclasses.replace(answers, config=more)])
+
+
+def test_an_evaluation_of_nobody_knows_what_is_refused(tmp_path, units):
+    """Who deletes a drafter and its record, to train it anew, must measure it anew, too."""
+    drafter = units("drafters/x", kind="drafter", config=RunConfig())
+    grid = [drafter, units("a", "drafters/x")]
+    Played(tmp_path, fails=("drafters/x",)).run([drafter])
+    Played(tmp_path).run([units("a")])
+    refuse_changes(tmp_path, grid)
+    record_file(tmp_path, "drafters/x").unlink()
+    with pytest.raises(ValueError, match=r"a is done, but .*drafters/x\.json is gone"):
+        refuse_changes(tmp_path, grid)
+    grid[1].output.unlink()
+    refuse_changes(tmp_path, grid)
 
 
 def test_a_setting_that_is_newer_than_a_record_was_the_default(tmp_path, units):

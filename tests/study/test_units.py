@@ -152,6 +152,15 @@ def test_settings_that_no_unit_takes(changes, message):
         units(dataclasses.replace(STUDY, **changes))
 
 
+def test_typed_seeds_are_refused_and_typed_benchmarks_win():
+    with pytest.raises(ValueError, match=r"--training\.seed: the study names its seeds"):
+        units(changes={"training.seed": 7})
+    study = dataclasses.replace(STUDY, benchmarks=("gsm8k",))
+    for changes, expected in (({}, ("gsm8k",)), ({"evaluation.benchmarks": ("mbpp",)}, ("mbpp",))):
+        evaluations = [u for u in units(study, changes=changes) if u.kind == "evaluation"]
+        assert {each.config.evaluation.benchmarks for each in evaluations} == {expected}
+
+
 def test_values_are_typed_as_the_commands_take_them():
     words = arguments({"a": None, "b": True, "c": ("x y", "z"), "d": 0.5, "e": ""})
     assert words == ("--a", "None", "--b", "True", "--c", "x y", "z", "--d", "0.5", "--e", "")

@@ -6,6 +6,7 @@ PosixPath('runs/study/plots/gains.png')
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,11 +99,15 @@ def pooled(rows: Sequence[Row]) -> dict[str, Any]:
     """The slots of several seeds' rows, as one row; only that of a single seed keeps intervals."""
     if len(rows) == 1:
         return {**rows[0], "drafter": rows[0]["loss"]}
-    reached = [sum(counts) for counts in zip(*(row["reached_at"] for row in rows), strict=True)]
-    accepted = [
-        sum((row["accept_at"][slot] or 0.0) * row["reached_at"][slot] for row in rows)
-        for slot in range(len(reached))
-    ]
+    # `evaluation.strategy` "auto" may choose another size for each seed.
+    counts = itertools.zip_longest(*(row["reached_at"] for row in rows), fillvalue=0)
+    reached = [sum(of_slot) for of_slot in counts]
+    accepted = [0.0] * len(reached)
+    for row in rows:
+        for slot, (share, trials) in enumerate(
+            zip(row["accept_at"], row["reached_at"], strict=True)
+        ):
+            accepted[slot] += (share or 0.0) * trials
     return {
         **rows[0],
         "drafter": rows[0]["loss"],

@@ -43,3 +43,14 @@ def test_the_slots_of_several_seeds_are_taken_together():
     assert row["reached_at"] == [80, 30, 0]
     assert row["rounds"] == 80
     assert pooled([first])["accept_at"] == first["accept_at"]
+
+
+def test_seeds_may_have_drafted_blocks_of_their_own_size():
+    """As with `evaluation.strategy` "auto". By hand: 30 of 60 and 5 of 20 rounds, then 6 of 30."""
+    long = result_row(accept_at=[0.5, 0.2], reached_at=[60, 30], rounds=60)
+    short = result_row(accept_at=[0.25], reached_at=[20], rounds=20)
+    off = result_row(accept_at=[], reached_at=[], rounds=9)
+    for rows in ([long, short, off], [off, short, long]):
+        row = pooled(rows)
+        assert (row["accept_at"], row["reached_at"]) == ([35 / 80, 0.2], [80, 30])
+        assert row["accept_at_intervals"] == [None, None]

@@ -17,6 +17,8 @@ from typing import Any
 
 LARGEST_FILE = 64 << 20
 """Bytes. The largest tokenizer.json of a published model has about half as many."""
+LARGEST_OF_RESULTS = 4 << 30
+"""Bytes of a file that grows with what jaxspec has measured, such as a study's rows."""
 _POINTER = b"version https://git-lfs.github.com"
 _LONGEST = 300
 """Characters of a value in a message."""
@@ -29,26 +31,31 @@ _short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 _short.maxlist = _short.maxdict = 50
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, largest: int | None = None) -> bytes:
     """The content of a file that exists.
 
+    Args:
+      path: the file.
+      largest: the most bytes it may have; None: `LARGEST_FILE`.
+
     Raises:
-      ValueError: it is a folder, is larger than `LARGEST_FILE`, or cannot be read.
+      ValueError: it is a folder, is larger than that, or cannot be read.
     """
+    largest = LARGEST_FILE if largest is None else largest
     try:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: expected a file.")
         size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise ValueError(f"{path} has {size:,} bytes: expected at most {LARGEST_FILE:,}.")
+        if size > largest:
+            raise ValueError(f"{path} has {size:,} bytes: expected at most {largest:,}.")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, *, largest: int | None = None) -> dict[str, Any]:
     """The JSON object in a file that exists: `parse_object` of `read_bytes`."""
-    return parse_object(read_bytes(path), name=path)
+    return parse_object(read_bytes(path, largest=largest), name=path)
 
 
 def parse_object(content: bytes, *, name: object) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from jaxspec.evals.benchmarks import Reference
 from jaxspec.evals.conversations import AnsweredT
 from jaxspec.evals.progress import Echo
 from jaxspec.evals.unfinished import CONDITIONS, digest, reference_of
-from jaxspec.json_files import read_object
-from jaxspec.provenance import jsonable, write_json
+from jaxspec.files import write_text
+from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
+from jaxspec.provenance import jsonable
 
 SETTINGS = (
     *("max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "min_p", "suppress"),
@@ -63,7 +64,7 @@ class KeptReferences(Generic[AnsweredT]):
         about = self._about(name, examples)
         file = self.folder / f"{digest([name, about])}.json"
         if file.is_file():
-            found = read_object(file)
+            found = read_object(file, largest=LARGEST_OF_RESULTS)
             if found.get("about") != about or found.get("digest") != digest(found.get("reference")):
                 raise ValueError(
                     f"{file} is damaged: delete it, and the target answers these prompts again."
@@ -72,7 +73,8 @@ class KeptReferences(Generic[AnsweredT]):
             return reference_of(found["reference"], answered=self.answered)
         reference = decode(name, examples)
         kept = _as_json(reference)
-        write_json(file, {"about": about, "digest": digest(kept), "reference": kept})
+        content = {"about": about, "digest": digest(kept), "reference": kept}
+        write_text(file, json.dumps(content) + "\n")  # On one line: tokens are most of it.
         return reference
 
     def _about(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:

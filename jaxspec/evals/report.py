@@ -26,7 +26,7 @@ from jaxspec.evals.tables import (
 )
 from jaxspec.evals.tau import DEFINITIONS
 from jaxspec.files import write_text
-from jaxspec.json_files import read_object
+from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from jaxspec.paths import user_path
 from jaxspec.provenance import write_json as write_json_whole
 
@@ -57,7 +57,7 @@ def read_json(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[s
     file = user_path(path)
     if not file.is_file():
         raise ValueError(f"No result file at {os.fspath(path)!r}: eval.py --output writes one.")
-    document = read_object(file)
+    document = read_object(file, largest=LARGEST_OF_RESULTS)
     if not {"provenance", "results"} <= document.keys():
         raise ValueError(
             f"{os.fspath(path)!r} is not a result file: expected an object with "

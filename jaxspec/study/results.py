@@ -19,7 +19,7 @@ from typing import Any
 from jaxspec.evals.report import read_json
 from jaxspec.evals.results import check_results
 from jaxspec.files import user_path, write_text
-from jaxspec.json_files import read_object
+from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
@@ -114,7 +114,7 @@ def read_results(path: str | Path) -> StudyResults:
             f"No results of a study at {path}: expected the --output of jaxspec study, with "
             f"{RESULTS} in it, which is written when the first evaluation is done."
         )
-    document = read_object(file)
+    document = read_object(file, largest=LARGEST_OF_RESULTS)
     if not isinstance(document.get("summary"), list) or not isinstance(document.get("study"), dict):
         raise ValueError(
             f"{file} is not the result file of a study: expected an object with provenance, "

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxspec.evals.tables import ABSENT, formatted, markdown
-from jaxspec.json_files import read_object, shortened
-from jaxspec.names import for_terminal
+from jaxspec.json_files import LARGEST_OF_RESULTS, read_object, shortened
+from jaxspec.names import for_markdown, for_terminal
 from jaxspec.study.curves import Curve, curve_of
 from jaxspec.training.metrics import last_row
 from jaxspec.training.run_record import recorded_config
@@ -89,8 +89,8 @@ def _training(workdir: Path) -> Run:
         config=config.name,
         loss=config.loss.label if "loss" in groups else "",
         steps=f"{row.get('step', 0)}/{config.training.steps}",
-        last_loss=row.get("loss"),
-        accepted=row.get("accepted"),
+        last_loss=_number(row.get("loss")),
+        accepted=_number(row.get("accepted")),
         **_origin(record),
     )
 
@@ -98,7 +98,7 @@ def _training(workdir: Path) -> Run:
 def _results(file: Path) -> Run | None:
     """A result file; None: it is something else."""
     try:
-        found = read_object(file)
+        found = read_object(file, largest=LARGEST_OF_RESULTS)
     except ValueError:
         return None
     rows, record = found.get("results"), found.get("provenance")
@@ -107,8 +107,10 @@ def _results(file: Path) -> Run | None:
     known = [row for row in rows if isinstance(row, dict)]
     losses = dict.fromkeys(str(row.get("loss", row.get("decoder", ""))) for row in known)
     study = found.get("study")
-    accepted = [row["accepted_per_round"] for row in known if row.get("accepted_per_round")]
-    config = study if isinstance(study, dict) else record.get("config") or {}
+    figures = [_number(row.get("accepted_per_round")) for row in known]
+    accepted = [figure for figure in figures if figure]
+    config = study if isinstance(study, dict) else record.get("config")
+    config = config if isinstance(config, dict) else {}
     return Run(
         str(file),
         "study" if isinstance(study, dict) else "evaluation",
@@ -118,6 +120,11 @@ def _results(file: Path) -> Run | None:
         accepted=statistics.fmean(accepted) if accepted else None,
         **_origin(record),
     )
+
+
+def _number(value: Any) -> float | None:
+    """A figure of a file that others may have written; None: it is not one."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _origin(record: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def runs_difference(workdirs: Sequence[Path]) -> str:
     if len(workdirs) < 2:
         raise ValueError("There is nothing to compare: name the folders of at least two trainings.")
     configs = [_recorded_settings(workdir) for workdir in workdirs]
-    names = [str(workdir) for workdir in workdirs]
+    names = [for_markdown(str(workdir)) for workdir in workdirs]
     settings: dict[str, list[Any]] = {}
     for place, config in enumerate(configs):
         for found in differences(config, configs[0]):

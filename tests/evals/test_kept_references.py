@@ -7,7 +7,9 @@ import pytest
 
 from jaxspec.config import EvaluationConfig, RunConfig, TargetConfig
 from jaxspec.evals.kept_references import SETTINGS
+from jaxspec.evals.report import read_json
 from jaxspec.evals.speculative.runner import evaluate
+from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from tests.evals import drafter_folders
 
 OF_DRAFTING = {
@@ -61,6 +63,17 @@ def test_another_drafter_is_compared_with_the_kept_answers(folders, first, tmp_p
     assert not any("target alone" in line for line in lines)
     assert [row for row in rows if row["drafter"] == rows[0]["drafter"]] == first[1]
     assert len(rows) > len(first[1])
+
+
+def test_files_of_results_may_be_larger_than_those_of_models(folders, first, tmp_path, monkeypatch):
+    """Answers of thousands of long prompts, or a study's rows, take more than a tokenizer."""
+    monkeypatch.setattr("jaxspec.json_files.LARGEST_FILE", 100)
+    (kept,) = (file for file in first[0].iterdir() if file.stat().st_size > 100)
+    with pytest.raises(ValueError, match="expected at most 100"):
+        read_object(kept)
+    assert len(read_object(kept, largest=LARGEST_OF_RESULTS)) == 3
+    _, rows = read_json(first[0].parent / "results.json")
+    assert rows == first[1]
 
 
 def test_other_settings_have_answers_of_their_own(folders, first, tmp_path):

@@ -10,7 +10,7 @@ from jaxspec.config import LossConfig, RunConfig, TrainingConfig
 from jaxspec.evals.report import write_json as write_results
 from jaxspec.provenance import provenance, write_json
 from jaxspec.study.curves import curve_of, plot_curves, shared_measure
-from jaxspec.study.runs import find_runs
+from jaxspec.study.runs import find_runs, runs_difference
 from tests.evals.rows import result_row
 
 
@@ -33,6 +33,8 @@ def folder(tmp_path) -> Path:
     record = provenance(config=RunConfig(name="measured"), seed=0)
     write_results(tmp_path / "results.json", provenance=record, results=[result_row("full")])
     (tmp_path / "other.json").write_text("[1]")
+    foreign = {"provenance": {"config": "x"}, "results": [{"accepted_per_round": "a lot"}]}
+    (tmp_path / "foreign.json").write_text(json.dumps(foreign))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "provenance.json").write_text("{")
     (tmp_path / "damaged" / "metrics.jsonl").write_text("")
@@ -40,7 +42,8 @@ def folder(tmp_path) -> Path:
 
 
 def test_runs_are_found_with_their_figures(folder):
-    damaged, full, results, uniform = find_runs([folder])
+    damaged, foreign, full, results, uniform = find_runs([folder])
+    assert (foreign.config, foreign.accepted) == ("", None)
     assert (full.config, full.loss, full.steps, full.seed) == ("tiny", "full", "20/40", 3)
     assert (full.last_loss, full.accepted) == (0.2, 2.0)
     assert (uniform.loss, uniform.steps) == ("uniform", "40/40")
@@ -71,6 +74,13 @@ def test_two_trainings_differ_in_their_settings_and_last_lines(folder, capsys):
     assert "| accepted | 4 | 2 |" in lines
     assert not any(line.startswith("| training.steps") for line in lines)
     assert picture.read_text().count("<path") > 2
+
+
+def test_names_of_folders_are_escaped_in_tables(folder):
+    strange = folder / "a|b\x1b[31m"
+    (folder / "full").rename(strange)
+    table = runs_difference([strange, folder / "uniform"])
+    assert "a\\|b" in table and "\x1b" not in table
 
 
 def test_mistakes(folder):

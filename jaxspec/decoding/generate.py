@@ -89,6 +89,8 @@ class Response:
     short."""
     draft_passes: int = 0
     """Forward passes of the drafter in all rounds."""
+    slots: tuple[int, ...] = ()
+    """Slots that each round drafted (of a tree, its depth); with adaptive sizes, rounds differ."""
 
     @property
     def accepted(self) -> tuple[int, ...]:
@@ -392,10 +394,12 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
     tokens = tuple(result.tokens_T[: result.num_tokens].tolist())
     emitted: tuple[int, ...] = ()
     verified: tuple[int, ...] = ()
+    slots: tuple[int, ...] = ()
     if result.emitted_O is not None:
         took_place = result.emitted_O != NO_ROUND
         emitted = tuple(result.emitted_O[took_place].tolist())
         verified = tuple(result.verified_O[took_place].tolist())
+        slots = tuple(result.slots_O[took_place].tolist())
     return Response(
         name,
         tokens,
@@ -403,4 +407,5 @@ def read_response(state: DecodeState, row: int, *, name: str, rules: DecodeRules
         emitted=emitted,
         verified=verified,
         draft_passes=0 if result.draft_passes is None else int(result.draft_passes),
+        slots=slots,
     )

@@ -119,6 +119,7 @@ class RowResult(NamedTuple):
     failed: jax.Array
     verified_O: jax.Array | None
     emitted_O: jax.Array | None
+    slots_O: jax.Array | None
     draft_passes: jax.Array | None
 
 
@@ -131,6 +132,7 @@ def read(state: DecodeState, row: jax.Array | int) -> RowResult:
         state.failed_B,
         state.verified_BO,
         state.emitted_BO,
+        state.slots_BO,
         state.draft_passes_B,
     )
     return RowResult(*jax.tree.map(lambda leaf: leaf[row], fields))

@@ -295,6 +295,7 @@ class Speculative:
             accepted_at_X=state.accepted_at_X.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BO=record(state.verified_BO, verdict.num_accepted_B),
             emitted_BO=record(state.emitted_BO, emitted_B),
+            slots_BO=record(state.slots_BO, jnp.full_like(emitted_B, block_BK.shape[1] - 1)),
             drafted_BX=jnp.where(ran_B[:, None], drafted_BX, state.drafted_BX),
         )
 

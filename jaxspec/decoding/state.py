@@ -102,6 +102,8 @@ class DecodeState:
     emitted_BO: jax.Array | None
     """Tokens that each round added to the response: accepted drafts and the target's token, less
     what comes after a stop token or the limit."""
+    slots_BO: jax.Array | None
+    """Slots that each round drafted: with adaptive sizes, rounds differ. Of a tree, its depth."""
     drafted_BX: jax.Array | None
     """int32, what the newest round drafted, accepted or not, in the order of the ranks;
     `INVALID` after it. None in autoregressive decoding."""
@@ -170,6 +172,7 @@ def first_state(
         accepted_at_X=jnp.zeros(drafted_nodes, jnp.int32) if drafted_nodes else None,
         verified_BO=rounds_BO,
         emitted_BO=rounds_BO,
+        slots_BO=rounds_BO,
         drafted_BX=drafted_BX,
     )
     return placed(state)

@@ -139,6 +139,7 @@ def _recorded(before: DecodeState, after: DecodeState, count_B: jax.Array) -> De
     """The state after a stretch, with a record of each row's rounds: one token, nothing drafted."""
     assert before.verified_BO is not None, "a speculative state records its rounds"
     assert before.emitted_BO is not None, "a speculative state records its rounds"
+    assert before.slots_BO is not None, "a speculative state records its rounds"
     assert before.drafted_BX is not None, "a speculative state holds the newest draft"
     order_O = jnp.arange(before.emitted_BO.shape[1])
     first_B1 = before.rounds_B[:, None]
@@ -147,5 +148,6 @@ def _recorded(before: DecodeState, after: DecodeState, count_B: jax.Array) -> De
         after,
         verified_BO=jnp.where(took_place_BO, 0, before.verified_BO),
         emitted_BO=jnp.where(took_place_BO, 1, before.emitted_BO),
+        slots_BO=jnp.where(took_place_BO, 0, before.slots_BO),
         drafted_BX=jnp.where(count_B[:, None] > 0, INVALID, before.drafted_BX),
     )

@@ -64,11 +64,13 @@ class Rounds:
     response; None: as many as `accepted`, which holds unless a round was cut."""
     stopped: bool = False
     """Whether a stop token ended the response; otherwise the limit did."""
+    slots: tuple[int, ...] | None = None
+    """Slots that each round drafted; None: all slots, in every round."""
 
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.emitted):
             raise ValueError(f"A round emits at least one token: got {list(self.emitted)}.")
-        for name in ("accepted", "verified"):
+        for name in ("accepted", "verified", "slots"):
             counts = getattr(self, name)
             if counts is not None and len(counts) != len(self.emitted):
                 raise ValueError(
@@ -87,6 +89,13 @@ class Rounds:
                     "A round's accepted drafts are the verified ones that were emitted: "
                     f"got {emitted} emitted, {accepted} accepted and {verified} verified."
                 )
+        if self.slots is not None:
+            for drafted, verified in zip(self.slots, self.verified_counts, strict=True):
+                if verified > drafted:
+                    raise ValueError(
+                        f"A round cannot accept more than it drafted: got {drafted} slots and "
+                        f"{verified} verified."
+                    )
 
     @property
     def accepted_counts(self) -> tuple[int, ...]:
@@ -99,6 +108,10 @@ class Rounds:
     def verified_counts(self) -> tuple[int, ...]:
         """Drafts of each round that verification accepted, before any cut."""
         return self.accepted_counts if self.verified is None else self.verified
+
+    def slot_counts(self, num_slots: int) -> tuple[int, ...]:
+        """Slots that each round drafted, of `num_slots` at most."""
+        return (num_slots,) * len(self.emitted) if self.slots is None else self.slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +238,7 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
     emitted = [response.emitted for response in measured]
     accepted = [response.accepted_counts for response in measured]
     verified = [response.verified_counts for response in measured]
+    drafted = sum(sum(response.slot_counts(num_slots)) for response in measured)
     with_bonus = [tuple(count + 1 for count in counts) for counts in verified]
     deepspec = [
         response.emitted if response.stopped else uncut
@@ -238,7 +252,7 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
         "z_lab": _over_responses(with_bonus),
         "vllm": _over_rounds(with_bonus),
         "deepspec": _over_rounds(deepspec),
-        "vllm_draft_acceptance_rate": _over_rounds(verified) / num_slots,
+        "vllm_draft_acceptance_rate": float(sum(map(sum, verified)) / max(1, drafted)),
     }
 
 
@@ -280,8 +294,8 @@ def bootstrap_interval(
 class SlotCounts:
     """For each response and slot: the rounds that looked at the slot, and those that accepted it.
 
-    A round looks at slot g if it accepted the g slots before it and did not end there: a response
-    that stopped inside an accepted draft says nothing about the next slot.
+    A round looks at slot g if it drafted it, accepted the g slots before it and did not end there:
+    a response that stopped inside an accepted draft says nothing about the next slot.
     """
 
     looked_at: npt.NDArray[np.int64]
@@ -300,10 +314,15 @@ class SlotCounts:
         looked_at = np.zeros((len(responses), num_slots), dtype=np.int64)
         accepted_at = np.zeros_like(looked_at)
         for number, response in enumerate(responses):
-            for emitted, accepted in zip(response.emitted, response.accepted_counts, strict=True):
+            for emitted, accepted, drafted in zip(
+                response.emitted,
+                response.accepted_counts,
+                response.slot_counts(num_slots),
+                strict=True,
+            ):
                 accepted_at[number, :accepted] += 1
                 looked_at[number, :accepted] += 1
-                if accepted < num_slots and emitted > accepted:
+                if accepted < drafted and emitted > accepted:
                     looked_at[number, accepted] += 1
         return cls(looked_at, accepted_at)
 

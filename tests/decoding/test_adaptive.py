@@ -1,5 +1,6 @@
 """Which size is chosen, and that the choice changes no output."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -93,6 +94,19 @@ def test_output_is_the_targets(costs):
     assert sum(rounds for _, rounds in adaptive.history) >= 24
     assert adaptive.costs is not None
     assert min(adaptive.costs) > 0
+
+
+def test_each_round_says_how_much_it_drafted():
+    strategies, params = chains((1, 3, 5))
+    adaptive = Adaptive(strategies, costs=[1.0, 1.2, 1.5], stretch=2)
+    responses = tiny.decode(adaptive, params, batch_size=1)
+    assert all(len(r.slots) == len(r.emitted) for r in responses)
+    drafted = collections.Counter(slots + 1 for r in responses for slots in r.slots)
+    expected: collections.Counter[int] = collections.Counter()
+    for size, rounds in adaptive.history:
+        expected[size] += rounds
+    assert drafted == +expected
+    assert len(drafted) > 1
 
 
 def test_trees_of_several_budgets():

@@ -59,6 +59,21 @@ def test_a_stop_inside_the_drafts_is_no_rejection():
     assert summary.reached_at == (2, 2, 1, 0)
 
 
+def test_a_slot_that_a_round_did_not_draft_was_not_rejected():
+    """Adaptive sizes, by hand: of 10 rounds, 6 drafted nothing, 3 one slot and 1 all three.
+
+    Slot 0: drafted 4 times, accepted 3 times. Slot 1: drafted once and looked at once.
+    """
+    rounds = Rounds(emitted=(1,) * 6 + (2, 2, 1, 2), slots=(0,) * 6 + (1, 1, 1, 3))
+    counts = SlotCounts.of([rounds], num_slots=3)
+    assert (counts.acceptance, counts.reached) == ((3 / 4, 0.0, None), (4, 1, 0))
+    assert definitions([rounds], num_slots=3)["vllm_draft_acceptance_rate"] == 3 / 6
+    idle = Rounds(emitted=(1, 1), slots=(0, 0))
+    assert definitions([idle], num_slots=3)["vllm_draft_acceptance_rate"] == 0.0
+    with pytest.raises(ValueError, match="cannot accept more than it drafted"):
+        Rounds(emitted=(3,), slots=(1,))
+
+
 def test_acceptance_and_tau_tell_the_same():
     """Without stops: accepted per round = sum of products of conditional acceptances."""
     generator = np.random.default_rng(0)

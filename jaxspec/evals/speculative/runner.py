@@ -320,7 +320,10 @@ class Evaluation:
                 )
         # The target alone drafts nothing; one slot without a draft keeps its figures defined.
         slots = max(1, strategy.round_tokens - 1)
-        rounds = [Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped) for r in responses]
+        rounds = [
+            Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped, r.slots or None)
+            for r in responses
+        ]
         seed = settings.seed
         summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
         without_repetitive = summary.pop("tau_micro_without_repetitive")

@@ -31,21 +31,24 @@ _REPEAT_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: something, such as a job scheduler, asked the process to end."""
+    """SIGTERM from something such as a job scheduler, or the terminal was closed (SIGHUP)."""
 
 
 @contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, but with `Terminated`."""
+def ending_when_told_to() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, but with `Terminated`.
+
+    A SIGHUP that nohup ignores stays ignored.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, end))
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.settings import given_names
 from jaxspec.cli.values import Registry
-from jaxspec.interruption import ending_on_sigterm
+from jaxspec.interruption import ending_when_told_to
 
 DRAFTERS_ONLY = {
     "evaluation.strategy": "",
@@ -99,7 +99,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec eval") -> None:
     from jaxspec.provenance import check_output
 
     check_output(command.output, holding="results")
-    with ending_on_sigterm():
+    with ending_when_told_to():
         _evaluate(command, argv, program=program)
 
 

@@ -19,7 +19,7 @@ import tyro
 
 from jaxspec.data.imports.use import VALIDATION, Use
 from jaxspec.files import held_file, refusing, user_path
-from jaxspec.interruption import ending_on_sigterm
+from jaxspec.interruption import ending_when_told_to
 from jaxspec.names import visible
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         description=_DESCRIPTION,
         use_underscores=True,
     )
-    with ending_on_sigterm():
+    with ending_when_told_to():
         import_data(command)
 
 

@@ -43,7 +43,7 @@ from jaxspec.config import RunConfig, Suppress
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
 from jaxspec.files import held, user_path
-from jaxspec.interruption import ending_on_sigterm
+from jaxspec.interruption import ending_when_told_to
 from jaxspec.paths import is_remote
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
     if not {"config", "target.dtype"} & set(given_names(argv)):
         command = _in_stored_dtype(command)
     # jax's handler, which comes with the other processes, must not replace this one.
-    with command.joined(), ending_on_sigterm():
+    with command.joined(), ending_when_told_to():
         command.keep_programs()
         regenerate(command)
 

@@ -32,7 +32,7 @@ from jaxspec.cli.train import TrainCommand
 from jaxspec.cli.values import name_problems, type_problems, value_of
 from jaxspec.config import RunConfig
 from jaxspec.files import held, user_path
-from jaxspec.interruption import ending_on_sigterm
+from jaxspec.interruption import ending_when_told_to
 from jaxspec.names import did_you_mean
 from jaxspec.paths import is_remote
 from jaxspec.study.declaration import (
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if options.list:
         _list(wanted, folder)
         return
-    with ending_on_sigterm(), held(folder, option="--output"):
+    with ending_when_told_to(), held(folder, option="--output"):
         _run(study, units, wanted, folder, jobs=options.jobs)
 
 

@@ -9,6 +9,7 @@ it would have by itself: one that fails, or that the system kills, does not take
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -221,12 +222,14 @@ def _stop(running: Sequence[_Running], folder: Path, progress: Progress) -> None
     """Ends what runs; each unit saves what it has. A second Ctrl-C ends them at once."""
     if not running:
         return
-    progress.say(
-        "Stopping: the units that run save what they have. The same command continues from there."
-    )
     try:
         for each in running:
             each.process.terminate()
+        with contextlib.suppress(OSError):  # A closed terminal cannot be written to.
+            progress.say(
+                "Stopping: the units that run save what they have. The same command continues "
+                "from there."
+            )
         for each in running:
             each.process.wait()
             _end(each, folder)

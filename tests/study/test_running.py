@@ -155,6 +155,22 @@ def test_ctrl_c_lets_running_units_save_what_they_have(tmp_path, units):
     assert [attempt.status for attempt in record.attempts] == [75, 0]
 
 
+def test_units_save_what_they_have_where_nobody_can_be_told(tmp_path, units):
+    """The terminal was closed: a line to it would raise before the units are asked to end."""
+    played = Played(tmp_path, stop_at="b")
+
+    class Closed(list):
+        def append(self, line):
+            if line.startswith("Stopping"):
+                raise OSError("Input/output error")
+            super().append(line)
+
+    played.events = Closed()
+    with pytest.raises(KeyboardInterrupt):
+        played.run([units("a"), units("b")], jobs=2)
+    assert played.order == ["+a", "!a"]
+
+
 def test_other_settings_are_refused_by_name(tmp_path, units):
     config = RunConfig(evaluation=EvaluationConfig(timing_prompts=0, prompts=3))
     Played(tmp_path).run([units("a")])

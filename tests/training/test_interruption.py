@@ -15,7 +15,7 @@ from jaxspec.interruption import (
     STOPPED_AND_SAVED,
     StopRequests,
     Terminated,
-    ending_on_sigterm,
+    ending_when_told_to,
     repeating_lost_signals,
 )
 from jaxspec.training import loop
@@ -142,9 +142,24 @@ class _Callback:
 @pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
 def test_a_signal_that_is_lost_in_a_callback_is_sent_again(error):
-    with ending_on_sigterm(), pytest.raises(error), repeating_lost_signals():
+    with ending_when_told_to(), pytest.raises(error), repeating_lost_signals():
         _Callback(error)
         time.sleep(10)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_closed_terminal_ends_other_commands_unless_nohup_ignores_it(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    ended = False
+    try:
+        with ending_when_told_to():
+            os.kill(os.getpid(), signal.SIGHUP)
+    except Terminated:
+        ended = True
+    finally:
+        left = signal.signal(signal.SIGHUP, before)
+    assert ended == (handler is signal.SIG_DFL)
+    assert left == handler
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])

@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from jaxspec.evals.intervals import FEWEST_PROMPTS, bootstrap_ratio
+from jaxspec.evals.intervals import FEWEST_PROMPTS, bootstrap_ratio, by_conversation
 from jaxspec.evals.results import BASELINE
 from jaxspec.evals.tau import Rounds
 
@@ -63,8 +63,10 @@ class MeasuredDecoder:
     def interval(
         self, numerators: Sequence[int], denominators: Sequence[int]
     ) -> list[float] | None:
-        """95% interval of the ratio of two sums over the responses; None if there are too few."""
-        return _listed(bootstrap_ratio(numerators, denominators, seed=self.seed))
+        """95% interval of the ratio of two sums over the responses; None for too few prompts."""
+        names = [response.prompt_id for response in self.responses]
+        sums = by_conversation(names, (numerators, denominators))
+        return _listed(bootstrap_ratio(*sums, seed=self.seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         shown="always",
         legend="tau: tokens emitted per draft-verify round, bonus token included, over all rounds, "
         "with a 95% bootstrap interval over prompts, which needs at least "
-        f"{FEWEST_PROMPTS} responses.",
+        f"{FEWEST_PROMPTS} of them; the turns of a conversation are one.",
     ),
     Column(
         "tau_macro",

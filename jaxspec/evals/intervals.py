@@ -1,7 +1,8 @@
 """Confidence intervals, and how many measurements a figure needs to be shown.
 
 An interval of a ratio resamples the prompts, not the rounds: the rounds of one response depend on
-each other. For too few prompts there is no interval (None).
+each other. So do the turns of a conversation, which are resampled together (`by_conversation`). For
+too few prompts there is no interval (None).
 
 >>> bootstrap_ratio([8, 4, 8], [2, 1, 2], seed=0) is None
 True
@@ -29,6 +30,40 @@ FEWEST_PROMPTS = 6
 misses the median once in 16 times: more often than 95% allows."""
 FEWEST_ROUNDS = 30
 """The fewest rounds for the figure of a slot, and passes with drafts for that of a block."""
+
+
+def conversations_of(names: Sequence[str]) -> list[str]:
+    """The conversation that each response belongs to, by the name of its first turn.
+
+    Args:
+      names: of the responses; "NAME#2" is the second turn of NAME, if that is there too.
+
+    >>> conversations_of(["a", "a#2", "b#2"])
+    ['a', 'a', 'b#2']
+    """
+    known = set(names)
+    found = []
+    for name in names:
+        first, _, turn = name.rpartition("#")
+        found.append(first if turn.isdecimal() and int(turn) > 1 and first in known else name)
+    return found
+
+
+def by_conversation(names: Sequence[str], parts: Sequence[npt.ArrayLike]) -> list[npt.NDArray[Any]]:
+    """Numbers of responses, added up over the turns of each conversation.
+
+    Args:
+      names: of the responses.
+      parts: arrays whose first axis is that of the responses.
+    """
+    order = {name: place for place, name in enumerate(dict.fromkeys(conversations_of(names)))}
+    places = [order[name] for name in conversations_of(names)]
+    sums = []
+    for part in map(np.asarray, parts):
+        total = np.zeros((len(order), *part.shape[1:]), part.dtype)
+        np.add.at(total, places, part)
+        sums.append(total)
+    return sums
 
 
 def resampled(

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxspec.evals.intervals import bootstrap_ratio
+from jaxspec.evals.intervals import bootstrap_ratio, by_conversation
 
 if TYPE_CHECKING:
     from jaxspec.decoding import Response
@@ -66,14 +66,14 @@ def by_context(
     Args:
       prompts: token ids.
       responses: one for each prompt.
-      seed: of the bootstrap over responses.
+      seed: of the bootstrap over prompts.
     """
-    measured: list[tuple[int, int, int, int]] = []
-    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    measured: list[tuple[str, int, int, int]] = []
+    for prompt, response in zip(prompts, responses, strict=True):
         # The first token of a response comes from the prefill.
         starts = itertools.accumulate(response.emitted, initial=len(prompt) + 1)
         measured += [
-            (number, start, tokens, 1)
+            (response.prompt_id, start, tokens, 1)
             for start, tokens in zip(starts, response.emitted, strict=False)
         ]
     return _binned(measured, seed=seed)
@@ -83,16 +83,16 @@ def by_prompt_length(records: Iterable[Mapping[str, Any]], *, seed: int) -> list
     """The records of `by_prompt` in bins of the prompt's length, in the form of `by_context`."""
     return _binned(
         [
-            (number, record["prompt_tokens"], record["tokens"], record["rounds"])
-            for number, record in enumerate(records)
+            (record["prompt_id"], record["prompt_tokens"], record["tokens"], record["rounds"])
+            for record in records
         ],
         seed=seed,
     )
 
 
-def _binned(measured: Iterable[tuple[int, int, int, int]], *, seed: int) -> list[dict[str, Any]]:
+def _binned(measured: Iterable[tuple[str, int, int, int]], *, seed: int) -> list[dict[str, Any]]:
     """Sums of (response, length, tokens, rounds) in bins; bins without rounds are left out."""
-    sums: dict[tuple[int, int], dict[int, list[int]]] = {}
+    sums: dict[tuple[int, int], dict[str, list[int]]] = {}
     for response, length, tokens, rounds in measured:
         if rounds:
             found = sums.setdefault(bounds_of(length), {}).setdefault(response, [0, 0])
@@ -101,7 +101,9 @@ def _binned(measured: Iterable[tuple[int, int, int, int]], *, seed: int) -> list
     records = []
     for (low, high), by_response in sorted(sums.items()):
         tokens_of, rounds_of = zip(*by_response.values(), strict=True)
-        interval = bootstrap_ratio(tokens_of, rounds_of, seed=seed)
+        interval = bootstrap_ratio(
+            *by_conversation(list(by_response), (tokens_of, rounds_of)), seed=seed
+        )
         records.append(
             {
                 "tokens_from": low,

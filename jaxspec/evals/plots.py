@@ -184,7 +184,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
     for panel in panels[len(benchmarks) :]:
         panel.set_visible(False)
     figure.supxlabel(
-        "drafted slot (1 follows the anchor); whiskers: 95% interval over responses\n"
+        "drafted slot (1 follows the anchor); whiskers: 95% interval over prompts\n"
         f"slots reached by fewer than {FEWEST_ROUNDS} rounds are left out",
         fontsize=9,
         color=TEXT,

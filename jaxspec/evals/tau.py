@@ -25,7 +25,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from jaxspec.evals.intervals import RESAMPLES, Interval, bootstrap_ratio, share_interval
+from jaxspec.evals.intervals import (
+    RESAMPLES,
+    Interval,
+    bootstrap_ratio,
+    by_conversation,
+    share_interval,
+)
 
 REPETITION_NGRAM = 4
 REPETITION_SHARE = 0.5
@@ -66,6 +72,8 @@ class Rounds:
     """Whether a stop token ended the response; otherwise the limit did."""
     slots: tuple[int, ...] | None = None
     """Slots that each round drafted; None: all slots, in every round."""
+    name: str | None = None
+    """Of the response, as in "a#2" for the second turn of "a"; None: it is no turn of another's."""
 
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.emitted):
@@ -280,7 +288,7 @@ def bootstrap_interval(
 
     None if too few responses have rounds (`jaxspec.evals.intervals.FEWEST_PROMPTS`).
     """
-    totals, rounds = _totals(responses)
+    totals, rounds = by_conversation(_names(responses), _totals(responses))
     return bootstrap_ratio(
         totals[rounds > 0],
         rounds[rounds > 0],
@@ -292,16 +300,18 @@ def bootstrap_interval(
 
 @dataclasses.dataclass(frozen=True)
 class SlotCounts:
-    """For each response and slot: the rounds that looked at the slot, and those that accepted it.
+    """For each prompt and slot: the rounds that looked at the slot, and those that accepted it.
+
+    The turns of a conversation count as one prompt.
 
     A round looks at slot g if it drafted it, accepted the g slots before it and did not end there:
     a response that stopped inside an accepted draft says nothing about the next slot.
     """
 
     looked_at: npt.NDArray[np.int64]
-    """[responses, slots]."""
+    """[prompts, slots]."""
     accepted_at: npt.NDArray[np.int64]
-    """[responses, slots]."""
+    """[prompts, slots]."""
 
     @classmethod
     def of(cls, responses: Sequence[Rounds], *, num_slots: int) -> SlotCounts:
@@ -324,7 +334,7 @@ class SlotCounts:
                 looked_at[number, :accepted] += 1
                 if accepted < drafted and emitted > accepted:
                     looked_at[number, accepted] += 1
-        return cls(looked_at, accepted_at)
+        return cls(*by_conversation(_names(responses), (looked_at, accepted_at)))
 
     @property
     def reached(self) -> tuple[int, ...]:
@@ -342,7 +352,7 @@ class SlotCounts:
         )
 
     def intervals(self, *, seed: int = 0) -> tuple[Interval | None, ...]:
-        """95% interval of each slot's acceptance: `share_interval` over the responses."""
+        """95% interval of each slot's acceptance: `share_interval` over the prompts."""
         return tuple(
             share_interval(hits, trials, seed=seed)
             for hits, trials in zip(self.accepted_at.T, self.looked_at.T, strict=True)
@@ -370,6 +380,12 @@ def _listed(value: object) -> object:
 
 def _repetitive(response: Rounds) -> bool | None:
     return None if response.tokens is None else is_repetitive(response.tokens)
+
+
+def _names(responses: Sequence[Rounds]) -> list[str]:
+    """Names that tell responses apart."""
+    # A name has no NUL in it.
+    return [f"\0{i}" if r.name is None else r.name for i, r in enumerate(responses)]
 
 
 def _check_slots(responses: Sequence[Rounds], *, num_slots: int) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxspec.evals.intervals import percentiles, resampled
+from jaxspec.evals.intervals import by_conversation, percentiles, resampled
 from jaxspec.evals.results import Row
 
 MEAN = "mean"
@@ -155,7 +155,9 @@ def _resampled(rows: Sequence[Row], figure: Callable[[Figures], Figures]) -> Fig
         return figure(tokens / rounds)
 
     # The same resamples for all rows of a benchmark.
-    return resampled(parts, of_sums, seed=[0, zlib.crc32(rows[0]["benchmark"].encode())])
+    return resampled(
+        by_conversation(shared, parts), of_sums, seed=[0, zlib.crc32(rows[0]["benchmark"].encode())]
+    )
 
 
 def _interval(figures: Sequence[Figures | None]) -> list[float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 from rich.console import Console
@@ -26,11 +27,12 @@ ALL_ACCEPTED = Column(
         / sum(len(r.emitted) for r in measured.rounds)
     ),
 )
+NUMBERS = itertools.count()
 MEASURED = MeasuredDrafter([Rounds((3, 1)), Rounds((2, 3))], num_slots=2, speed=None, seed=0)
 
 
 def response(passes, filled):
-    return DiffusionResponse("a", (1,), False, passes, passes, filled)
+    return DiffusionResponse(f"p{next(NUMBERS)}", (1,), False, passes, passes, filled)
 
 
 def shown(results):
@@ -68,7 +70,7 @@ def test_figures_are_combined_over_benchmarks(monkeypatch):
 
 
 def test_intervals_of_diffusion_rows():
-    ours = [response((2, 2), 8), response((3,), 4), response((1, 1), 8)] * 2
+    ours = [response(*counts) for counts in [((2, 2), 8), ((3,), 4), ((1, 1), 8)] * 2]
     base = [response((4, 4), 8), response((4,), 4), response((4, 4), 8)] * 2
     found = computed(columns.DIFFUSION, MeasuredDecoder(ours, base=base, speed=None, seed=7))
     low, high = found["nfe_reduction_ci95"]

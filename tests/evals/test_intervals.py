@@ -13,6 +13,8 @@ from jaxspec.evals.intervals import (
     bootstrap,
     bootstrap_ratio,
     bracketed,
+    by_conversation,
+    conversations_of,
     share_interval,
 )
 
@@ -74,6 +76,15 @@ def test_intervals_of_shares_hold_the_truth():
         low, high = share_interval(generator.binomial(trials, chances), trials, seed=trial)
         covered += low <= 2 / 3 <= high
     assert covered >= 88
+
+
+def test_turns_of_a_conversation_are_one_prompt():
+    names = ["a", "b", "a#2", "b#2", "c#2", "d#1", "d", "e#x", "e"]
+    firsts = ["a", "b", "a", "b", "c#2", "d#1", "d", "e#x", "e"]
+    assert conversations_of(names) == firsts, "c has no first turn here; #1 and #x are no turns"
+    single, wide = by_conversation(["a", "b", "a#2"], ([1, 2, 4], [[1, 0], [0, 5], [7, 0]]))
+    assert single.tolist() == [5, 2]
+    assert wide.tolist() == [[8, 0], [0, 5]]
 
 
 def test_intervals_as_text():

@@ -74,6 +74,21 @@ def test_a_slot_that_a_round_did_not_draft_was_not_rejected():
         Rounds(emitted=(3,), slots=(1,))
 
 
+def test_turns_of_a_conversation_are_resampled_together():
+    """The second turns repeat the first ones: they add nothing that narrows an interval."""
+    lengths = [(4, 2), (1, 1), (3, 3), (2, 1), (4, 4), (1, 2)]
+    first = [Rounds(emitted, name=f"p{i}") for i, emitted in enumerate(lengths)]
+    both = first + [Rounds(emitted, name=f"p{i}#2") for i, emitted in enumerate(lengths)]
+    one, two, apart = (
+        summarise(rounds, num_slots=3)
+        for rounds in (first, both, [Rounds(each.emitted) for each in both])
+    )
+    assert two.tau_ci95 == one.tau_ci95 != apart.tau_ci95
+    assert two.prompts == 12 and two.reached_at[0] == 2 * one.reached_at[0]
+    few = summarise([*both[:3], *both[6:9]], num_slots=3)
+    assert few.tau_ci95 is None, "six turns of three conversations"
+
+
 def test_acceptance_and_tau_tell_the_same():
     """Without stops: accepted per round = sum of products of conditional acceptances."""
     generator = np.random.default_rng(0)

@@ -105,6 +105,15 @@ def test_prompts_are_paired_by_name():
     assert only(summary(rows, base="uniform"), "full")["gain_ci95"] == pytest.approx([0.0, 0.0])
 
 
+def test_turns_of_a_conversation_are_resampled_together():
+    once, twice = ([row(loss, 0, [3, 4, 6, 12, 4, 6]) for loss in ("a", "b")] for _ in range(2))
+    for each in twice:
+        again = [{**p, "prompt_id": f"{p['prompt_id']}#2"} for p in each["by_prompt"]]
+        each["by_prompt"] = [*each["by_prompt"], *again]
+    one, two = (only(summary(rows, base="a"), "b") for rows in (once, twice))
+    assert one["tau_ci95"] == pytest.approx(two["tau_ci95"])
+
+
 def test_rows_of_older_files_have_no_interval():
     rows = [row("uniform", 0, [6] * 8), row("full", 0, [4] * 8)]
     del rows[0]["by_prompt"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxspec.evals.html_report.series import name_series
-from jaxspec.evals.intervals import mean_interval
+from jaxspec.evals.intervals import by_conversation, mean_interval
 from jaxspec.evals.report import read_json
 from jaxspec.evals.results import Row, is_diffusion, ordered
 from jaxspec.files import user_path
@@ -103,12 +103,10 @@ def mean_tau_interval(rows: Sequence[Row]) -> tuple[float, float] | None:
     """95% interval of the mean of tau over benchmarks; None where rows lack `by_prompt`."""
     if not all(row.get("by_prompt") for row in rows):
         return None
-    return mean_interval(
-        [
-            (
-                [record["tokens"] for record in row["by_prompt"] if record["rounds"]],
-                [record["rounds"] for record in row["by_prompt"] if record["rounds"]],
-            )
-            for row in rows
-        ]
-    )
+    groups = []
+    for row in rows:
+        records = [record for record in row["by_prompt"] if record["rounds"]]
+        counts = [[record[field] for record in records] for field in ("tokens", "rounds")]
+        tokens, rounds = by_conversation([record["prompt_id"] for record in records], counts)
+        groups.append((tokens, rounds))
+    return mean_interval(groups)

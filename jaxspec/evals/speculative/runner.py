@@ -321,7 +321,15 @@ class Evaluation:
         # The target alone drafts nothing; one slot without a draft keeps its figures defined.
         slots = max(1, strategy.round_tokens - 1)
         rounds = [
-            Rounds(r.emitted, r.accepted, r.tokens, r.verified, r.stopped, r.slots or None)
+            Rounds(
+                r.emitted,
+                r.accepted,
+                r.tokens,
+                r.verified,
+                r.stopped,
+                slots=r.slots or None,
+                name=r.prompt_id,
+            )
             for r in responses
         ]
         seed = settings.seed

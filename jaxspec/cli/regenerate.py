@@ -297,6 +297,11 @@ def _regenerate(
     if ends["cut"]:
         echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
     echo(_summary(output))
+    if not read_manifest(output)["examples"]:
+        raise ValueError(
+            f"{output} has no example: nothing of the target's answers to {command.source!r} can "
+            f"be learned ({_counted(read_manifest(output)['dropped'])})."
+        )
 
 
 def _check_shared(output: Path) -> None:

@@ -156,7 +156,8 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
     """Mean and range over the seeds of each loss; [] where no loss has several.
 
     A seed's gain is over the baseline of the same seed. The mean over benchmarks is taken within a
-    seed first. Rows of diffusion language models have no losses.
+    seed first. Rows of diffusion language models have no losses, and of two drafters with the same
+    loss and seed, neither stands for the seed.
     """
     if any(map(is_diffusion, results)):
         return []
@@ -170,7 +171,12 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
             if gain is not None:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
     settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
-    if len(settings) > 1 or all(len(values) < 2 for values in taus.values()):
+    names = [(row["benchmark"], row["loss"], row.get("seed")) for row in rows]
+    if (
+        len(settings) > 1
+        or len(set(names)) < len(names)
+        or all(len(values) < 2 for values in taus.values())
+    ):
         return []
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
     losses = list(dict.fromkeys(loss for _, loss in taus))

@@ -73,7 +73,8 @@ def write_results(
     """
     records = {unit.name: read_record(folder, unit) for unit in units}
     done = [unit for unit in units if state_of(folder, unit, records[unit.name]) == "done"]
-    rows = rows_of([unit for unit in done if unit.kind == "evaluation"], study)
+    measured = [unit for unit in done if unit.kind == "evaluation"]
+    rows = rows_of(measured, study)
     if not rows:
         return []
     check_results(rows)
@@ -86,7 +87,8 @@ def write_results(
         # A finished drafter keeps its record even if its weights were not copied.
         if (record := records[unit.name]) and (record.provenance or unit in done)
     }
-    whole = {**provenance, "units": made}
+    devices = _devices([made[unit.name] for unit in measured])
+    whole = {**provenance, "devices": devices, "units": made}
     names = (RESULTS, SUMMARY, "results.md", "results.csv", "results.tex")
     files = [folder / name for name in names]
     short = {"provenance": whole, "summary": found, "study": jsonable(study)}
@@ -96,6 +98,16 @@ def write_results(
     write_text(files[3], csv_text(found))
     write_text(files[4], latex_text(found, base=study.base_loss))
     return files + _plots(study, done, rows, found, folder=folder / "plots")
+
+
+def _devices(evaluations: Sequence[Mapping[str, Any]]) -> Any:
+    """What the rows were measured on; None: not all on the same. The study's own process has a CPU.
+
+    Args:
+      evaluations: their provenance.
+    """
+    first, *others = (made.get("devices") for made in evaluations)
+    return first if all(other == first for other in others) else None
 
 
 def read_results(path: str | Path) -> StudyResults:

@@ -91,10 +91,10 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         lines = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
         settings = next(d["settings"] for d in study["decodings"] if d["name"] == decoding)
-        said = ", ".join(f"{name} {value}" for name, value in settings.items())
+        said = ", ".join(for_markdown(f"{name} {value}") for name, value in settings.items())
         parts += [
             f"## {for_markdown(target)}, {for_markdown(decoding)}",
-            *([f"With {for_markdown(said)}."] if said else []),
+            *([f"With {said}."] if said else []),
             entries_table(lines),
         ]
     legend = " ".join(_LEGEND.format(base=for_markdown(base)).split())

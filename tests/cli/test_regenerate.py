@@ -280,6 +280,12 @@ def test_what_cannot_be_used_is_dropped_and_counted():
     assert kept[0].turns == (("user", "One?"), ("assistant", " Yes.")), "what came before stays"
 
 
+def test_a_folder_without_any_example_is_no_success(ask):
+    """A study would go on with it, and its drafters would fail."""
+    with pytest.raises(ValueError, match=r"has no example: .*'embedded/chat'.* unfinished"):
+        ask(max_new_tokens=1, unfinished="drop")
+
+
 def test_unfinished_answers_can_be_kept():
     answers = Scripted(Tokenizer.load("embedded"), unfinished="keep")
     kept, lost = answers.of([conversation("endless", "An endless one?")])

@@ -86,6 +86,8 @@ def test_seeds_by_hand():
         "| mean | full | 2 | 1.84 (1.80 to 1.88) | +37.5% (+25.0 to +50.0%) |",
     ]
     assert not seeds_table(rows[::2])
+    again = {**rows[2], "drafter": "full0 again", "tau_micro": 9.0}
+    assert not seeds_table([*rows, again]), "which of the two stands for the seed?"
     assert not seeds_table(ROWS)
 
 

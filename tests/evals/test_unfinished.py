@@ -14,7 +14,7 @@ from jaxspec.data.tokenizer import EMBEDDED_FOLDER
 from jaxspec.decoding.diffusion.draft_graph import chain, save_graph, star
 from jaxspec.evals.diffusion.runner import evaluate_diffusion
 from jaxspec.evals.speculative.runner import evaluate
-from jaxspec.evals.unfinished import ENDING
+from jaxspec.evals.unfinished import ENDING, held_output
 from jaxspec.provenance import provenance
 from tests.evals import diffusion_folders
 from tests.evals.drafter_folders import SETTINGS, write_folders
@@ -204,6 +204,22 @@ def test_a_row_that_no_file_may_hold_is_refused_at_once(folders, tmp_path, monke
             echo=lines.append,
         )  # fmt: skip
     assert lines[-1].startswith("0 of 2 rows are saved in ")
+
+
+def test_texts_of_others_are_not_replaced(tmp_path):
+    """--output README.json writes README.md, too."""
+    (tmp_path / "README.md").write_text("# Read me\n")
+    file = tmp_path / "README.json"
+    with (
+        pytest.raises(ValueError, match=r"README\.md is there already, but no results"),
+        held_output(file),
+    ):
+        pass
+    for neighbour in (file, file.with_suffix(ENDING)):
+        neighbour.write_text("")
+        with held_output(file):
+            pass
+        neighbour.unlink()
 
 
 def test_another_draft_graph_is_another_decoder(tmp_path):

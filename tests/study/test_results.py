@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxspec.study.declaration import StudyLoss
 from jaxspec.study.plots import plot_gains, plot_positions, pooled
-from jaxspec.study.results import MOST_LINES, lines_shown
+from jaxspec.study.results import MOST_LINES, _devices, lines_shown
 from jaxspec.study.summary import summary
 from tests.evals.rows import result_row
 from tests.study.tiny import STUDY
@@ -32,6 +32,13 @@ def test_plots_are_written_for_rows_with_and_without_intervals(tmp_path):
     )
     for file in (positions, gains):
         assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_devices_are_those_that_the_rows_were_measured_on():
+    chip, cpu = {"platform": "tpu", "count": 4}, {"platform": "cpu", "count": 1}
+    assert _devices([{"devices": chip}, {"devices": chip}]) == chip
+    assert _devices([{"devices": chip}, {"devices": cpu}]) is None
+    assert _devices([{}]) is None, "older units"
 
 
 def test_the_slots_of_several_seeds_are_taken_together():

@@ -38,6 +38,15 @@ def test_markdown():
     assert "gain: of tau over uniform" in " ".join(lines)
 
 
+def test_long_settings_are_shown_whole():
+    settings = {f"evaluation.setting_number_{number}": number for number in range(9)}
+    study = jsonable(STUDY)
+    study["decodings"][0]["settings"] = settings
+    text = markdown_text(ENTRIES, study=study, units="All of it.")
+    for number in range(9):
+        assert f"evaluation.setting\\_number\\_{number} {number}" in text
+
+
 def test_csv():
     lines = list(csv.DictReader(io.StringIO(csv_text(ENTRIES))))
     assert len(lines) == 4

@@ -333,7 +333,10 @@ class Evaluation:
             for r in responses
         ]
         seed = settings.seed
-        summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
+        try:
+            summary = summarise(rounds, num_slots=slots, seed=seed).as_dict()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         without_repetitive = summary.pop("tau_micro_without_repetitive")
         mismatched = [
             ours.prompt_id

@@ -172,11 +172,9 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
     settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
     names = [(row["benchmark"], row["loss"], row.get("seed")) for row in rows]
-    if (
-        len(settings) > 1
-        or len(set(names)) < len(names)
-        or all(len(values) < 2 for values in taus.values())
-    ):
+    if len(settings) > 1 or len(set(names)) < len(names):
+        return []
+    if all(len(values) < 2 for values in taus.values()):
         return []
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
     losses = list(dict.fromkeys(loss for _, loss in taus))

@@ -184,11 +184,12 @@ def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
     file = user_path(output)
     check_output(file, holding="results")
     table = file.with_suffix(".md")
-    is_first = not file.exists() and not file.with_suffix(ENDING).exists()
-    if is_first and table.is_file() and table.stat().st_size:
+    if table.is_file() and not table.read_bytes().startswith(
+        (b"|", b"")[table.stat().st_size == 0]
+    ):
         raise ValueError(
-            f"{table} is there already, but no results are next to it: the table of {file.name} "
-            "would replace it. Name another --output, or move it away."
+            f"{table} is there already and does not begin with a table: that of {file.name} would "
+            "replace it. Name another --output, or move it away."
         )
     for ending in (".md", ENDING):
         if (neighbour := file.with_suffix(ending)).is_dir():

@@ -202,8 +202,8 @@ class ChainSpeculative(TreeSpeculative):
         if not RULES[self.verifier].first_differ:
             return chains_AG
         # The largest of log q + Gumbel noise are draws without replacement, in order. Where q has
-        # fewer tokens than there are chains, the rest repeat the first token, which has been
-        # rejected by then and cannot be accepted.
+        # fewer tokens than there are chains, the rest repeat the first token: as a first token it
+        # cannot be accepted again, and where it was accepted, they offer tokens to follow it.
         noise_V = jax.random.gumbel(key_first, (vocabulary,), probs_GV.dtype, mode="high")
         count = min(self.num_chains, vocabulary)
         score_J, first_J = largest(jnp.log(probs_GV[0]) + noise_V, count)

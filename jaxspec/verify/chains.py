@@ -85,7 +85,8 @@ def verify_chains(
       key: a typed key.
       drafts_BAG: integer ids [B, A, G]. Chains drawn independently from `draft_probs_BGV`; for
         "recursive_without_replacement" the first tokens of a row's chains differ: each is drawn
-        from q without the ones before, and what follows them is drawn independently.
+        from q without the ones before, and what follows them is drawn independently. Where q has
+        fewer tokens than there are chains, the first tokens of the others may repeat any of these.
       draft_probs_BGV: q, [B, G, V], the same for all chains (a block drafter's marginals), or
         [B, A, G, V] if each chain has its own.
       target_probs_BAHV: p, [B, A, G + 1, V]; row (a, h) follows the first h tokens of chain a. p
@@ -179,7 +180,11 @@ def chain_walk(
                 q_BV=row(q_BAGV, alive_BA, slot),
                 uniforms_BA=uniforms_BGA[:, slot],
             )
-            heads_BA, taken_BA, rest_BV = _OFFERS[rule](offer)
+            # Only first tokens are drawn without replacement. Chains that repeat the first one, as
+            # they must where q has fewer tokens than there are chains, go on independently.
+            is_later = slot > 0 and rule == "recursive_without_replacement"
+            judge = _OFFERS["recursive" if is_later else rule]
+            heads_BA, taken_BA, rest_BV = judge(offer)
             heads.append(heads_BA)
             accepted_B = taken_BA.any(axis=1)
             token_B1 = jnp.where(taken_BA, offer.tokens_BA, INVALID).max(axis=1, keepdims=True)

@@ -78,7 +78,8 @@ def chains(
         target, draft = p[left[0]][g], q[left[0]][g]
         offer = _k_seq if rule == "k_seq" else _recursive
         tokens = [int(drafts[k][g]) for k in left]
-        options = {} if rule == "k_seq" else {"replacement": rule == "recursive"}
+        # Only first tokens are drawn without replacement.
+        options = {} if rule == "k_seq" else {"replacement": rule == "recursive" or g > 0}
         token, rest = offer([uniforms[g][k] for k in left], tokens, draft, target, **options)
         if token is None:
             return g, rest

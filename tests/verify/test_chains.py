@@ -40,7 +40,11 @@ def chain_weights(draft, drafts_BAG, *, rule):
         before = first[:, :k].sum(axis=1)
         left = 1 - before
         fresh = (drafts_BAG[:, :k, 0] != drafts_BAG[:, k : k + 1, 0]).all(axis=1)
-        weights *= np.where(fresh & (left > 1e-12), first[:, k] / np.where(fresh, left, 1), 0)
+        is_empty = left < 1e-12
+        drawn = np.where(fresh & ~is_empty, first[:, k] / np.where(is_empty, 1, left), 0)
+        # Where q has no other token, the rest repeat the first one (`ChainSpeculative`).
+        repeated = drafts_BAG[:, k, 0] == drafts_BAG[:, 0, 0]
+        weights *= np.where(is_empty, repeated, drawn)
     return weights * rest
 
 
@@ -98,7 +102,7 @@ def test_output_law_is_the_targets(rule, chains):
         assert accepted.sum() == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["recursive", "k_seq"])
+@pytest.mark.parametrize("rule", RULES)
 def test_output_law_with_zeros_in_both_distributions(rule):
     for seed in range(4):
         rng = np.random.default_rng([seed, 1])
@@ -108,8 +112,26 @@ def test_output_law_with_zeros_in_both_distributions(rule):
             return np.where(largest | (rng.random(rows.shape) < 0.5), rows, 0)
 
         target, draft = (tree.map(thinned) for tree in trees(seed, factorised=False))
-        law, _ = chain_law(rule, 2, target=target, draft=draft)
+        law, accepted = chain_law(rule, 2, target=target, draft=draft)
+        assert accepted.sum() == pytest.approx(1)
         assert laws.total_variation(law, target.law(LENGTH)) < 1e-12
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("same", [True, False])
+def test_first_tokens_may_run_out(tokens, same):
+    """Three chains, but the draft's first slot has only one or two tokens, as after top-p.
+
+    The chains that repeat the first one stay alive after it was accepted.
+    """
+    target, draft = trees(5, factorised=True)
+    first = np.where(np.arange(VOCABULARY) < tokens, draft.rows[0], 0)
+    draft = laws.Tree((first / first.sum(), *draft.rows[1:]))
+    if same:
+        target = laws.Tree((draft.rows[0], *target.rows[1:]))
+    law, accepted = chain_law("recursive_without_replacement", 3, target=target, draft=draft)
+    assert accepted.sum() == pytest.approx(1, abs=1e-12)
+    assert laws.total_variation(law, target.law(LENGTH)) < 1e-12
 
 
 def test_more_chains_accept_more():

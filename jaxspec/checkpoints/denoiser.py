@@ -81,9 +81,10 @@ def keep_layers(config: AnyDenoiserConfig, num_layers: int) -> AnyDenoiserConfig
     """The shape with only its first layers; 0 keeps all.
 
     Raises:
-      ValueError: more layers than there are, or fewer than none.
+      ValueError: more layers than there are, or fewer than none; or a mixture of experts that also
+        has dense layers.
     """
-    if not num_layers:
+    if not num_layers or num_layers == config.num_layers:
         return config
     if not 0 < num_layers <= config.num_layers:
         raise ValueError(
@@ -91,8 +92,16 @@ def keep_layers(config: AnyDenoiserConfig, num_layers: int) -> AnyDenoiserConfig
             f"{config.num_layers} layers: expected at most as many, or 0 for all of them."
         )
     changes: dict[str, Any] = {"num_layers": num_layers}
-    if isinstance(config, MaskedTransformerConfig) and config.layer_types:
-        changes["layer_types"] = config.layer_types[:num_layers]
+    if isinstance(config, MaskedTransformerConfig):
+        kinds = config.layer_types[:num_layers]
+        changes["layer_types"] = kinds
+        changes["sliding_window"] = config.sliding_window if "sliding_attention" in kinds else 0
+        changes["nope_layers"] = tuple(n for n in config.nope_layers if n < num_layers)
+        if config.experts is not None and config.experts.dense_layers:
+            raise ValueError(
+                f"denoiser.num_layers is {num_layers}, but some layers of this mixture of experts "
+                "are dense ones: only all of its layers can be kept (0)."
+            )
     return dataclasses.replace(config, **changes)
 
 

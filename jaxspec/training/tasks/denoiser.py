@@ -141,6 +141,9 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
     if source is not None:
         given = keep_layers(read_denoiser(source), settings.num_layers)
         given = dataclasses.replace(given, unroll_layers=settings.unroll_layers)
+        if not settings.lora_rank:
+            # What is trained is float32, however it was stored: a small step would be rounded away.
+            given = dataclasses.replace(given, param_dtype="float32")
         if asked is not None:
             _check_architecture(asked, given, source)
             given = dataclasses.replace(given, **{name: getattr(asked, name) for name in _RUNTIME})

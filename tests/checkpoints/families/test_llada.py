@@ -20,13 +20,13 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints.denoiser import is_denoiser, load_denoiser, read_denoiser
+from jaxspec.checkpoints.denoiser import is_denoiser, keep_layers, load_denoiser, read_denoiser
 from jaxspec.checkpoints.families.family import Layout
 from jaxspec.checkpoints.families.llada import llada_from_json, llada_layout
 from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
-from jaxspec.config import MaskedTransformerConfig
+from jaxspec.config import ExpertsConfig, MaskedTransformerConfig
 from jaxspec.models.bidirectional import BidirectionalTransformer
 from jaxspec.models.block_diffusion import block_causal_mask
 from jaxspec.models.llada import EOS_ID, LLADA_8B
@@ -320,6 +320,22 @@ def test_the_folder_is_a_denoiser_like_any_other(folder):
     for path, leaf in flatten_paths(params).items():
         expected = whole[path][:2] if path.startswith("layers") else whole[path]
         np.testing.assert_array_equal(leaf, expected)
+
+
+def test_what_is_said_of_layers_is_cut_with_them():
+    kinds = ("full_attention",) * 4 + ("sliding_attention",) * 4
+    config = MaskedTransformerConfig(
+        num_layers=8, layer_types=kinds, sliding_window=64, nope_layers=(3, 7)
+    )
+    assert keep_layers(config, 0) == keep_layers(config, 8) == config
+    half, most = keep_layers(config, 4), keep_layers(config, 6)
+    assert (half.layer_types, half.sliding_window, half.nope_layers) == (kinds[:4], 0, (3,))
+    assert (most.layer_types, most.sliding_window) == (kinds[:6], 64)
+    mixed = dataclasses.replace(config, experts=ExpertsConfig(dense_layers=(0, 7)))
+    with pytest.raises(ValueError, match="only all of its layers can be kept"):
+        keep_layers(mixed, 4)
+    sparse = dataclasses.replace(config, experts=ExpertsConfig())
+    assert keep_layers(sparse, 4).experts == sparse.experts
 
 
 @pytest.mark.parametrize("num_layers", [-1, 4])

@@ -32,7 +32,8 @@ if [ -z "$runtime" ]; then
 fi
 place=(--project="$project" --zone="$zone")
 
-# State of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; ABSENT: there is none.
+# State of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; ABSENT: there is none;
+# UNKNOWN: gcloud does not say, as when the network is down for a moment.
 state() {
   local answer
   if answer=$(gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
@@ -41,7 +42,8 @@ state() {
   elif [[ "$answer" == *NOT_FOUND* || "$answer" == *"not found"* ]]; then
     printf 'ABSENT\n'
   else
-    die "gcloud does not say how the slice is: $answer"
+    say "gcloud does not say how the slice is: $answer" >&2
+    printf 'UNKNOWN\n'
   fi
 }
 

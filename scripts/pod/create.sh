@@ -11,8 +11,11 @@ source "$here/common.sh"
 options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
 [ "$spot" = yes ] && options+=(--spot)
 before=""
+unknown=0
 while true; do
   now=$(state)
+  [ "$now" = UNKNOWN ] && unknown=$((unknown + 1)) || unknown=0
+  [ "$unknown" -lt 20 ] || die "gcloud did not say how the slice is, 20 times in a row."
   [ "$now" = "$before" ] || say "$name ($type): $now"
   before="$now"
   case "$now" in

@@ -17,8 +17,12 @@ say "copying $(git -C "$root" rev-parse --short HEAD) to every host"
 gcloud compute tpus tpu-vm scp "$archive" "$name:jaxspec.tar.gz" "${place[@]}" --worker=all
 say "installing"
 on all 'set -e
-  rm -rf jaxspec && mkdir jaxspec && tar -xzf jaxspec.tar.gz -C jaxspec && cd jaxspec
+  rm -rf jaxspec
+  mkdir jaxspec
+  tar -xzf jaxspec.tar.gz -C jaxspec
+  cd jaxspec
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --python 3.12 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python --constraint constraints.txt ".[tpu,gcs]"
-  .venv/bin/jaxspec --version'
+  .venv/bin/jaxspec --version
+  touch .installed'

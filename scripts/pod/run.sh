@@ -16,14 +16,65 @@ source "$here/common.sh"
 wait_seconds="${POD_POLL_SECONDS:-30}"
 saved=75
 crashes=0
+failures=0
+
+# What a host does: "running", "installed", or "empty"; nothing at all if it does not answer.
+doing() {
+  # shellcheck disable=SC2016  # the host expands it
+  on "$1" 'if [ -e run.pid ] && kill -0 "$(cat run.pid)"; then echo running
+    elif [ -e jaxspec/.installed ]; then echo installed; else echo empty; fi' 2>/dev/null || true
+}
+
+# Ends what is left of a run: the other hosts end by themselves when one has ended, but not at once.
+end_rest() {
+  # shellcheck disable=SC2016
+  on all '[ ! -e run.pid ] || kill -- "-$(cat run.pid)" 2>/dev/null || true; rm -f run.pid' || true
+}
+
+# The slice may be on its way out, or a host or the network not be there yet: asked again later.
+again() {
+  failures=$((failures + 1))
+  say "$1 ($failures of 10 times in a row)"
+  [ "$failures" -lt 10 ] || {
+    billed
+    exit 1
+  }
+  sleep "$wait_seconds"
+}
+
+billed() {
+  say "the slice is left as it is, and is billed: bash scripts/pod/delete.sh deletes it"
+}
+
 while true; do
   bash "$here/create.sh"
-  on 0 'test -x jaxspec/.venv/bin/jaxspec' >/dev/null 2>&1 || bash "$here/install.sh"
-  # Already in progress when this script was started again: only wait for it.
-  # shellcheck disable=SC2016  # the host expands it
-  on 0 'test -e run.pid && kill -0 "$(cat run.pid)"' >/dev/null 2>&1 || bash "$here/start.sh" "$@"
+  # A run that is in progress, when this script was started again, is only waited for.
+  case "$(doing 0 | tail -n 1)" in
+    running) ;;
+    '')
+      again "the first host does not answer"
+      continue
+      ;;
+    *)
+      case "$(doing all)" in
+        *empty*)
+          bash "$here/install.sh" || {
+            again "the installation failed"
+            continue
+          }
+          ;;
+      esac
+      bash "$here/start.sh" "$@" || {
+        end_rest
+        again "the start failed"
+        continue
+      }
+      ;;
+  esac
+  failures=0
   started=$SECONDS
   status=""
+  gone=""
   while [ -z "$status" ]; do
     sleep "$wait_seconds"
     # "running" while there is no status; nothing at all when the host does not answer.
@@ -33,10 +84,13 @@ while true; do
     case "$answer" in
       running) ;;
       '')
-        if [ "$(state)" != ACTIVE ]; then
-          say "the slice is gone"
-          status=$saved
-        fi
+        case "$(state)" in
+          ABSENT | FAILED | SUSPEND* | DELET*)
+            say "the slice is gone"
+            status=$saved
+            gone=yes
+            ;;
+        esac
         ;;
       *) status="$answer" ;;
     esac
@@ -53,15 +107,14 @@ while true; do
     say "ended without a saved step ($status), $crashes of 3 times in a row"
     if [ "$crashes" -ge 3 ]; then
       on all 'tail -n 20 run.log' || true
+      billed
       exit 1
     fi
   else
     say "failed with exit status $status; the last lines of every host:"
     on all 'tail -n 20 run.log' || true
+    billed
     exit "$status"
   fi
-  # The other hosts end by themselves when one has ended; what is left would be in the way.
-  # shellcheck disable=SC2016
-  [ "$(state)" != ACTIVE ] ||
-    on all '[ ! -e run.pid ] || kill -- "-$(cat run.pid)" 2>/dev/null || true; rm -f run.pid' || true
+  [ -n "$gone" ] || end_rest
 done

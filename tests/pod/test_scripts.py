@@ -25,6 +25,12 @@ GCLOUD = f"""\
 #!/usr/bin/env bash
 set -eu
 printf '%s\\n' "$*" >> "$CLOUD/calls"
+# CLOUD/outage: so many calls fail, as when the network is down.
+left="$(cat "$CLOUD/outage" 2>/dev/null || echo 0)"
+if [ "$left" -gt 0 ]; then
+  echo $((left - 1)) > "$CLOUD/outage"
+  echo 'ERROR: connection timed out' >&2; exit 1
+fi
 case "$3 $4" in
   'queued-resources describe')
     [ -e "$CLOUD/state" ] || {{ echo 'ERROR: NOT_FOUND: there is none' >&2; exit 1; }}
@@ -35,6 +41,7 @@ case "$3 $4" in
     for host in $(seq 0 {HOSTS - 1}); do
       mkdir -p "$CLOUD/host$host/jaxspec/.venv/bin"
       cp "$CLOUD/program" "$CLOUD/host$host/jaxspec/.venv/bin/jaxspec"
+      touch "$CLOUD/host$host/jaxspec/.installed"
     done ;;
   'queued-resources delete')
     rm -rf "$CLOUD/state" "$CLOUD"/host* ;;
@@ -143,6 +150,54 @@ def test_a_slice_that_is_taken_away_is_made_again(pod: Any) -> None:
     assert "the slice is gone" in done.stdout
     assert _calls(pod, "queued-resources delete") == 1
     assert _calls(pod, "queued-resources create") == 2
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_run_outlives_an_outage_of_the_network(pod: Any, calls: int) -> None:
+    """Neither an ssh nor a describe that fails says that the slice is gone."""
+    done = pod(
+        "run.sh",
+        *("jaxspec", "train"),
+        program=f"""\
+            echo x >> "$CLOUD/starts$HOST"
+            [ "$HOST" = 1 ] || {{ sleep 0.3; echo {calls} > "$CLOUD/outage"; }}
+            sleep 1.5
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the slice is gone" not in done.stdout
+    assert [(pod.cloud / f"starts{host}").read_text() for host in range(HOSTS)] == ["x\n"] * 2
+    assert (pod.cloud / "outage").read_text() == "0\n", "it came"
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6])
+def test_what_fails_before_the_start_is_tried_again(pod: Any, calls: int) -> None:
+    (pod.cloud / "outage").write_text(f"{calls}\n")
+    done = pod("run.sh", *("jaxspec", "train"), program='echo x >> "$CLOUD/starts$HOST"')
+    assert done.returncode == 0, done.stderr
+    assert [(pod.cloud / f"starts{host}").read_text() for host in range(HOSTS)] == ["x\n"] * 2
+
+
+def test_a_run_that_is_in_progress_is_waited_for(pod: Any) -> None:
+    """Above all, its code is not installed again under it."""
+    program = 'echo x >> "$CLOUD/starts$HOST"; sleep 2'
+    assert pod("create.sh", program=program).returncode == 0
+    assert pod("start.sh", "jaxspec", "train").returncode == 0
+    (pod.cloud / "host1" / "jaxspec" / ".installed").unlink()
+    done = pod("run.sh", "jaxspec", "train")
+    assert done.returncode == 0, done.stderr
+    assert [(pod.cloud / f"starts{host}").read_text() for host in range(HOSTS)] == ["x\n"] * 2
+    assert _calls(pod, "tpu-vm scp") == 0
+
+
+def test_every_host_has_to_be_installed(pod: Any) -> None:
+    assert pod("create.sh", program="true").returncode == 0
+    (pod.cloud / "host1" / "jaxspec" / ".installed").unlink()
+    failed = pod("run.sh", "jaxspec", "train")  # Nothing is copied here: unpacking fails.
+    assert failed.returncode == 1
+    assert "the installation failed (10 of 10 times in a row)" in failed.stdout
+    assert "bash scripts/pod/delete.sh deletes it" in failed.stdout
+    assert not (pod.cloud / "host0" / ".local").exists(), "nothing is installed elsewhere"
 
 
 def test_a_mistake_is_not_tried_again(pod: Any) -> None:

@@ -61,9 +61,9 @@ class ImportCommand:
     validation: float = 0.0
     """Share of the prompts that is kept out of training to measure the loss on: 0.01 is one in a
     hundred. A hash of the prompt decides."""
-    split: str = "train"
-    """Which files of a folder or hf:NAME to read: those with this split in their names, or with
-    none."""
+    split: str = ""
+    """Which files of a folder or hf:NAME to read: those with this split in their names, or, where
+    there are none, those without any; "": test for benchmarks, otherwise train."""
     revision: str = ""
     """Branch, tag or commit of hf:NAME; "": the newest."""
 
@@ -98,17 +98,19 @@ def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -
     from jaxspec.data.imports.hub import PREFIX, download
     from jaxspec.data.imports.locate import locate
     from jaxspec.data.imports.rows import StoppedAtBadRow
+    from jaxspec.data.imports.use import SPLITS
     from jaxspec.data.imports.writing import check_importable, import_files
     from jaxspec.provenance import jsonable, provenance
 
     _check(command)
+    split = command.split or SPLITS[command.use]
     output = user_path(command.output)
     with held_file(output, option="--output"), refusing(output, option="--output"):
         check_importable(output)
         found = [
-            download(source, split=command.split, revision=command.revision)
+            download(source, split=split, revision=command.revision)
             if source.startswith(PREFIX)
-            else locate(source, split=command.split)
+            else locate(source, split=split)
             for source in command.sources
         ]
         try:

@@ -1,15 +1,17 @@
 """Chat templates: the text that a model was trained to see for a conversation.
 
-Templates come with other people's models, so they run in a sandbox that counts their work. They
-have no clock: the same conversation gives the same text every day.
+Templates come with other people's models, so they run in a sandbox that counts their work. Their
+clock stands still: the same conversation gives the same text every day.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +40,10 @@ PLAIN = (
 
 
 _LONGEST_REASON = 300
+_NOW = "strftime_now"
+_TESTS_FOR_NOW = re.compile(rf"{_NOW}\s+is\s+(not\s+)?(un)?defined")
+_DATE = datetime.date(2024, 7, 26)
+"""The date that Llama 3.2's template takes where it is given none."""
 
 
 class Refused(ValueError):
@@ -113,12 +119,25 @@ class ChatTemplate:
             "tools": list(tools) or None,
         }
         try:
-            return _sandbox().rendered(template, {**self._variables, **conversation})
+            variables = {**self._date, **self._variables, **conversation}
+            return _sandbox().rendered(template, variables)
         except Exception as error:  # A template is a program: a broken one can raise anything.
             raise Refused(
                 f"The chat template of {self._place!r} refused a conversation with roles "
                 f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
+
+    @functools.cached_property
+    def _date(self) -> dict[str, Any]:
+        """What a template that needs today's date gets.
+
+        One that has a date of its own, where it is given none, uses that: Llama 3.2's, which tests
+        whether the function is defined. The date is always the same: today's would make other texts
+        of the same data every day.
+        """
+        if not self.reads(_NOW) or _TESTS_FOR_NOW.search(self._source or ""):
+            return {}
+        return {_NOW: _DATE.strftime}
 
     def reads(self, variable: str) -> bool:
         """Whether the template mentions a variable."""
@@ -230,8 +249,20 @@ def _sandbox() -> Sandbox:
     def refuse(message: str) -> str:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     # White space is trimmed as in transformers, because templates are written for that.
     return Sandbox(

@@ -9,7 +9,7 @@ from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import DataConfig
 from jaxspec.data import heldout
-from jaxspec.data.example_files import read_manifest, write_examples
+from jaxspec.data.example_files import read_examples, read_manifest, write_examples
 from jaxspec.data.examples import Example
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.data.imports import writing
@@ -123,6 +123,22 @@ def test_the_validation_split_lies_in_the_folder(tmp_path, capsys, monkeypatch):
     assert len(load(output)) == 100
     with pytest.raises(ValueError, match="has no validation split: import the files again"):
         load(output, split="validation")
+
+
+def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
+    """As where the folder itself is named in --evaluation.benchmarks."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"prompt": f"a {split} question"}) + "\n")
+    for words, expected in (([], "test"), (["--split", "train"], "train")):
+        output = tmp_path / f"bench-{expected}"
+        assert run(folder, "--output", output, "--use", "benchmark", *words) == 0
+        (example,) = read_examples(output)
+        assert example.prompt_turns[-1][1] == f"a {expected} question"
+    (folder / "test.jsonl").unlink()
+    assert run(folder, "--output", tmp_path / "none", "--use", "benchmark") == 2
+    assert "Choose one of them with --split" in capsys.readouterr().err
 
 
 def test_prompts_and_benchmarks_need_no_answers(tmp_path, capsys):

@@ -61,6 +61,7 @@ def _render(source, *, place="chat_template.jinja"):
         "{% set a, b = 1, 2 %}{{ a < b <= 2 }}{{ not a }}{{ a if b else 0 }}{{ true and none }}",
         "{%- for m in messages %}\n  {%- if loop.first %}  x  {% endif -%}\n y\n{% endfor %}\n",
         "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ bos_token }}",
+        "{{ messages | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=true) }}",
     ],
 )
 def test_transformers_agrees(source):
@@ -70,6 +71,17 @@ def test_transformers_agrees(source):
         TURNS, chat_template=source, add_generation_prompt=True, tokenize=False
     )
     assert _render(source) == expected
+
+
+def test_the_clock_stands_still():
+    """SmolLM3 and Mistral Small 3 ask for today's date; Llama 3.2 has one of its own."""
+    smollm3 = "{%- set today = strftime_now('%d %B %Y') -%}{{ today }}"
+    assert _render(smollm3) == "26 July 2024"
+    llama = (
+        "{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}"
+        "{%- else %}{{ '26 Jul 2024 of its own' }}{%- endif %}"
+    )
+    assert _render(llama) == "26 Jul 2024 of its own"
 
 
 ENDLESS = {

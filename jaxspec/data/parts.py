@@ -10,13 +10,13 @@ Of any other source, `data.validation` says which share is held out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxspec.config import DataConfig
 from jaxspec.data import sources
 from jaxspec.data.examples import Example
-from jaxspec.data.sources import JoinedExamples
-from jaxspec.data.validation import split_examples
+from jaxspec.data.sources import ChosenExamples, JoinedExamples
+from jaxspec.data.validation import is_validation, prompt_hash
 from jaxspec.files import user_path
 
 _VALIDATION = "validation"
@@ -25,14 +25,23 @@ _VALIDATION = "validation"
 def training_examples(data: DataConfig) -> Sequence[Example]:
     """What is learned, source after source; what lies on disk is read when it is needed.
 
+    A prompt that is held out of one source is learned from no other.
+
     Raises:
-      ValueError: an unknown source or split, or missing files.
+      ValueError: an unknown source, missing files, or a split that is not for training.
     """
+    if data.split != "train":
+        raise ValueError(
+            f"data.split is {data.split!r}, but training reads only 'train': a drafter that has "
+            "learned a test or validation split cannot be measured on it. Files with another name "
+            "can be imported: jaxspec import-data FOLDER --split NAME."
+        )
+    is_held_out = _held_out(data)
     parts: list[Sequence[Example]] = []
     for name in data.sources:
         found = sources.load_examples(name, split=data.split, data=data)
-        if data.validation and not _is_divided(name):
-            found, _ = split_examples(found, data.validation)
+        if is_held_out:
+            found = ChosenExamples(found, [not is_held_out(example) for example in found])
         parts.append(found)
     return parts[0] if len(parts) == 1 else JoinedExamples(parts)
 
@@ -49,8 +58,24 @@ def validation_examples(data: DataConfig) -> list[Example]:
             examples.extend(sources.load_examples(name, split=_VALIDATION, data=data))
         elif data.validation:
             found = sources.load_examples(name, split=data.split, data=data)
-            examples.extend(split_examples(found, data.validation)[1])
+            examples.extend(each for each in found if is_validation(each, data.validation))
     return examples
+
+
+def _held_out(data: DataConfig) -> Callable[[Example], bool] | None:
+    """Tells what is held out of any source; None: no source has to be searched for it."""
+    divided = [name for name in data.sources if _is_divided(name)]
+    share = data.validation if len(divided) < len(data.sources) else 0.0
+    if not share and len(data.sources) == 1:
+        return None  # It is divided already, or nothing is held out.
+    hashes = {
+        prompt_hash(example)
+        for name in divided
+        for example in sources.load_examples(name, split=_VALIDATION, data=data)
+    }
+    if not share and not hashes:
+        return None
+    return lambda example: is_validation(example, share) or prompt_hash(example) in hashes
 
 
 def _is_divided(name: str) -> bool:

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+
 from jaxspec.config import DataConfig
 from jaxspec.data.embedded import corpus
 from jaxspec.data.example_files import (
@@ -251,6 +253,34 @@ class JoinedExamples(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         return itertools.chain.from_iterable(self._parts)
+
+
+class ChosenExamples(Sequence[Example]):
+    """Some of the examples of a source, which stay where they are.
+
+    Args:
+      examples: all of them.
+      chosen: whether each is one of these.
+    """
+
+    def __init__(self, examples: Sequence[Example], chosen: Sequence[bool]) -> None:
+        self._examples = examples
+        self._places = np.flatnonzero(np.asarray(chosen, bool))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self._examples[place] for place in self._places[index].tolist()]
+        return self._examples[int(self._places[index])]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self._examples[place] for place in self._places.tolist())
 
 
 def _from_record(record: dict[str, Any]) -> Example:

@@ -5,14 +5,11 @@ prompt are never on both sides, the choice does not change when a file grows or 
 larger fraction chooses the same conversations and more.
 
 >>> examples = [Example(str(n), (("user", f"What is {n}?"),), "demo") for n in range(1000)]
->>> training, validation = split_examples(examples, 0.1)
->>> len(training), len(validation)
-(897, 103)
+>>> sum(is_validation(example, 0.1) for example in examples)
+103
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from jaxspec.data.examples import Example
 from jaxspec.data.heldout import text_hash
@@ -33,20 +30,10 @@ def is_validation(example: Example, fraction: float) -> bool:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"A validation fraction is from 0 to 1: got {fraction}.")
+    return prompt_hash(example) < fraction * 2**64
+
+
+def prompt_hash(example: Example) -> int:
+    """The hash that decides: of the first user turn, or else of the first turn; 64 bits."""
     prompt = next((text for role, text in example.turns if role == "user"), example.turns[0][1])
-    return text_hash(prompt) < fraction * 2**64
-
-
-def split_examples(
-    examples: Iterable[Example], fraction: float
-) -> tuple[list[Example], list[Example]]:
-    """The examples for training and those for validation, each in the given order.
-
-    Raises:
-      ValueError: see `is_validation`.
-    """
-    training: list[Example] = []
-    validation: list[Example] = []
-    for example in examples:
-        (validation if is_validation(example, fraction) else training).append(example)
-    return training, validation
+    return text_hash(prompt)

@@ -135,7 +135,7 @@ def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
         output = tmp_path / f"bench-{expected}"
         assert run(folder, "--output", output, "--use", "benchmark", *words) == 0
         (example,) = read_examples(output)
-        assert example.prompt_turns[-1][1] == f"a {expected} question"
+        assert example.turns == (("user", f"a {expected} question"),)
     (folder / "test.jsonl").unlink()
     assert run(folder, "--output", tmp_path / "none", "--use", "benchmark") == 2
     assert "Choose one of them with --split" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from jaxspec.data import sources
 from jaxspec.data.example_files import write_examples
 from jaxspec.data.examples import Example
 from jaxspec.data.parts import training_examples, validation_examples
+from jaxspec.data.validation import is_validation
 
 DATA = DataConfig(sources=("embedded/math", "embedded/chat"), embedded_examples=200)
 
@@ -53,6 +54,34 @@ def test_a_folder_with_a_part_of_its_own_keeps_it(tmp_path, monkeypatch):
     assert [e.id for e in training_examples(data)] == ["train"]
     assert [e.id for e in validation_examples(data)] == ["validation"]
     assert asked == [(str(folder), "train"), (str(folder), "validation")]
+
+
+def conversation(number: int) -> Example:
+    return Example(str(number), (("user", f"What is {number}?"), ("assistant", "So.")), "own")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.4])
+def test_what_one_source_holds_out_no_other_teaches(tmp_path, share):
+    """As of a folder that is divided, and the file that it was made of."""
+    everything = [conversation(number) for number in range(200)]
+    held_out = [each for each in everything if is_validation(each, 0.2)]
+    rest = [each for each in everything if each not in held_out]
+    divided, whole = tmp_path / "divided", tmp_path / "whole"
+    write_examples(divided, rest, manifest={"split": "train"})
+    write_examples(divided / "validation", held_out, manifest={"split": "validation"})
+    write_examples(whole, everything, manifest={"split": "train"})
+    for names in ((divided, whole), (whole, divided), (divided, divided)):
+        data = DataConfig(sources=tuple(map(str, names)), validation=share)
+        learned, measured = training_examples(data), validation_examples(data)
+        prompts = {example.turns[0] for example in learned}
+        assert prompts and not prompts & {example.turns[0] for example in measured}
+        assert list(learned) == [learned[place] for place in range(len(learned))] == learned[:]
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "train_sft"])
+def test_only_the_training_split_is_learned(split):
+    with pytest.raises(ValueError, match=f"data.split is '{split}', but training reads only"):
+        training_examples(dataclasses.replace(DATA, split=split))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -163,6 +164,29 @@ def test_prepared_once_and_found_again_without_the_raw_files(data, monkeypatch):
     assert files == {
         path: path.stat().st_mtime_ns for path in Path(data.data_dir).rglob("*.array_record*")
     }
+
+
+def test_a_download_comes_before_a_raw_folder_that_was_tried(data, tmp_path, monkeypatch, caplog):
+    """Otherwise a smoke test's few rows would be the data set from then on."""
+    small, original = Path(data.raw_dir), tmp_path / "original"
+    shutil.copytree(small, original)
+    write_lines(small / "gsm8k/train.jsonl", GSM8K[1:])
+    downloaded = DataConfig(data_dir=data.data_dir)
+
+    def download(names, *, folder):
+        shutil.copytree(original, folder, dirs_exist_ok=True)
+        return [folder / name for name in names]
+
+    monkeypatch.setattr("jaxspec.data.builders.base.raw_files.download", download)
+    assert len(load_examples("gsm8k", split="train", data=downloaded)) == 2
+    assert len(load_examples("gsm8k", split="train", data=data)) == 1
+    assert not caplog.records
+    assert len(load_examples("gsm8k", split="train", data=downloaded)) == 2
+    for folder in (Path(data.data_dir) / "prepared").iterdir():
+        if "download" in (folder / "origin.txt").read_text():
+            shutil.rmtree(folder)
+    assert len(load_examples("gsm8k", split="train", data=downloaded)) == 1
+    assert f"read from what was prepared from {small}" in caplog.text
 
 
 def test_changed_raw_files_are_prepared_anew(data):

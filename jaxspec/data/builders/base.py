@@ -29,10 +29,11 @@ from jaxspec.data.builders import raw_files
 from jaxspec.data.builders.records import Record as Record
 from jaxspec.data.builders.records import read_records
 from jaxspec.data.heldout import HeldOutPrompts
-from jaxspec.files import naming
+from jaxspec.files import naming, write_text
 from jaxspec.paths import copy_file, is_remote, user_path
 
 _INFO = "dataset_info.json"
+_ORIGIN, _DOWNLOAD = "origin.txt", "download"
 _COPIES = "~/.cache/jaxspec/buckets"
 """Folder on this machine with the prepared data of buckets."""
 Turns = list[tuple[str, str]]
@@ -157,6 +158,7 @@ def prepare(
     Args:
       builder_class: the data set.
       raw_dir: folder with the raw files; None: use files that are already prepared, or download.
+        Those that were downloaded come first; of others, a line says which folder they are from.
       data_dir: root folder of all data that is kept.
 
     Raises:
@@ -199,10 +201,15 @@ def _prepare(
         pattern = f"{HeldOutPrompts.load().digest}-*/{builder_class.name}/{builder_class.VERSION}"
         kept = sorted(
             prepared.glob(f"{pattern}/{_INFO}"),
-            key=lambda path: path.stat().st_mtime,
+            key=lambda path: (_origin(path.parents[2]) == _DOWNLOAD, path.stat().st_mtime),
         )
         if kept:
             folder = kept[-1].parents[2]
+            if (origin := _origin(folder)) not in ("", _DOWNLOAD):
+                _log.warning(
+                    "%s: read from what was prepared from %s. To download the original, remove %s.",
+                    *(builder_class.name, origin, folder),
+                )
             found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
             if found is None:
                 raise ValueError(
@@ -211,12 +218,16 @@ def _prepare(
                 )
             return found
         files = raw_files.download(names, folder=raw_dir)
+        origin = _DOWNLOAD
     else:
         files = raw_files.find(names, folder=raw_dir)
+        origin = os.path.abspath(raw_dir)
     folder = prepared / _digest(files)
     path = folder / builder_class.name / str(builder_class.VERSION)
     try:
-        prepared.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if _origin(folder) != _DOWNLOAD:
+            write_text(folder / _ORIGIN, origin + "\n")
         if path.exists():
             found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)
             if found is not None:
@@ -231,6 +242,12 @@ def _prepare(
             "environment variable JAXSPEC_DATA_DIR to a folder that can be written to."
         ) from error
     return builder
+
+
+def _origin(folder: Path) -> str:
+    """Where the raw files of prepared ones were: "download", a folder, or "" if nobody knows."""
+    file = folder / _ORIGIN
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _open(

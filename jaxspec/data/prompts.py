@@ -63,7 +63,11 @@ def read_questions(path: str) -> list[Question]:
         lines = _lines(path)
         return [Question([{"role": "user", "content": line}]) for line in lines if line.strip()]
     try:
-        examples = list(read_conversations(found, use="benchmark", tally=Tally(), seen=set()))
+        examples = list(
+            read_conversations(
+                found, use="benchmark", tally=Tally(), seen=set(), keep_duplicates=True
+            )
+        )
     except StoppedAtBadRow as error:
         raise ValueError(f"{error} Correct the row, or leave it out.") from error
     questions = []
@@ -90,4 +94,5 @@ def _lines(path: str) -> list[str]:
         ) from error
     if not text.strip():
         raise ValueError(f"{path} is empty: expected one question per line.")
-    return text.splitlines()
+    # Not splitlines: it also breaks lines at form feeds and at Unicode's own separators.
+    return text.replace("\r\n", "\n").split("\n")

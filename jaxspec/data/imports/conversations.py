@@ -26,7 +26,10 @@ PROMPTS = ("prompt", "question", "instruction", "problem")
 ANSWERS = ("response", "completion", "answer", "output", "solution")
 TEXTS = "plain text"
 FIELDS = frozenset(
-    (*LISTS, *PROMPTS, *ANSWERS, "input", "text", "system", "system_prompt", "tools", "functions")
+    (
+        *(*LISTS, *PROMPTS, *ANSWERS),
+        *("input", "context", "text", "system", "system_prompt", "tools", "functions"),
+    )
 )
 """All fields that are read."""
 TELLING_FIELDS = frozenset((*LISTS, *PROMPTS, "text"))
@@ -81,7 +84,10 @@ def _turns(value: Mapping[str, Any], *, needs_answer: bool) -> tuple[Any, str]:
     answers = [field for field in ANSWERS if value.get(field) is not None]
     if prompts:
         prompt = prompts[0]
+        # Alpaca's and Dolly's further text; a question's passage.
         further = value.get("input") if prompt == "instruction" else None
+        if not further and prompt in ("instruction", "question"):
+            further = value.get("context")
         turns = _side(value[prompt], role="user", field=prompt, further=further)
         if not answers:
             return turns, f"`{prompt}` fields"

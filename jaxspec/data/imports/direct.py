@@ -25,7 +25,7 @@ from jaxspec.data.imports.writing import digest_of, import_files
 from jaxspec.names import visible
 from jaxspec.paths import remove_folder
 
-_VERSION = "1"
+_VERSION = "2"
 """Raised when the same file would give other examples."""
 _log = logging.getLogger(__name__)
 
@@ -63,9 +63,10 @@ def _keep(found: DataFiles, folder: Path, *, use: Use) -> None:
     try:
         import_files([found], folder, use=use, manifest={}, echo=_say_nothing, keep_existing=True)
     except StoppedAtBadRow as error:
+        of_use = "" if use == "training" else f"--use {use} "
         raise ValueError(
             f"{error} Correct it, or import the file without its bad rows: jaxspec import-data "
-            f"{shlex.quote(found.source)} --on-bad-row skip --output FOLDER"
+            f"{shlex.quote(found.source)} {of_use}--on-bad-row skip --output FOLDER"
         ) from error
     except OSError as error:
         raise ValueError(

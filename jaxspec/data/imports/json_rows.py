@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import pathlib
 import re
 from collections.abc import Generator, Iterator, Set
 from typing import Any, BinaryIO
@@ -27,6 +28,8 @@ _CHUNK = 1 << 16
 # An error this close to the end of what has been read may only mean that a value is cut off there,
 # in the middle of an escape or of "true".
 _MARGIN = 16
+LINES = (".jsonl", ".ndjson")
+"""Endings of files with a JSON value on each line."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -45,7 +48,7 @@ def read_json(file: BinaryIO, *, name: str, fields: Set[str]) -> Iterator[Row]:
     # The file may be compressed: it is not read a second time.
     head = file.read(PROBE_BYTES)
     whole: BinaryIO = io.BufferedReader(_Rejoined(head, file))
-    if _is_lines(head, fields=fields):
+    if _is_lines(head, fields=fields) or (_is_one_line(head) and _is_named_lines(name)):
         yield from read_lines(whole, name=name)
         return
     text = _JsonText(whole)
@@ -102,6 +105,16 @@ def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
     if any(isinstance(value, dict) and not fields.isdisjoint(value.keys()) for value in values[1:]):
         return True
     return not lines[0].lstrip().startswith(b"{")
+
+
+def _is_one_line(head: bytes) -> bool:
+    """Whether a file begins with an object on a line that is longer than what is looked at."""
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return len(head) == PROBE_BYTES and b"\n" not in start and start.startswith(b"{")
+
+
+def _is_named_lines(name: str) -> bool:
+    return pathlib.PurePath(name.removesuffix(".gz")).suffix in LINES
 
 
 def _whole_lines(head: bytes) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
-from jaxspec.data.imports.json_rows import PROBE_BYTES, holds_rows, read_json, read_lines
+from jaxspec.data.imports.json_rows import LINES, PROBE_BYTES, holds_rows, read_json, read_lines
 from jaxspec.data.imports.rows import Row
 from jaxspec.data.imports.text_rows import read_text_file
 from jaxspec.json_files import refuse_pointer
@@ -65,7 +65,7 @@ def open_rows(path: Path) -> Iterator[Row]:
                 yield from read_arrow(path, is_stream=head.startswith(_ARROW_STREAM))
         elif _is_json(path, head):
             yield from read_json(file, name=str(path), fields=TELLING_FIELDS)
-        elif path.suffix in (".jsonl", ".ndjson"):
+        elif path.suffix in LINES:
             yield from read_lines(file, name=str(path))
         elif path.suffix in (".json", ".parquet", ".arrow"):
             start = head[:40].decode("utf-8", "replace")

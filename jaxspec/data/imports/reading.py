@@ -93,6 +93,7 @@ def read_conversations(
     tally: Tally,
     seen: set[bytes],
     skip_bad: bool = False,
+    keep_duplicates: bool = False,
     progress: Callable[[Tally], None] | None = None,
 ) -> Iterator[Example]:
     """The conversations of a source, one after the other.
@@ -104,6 +105,7 @@ def read_conversations(
       seen: 128-bit hashes of the conversations so far; those of this source are added. They take
         about 100 MB of memory per million conversations.
       skip_bad: leave bad rows out and count them.
+      keep_duplicates: leave none out, such as of questions whose answers belong to their rows.
       progress: is called after every row.
 
     Raises:
@@ -132,7 +134,7 @@ def read_conversations(
             else:
                 tally.forms[form] += 1
                 content = hashlib.blake2b(content_of(example), digest_size=16).digest()
-                if content in seen:
+                if content in seen and not keep_duplicates:
                     tally.duplicates += 1
                 elif held_out is not None and held_out.contains(example.turns):
                     tally.held_out += 1

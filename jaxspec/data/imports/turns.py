@@ -49,6 +49,8 @@ def read_turn(value: Any, *, number: int) -> dict[str, Any]:
         expected = "system, user, assistant or tool (in ShareGPT: human, gpt)"
         raise BadRow("unknown role", f"turn {number} has {start_of(name)}, expected {expected}")
     where = f"turn {number} ({role})"
+    if role == "assistant" and value.get("weight") == 0:
+        raise BadRow("an answer of weight 0", f"{where}: every answer of a conversation is learned")
     content = value.get("content", value.get("value"))
     calls = value.get("tool_calls")
     if name == "function_call":
@@ -154,7 +156,8 @@ def _tool_call(call: Any, *, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(name, str):
         got = start_of(call)
         raise BadRow("a call that cannot be read", f"{where} has {got}, expected a function's name")
-    arguments = _parsed(function.get("arguments") or {}, where=f"arguments of {where}")
+    given = function.get("arguments", function.get("parameters"))  # Llama writes "parameters".
+    arguments = _parsed(given or {}, where=f"arguments of {where}")
     if not isinstance(arguments, dict):
         got = start_of(arguments)
         raise BadRow(

@@ -48,6 +48,23 @@ def test_json_is_told_by_its_content(tmp_path, content, name):
     assert values(file) == ROWS
 
 
+def test_a_first_line_that_is_longer_than_what_is_looked_at(tmp_path, monkeypatch):
+    """Named .jsonl, a file is read line by line: a broken line costs one row."""
+    monkeypatch.setattr("jaxspec.data.imports.json_rows.PROBE_BYTES", 64)
+    long = {"note": "x" * 100, "messages": []}
+    rows = [long, {"messages": [1]}, {"messages": [2]}]
+    lines = [json.dumps(row).encode() for row in rows]
+    for file in (tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"):
+        content = b"\n".join([lines[0], b'{"messages": [', *lines[1:]])
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        read = list(open_rows(file))
+        assert [row.value for row in read if row.problem is None] == rows
+        assert sum(row.problem is not None for row in read) == 1
+    whole = tmp_path / "a.json"
+    whole.write_bytes(json.dumps({"note": "x" * 100, "data": rows}).encode())
+    assert values(whole) == rows
+
+
 def test_tables_are_told_by_their_content(tmp_path):
     table = pa.Table.from_pylist([{**row, "score": 1.0} for row in ROWS])
     pq.write_table(table, tmp_path / "a")

@@ -52,6 +52,11 @@ def test_text_is_running_text_and_a_system_field_is_the_first_turn():
     assert example.turns[0] == ("system", "Be brief.")
     example, _ = read({"instruction": "Sort.", "input": "cab", "output": "abc"})
     assert example.turns[0] == ("user", "Sort.\n\ncab")
+    for prompt, answer in (("instruction", "response"), ("question", "answer")):
+        example, _ = read({prompt: "Who wrote it?", "context": "By Y.", answer: "Y."})
+        assert example.turns[0] == ("user", "Who wrote it?\n\nBy Y.")
+    example, _ = read({"question": "Who?", "context": {"title": ["a"]}, "answer": "Y."})
+    assert example.turns[0] == ("user", "Who?"), "passages in a form of their own are left"
 
 
 def test_tools_and_calls_are_as_servers_hand_them_to_templates():
@@ -86,6 +91,7 @@ def test_tools_and_calls_are_as_servers_hand_them_to_templates():
         {"from": "function_call", "value": '{"name": "weather", "arguments": {"a": 1}}'},
         {"role": "assistant", "function_call": {"name": "weather", "arguments": '{"a": 1}'}},
         {"role": "assistant", "tool_calls": json.dumps([CALL["function"]])},
+        {"from": "function_call", "value": '{"name": "weather", "parameters": {"a": 1}}'},
     ],
 )
 def test_older_ways_to_write_a_call(call):
@@ -139,6 +145,7 @@ def _messages(*turns):
         ),
         ({"prompt": "a", "response": 5}, "content that is not text: response is 5"),
         ({"prompt": "a"}, "no answer"),
+        (_messages(ASKED, {**ANSWERED, "weight": 0}), "an answer of weight 0: turn 2"),
         ({"text": ""}, "content that is not text: text is ''"),
     ],
 )

@@ -96,7 +96,7 @@ def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -
         nothing is left; or a folder that is in use or holds something else.
     """
     from jaxspec.data.imports.hub import PREFIX, download
-    from jaxspec.data.imports.locate import locate
+    from jaxspec.data.imports.locate import locate, told_apart
     from jaxspec.data.imports.rows import StoppedAtBadRow
     from jaxspec.data.imports.use import SPLITS
     from jaxspec.data.imports.writing import check_importable, import_files
@@ -115,7 +115,7 @@ def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -
         ]
         try:
             imported = import_files(
-                found,
+                told_apart(found),
                 output,
                 use=command.use,
                 skip_bad=command.on_bad_row == "skip",

@@ -281,6 +281,10 @@ class Speculative:
             jnp.full_like(state.drafted_BX, INVALID).at[:, : drafts_BX.shape[1]].set(drafts_BX)
         )
         passes_B = jnp.ones_like(emitted_B) if plan.passes_B is None else plan.passes_B
+        slots_B = jnp.full_like(emitted_B, block_BK.shape[1] - 1)
+        if plan.depths_BY is not None:
+            is_drafted_BX = drafts_BX != INVALID
+            slots_B = jnp.where(is_drafted_BX, plan.depths_BY[:, 1:], 0).max(axis=1, initial=0)
         slot_G = jnp.arange(block_BK.shape[1] - 1)
         accepted_BG = ran_B[:, None] & (slot_G < verdict.num_accepted_B[:, None])
         ranks_BG = slot_G if choice.path_BK is None else choice.path_BK[:, 1:] - 1
@@ -295,7 +299,7 @@ class Speculative:
             accepted_at_X=state.accepted_at_X.at[ranks_BG].add(accepted_BG, mode="drop"),
             verified_BO=record(state.verified_BO, verdict.num_accepted_B),
             emitted_BO=record(state.emitted_BO, emitted_B),
-            slots_BO=record(state.slots_BO, jnp.full_like(emitted_B, block_BK.shape[1] - 1)),
+            slots_BO=record(state.slots_BO, slots_B),
             drafted_BX=jnp.where(ran_B[:, None], drafted_BX, state.drafted_BX),
         )
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import jax
 
 from jaxspec.decoding import Prompts
-from jaxspec.evals.intervals import Interval, bootstrap
+from jaxspec.evals.intervals import Interval, bootstrap, by_conversation
 
 ResultT = TypeVar("ResultT")
 Call = Callable[[], Any]
@@ -93,6 +93,8 @@ class Clock:
     """One entry per prompt."""
     tokens: list[int] = dataclasses.field(default_factory=list)
     """One entry per prompt."""
+    names: list[str] = dataclasses.field(default_factory=list)
+    """One entry per prompt; turns of a conversation are told by it (`by_conversation`)."""
     compile_s: float = 0.0
     """Tracing and compiling, for every shape of a batch."""
     _warm: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
@@ -145,6 +147,7 @@ def take_turns(
                     steps, tokens = clock.count(state, name)
                     clock.steps.append(steps)
                     clock.tokens.append(tokens)
+                    clock.names.append(name)
         for clock, first, found in zip(clocks, firsts, laps, strict=True):
             if first is not None:
                 clock.compile_s += max(0.0, first - sum(found[0]))
@@ -160,7 +163,8 @@ def speedup_interval(
 ) -> Interval | None:
     """95% interval of the tokens per second of `fast` divided by those of `plain`.
 
-    Prompts are resampled, each with the times of both clocks; those without tokens are left out.
+    Prompts are resampled, each with the times of both clocks; those without tokens are left out,
+    and the turns of a conversation are one.
 
     Args:
       fast: one clock, after `take_turns` with the other.
@@ -171,12 +175,15 @@ def speedup_interval(
     Returns:
       None for too few prompts (`jaxspec.evals.intervals`).
     """
-    times = zip(fast.tokens, getattr(fast, of), plain.tokens, getattr(plain, of), strict=True)
-    rows = [row for row in times if row[0] and row[2]]
+    times = zip(
+        fast.names, fast.tokens, getattr(fast, of), plain.tokens, getattr(plain, of), strict=True
+    )
+    rows = [row for row in times if row[1] and row[3]]
     if not rows:
         return None
+    names, *parts = zip(*rows, strict=True)
     return bootstrap(
-        list(zip(*rows, strict=True)),
+        by_conversation(names, parts),
         lambda tokens, seconds, plain_tokens, plain_seconds: (
             (tokens / seconds) / (plain_tokens / plain_seconds)
         ),

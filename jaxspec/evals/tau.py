@@ -42,7 +42,7 @@ DEFINITIONS = {
     "macro": "jaxspec's tau_macro, and z-lab's later versions: mean of each response's mean e",
     "macro_without_bonus": "jaxspec's: mean of each response's mean a",
     "z_lab": "z-lab/dflash: mean of each response's mean (v + 1)",
-    "vllm": "vLLM's mean acceptance length: 1 + sum of v / rounds",
+    "vllm": "vLLM's mean acceptance length: 1 + sum of v / rounds that drafted",
     "deepspec": "DeepSpec's accept_len: sum of c / rounds; c = e if a stop token cut it, or v + 1",
     "vllm_draft_acceptance_rate": "vLLM's draft acceptance rate: sum of v / drafted tokens",
 }
@@ -246,7 +246,8 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
     emitted = [response.emitted for response in measured]
     accepted = [response.accepted_counts for response in measured]
     verified = [response.verified_counts for response in measured]
-    drafted = sum(sum(response.slot_counts(num_slots)) for response in measured)
+    drafts = [response.slot_counts(num_slots) for response in measured]
+    drafted, drafting = sum(map(sum, drafts)), sum(slots > 0 for each in drafts for slots in each)
     with_bonus = [tuple(count + 1 for count in counts) for counts in verified]
     deepspec = [
         response.emitted if response.stopped else uncut
@@ -258,7 +259,7 @@ def definitions(responses: Sequence[Rounds], *, num_slots: int) -> dict[str, flo
         "macro": _over_responses(emitted),
         "macro_without_bonus": _over_responses(accepted),
         "z_lab": _over_responses(with_bonus),
-        "vllm": _over_rounds(with_bonus),
+        "vllm": (sum(map(sum, verified)) + drafting) / drafting if drafting else 1.0,
         "deepspec": _over_rounds(deepspec),
         "vllm_draft_acceptance_rate": float(sum(map(sum, verified)) / max(1, drafted)),
     }

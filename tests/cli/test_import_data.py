@@ -125,6 +125,16 @@ def test_the_validation_split_lies_in_the_folder(tmp_path, capsys, monkeypatch):
         load(output, split="validation")
 
 
+def test_files_of_one_name_have_rows_of_different_names(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.jsonl").write_bytes(line(f"{folder}?"))
+    output = tmp_path / "both"
+    files = [tmp_path / folder / "q.jsonl" for folder in ("a", "b")]
+    assert run(*files, "--output", output) == 0
+    assert [example.id for example in read_examples(output)] == ["q.jsonl/1", "q.jsonl (2)/1"]
+
+
 def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
     """As where the folder itself is named in --evaluation.benchmarks."""
     folder = tmp_path / "set"

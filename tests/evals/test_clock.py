@@ -100,9 +100,10 @@ def test_slow_calls_get_fewer_turns(seconds, at_most_s, turns):
     assert found == {"a": [10.0] * turns}
 
 
-def clock_of(tokens, seconds):
+def clock_of(tokens, seconds, names=None):
     found = ticking("any", [], spend=None, log=[])
     found.tokens, found.run_s = tokens, seconds
+    found.names = names or [f"p{number}" for number in range(len(tokens))]
     found.whole_s = [2 * value for value in seconds]
     return found
 
@@ -123,6 +124,9 @@ def test_a_speed_ratio_draws_prompts_with_both_times():
 def test_a_speed_ratio_of_few_prompts_has_no_interval():
     five = clock_of([10] * 5, [1.0] * 5)
     assert speedup_interval(five, five, of="run_s", seed=0) is None
+    turns = ["a", "b", "c", "a#2", "b#2", "c#2"]
+    three = clock_of([10] * 6, [1.0] * 6, turns)
+    assert speedup_interval(three, three, of="run_s", seed=0) is None
     silent = clock_of([10] * 5 + [0], [1.0] * 6)
     assert speedup_interval(silent, silent, of="run_s", seed=0) is None, "no tokens, no speed"
     none = clock_of([0], [1.0])

@@ -68,8 +68,10 @@ def test_a_slot_that_a_round_did_not_draft_was_not_rejected():
     counts = SlotCounts.of([rounds], num_slots=3)
     assert (counts.acceptance, counts.reached) == ((3 / 4, 0.0, None), (4, 1, 0))
     assert definitions([rounds], num_slots=3)["vllm_draft_acceptance_rate"] == 3 / 6
+    assert definitions([rounds], num_slots=3)["vllm"] == 1 + 3 / 4, "of 4 rounds that drafted"
     idle = Rounds(emitted=(1, 1), slots=(0, 0))
     assert definitions([idle], num_slots=3)["vllm_draft_acceptance_rate"] == 0.0
+    assert definitions([idle], num_slots=3)["vllm"] == 1.0
     with pytest.raises(ValueError, match="cannot accept more than it drafted"):
         Rounds(emitted=(3,), slots=(1,))
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,26 @@ def locate(source: str, *, split: str) -> DataFiles:
     if not path.is_file():
         raise ValueError(f"{source} is neither a file nor a folder.")
     return DataFiles(source, (path,), (path.name,))
+
+
+def told_apart(sources: Sequence[DataFiles]) -> list[DataFiles]:
+    """The sources with other names for files that are called alike, as examples are named by them.
+
+    >>> twice = [DataFiles(f"{folder}/q.jsonl", (), ("q.jsonl",)) for folder in "ab"]
+    >>> [found.names for found in told_apart(twice)]
+    [('q.jsonl',), ('q.jsonl (2)',)]
+    """
+    taken: set[str] = set()
+    found = []
+    for source in sources:
+        names = []
+        for name in source.names:
+            numbered = (f"{name} ({number})" for number in itertools.count(2))
+            free = (each for each in itertools.chain([name], numbered) if each not in taken)
+            names.append(next(free))
+            taken.add(names[-1])
+        found.append(dataclasses.replace(source, names=tuple(names)))
+    return found
 
 
 def files_of_split(names: Sequence[str], split: str) -> list[str]:

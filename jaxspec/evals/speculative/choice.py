@@ -186,9 +186,13 @@ def options(
     for size in sorted({max(2, own.round_tokens // share) for share in _SHARES}):
         for rule, chosen in rules.items():
             found[f"block {size}, {rule}"] = dataclasses.replace(chosen, block_size=size)
-    if isinstance(getattr(own, "proposer", None), MarginalProposer | ChainProposer):
-        # A tree holds the likeliest tokens, or continuations as they are: no draft temperature.
-        likeliest = dataclasses.replace(plain, draft_temperature=None)
+    has_one_pass = plain.denoising_passes == 1 or not drafter.entry.denoises
+    if has_one_pass and isinstance(
+        getattr(own, "proposer", None), MarginalProposer | ChainProposer
+    ):
+        # A tree holds the likeliest tokens of one pass, or continuations as they are: no draft
+        # temperature.
+        likeliest = dataclasses.replace(plain, draft_temperature=None, denoising_passes=1)
         for nodes in TREES:
             found[f"tree of {nodes}"] = dataclasses.replace(likeliest, tree_nodes=nodes)
     return found

@@ -371,7 +371,7 @@ def _loop(
                 if reached is not None:
                     extra["mfu"] = reached
                 if validation is not None and measures and bad_step < 0:
-                    measured = validation.measure(state.params)
+                    measured = validation.measure(state.params, moved=watch.moved)
                     score = validation.score(measured)
                     extra |= measured
                 if log is not None:
@@ -390,6 +390,7 @@ def _loop(
                 }
                 if log is not None:
                     log.flush()  # A run that continues from the checkpoint needs every line.
+                watch.moved()
                 checkpoints.save(done, state, progress=progress)
                 if start.is_new_segment and is_first:
                     checkpoints.wait()

@@ -95,8 +95,10 @@ def matmul_operations(jaxpr: Any) -> float:
         times = 1
         if name == "scan":
             times = parameters["length"]
-        elif name == "shard_map":  # Its body is that of one device, as is that of pmap.
-            times = parameters["mesh"].size
+        elif name == "shard_map":
+            # Its body is that of one device along the axes that it names, as is that of pmap.
+            named = parameters.get("newly_manual_axes", parameters.get("manual_axes"))
+            times = math.prod(parameters["mesh"].shape[axis] for axis in named)
         elif name == "xla_pmap":
             times = parameters["global_axis_size"]
         total += times * sum(inside)

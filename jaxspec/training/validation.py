@@ -179,15 +179,13 @@ class Validation:
             first=int(local_rows[0]),
             local=len(local_rows),
         )
-        # What a score depends on besides the weights that are trained.
-        measured = [held_out.digest, len(batches), fingerprints, jsonable(config.loss)]
-        measured += [config.data.sequence_length, config.data.batch_size, config.data.anchors]
-        measured += [config.data.anchor_sampling, config.drafter.block_size]
         return cls(
             batches=batches,
             run_batch=run_batch,
             total=jax.jit(lambda terms: objective.total(terms, weights)),
-            measure_name=hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16],
+            measure_name=measure_name(
+                config, texts=held_out.digest, batches=len(batches), fingerprints=fingerprints
+            ),
             every=config.training.validate_every,
         )
 
@@ -195,18 +193,23 @@ class Validation:
         """Whether to measure after a step that is no checkpoint."""
         return self.every is not None and step % self.every == 0
 
-    def measure(self, params: Any) -> dict[str, Any]:
+    def measure(self, params: Any, *, moved: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Measures the loss and everything else that training logs, under names of their own.
 
         `validation_tau` is the simulated accepted length with the bonus token: 1 + the mean number
         of leading right slots of a block.
+
+        Args:
+          params: what is trained.
+          moved: is called after each batch.
         """
         parts: list[Sums] = []
         for number, batch in enumerate(self.batches):
             # The same for every run, so that runs with other seeds compare.
             key = jax.random.fold_in(jax.random.key(0), number)
-            parts.append(self.run_batch(params, batch, key))
-        sums = add(jax.device_get(parts))
+            parts.append(jax.device_get(self.run_batch(params, batch, key)))
+            moved()
+        sums = add(parts)
         terms = {
             name.removeprefix(_TERM): (np.float32(value), np.float32(number))
             for name, (value, number) in sums.items()
@@ -233,3 +236,24 @@ class Validation:
         return Score(
             value=-row[LOSS], measure=self.measure_name, text=f"validation loss {row[LOSS]:.4f}"
         )
+
+
+def measure_name(
+    config: RunConfig, *, texts: str, batches: int, fingerprints: Mapping[str, str]
+) -> str:
+    """Tells scores that can be compared: what one depends on besides the weights that are trained.
+
+    Args:
+      config: of the run.
+      texts: digest of what is held out.
+      batches: how many are measured.
+      fingerprints: of the models that stay as they are.
+    """
+    # `chunk_blocks` says how the loss is computed, not what it is.
+    loss = dataclasses.replace(config.loss, chunk_blocks=0)
+    denoiser = config.denoiser
+    measured = [texts, batches, dict(fingerprints), jsonable(loss)]
+    measured += [config.data.sequence_length, config.data.batch_size, config.data.anchors]
+    measured += [config.data.anchor_sampling, config.drafter.block_size]
+    measured += [denoiser.objective, denoiser.block_size, denoiser.context]
+    return hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxspec.config import MeshConfig
@@ -47,6 +48,17 @@ def test_what_each_device_computes_is_added_up():
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
     rows, whole = jax.sharding.PartitionSpec(BATCH_AXES), jax.sharding.PartitionSpec()
     split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    assert count(split, A, B) == 2 * 4 * 8 * 16
+
+
+def test_axes_along_which_a_body_is_whole_are_not_counted():
+    """As of the experts of a layer, which are split by rows only."""
+    devices = np.asarray(jax.devices()[:4]).reshape(2, 2)
+    mesh = jax.sharding.Mesh(devices, ("rows", "columns"))
+    rows, whole = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+    split = jax.shard_map(
+        jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows, axis_names={"rows"}
+    )
     assert count(split, A, B) == 2 * 4 * 8 * 16
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from jaxspec.checkpoints.huggingface import load_drafter
-from jaxspec.config import MeshConfig, RunConfig
+from jaxspec.config import DenoiserConfig, DrafterConfig, LossConfig, MeshConfig, RunConfig
 from jaxspec.data.packing import Documents, pack
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules
 from jaxspec.training.loop import train
-from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation
+from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation, measure_name
 from tests.training import runs, tiny
 
 _CONFIG = RunConfig(loss=tiny.LOSS)
@@ -85,12 +85,12 @@ def test_a_run_that_continues_measures_the_same(held_out_config, validated, tmp_
     steps = 0
     original = Validation.measure
 
-    def stopping(self, params):
+    def stopping(self, params, **options):
         nonlocal steps
         steps += 1
         if steps == 4:
             raise KeyboardInterrupt
-        return original(self, params)
+        return original(self, params, **options)
 
     monkeypatch.setattr(Validation, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -109,9 +109,9 @@ def test_the_best_checkpoint_is_kept_and_exported(held_out_config, tmp_path, mon
     taus = iter([2.0, 1.5, 1.7, 1.2, 1.9])
     seen = []
 
-    def measure(self, params):
+    def measure(self, params, **options):
         seen.append(jax.device_get(params["fc"]["kernel"]))
-        return {**original(self, params), TAU: next(taus)}
+        return {**original(self, params, **options), TAU: next(taus)}
 
     monkeypatch.setattr(Validation, "measure", measure)
     workdir = tmp_path / "run"
@@ -209,3 +209,38 @@ def test_all_paths_measure_the_same(mesh_config):
                 total[name] = (old[0] + float(value), old[1] + float(count))
     expected = float(objective.total(total, weights))
     assert row[LOSS] == pytest.approx(expected, rel=1e-5)
+
+
+def test_scores_are_compared_where_they_measure_the_same():
+    def name(**groups):
+        config = RunConfig(**groups)
+        return measure_name(config, texts="a1", batches=2, fingerprints={"target": "b2"})
+
+    assert name(loss=LossConfig(chunk_blocks=8)) == name(), "the same loss, computed otherwise"
+    others = [
+        name(loss=LossConfig(focal=0.1)),
+        name(denoiser=DenoiserConfig(objective="llada")),
+        name(denoiser=DenoiserConfig(block_size=4)),
+        name(denoiser=DenoiserConfig(context="causal")),
+        name(drafter=DrafterConfig(block_size=4)),
+    ]
+    assert len({name(), *others}) == 1 + len(others)
+
+
+def test_a_long_measurement_is_no_stall(validated, held_out_config, tmp_path, monkeypatch):
+    """Each of its batches says that the run moves on."""
+    moves: list[str] = []
+    original = Validation.measure
+
+    def counted(self, params, *, moved):
+        def told():
+            moves.append("batch")
+            moved()
+
+        return original(self, params, moved=told)
+
+    monkeypatch.setattr(Validation, "measure", counted)
+    train(held_out_config, workdir=tmp_path / "run")
+    measured = sum(TAU in row for row in runs.rows(tmp_path / "run"))
+    assert len(moves) >= measured > 0
+    assert runs.rows(tmp_path / "run") == runs.rows(validated)

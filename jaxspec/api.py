@@ -19,7 +19,7 @@ from jaxspec.config import Dtype, EvaluationConfig, MeshConfig, TargetConfig
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.prompts import Prompt, conversation_of
 from jaxspec.decoding import Adaptive
-from jaxspec.decoding.generate import bucket_length
+from jaxspec.decoding.generate import bucket_length, check_prompts
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.stream import Round, stream, warm_up
 from jaxspec.drafters.registry import KINDS
@@ -131,6 +131,8 @@ class Generator:
 
     def answer(self, prompt: Sequence[int], *, name: str) -> Generation:
         """The whole answer to a prompt of ids; see `rounds`."""
+        # Compiling takes the room that the prompt needs, however long it is.
+        check_prompts([prompt], ids=[name], strategy=self._strategy)
         compile_s = self.compile(prompt)
         return self.generation(list(self.rounds(prompt, name=name)), compile_s=compile_s)
 

@@ -137,6 +137,11 @@ class EvaluationConfig:
             "evaluation.adaptive_sizes are for blocks and trees: leave evaluation.chains at 0.",
         )
         require(
+            not self.adaptive_sizes or self.tree_nodes > 0 or not self.block_size,
+            "evaluation.adaptive_sizes are the sizes of blocks here: leave out "
+            f"evaluation.block_size, or put {self.block_size} among them.",
+        )
+        require(
             self.draft_rule != "reveal_time"
             or self.denoising_order == "left_to_right"
             or self.denoising_passes == 1,

@@ -121,6 +121,8 @@ def generate(command: GenerateCommand) -> list[Answer]:
         the target's weights are read, except for damaged ones.
     """
     questions = _questions(command)
+    if command.block_size and not command.drafter:
+        raise ValueError("--block-size is the size of drafts: name a --drafter, or leave it out.")
     if command.picture:
         if user_path(command.picture).suffix != ".svg":
             raise ValueError(f"--picture must be an .svg file: got {command.picture!r}.")

@@ -16,7 +16,7 @@ from jaxspec.data.imports.locate import locate
 from jaxspec.data.imports.reading import Tally, read_conversations
 from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.files import user_path
-from jaxspec.json_files import read_bytes
+from jaxspec.json_files import read_bytes, shortened
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's question, or a conversation that ends with one: {"role": ..., "content": ...} each."""
@@ -37,8 +37,13 @@ def conversation_of(prompt: Prompt, *, system: str = "") -> Conversation:
     Raises:
       ValueError: a prompt without text, or a second system prompt.
     """
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    turns = [dict(turn) for turn in turns]
+    given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(given, Mapping) or not isinstance(given, Sequence):
+        raise ValueError(
+            "A prompt is a text, or a list of messages ({'role': ..., 'content': ...} each): got "
+            f"{shortened(repr(prompt), longest=60)}."
+        )
+    turns: Conversation = [dict(turn) for turn in given]
     if not turns or not str(turns[-1].get("content") or "").strip():
         raise ValueError("The prompt is empty: ask something.")
     if system and turns[0].get("role") == "system":

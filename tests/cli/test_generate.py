@@ -296,6 +296,7 @@ def test_bad_prompts_are_refused(refused, tmp_path):
     assert "asks nothing" in refused("--prompts", answer)
     assert "'prompt/1' has" in refused("--prompt", "word " * 300)
     assert "--picture must be an .svg file" in refused("--prompt", "a", "--picture", "a.png")
+    assert "name a --drafter" in refused("--prompt", "a", "--block-size", "4")
     assert "--temperature" in refused("--prompt", "a", "--temperature", "-1")
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxspec.data.prompts import read_questions
+from jaxspec.data.prompts import conversation_of, read_questions
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -22,3 +22,9 @@ def test_only_line_feeds_end_a_line(tmp_path):
     file.write_bytes("one\u2028still one\x0cand still\r\n\ntwo\x85".encode())
     asked = [question.turns[0]["content"] for question in read_questions(str(file))]
     assert asked == ["one\u2028still one\x0cand still", "two\x85"]
+
+
+@pytest.mark.parametrize("prompt", [{"role": "user", "content": "Hi."}, 5, None])
+def test_what_is_neither_text_nor_messages_is_named(prompt):
+    with pytest.raises(ValueError, match=r"A prompt is a text, or a list of messages .*: got"):
+        conversation_of(prompt)

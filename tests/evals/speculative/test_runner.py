@@ -218,7 +218,7 @@ def test_every_setting_reaches_the_strategy(folders):
     assert (strategy.verifier, strategy.num_chains, strategy.num_nodes) == ("recursive", 3, 6)
     assert built(chains=3, draft_temperature=1.0).verifier == "tree"
     assert built(language_model, block_size=0).round_tokens == 5
-    adaptive = built(adaptive_sizes=(1, 2, 3), **warm)
+    adaptive = built(adaptive_sizes=(1, 2, 3), block_size=0, **warm)
     assert adaptive.sizes == [1, 2, 3]
     assert [s.proposer.block_size for s in adaptive.strategies] == [1, 2, 3]
     trees = built(adaptive_sizes=(1, 5, 9), tree_nodes=8, **warm)
@@ -230,11 +230,12 @@ def test_every_setting_reaches_the_strategy(folders):
         ({"chains": 2, "tree_nodes": 4}, "best-first tree or sampled chains"),
         ({"block_size": 5000}, "block_size is 5000, but the target has only .* positions"),
         ({"tree_nodes": 4000}, "tree_nodes is 4000, but the target has only .* positions"),
-        ({"adaptive_sizes": (2, 5000)}, "adaptive_sizes is 5000, but the target has only"),
+        ({"adaptive_sizes": (2, 5000), "block_size": 0}, "adaptive_sizes is 5000, but the target"),
         ({**warm, "verifier": "recursive"}, "set evaluation.chains"),
         ({**warm, "verifier": "token", "tree_nodes": 4}, "verified by 'tree': got 'token'"),
         ({"chains": 2, "adaptive_sizes": (1, 2)}, "for blocks and trees"),
         ({"adaptive_sizes": (2, 2)}, "must differ"),
+        ({"adaptive_sizes": (1, 4), "block_size": 8}, "leave out evaluation.block_size"),
         ({"draft_temperature": -1.0}, "draft_temperature must be finite"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p must be in"),
     ):

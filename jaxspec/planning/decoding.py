@@ -16,7 +16,12 @@ from collections.abc import Mapping
 from jaxspec.config import LanguageModelConfig, RunConfig
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors
-from jaxspec.planning.minimum import parameters, trained_shapes
+from jaxspec.planning.minimum import (
+    expert_kernels,
+    parameters,
+    share_of_experts,
+    trained_shapes,
+)
 from jaxspec.planning.passes import (
     cache_bytes,
     head_bytes,
@@ -109,22 +114,28 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
         "target": slots * cache_bytes(target, target.num_layers),
         "drafter": slots * cache_bytes(drafter, drafter.num_layers),
     }
+    experts = parameters(expert_kernels(task.frozen_shapes, target))
+    idle = int(experts * (1 - share_of_experts(target)))  # Of one token.
     counts = {
-        "target": parameters(task.frozen_shapes) - _embedding(target),
+        "target": parameters(task.frozen_shapes) - _embedding(target) - idle,
         "drafter": parameters(trained_shapes(task)) + target.vocab_size * target.hidden_size,
     }
-    # The target's head is read by the drafter, too.
-    reads = {
-        "target": target_weights_read(task.frozen_shapes, target),
-        "drafter": models["drafter"] + head_bytes(target),
-    }
+
+    def reads(read: int) -> dict[str, float]:
+        tokens = evaluation.batch_size * read
+        return {
+            "target": target_weights_read(task.frozen_shapes, target, tokens=tokens),
+            # The target's head is read by the drafter, too.
+            "drafter": models["drafter"] + head_bytes(target),
+        }
+
     scores = 4.0 * target.num_heads * evaluation.max_prompt_tokens**2
     return [
         _plan(
             name,
             [part for part in models if part in used],
             models=models,
-            reads=reads,
+            reads=reads(read),
             caches=caches,
             counts=counts,
             scores=scores,

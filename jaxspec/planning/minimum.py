@@ -170,7 +170,8 @@ def _kernels(params: Any, model: Any, *, of_noise: bool = False) -> Iterator[tup
         if names[-1] != "kernel" or is_of_noise != of_noise:
             continue
         if of_noise or names[0] == "layers":
-            yield names[-2], leaf.size * _share_used(model, leaf.ndim)
+            is_of_experts = leaf.ndim == _OF_EXPERTS
+            yield names[-2], leaf.size * (share_of_experts(model) if is_of_experts else 1.0)
 
 
 def target_forward(
@@ -193,11 +194,22 @@ def target_forward(
     return 2.0 * matrices * length * layers / target.num_layers + attention
 
 
-def _share_used(target: Any, dimensions: int) -> float:
-    """A token passes only some of the experts, whose matrices are stacked: [L, J, D, F]."""
-    if isinstance(target, TransformerConfig) and target.experts and dimensions == 4:
+_OF_EXPERTS = 4
+"""Axes of the stacked matrices of a mixture's experts: [L, J, D, F]."""
+
+
+def share_of_experts(target: Any) -> float:
+    """The share of a layer's experts that a token passes; 1 where there are none."""
+    if isinstance(target, TransformerConfig) and target.experts:
         return target.experts.per_token / target.experts.num_experts
     return 1.0
+
+
+def expert_kernels(params: Any, target: Any) -> list[Any]:
+    """The matrices of a mixture's experts, or their shapes."""
+    if share_of_experts(target) == 1.0:
+        return []
+    return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == _OF_EXPERTS]
 
 
 def trained_shapes(task: Task) -> Any:

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 
 from jaxspec.config import DrafterConfig, LanguageModelConfig
 from jaxspec.parallel.chips import Chip
-from jaxspec.planning.minimum import drafter_products, least_operations, target_forward
+from jaxspec.planning.minimum import (
+    drafter_products,
+    expert_kernels,
+    least_operations,
+    share_of_experts,
+    target_forward,
+)
 from jaxspec.planning.roofline import Roofline
 from jaxspec.training.state import TrainState
 from jaxspec.training.tasks.task import Task
@@ -72,7 +78,8 @@ def target_pass(
     states = 2.0 * target.num_layers * tokens * target.hidden_size * itemsize(target.dtype)
     return Work(
         operations=rows * (forward + head),
-        memory_bytes=target_weights_read(params, target) + rows * (kept + states),
+        memory_bytes=target_weights_read(params, target, tokens=rows * tokens)
+        + rows * (kept + states),
     )
 
 
@@ -119,9 +126,20 @@ def training_step(task: Task, state: TrainState) -> Work:
     return Work(operations=sum(least.values()), memory_bytes=moved)
 
 
-def target_weights_read(params: Any, target: LanguageModelConfig) -> float:
-    """Bytes of weights that a pass reads: it only looks rows of an untied embedding up."""
-    return tree_bytes(params) - (0.0 if target.tie_embeddings else head_bytes(target))
+def target_weights_read(params: Any, target: LanguageModelConfig, *, tokens: int) -> float:
+    """Bytes of weights that a pass reads.
+
+    Rows of an untied embedding are only looked up. Of a mixture's experts, those are read that a
+    token is sent to, where all are equally likely.
+
+    Args:
+      params: the target's parameters, or their shapes.
+      target: its configuration.
+      tokens: of all rows together.
+    """
+    read = tree_bytes(params) - (0.0 if target.tie_embeddings else head_bytes(target))
+    used = share_of_experts(target)
+    return read - tree_bytes(expert_kernels(params, target)) * (1 - used) ** tokens
 
 
 def head_bytes(target: LanguageModelConfig) -> float:

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.config import DrafterConfig, RunConfig, TargetConfig, TransformerConfig
+from jaxspec.config import (
+    DrafterConfig,
+    ExpertsConfig,
+    RunConfig,
+    TargetConfig,
+    TransformerConfig,
+)
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.transformer import Transformer
 from jaxspec.parallel.chips import CHIPS
-from jaxspec.planning.minimum import least_operations
+from jaxspec.planning.minimum import expert_kernels, least_operations
 from jaxspec.planning.passes import Work, draft_pass, target_pass, training_step
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.state import initial_state
@@ -54,6 +60,22 @@ def test_an_untied_embedding_is_only_looked_up():
     untied = dataclasses.replace(CONFIG, tie_embeddings=False)
     tied = target_pass(shapes(CONFIG), CONFIG, rows=1, tokens=1, cached=20)
     assert target_pass(shapes(untied), untied, rows=1, tokens=1, cached=20) == tied
+
+
+def test_of_a_mixture_only_the_experts_that_tokens_are_sent_to_are_read():
+    """8 experts of which a token passes 2: one token reads a quarter, two 7 of 16."""
+    config = dataclasses.replace(
+        CONFIG, experts=ExpertsConfig(num_experts=8, per_token=2, width=16)
+    )
+    params = shapes(config)
+    experts = 3 * 8 * 3 * 8 * 16
+    assert size(expert_kernels(params, config)) == experts
+    for rows, share in ((1, 1 / 4), (2, 7 / 16)):
+        work = target_pass(params, config, rows=rows, tokens=1, cached=0)
+        states = rows * (2 * 3 * 1 * 4 * 4 + 2 * 3 * 8 * 4)
+        expected = 4 * (size(params) - experts * (1 - share)) + states
+        assert work.memory_bytes == pytest.approx(expected)
+    assert expert_kernels(shapes(CONFIG), CONFIG) == []
 
 
 def test_a_verification_does_what_its_rows_do_one_by_one():

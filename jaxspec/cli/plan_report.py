@@ -121,6 +121,12 @@ def _time_rows(
         f"{duration(3600 * likely.hours)} for {run.training.steps:,} steps, without checkpoints "
         "and validation",
     )
+    if run.training.epochs:
+        yield (
+            "  but",
+            f"training.epochs is {run.training.epochs:g}: train.py takes as many steps as the data "
+            f"needs, and not training.steps ({run.training.steps:,})",
+        )
     cost = f"{likely.chip_hours:,.1f} chip-hours"
     yield "  cost", cost + (f" x {price:g} = {likely.cost:,.2f}" if price else "")
 

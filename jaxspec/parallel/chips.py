@@ -144,7 +144,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 cores=2,
             ),
             _gpu(
-                *("A100", "NVIDIA A100"),
+                *("A100", "NVIDIA A100-SXM4-80GB"),
                 tflops=312,
                 gb=80,
                 gb_per_s=2039,
@@ -152,7 +152,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 network=25,
             ),
             _gpu(
-                *("H100", "NVIDIA H100"),
+                *("H100", "NVIDIA H100 80GB HBM3"),
                 tflops=989,
                 gb=80,
                 gb_per_s=3350,
@@ -178,6 +178,11 @@ def chip_of(device_kind: str) -> Chip | None:
 
     >>> chip_of("TPU v5 lite").name, chip_of("NVIDIA H100 80GB HBM3").name, chip_of("cpu")
     ('v5e', 'H100', None)
+
+    Variants with other memory have other names, and are not known:
+
+    >>> chip_of("NVIDIA A100-SXM4-40GB"), chip_of("NVIDIA H100 PCIe")
+    (None, None)
     """
     matches = [
         (len(kind), chip)

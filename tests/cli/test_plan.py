@@ -177,10 +177,12 @@ def test_files_hold_what_was_counted(config, tmp_path, capsys):
     written, picture = tmp_path / "plan.json", tmp_path / "plan.svg"
     arguments = ["--config", config, "--topology", "8xh100", "--mesh.data", "1", "--mesh.fsdp"]
     arguments += ["8", "--price-per-chip-hour", "2.5", "--utilisation", "0.5"]
+    arguments += ["--training.epochs", "3"]
     assert command.main([*arguments, "--json", str(written), "--picture", str(picture)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "tiny on 8xH100" in printed
     assert "temporaries and traffic are an estimate" in printed.replace("│ │ │ ", "")
+    assert "training.epochs is 3: train.py takes as many steps as" in printed
     found = json.loads(written.read_text())
     assert found["provenance"]["config"]["name"] == "tiny"
     assert found["memory"]["total"] == sum(found["memory"]["by_kind"].values())

@@ -113,6 +113,8 @@ def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -
             else locate(source, split=split)
             for source in command.sources
         ]
+        for note in filter(None, (each.note() for each in found)):
+            echo(note)
         try:
             imported = import_files(
                 told_apart(found),

@@ -135,6 +135,21 @@ def test_files_of_one_name_have_rows_of_different_names(tmp_path):
     assert [example.id for example in read_examples(output)] == ["q.jsonl/1", "q.jsonl (2)/1"]
 
 
+def test_files_that_are_not_read_are_named(tmp_path, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("chats", "more", "train_extra", "test"):
+        (folder / f"{name}.jsonl").write_bytes(line(f"{name}?"))
+    assert run(folder, "--output", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"{folder}: chats.jsonl and 1 more not read, because other files are named" in said
+    assert len(load(folder)) == 1
+    assert "chats.jsonl and 1 more not read" in capsys.readouterr().out
+    (folder / "train_extra.jsonl").unlink()
+    assert len(load(folder)) == 2, "no file has the split's name: those that have none are read"
+    assert "not read" not in capsys.readouterr().out
+
+
 def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
     """As where the folder itself is named in --evaluation.benchmarks."""
     folder = tmp_path / "set"

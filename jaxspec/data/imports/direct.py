@@ -55,6 +55,8 @@ def read_direct(source: str, *, use: Use, data_dir: Path) -> FolderExamples:
     )
     left_out = f"; left out: {tally.left_out}" if tally.left_out else ""
     print(visible(f"{tally.line(source)}{left_out}"), flush=True)
+    if note := found.note():
+        print(visible(note), flush=True)
     return kept
 
 

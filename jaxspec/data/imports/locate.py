@@ -44,6 +44,18 @@ class DataFiles:
     """What each is called in the ids of its examples."""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Where they come from, for the record."""
+    ignored: tuple[str, ...] = ()
+    """Data files of the folder that are of no split, where others are named after the split."""
+
+    def note(self) -> str:
+        """Says what is not read; "": nothing of the kind."""
+        if not self.ignored:
+            return ""
+        more = f" and {len(self.ignored) - 1} more" if len(self.ignored) > 1 else ""
+        return (
+            f"{self.source}: {self.ignored[0]}{more} not read, because other files are named after "
+            "the split."
+        )
 
 
 def locate(source: str, *, split: str) -> DataFiles:
@@ -58,9 +70,9 @@ def locate(source: str, *, split: str) -> DataFiles:
     """
     path = user_path(source)
     if path.is_dir():
-        files = _in_folder(path, split=split)
+        files, ignored = _in_folder(path, split=split)
         names = tuple(str(file.relative_to(path)) for file in files)
-        return DataFiles(source, tuple(files), names)
+        return DataFiles(source, tuple(files), names, ignored=ignored)
     if not path.exists():
         raise ValueError(f"There is no file or folder {source!r}: check the path.")
     if not path.is_file():
@@ -114,7 +126,8 @@ def _names(file: str, split: str) -> bool:
     return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", file, re.IGNORECASE) is not None
 
 
-def _in_folder(folder: Path, *, split: str) -> list[Path]:
+def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of a folder that are of a split, and the names of those that are of none."""
     if (folder / _SPLIT_LIST).is_file():  # datasets.DatasetDict.save_to_disk
         chosen = folder / split
         if not chosen.is_dir():
@@ -124,7 +137,7 @@ def _in_folder(folder: Path, *, split: str) -> list[Path]:
             )
         folder = chosen
     if (folder / _STATE).is_file():  # datasets.Dataset.save_to_disk
-        return _saved_files(folder)
+        return _saved_files(folder), ()
     every = sorted(
         str(file.relative_to(folder))
         for file in folder.rglob("*")
@@ -138,7 +151,13 @@ def _in_folder(folder: Path, *, split: str) -> list[Path]:
             f"{folder} holds no data: expected files ending in {', '.join(DATA_ENDINGS)}, a folder "
             "saved by `datasets`, or one written by jaxspec."
         )
-    return [folder / name for name in files_of_split(every, split)]
+    named = files_of_split(every, split)
+    ignored = tuple(
+        name
+        for name in every
+        if name not in named and not any(_names(name, word) for word in _SPLITS)
+    )
+    return [folder / name for name in named], ignored
 
 
 def _saved_files(folder: Path) -> list[Path]:

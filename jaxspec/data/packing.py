@@ -246,6 +246,17 @@ def best_fit(lengths: Sequence[int], *, capacity: int, window: int = WINDOW) -> 
     return rows
 
 
+def _supervised(documents: Documents, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of the first tokens of each document are learned, in little memory."""
+    starts, mask = documents.offsets[:-1], documents.loss_mask
+    bounds = np.stack([starts, starts + lengths], axis=1).ravel()
+    if not len(mask) or not len(bounds):
+        return np.zeros(len(lengths), np.int64)
+    # A sum ends where the next one begins, and the last one at the end of the array.
+    sums = np.add.reduceat(mask, bounds[bounds < len(mask)], dtype=np.int64)[::2]
+    return np.where(lengths > 0, np.pad(sums, (0, len(lengths) - len(sums))), 0)
+
+
 def pack(
     documents: Documents,
     *,
@@ -273,9 +284,7 @@ def pack(
       ValueError: nothing is left to learn from.
     """
     lengths = np.minimum(documents.lengths, sequence_length)
-    supervised_before = np.concatenate([[0], np.cumsum(documents.loss_mask)])
-    starts = documents.offsets[:-1]
-    supervised = supervised_before[starts + lengths] - supervised_before[starts]
+    supervised = _supervised(documents, lengths)
     kept = np.flatnonzero(supervised)
     if len(kept) == 0:
         raise ValueError(

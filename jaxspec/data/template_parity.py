@@ -54,14 +54,15 @@ def check_parity(examples: Sequence[Example], documents: Documents, tokenizer: T
 def _spread(examples: Sequence[Example]) -> list[Example]:
     """Up to `CHECKED` conversations of each source, evenly over it; a name must say which it is."""
     named = Counter(example.id for example in examples)
-    by_source: dict[str, list[Example]] = {}
-    for example in examples:
+    # Their places: the examples themselves may be more than memory holds.
+    by_source: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
         if named[example.id] == 1 and not example.is_running_text:
-            by_source.setdefault(example.source, []).append(example)
+            by_source.setdefault(example.source, []).append(place)
     return [
-        source[place * len(source) // min(CHECKED, len(source))]
-        for source in by_source.values()
-        for place in range(min(CHECKED, len(source)))
+        examples[places[number * len(places) // min(CHECKED, len(places))]]
+        for places in by_source.values()
+        for number in range(min(CHECKED, len(places)))
     ]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxspec.data.packing import Documents, best_fit, pack
+from jaxspec.data.packing import Documents, _supervised, best_fit, pack
 
 
 def _documents(lengths, *, seed=0):
@@ -134,3 +134,18 @@ def test_nothing_to_learn_is_an_error_that_says_what_to_do():
 def test_documents_must_have_as_many_masks_as_ids(bad):
     with pytest.raises(ValueError, match="Document x has ids of shape"):
         Documents.from_list([bad], names=["x"])
+
+
+def test_what_is_learned_of_each_document_is_counted_as_in_the_slow_form():
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        sizes = generator.integers(1, 9, size=generator.integers(1, 12))
+        documents = Documents.from_list(
+            [(np.arange(size), generator.random(size) < 0.3) for size in sizes]
+        )
+        lengths = np.minimum(documents.lengths, generator.integers(1, 9))
+        expected = [
+            documents.loss_mask[start : start + length].sum()
+            for start, length in zip(documents.offsets[:-1], lengths, strict=True)
+        ]
+        assert _supervised(documents, lengths).tolist() == expected

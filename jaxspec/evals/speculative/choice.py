@@ -169,8 +169,17 @@ def options(
     """The settings that are tried, by name; only the given ones unless strategy is "auto".
 
     Raises:
-      ValueError: settings that contradict each other.
+      ValueError: settings that contradict each other or do not go with the drafter; it is named.
     """
+    try:
+        return _options(settings, target, drafter)
+    except ValueError as error:
+        raise ValueError(f"{drafter.name}: {error}") from error
+
+
+def _options(
+    settings: EvaluationConfig, target: TargetBundle, drafter: DrafterBundle
+) -> dict[str, EvaluationConfig]:
     if settings.strategy != "auto":
         build_strategy(settings, target, drafter)
         return {"given": settings}

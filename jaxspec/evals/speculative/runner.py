@@ -110,7 +110,8 @@ def evaluate(
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
         calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
-        tried = [_options(settings, target, drafter) for drafter in drafters]
+        # Refuses settings that do not go together.
+        tried = [options(settings, target, drafter) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
         record["matmul_precision"] = precision_of(config.target.dtype)
         identity = identity_of(
@@ -455,16 +456,6 @@ class Evaluation:
         if speed is None:
             return None
         return dataclasses.replace(speed, compile_s=speed.compile_s + compile_s)
-
-
-def _options(
-    settings: EvaluationConfig, target: TargetBundle, drafter: DrafterBundle
-) -> dict[str, EvaluationConfig]:
-    """What is tried with a drafter; settings that do not go with it are refused by its name."""
-    try:
-        return options(settings, target, drafter)
-    except ValueError as error:
-        raise ValueError(f"{drafter.name}: {error}") from error
 
 
 def _draft_passes(responses: Sequence[Response]) -> float:

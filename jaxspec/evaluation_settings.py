@@ -138,8 +138,8 @@ class EvaluationConfig:
         )
         require(
             not self.adaptive_sizes or self.tree_nodes > 0 or not self.block_size,
-            "evaluation.adaptive_sizes are the sizes of blocks here: leave out "
-            f"evaluation.block_size, or put {self.block_size} among them.",
+            "evaluation.adaptive_sizes are the block sizes here: leave out evaluation.block_size. "
+            f"To try blocks of {self.block_size}, add {self.block_size} to adaptive_sizes.",
         )
         require(
             self.draft_rule != "reveal_time"

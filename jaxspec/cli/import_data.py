@@ -62,8 +62,8 @@ class ImportCommand:
     """Share of the prompts that is kept out of training to measure the loss on: 0.01 is one in a
     hundred. A hash of the prompt decides."""
     split: str = ""
-    """Which files of a folder or hf:NAME to read: those with this split in their names, or, where
-    there are none, those without any; "": test for benchmarks, otherwise train."""
+    """Which files of a folder or hf:NAME to read: those with this split in their names. If there
+    are none, those with no split in their names. "": test for benchmarks, otherwise train."""
     revision: str = ""
     """Branch, tag or commit of hf:NAME; "": the newest."""
 

@@ -299,8 +299,8 @@ def _regenerate(
     echo(_summary(output))
     if not read_manifest(output)["examples"]:
         raise ValueError(
-            f"{output} has no example: nothing of the target's answers to {command.source!r} can "
-            f"be learned ({_counted(read_manifest(output)['dropped'])})."
+            f"{output} contains no examples: none of the target's answers to {command.source!r} "
+            f"can be used for training ({_counted(read_manifest(output)['dropped'])})."
         )
 
 

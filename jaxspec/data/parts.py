@@ -33,8 +33,8 @@ def training_examples(data: DataConfig) -> Sequence[Example]:
     if data.split != "train":
         raise ValueError(
             f"data.split is {data.split!r}, but training reads only 'train': a drafter that has "
-            "learned a test or validation split cannot be measured on it. Files with another name "
-            "can be imported: jaxspec import-data FOLDER --split NAME."
+            "learned a test or validation split cannot be measured on it. If your training split "
+            "has another name, import it: jaxspec import-data FOLDER --split NAME."
         )
     is_held_out = _held_out(data)
     parts: list[Sequence[Example]] = []

@@ -163,8 +163,8 @@ def speedup_interval(
 ) -> Interval | None:
     """95% interval of the tokens per second of `fast` divided by those of `plain`.
 
-    Prompts are resampled, each with the times of both clocks; those without tokens are left out,
-    and the turns of a conversation are one.
+    Prompts are resampled, each with the times of both clocks; those without tokens are left out.
+    All turns of a conversation count as one prompt.
 
     Args:
       fast: one clock, after `take_turns` with the other.

@@ -142,8 +142,8 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
         interval="tau_ci95",
         shown="always",
         legend="tau: tokens emitted per draft-verify round, bonus token included, over all rounds, "
-        "with a 95% bootstrap interval over prompts, which needs at least "
-        f"{FEWEST_PROMPTS} of them; the turns of a conversation are one.",
+        f"with a 95% bootstrap interval over prompts (at least {FEWEST_PROMPTS}). All turns of a "
+        "conversation count as one prompt.",
     ),
     Column(
         "tau_macro",

@@ -188,8 +188,8 @@ def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
         (b"|", b"")[table.stat().st_size == 0]
     ):
         raise ValueError(
-            f"{table} is there already and does not begin with a table: that of {file.name} would "
-            "replace it. Name another --output, or move it away."
+            f"{table} exists and does not begin with a table. The table of {file.name} would "
+            "overwrite it. Name another --output, or move that file away."
         )
     for ending in (".md", ENDING):
         if (neighbour := file.with_suffix(ending)).is_dir():

@@ -101,7 +101,9 @@ def write_results(
 
 
 def _devices(evaluations: Sequence[Mapping[str, Any]]) -> Any:
-    """What the rows were measured on; None: not all on the same. The study's own process has a CPU.
+    """The devices of all evaluations; None if they differ.
+
+    The study's own process only uses a CPU.
 
     Args:
       evaluations: their provenance.

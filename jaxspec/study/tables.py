@@ -27,11 +27,11 @@ _WIDTH = 100
 _LEGEND = f"""\
 tau: tokens emitted per draft-verify round, bonus token included; mean over seeds (lowest to
 highest). gain: of tau over {{base}} with the same seed, in the same way. 95%: bootstrap interval
-over prompts, {FEWEST_PROMPTS} at least, of the mean over seeds; the turns of a conversation are one
-prompt. A gain's is paired, since both rows answer the same prompts. accepted: without the bonus.
-speed-up: wall clock at batch 1 against the target alone, where it was measured. differ: outputs
-that are not the target's own, over all seeds. repetitive: share of responses that loop, which
-inflates tau. mean: of the benchmarks' taus and gains."""
+over prompts, {FEWEST_PROMPTS} at least, of the mean over seeds. All turns of a conversation count
+as one prompt. A gain's is paired, since both rows answer the same prompts. accepted: without the
+bonus. speed-up: wall clock at batch 1 against the target alone, where it was measured. differ:
+outputs that are not the target's own, over all seeds. repetitive: share of responses that loop,
+which inflates tau. mean: of the benchmarks' taus and gains."""
 _COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("benchmark", lambda entry: entry["benchmark"]),
     ("loss", lambda entry: entry["loss"]),

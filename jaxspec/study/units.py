@@ -87,7 +87,7 @@ def units_of(
       ValueError: settings that there are not, that do not go together, or that no unit reads.
     """
     for name in set(of_seed(0)) & set(changes or {}):
-        raise ValueError(f"--{name}: the study names its seeds, in study.seeds or in a row's own.")
+        raise ValueError(f"--{name} cannot be set: change study.seeds, or a row's seeds.")
     units: list[Unit] = []
     for target in study.targets:
         grid = _Target(study, target, configs, folder, is_read, dict(changes or {}))

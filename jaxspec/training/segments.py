@@ -72,7 +72,7 @@ def fresh_record(run: PreparedTask) -> Record:
 
 
 def own_terms(config: RunConfig) -> dict[str, str]:
-    """Tells files with terms of the loss from what they are after a change.
+    """Fingerprints of the files with loss terms of the user's own, so that a change is noticed.
 
     Raises:
       OSError: such a file cannot be read.

@@ -241,7 +241,7 @@ class Validation:
 def measure_name(
     config: RunConfig, *, texts: str, batches: int, fingerprints: Mapping[str, str]
 ) -> str:
-    """Tells scores that can be compared: what one depends on besides the weights that are trained.
+    """A hash of what a score depends on besides the trained weights; equal ones can be compared.
 
     Args:
       config: of the run.

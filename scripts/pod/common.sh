@@ -42,7 +42,7 @@ state() {
   elif [[ "$answer" == *NOT_FOUND* || "$answer" == *"not found"* ]]; then
     printf 'ABSENT\n'
   else
-    say "gcloud does not say how the slice is: $answer" >&2
+    say "gcloud does not report the state of the slice: $answer" >&2
     printf 'UNKNOWN\n'
   fi
 }

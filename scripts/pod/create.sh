@@ -15,7 +15,7 @@ unknown=0
 while true; do
   now=$(state)
   [ "$now" = UNKNOWN ] && unknown=$((unknown + 1)) || unknown=0
-  [ "$unknown" -lt 20 ] || die "gcloud did not say how the slice is, 20 times in a row."
+  [ "$unknown" -lt 20 ] || die "gcloud did not report the state of the slice, 20 times in a row."
   [ "$now" = "$before" ] || say "$name ($type): $now"
   before="$now"
   case "$now" in

@@ -31,7 +31,7 @@ end_rest() {
   on all '[ ! -e run.pid ] || kill -- "-$(cat run.pid)" 2>/dev/null || true; rm -f run.pid' || true
 }
 
-# The slice may be on its way out, or a host or the network not be there yet: asked again later.
+# The slice may be going away, or a host or the network may not be up yet: try again later.
 again() {
   failures=$((failures + 1))
   say "$1 ($failures of 10 times in a row)"
@@ -48,7 +48,7 @@ billed() {
 
 while true; do
   bash "$here/create.sh"
-  # A run that is in progress, when this script was started again, is only waited for.
+  # If a run is already in progress (this script was restarted), only wait for it.
   case "$(doing 0 | tail -n 1)" in
     running) ;;
     '')

@@ -142,9 +142,9 @@ def test_files_that_are_not_read_are_named(tmp_path, capsys):
         (folder / f"{name}.jsonl").write_bytes(line(f"{name}?"))
     assert run(folder, "--output", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert f"{folder}: chats.jsonl and 1 more not read, because other files are named" in said
+    assert f"{folder}: not read: chats.jsonl and 1 more. No split is in their names" in said
     assert len(load(folder)) == 1
-    assert "chats.jsonl and 1 more not read" in capsys.readouterr().out
+    assert "not read: chats.jsonl and 1 more" in capsys.readouterr().out
     (folder / "train_extra.jsonl").unlink()
     assert len(load(folder)) == 2, "no file has the split's name: those that have none are read"
     assert "not read" not in capsys.readouterr().out

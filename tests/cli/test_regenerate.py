@@ -282,7 +282,7 @@ def test_what_cannot_be_used_is_dropped_and_counted():
 
 def test_a_folder_without_any_example_is_no_success(ask):
     """A study would go on with it, and its drafters would fail."""
-    with pytest.raises(ValueError, match=r"has no example: .*'embedded/chat'.* unfinished"):
+    with pytest.raises(ValueError, match=r"contains no examples: .*'embedded/chat'.* unfinished"):
         ask(max_new_tokens=1, unfinished="drop")
 
 

@@ -186,7 +186,7 @@ def test_a_download_comes_before_a_raw_folder_that_was_tried(data, tmp_path, mon
         if (folder / "origin.txt").read_text() == "download\n":
             shutil.rmtree(folder)
     assert len(load_examples("gsm8k", split="train", data=downloaded)) == 1
-    assert f"read from what was prepared from {small}" in caplog.text
+    assert f"using data prepared from the raw files in {small}" in caplog.text
 
 
 def test_changed_raw_files_are_prepared_anew(data):

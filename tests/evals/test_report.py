@@ -214,7 +214,7 @@ def test_depths_of_few_passes_are_left_out():
 def test_a_tau_of_few_prompts_has_no_interval():
     text = markdown_table([result_row(prompts=1, tau_ci95=None)])
     assert "| gsm8k | uniform | 1 | 2.00 | 1.90 |" in text
-    assert "which needs at least 6 of them" in " ".join(text.split())
+    assert "bootstrap interval over prompts (at least 6)" in " ".join(text.split())
 
 
 def shown(results, *, width=80) -> str:

@@ -210,7 +210,10 @@ def test_texts_of_others_are_not_replaced(tmp_path):
     """--output README.json writes README.md, too."""
     file, text = tmp_path / "README.json", tmp_path / "README.md"
     text.write_text("# Read me\n")
-    with pytest.raises(ValueError, match=r"README\.md is there already"), held_output(file):
+    with (
+        pytest.raises(ValueError, match=r"README\.md exists and does not begin"),
+        held_output(file),
+    ):
         pass
     for earlier in ("", "| benchmark | loss |\n"):
         text.write_text(earlier)

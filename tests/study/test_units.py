@@ -153,7 +153,7 @@ def test_settings_that_no_unit_takes(changes, message):
 
 
 def test_typed_seeds_are_refused_and_typed_benchmarks_win():
-    with pytest.raises(ValueError, match=r"--training\.seed: the study names its seeds"):
+    with pytest.raises(ValueError, match=r"--training\.seed cannot be set: change study\.seeds"):
         units(changes={"training.seed": 7})
     study = dataclasses.replace(STUDY, benchmarks=("gsm8k",))
     for changes, expected in (({}, ("gsm8k",)), ({"evaluation.benchmarks": ("mbpp",)}, ("mbpp",))):

@@ -158,7 +158,7 @@ def prepare(
     Args:
       builder_class: the data set.
       raw_dir: folder with the raw files; None: use files that are already prepared, or download.
-        Those that were downloaded come first; of others, a line says which folder they are from.
+        Downloaded files are preferred. For others, a warning names the folder of their raw files.
       data_dir: root folder of all data that is kept.
 
     Raises:
@@ -207,7 +207,8 @@ def _prepare(
             folder = kept[-1].parents[2]
             if (origin := _origin(folder)) not in ("", _DOWNLOAD):
                 _log.warning(
-                    "%s: read from what was prepared from %s. To download the original, remove %s.",
+                    "%s: using data prepared from the raw files in %s. "
+                    "To download the original, remove %s.",
                     *(builder_class.name, origin, folder),
                 )
             found, problem = _open(builder_class, raw_dir=raw_dir, data_dir=folder)

@@ -53,8 +53,8 @@ class DataFiles:
             return ""
         more = f" and {len(self.ignored) - 1} more" if len(self.ignored) > 1 else ""
         return (
-            f"{self.source}: {self.ignored[0]}{more} not read, because other files are named after "
-            "the split."
+            f"{self.source}: not read: {self.ignored[0]}{more}. No split is in their names, but "
+            "the wanted split is in the names of other files."
         )
 
 

@@ -50,7 +50,9 @@ def read_turn(value: Any, *, number: int) -> dict[str, Any]:
         raise BadRow("unknown role", f"turn {number} has {start_of(name)}, expected {expected}")
     where = f"turn {number} ({role})"
     if role == "assistant" and value.get("weight") == 0:
-        raise BadRow("an answer of weight 0", f"{where}: every answer of a conversation is learned")
+        raise BadRow(
+            "an answer of weight 0", f"{where} has weight 0, but jaxspec trains on every answer"
+        )
     content = value.get("content", value.get("value"))
     calls = value.get("tool_calls")
     if name == "function_call":

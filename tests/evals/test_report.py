@@ -106,7 +106,7 @@ def test_definitions_by_hand(tmp_path):
     ]
     legend = [line for line in text.splitlines() if line.startswith("- ")]
     assert [line.split("`")[1] for line in legend] == ["micro", "vllm", "deepspec"]
-    assert "- `vllm`: vLLM's mean acceptance length: 1 + sum of v / rounds." in legend
+    assert "- `vllm`: vLLM's mean acceptance length: 1 + sum of v / rounds that drafted." in legend
     file = write_report(tmp_path / "results.json", provenance={}, results=rows)[1]
     assert text in file.read_text()
 

@@ -193,7 +193,8 @@ def test_a_run_that_is_in_progress_is_waited_for(pod: Any) -> None:
 def test_every_host_has_to_be_installed(pod: Any) -> None:
     assert pod("create.sh", program="true").returncode == 0
     (pod.cloud / "host1" / "jaxspec" / ".installed").unlink()
-    failed = pod("run.sh", "jaxspec", "train")  # Nothing is copied here: unpacking fails.
+    # Nothing is copied here: unpacking fails.
+    failed = pod("run.sh", "jaxspec", "train", timeout=300)
     assert failed.returncode == 1
     assert "the installation failed (10 of 10 times in a row)" in failed.stdout
     assert "bash scripts/pod/delete.sh deletes it" in failed.stdout

@@ -171,6 +171,7 @@ class Place:
                 "output": str(new),
                 "limit": "1",
                 "max_new_tokens": "4",
+                "unfinished": "keep",
             },
             "calibrate": {
                 "target.path": str(self.target),

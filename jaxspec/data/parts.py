@@ -63,7 +63,7 @@ def validation_examples(data: DataConfig) -> list[Example]:
 
 
 def _held_out(data: DataConfig) -> Callable[[Example], bool] | None:
-    """Tells what is held out of any source; None: no source has to be searched for it."""
+    """Whether an example is held out of any source; None: no source has to be searched for it."""
     divided = [name for name in data.sources if _is_divided(name)]
     share = data.validation if len(divided) < len(data.sources) else 0.0
     if not share and len(data.sources) == 1:
@@ -75,6 +75,8 @@ def _held_out(data: DataConfig) -> Callable[[Example], bool] | None:
     }
     if not share and not hashes:
         return None
+    if not hashes:
+        return lambda example: is_validation(example, share)
     return lambda example: is_validation(example, share) or prompt_hash(example) in hashes
 
 

@@ -56,8 +56,9 @@ def by_conversation(names: Sequence[str], parts: Sequence[npt.ArrayLike]) -> lis
       names: of the responses.
       parts: arrays whose first axis is that of the responses.
     """
-    order = {name: place for place, name in enumerate(dict.fromkeys(conversations_of(names)))}
-    places = [order[name] for name in conversations_of(names)]
+    conversations = conversations_of(names)
+    order = {name: place for place, name in enumerate(dict.fromkeys(conversations))}
+    places = [order[name] for name in conversations]
     sums = []
     for part in map(np.asarray, parts):
         total = np.zeros((len(order), *part.shape[1:]), part.dtype)

@@ -184,9 +184,7 @@ def held_output(output: str | os.PathLike[str]) -> Iterator[Path]:
     file = user_path(output)
     check_output(file, holding="results")
     table = file.with_suffix(".md")
-    if table.is_file() and not table.read_bytes().startswith(
-        (b"|", b"")[table.stat().st_size == 0]
-    ):
+    if table.is_file() and table.read_bytes()[:1] not in (b"", b"|"):
         raise ValueError(
             f"{table} exists and does not begin with a table. The table of {file.name} would "
             "overwrite it. Name another --output, or move that file away."

@@ -25,7 +25,7 @@ GCLOUD = f"""\
 #!/usr/bin/env bash
 set -eu
 printf '%s\\n' "$*" >> "$CLOUD/calls"
-# CLOUD/outage: so many calls fail, as when the network is down.
+# The number in CLOUD/outage says how many of the next calls fail, as when the network is down.
 left="$(cat "$CLOUD/outage" 2>/dev/null || echo 0)"
 if [ "$left" -gt 0 ]; then
   echo $((left - 1)) > "$CLOUD/outage"

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from jaxspec.checkpoints.file_digests import find_damage, write_record
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
+from jaxspec.parallel.processes import gather
 from jaxspec.paths import exists, is_remote
 from jaxspec.provenance import jsonable
 
@@ -197,7 +198,8 @@ class TrainCheckpoints:
         """The newest checkpoint that can be used.
 
         All of its files must be as recorded, its parameters must be finite, and nothing in it may
-        be NaN.
+        be NaN. Where several processes train, all of them take the same checkpoint: one that a
+        single process cannot read is not used.
 
         Args:
           abstract_state: shapes with the shardings that the state is restored to.
@@ -212,7 +214,8 @@ class TrainCheckpoints:
             none of the existing checkpoints can be used.
         """
         self.wait()
-        steps = [step for step in _steps(self.folder) if step not in self._passed_over]
+        there = gather(_steps(self.folder))[0]
+        steps = [step for step in there if step not in self._passed_over]
         for step in steps:
             try:
                 state, progress = self._restore(step, abstract_state)
@@ -274,6 +277,7 @@ the previous checkpoint.
         self._manager.close()
         if jax.process_index() == 0:
             self._move_aside(step, reason)
+        gather(None)  # The others open the folder after that.
         self._manager = self._open()
         report(
             f"Checkpoint {step} {reason}. It was moved to {self._aside()}; trying the previous "
@@ -304,8 +308,13 @@ the previous checkpoint.
           _Unusable: it is damaged.
           ValueError: it has another architecture.
         """
-        _check_files(self.folder / str(step))
-        run = _read_run(self.folder / str(step))
+        problem, run = "", {}
+        try:
+            _check_files(self.folder / str(step))
+            run = _read_run(self.folder / str(step))
+        except _Unusable as found:
+            problem = str(found)
+        _check_everywhere(problem)
         differences = compare_shapes(describe(abstract_state), run["shapes"])
         # Optimizer moments repeat the parameters' shapes: if parameters differ, name only them.
         differences = [d for d in differences if d.startswith("params/")] or differences
@@ -321,7 +330,8 @@ the previous checkpoint.
         except Exception as error:  # orbax raises many kinds for damaged files
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise  # The checkpoint may be whole.
-            raise _Unusable(f"cannot be read ({_first_line(error)})") from error
+            problem = f"cannot be read ({_first_line(error)})"
+        _check_everywhere(problem)
         broken = _broken_leaf(state)
         if broken:
             raise _Unusable(f"cannot be used ({broken} is not finite)")
@@ -393,6 +403,13 @@ def progress_at(folder: Path, step: int) -> dict[str, Any]:
         return _read_run(folder / str(step))["progress"]
     except _Unusable:
         return {}
+
+
+def _check_everywhere(problem: str) -> None:
+    """Raises `_Unusable` on every process if one of them has a problem ("": it has none)."""
+    found = next((said for said in gather(problem) if said), "")
+    if found:
+        raise _Unusable(found)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -300,9 +300,8 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
 
     if not (workdir / "checkpoints").is_dir():
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
-    chosen, reason = _chosen_step(
-        workdir / "checkpoints", asked, export_best=run.training.export_best
-    )
+    wants_best = run.training.export_best and run.training.validate_every != 0
+    chosen, reason = _chosen_step(workdir / "checkpoints", asked, export_best=wants_best)
     if run.data.tokenizer == "train":  # The run has already trained it; read that one.
         data = dataclasses.replace(run.data, tokenizer=str(kept_tokenizer(workdir)))
         run = dataclasses.replace(run, data=data)

@@ -35,7 +35,7 @@ from jaxspec.losses import LossWeights
 from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.memory import check_state_fits, memory_used
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.processes import joined
+from jaxspec.parallel.processes import gather, joined
 from jaxspec.parallel.rules import Rules, check_batch_size, row_share
 from jaxspec.parallel.step import spread
 from jaxspec.paths import user_path
@@ -248,28 +248,39 @@ def _export(
       workdir: its folder.
     """
     chosen, step = last, last.record["step"]
-    scores = saved_scores(checkpoints.folder)
-    best = best_step(scores) if run.task.config.training.export_best else None
-    if best is not None:
-        reason = f"its {scores[best].text} is the best of the checkpoints that were measured"
-        record = progress_at(checkpoints.folder, best).get("record") or last.record
-        record = {**record, "step": best, "chosen": reason}
-        if run.is_exported(workdir, record=record):
+    wants_best = run.task.config.training.export_best and run.held_out is not None
+    # Process 0 decides: the others may have read something else.
+    record = gather(_best(last.record, checkpoints) if wants_best else None)[0]
+    if record is not None:
+        if all(gather(run.is_exported(workdir, record=record))):
             return
         if jax.process_index() == 0:
-            print(f"Exporting step {best:,} of {step:,}: {reason}.", flush=True)
-        if best == step:
+            print(
+                f"Exporting step {record['step']:,} of {step:,}: {record['chosen']}.", flush=True
+            )
+        if record["step"] == step:
             chosen = _Exported(record, last.params)
         else:
             try:
-                chosen = _Exported(record, checkpoints.restore(best, placed)[1].params)
+                chosen = _Exported(record, checkpoints.restore(record["step"], placed)[1].params)
             except ValueError as problem:
                 print(f"{problem} The last step is exported instead.", flush=True)
-    if run.is_exported(workdir, record=chosen.record):
+    if all(gather(run.is_exported(workdir, record=chosen.record))):
         return
     alone = jax.process_count() == 1
     params = jax.device_get(chosen.params) if alone else chosen.params
     run.export(params, frozen, workdir=workdir, record=chosen.record)
+
+
+def _best(last: Record, checkpoints: TrainCheckpoints) -> Record | None:
+    """The record of the checkpoint with the best score; None if none was measured."""
+    scores = saved_scores(checkpoints.folder)
+    best = best_step(scores)
+    if best is None:
+        return None
+    record = progress_at(checkpoints.folder, best).get("record") or last
+    reason = f"its {scores[best].text} is the best of the checkpoints that were measured"
+    return {**record, "step": best, "chosen": reason}
 
 
 class _BrokenStart(Exception):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxspec.checkpoints import train_state
 from jaxspec.checkpoints.train_state import (
     RECORD,
     TrainCheckpoints,
@@ -135,6 +136,30 @@ def test_a_damaged_one_is_set_aside(folder):
     checkpoints.save(3, make_state(3), progress={})
     checkpoints.close()
     assert steps(folder) == ["2", "3"]
+    assert steps(folder.parent / "unreadable") == ["3"]
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+def test_one_that_another_process_cannot_read_is_set_aside(folder, monkeypatch, reads):
+    """Another process fails at the newest: before the arrays (0), or at them (1)."""
+    asked = []
+
+    def gather(value):
+        if not isinstance(value, str):
+            return [value, value]
+        asked.append(value)
+        return [value, "cannot be read (Input/output error)" if len(asked) == reads + 1 else ""]
+
+    monkeypatch.setattr(train_state, "gather", gather)
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert [text.split(". It")[0] for text in told] == [
+        "Checkpoint 3 cannot be read (Input/output error)"
+    ]
     assert steps(folder.parent / "unreadable") == ["3"]
 
 

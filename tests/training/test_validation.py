@@ -125,10 +125,12 @@ def test_the_best_checkpoint_is_kept_and_exported(held_out_config, tmp_path, mon
     before = runs.contents(workdir)
     train(config, workdir=workdir)
     assert runs.contents(workdir) == before
-    # The last one on request.
-    train(changed(config, training={"export_best": False}), workdir=workdir)
-    record = json.loads((workdir / "export" / "provenance.json").read_text())
-    assert record["step"] == 20 and "chosen" not in record
+    # The last one on request, and where nothing is measured any more.
+    for setting in ({"export_best": False}, {"validate_every": 0}):
+        shutil.rmtree(workdir / "export")
+        train(changed(config, training=setting), workdir=workdir)
+        record = json.loads((workdir / "export" / "provenance.json").read_text())
+        assert record["step"] == 20 and "chosen" not in record
 
 
 def test_a_damaged_best_checkpoint_gives_way_to_the_last(

@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxspec.paths import TEMPORARY, copy_file, is_remote, remove_folder
+from jaxspec.paths import TEMPORARY, copy_file, is_remote
 from jaxspec.paths import user_path as user_path
 
 LOCK = ".lock"
@@ -140,6 +140,7 @@ def replaced_folder(
       is_own: file name -> whether an earlier call wrote it.
       key: name of the file that readers look for.
       keep_existing: leave the folder as it is if another process has made it in the meantime.
+        All of them must write the same: in a bucket, they may do so at the same time.
 
     Raises:
       ValueError: the folder holds other files, which would be lost, or is a file.
@@ -149,8 +150,11 @@ def replaced_folder(
         check_replaceable(target, is_own=is_own)
         with tempfile.TemporaryDirectory(prefix=TEMPORARY) as made:
             yield Path(made)
-            if not (keep_existing and (target / key).exists()):
-                _upload_folder(Path(made), target, key=key)
+            if not keep_existing:
+                (target / key).unlink(missing_ok=True)
+            elif (target / key).exists():
+                return
+            _upload_folder(Path(made), target, key=key)
         return
     target = Path(os.path.abspath(target))
     remove_leftovers(target)
@@ -176,14 +180,16 @@ def replaced_folder(
 
 
 def _upload_folder(folder: Path, target: Path, *, key: str) -> None:
-    """Replaces a folder in a bucket by one of this machine; see `replaced_folder`."""
-    (target / key).unlink(missing_ok=True)
-    remove_folder(target)
+    """Makes a folder in a bucket equal one of this machine; see `replaced_folder`."""
     names = sorted(
         (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()),
         # That of the folder comes after those of its subfolders.
         key=lambda name: (name.split("/")[-1] == key, -name.count("/"), name),
     )
+    # Objects of these names are replaced, and never missing: another process may be reading them.
+    for old in [entry for entry in target.rglob("*") if entry.is_file()]:
+        if old.relative_to(target).as_posix() not in names:
+            old.unlink(missing_ok=True)
     for name in names:
         copy_file(folder / name, target / name)
 

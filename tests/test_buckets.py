@@ -89,6 +89,39 @@ def test_a_folder_is_replaced_with_its_key_last(folder, bucket, monkeypatch):
     assert "bucket/runs/full/old.json" not in bucket
 
 
+def test_processes_that_write_the_same_folder_at_once_do_not_disturb_each_other(
+    folder, bucket, monkeypatch
+):
+    """The second one ends while the first uploads; a reader finds everything from then on."""
+    put("bucket/runs/full/old", b"of a process that was killed")
+    pipe, key, parts = FakeBucket.pipe_file, "bucket/runs/full/config.json", ("weights", "b/more")
+
+    @contextlib.contextmanager
+    def written():
+        options = {"is_own": lambda name: True, "keep_existing": True}
+        with replaced_folder(folder, **options) as temporary:
+            (temporary / "b").mkdir()
+            for name in ("config.json", *parts):
+                (temporary / name).write_text("new")
+            yield
+
+    def interrupted(files, path, value, **options):
+        monkeypatch.setattr(FakeBucket, "pipe_file", noted)
+        pipe(files, path, value, **options)
+        with written():
+            pass
+        assert key in bucket and "bucket/runs/full/old" not in bucket
+
+    def noted(files, path, value, **options):
+        pipe(files, path, value, **options)
+        if key in bucket:
+            assert all(f"bucket/runs/full/{name}" in bucket for name in parts)
+
+    with written():
+        monkeypatch.setattr(FakeBucket, "pipe_file", interrupted)
+    assert {name.split("/full/")[1] for name in bucket} == {"config.json", *parts}
+
+
 def test_foreign_objects_are_not_replaced(folder, bucket):
     put("bucket/runs/full/notes.txt", b"mine")
     refused = pytest.raises(ValueError, match=r"notes\.txt")

@@ -255,9 +255,7 @@ def _export(
         if all(gather(run.is_exported(workdir, record=record))):
             return
         if jax.process_index() == 0:
-            print(
-                f"Exporting step {record['step']:,} of {step:,}: {record['chosen']}.", flush=True
-            )
+            print(f"Exporting step {record['step']:,} of {step:,}: {record['chosen']}.", flush=True)
         if record["step"] == step:
             chosen = _Exported(record, last.params)
         else:

@@ -15,7 +15,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from jaxspec.data.example_files import FolderExamples, read_examples
+from jaxspec.data.example_files import MANIFEST, FolderExamples, read_examples
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.data.imports.locate import DataFiles, locate
 from jaxspec.data.imports.reading import Tally
@@ -23,7 +23,7 @@ from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.data.imports.use import RECORD, SPLITS, Use
 from jaxspec.data.imports.writing import digest_of, import_files
 from jaxspec.names import visible
-from jaxspec.paths import remove_folder
+from jaxspec.paths import exists, is_remote, remove_folder
 
 _VERSION = "2"
 """Raised when the same file would give other examples."""
@@ -86,6 +86,8 @@ def _kept(folder: Path) -> FolderExamples | None:
     """What an earlier call has read; None: nothing, or it is damaged."""
     if not folder.exists():
         return None
+    if is_remote(folder) and not exists(folder / MANIFEST):
+        return None  # Another process may be uploading it.
     try:
         return read_examples(folder)
     except ValueError as error:

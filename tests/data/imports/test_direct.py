@@ -13,6 +13,7 @@ from jaxspec.data.pipeline import make_pipeline
 from jaxspec.data.sources import load_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.evals.benchmarks import load_benchmark, load_benchmarks, own_name
+from tests.fake_bucket import fake_bucket
 
 
 def row(question, answer="So."):
@@ -74,6 +75,17 @@ def test_what_is_kept_is_read_again_when_damaged(file, data, caplog):
     shard.write_bytes(b"")
     assert list(load(file, data)) == expected
     assert "is damaged" in caplog.text
+
+
+def test_what_another_process_is_uploading_is_not_removed(file, monkeypatch, caplog):
+    data = DataConfig(data_dir="gs://bucket/kept")
+    with fake_bucket(monkeypatch) as objects:
+        expected = list(load(file, data))
+        (manifest,) = (name for name in objects if name.endswith("/manifest.json"))
+        del objects[manifest]  # It comes last.
+        monkeypatch.setattr(direct, "remove_folder", None)
+        assert list(load(file, data)) == expected
+        assert manifest in objects and not caplog.records
 
 
 def test_training_needs_answers_and_prompts_do_not(tmp_path, data):

@@ -101,9 +101,9 @@ class Tokenizer:
             # Templates print it.
             self._bos_ids = [self._id_of("bos_token")] if "bos_token" in self._names else []
             ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
-            self.stop_ids: tuple[int, ...] = tuple(
-                dict.fromkeys([self.eos_id, *ends, *self._stated_stop_ids()])
-            )
+            named = dict.fromkeys([self.eos_id, *ends])
+            self._further_stop_ids = [id_ for id_ in self._stated_stop_ids() if id_ not in named]
+            self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*named, *self._further_stop_ids]))
             """Ids that end a response, `eos_id` first."""
             self._special = self._find_special()
             self._guard = Guard(self._special)
@@ -259,11 +259,13 @@ class Tokenizer:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special))
 
     def files_digest(self) -> str:
-        """A hash of the files that decide ids and the text of conversations."""
+        """A hash of the files that decide ids, the text of conversations and where answers end."""
         digest = hashlib.sha256()
         for name in READ_FILES:
             if (self.folder / name).is_file():
                 digest.update(name.encode() + (self.folder / name).read_bytes())
+        if self._further_stop_ids:
+            digest.update(json.dumps(self._further_stop_ids).encode())
         return digest.hexdigest()[:16]
 
     def thinks_first(self) -> bool:

@@ -303,7 +303,9 @@ def test_no_mask_token_is_none(folder):
 
 
 def test_stop_ids_include_those_of_generation_config(folder):
+    digest = Tokenizer.load(folder).files_digest()
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    assert Tokenizer.load(folder).files_digest() != digest, "answers end elsewhere"
     assert Tokenizer.load(folder).stop_ids == (2, 0)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
     assert Tokenizer.load(folder).stop_ids == (2, 0)

@@ -31,6 +31,8 @@ from jaxspec.paths import user_path as user_path
 LOCK = ".lock"
 """The lock file in a folder; the lock file of a single file is ".NAME.lock" next to it."""
 _TRIAL_BYTES = 1 << 16
+_SHOWN = 5
+"""Names of files in a message."""
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LEFTOVER = re.compile(
@@ -212,11 +214,17 @@ def check_replaceable(folder: Path, *, is_own: Callable[[str], bool]) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder to write to.")
+    if not is_remote(folder) and folder.resolve() in (here := Path.cwd(), *here.parents):
+        raise ValueError(
+            f"{folder} cannot be replaced as a whole, because it holds the current folder: name a "
+            "new folder."
+        )
     foreign = sorted(entry.name for entry in folder.glob("*") if not is_own(entry.name))
     if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         raise ValueError(
-            f"{folder} holds files that are not part of an export and would be lost: {foreign}. "
-            "Move them away, or name a new folder."
+            f"{folder} holds other files, which would be lost: {foreign[:_SHOWN]}{more}. Move them "
+            "away, or name a new folder."
         )
 
 
@@ -326,7 +334,8 @@ def held_file(path: str | os.PathLike[str], *, option: str) -> Iterator[Path]:
       ValueError: its folder cannot be made or written to.
     """
     place = user_path(path)
-    with _locked(place.with_name(f".{place.name}{LOCK}"), place, option=option):
+    beside = place if is_remote(place) else Path(os.path.abspath(place))  # "." has no name.
+    with _locked(beside.with_name(f".{beside.name}{LOCK}"), place, option=option):
         yield place
 
 

@@ -7,12 +7,14 @@ import platform
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jaxspec.files import (
     LOCK,
     InUse,
+    check_replaceable,
     held,
     held_file,
     naming,
@@ -197,3 +199,20 @@ def test_a_folder_that_another_process_made_is_kept(tmp_path):
         (folder / "a.txt").write_text("first")
     assert (folder / "a.txt").read_text() == "first"
     assert [*tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize("name", [".", "..", "../.."])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    refused = pytest.raises(ValueError, match=r"\.? cannot be replaced as a whole, because it hol")
+    with held_file(name, option="--output"), refused, replaced_folder(name, is_own=bool):
+        pass
+    assert Path.cwd().is_dir()
+
+
+def test_few_of_many_files_are_named(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(ValueError, match=r"lost: \['0.txt', .*'4.txt'\] and 2 more\. Move"):
+        check_replaceable(tmp_path, is_own=lambda name: False)

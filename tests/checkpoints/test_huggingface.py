@@ -431,7 +431,7 @@ def test_an_export_is_replaced_but_other_files_are_not(qwen3: Path) -> None:
     assert load_target(qwen3)[0] == smaller
     assert not list(qwen3.glob("model-*")), "shards of the earlier export are left"
     (qwen3 / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"not part of an export .*\['notes\.txt'\]"):
+    with pytest.raises(ValueError, match=r"holds other files, .*\['notes\.txt'\]"):
         save_target(qwen3, QWEN3, target_params(QWEN3))
     assert load_target(qwen3)[0] == smaller
 

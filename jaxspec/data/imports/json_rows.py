@@ -90,8 +90,9 @@ def decoded_line(raw: bytes) -> str:
 
 
 def holds_rows(head: bytes) -> bool:
-    """Whether a line at the beginning of a file is a JSON object."""
-    return any(isinstance(value, dict) for value in _whole_lines(head))
+    """Whether at least half of the lines at the beginning of a file are JSON objects."""
+    are_rows = [isinstance(value, dict) for value in _whole_lines(head)]
+    return any(are_rows) and 2 * sum(are_rows) >= len(are_rows)
 
 
 def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
@@ -185,6 +186,9 @@ def _rows_within(text: _JsonText, *, name: str) -> Iterator[Row]:
     except BadRow as problem:
         yield Row(0, f"the end of {name}" if found else name, problem=_last(problem))
         return
+    if found and text.peek():
+        problem = BadRow("text after the object", f"got {text.shown()}")
+        yield Row(0, f"the end of {name}", problem=problem)
     if not found:
         raise ValueError(
             f"{name} is a JSON object without a list of conversations: expected a list, an object "

@@ -81,6 +81,9 @@ def test_texts(tmp_path, monkeypatch):
     file = tmp_path / "a.txt"
     file.write_text("[1] One.\n\nMore.\n<|endoftext|>\nTwo.\n", encoding="utf-8")
     assert values(file) == [{"text": "[1] One.\n\nMore."}, {"text": "Two."}]
+    told = 'The server says\n{"text": "busy"}\nand ends.'
+    file.write_text(told, encoding="utf-8")
+    assert values(file) == [{"text": told}], "one line of a text may be JSON"
     monkeypatch.setattr(text_rows, "LONGEST_TEXT", 10)
     file.write_text("12345678\n12345678\nabc\n", encoding="utf-8")
     assert values(file) == [{"text": "12345678\n12345678"}, {"text": "abc"}]
@@ -119,6 +122,10 @@ def test_values_that_are_cut_by_a_chunk_are_read_whole(monkeypatch):
         (json.dumps(ROWS).encode()[:-30], ["record 5: broken JSON"]),
         (json.dumps(ROWS).encode()[:-1], ["record 5: broken JSON"]),
         (json.dumps(ROWS).encode() + b"x", ["the end: text after the list"]),
+        (
+            json.dumps({"data": ROWS}, indent=1).encode() * 2,
+            ["the end: text after the object"],
+        ),
         (b'[{"text": "a"} {"text": "b"}]', ["record 1: broken JSON"]),
         (b'[{"text": "a"}, {"text": "\xe9"}, {"text": "b"}]', ["record 2: not UTF-8"]),
         (b'{"data": [{"text": "a"}, {"text": ]}', ["record 2: broken JSON"]),

@@ -123,6 +123,11 @@ def generate(command: GenerateCommand) -> list[Answer]:
     questions = _questions(command)
     if command.block_size and not command.drafter:
         raise ValueError("--block-size is the size of drafts: name a --drafter, or leave it out.")
+    if command.block_size == 1:
+        raise ValueError(
+            "--block-size counts the anchor, which is not drafted: expected 2 or more, or 0 for "
+            "the drafter's own size, got 1."
+        )
     if command.picture:
         if user_path(command.picture).suffix != ".svg":
             raise ValueError(f"--picture must be an .svg file: got {command.picture!r}.")

@@ -37,6 +37,7 @@ from jaxspec.evals.opening import (
 )
 from jaxspec.files import user_path
 from jaxspec.names import did_you_mean, for_terminal
+from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import jsonable, provenance
 
 Say = Callable[[str], None]
@@ -57,6 +58,7 @@ def open_models(
     Raises:
       ValueError: folders that cannot be opened or do not fit, or a prompt that is too long.
     """
+    Sampling(command.temperature, top_k=command.top_k, top_p=command.top_p)  # It refuses others.
     config = command.run.target
     stored = stored_target(config)
     if is_diffusion_target(config, stored=stored):

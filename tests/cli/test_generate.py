@@ -297,7 +297,10 @@ def test_bad_prompts_are_refused(refused, tmp_path):
     assert "'prompt/1' has" in refused("--prompt", "word " * 300)
     assert "--picture must be an .svg file" in refused("--prompt", "a", "--picture", "a.png")
     assert "name a --drafter" in refused("--prompt", "a", "--block-size", "4")
+    drafted = ("--prompt", "a", "--drafter", "ngram")
+    assert "--block-size counts the anchor" in refused(*drafted, "--block-size", "1")
     assert "--temperature" in refused("--prompt", "a", "--temperature", "-1")
+    assert "at least 1e-06" in refused("--prompt", "a", "--temperature", "1e-9")
 
 
 def test_models_that_do_not_fit_are_refused(refused, folders, tmp_path):

@@ -205,10 +205,15 @@ class Adaptive:
                 )
             self.costs = [costs[i] for i in order]
         self.stretch = stretch
-        self.acceptance = AcceptanceByRank(max(1, self.sizes[-1] - 1), fading)
+        self._fading = fading
+        self.history: list[tuple[int, int]] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew, as for other texts; what a round costs is still known."""
+        self.acceptance = AcceptanceByRank(max(1, self.sizes[-1] - 1), self._fading)
         self.loss = LossLimit()
         self._stretches_off = _STRETCHES_OFF
-        self.history: list[tuple[int, int]] = []
 
     @property
     def model(self) -> LanguageModel:

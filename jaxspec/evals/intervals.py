@@ -36,16 +36,16 @@ def conversations_of(names: Sequence[str]) -> list[str]:
     """The conversation that each response belongs to, by the name of its first turn.
 
     Args:
-      names: of the responses; "NAME#2" is the second turn of NAME, if that is there too.
+      names: of the responses; "NAME#2" is the second turn of NAME, which may be missing.
 
-    >>> conversations_of(["a", "a#2", "b#2"])
-    ['a', 'a', 'b#2']
+    >>> conversations_of(["a", "a#2", "b#2", "b#3"])
+    ['a', 'a', 'b', 'b']
     """
-    known = set(names)
     found = []
     for name in names:
-        first, _, turn = name.rpartition("#")
-        found.append(first if turn.isdecimal() and int(turn) > 1 and first in known else name)
+        first, mark, turn = name.rpartition("#")
+        is_later = bool(mark) and turn.isdecimal() and int(turn) > 1
+        found.append(first if is_later else name)
     return found
 
 

@@ -170,17 +170,19 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
             taus.setdefault(key, {})[row["seed"]] = row["tau_micro"]
             if gain is not None:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
-    settings = {(row["temperature"], row["block_size"], row["target"]) for row in rows}
-    names = [(row["benchmark"], row["loss"], row.get("seed")) for row in rows]
+    losses = {loss for _, loss in taus}
+    # Others, such as prompt look-up, have settings of their own.
+    alike = [row for row in rows if row["loss"] in losses]
+    settings = {(row["temperature"], row["block_size"], row["target"]) for row in alike}
+    names = [(row["benchmark"], row["loss"], row.get("seed")) for row in alike]
     if len(settings) > 1 or len(set(names)) < len(names):
         return []
     if all(len(values) < 2 for values in taus.values()):
         return []
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in taus))
-    losses = list(dict.fromkeys(loss for _, loss in taus))
     if len(benchmarks) > 1:
         for table in (taus, seed_gains):
-            for loss in losses:
+            for loss in dict.fromkeys(loss for _, loss in taus):
                 each = [table.get((benchmark, loss), {}) for benchmark in benchmarks]
                 shared = set.intersection(*map(set, each))
                 table["mean", loss] = {

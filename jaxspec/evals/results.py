@@ -171,6 +171,11 @@ def is_diffusion(row: Row) -> bool:
     return "decoder" in row
 
 
+def is_target_alone(row: Row) -> bool:
+    """Whether a drafter's row is that of the target without drafts: compared with itself."""
+    return row.get("verifier") == "none"
+
+
 def check_results(
     results: Sequence[Row], *, refusal: str = "These results cannot be written"
 ) -> None:

@@ -130,6 +130,17 @@ def test_drafting_is_turned_off_where_nothing_is_accepted_and_tried_again():
     assert rounds[1] > rounds[5]
 
 
+def test_what_was_learned_from_other_texts_can_be_forgotten():
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    runs = [Adaptive(strategies, costs=[1.0, 2.5], stretch=2) for _ in range(2)]
+    tiny.decode(runs[0], {**params, "drafter": scripts(right=False)})
+    runs[0].forget()
+    before = len(runs[0].history)
+    for adaptive in runs:
+        tiny.decode(adaptive, {**params, "drafter": scripts(right=True)})
+    assert runs[0].history[before:] == runs[1].history
+
+
 @pytest.mark.parametrize("cost", [1.2, 2.0, 3.5])
 def test_drafts_that_always_fail_cost_a_twentieth_at_most(cost):
     """Counted in costs of rounds, not in seconds: one stretch is free, then 3% of the time."""

@@ -79,8 +79,8 @@ def test_intervals_of_shares_hold_the_truth():
 
 
 def test_turns_of_a_conversation_are_one_prompt():
-    names = ["a", "b", "a#2", "b#2", "c#2", "d#1", "d", "e#x", "e"]
-    firsts = ["a", "b", "a", "b", "c#2", "d#1", "d", "e#x", "e"]
+    names = ["a", "b", "a#2", "b#2", "c#2", "c#3", "d#1", "d", "e#x", "e", "2", "3"]
+    firsts = ["a", "b", "a", "b", "c", "c", "d#1", "d", "e#x", "e", "2", "3"]
     assert conversations_of(names) == firsts, "c has no first turn here; #1 and #x are no turns"
     single, wide = by_conversation(["a", "b", "a#2"], ([1, 2, 4], [[1, 0], [0, 5], [7, 0]]))
     assert single.tolist() == [5, 2]

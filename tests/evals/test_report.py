@@ -89,6 +89,11 @@ def test_seeds_by_hand():
     again = {**rows[2], "drafter": "full0 again", "tau_micro": 9.0}
     assert not seeds_table([*rows, again]), "which of the two stands for the seed?"
     assert not seeds_table(ROWS)
+    look_up = result_row("ngram", "gsm8k", seed=None, drafter="ngram", block_size=8)
+    assert rows[0]["block_size"] != 8
+    assert seeds_table([*rows, look_up]) == seeds_table(rows), "it has no seeds"
+    mixed = {**rows[2], "seed": None, "drafter": "other", "block_size": 8}
+    assert not seeds_table([*rows, mixed]), "one loss with two settings"
 
 
 def test_definitions_by_hand(tmp_path):

@@ -187,8 +187,8 @@ def _rows_within(text: _JsonText, *, name: str) -> Iterator[Row]:
         yield Row(0, f"the end of {name}" if found else name, problem=_last(problem))
         return
     if found and text.peek():
-        problem = BadRow("text after the object", f"got {text.shown()}")
-        yield Row(0, f"the end of {name}", problem=problem)
+        more = BadRow("text after the object", f"got {text.shown()}")
+        yield Row(0, f"the end of {name}", problem=more)
     if not found:
         raise ValueError(
             f"{name} is a JSON object without a list of conversations: expected a list, an object "

@@ -205,9 +205,9 @@ class DiffusionEvaluation:
             if isinstance(decoder, Spiffy):
                 title += f", {decoder.num_drafts} drafts"
             responses = self.responses(title, decoder, reference.prompts, reference.ids)
-        figures = summarise_passes(responses, reference.responses)
-        reduction = figures["nfe_reduction"]
         is_drafting = isinstance(decoder, Spiffy) and decoder.num_drafts > 0
+        figures = summarise_passes(responses, reference.responses, drafts=is_drafting)
+        reduction = figures["nfe_reduction"]
         row: dict[str, Any] = {
             "target": self.target.name,
             "decoder": decoder_name,
@@ -266,19 +266,20 @@ def max_prompt_tokens(config: RunConfig, target: DiffusionTarget) -> int:
 
 
 def summarise_passes(
-    responses: Sequence[DiffusionResponse], base: Sequence[DiffusionResponse]
+    responses: Sequence[DiffusionResponse], base: Sequence[DiffusionResponse], *, drafts: bool
 ) -> dict[str, Any]:
     """Passes, the tokens they gave, and how they compare with the base decoder's.
 
     Args:
       responses: of a decoder.
       base: of the base decoder, to the same prompts.
+      drafts: whether the decoder drafts.
 
     Returns:
       nfe: forward passes. nfe_by_block, steps_by_block: sums over the responses that reached a
       block; reached_by_block: how many these are. accepted_depth: steps that were taken from a
-      draft, per pass that had drafts; a block's first pass has none, so None if there was no
-      other. identical_share: share of responses that equal the base decoder's, token by token.
+      draft, per pass that had drafts; None if there was no such pass (a block's first pass has
+      none). identical_share: share of responses that equal the base decoder's, token by token.
     """
     passes, steps = (
         _by_block([getattr(response, name) for response in responses])
@@ -289,7 +290,7 @@ def summarise_passes(
     filled = sum(response.filled for response in responses)
     same = sum(ours.tokens == theirs.tokens for ours, theirs in zip(responses, base, strict=True))
     depths = [
-        _ratio(step - made, made - first)
+        _ratio(step - made, made - first) if drafts else None
         for step, made, first in zip(steps, passes, reached, strict=True)
     ]
     return {
@@ -303,7 +304,7 @@ def summarise_passes(
         "nfe_by_block": passes,
         "steps_by_block": steps,
         "reached_by_block": reached,
-        "accepted_depth": _ratio(sum(steps) - nfe, nfe - sum(reached)),
+        "accepted_depth": _ratio(sum(steps) - nfe, nfe - sum(reached)) if drafts else None,
         "accepted_depth_by_block": depths,
         "identical": same,
         "identical_share": same / len(responses),

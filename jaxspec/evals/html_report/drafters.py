@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxspec.evals.html_report.by_length import context_section, prompts_section
 from jaxspec.evals.html_report.content import Fact, Figure, Section, figure_text, keys_of
-from jaxspec.evals.html_report.exactness import exactness_section, responses_of
+from jaxspec.evals.html_report.exactness import compared_rows, exactness_section, responses_of
 from jaxspec.evals.html_report.measured import (
     benchmarks_of,
     mean_tau_interval,
@@ -41,7 +41,7 @@ def facts(rows: Sequence[Row]) -> list[Fact]:
     if gains:
         found.append(Fact("gain in tau", f"{_mean(gains):+.1f}%", f"{best} over {BASELINE}"))
     found.append(speed_fact(rows))
-    compared = [row for row in rows if row["mismatched_prompts"] is not None]
+    compared = compared_rows(rows)
     if compared:
         differ = sum(row["mismatched_prompts"] for row in compared)
         outputs = sum(map(responses_of, compared))

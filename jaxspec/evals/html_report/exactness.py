@@ -14,7 +14,7 @@ from jaxspec.evals.html_report.content import (
     name_headings,
 )
 from jaxspec.evals.intervals import share_interval
-from jaxspec.evals.results import Row
+from jaxspec.evals.results import Row, is_target_alone
 
 
 def responses_of(row: Row) -> int:
@@ -22,9 +22,16 @@ def responses_of(row: Row) -> int:
     return int(row.get("turns", row["prompts"]))
 
 
+def compared_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of drafters whose outputs were compared with the target's own."""
+    return [
+        row for row in rows if row["mismatched_prompts"] is not None and not is_target_alone(row)
+    ]
+
+
 def exactness_section(rows: Sequence[Row]) -> Section:
     """Counts and shares of outputs that differ, and by how much."""
-    compared = [row for row in rows if row["mismatched_prompts"] is not None]
+    compared = compared_rows(rows)
     lines = []
     for row in compared:
         differ, responses = row["mismatched_prompts"], responses_of(row)
@@ -47,10 +54,11 @@ def exactness_section(rows: Sequence[Row]) -> Section:
             "number format turns a tie around, they may differ; the gap is how far the emitted "
             "token's logit is below the target's best where they first differ, at most."
         )
-    if len(compared) < len(rows):
+    sampled = sum(row["mismatched_prompts"] is None for row in rows)
+    if sampled:
         paragraphs.append(
-            f"{len(rows) - len(compared)} of {len(rows)} rows are sampled: their outputs differ by "
-            "nature and are not compared."
+            f"{sampled} of {len(rows)} rows are sampled: their outputs differ by nature and are "
+            "not compared."
         )
     names = ("responses", "differ", "share (95%)", "gap")
     headings = [*name_headings("drafter"), *map(Heading, names)]

@@ -19,12 +19,12 @@ from jaxspec.evals.html_report.content import (
 from jaxspec.evals.html_report.measured import benchmarks_of
 from jaxspec.evals.html_report.panels import Estimate, interval_panel
 from jaxspec.evals.html_report.series import series_of
-from jaxspec.evals.results import Row
+from jaxspec.evals.results import Row, is_target_alone
 
 
 def speed_fact(rows: Sequence[Row]) -> Fact:
     """The highest speed-up, and in how many rows drafting pays."""
-    timed = [row for row in rows if row["speedup"] is not None]
+    timed = _timed(rows)
     if not timed:
         return Fact("speed-up", "not timed", "")
     best = max(timed, key=lambda row: float(row["speedup"]))
@@ -39,11 +39,12 @@ def speed_fact(rows: Sequence[Row]) -> Fact:
 
 def speed_section(rows: Sequence[Row]) -> Section:
     """Speed-ups, what they follow from, and where they are below 1."""
-    timed = [row for row in rows if row["speedup"] is not None]
+    timed = _timed(rows)
     title = "Speed, and where it does not pay"
     if not timed:
         return Section("speed", title, ["Nothing was timed: --evaluation.timing-prompts was 0."])
-    styles = series_of(rows)
+    drawn = {row["series"] for row in timed}
+    styles = {name: style for name, style in series_of(rows).items() if name in drawn}
     end = 1.05 * max(
         1.0, *(max(row["speedup"], *(row.get("speedup_ci95") or [0.0])) for row in timed)
     )
@@ -105,6 +106,10 @@ def speed_section(rows: Sequence[Row]) -> Section:
             )
         ],
     )
+
+
+def _timed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["speedup"] is not None and not is_target_alone(row)]
 
 
 def _where(timed: Sequence[Row], slower: Sequence[Row]) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from jaxspec.config import DataConfig, EvaluationConfig
 from jaxspec.data.examples import Example
-from jaxspec.decoding import Autoregressive
+from jaxspec.decoding import Adaptive, Autoregressive
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.evals.benchmarks import Reference, load_benchmark
@@ -157,6 +157,11 @@ class Case:
     def drafts(self) -> bool:
         """False for the target alone."""
         return not isinstance(self.strategy, Autoregressive)
+
+    def start_anew(self) -> None:
+        """Forgets what an adaptive strategy learned: each benchmark's figures are its own."""
+        if isinstance(self.strategy, Adaptive):
+            self.strategy.forget()
 
     def params_with(self, target: TargetBundle) -> Any:
         """The parameters that the strategy takes."""

@@ -305,6 +305,7 @@ class Evaluation:
         if self.programs:
             self.programs.for_answering(case, reference.prompts)
         title = _title(name, case)
+        case.start_anew()
         if not case.drafts:
             responses = [_without_drafts(response) for response in reference.responses]
         else:
@@ -318,7 +319,7 @@ class Evaluation:
                     seed=settings.seed,
                     progress=advance,
                 )
-        # The target alone drafts nothing; one slot without a draft keeps its figures defined.
+        # The target alone drafts nothing; one slot, which no round drafts, keeps figures defined.
         slots = max(1, strategy.round_tokens - 1)
         rounds = [
             Rounds(
@@ -438,6 +439,7 @@ class Evaluation:
             return None
         compile_s = self.programs.for_timing(case, reference.prompts) if self.programs else 0.0
         title = f"{_title(name, case)}: timing"
+        case.start_anew()
         with (
             on_mesh_of(self.target.params),
             progress_of(title, count, self.echo, announced=False) as advance,
@@ -467,7 +469,8 @@ def _draft_passes(responses: Sequence[Response]) -> float:
 def _without_drafts(response: Response) -> Response:
     """The target's own answer as rounds of one token, so that its row is like the others."""
     rounds = len(response.tokens) - 1
-    return dataclasses.replace(response, emitted=(1,) * rounds, verified=(0,) * rounds)
+    none = (0,) * rounds
+    return dataclasses.replace(response, emitted=(1,) * rounds, verified=none, slots=none)
 
 
 def _choice_notes(cases: Sequence[Case]) -> list[str]:

@@ -71,7 +71,7 @@ def test_the_file_holds_every_figure(measured, target):
         assert row["tokens_per_s"] > 0 and row["block_pass_ms"] > 0
     plain, *drafted = rows
     assert plain["nfe"] == plain["base_nfe"] == sum(plain["steps_by_block"])
-    assert plain["pass_ratio"] is None and plain["accepted_depth"] == 0
+    assert plain["pass_ratio"] is None and plain["accepted_depth"] is None
     for row in drafted:
         assert row["steps_by_block"] == plain["steps_by_block"]
         assert row["below_break_even"] == (row["pass_ratio"] < row["nfe_reduction"])
@@ -122,7 +122,7 @@ def response(passes, steps, tokens=(1, 2)):
 def test_figures_by_hand():
     ours = [response((2, 3), (4, 4)), response((4,), (4,), (1,))]
     base = [response((4, 4), (4, 4)), response((4,), (4,), (2,))]
-    got = summarise_passes(ours, base)
+    got = summarise_passes(ours, base, drafts=True)
     assert (got["nfe"], got["base_nfe"], got["filled_tokens"], got["tokens"]) == (9, 12, 12, 3)
     assert got["nfe_per_response"] == 4.5
     assert got["tokens_per_pass"] == pytest.approx(12 / 9)
@@ -133,16 +133,20 @@ def test_figures_by_hand():
     assert got["accepted_depth"] == pytest.approx(3 / 6)
     assert got["accepted_depth_by_block"] == [pytest.approx(2 / 4), pytest.approx(1 / 2)]
     assert (got["identical"], got["identical_share"]) == (1, 0.5)
-    assert summarise_passes([response((1,), (1,))], base[:1])["accepted_depth"] is None
+    first = summarise_passes([response((1,), (1,))], base[:1], drafts=True)
+    assert first["accepted_depth"] is None
+    plain = summarise_passes(ours, base, drafts=False)
+    assert plain["accepted_depth"] is None and set(plain["accepted_depth_by_block"]) == {None}
 
 
 def test_table_of_rows_without_timing():
     with pytest.raises(ValueError, match="nothing to write"):
         write_report("nowhere.json", provenance={}, results=[])
-    figures = summarise_passes([response((4,), (4,))], [response((4,), (4,))])
+    alike = [response((4,), (4,))]
+    figures = summarise_passes(alike, alike, drafts=False)
     row = {"benchmark": "gsm8k", "decoder": "plain", "turns": 1, "drafts_per_pass": 0, **figures}
     table = report_text([row])
-    assert "| gsm8k | plain | 0 | 1 | 4.0 | 1.00 | 1.00 | 0.00 | – | – | – | 100% |" in table
+    assert "| gsm8k | plain | 0 | 1 | 4.0 | 1.00 | 1.00 | – | – | – | – | 100% |" in table
     assert "Accepted depth by block:" not in table, "nothing was drafted"
 
 

@@ -85,6 +85,23 @@ def test_figures_of_drafters(page):
     assert "1.50" in found  # The tau from which drafting pays: 1.2 ms / 0.8 ms.
 
 
+def test_the_target_alone_is_compared_with_no_one(page):
+    """Its speed-up is noise, its outputs are its own, and it drafts nothing."""
+    alone = result_row(
+        "none", "gsm8k", drafter="none", verifier="none", speedup=1.9, mismatched_prompts=0,
+        accept_at=[None], reached_at=[0], accept_at_intervals=[None],
+    )  # fmt: skip
+    without, text = page(drafter_rows()), page([*drafter_rows(), alone])
+    for part in ("facts", "exactness", "speed"):
+        found = [
+            re.search(rf'<(dl|section)[^>]*(class|id)="[^"]*{part}.*?</\1>', each, re.DOTALL)
+            for each in (without, text)
+        ]
+        assert None not in found, part
+        assert "none" not in found[1].group(), part
+    assert "above 1 in 2 of 4 rows" in text and "does not pay in 2 of 4 rows" in text
+
+
 def test_figures_of_diffusion_decoders(page):
     text = page(diffusion_rows())
     assert "Fewer passes" in text and "Round by round" not in text

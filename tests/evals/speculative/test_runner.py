@@ -16,7 +16,7 @@ from jaxspec.config import (
     TargetConfig,
 )
 from jaxspec.data.examples import Example
-from jaxspec.decoding import Autoregressive
+from jaxspec.decoding import Adaptive, Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
 from jaxspec.evals.speculative.choice import Case
@@ -261,11 +261,28 @@ def test_all_kinds_of_drafters_side_by_side(folders, tmp_path):
     assert rows["autoregressive"]["tau_definitions"]["vllm"] == 3
     assert rows["none"]["tau_micro"] == 1
     assert rows["none"]["accepted_per_round"] == 0
+    assert (rows["none"]["accept_at"], rows["none"]["reached_at"]) == ([None], [0])
     assert rows["none"]["tokens"] == rows["ngram"]["tokens"]
     assert all(row["tokens_per_s"] > 0 for row in rows.values())
     assert rows["none"]["draft_ms"] == 0
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert all(kind in text for kind in ("ngram", "none", "autoregressive"))
+
+
+def test_adaptive_sizes_start_anew_with_each_benchmark(folders, tmp_path, monkeypatch):
+    begun = []
+    forget = Adaptive.forget
+    monkeypatch.setattr(
+        Adaptive, "forget", lambda self: (begun.append(self.history[-1:]), forget(self))
+    )
+    benchmarks = ("embedded/math", "embedded/code")
+    config = run_config(folders, adaptive_sizes=(1, 4), block_size=0, benchmarks=benchmarks)
+    evaluate(
+        config, workdirs=[], output=tmp_path / "r.json", kinds=["ngram"], echo=lambda line: None
+    )
+    # One is made to check the settings and one to be used; then figures and timing, twice each.
+    assert begun[:3] == [[]] * 3
+    assert len(begun) == 6 and all(begun[3:]), "there was something to forget"
 
 
 def test_kinds_of_drafters_are_checked(folders, tmp_path):

@@ -83,7 +83,7 @@ class GPT2Config:
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Dtype = "float32"
-    """What parameters are stored in."""
+    """What parameters are stored in. What is trained is kept in float32."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
@@ -163,7 +163,7 @@ class GPTNeoXConfig:
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Dtype = "float32"
-    """What parameters are stored in."""
+    """What parameters are stored in. What is trained is kept in float32."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
@@ -271,7 +271,7 @@ class DiTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What parameters and optimizer state are stored in."""
+    """What parameters are stored in. What is trained is kept in float32."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False
@@ -368,7 +368,7 @@ class DrafterConfig:
     dtype: Dtype = "float32"
     """What matrix products compute in."""
     param_dtype: Dtype = "float32"
-    """What parameters and optimizer state are stored in."""
+    """What parameters are stored in. What is trained is kept in float32."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False

@@ -250,7 +250,7 @@ class TransformerConfig:
     dtype: Dtype = "float32"
     """What matrix products compute in; parameters stay in `param_dtype`."""
     param_dtype: Dtype = "float32"
-    """What parameters and optimizer state are stored in."""
+    """What parameters are stored in. What is trained is kept in float32."""
     unroll_layers: bool = False
     """Unroll the scan over layers: faster on a CPU, slower to compile."""
     remat: bool = False

@@ -101,6 +101,8 @@ class Pipeline:
         self.notes = tuple(notes)
         self._local = batch_size // process_count
         self._first = process_index * self._local
+        self._shift = 0
+        """Rows read before this batch size, less those that it would have read in as many steps."""
         # grain's seeds have 32 bits. Only row numbers are shuffled, which also serve to look up
         # names: the rows themselves are built only in the process that reads them.
         self._order = grain.MapDataset.range(len(rows)).shuffle(seed=seed % 2**32).repeat()
@@ -115,6 +117,14 @@ class Pipeline:
         """Number of steps in which every row is read once."""
         return len(self.rows) / self.batch_size
 
+    def rows_before(self, step: int) -> int:
+        """The number of rows that are read before a step."""
+        return step * self.batch_size + self._shift
+
+    def epochs_at(self, step: int) -> float:
+        """How often every row has been read before a step."""
+        return self.rows_before(step) / len(self.rows)
+
     @property
     def local_rows(self) -> NDArray[np.int32]:
         """The rows that this process reads, by their numbers in the global batch."""
@@ -122,7 +132,7 @@ class Pipeline:
 
     def row_numbers(self, step: int) -> list[int]:
         """Numbers of the packed rows in the whole batch of a step."""
-        start = step * self.batch_size
+        start = self.rows_before(step)
         return [int(self._order[index]) for index in range(start, start + self.batch_size)]
 
     def example_ids(self, step: int) -> list[tuple[str, ...]]:
@@ -145,10 +155,14 @@ class Pipeline:
 
     def get_state(self) -> dict[str, Any]:
         """The position, in a form that JSON can hold; the same on every process."""
-        return {"step": self.step, "fingerprint": self.fingerprint}
+        rows = self.rows_before(self.step)
+        return {"step": self.step, "rows": rows, "fingerprint": self.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a saved position; the number of processes may have changed since then.
+
+        Without a fingerprint, the data may be other ones. They are read from the row at which the
+        saved position was: with another batch size, no row is read twice or left out.
 
         Raises:
           ValueError: not a position, or a position in other data.
@@ -166,6 +180,7 @@ class Pipeline:
                 "saved it, or another --workdir."
             )
         self.step = step
+        self._shift = state.get("rows", step * self.batch_size) - step * self.batch_size
 
 
 def make_pipeline(

@@ -324,7 +324,6 @@ def _loop(
                 steps=settings.steps,
                 first_step=start.step,
                 title=run.task.title,
-                steps_per_epoch=pipeline.steps_per_epoch,
                 is_silent=not is_first,
             )
         )
@@ -371,7 +370,7 @@ def _loop(
                 seconds_per_step = clock.seconds_per_step(done)
                 extra: dict[str, Any] = {
                     "learning_rate": float(rates[index]),
-                    "epoch": done / pipeline.steps_per_epoch,
+                    "epoch": pipeline.epochs_at(done),
                     "tokens_per_s": clock.tokens_per_s,
                     "seconds_per_step": seconds_per_step,
                     "memory_bytes": memory_used(),

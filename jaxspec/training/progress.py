@@ -1,8 +1,8 @@
 """What a run says while it trains: a bar on a terminal, plain lines elsewhere.
 
->>> with Reporter(steps=10, first_step=0, title="drafter", steps_per_epoch=4.0) as reporter:
-...     reporter.update({"step": 5, "loss": 1.5, "tokens_per_s": 100.0}, seconds_per_step=0.5)
-... # doctest: +SKIP
+>>> row = {"step": 5, "epoch": 1.25, "loss": 1.5, "tokens_per_s": 100.0}
+>>> with Reporter(steps=10, first_step=0, title="drafter") as reporter:        # doctest: +SKIP
+...     reporter.update(row, seconds_per_step=0.5)
 step 5/10  epoch 1.25  loss 1.500  100 tokens/s  0.50 s/step  1.2 GiB  3 s left
 """
 
@@ -51,7 +51,6 @@ class Reporter:
       steps: length of the run.
       first_step: steps already taken.
       title: shown before the bar.
-      steps_per_epoch: steps in which every row is read once.
       is_silent: show nothing, as all processes but the first do.
     """
 
@@ -61,12 +60,11 @@ class Reporter:
         steps: int,
         first_step: int,
         title: str,
-        steps_per_epoch: float,
         is_silent: bool = False,
     ) -> None:
         console = Console(quiet=is_silent)
         self._is_silent = is_silent
-        self._steps, self._first, self._per_epoch = steps, first_step, steps_per_epoch
+        self._steps, self._first = steps, first_step
         self._started = time.monotonic()
         self._bar: BarWithLines | None = None
         if console.is_terminal:
@@ -112,7 +110,7 @@ class Reporter:
     def update(self, row: dict[str, Any], *, seconds_per_step: float) -> None:
         """Shows one line of metrics."""
         step = row["step"]
-        measured = [f"epoch {step / self._per_epoch:.2f}"]
+        measured = [f"epoch {row['epoch']:.2f}"]
         measured.append(f"loss {row['loss']:.3f}" if row.get("loss") is not None else "loss nan")
         if row.get("accepted") is not None:
             measured.append(f"simulated tau {1 + row['accepted']:.2f}")

@@ -59,9 +59,10 @@ class Start:
         is_new_segment = len(record.get("segments", ())) > len(
             (progress.get("record") or {}).get("segments", ())
         )
-        position = progress["loader"]
-        if is_new_segment:  # It may read other data.
-            position = {"step": position["step"]}
+        position, window = progress["loader"], progress["window"]
+        if is_new_segment:  # It may read other data, and measure something else.
+            rows = position.get("rows", step * _batch_size(progress, pipeline.batch_size))
+            position, window = {"step": position["step"], "rows": rows}, {}
         pipeline.set_state(position)
         if step < steps:
             print(f"Continuing from step {step} in {workdir}.", flush=True)
@@ -74,5 +75,11 @@ class Start:
             # With other settings, those may well be the reason.
             may_be_damaged=not is_new_segment,
             is_new_segment=is_new_segment,
-            window={name: (value, count) for name, (value, count) in progress["window"].items()},
+            window={name: (value, count) for name, (value, count) in window.items()},
         )
+
+
+def _batch_size(progress: dict[str, Any], default: int) -> int:
+    """The rows of a step before a checkpoint; some older ones do not say it."""
+    config = (progress.get("record") or {}).get("config") or {}
+    return int(config.get("data", {}).get("batch_size", default))

@@ -106,6 +106,27 @@ def test_the_state_is_small_json_and_restores_on_another_number_of_processes(ste
     assert reader.get_state()["step"] == 12
 
 
+@pytest.mark.parametrize("batch_size", [2, 5, 12])
+def test_another_batch_size_goes_on_with_the_next_row(tokenizer, batch_size):
+    """As long as the data are the same; the state of a run with other settings has no name."""
+    before = make_pipeline(DATA, tokenizer)
+    read = [number for step in range(7) for number in before.row_numbers(step)]
+    for _ in range(7):
+        next(before)
+    state = {name: value for name, value in before.get_state().items() if name != "fingerprint"}
+    after = make_pipeline(dataclasses.replace(DATA, batch_size=batch_size), tokenizer)
+    after.set_state(state)
+    assert after.epochs_at(7) == before.epochs_at(7)
+    read += [number for step in range(7, 12) for number in after.row_numbers(step)]
+    endless = [int(before._order[place]) for place in range(len(read))]
+    assert read == endless
+    for _ in range(3):
+        next(after)
+    again = make_pipeline(dataclasses.replace(DATA, batch_size=batch_size), tokenizer)
+    again.set_state(after.get_state())
+    assert again.row_numbers(10) == after.row_numbers(10)
+
+
 def test_a_state_of_other_data_is_refused(tokenizer):
     state = make_pipeline(DATA, tokenizer).get_state()
     other = make_pipeline(dataclasses.replace(DATA, seed=5), tokenizer)

@@ -13,13 +13,13 @@ from jaxspec.training.progress import FirstSteps, Reporter
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    with Reporter(steps=10, first_step=4, title="demo", steps_per_epoch=4.0) as reporter:
+    with Reporter(steps=10, first_step=4, title="demo") as reporter:
         with reporter.compiling():
             pass
-        row = {"step": 6, "loss": 1.5, "accepted": 2.25, "tokens_per_s": 1234.0}
+        row = {"step": 6, "epoch": 1.5, "loss": 1.5, "accepted": 2.25, "tokens_per_s": 1234.0}
         reporter.update({**row, "validation_tau": 3.5}, seconds_per_step=0.25)
         reporter.update(
-            {"step": 7, "loss": None, "tokens_per_s": 1.0, "validation_loss": 2.0},
+            {"step": 7, "epoch": 1.75, "loss": None, "tokens_per_s": 1.0, "validation_loss": 2.0},
             seconds_per_step=0.25,
         )
     compiling, first, second = capsys.readouterr().out.splitlines()
@@ -33,7 +33,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_other_processes_are_silent(capsys):
-    options = {"first_step": 0, "title": "demo", "steps_per_epoch": 4.0, "is_silent": True}
+    options = {"first_step": 0, "title": "demo", "is_silent": True}
     with Reporter(steps=10, **options) as reporter, reporter.compiling():
         reporter.say("hello")
     assert capsys.readouterr().out == ""
@@ -51,14 +51,17 @@ def terminal(monkeypatch):
 def test_titles_are_text(terminal):
     """A loss label holds names of a user's own terms."""
     title = "drafter (a\x1b[2J[red]b [/])\n"
-    with Reporter(steps=10, first_step=0, title=title, steps_per_epoch=4.0):
+    with Reporter(steps=10, first_step=0, title=title):
         pass
     assert r"drafter (a\x1b[2J[red]b [/])\n" in terminal.getvalue()
 
 
 def test_the_bar_and_its_numbers_fit_into_80_columns(terminal):
-    title, row = "drafter (full)", {"step": 125_000, "loss": 12.345, "accepted": 2.25}
-    with Reporter(steps=1_000_000, first_step=0, title=title, steps_per_epoch=40_000.0) as reporter:
+    title, row = (
+        "drafter (full)",
+        {"step": 125_000, "epoch": 3.125, "loss": 12.345, "accepted": 2.25},
+    )
+    with Reporter(steps=1_000_000, first_step=0, title=title) as reporter:
         with reporter.compiling():
             assert "compiling the step" in terminal.getvalue()
         reporter.update({**row, "tokens_per_s": 123_456.0}, seconds_per_step=0.012)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -21,6 +22,7 @@ from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.training.loop import train
 from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.start import Start
 from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.registry import task_of
 from tests.training import runs
@@ -151,6 +153,28 @@ def test_another_architecture_is_one_message_and_status_2(config_file, copy_of_r
     assert "params/layers/attention/q/kernel: got [1, 16, 16], expected [2, 16, 16]" in error
     assert "Traceback" not in error
     assert runs.contents(workdir) == before
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_line_of_metrics_is_of_one_segment(tmp_path, is_new):
+    """A run that was told to stop saves the steps of an unfinished line."""
+    positions = []
+    config = {"data": {"batch_size": 8}}
+    progress = {
+        "loader": {"step": 3, "fingerprint": "a"},
+        "record": {"config": config, "segments": [{}]},
+        "window": {"loss": [6.0, 3.0]},
+    }
+    start = Start.at_checkpoint(
+        (3, None, progress),
+        lambda step, saved: {"config": config, "segments": [{}] * (1 + is_new)},
+        pipeline=SimpleNamespace(set_state=positions.append, batch_size=4),
+        steps=9,
+        workdir=tmp_path,
+    )
+    assert start.window == ({} if is_new else {"loss": (6.0, 3.0)})
+    # Data are read on from the same row, 24, also with another batch size.
+    assert positions == [{"step": 3, "rows": 24} if is_new else progress["loader"]]
 
 
 def test_damage_that_shows_only_in_the_next_step_falls_back(

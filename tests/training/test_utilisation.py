@@ -24,7 +24,7 @@ def test_a_step_at_a_share_of_the_peak(kind, devices, seconds, expected, monkeyp
 
 
 def test_it_is_shown(capsys):
-    with Reporter(steps=9, first_step=0, title="demo", steps_per_epoch=4.0) as reporter:
-        row = {"step": 1, "loss": 1.5, "tokens_per_s": 1.0, "mfu": 0.412}
+    with Reporter(steps=9, first_step=0, title="demo") as reporter:
+        row = {"step": 1, "epoch": 0.25, "loss": 1.5, "tokens_per_s": 1.0, "mfu": 0.412}
         reporter.update(row, seconds_per_step=0.25)
     assert "0.25 s/step  41% of the peak" in capsys.readouterr().out

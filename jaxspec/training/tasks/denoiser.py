@@ -31,6 +31,7 @@ from jaxspec.models.registry import make_denoiser
 from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from jaxspec.training.tasks.shapes import in_float32
 from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
@@ -141,9 +142,6 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
     if source is not None:
         given = keep_layers(read_denoiser(source), settings.num_layers)
         given = dataclasses.replace(given, unroll_layers=settings.unroll_layers)
-        if not settings.lora_rank:
-            # What is trained is float32, however it was stored: a small step would be rounded away.
-            given = dataclasses.replace(given, param_dtype="float32")
         if asked is not None:
             _check_architecture(asked, given, source)
             given = dataclasses.replace(given, **{name: getattr(asked, name) for name in _RUNTIME})
@@ -152,6 +150,8 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
             "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
             "denoiser.path (weights to start from)."
         )
+    if not settings.lora_rank:  # Only the updates are trained, and they are float32.
+        given = in_float32(given)
     if settings.context is not None:
         changes: dict[str, Any] = {"context": settings.context}
         if isinstance(given, MaskedTransformerConfig):

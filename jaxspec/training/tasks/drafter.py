@@ -62,6 +62,12 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         mask_token_id = tokenizer.mask_id
     source = exported_weights(user_path(config.drafter.path)) if config.drafter.path else None
     given = config.drafter if source is None else _imported(config.drafter, source, architecture)
+    if given.param_dtype != "float32":
+        raise ValueError(
+            f"drafter.param_dtype is {given.param_dtype!r}, but what is trained is kept in "
+            "float32: in bfloat16, small updates would be rounded away. Leave it out. To compute "
+            "in bfloat16, set drafter.dtype; to export it, training.export_dtype."
+        )
     drafter_config = resolve_config(given, target=architecture, mask_token_id=mask_token_id)
     check_chunks(drafter_config.chunk_blocks, blocks=config.data.anchors)
     target = make_model(architecture)

@@ -1,14 +1,27 @@
-"""The shape of a target that lies in a folder, beside the one that a run asks for."""
+"""Shapes of what is trained, and of a target in a folder beside the one that a run asks for."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from jaxspec.config import LanguageModelConfig
 
 COMPUTED = ("dtype", "param_dtype", "unroll_layers", "remat", "attention")
 """How a model is computed, which target.architecture says for a target in a folder too."""
+
+
+ShapeT = TypeVar("ShapeT")
+"""A configuration with a `param_dtype`."""
+
+
+def in_float32(shape: ShapeT) -> ShapeT:
+    """The shape of what is trained: its parameters, and with them Adam's averages, are float32.
+
+    In bfloat16, a step of less than 0.4% of a weight is rounded away, and b2 = 0.999 becomes 1.
+    """
+    return dataclasses.replace(shape, param_dtype="float32")  # type: ignore[type-var]
 
 
 def check_architecture(

@@ -23,7 +23,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.objectives import TargetObjective
-from jaxspec.training.tasks.shapes import COMPUTED, check_architecture
+from jaxspec.training.tasks.shapes import COMPUTED, check_architecture, in_float32
 from jaxspec.training.tasks.task import (
     Save,
     Task,
@@ -53,6 +53,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         check_vocabulary(tokenizer, architecture)
         if config.training.export:
             target_family(architecture)
+    architecture = in_float32(architecture)
     model = make_model(architecture)
 
     def load_initial(shardings: Any) -> Any:
@@ -90,7 +91,7 @@ def open_tokenizer(config: RunConfig, *, workdir: Path) -> Tokenizer:
         )
     choice = config.data.tokenizer or (source or "embedded")
     if choice != "train":
-        return Tokenizer.load(choice)
+        return Tokenizer.load(choice, template_options=config.target.template_options)
     kept = kept_tokenizer(workdir)
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.load(kept)
@@ -132,7 +133,7 @@ def _architecture(config: RunConfig) -> LanguageModelConfig:
         computed: dict[str, Any] = {name: getattr(config.target, name) for name in _OF_TARGET}
         if asked is not None:
             computed = {name: getattr(asked, name) for name in COMPUTED}
-        return dataclasses.replace(found, **{"param_dtype": "float32", **computed})
+        return dataclasses.replace(found, **computed)
     if asked is None:
         raise ValueError(
             "Training a target needs target.architecture (its sizes, to train from scratch) or "

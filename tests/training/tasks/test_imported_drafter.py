@@ -50,6 +50,12 @@ def from_it(config: RunConfig, folder: Path, **groups) -> RunConfig:
     return changed(own, **groups)
 
 
+def test_drafters_are_not_trained_in_bfloat16(run_config):
+    config = changed(run_config, drafter={"param_dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=r"param_dtype is 'bfloat16', but .* set drafter\.dtype"):
+        task_of(config).build(config, tokenizer=Tokenizer.load("embedded"))
+
+
 @pytest.mark.parametrize("form", ["zlab", "speculators"])
 def test_shape_and_weights_are_the_drafters(first, tmp_path, form):
     config, workdir = first

@@ -95,6 +95,27 @@ def test_a_target_is_trained_further(target_from_scratch, tmp_path):
             train(dataclasses.replace(further, **changes), workdir=tmp_path / "refused")
 
 
+def test_the_template_has_the_runs_options(target_from_scratch, tmp_path):
+    """Evaluation and regeneration give them too."""
+    target = TargetConfig(path="embedded", enable_thinking=False)
+    data = dataclasses.replace(target_from_scratch.data, tokenizer="")
+    config = dataclasses.replace(target_from_scratch, target=target, data=data)
+    tokenizer = TARGET.open_tokenizer(config, workdir=tmp_path)
+    assert tokenizer.template_options == target.template_options == {"enable_thinking": False}
+
+
+def test_what_is_trained_is_float32_whatever_the_architecture_says(target_from_scratch):
+    """As in the configurations of released models, whose weights are bfloat16."""
+    stored = dataclasses.replace(runs.ARCHITECTURE, param_dtype="bfloat16")
+    for tokenizer in (None, Tokenizer.load("embedded")):
+        task = TARGET.build(
+            dataclasses.replace(target_from_scratch, target=TargetConfig("", architecture=stored)),
+            tokenizer=tokenizer,
+        )
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}
+
+
 def check_export_of_the_checkpoint(workdir, output):
     """With the tokenizer that the run trained, which is read and never trained again."""
     call = command.ExportCommand(

@@ -10,7 +10,7 @@ Of any other source, `data.validation` says which share is held out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxspec.config import DataConfig
 from jaxspec.data import sources
@@ -36,12 +36,12 @@ def training_examples(data: DataConfig) -> Sequence[Example]:
             "learned a test or validation split cannot be measured on it. If your training split "
             "has another name, import it: jaxspec import-data FOLDER --split NAME."
         )
-    is_held_out = _held_out(data)
+    held_out = _held_out_prompts(data)
     parts: list[Sequence[Example]] = []
     for name in data.sources:
         found = sources.load_examples(name, split=data.split, data=data)
-        if is_held_out:
-            found = ChosenExamples(found, [not is_held_out(example) for example in found])
+        if held_out:
+            found = ChosenExamples(found, [prompt_hash(each) not in held_out for each in found])
         parts.append(found)
     return parts[0] if len(parts) == 1 else JoinedExamples(parts)
 
@@ -52,32 +52,26 @@ def validation_examples(data: DataConfig) -> list[Example]:
     Raises:
       ValueError: an unknown source or split, or missing files.
     """
-    examples: list[Example] = []
-    for name in data.sources:
-        if _is_divided(name):
-            examples.extend(sources.load_examples(name, split=_VALIDATION, data=data))
-        elif data.validation:
-            found = sources.load_examples(name, split=data.split, data=data)
-            examples.extend(each for each in found if is_validation(each, data.validation))
-    return examples
+    return [example for name in data.sources for example in _held_out_of(name, data)]
 
 
-def _held_out(data: DataConfig) -> Callable[[Example], bool] | None:
-    """Whether an example is held out of any source; None: no source has to be searched for it."""
-    divided = [name for name in data.sources if _is_divided(name)]
-    share = data.validation if len(divided) < len(data.sources) else 0.0
-    if not share and len(data.sources) == 1:
-        return None  # It is divided already, or nothing is held out.
-    hashes = {
-        prompt_hash(example)
-        for name in divided
-        for example in sources.load_examples(name, split=_VALIDATION, data=data)
-    }
-    if not share and not hashes:
-        return None
-    if not hashes:
-        return lambda example: is_validation(example, share)
-    return lambda example: is_validation(example, share) or prompt_hash(example) in hashes
+def _held_out_of(name: str, data: DataConfig) -> Iterable[Example]:
+    """What is held out of one source."""
+    if _is_divided(name):
+        return sources.load_examples(name, split=_VALIDATION, data=data)
+    if not data.validation:
+        return ()
+    found = sources.load_examples(name, split=data.split, data=data)
+    return (example for example in found if is_validation(example, data.validation))
+
+
+def _held_out_prompts(data: DataConfig) -> frozenset[int]:
+    """Hashes of the prompts that are held out of any source; none has to be searched if empty."""
+    if len(data.sources) == 1 and _is_divided(data.sources[0]):
+        return frozenset()
+    return frozenset(
+        prompt_hash(example) for name in data.sources for example in _held_out_of(name, data)
+    )
 
 
 def _is_divided(name: str) -> bool:

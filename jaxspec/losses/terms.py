@@ -167,7 +167,8 @@ def objective_term(objective: Objective, *, normalize: str) -> Term:
 
     return Term(
         function,
-        counts_follow_predictions=objective.counts_follow_predictions,
+        # The number of blocks with a counted slot is that of the masks, whichever slots these are.
+        counts_follow_predictions=objective.counts_follow_predictions and normalize != "block",
         needs_target_rows=objective.needs_target_rows,
     )
 

@@ -24,6 +24,8 @@ from jaxspec.training.objectives import Batch, Metrics, Objective, Terms
 
 ADAPTED = "kernel"
 """Name of the matrices under "layers" that get updates."""
+LOW_RANK = ("a", "b")
+"""Names of the two factors of an update."""
 
 
 def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
                 f"({inputs} x {outputs}): got {rank}."
             )
         a_LDW = jax.random.normal(jax.random.fold_in(key, index), (layers, inputs, rank))
-        updates[path] = {"a": a_LDW * rank**-0.5, "b": jnp.zeros((layers, rank, outputs))}
+        b_LWO = jnp.zeros((layers, rank, outputs))
+        updates[path] = dict(zip(LOW_RANK, (a_LDW * rank**-0.5, b_LWO), strict=True))
     if not updates:
         raise ValueError("LoRA found no matrices under 'layers' to adapt.")
     return updates

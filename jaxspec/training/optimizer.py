@@ -26,6 +26,7 @@ import optax
 import optax.contrib
 
 from jaxspec.config import OptimizerConfig
+from jaxspec.training.lora import LOW_RANK
 
 _ADAM_RMS = 0.2
 """Root mean square of AdamW's updates, as arXiv 2502.16982 measured it (sec. 2.2)."""
@@ -109,7 +110,8 @@ def _muon_axes(params: Any) -> Any:
 
     def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         names = [entry.key for entry in path]
-        if names[-1] != "kernel" or set(names) & set(_ENDS) or leaf.ndim < 2:
+        is_inner = names[-1] == "kernel" or names[-1] in LOW_RANK
+        if not is_inner or set(names) & set(_ENDS) or leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
@@ -117,7 +119,6 @@ def _muon_axes(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """True at kernels and embeddings, False at norm scales and biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "embedding"), params
-    )
+    """True at kernels, embeddings and updates of low rank, False at norm scales and biases."""
+    names = ("kernel", "embedding", *LOW_RANK)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)

@@ -76,6 +76,14 @@ def test_what_one_source_holds_out_no_other_teaches(tmp_path, share):
         prompts = {example.turns[0] for example in learned}
         assert prompts and not prompts & {example.turns[0] for example in measured}
         assert list(learned) == [learned[place] for place in range(len(learned))] == learned[:]
+        # Nothing is lost: what is not learned is measured.
+        both = prompts | {example.turns[0] for example in measured}
+        assert both == {example.turns[0] for example in everything}
+    other = DataConfig(
+        sources=(str(divided), "embedded/math"), embedded_examples=90, validation=share
+    )
+    own = [each for each in training_examples(other) if each.source == "own"]
+    assert own == rest, "all of the divided folder's training part"
 
 
 @pytest.mark.parametrize("split", ["test", "validation", "train_sft"])

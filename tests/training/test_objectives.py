@@ -146,11 +146,17 @@ def test_counts_are_those_of_the_terms(terms):
         assert float(count) == float(terms[name][1]) > 0
 
 
+@pytest.mark.parametrize("normalize", ["block", "weight"])
 @pytest.mark.parametrize("name", ["d_pace", "lk", "tv", "forward_kl", "streak", "spec_auf"])
-def test_counts_of_every_objective(name):
-    objective = tiny.objective(LossConfig(objective=name))
-    expected = {"chain_reward"} if name == "spec_auf" else {name, "chain_reward"}
-    assert set(objective.counts(tiny.batch(), KEY, WEIGHTS)) == expected
+def test_counts_of_every_objective(params, name, normalize):
+    """Spec-AUF's slots follow from what is predicted, but not which blocks have one."""
+    objective = tiny.objective(LossConfig(objective=name, normalize=normalize))
+    counts = objective.counts(tiny.batch(), KEY, WEIGHTS)
+    is_predicted = (name, normalize) == ("spec_auf", "weight")
+    assert set(counts) == {"chain_reward"} | (set() if is_predicted else {name})
+    terms, _ = jax.jit(objective)(*params, tiny.batch(), KEY, WEIGHTS)
+    for term, count in counts.items():
+        assert float(count) == float(terms[term][1]) > 0
 
 
 def test_only_the_check_imports_a_term():

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxspec.config import OptimizerConfig
+from jaxspec.training.lora import init_updates
 from jaxspec.training.optimizer import make_optimizer
 
 
@@ -120,3 +121,24 @@ def test_muon_decays_matrices_only():
     norm = params["layers"]["norm"]
     params["layers"]["norm"] = {"scale": jnp.zeros_like(norm["scale"])}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.1 * b, atol=1e-5), difference, params)
+
+
+def test_updates_of_low_rank_are_matrices_too():
+    """They decay, and Muon makes each factor's update orthogonal."""
+    base = {"layers": {"up": {"kernel": jnp.ones((2, 8, 16))}}}
+    params = init_updates(jax.random.key(0), base, rank=2)
+    gradients = jax.tree.map(lambda leaf: jnp.ones_like(leaf).at[..., 0].set(3.0), params)
+
+    def updates(**settings):
+        transform, _ = make_optimizer(OptimizerConfig(**settings), steps=10)
+        return transform.update(gradients, transform.init(params), params)[0]["layers/up/kernel"]
+
+    plain, decayed = updates(weight_decay=0.0), updates(weight_decay=0.5)
+    np.testing.assert_allclose(
+        decayed["a"] - plain["a"], 0.5 * params["layers/up/kernel"]["a"], rtol=1e-5, atol=1e-6
+    )
+    for factor in updates(name="muon", weight_decay=0.0).values():
+        sizes = jnp.linalg.svd(factor, compute_uv=False)
+        # The gradient has rank 1.
+        assert (sizes[:, 1] < 1e-3 * sizes[:, 0]).all()
+        assert not np.allclose(np.abs(factor), np.abs(factor).max()), "Adam's would be signs"

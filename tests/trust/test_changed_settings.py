@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from safetensors import safe_open
 
 import train as program
 from jaxspec.cli.configuration import run_as_command
@@ -109,9 +110,20 @@ def test_the_same_weights_elsewhere_are_welcome(copy_of_run, run_config, config_
 def test_what_may_change_changes_nothing_of_a_finished_run(copy_of_run, config_file):
     workdir = copy_of_run()
     contents = runs.contents(workdir)
-    changes = [word for setting, value in FREE.items() for word in (setting, *value)]
+    export_dtype = "--training.export_dtype"
+    free = {setting: value for setting, value in FREE.items() if setting != export_dtype}
+    changes = [word for setting, value in free.items() for word in (setting, *value)]
     assert start(config_file, workdir, *changes) == 0
     assert runs.contents(workdir) == contents
+    # Except that the weights are written anew, in the type that is asked for, once.
+    written = []
+    for _ in range(2):
+        assert start(config_file, workdir, export_dtype, "bfloat16") == 0
+        file = workdir / "export" / "model.safetensors"
+        with safe_open(file, "np") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+        written.append(file.stat().st_ino)
+    assert written[0] == written[1]
 
 
 def test_a_run_without_its_checkpoints_is_trained_and_exported_anew(copy_of_run, config_file):

@@ -152,6 +152,13 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
         )
     if not settings.lora_rank:  # Only the updates are trained, and they are float32.
         given = in_float32(given)
+    own = getattr(given, "block_length", 0)
+    if settings.context is None and own and own != settings.block_size:
+        raise ValueError(
+            f"The model in {source} reads blocks of {own} tokens, but denoiser.block_size is "
+            f"{settings.block_size}: set it to {own}, or name denoiser.context 'block_causal' to "
+            "train with other blocks."
+        )
     if settings.context is not None:
         changes: dict[str, Any] = {"context": settings.context}
         if isinstance(given, MaskedTransformerConfig):

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -168,7 +169,13 @@ class PreparedTask:
             found = read_object(workdir / "export" / "provenance.json")
         except ValueError:
             return False
-        return all(found.get(key) == record[key] for key in ("time", "step"))
+        wanted = {"time": record["time"], "step": record["step"], **self._export_settings}
+        return all(found.get(name, "") == value for name, value in wanted.items())
+
+    @property
+    def _export_settings(self) -> dict[str, str]:
+        """Recorded with the export: those of the run's record are the ones it began with."""
+        return {"export_dtype": self.task.config.training.export_dtype}
 
     def export(self, params: Any, frozen: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
         """Writes what was trained to WORKDIR/export, with the run's record and some drafts."""
@@ -181,7 +188,7 @@ class PreparedTask:
             whole,
             tokenizer=self.tokenizer,
             dtype=config.training.export_dtype or None,
-            provenance={**record, **drafts},
+            provenance={**record, **drafts, **self._export_settings},
         )
         print(f"{self.kind.name.capitalize()} written to {folder}", flush=True)
 
@@ -249,7 +256,8 @@ def steps_of(config: RunConfig, *, rows: int) -> int:
     epochs = config.training.epochs
     if not epochs:
         return config.training.steps
-    steps = max(1, math.ceil(epochs * rows / config.data.batch_size))
+    # As typed: 1.1 * 100 / 10 is a little more than 11 in floating point.
+    steps = max(1, math.ceil(Fraction(str(epochs)) * rows / config.data.batch_size))
     if steps > MOST_STEPS:
         raise ValueError(
             f"training.epochs is {epochs:g}, which is {steps:,} steps of {rows:,} rows: expected "

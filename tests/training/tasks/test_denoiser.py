@@ -217,6 +217,24 @@ def test_sdar_folders_are_block_causal(adapted, tmp_path):
         assert is_diffusion_target(TargetConfig(path=str(folder)))
 
 
+@pytest.mark.parametrize(("context", "size", "block"), [(None, 4, 4), ("block_causal", 8, 8)])
+def test_blocks_of_block_causal_weights_are_as_asked(
+    adapted, run_config, tmp_path, context, size, block
+):
+    document = json.loads((adapted / "export" / "config.json").read_text())
+    del document["denoiser"]
+    document |= {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "mask_token_id": MASK}
+    folder = shutil.copytree(adapted / "export", tmp_path / "sdar")
+    (folder / "config.json").write_text(json.dumps(document))
+    settings = DenoiserConfig(path=str(folder), context=context, objective="llada", block_size=size)
+    data = dataclasses.replace(run_config.data, packing=False)
+    config = dataclasses.replace(changed(run_config, settings), data=data)
+    assert build(config).objective.model.config.block_length == block
+    other = dataclasses.replace(settings, context=None, block_size=16)
+    with pytest.raises(ValueError, match=r"blocks of 4 tokens, but denoiser\.block_size is 16"):
+        build(dataclasses.replace(config, denoiser=other))
+
+
 def test_a_run_goes_on_where_it_stopped(from_scratch, adapted, run_config, tmp_path):
     """A checkpoint wins over the weights that the run had started from."""
     settings = DenoiserConfig(

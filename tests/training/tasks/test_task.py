@@ -9,8 +9,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxspec.config import DenoiserConfig, DiTConfig, RunConfig, TargetConfig
+from jaxspec.config import (
+    DataConfig,
+    DenoiserConfig,
+    DiTConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+)
 from jaxspec.training.tasks.registry import task_of
+from jaxspec.training.tasks.task import steps_of
 from tests.training import runs
 
 PACKAGE = Path(__file__).parents[3] / "jaxspec"
@@ -34,6 +42,15 @@ def test_shapes_need_no_weights_tokenizer_or_data(name):
     assert trained and all(leaf.dtype == "float32" for leaf in trained)
     assert bool(task.frozen_shapes) == (name == "drafter")
     assert task.title.startswith(name)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 11), (1.0, 10), (1.01, 11), (0.3, 3)])
+def test_epochs_are_steps_as_typed(epochs, steps):
+    """1.1 * 100 / 10 is 11.000000000000002 in floating point."""
+    config = RunConfig(
+        data=DataConfig(batch_size=10), training=TrainingConfig(task="drafter", epochs=epochs)
+    )
+    assert steps_of(config, rows=100) == steps
 
 
 def test_an_unknown_kind_is_refused():

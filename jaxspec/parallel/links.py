@@ -28,6 +28,9 @@ from jaxspec.interruption import PROCESS_LOST, STALLED
 
 _GREETING = "jaxspec"
 _RETRY_S, _REPLY_S = 0.25, 5.0
+_OTHERS_S = 30.0
+"""How long something else may answer at process 0's address, such as jax's service of a run that is
+just ending: processes that are started again at once come before it is gone."""
 _LONGEST_LINE = 1 << 18
 _AGAIN = "Start the same command again on all hosts; a run continues from its last checkpoint."
 _GRACE_S = 3.0
@@ -113,7 +116,9 @@ class Links:
 
     def _read(self, peer: int) -> None:
         """Reads what a peer sends until it is done or gone."""
-        with contextlib.suppress(OSError), self._peers[peer].makefile("rb") as lines:
+        # A peer that is killed while it sends leaves half a line, which is not JSON.
+        lost = (OSError, ValueError)
+        with contextlib.suppress(*lost), self._peers[peer].makefile("rb") as lines:
             for line in lines:
                 message = json.loads(line)
                 if "done" in message:
@@ -159,6 +164,10 @@ def dump_stacks(index: int) -> None:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())
+
+
+class _OtherService(ValueError):
+    """What answers is not process 0."""
 
 
 def call_roll(address: str, *, count: int, index: int, limit_s: float) -> Links:
@@ -223,6 +232,9 @@ def _await_all(host: str, port: int, *, count: int, until: float, limit_s: float
                     continue
                 stack.callback(connection.close)
                 other, named = int(said["index"]), str(said["host"])
+                if other in peers and _has_ended(peers[other]):
+                    hosts.pop(other)  # It was started again.
+                    peers.pop(other).close()
                 problem = _misfit(other, named, int(said["count"]), hosts=hosts, count=count)
                 if problem:
                     _tell(connection, {"refused": problem})
@@ -252,13 +264,39 @@ def _misfit(other: int, named: str, said: int, *, hosts: Mapping[int, str], coun
     return ""
 
 
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether the other side of a connection is gone."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def _tell(connection: socket.socket, message: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _join(host: str, port: int, *, count: int, index: int, until: float, limit_s: float) -> Links:
-    """Any other process: finds process 0 and waits for its answer."""
+    """Any other process: finds process 0 and waits for its answer.
+
+    At first, the port may still be that of a run that has just ended: see `_OTHERS_S`.
+    """
+    others_until = min(until, time.monotonic() + _OTHERS_S)
+    while True:
+        try:
+            return _join_once(host, port, count=count, index=index, until=until, limit_s=limit_s)
+        except _OtherService:
+            if time.monotonic() > others_until:
+                raise
+            time.sleep(_RETRY_S)
+
+
+def _join_once(
+    host: str, port: int, *, count: int, index: int, until: float, limit_s: float
+) -> Links:
     connection = None
     while connection is None:
         try:
@@ -278,7 +316,7 @@ def _join(host: str, port: int, *, count: int, index: int, until: float, limit_s
         # Process 0 may have started later, and waits as long for the others.
         said = _receive(connection, timeout_s=limit_s + _REPLY_S)
         if not isinstance(said, dict) or not {"hosts", "refused"} & said.keys():
-            raise ValueError(
+            raise _OtherService(
                 f"What answers process {index} at {host}:{port} is not process 0 of this run, or "
                 "it has ended: check --coordinator, and the messages of process 0."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -75,7 +76,8 @@ def test_a_host_that_nobody_knows():
         call_roll("no-such-host.invalid:8476", index=1, count=2, limit_s=0.1)
 
 
-def test_something_else_at_the_coordinators_address():
+def test_something_else_at_the_coordinators_address(monkeypatch):
+    monkeypatch.setattr(module, "_OTHERS_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def greet():
@@ -88,6 +90,43 @@ def test_something_else_at_the_coordinators_address():
         with pytest.raises(ValueError, match="is not process 0 of this run"):
             call_roll(f"127.0.0.1:{other.getsockname()[1]}", index=1, count=2, limit_s=5.0)
         thread.join()
+
+
+def test_the_service_of_a_run_that_is_ending_is_waited_for():
+    address = ("127.0.0.1", free_port())
+    named = f"{address[0]}:{address[1]}"
+    with ThreadPoolExecutor(2) as pool:
+        with socket.create_server(address) as other:
+            second = pool.submit(call_roll, named, index=1, count=2, limit_s=20.0)
+            for _ in range(2):
+                connection, _ = other.accept()
+                with connection:
+                    connection.sendall(b"PRI * HTTP/2.0\r\n")
+        first = pool.submit(call_roll, named, index=0, count=2, limit_s=20.0)
+        on_all([first.result(), second.result()], lambda each: each.close())
+
+
+def test_a_process_that_is_started_again_takes_its_own_place():
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(call_roll, address, index=0, count=3, limit_s=20.0)
+        killed = None
+        while killed is None:
+            try:
+                killed = socket.create_connection(("127.0.0.1", port))
+            except OSError:
+                time.sleep(0.05)
+        greeting = {module._GREETING: 1, "index": 1, "count": 3, "host": "a"}
+        killed.sendall(json.dumps(greeting).encode() + b"\n")
+        time.sleep(0.2)
+        killed.close()
+        others = [
+            pool.submit(call_roll, address, index=index, count=3, limit_s=20.0) for index in (1, 2)
+        ]
+        links = [first.result(), *(other.result() for other in others)]
+        assert links[0].hosts[1] == socket.gethostname()
+        on_all(links, lambda each: each.close())
 
 
 def test_a_port_that_is_in_use():
@@ -163,6 +202,17 @@ def test_a_mistake_of_one_process_ends_all_with_its_status_and_words(roll, exits
     assert exits == [2, 2]
     said = capfd.readouterr().err
     assert said.count(f"because process 1 on {socket.gethostname()} has ended: no data here") == 2
+
+
+def test_half_a_message_is_a_process_that_is_lost(roll, exits, capfd):
+    """It was killed while it sent."""
+    links = roll((0, 2), (1, 2))
+    connection = links[1]._peers[0]
+    connection.sendall(b'{"says": [1, 2')
+    connection.shutdown(socket.SHUT_WR)
+    links[0]._readers[0].join(10)
+    assert exits == [PROCESS_LOST]
+    assert "because process 1 on" in capfd.readouterr().err
 
 
 def test_all_may_find_the_same_mistake(roll, exits):

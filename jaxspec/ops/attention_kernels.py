@@ -11,6 +11,9 @@ Dimension key: B batch rows, S tokens of a pass, Q query heads, R key/value head
 from __future__ import annotations
 
 import functools
+import math
+import re
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -22,6 +25,9 @@ from jaxspec.ops.mesh_axes import head_axis, is_spread, row_axes
 _LANES = 128
 """Splash attention takes whole tiles of this many tokens."""
 _LARGEST_TILE = 512
+_KERNEL_NAME = re.compile(r"splash_\w+?_(fwd|dq|dkv)|dot_product_attention_(fwd|bwd)")
+_KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "bwd": 5}
+"""Products of queries' and keys' size in a kernel, by its name."""
 
 
 def cudnn(
@@ -142,3 +148,34 @@ def _splash_rows(
     )
     documents = splash_attention_kernel.SegmentIds(segments_BS, segments_BS)
     return jax.vmap(kernel)(q_BQSC, k_BRSC, v_BRSC, documents)
+
+
+def is_kernel(name: str) -> bool:
+    """Whether a call in a program, by its name, is one of these kernels."""
+    return _KERNEL_NAME.match(name) is not None
+
+
+def kernel_operations(name: str, operands: Sequence[tuple[str, Sequence[int]]]) -> float:
+    """Operations of the matrix products in one of these kernels, as a program calls it.
+
+    Splash computes whole tiles of the causal triangle. Its operands begin with [1, tiles of
+    queries, most tiles of keys in a row], as integers; then come the queries, [B, Q, S, C], or
+    [Q, S, C] for a single row. Of cuDNN, half of the square counts; its queries, [B, S, Q, C], come
+    first, and its windows are not taken into account.
+
+    Args:
+      name: of the call; see `is_kernel`.
+      operands: (type, shape) of each.
+    """
+    found = _KERNEL_NAME.match(name)
+    assert found is not None, "the name of one of these kernels"
+    queries = next(sizes for kind, sizes in operands if "f" in kind)
+    if of_splash := found[1]:
+        tall, wide = operands[0][1][-2:]
+        *rows, length, width = queries
+        tiles = sum(min(row + 1, wide) for row in range(tall))
+        pairs = math.prod(rows) * tiles * (length / tall) ** 2
+    else:
+        batch, length, heads, width = queries
+        pairs = batch * heads * length**2 / 2
+    return 2.0 * _KERNEL_PRODUCTS[of_splash or found[2]] * width * pairs

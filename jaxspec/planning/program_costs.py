@@ -20,6 +20,7 @@ import dataclasses
 import math
 import re
 
+from jaxspec.ops.attention_kernels import is_kernel, kernel_operations
 from jaxspec.parallel.program_text import Instruction, Program, Run, Shape, arrays
 
 _FREE = {
@@ -30,8 +31,6 @@ _FREE = {
 _CONTROL = {"while", "call", "conditional", "async-start", "async-update", "async-done"}
 """Instructions whose cost is that of what they run."""
 _PRODUCTS = {"dot", "convolution"}
-_KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
-"""Products of queries' and keys' size in the kernels of splash attention, by their names."""
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Instructions that may change their first operand in place, and which operand is new."""
 
@@ -74,7 +73,7 @@ def _is_product(instruction: Instruction) -> bool:
     return (
         instruction.opcode in _PRODUCTS
         or _is_library_product(instruction)
-        or _splash_kernel(instruction) is not None
+        or (instruction.opcode == "custom-call" and is_kernel(instruction.name))
     )
 
 
@@ -84,35 +83,15 @@ def _is_library_product(instruction: Instruction) -> bool:
     return bool(target and re.search(r"gemm|matmul", target[1]))
 
 
-def _splash_kernel(instruction: Instruction) -> str | None:
-    """Which kernel of splash attention (`jaxspec.ops.attention_kernels`) this is; None: none."""
-    found = re.match(r"splash_\w+?_(fwd|dq|dkv)", instruction.name)
-    return found[1] if found and instruction.opcode == "custom-call" else None
-
-
-def _splash_operations(run: Run, program: Program, kernel: str) -> float:
-    """Whole tiles of the causal triangle; windows leave fewer of them in a row.
-
-    Its operands begin with [1, tiles of queries, most tiles of keys in a row], as integers, and the
-    first of its other operands are the queries, [B, Q, S, C], or [Q, S, C] for a single row.
-    """
-    operands = [
-        shape
-        for name in run.instruction.operands
-        for shape in program.shapes(name, run.computation)
-    ]
-    queries = next(shape for shape in operands if "f" in shape.dtype)
-    tall, wide = operands[0].sizes[-2:]
-    *rows, length, width = queries.sizes
-    tiles = sum(min(row + 1, wide) for row in range(tall))
-    products = _KERNEL_PRODUCTS[kernel]
-    return 2.0 * products * math.prod(rows) * width * tiles * (length / tall) ** 2
-
-
 def _operations(run: Run, program: Program) -> float:
     instruction = run.instruction
-    if kernel := _splash_kernel(instruction):
-        return _splash_operations(run, program, kernel)
+    if instruction.opcode == "custom-call" and is_kernel(instruction.name):
+        operands = [
+            (shape.dtype, shape.sizes)
+            for name in instruction.operands
+            for shape in program.shapes(name, run.computation)
+        ]
+        return kernel_operations(instruction.name, operands)
     results = math.prod(instruction.shapes[0].sizes)
     left, right = (
         program.shapes(operand, run.computation)[0].sizes for operand in instruction.operands[:2]

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxspec.ops.attention_kernels import is_kernel, kernel_operations
+
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
@@ -86,6 +88,11 @@ def matmul_operations(jaxpr: Any) -> float:
             left = equation.invars[0].aval.shape
             inner = math.prod(left[axis] for axis in contracted)
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+            continue
+        called = str(parameters.get("name", "")) if name == "pallas_call" else name
+        if is_kernel(called):
+            operands = [(each.aval.dtype.name, each.aval.shape) for each in equation.invars]
+            total += kernel_operations(called, operands)
             continue
         inside = [matmul_operations(inner) for inner in _jaxprs(parameters)]
         if name == "cond":

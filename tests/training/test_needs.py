@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jaxspec.config import MeshConfig
+from jaxspec.ops.attention_kernels import kernel_operations, splash
+from jaxspec.ops.causal_attention import Causal, attend_causally
 from jaxspec.ops.mesh_axes import BATCH_AXES
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.training.needs import Needs, compile_step, matmul_operations
@@ -42,6 +44,29 @@ def test_operations_by_hand(function, expected):
 
 def test_a_gradient_takes_twice_as_much_again():
     assert count(jax.grad(lambda a, b: (a @ b).sum(), argnums=(0, 1)), A, B) >= 2 * 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attention_in_a_kernel_counts_what_attention_by_products_does(rows):
+    """The whole kernel, and not one turn of its grid: three of four tiles of 512 x 512."""
+    q, k = (jnp.ones((rows, *shape), jnp.bfloat16) for shape in ((1024, 4, 128), (2, 1024, 128)))
+    square = 2 * 2 * rows * 4 * 128 * 1024**2
+    assert count(splash, q, k, k) == 0.75 * square
+    by_products = count(lambda q, k, v: attend_causally(q, k, v, Causal("chunked")), q, k, k)
+    assert 0.5 * square < by_products < 0.75 * square
+    gradient = count(
+        jax.grad(lambda *texts: splash(*texts).astype(jnp.float32).sum(), argnums=(0, 1, 2)),
+        *(q, k, k),
+    )
+    assert gradient == pytest.approx((2 + 3 + 4) / 2 * count(splash, q, k, k))
+
+
+def test_attention_by_cudnn_is_half_of_the_square():
+    """As jax names its call: a program for a GPU cannot be traced without one."""
+    queries, keys = ("bfloat16", (2, 1024, 4, 128)), ("bfloat16", (2, 1024, 2, 128))
+    for name, products in (("fwd", 2), ("bwd", 5)):
+        found = kernel_operations(f"dot_product_attention_{name}_wrapper", [queries, keys, keys])
+        assert found == 2 * products * 2 * 4 * 128 * 1024**2 / 2
 
 
 def test_what_each_device_computes_is_added_up():

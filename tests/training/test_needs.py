@@ -58,7 +58,7 @@ def test_attention_in_a_kernel_counts_what_attention_by_products_does(rows):
         jax.grad(lambda *texts: splash(*texts).astype(jnp.float32).sum(), argnums=(0, 1, 2)),
         *(q, k, k),
     )
-    assert gradient == pytest.approx((2 + 3 + 4) / 2 * count(splash, q, k, k))
+    assert gradient == pytest.approx((2 + 3 + 4) / 2 * count(splash, q, k, k), rel=1e-3)
 
 
 def test_attention_by_cudnn_is_half_of_the_square():

@@ -108,9 +108,13 @@ def read_weights(
     ignored = family.layout(description, ()).ignored
     with TensorFolder(stored.folder, ignored=ignored) as tensors:
         layout = family.layout(description, tensors.shapes.keys())
+        embedding = layout.rows[0].name
+        if layout.tied_head in tensors.shapes and embedding not in tensors.shapes:
+            # safetensors' save_model keeps one of the names of a tied tensor.
+            tensors.rename(layout.tied_head, embedding)
         conversion.check_tensors(tensors, layout.tensor_shapes, optional=layout.redundant)
         conversion.check_redundant(
-            tensors, layout.redundant, tied_head=layout.tied_head, embedding=layout.rows[0].name
+            tensors, layout.redundant, tied_head=layout.tied_head, embedding=embedding
         )
         pace = ReadingPace(for_terminal(str(stored.folder)), tensors.num_bytes, echo=_say)
         tensors.on_read = pace.so_far

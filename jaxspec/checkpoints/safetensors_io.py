@@ -174,6 +174,12 @@ class TensorFolder:
             )
             self._stack = opened.pop_all()
 
+    def rename(self, old: str, new: str) -> None:
+        """Gives a tensor another name."""
+        self.shapes[new] = self.shapes.pop(old)
+        if old in self._stored:
+            self._stored[new] = self._stored.pop(old)
+
     def _listed(self) -> dict[str, str]:
         """Tensor -> file, from the index; {} for a folder with one file."""
         if not self.folder.is_dir():
@@ -199,6 +205,13 @@ class TensorFolder:
                 f"{INDEX} may only name files in its own folder: got {shown(outside)}."
             )
         absent = sorted(f for f in set(listed.values()) if not is_file(self.folder / f))
+        if len(absent) == len(set(listed.values())) and is_file(self.folder / WEIGHTS):
+            print(
+                f"{self.folder}: none of the files that {INDEX} names are there, so {WEIGHTS} is "
+                "read. The index seems to be an older model's.",
+                file=sys.stderr,
+            )
+            return {}
         if absent:
             raise ValueError(
                 f"{self.folder} is incomplete: {INDEX} names files that are missing "

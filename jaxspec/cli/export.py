@@ -47,8 +47,8 @@ class ExportCommand:
     """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
     exports that (training.export_best) and has measured it, otherwise the last."""
     target_name: str = ""
-    """Name or folder from which servers load a drafter's target; "": the name in the target's
-    config.json (_name_or_path) if it is one on the Hub, otherwise the target's folder."""
+    """What servers load as the target: its name on the Hub, or a folder; "": the target's folder on
+    this machine."""
     results: str = ""
     """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
     card."""
@@ -187,7 +187,7 @@ def _for_servers(
     dflash.check_last_state(document, run.drafter)
     source = target_folder(run.target.path)
     target = read_json(source / "config.json")
-    name = command.target_name or hub_name(target) or str(source.resolve())
+    name = command.target_name or str(source.resolve())
     warnings = servers.warnings(document, format=command.format, target=target)
     if rewrite is not None:
         architectures = target.get("architectures") or []
@@ -204,16 +204,25 @@ def _for_servers(
     )
     write_text(folder / "README.md", card)
     lines = [f"Warning: {line}" for line in warnings]
-    if name == str(source.resolve()):
+    if not command.target_name:
+        origin = hub_name(target)
+        hint = (
+            f" Its config.json names {origin}; but that may be the model that it was made from."
+            if origin
+            else ""
+        )
         lines.append(
             f"The export names its target by a folder, {name}. For other machines, give the "
-            "name or folder from which they load it (--target_name)."
+            f"name or folder from which they load it (--target_name).{hint}"
         )
     return lines
 
 
 def hub_name(target: Mapping[str, Any]) -> str:
     """The name on the Hub in a target's config.json; "" if there is none.
+
+    It is where the weights were loaded from before they were saved. After a fine-tuning, that is
+    another model.
 
     >>> hub_name({"_name_or_path": "Qwen/Qwen3-4B"})
     'Qwen/Qwen3-4B'

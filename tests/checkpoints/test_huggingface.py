@@ -299,8 +299,8 @@ def test_all_differences_are_reported_at_once(qwen3: Path) -> None:
 
 
 def test_constants_of_old_checkpoints_are_passed_over(llama: Path) -> None:
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit_tensors(llama, lambda tensors: tensors.update({name: np.zeros(4, "f4")}))
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"):
+        edit_tensors(llama, lambda tensors, name=name: tensors.update({name: np.zeros(4, "f4")}))
     assert_same(load_target(llama)[1], target_params(LLAMA))
 
 
@@ -311,6 +311,17 @@ def test_a_second_copy_of_a_tied_head_must_be_equal(llama: Path) -> None:
     edit_tensors(llama, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
     with pytest.raises(ValueError, match="tie_word_embeddings is true, but lm_head"):
         load_target(llama)
+
+
+def test_a_tied_head_may_be_the_only_copy(llama: Path) -> None:
+    """As safetensors' save_model stores it, which keeps one name of a tensor."""
+    edit_tensors(
+        llama,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors.pop("model.embed_tokens.weight")}
+        ),
+    )
+    assert_same(load_target(llama)[1], target_params(LLAMA))
 
 
 def test_a_bias_without_a_place_must_be_zero(llama: Path) -> None:
@@ -336,6 +347,18 @@ def test_damaged_and_quantised_files_are_refused(qwen3: Path) -> None:
     (qwen3 / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         load_target(qwen3)
+
+
+def test_an_index_without_any_of_its_files_is_an_older_models(
+    qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers leaves it when it saves a smaller model into the folder."""
+    sharded = tmp_path / "sharded"
+    save_target(sharded, QWEN3, target_params(QWEN3), max_shard_bytes=4000)
+    index = "model.safetensors.index.json"
+    (qwen3 / index).write_bytes((sharded / index).read_bytes())
+    assert_same(load_target(qwen3)[1], target_params(QWEN3))
+    assert f"none of the files that {index} names are there" in capsys.readouterr().err
 
 
 def test_incomplete_and_straying_shards_are_refused(tmp_path: Path) -> None:

@@ -179,8 +179,12 @@ def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
         document = exported(drafter_run, tmp_path / "b", format="speculators")
     finally:
         (target / "config.json").write_text(json.dumps(config))
-    assert document["speculators_config"]["verifier"]["name_or_path"] == "some/model"
-    assert "for other machines" not in capsys.readouterr().out
+    # A fine-tuned model names the one that it was made from.
+    assert document["speculators_config"]["verifier"]["name_or_path"] == str(target)
+    assert "config.json names some/model; but that may be the model" in capsys.readouterr().out
+    named = exported(drafter_run, tmp_path / "c", format="speculators", target_name="some/model")
+    assert named["speculators_config"]["verifier"]["name_or_path"] == "some/model"
+    assert "For other machines" not in capsys.readouterr().out
 
 
 ROW = {
@@ -303,7 +307,9 @@ def test_servers_that_compute_something_else_are_named(kinds, causal, format, se
     document["dflash_config"]["target_layer_ids"] = [1, 5]
     more = servers.warnings(document, format="speculators", target={"model_type": "gpt2"})
     assert any("last layer is captured" in line for line in more)
-    assert any("no embedding in a GPT-2" in line for line in more)
+    assert any("no embedding in a gpt2" in line for line in more)
+    more = servers.warnings(document, format="speculators", target={"model_type": "gpt_neox"})
+    assert any("no embedding in a gpt_neox" in line for line in more)
 
 
 def test_a_target_from_its_checkpoint(tmp_path):

@@ -92,6 +92,22 @@ def test_without_torch(run: Path, capsys: Any, monkeypatch: Any) -> None:
     assert "checks passed (1 not run)." in printed
 
 
+def test_what_transformers_refuses_is_not_run(run: Path, capsys: Any, monkeypatch: Any) -> None:
+    """transformers 5 checks config.json with errors of its own kind."""
+
+    class Strict(Exception):
+        pass
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise Strict("max_window_layers: expected int\nand more")
+
+    transformers = importlib.import_module("transformers")
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    assert command.main([*OPTIONS, "--drafter", str(run)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "max_window_layers: expected int" in printed and "(1 not run)" in printed
+
+
 def message(capsys: Any, monkeypatch: Any, *arguments: str) -> str:
     """What a mistake prints."""
     monkeypatch.setattr(sys, "argv", ["jaxspec", "parity", *arguments])

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
-from jaxspec.config import DrafterConfig, GPTNeoXConfig, TransformerConfig
+from jaxspec.config import DrafterConfig, GPTNeoXConfig, Llama3RopeScaling, TransformerConfig
 from jaxspec.decoding import Autoregressive, DecodeRules, generate
 from jaxspec.models.cache import KVCache
 from jaxspec.models.dflash import resolve_config
@@ -208,6 +209,15 @@ def test_transformers_computes_the_same_from_an_export(
         np.testing.assert_array_equal(model.state_dict()[name], expected)
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def test_files_of_older_versions(tmp_path: Path) -> None:
     """The names of the released Pythia: rotary_pct and rotary_emb_base, no rope_parameters."""
     document = {
@@ -243,6 +253,10 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
             "rotary_pct: got .* expected the same in both places",
         ),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type: got 'dynamic'"),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling: got .*'llama3'.*, expected what rope_parameters says .*'default'",
+        ),
         ({"use_parallel_residual": 1}, "use_parallel_residual: got 1, expected true or false"),
     ],
 )
@@ -253,6 +267,17 @@ def test_what_cannot_be_computed_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path)
+
+
+def test_scaling_is_said_in_both_ways() -> None:
+    """transformers 4 reads rope_scaling alone."""
+    scaling = {name: value for name, value in LLAMA3.items() if name != "rope_type"}
+    config = GPTNeoXConfig(rope_scaling=Llama3RopeScaling(**scaling))
+    document = target_family(config).to_json(config, dtype="float32", special_ids={})
+    assert document["rope_scaling"] == LLAMA3
+    assert document["rope_parameters"].items() >= LLAMA3.items()
+    plain = target_family(config).to_json(GPTNeoXConfig(), dtype="float32", special_ids={})
+    assert plain["rope_scaling"] is None
 
 
 def test_registry() -> None:

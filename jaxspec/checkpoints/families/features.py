@@ -62,10 +62,22 @@ def rope_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]
     }
 
 
-def rope_to_json(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """Both spellings: most servers read the first two keys, transformers 5 the last one."""
+def rope_to_json(
+    theta: float, scaling: RopeScaling | None, *, type_key: str = "rope_type"
+) -> dict[str, Any]:
+    """Both spellings: most servers read the first two keys, transformers 5 the last one.
+
+    Args:
+      theta: base of the wavelengths.
+      scaling: the rule; None: none.
+      type_key: what rope_scaling calls its kind.
+    """
     parameters = rope_parameters(theta, scaling)
-    rule = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    rule = {
+        type_key if key == "rope_type" else key: value
+        for key, value in parameters.items()
+        if key != "rope_theta"
+    }
     return {
         "rope_theta": theta,
         "rope_scaling": rule if scaling else None,

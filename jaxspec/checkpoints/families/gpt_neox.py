@@ -7,13 +7,13 @@ Letters in shapes: V vocabulary, D width, 3D queries, keys and values grouped by
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxspec.checkpoints import bounds
 from jaxspec.checkpoints.config_reader import ConfigReader
 from jaxspec.checkpoints.families.family import Family, Layout
+from jaxspec.checkpoints.families.features import rope_to_json
 from jaxspec.checkpoints.key_maps import Row, under
 from jaxspec.config import Dtype, GPTNeoXConfig
 from jaxspec.json_files import shown
@@ -56,8 +56,11 @@ HEAD = (Row("embed_out.weight", "head/kernel", ("D", "V"), True),)
 # fmt: on
 PREFIX = "gpt_neox."
 IGNORED = tuple(
-    f"{PREFIX}layers.{{i}}.attention.{name}"
-    for name in ("bias", "masked_bias", "rotary_emb.inv_freq")
+    f"{PREFIX}{name}"
+    for name in (
+        *("layers.{i}.attention.bias", "layers.{i}.attention.masked_bias"),
+        *("layers.{i}.attention.rotary_emb.inv_freq", "rotary_emb.inv_freq"),
+    )
 )
 """Constants that old checkpoints contain: causal masks, rotary wavelengths."""
 
@@ -106,11 +109,13 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> GPTNeoXConfig:
 
 def _rotation(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
     """Rotated channels, base and scaling, by GPT-NeoX's own names or those of transformers 5."""
-    parameters = {**reader.section("rope_scaling"), **reader.section("rope_parameters")}
-    share = parameters.pop("partial_rotary_factor", None)
+    sections = {name: dict(reader.section(name)) for name in ("rope_scaling", "rope_parameters")}
     stated = {
         "rotary_pct": reader.raw.get("rotary_pct"),
-        "rope_parameters.partial_rotary_factor": share,
+        **{
+            f"{name}.partial_rotary_factor": section.pop("partial_rotary_factor", None)
+            for name, section in sections.items()
+        },
     }
     values = [value for value in stated.values() if value is not None]
     if any(value != values[0] for value in values):
@@ -126,9 +131,7 @@ def _rotation(reader: ConfigReader, head_dim: int) -> dict[str, Any]:
         )
         channels = 2
     # With these names, the rest is as in other families.
-    common = ConfigReader(
-        {"rope_theta": reader.raw.get("rotary_emb_base"), "rope_parameters": parameters}
-    )
+    common = ConfigReader({"rope_theta": reader.raw.get("rotary_emb_base"), **sections})
     theta, scaling = common.rope()
     reader.problems += common.problems
     return {"rotary_dim": channels, "rope_theta": theta, "rope_scaling": scaling}
@@ -146,9 +149,7 @@ def to_json(
     """
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     share = config.rotary_dim / config.head_dim
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope = {"rope_type": "llama3", **dataclasses.asdict(config.rope_scaling)}
+    rope = rope_to_json(config.rope_theta, config.rope_scaling)
     return {
         "architectures": [ARCHITECTURE],
         "attention_bias": config.attention_bias,
@@ -168,14 +169,11 @@ def to_json(
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "pad_token_id": special_ids.get("pad_token_id"),
-        # Both ways of saying it: transformers 5 reads the second one.
+        # Both ways of saying it: transformers 5 reads rope_parameters.
         "rotary_emb_base": config.rope_theta,
         "rotary_pct": share,
-        "rope_parameters": {
-            "partial_rotary_factor": share,
-            "rope_theta": config.rope_theta,
-            **rope,
-        },
+        "rope_scaling": rope["rope_scaling"],
+        "rope_parameters": {"partial_rotary_factor": share, **rope["rope_parameters"]},
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,

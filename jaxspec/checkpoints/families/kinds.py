@@ -46,6 +46,8 @@ class Kind:
     """Position scalings that its code computes, and that are computed here."""
     rope_part: str = ""
     """Entry of rope_parameters that describes full layers; "": rope_parameters itself."""
+    rope_type_key: str = "rope_type"
+    """What rope_scaling calls its kind; transformers 4 reads an OLMo 2's only as "type"."""
     partial_rotary: bool = False
     """Whether it may rotate only the first channels of a head."""
     sliding: Feature = features.NO_SLIDING
@@ -117,6 +119,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "olmo2": Kind(
             architecture="Olmo2ForCausalLM",
+            rope_type_key="type",
             positions=2_048,
             eps=1e-5,
             fixed={"qk_norm": True, "qk_norm_whole": True, "norms": "after"},

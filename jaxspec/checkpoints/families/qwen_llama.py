@@ -32,6 +32,8 @@ from jaxspec.checkpoints.families.tensors import sizes as sizes
 from jaxspec.config import Context, Dtype, MaskedTransformerConfig, TransformerConfig
 from jaxspec.json_files import shown
 
+DENOISER_ARCHITECTURE = "JaxspecMaskedDenoiser"
+"""What no other program takes for a model that it knows."""
 DENOISER_ENTRY = "denoiser"
 """Entry of config.json that makes a transformer a denoiser."""
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -220,7 +222,7 @@ def _document(
         "num_key_value_heads": config.num_kv_heads,
         "pad_token_id": special_ids.get("pad_token_id"),
         "rms_norm_eps": config.rms_norm_eps,
-        **rope_to_json(config.rope_theta, config.rope_scaling),
+        **rope_to_json(config.rope_theta, config.rope_scaling, type_key=kind.rope_type_key),
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -298,14 +300,18 @@ def masked(
 def denoiser_to_json(
     config: MaskedTransformerConfig, *, dtype: Dtype, special_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json of a denoiser: that of a target, with the denoiser's entry."""
+    """config.json of a denoiser: that of a target, with the denoiser's entry.
+
+    Its architecture has a name of its own: servers that know the target's would read it as a causal
+    language model.
+    """
     entry = {
         "mask_token_id": config.mask_id,
         "context": config.context,
         "block_length": config.block_length,
     }
     document = to_json(config, dtype=dtype, special_ids=special_ids)
-    return {**document, DENOISER_ENTRY: entry}
+    return {**document, "architectures": [DENOISER_ARCHITECTURE], DENOISER_ENTRY: entry}
 
 
 def _target(family: str, kind: Kind) -> Family:

@@ -75,9 +75,10 @@ def warnings(
             "norm; the converter of speculators leaves it out. Name other layers "
             "(drafter.target_layer_ids) if a server rejects it."
         )
-    if format == "speculators" and target.get("model_type") in ("gpt2", "gpt_neo"):
+    family = target.get("model_type")
+    if format == "speculators" and family in ("gpt2", "gpt_neo", "gpt_neox"):
         found.append(
-            "speculators finds no embedding in a GPT-2 (it looks for embed_tokens.weight), so "
+            f"speculators finds no embedding in a {family} (it looks for embed_tokens.weight), so "
             "from_pretrained fails there."
         )
     return found

@@ -87,8 +87,8 @@ OUTPUT_BIAS = "model.layers.{i}.self_attn.o_proj.bias"
 written as zeros, and a folder in which it is not zero is refused."""
 TIED_HEAD = "lm_head.weight"
 """Some folders with tied embeddings also store the head; it must equal the embedding."""
-IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
-"""A constant that old checkpoints contain: wavelengths."""
+IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+"""A constant that some checkpoints contain: wavelengths."""
 MULTIMODAL = "language_model."
 """What stands before the names of a text model's tensors in the folder of one that reads images."""
 IMAGES = ("vision_tower.*", "multi_modal_projector.*")

@@ -9,8 +9,15 @@ import pytest
 
 from jaxspec.checkpoints.families import dflash, speculators
 from jaxspec.checkpoints.families.dflash import StoredDrafter
+from jaxspec.checkpoints.families.qwen_llama import DENOISER, masked
 from jaxspec.checkpoints.families.registry import target_family, target_from_json
-from jaxspec.config import DrafterConfig, LayerType, Llama3RopeScaling, TransformerConfig
+from jaxspec.config import (
+    DrafterConfig,
+    LayerType,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    TransformerConfig,
+)
 
 QWEN3 = TransformerConfig(
     vocab_size=40, hidden_size=16, num_layers=3, head_dim=8, tie_embeddings=False
@@ -193,3 +200,26 @@ def test_sliding_drafters_make_the_round_trip(
 def test_unsupported_targets_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         target(QWEN3_JSON, **changes)
+
+
+def test_transformers_4_reads_an_olmo2s_scaling_by_its_old_name():
+    config = dataclasses.replace(
+        LLAMA,
+        family="olmo2",
+        qk_norm=True,
+        qk_norm_whole=True,
+        norms="after",
+        rope_scaling=LinearRopeScaling(factor=2.0),
+    )
+    family = target_family(config)
+    document = family.to_json(config, dtype="float32", special_ids={})
+    assert document["rope_scaling"] == {"type": "linear", "factor": 2.0}
+    assert document["rope_parameters"]["rope_type"] == "linear"
+    assert family.from_json(document, where="x").rope_scaling == config.rope_scaling
+
+
+def test_no_server_takes_a_denoiser_for_a_causal_model():
+    config = masked(LLAMA, mask_token_id=3, context="bidirectional", where="x")
+    document = DENOISER.to_json(config, dtype="float32", special_ids={})
+    assert not any("CausalLM" in name for name in document["architectures"])
+    assert DENOISER.recognises(document)

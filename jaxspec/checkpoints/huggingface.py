@@ -105,8 +105,8 @@ def read_weights(
       ValueError: tensors that are missing, unexpected or of another shape, all of them in one
         message.
     """
-    ignored = family.layout(description, ()).ignored
-    with TensorFolder(stored.folder, ignored=ignored) as tensors:
+    usual = family.layout(description, ())
+    with TensorFolder(stored.folder, ignored=usual.ignored, optional=usual.redundant) as tensors:
         layout = family.layout(description, tensors.shapes.keys())
         embedding = layout.rows[0].name
         if layout.tied_head in tensors.shapes and embedding not in tensors.shapes:

@@ -22,7 +22,7 @@ import shlex
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,15 +125,22 @@ class TensorFolder:
     and everything else in the folder is ignored.
 
     Tensors whose names match a pattern in `ignored` ({i} is a layer, * anything) are treated as
-    absent, whatever their type.
+    absent, whatever their type. An index may list those in `optional` although no file has them.
 
     Raises:
       ValueError: no safetensors in the folder, an index that cannot be read, a missing shard that
         the index names, a file that is not a safetensors file, or quantised weights.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, ignored: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        ignored: Sequence[str] = (),
+        optional: Collection[str] = (),
+    ) -> None:
         self.folder = user_path(folder)
+        self._optional = frozenset(optional)
         patterns = [
             re.escape(pattern).replace(r"\{i\}", r"\d+").replace(r"\*", ".*") for pattern in ignored
         ]
@@ -229,7 +236,7 @@ class TensorFolder:
         unread = {
             name: file
             for name, file in listed.items()
-            if name not in self.shapes and not self._ignored.fullmatch(name)
+            if not (name in self.shapes or name in self._optional or self._ignored.fullmatch(name))
         }
         if unread:
             raise ValueError(

@@ -324,6 +324,15 @@ def test_a_tied_head_may_be_the_only_copy(llama: Path) -> None:
     assert_same(load_target(llama)[1], target_params(LLAMA))
 
 
+def test_an_index_may_list_a_tied_head_that_no_shard_holds(tmp_path: Path) -> None:
+    save_target(tmp_path / "a", LLAMA, target_params(LLAMA), max_shard_bytes=4000)
+    index = tmp_path / "a" / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    document["weight_map"]["lm_head.weight"] = document["weight_map"]["model.embed_tokens.weight"]
+    index.write_text(json.dumps(document))
+    assert_same(load_target(tmp_path / "a")[1], target_params(LLAMA))
+
+
 def test_a_bias_without_a_place_must_be_zero(llama: Path) -> None:
     name = "model.layers.1.self_attn.o_proj.bias"
     edit_tensors(llama, lambda tensors: tensors.pop(name))

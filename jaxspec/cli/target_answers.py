@@ -238,7 +238,8 @@ class Questions:
             asked = [example.id, *example.user_turns]
             # Only where there are any: the digests of plain conversations stay what they were.
             further = [example.details, example.tools] if example.details or example.tools else []
-            self._hash.update(json.dumps(asked + further).encode())
+            system = [text for role, text in example.turns if role not in ("user", "assistant")]
+            self._hash.update(json.dumps(asked + further + system).encode())
 
     @property
     def digest(self) -> str:

@@ -26,7 +26,14 @@ TABLE = Path(__file__).parent / "held_out_prompts.npy"
 TESTS_FOLLOW = "\n\nYour code should pass these tests:"
 """Separates a programming task from the tests that follow it."""
 
-_FENCED = re.compile(r"```[a-z]*\n(.{80,}?)```", re.DOTALL)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+_SHORTEST_CODE = 80
+"""Characters of a quoted code block; a shorter one may be in many prompts."""
+_TESTS = re.compile(r"\s+Your code should pass these tests:")
+_MBPP_INTRODUCTION = re.compile(
+    r"\s*You are an expert Python programmer, and here is your task:", re.IGNORECASE
+)
+"""How the paper of MBPP (arXiv 2108.07732) asks its questions."""
 
 
 def text_hash(text: str) -> int:
@@ -41,7 +48,9 @@ def text_hash(text: str) -> int:
 
 def keys(prompt: str) -> list[int]:
     """Hashes of the whole prompt, of the task without its tests, and of each quoted code block."""
-    texts = {prompt, prompt.split(TESTS_FOLLOW)[0], *_FENCED.findall(prompt)}
+    task = _TESTS.split(prompt)[0]
+    texts = {prompt, task, _MBPP_INTRODUCTION.sub("", task, count=1)}
+    texts |= {code for code in _FENCED.findall(prompt) if len(code) >= _SHORTEST_CODE}
     return sorted({text_hash(text) for text in texts})
 
 

@@ -278,8 +278,9 @@ def tokenize(
     """Turns examples into documents.
 
     Conversations go through the chat template, which makes one document of each, or one of each
-    answer (`jaxspec.data.served_turns`). Running text does not: it is followed by the end token,
-    all of it is learned, and it is split if it is longer than a row.
+    answer (`jaxspec.data.served_turns`). Running text does not: it begins as the tokenizer begins a
+    text, is followed by the end token, all of it is learned, and it is split if it is longer than a
+    row.
 
     Args:
       examples: what to tokenize.
@@ -299,7 +300,12 @@ def tokenize(
     for example in examples:
         if example.is_running_text:
             ids_S = np.asarray(
-                [*tokenizer.encode(example.running_text), tokenizer.eos_id], np.int32
+                [
+                    *tokenizer.text_start,
+                    *tokenizer.encode(example.running_text),
+                    tokenizer.eos_id,
+                ],
+                np.int32,
             )
             pieces = [
                 ids_S[start : start + sequence_length]
@@ -366,6 +372,8 @@ def _digest(examples: Sequence[Example], tokenizer: Tokenizer, *, data: DataConf
     digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.loss_on}".encode())
     if any(example.is_running_text for example in examples):
         digest.update(str(data.sequence_length).encode())  # running text is split by it
+        if tokenizer.text_start:
+            digest.update(json.dumps(tokenizer.text_start).encode())
     for file in READ_FILES:
         path = tokenizer.folder / file
         if path.is_file():

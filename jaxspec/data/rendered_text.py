@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import tokenizers
 
@@ -28,6 +28,7 @@ from jaxspec.data.guarded_text import Guard
 _PIECES_KEPT = 128
 _TEXTS_KEPT = 4
 
+_SPACES = re.compile(r"\s*")
 _BEFORE = "\U000fff03"
 """Stands for the text that comes before. No vocabulary has it, so nothing merges with it."""
 
@@ -48,7 +49,12 @@ class RenderedText:
         self._special = special
         self._guard = guard
         self._added = set(tokenizer.get_added_tokens_decoder())
-        self._pattern = _special_pattern(tokenizer, special)
+        # White space that a token absorbs is found afterwards: in a pattern, it would be searched
+        # again from each of its places.
+        self._pattern = _any_of(special)
+        tokens = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+        self._takes_before = {literal for literal in special if tokens[literal].lstrip}
+        self._takes_after = {literal for literal in special if tokens[literal].rstrip}
         self._prepends = prepend_scheme(tokenizer)
         self._find = functools.lru_cache(_TEXTS_KEPT)(self._find_special)
         self._piece = functools.lru_cache(_PIECES_KEPT)(self._encode_piece)
@@ -97,10 +103,20 @@ class RenderedText:
 
     def _find_special(self, text: str) -> list[tuple[int, int, int]]:
         """Start, end and id of each special token in a text."""
-        return [
-            (match.start(), match.end(), self._special[match.group(0).strip()])
-            for match in self._pattern.finditer(text)
-        ]
+        found: list[tuple[int, int, int]] = []
+        at = 0
+        while match := self._pattern.search(text, at):
+            literal = match.group()
+            start, end = match.span()
+            if literal in self._takes_before:
+                start = at + len(text[at:start].rstrip())
+            if literal in self._takes_after:
+                spaces = _SPACES.match(text, end)
+                assert spaces is not None, "it matches nothing, too"
+                end = spaces.end()
+            found.append((start, end, self._special[literal]))
+            at = end
+        return found
 
 
 def prepend_scheme(tokenizer: tokenizers.Tokenizer) -> str:
@@ -113,14 +129,7 @@ def prepend_scheme(tokenizer: tokenizers.Tokenizer) -> str:
     return "always" if prepends else "never"
 
 
-def _special_pattern(
-    tokenizer: tokenizers.Tokenizer, special: Mapping[str, int]
-) -> re.Pattern[str]:
-    """A pattern for special tokens, with the white space that some of them absorb."""
-    tokens = {t.content: t for t in tokenizer.get_added_tokens_decoder().values()}
-    alternatives = [
-        r"\s*" * tokens[literal].lstrip + re.escape(literal) + r"\s*" * tokens[literal].rstrip
-        for literal in sorted(special, key=len, reverse=True)
-    ]
-    # If there are no special tokens: a pattern that never matches.
-    return re.compile("|".join(alternatives) or r"(?!)")
+def _any_of(literals: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for the longest of several texts that fits; without any, it never matches."""
+    longest_first = sorted(literals, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

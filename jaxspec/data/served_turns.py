@@ -37,11 +37,15 @@ NOT_WRITTEN = "the chat template does not write the answer"
 REFUSED = "the chat template refuses the conversation"
 THINKS = "the answer thinks, but thinking is off"
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names under which a turn may keep its thinking apart from its content."""
+REASONING = "reasoning_content"
+"""Where a turn keeps its thinking apart from its content, for templates."""
+_REASONING = (REASONING, "reasoning", "thinking")
+"""Names that it has elsewhere."""
 _EMPTY_THINKING = re.compile(rf"\s*{THINK}\s*{END_THINK}\s*")
 _PROBE = "\U000fff02"
 """Stands for a content, to see what a template writes around it."""
+_HEADER = 16
+"""Characters of a prompt's end that tell the header of an answer."""
 
 
 class LeftOut(ValueError):
@@ -104,6 +108,7 @@ class ServedTurns:
       encode: text, after= -> ids of a text, or of the part of it that follows other text.
       stop_after: text -> place behind its first stop token; None: it has none.
       stops: the stop tokens, for messages.
+      thinks_first: whether the model thinks before it answers.
     """
 
     def __init__(
@@ -114,9 +119,11 @@ class ServedTurns:
         encode: Callable[..., list[int]],
         stop_after: Callable[[str], int | None],
         stops: Sequence[str],
+        thinks_first: Callable[[], bool],
     ) -> None:
         self._place = place
-        self._render = render
+        self._render_named = render
+        self._thinks_first = thinks_first
         self._encode = encode
         self._stop_after = stop_after
         self._stops = stops
@@ -138,6 +145,9 @@ class ServedTurns:
         if not self._asks:
             self._check_asks(text, turns, tools)
         return text
+
+    def _render(self, turns: Conversation, **options: Any) -> str:
+        return self._render_named([_with_usual_name(turn) for turn in turns], **options)
 
     def rows(
         self, turns: Conversation, *, tools: Sequence[Any], generated: Mapping[int, list[int]]
@@ -217,22 +227,20 @@ class ServedTurns:
                 turn=index,
             )
         text = self._render([*before, turn], add_generation_prompt=False, tools=tools)
-        if turn.get("tool_calls"):
-            without = {**turn, "tool_calls": None}
-            if text == self._render([*before, without], add_generation_prompt=False, tools=tools):
-                raise LeftOut(
-                    f"The chat template of {self._place!r} does not write the tool calls of turn "
-                    f"{index}: expected a template that reads tool_calls.",
-                    reason=NOT_WRITTEN,
-                    turn=index,
-                )
-        drops_thinking = END_THINK in turn["content"] and END_THINK not in text[len(prompt) :]
-        if text.startswith(prompt) and not drops_thinking:
+        if turn.get("tool_calls") and not self._writes_calls(before, turn, text, tools):
+            raise LeftOut(
+                f"The chat template of {self._place!r} does not write the tool calls of turn "
+                f"{index}: expected a template that reads tool_calls.",
+                reason=NOT_WRITTEN,
+                turn=index,
+            )
+        if text.startswith(prompt) and not self._drops_thinking(turn, text[len(prompt) :]):
             answer = text[len(prompt) :]
             if not _thinks(turn) and (empty := _EMPTY_THINKING.match(answer)):
                 answer = answer[empty.end() :]
         else:
-            answer = _own_text(turn, prompt) + self._closing(before, turn, index, tools)
+            opening, closing = self._around(before, turn, index, tools, prompt=prompt)
+            answer = opening + _own_text(turn, prompt) + closing
         stop = self._stop_after(answer)
         if stop is None:
             raise LeftOut(
@@ -244,10 +252,37 @@ class ServedTurns:
             )
         return prompt, answer[:stop]
 
-    def _closing(
-        self, before: Conversation, turn: Mapping[str, Any], index: int, tools: Sequence[Any]
-    ) -> str:
-        """What the template writes after the content of a turn: tool calls and the stop token."""
+    def _writes_calls(
+        self, before: Conversation, turn: Mapping[str, Any], text: str, tools: Sequence[Any]
+    ) -> bool:
+        """Whether the template's text of a turn would be another one without its tool calls."""
+        without = {key: value for key, value in turn.items() if key != "tool_calls"}
+        turns = [*before, without]
+        try:
+            return text != self._render(turns, add_generation_prompt=False, tools=tools)
+        except Refused:
+            return True
+
+    def _drops_thinking(self, turn: Mapping[str, Any], answer: str) -> bool:
+        """Whether a turn's thinking is missing in its text, though the model does think."""
+        if END_THINK in turn["content"]:
+            return END_THINK not in answer
+        apart = str(_with_usual_name(turn).get(REASONING) or "").strip()
+        return bool(apart) and apart not in answer and self._thinks_first()
+
+    def _around(
+        self,
+        before: Conversation,
+        turn: Mapping[str, Any],
+        index: int,
+        tools: Sequence[Any],
+        *,
+        prompt: str,
+    ) -> tuple[str, str]:
+        """What the template writes before the content of a turn, after the prompt, and after it.
+
+        Before it there may be white space. After it come tool calls and the stop token.
+        """
         probe = {key: value for key, value in turn.items() if key not in _REASONING}
         probe["content"] = _PROBE
         text = self._render([*before, probe], add_generation_prompt=False, tools=tools)
@@ -259,7 +294,11 @@ class ServedTurns:
                 reason=NOT_WRITTEN,
                 turn=index,
             )
-        return text.partition(_PROBE)[2]
+        header, _, closing = text.partition(_PROBE)
+        asked = prompt.rstrip()
+        gap = header[len(header.rstrip()) :].removeprefix(prompt[len(asked) :])
+        is_same_header = header.rstrip().endswith(asked[-_HEADER:])
+        return gap if is_same_header else "", closing
 
     def _check_asks(self, prompt: str, turns: Conversation, tools: Sequence[Any]) -> None:
         """Refuses a template whose header of an answer is not in its generation prompt.
@@ -281,6 +320,14 @@ class ServedTurns:
                     "that text to it where add_generation_prompt is true."
                 )
         self._asks = True
+
+
+def _with_usual_name(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A turn that has its thinking where templates look for it."""
+    named = next((turn[name] for name in _REASONING if isinstance(turn.get(name), str)), None)
+    if named is None or isinstance(turn.get(REASONING), str):
+        return turn
+    return {**turn, REASONING: named}
 
 
 def _thinks(turn: Mapping[str, Any]) -> bool:

@@ -38,6 +38,8 @@ from jaxspec.data.tokenizer_files import (
     read_tokenizer,
     read_tokenizer_config,
     refusing,
+    stated_stop_ids,
+    text_start,
 )
 from jaxspec.paths import copy_file, user_path
 from jaxspec.tokenizer_files import READ_FILES, TOKENIZER_FILES
@@ -95,16 +97,20 @@ class Tokenizer:
                 self.mask_id = self._id_of("mask_token")
             self.eos_id: int = self._id_of("eos_token")
             """End of text or of a turn: the token that the folder calls eos."""
-            self.pad_id: int = self.eos_id
-            if "pad_token" in self._names:
-                self.pad_id = self._id_of("pad_token")
+            self.pad_id: int = self._id_of(
+                "pad_token" if "pad_token" in self._names else "eos_token"
+            )
             # Templates print it.
             self._bos_ids = [self._id_of("bos_token")] if "bos_token" in self._names else []
             ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
             named = dict.fromkeys([self.eos_id, *ends])
-            self._further_stop_ids = [id_ for id_ in self._stated_stop_ids() if id_ not in named]
+            stated = stated_stop_ids(self.folder, vocab_size=self.vocab_size)
+            self._further_stop_ids = [id_ for id_ in stated if id_ not in named]
             self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*named, *self._further_stop_ids]))
             """Ids that end a response, `eos_id` first."""
+            self.text_start = text_start(
+                self._tokenizer
+            )  # Ids before a text by itself: BOS, or none
             self._special = self._find_special()
             self._guard = Guard(self._special)
             # From here on, the library itself reads special tokens as plain text; only
@@ -124,6 +130,7 @@ class Tokenizer:
             encode=self._encode_rendered,
             stop_after=lambda text: self._rendered.stop_after(text, self.stop_ids),
             stops=[str(self._tokenizer.id_to_token(id_)) for id_ in self.stop_ids],
+            thinks_first=self.thinks_first,
         )
         self.has_template: bool = self._template.is_own
         """Whether the folder has a chat template of its own."""
@@ -411,19 +418,6 @@ class Tokenizer:
                     "token, but ordinary text can also give this id: name another token in "
                     "tokenizer_config.json, special_tokens_map.json or generation_config.json."
                 )
-
-    def _stated_stop_ids(self) -> list[int]:
-        """The stop ids in generation_config.json; null, as in base models, gives none."""
-        file = self.folder / "generation_config.json"
-        stated = read_json(file).get("eos_token_id")
-        ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
-        for id_ in ids:
-            if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < self.vocab_size:
-                raise ValueError(
-                    f"eos_token_id in {str(file)!r} must be an id (0 to {self.vocab_size - 1}), a "
-                    f"list of ids, or null: got {stated!r:.80}."
-                )
-        return ids
 
     def _id_of(self, key: str) -> int:
         name = self._names.get(key)

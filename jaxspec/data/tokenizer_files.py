@@ -220,7 +220,34 @@ def _read_tokenizer_json(folder: pathlib.Path, config: Mapping[str, Any]) -> tok
     except Exception as error:  # The library raises no more specific exception.
         raise ValueError(f"{str(file)!r} cannot be read as a tokenizer: {error}.") from error
     tokenizer_checks.check_stated_ids(document.get("added_tokens") or [], tokenizer, file=file)
+    for id_, entry in sorted(_configured_tokens(folder, config), key=lambda found: found[0]):
+        # transformers adds what tokenizer.json lacks.
+        is_next = id_ == tokenizer.get_vocab_size(with_added_tokens=True)
+        if is_next and tokenizer.token_to_id(entry["content"]) is None:
+            _add_token(tokenizer, folder, id_, entry)
     return tokenizer
+
+
+def stated_stop_ids(folder: pathlib.Path, *, vocab_size: int) -> list[int]:
+    """The stop ids in generation_config.json; null, as in base models, gives none."""
+    file = folder / "generation_config.json"
+    stated = read_json(file).get("eos_token_id")
+    ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    for id_ in ids:
+        if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < vocab_size:
+            raise ValueError(
+                f"eos_token_id in {str(file)!r} must be an id (0 to {vocab_size - 1}), a list of "
+                f"ids, or null: got {stated!r:.80}."
+            )
+    return ids
+
+
+def text_start(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """Ids with which a tokenizer begins a text that stands by itself: BOS, or none."""
+    whole = list(tokenizer.encode("a", add_special_tokens=True).ids)
+    plain = list(tokenizer.encode("a", add_special_tokens=False).ids)
+    places = range(len(whole) - len(plain) + 1)
+    return next((whole[:at] for at in places if whole[at : at + len(plain)] == plain), [])
 
 
 def _take_flags(

@@ -146,7 +146,8 @@ def play(
             if place in ended or turn >= waiting[place]:
                 continue
             if is_passage[place]:
-                prompt = tokenizer.encode(example.running_text)[:passage_tokens]
+                ids = [*tokenizer.text_start, *tokenizer.encode(example.running_text)]
+                prompt = ids[:passage_tokens]
             else:
                 asks = [*conversations[place], *questions(example)[turn]]
                 try:

@@ -12,6 +12,7 @@ import pytest
 from jaxspec.cli import main as console
 from jaxspec.cli import regenerate as command
 from jaxspec.cli.configuration import run_as_command
+from jaxspec.cli.target_answers import Questions
 from jaxspec.config import DataConfig, RunConfig, TargetConfig
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.example_files import MANIFEST, read_examples, read_manifest, write_examples
@@ -467,3 +468,13 @@ def test_settings_of_the_config_are_recorded(target):
     assert recorded.data == dataclasses.replace(
         RunConfig().data, sources=("embedded/math",), split="train", max_examples=3
     )
+
+
+def test_questions_with_another_system_prompt_are_other_questions():
+    """Digests of questions without one stay what they were."""
+
+    def digest(*system):
+        turns = (*(("system", text) for text in system), ("user", "1 + 1?"))
+        return Questions([Example("a", turns, "math")]).digest
+
+    assert len({digest(), digest("Be brief."), digest("Be verbose.")}) == 3

@@ -55,6 +55,37 @@ BRACKETS = (
 """Needs no generation prompt, and refuses other roles."""
 
 
+COUNTED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if 'tool_calls' in m %}{{ m.tool_calls | length }}: "
+    "{% for call in m.tool_calls %}<call>{{ call.function.name }}</call>{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    f"{_HEADER}{{% endif %}}"
+)
+"""Counts the tool calls of each turn that has any, as those of Llama 3.1 and Mistral do."""
+
+LAST_SYSTEM = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>"
+    "{{ system + ' ' if loop.last and system }}{{ m.content }}<|im_sep|>"
+    "{% elif m.role == 'assistant' %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+"""Writes the system prompt only before a question that comes last, and a space before each answer,
+as Mistral's does."""
+
+SILENT = (
+    "{% if enable_thinking is not defined or enable_thinking %}{% endif %}"
+    f"{{% for m in messages %}}{_QUESTIONS}"
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    f"{_HEADER}{_OFF}{{% endif %}}{{% endif %}}"
+)
+"""Of a model that thinks; it does not read thinking that is kept apart, as SmolLM3's does not."""
+
+
+NO_THINKING = SILENT.partition("{% endif %}")[2].replace(_OFF, "{% if false %}")
+"""The same of a model that does not think."""
+
+
 def tokenizer_folder(
     folder: pathlib.Path, template: str, *, added: tuple[dict[str, object], ...] = ()
 ) -> pathlib.Path:

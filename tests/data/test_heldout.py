@@ -37,6 +37,25 @@ def test_quoted_code_is_found():
     assert set(keys(code)) <= set(keys(quoted))
 
 
+@pytest.mark.parametrize("tag", ["", "python", "Python", "python3", "python "])
+@pytest.mark.parametrize("before", ["", "Run this first:\n```bash\nls\n```\n", "`a`\n"])
+def test_quoted_code_is_found_after_other_blocks(tag, before):
+    code = (
+        "def has_close(numbers, threshold):\n    return min(numbers) < threshold - 1  # They are.\n"
+    )
+    assert len(code) > 80
+    assert set(keys(code)) <= set(keys(f"{before}Complete this.\n\n```{tag}\n{code}```"))
+
+
+def test_mbpp_in_the_words_of_its_paper(held_out):
+    asked = (
+        "You are an expert Python programmer, and here is your task: Sort a list. Your code should "
+        "pass these tests:\n\nassert f([2, 1]) == [1, 2]"
+    )
+    assert held_out.contains([("user", asked)])
+    assert not held_out.contains([("user", asked.replace("a list", "two lists"))])
+
+
 def test_the_shipped_table():
     shipped = HeldOutPrompts.load()
     assert len(shipped.hashes) > 3000

@@ -301,3 +301,32 @@ def test_gsm8k_with_qwen3s_own_template(qwen3, thinking, documents, tmp_path):
     two = tokenize(pairs, tokenizer, loss_on="response", sequence_length=512)
     assert (two.answers, len(two.documents), two.left_out) == (200, documents, {})
     assert check_parity(pairs, two.documents, tokenizer) == 2 * CHECKED
+
+
+def test_calls_of_a_template_that_counts_them_are_learned(opened):
+    """It cannot be rendered with calls that are null, to see whether it reads them."""
+    tokenizer = opened(templates.COUNTED)
+    assert learned(tokenizer, CALLED, tools=()) == [
+        ["1: <call>weather</call><|im_end|>", "4 degrees.<|im_end|>"]
+    ]
+
+
+def test_what_stands_before_an_answer_is_learned_where_the_prompt_changes(opened):
+    """With and without a system prompt, which the next turn removes."""
+    tokenizer = opened(templates.LAST_SYSTEM)
+    plain = [answer for row in learned(tokenizer, TWO) for answer in row]
+    asked = [{"role": "system", "content": "Be brief."}, *TWO]
+    assert plain == [" 12 miles.<|im_end|>", " 24 miles.<|im_end|>"]
+    assert [answer for row in learned(tokenizer, asked) for answer in row] == plain
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("template", [templates.SILENT, templates.THINKING])
+def test_thinking_that_is_kept_apart_is_learned_by_any_name(opened, template, name):
+    turns = [ONE[0], {"role": "assistant", "content": "12 miles.", name: "Hm."}]
+    thought = "<think>\nHm.\n</think>\n\n12 miles.<|im_end|>"
+    assert learned(opened(template), turns) == [[thought]]
+
+
+def test_a_model_that_does_not_think_learns_the_answer_alone(opened):
+    assert learned(opened(templates.NO_THINKING), APART) == [["12 miles.<|im_end|>"]]

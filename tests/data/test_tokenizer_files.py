@@ -4,11 +4,14 @@ import json
 import os
 import pathlib
 import shutil
+import time
 
 import pytest
 import tokenizers
 
 from jaxspec.data import tokenizer_files
+from jaxspec.data.examples import Example
+from jaxspec.data.pipeline import tokenize
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
 
 
@@ -337,3 +340,64 @@ def test_damaged_template_files_are_named(folder):
     _refused(folder, r"chat_template\.jinja.* not UTF-8: line 2 has the byte 0xe9")
     file.write_bytes(b"")
     _refused(folder, r"chat_template\.jinja.* is empty")
+
+
+def test_a_text_by_itself_begins_as_the_tokenizer_begins_it(folder):
+    """As those of Llama 3 and Gemma do; the text of a conversation is the template's."""
+    plain = Tokenizer.load(folder)
+    assert plain.text_start == []
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    start, start_id = "<|im_start|>", plain.encode_prompt([{"role": "user", "content": "a"}])[0]
+    bos = {"SpecialToken": {"id": start, "type_id": 0}}
+    rule = {
+        "type": "TemplateProcessing",
+        "single": [bos, sequence],
+        "pair": [bos, sequence, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {start: {"id": start, "ids": [start_id], "tokens": [start]}},
+    }
+    _change(folder / "tokenizer.json", lambda document: document.update(post_processor=rule))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.text_start == [start_id]
+    text = Example("a", (("assistant", "It was dark."),), "own")
+    assert text.is_running_text
+    made = tokenize([text], tokenizer, loss_on="all", sequence_length=32)
+    expected = [start_id, *plain.encode("It was dark."), plain.eos_id]
+    assert made.documents.tokens.tolist() == expected
+    question = [{"role": "user", "content": "a"}]
+    assert tokenizer.encode_prompt(question) == plain.encode_prompt(question)
+
+
+def test_a_token_that_only_the_configuration_adds(folder):
+    """transformers adds it after those of tokenizer.json."""
+    entry = {"content": "<|new|>", "special": True}
+    _change(
+        folder / "tokenizer_config.json",
+        lambda document: document.setdefault("added_tokens_decoder", {}).update({"1024": entry}),
+    )
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}<|new|>{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.vocab_size == 1025
+    assert tokenizer.encode_prompt([{"role": "user", "content": "<|new|>"}]).count(1024) == 1
+
+
+def test_many_tokens_that_take_white_space_read_long_white_space_at_once(folder):
+    flags = {"single_word": False, "normalized": False, "special": True}
+    tokens = [
+        {"id": 1024 + n, "content": f"<|{n}|>", "lstrip": True, "rstrip": n % 2 == 0, **flags}
+        for n in range(90)
+    ]
+    _change(folder / "tokenizer.json", lambda document: document["added_tokens"].extend(tokens))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} \n<|2|> \n<|1|> \n{% endfor %}"
+    )
+    tokenizer = Tokenizer.load(folder)
+    started = time.monotonic()
+    ids = tokenizer.encode_prompt([{"role": "user", "content": "a" + " " * 20_000 + "b"}])
+    assert time.monotonic() - started < 5.0, "a search from each of its places takes a minute"
+    # The first takes the white space on both sides, the second that before it.
+    place = ids.index(1026)
+    assert ids[place + 1] == 1025 and tokenizer.decode(ids[place - 1 : place]) == " b"
+    assert ids[place + 2 :] == tokenizer.encode(" \n")

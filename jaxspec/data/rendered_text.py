@@ -25,7 +25,7 @@ from jaxspec.data.guarded_text import Guard
 
 # Pieces whose ids are kept, and texts whose special tokens are kept: the prompts of a conversation
 # repeat them.
-_PIECES_KEPT = 128
+_PIECES_KEPT = 2048
 _TEXTS_KEPT = 4
 
 _SPACES = re.compile(r"\s*")

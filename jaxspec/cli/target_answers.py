@@ -238,7 +238,7 @@ class Questions:
             asked = [example.id, *example.user_turns]
             # Only where there are any: the digests of plain conversations stay what they were.
             further = [example.details, example.tools] if example.details or example.tools else []
-            system = [text for role, text in example.turns if role not in ("user", "assistant")]
+            system = [{role: text} for role, text in example.turns if role == "system"]
             self._hash.update(json.dumps(asked + further + system).encode())
 
     @property

@@ -97,9 +97,9 @@ class Tokenizer:
                 self.mask_id = self._id_of("mask_token")
             self.eos_id: int = self._id_of("eos_token")
             """End of text or of a turn: the token that the folder calls eos."""
-            self.pad_id: int = self._id_of(
-                "pad_token" if "pad_token" in self._names else "eos_token"
-            )
+            self.pad_id: int = self.eos_id
+            if "pad_token" in self._names:
+                self.pad_id = self._id_of("pad_token")
             # Templates print it.
             self._bos_ids = [self._id_of("bos_token")] if "bos_token" in self._names else []
             ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
@@ -108,9 +108,8 @@ class Tokenizer:
             self._further_stop_ids = [id_ for id_ in stated if id_ not in named]
             self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*named, *self._further_stop_ids]))
             """Ids that end a response, `eos_id` first."""
-            self.text_start = text_start(
-                self._tokenizer
-            )  # Ids before a text by itself: BOS, or none
+            self.text_start: list[int] = text_start(self._tokenizer)
+            """Ids that come before a text that stands by itself: BOS, or none."""
             self._special = self._find_special()
             self._guard = Guard(self._special)
             # From here on, the library itself reads special tokens as plain text; only

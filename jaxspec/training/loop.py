@@ -278,7 +278,7 @@ def _best(last: Record, checkpoints: TrainCheckpoints) -> Record | None:
         return None
     record = progress_at(checkpoints.folder, best).get("record") or last
     reason = f"its {scores[best].text} is the best of the checkpoints that were measured"
-    return {**record, "step": best, "chosen": reason}
+    return dict(jsonable({**record, "step": best, "chosen": reason}))
 
 
 class _BrokenStart(Exception):

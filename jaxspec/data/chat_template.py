@@ -37,6 +37,8 @@ PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 """Unchanged contents, with end-of-text after each answer: for models that do not know turns."""
+_BEGINNING = "{{ bos_token }}"
+"""What comes before, where the tokenizer begins each text with it."""
 
 
 _LONGEST_REASON = 300
@@ -65,6 +67,7 @@ class ChatTemplate:
         source: str | None,
         variables: Mapping[str, Any] | None = None,
         is_own: bool = True,
+        begins: bool = False,
     ) -> None:
         """Keep a template; it is compiled when it is first needed.
 
@@ -74,7 +77,9 @@ class ChatTemplate:
           variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
           is_own: whether it comes from the folder itself.
+          begins: whether the tokenizer begins each text with bos_token.
         """
+        self._plain = (_BEGINNING if begins else "") + PLAIN
         self.is_own = is_own and source is not None
         self._place = str(place)
         self._source = source
@@ -88,13 +93,23 @@ class ChatTemplate:
         *,
         variables: Mapping[str, Any] | None = None,
         default: str | None = None,
+        begins: bool = False,
     ) -> ChatTemplate:
         """Find the template of a folder whose tokenizer_config.json has already been read.
 
-        `default` is used if the folder has no template.
+        `default` is used if the folder has no template, after bos_token where the tokenizer begins
+        each text with it (`begins`).
         """
         found, place = _find_source(folder, config)
-        return cls(place, source=found or default, variables=variables, is_own=bool(found))
+        if default is not None and begins:
+            default = _BEGINNING + default
+        return cls(
+            place,
+            source=found or default,
+            variables=variables,
+            is_own=bool(found),
+            begins=begins,
+        )
 
     def render(
         self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()
@@ -149,7 +164,7 @@ class ChatTemplate:
             raise ValueError(
                 f"The tokenizer in {self._place!r} has no chat template. Put the model's own into "
                 "chat_template.jinja there. A base model has none; this one passes contents on "
-                f"unchanged:\n{PLAIN}"
+                f"unchanged:\n{self._plain}"
             )
         try:
             return _sandbox().compiled(self._source)

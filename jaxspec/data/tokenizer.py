@@ -122,6 +122,7 @@ class Tokenizer:
                 config,
                 variables={**self._names, **self.template_options},
                 default=PLAIN if is_gpt2(config) else default_template,
+                begins=bool(self.text_start),
             )
         self._served = ServedTurns(
             str(self.folder),

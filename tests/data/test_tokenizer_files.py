@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from jaxspec.data import tokenizer_files
+from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.examples import Example
 from jaxspec.data.pipeline import tokenize
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
@@ -365,6 +366,15 @@ def test_a_text_by_itself_begins_as_the_tokenizer_begins_it(folder):
     assert made.documents.tokens.tolist() == expected
     question = [{"role": "user", "content": "a"}]
     assert tokenizer.encode_prompt(question) == plain.encode_prompt(question)
+    # A base model's conversations are texts, too.
+    _change(
+        folder / "tokenizer_config.json",
+        lambda document: document.pop("chat_template", None) or document.update(bos_token=start),
+    )
+    base = Tokenizer.load(folder, default_template=PLAIN)
+    assert base.encode_prompt(question) == [start_id, *plain.encode("a")]
+    with pytest.raises(ValueError, match=r"unchanged:\n\{\{ bos_token \}\}\{% for"):
+        Tokenizer.load(folder).encode_prompt(question)
 
 
 def test_a_token_that_only_the_configuration_adds(folder):

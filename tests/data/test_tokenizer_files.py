@@ -369,7 +369,7 @@ def test_a_text_by_itself_begins_as_the_tokenizer_begins_it(folder):
     # A base model's conversations are texts, too.
     _change(
         folder / "tokenizer_config.json",
-        lambda document: document.pop("chat_template", None) or document.update(bos_token=start),
+        lambda document: [document.pop("chat_template"), document.update(bos_token=start)],
     )
     base = Tokenizer.load(folder, default_template=PLAIN)
     assert base.encode_prompt(question) == [start_id, *plain.encode("a")]

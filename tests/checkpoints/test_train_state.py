@@ -84,6 +84,17 @@ def assert_same(got, expected) -> None:
     assert jax.tree.map(lambda leaf: leaf.dtype, got) == jax.tree.map(lambda x: x.dtype, expected)
 
 
+def falls_back_to_step_2(folder: Path) -> list[str]:
+    """Restores the newest checkpoint that can be used, which has to be that; what is told."""
+    told: list[str] = []
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
+    checkpoints.close()
+    assert step == 2
+    assert_same(state, make_state(2))
+    return told
+
+
 def test_the_newest_comes_back(folder):
     assert steps(folder) == ["2", "3"]
     checkpoints = TrainCheckpoints(folder, keep=2)
@@ -151,12 +162,7 @@ def test_one_that_another_process_cannot_read_is_set_aside(folder, monkeypatch, 
         return [value, "cannot be read (Input/output error)" if len(asked) == reads + 1 else ""]
 
     monkeypatch.setattr(train_state, "gather", gather)
-    told: list[str] = []
-    checkpoints = TrainCheckpoints(folder, keep=2)
-    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
-    checkpoints.close()
-    assert step == 2
-    assert_same(state, make_state(2))
+    told = falls_back_to_step_2(folder)
     assert [text.split(". It")[0] for text in told] == [
         "Checkpoint 3 cannot be read (Input/output error)"
     ]
@@ -212,12 +218,7 @@ def test_damaged_json_without_a_record(folder, content):
     (folder / "3" / RECORD).unlink()
     (folder / "3" / "run" / "metadata").write_text(content)
     assert saved_progress(folder) == (2, {"loader": {"step": 2}})
-    told: list[str] = []
-    checkpoints = TrainCheckpoints(folder, keep=2)
-    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
-    checkpoints.close()
-    assert step == 2
-    assert_same(state, make_state(2))
+    told = falls_back_to_step_2(folder)
     assert told[0].startswith("Checkpoint 3 cannot be read (")
 
 
@@ -228,24 +229,14 @@ def test_an_older_one_has_sizes_alone(folder):
         (folder / step / "run" / "file_sizes.json").write_text(json.dumps(sizes))
         (folder / step / RECORD).unlink()
     damage(folder, 3)
-    told: list[str] = []
-    checkpoints = TrainCheckpoints(folder, keep=2)
-    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
-    checkpoints.close()
-    assert step == 2
-    assert_same(state, make_state(2))
+    told = falls_back_to_step_2(folder)
     assert re.match(r"Checkpoint 3 cannot be read \(\S+ has \d+ bytes, expected \d+", told[0])
 
 
 def test_one_changed_byte_is_noticed(folder):
     file = biggest(folder, 3)
     flip(file, file.stat().st_size // 2)
-    told: list[str] = []
-    checkpoints = TrainCheckpoints(folder, keep=2)
-    step, state, _ = checkpoints.restore_latest(shapes(make_state()), report=told.append)
-    checkpoints.close()
-    assert step == 2
-    assert_same(state, make_state(2))
+    told = falls_back_to_step_2(folder)
     name = file.relative_to(folder / "3")
     assert told[0].startswith(f"Checkpoint 3 cannot be read ({name} has changed: its CRC-32 is ")
     assert "\n" not in told[0]

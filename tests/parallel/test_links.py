@@ -43,6 +43,17 @@ def roll():
     on_all(opened, lambda each: each.close())
 
 
+def connected(port):
+    """A connection to a process that is about to listen."""
+    until = time.monotonic() + 20.0
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < until, "nobody listens"
+            time.sleep(0.05)
+
+
 def on_all(links, act):
     """What a function gives for the links of each process, called at once."""
     with ThreadPoolExecutor(len(links) or 1) as pool:
@@ -111,12 +122,7 @@ def test_a_process_that_is_started_again_takes_its_own_place():
     address = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(call_roll, address, index=0, count=3, limit_s=20.0)
-        killed = None
-        while killed is None:
-            try:
-                killed = socket.create_connection(("127.0.0.1", port))
-            except OSError:
-                time.sleep(0.05)
+        killed = connected(port)
         greeting = {module._GREETING: 1, "index": 1, "count": 3, "host": "a"}
         killed.sendall(json.dumps(greeting).encode() + b"\n")
         time.sleep(0.2)
@@ -161,12 +167,7 @@ def test_something_else_that_tries_the_port_is_ignored():
     port = free_port()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(call_roll, f"127.0.0.1:{port}", index=0, count=2, limit_s=20.0)
-        probe = None
-        while probe is None:
-            try:
-                probe = socket.create_connection(("127.0.0.1", port))
-            except OSError:
-                time.sleep(0.05)
+        probe = connected(port)
         probe.sendall(b"GET / HTTP/1.1\r\n")
         probe.close()
         second = call_roll(f"127.0.0.1:{port}", index=1, count=2, limit_s=20.0)

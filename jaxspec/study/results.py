@@ -116,13 +116,16 @@ def read_results(path: str | Path) -> StudyResults:
     """Reads the results of a study.
 
     Args:
-      path: its folder, its results.json, or its summary.json, which has no rows.
+      path: its folder, its results.json, or its summary.json, which has no rows. In a folder
+        without results.json, summary.json is read.
 
     Raises:
       ValueError: no such file, or not that of a study.
     """
     file = user_path(path)
-    file = file / RESULTS if file.is_dir() else file
+    if file.is_dir():
+        kept = next((name for name in (RESULTS, SUMMARY) if (file / name).is_file()), RESULTS)
+        file = file / kept
     if not file.is_file():
         raise ValueError(
             f"No results of a study at {path}: expected the --output of jaxspec study, with "

@@ -288,6 +288,16 @@ def test_the_wrong_kind_of_config_is_refused(config):
         study.main(["--config", str(config)])
 
 
+def test_a_folder_that_keeps_only_the_summary_is_shown(tmp_path, uninterrupted, capsys):
+    """As those under docs/results."""
+    shutil.copy(uninterrupted / "summary.json", tmp_path)
+    shown = []
+    for folder in (uninterrupted, tmp_path):
+        study.main(["show", str(folder)])
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+
+
 def test_what_is_no_study_has_no_difference(tmp_path, uninterrupted):
     with pytest.raises(ValueError, match="No results of a study"):
         study.main(["diff", str(tmp_path), str(uninterrupted)])

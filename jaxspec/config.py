@@ -109,7 +109,7 @@ class DenoiserConfig:
     architecture: DiTConfig | None = None
     """Shape to train from scratch; None: the shape of `path`."""
     path: str = ""
-    """Weights to start from: a run's folder, an MDLM in the released layout, or a language model of
+    """Weights to start from: a run's folder, a released MDLM, LLaDA or SDAR, or a language model of
     the target's family, which learns to see both ways ("embedded": the one in the package); "":
     start from scratch."""
     num_layers: Annotated[int, whole(0, MOST_LAYERS)] = 0

@@ -1,8 +1,9 @@
 """Reads and writes folders of masked-diffusion language models of any family.
 
-MDLM, LLaDA and SDAR are read in their released layouts. Any other transformer that fills in masks
-is stored like a target, with one more entry in config.json (`families.qwen_llama`). Any target with
-such layers can become a denoiser: training then starts from its weights.
+MDLM, LLaDA and SDAR are read in their released layouts. MDLM is also written in it, and so is what
+was trained from a LLaDA or an SDAR. Any other transformer that fills in masks is stored like a
+target, with one more entry in config.json (`families.qwen_llama`). Any target with such layers can
+become a denoiser: training then starts from its weights.
 
 >>> config, params = load_denoiser("runs/mdlm/export")  # doctest: +SKIP
 >>> save_denoiser("export", config, params)  # doctest: +SKIP
@@ -18,7 +19,8 @@ from typing import Any
 import jax
 
 from jaxspec.checkpoints.conversion import Shardings
-from jaxspec.checkpoints.families import mdlm, qwen_llama
+from jaxspec.checkpoints.families import llada, mdlm, qwen_llama
+from jaxspec.checkpoints.families.family import Family
 from jaxspec.checkpoints.families.registry import (
     AnyDenoiserConfig,
     Folder,
@@ -28,6 +30,9 @@ from jaxspec.checkpoints.families.registry import (
 from jaxspec.checkpoints.huggingface import read_weights, save_transformer, write_folder
 from jaxspec.checkpoints.safetensors_io import DEFAULT_SHARD_BYTES
 from jaxspec.config import DiTConfig, Dtype, MaskedTransformerConfig
+
+RUN_FIELDS = ("dtype", "param_dtype", "unroll_layers", "remat", "attention")
+"""What a run chooses for a `MaskedTransformerConfig`; no folder stores it."""
 
 
 def is_denoiser(folder: Folder) -> bool:
@@ -114,8 +119,20 @@ def save_denoiser(
     tokenizer_folder: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
+    start: Folder | None = None,
 ) -> None:
     """Writes a folder that `load_denoiser` reads; it appears complete or not at all.
+
+    Args:
+      folder: new, or an earlier export.
+      config: shape of the denoiser.
+      params: its parameters.
+      dtype: type of the stored weights; None: `config.param_dtype`.
+      tokenizer_folder: tokenizer files to put next to the weights.
+      max_shard_bytes: weights beyond this are split into several files with an index.
+      provenance: written as provenance.json.
+      start: the model that training started from. If it is a LLaDA or an SDAR whose config.json can
+        describe `config`, the folder has its layout.
 
     Raises:
       ValueError: parameters that do not fit `config`, or a folder that holds other files.
@@ -137,9 +154,35 @@ def save_denoiser(
         folder,
         config,
         params,
-        family=qwen_llama.DENOISER,
+        family=_family_of_start(start, config) or qwen_llama.DENOISER,
         dtype=dtype,
         tokenizer_folder=tokenizer_folder,
         max_shard_bytes=max_shard_bytes,
         provenance=provenance,
     )
+
+
+def _family_of_start(start: Folder | None, config: MaskedTransformerConfig) -> Family | None:
+    """The released family to write `config` as; None: none can describe it.
+
+    Its config.json is that of the start, with what training may have changed.
+    """
+    stored = None if start is None else open_folder(start)
+    if stored is None or family_of(stored.raw) not in (llada.LLADA, llada.SDAR):
+        return None
+    family = stored.family
+
+    def to_json(config: MaskedTransformerConfig, *, dtype: Dtype, **ids: Any) -> dict[str, Any]:
+        del ids  # The start names its own.
+        # Another name of torch_dtype, since transformers 5.
+        renamed = {"dtype": dtype} if "dtype" in stored.raw else {}
+        return {**stored.raw, **llada.trained(config, family, dtype=dtype), **renamed}
+
+    try:
+        described = family.from_json(to_json(config, dtype="float32"), where=stored.where)
+    except ValueError:
+        return None
+    run = {name: getattr(described, name) for name in RUN_FIELDS}
+    if dataclasses.replace(config, **run) != described:
+        return None
+    return dataclasses.replace(family, to_json=to_json)

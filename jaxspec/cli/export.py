@@ -7,7 +7,8 @@ The weights come from WORKDIR/export if the run has finished, otherwise from a c
 that did best on held-out data, if the run measured that, or else the newest. Drafters are written
 like z-lab's checkpoints, or with a config.json for speculators, each with a model card (README.md);
 targets as models of their family; denoisers with their learned low-rank updates added to the
-weights. A run that is still training is read but never changed.
+weights, and as a LLaDA or an SDAR if they started from one. A run that is still training is read
+but never changed.
 """
 
 from __future__ import annotations

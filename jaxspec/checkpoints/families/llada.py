@@ -207,6 +207,22 @@ def sdar_from_json(raw: Mapping[str, Any], *, where: str) -> MaskedTransformerCo
     )
 
 
+def trained(config: MaskedTransformerConfig, family: Family, *, dtype: Dtype) -> dict[str, Any]:
+    """What training may change in the config.json of a LLaDA or an SDAR.
+
+    Args:
+      config: the shape after training.
+      family: `LLADA` or `SDAR`.
+      dtype: type of the stored weights.
+    """
+    changed = (
+        {"n_layers": config.num_layers}
+        if family is LLADA
+        else {"num_hidden_layers": config.num_layers, "block_size": config.block_length}
+    )
+    return {**changed, "torch_dtype": dtype}
+
+
 LLADA = Family(
     name=MODEL_TYPE,
     role="denoiser",

@@ -22,6 +22,7 @@ from jaxspec.checkpoints.denoiser import (
     read_denoiser,
     save_denoiser,
 )
+from jaxspec.checkpoints.families.registry import open_folder
 from jaxspec.checkpoints.folders import exported_weights, target_folder
 from jaxspec.config import DenoiserConfig, DiTConfig, Dtype, MaskedTransformerConfig, RunConfig
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
@@ -80,7 +81,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         ),
         init=initialiser(model),
         models={"The denoiser": split_sizes(architecture)},
-        save=_saves(architecture),
+        save=_saves(architecture, source),
         load_initial=None if source is None else load,
         reads={} if source is None else {"denoiser.path": source},
     )
@@ -104,7 +105,7 @@ def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
     """See `TaskKind.read_export`."""
     del config
     architecture, params = load_denoiser(folder)
-    return params, _saves(architecture)
+    return params, _saves(architecture, folder)
 
 
 def _low_rank(task: Task, load: Any, settings: DenoiserConfig) -> Task:
@@ -230,7 +231,10 @@ def _check_architecture(given: DiTConfig, found: AnyDenoiserConfig, source: Path
         )
 
 
-def _saves(architecture: AnyDenoiserConfig) -> Save:
+def _saves(architecture: AnyDenoiserConfig, start: Path | None) -> Save:
+    """Writes the model, in the layout of what training started from where that can describe it."""
+    stored = None if start is None else open_folder(start)
+
     def save(
         folder: Path,
         params: Any,
@@ -246,6 +250,7 @@ def _saves(architecture: AnyDenoiserConfig) -> Save:
             dtype=dtype,
             tokenizer_folder=tokenizer.folder,
             provenance=provenance,
+            start=stored,
         )
 
     return save

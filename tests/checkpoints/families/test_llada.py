@@ -20,7 +20,13 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from jaxspec.checkpoints.denoiser import is_denoiser, keep_layers, load_denoiser, read_denoiser
+from jaxspec.checkpoints.denoiser import (
+    is_denoiser,
+    keep_layers,
+    load_denoiser,
+    read_denoiser,
+    save_denoiser,
+)
 from jaxspec.checkpoints.families.family import Layout
 from jaxspec.checkpoints.families.llada import llada_from_json, llada_layout
 from jaxspec.checkpoints.families.registry import target_family
@@ -343,3 +349,31 @@ def test_only_layers_that_are_there_are_kept(folder, num_layers):
     assert load_denoiser(folder, num_layers=2)[0].num_layers == 2
     with pytest.raises(ValueError, match=rf"num_layers is {num_layers}, but .* has 3 layers"):
         load_denoiser(folder, num_layers=num_layers)
+
+
+def test_what_was_trained_from_a_llada_is_written_as_one(folder, tmp_path):
+    """With the tensor names that other programs read, and what else its config.json says."""
+    document = json.loads((folder / "config.json").read_text())
+    document |= {"embedding_dropout": 0.0, "vocab_size": 20, "dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(document))
+    config, params = load_denoiser(folder, num_layers=2)
+    run = dataclasses.replace(config, unroll_layers=True, remat=True, attention="plain")
+    save_denoiser(tmp_path / "out", run, params, dtype="bfloat16", start=folder)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {**document, "n_layers": 2, "torch_dtype": "bfloat16", "dtype": "bfloat16"}
+    save_denoiser(tmp_path / "full", run, params, start=folder)
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "full" / "model.safetensors")
+    assert set(after) == {name for name in before if ".blocks.2." not in name}
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, before[name])
+    assert load_denoiser(tmp_path / "full")[0] == config
+
+
+@pytest.mark.parametrize("change", [{"context": "causal"}, {"rope_theta": 77.0}])
+def test_what_lladas_config_cannot_say_is_written_in_our_layout(folder, tmp_path, change):
+    config, params = load_denoiser(folder)
+    config = dataclasses.replace(config, **change)
+    save_denoiser(tmp_path / "out", config, params, start=folder)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    assert load_denoiser(tmp_path / "out")[0] == config

@@ -218,7 +218,7 @@ def test_sdar_folders_are_block_causal(adapted, tmp_path):
 
 
 @pytest.mark.parametrize(("context", "size", "block"), [(None, 4, 4), ("block_causal", 8, 8)])
-def test_blocks_of_block_causal_weights_are_as_asked(
+def test_blocks_of_block_causal_weights_are_as_asked_and_so_is_the_export(
     adapted, run_config, tmp_path, context, size, block
 ):
     document = json.loads((adapted / "export" / "config.json").read_text())
@@ -229,7 +229,14 @@ def test_blocks_of_block_causal_weights_are_as_asked(
     settings = DenoiserConfig(path=str(folder), context=context, objective="llada", block_size=size)
     data = dataclasses.replace(run_config.data, packing=False)
     config = dataclasses.replace(changed(run_config, settings), data=data)
-    assert build(config).objective.model.config.block_length == block
+    task = build(config)
+    assert task.objective.model.config.block_length == block
+    _, params = load_denoiser(folder)
+    tokenizer = Tokenizer.load(EMBEDDED_FOLDER)
+    task.save(tmp_path / "out", params, tokenizer=tokenizer, dtype="float32", provenance={})
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {**document, "block_size": block}, "still an SDAR"
+    assert read_denoiser(tmp_path / "out").block_length == block
     other = dataclasses.replace(settings, context=None, block_size=16)
     with pytest.raises(ValueError, match=r"blocks of 4 tokens, but denoiser\.block_size is 16"):
         build(dataclasses.replace(config, denoiser=other))

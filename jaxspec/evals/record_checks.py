@@ -81,6 +81,7 @@ ROUND: dict[str, Field] = {
 """Of the rounds of `trace`."""
 _LISTS = {"by_prompt": PROMPT, "by_context": LENGTH}
 _FIGURES = ("accept_at", "accepted_depth_by_block")
+_NAMES = ("mismatched_ids",)
 _COUNTS = ("reached_at", "reached_by_block", "nfe_by_block", "steps_by_block")
 
 
@@ -94,6 +95,10 @@ def problems_of(row: Mapping[str, Any]) -> Iterator[str]:
         values = row.get(name)
         if isinstance(values, list | tuple) and not all(map(is_count, values)):
             yield f"{name} must hold counts, 0 or more: got {list(values)}"
+    for name in _NAMES:
+        values = row.get(name)
+        if isinstance(values, list | tuple) and not _are_texts(values):
+            yield f"{name} must hold texts: got {list(values)}"
     for name, fields in _LISTS.items():
         values = row.get(name)
         for number, record in enumerate(values if isinstance(values, list | tuple) else ()):

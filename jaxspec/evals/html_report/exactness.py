@@ -13,7 +13,7 @@ from jaxspec.evals.html_report.content import (
     name_cells,
     name_headings,
 )
-from jaxspec.evals.intervals import share_interval
+from jaxspec.evals.intervals import Interval, by_conversation, share_interval
 from jaxspec.evals.results import Row, is_target_alone
 
 
@@ -29,6 +29,21 @@ def compared_rows(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def _share_interval(row: Row) -> Interval | None:
+    """Interval of the share that differs; the turns of a conversation are resampled together."""
+    responses, differ = responses_of(row), row["mismatched_prompts"]
+    names = [record["prompt_id"] for record in row.get("by_prompt", [])]
+    ids = set(row.get("mismatched_ids", []))
+    if names and len(ids) == differ:
+        outcomes, trials = by_conversation(
+            names, [[name in ids for name in names], [1] * len(names)]
+        )
+        return share_interval(outcomes, trials)
+    # Older files do not name the outputs that differ.
+    outcomes = [1] * min(differ, responses) + [0] * max(0, responses - differ)
+    return share_interval(outcomes, [1] * responses)
+
+
 def exactness_section(rows: Sequence[Row]) -> Section:
     """Counts and shares of outputs that differ, and by how much."""
     compared = compared_rows(rows)
@@ -36,14 +51,12 @@ def exactness_section(rows: Sequence[Row]) -> Section:
     for row in compared:
         differ, responses = row["mismatched_prompts"], responses_of(row)
         share = differ / responses if responses else None
-        outcomes = [1] * min(differ, responses) + [0] * max(0, responses - differ)
-        interval = share_interval(outcomes, [1] * responses) if responses else None
         lines.append(
             [
                 *name_cells(row),
                 Cell(f"{responses:,}", responses),
                 Cell(f"{differ:,}", differ),
-                figure_cell(share, ".1%", interval=interval),
+                figure_cell(share, ".1%", interval=_share_interval(row)),
                 figure_cell(row.get("mismatch_gap"), ".2g"),
             ]
         )

@@ -368,6 +368,7 @@ class Evaluation:
             "tau_without_repetitive": without_repetitive,
             # Sampled outputs differ by nature: only greedy ones can be compared.
             "mismatched_prompts": len(mismatched) if is_greedy else None,
+            "mismatched_ids": mismatched if is_greedy else [],
             "mismatch_gaps": gaps,
             "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,

@@ -102,6 +102,25 @@ def test_the_target_alone_is_compared_with_no_one(page):
     assert "above 1 in 2 of 4 rows" in text and "does not pay in 2 of 4 rows" in text
 
 
+def test_turns_of_a_conversation_do_not_differ_independently(page):
+    names = [f"{number}{turn}" for number in range(12) for turn in ("", "#2", "#3")]
+    differ = [name for name in names if name.partition("#")[0] in ("0", "1", "2")]
+    records = [{"prompt_id": name, "prompt_tokens": 9, "tokens": 8, "rounds": 4} for name in names]
+    row = {"mismatched_prompts": len(differ), "turns": len(names), "by_prompt": records}
+    known = result_row("full", "mt_bench", **row, mismatched_ids=differ)
+    unknown = result_row("full", "mt_bench", **row)
+
+    def interval(row):
+        (low, high) = re.findall(r"25\.0% \((\d+\.\d)%?–(\d+\.\d)%", page([row]))[0]
+        return float(low), float(high)
+
+    # 9 of 36 independent outputs (Wilson: 13.8 to 41.1), or 3 of 12 conversations.
+    low, high = interval(unknown)
+    assert low > 10 and high < 43
+    low, high = interval(known)
+    assert low < 5 and high > 45
+
+
 def test_figures_of_diffusion_decoders(page):
     text = page(diffusion_rows())
     assert "Fewer passes" in text and "Round by round" not in text

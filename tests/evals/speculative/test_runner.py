@@ -431,10 +431,12 @@ def test_an_output_that_differs_is_counted_with_its_gap(folders):
     case = Case(drafter, settings, build_strategy(settings, target, drafter))
     row, _ = evaluation.measure("own", reference, case)
     assert (row["mismatched_prompts"], row["mismatch_gaps"], row["mismatch_gap"]) == (0, [], None)
+    assert row["mismatched_ids"] == []
     (right,) = reference.responses
     wrong = dataclasses.replace(right, tokens=(right.tokens[0] ^ 1, *right.tokens[1:]))
     reference = dataclasses.replace(reference, responses=(wrong,))
     row, _ = evaluation.measure("own", reference, case)
     # Here the reference is at fault: what was emitted is the target's best.
     assert (row["mismatched_prompts"], row["mismatch_gaps"], row["mismatch_gap"]) == (1, [0.0], 0.0)
+    assert row["mismatched_ids"] == ["one"]
     assert "is up to 0 below the target's best" in lines[-1]

@@ -61,7 +61,8 @@ def by_conversation(names: Sequence[str], parts: Sequence[npt.ArrayLike]) -> lis
     places = [order[name] for name in conversations]
     sums = []
     for part in map(np.asarray, parts):
-        total = np.zeros((len(order), *part.shape[1:]), part.dtype)
+        # Two booleans would add up to one.
+        total = np.zeros((len(order), *part.shape[1:]), np.result_type(part, np.int64))
         np.add.at(total, places, part)
         sums.append(total)
     return sums

@@ -152,8 +152,8 @@ whether the drafter's run recorded other weights than the target's; None if it r
 token's logit is below the target's best where it first differs; `mismatch_gap`: the largest of
 these. `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`:
 when a diffusion language model could end its answer. `choice`: what evaluation.strategy "auto"
-measured and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of rounds that began
-at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
+measured and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of rounds
+that began at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
 (`jaxspec.evals.traces`). `decoding`: in a study, the name of the setting. An interval (`*_ci95`) is
 None if too few prompts were measured."""
 

@@ -85,6 +85,8 @@ def test_turns_of_a_conversation_are_one_prompt():
     single, wide = by_conversation(["a", "b", "a#2"], ([1, 2, 4], [[1, 0], [0, 5], [7, 0]]))
     assert single.tolist() == [5, 2]
     assert wide.tolist() == [[8, 0], [0, 5]]
+    (flags,) = by_conversation(["a", "b", "a#2"], ([True, False, True],))
+    assert flags.tolist() == [2, 0]
 
 
 def test_intervals_as_text():

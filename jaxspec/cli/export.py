@@ -51,8 +51,8 @@ class ExportCommand:
     """What servers load as the target: its name on the Hub, or a folder; "": the target's folder on
     this machine."""
     results: str = ""
-    """Result file of jaxspec (eval.py --output): its accepted lengths go into a drafter's model
-    card."""
+    """Result file of jaxspec (eval.py --output): the accepted lengths of this drafter in it go into
+    the model card."""
     record_drafts: bool = True
     """Whether an export from a drafter's checkpoint records some drafts, as that of a finished run
     does: `jaxspec parity` compares them. The target's weights are loaded for this."""
@@ -67,6 +67,8 @@ class Weights:
     tokenizer: Tokenizer
     record: Mapping[str, Any]
     """The record of the run that trained them, with their "step"."""
+    run: RunConfig
+    """The settings that they were trained with. The run may have continued with others."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,7 +113,9 @@ def export(command: ExportCommand) -> Path:
             f"--step {command.step} names a checkpoint, but --from export takes {workdir}/export: "
             "leave one of them out."
         )
-    results = _results(command.results, kind.name) if command.results else []
+    results = []
+    if command.results:
+        results = _results(command.results, kind.name, folders=(workdir, output))
     finished = (workdir / "export" / "config.json").is_file() and not command.step
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
@@ -141,7 +145,12 @@ def export(command: ExportCommand) -> Path:
         lines = []
         if kind.formats:
             lines = _for_servers(
-                whole, run, weights.record, command=command, rewrite=rewrite, results=results
+                whole,
+                weights.run,
+                weights.record,
+                command=command,
+                rewrite=rewrite,
+                results=results,
             )
         for file in whole.iterdir():
             file.rename(temporary / file.name)
@@ -199,7 +208,7 @@ def _for_servers(
         format=command.format,
         record=record,
         target=name,
-        drafter=user_path(command.output).resolve().name,
+        drafter=user_path(command.output).resolve(),
         results=results,
         warnings=warnings,
     )
@@ -237,9 +246,11 @@ def hub_name(target: Mapping[str, Any]) -> str:
     return ""
 
 
-def _results(file: str, kind: str) -> list[dict[str, Any]]:
+def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The rows of a result file that are of a drafter in one of the folders."""
+    from jaxspec.evals.opening import folder_name
     from jaxspec.evals.report import read_json
-    from jaxspec.evals.results import is_diffusion
+    from jaxspec.evals.results import is_diffusion, is_target_alone
 
     if kind != "drafter":
         raise ValueError(
@@ -249,7 +260,14 @@ def _results(file: str, kind: str) -> list[dict[str, Any]]:
     rows = [row for row in results if not is_diffusion(row)]
     if not rows:
         raise ValueError(f"--results {file} has no row of a drafter: expected eval.py's --output.")
-    return rows
+    names = {folder_name(folder) for folder in folders}
+    own = [row for row in rows if row["drafter"] in names and not is_target_alone(row)]
+    if not own:
+        raise ValueError(
+            f"--results {file} has no row of {' or '.join(sorted(names))}. It has rows of "
+            f"{', '.join(sorted({row['drafter'] for row in rows}))}."
+        )
+    return own
 
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:
@@ -263,13 +281,20 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
             f"No weights in {folder}: train.py writes them at the end of a run. To export the "
             "training so far, use --from checkpoint."
         )
+    record = read_json(folder / "provenance.json")
+    run = _trained_with(record, run)
     params, save = task_of(run).read_export(run, folder)
     return Weights(
-        params=params,
-        save=save,
-        tokenizer=Tokenizer.load(folder),
-        record=read_json(folder / "provenance.json"),
+        params=params, save=save, tokenizer=Tokenizer.load(folder), record=record, run=run
     )
+
+
+def _trained_with(record: Mapping[str, Any], run: RunConfig) -> RunConfig:
+    """The settings in the record of weights; those of the run if it has none."""
+    from jaxspec.training.run_record import recorded_config
+
+    settings = record.get("config")
+    return recorded_config(settings, where="recorded config") if settings else run
 
 
 def _chosen_step(folder: Path, asked: str, *, export_best: bool) -> tuple[int | None, str]:
@@ -312,12 +337,15 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
     wants_best = run.training.export_best and run.training.validate_every != 0
     chosen, reason = _chosen_step(workdir / "checkpoints", asked, export_best=wants_best)
-    if run.data.tokenizer == "train":  # The run has already trained it; read that one.
-        data = dataclasses.replace(run.data, tokenizer=str(kept_tokenizer(workdir)))
-        run = dataclasses.replace(run, data=data)
-    kind = task_of(run)
-    tokenizer = kind.open_tokenizer(run, workdir=workdir)
-    task = kind.build(run, tokenizer=tokenizer)
+
+    def built(run: RunConfig) -> tuple[Task, Tokenizer]:
+        if run.data.tokenizer == "train":  # The run has already trained it; read that one.
+            data = dataclasses.replace(run.data, tokenizer=str(kept_tokenizer(workdir)))
+            run = dataclasses.replace(run, data=data)
+        tokenizer = task_of(run).open_tokenizer(run, workdir=workdir)
+        return task_of(run).build(run, tokenizer=tokenizer), tokenizer
+
+    task, tokenizer = built(run)
     transform, _ = make_optimizer(run.optimizer, steps=run.training.steps)
     abstract = jax.eval_shape(initial_state(task.init, transform), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -339,11 +367,30 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     # Checkpoints of older versions have none.
     record = progress.get("record") or read_json(workdir / "provenance.json")
     record = {**record, "step": step, **({"chosen": reason} if reason else {})}
+    if (own := _trained_with(record, run)) != run:
+        run = own
+        task, tokenizer = built(run)
+    _check_base(task, record)
     whole = task.whole(state.params)
     del restored, state  # The optimizer's part is twice the size of the weights.
     if records_drafts:
         record = {**record, **_drafts(task, whole, tokenizer, record)}
-    return Weights(params=whole, save=task.save, tokenizer=tokenizer, record=record)
+    return Weights(params=whole, save=task.save, tokenizer=tokenizer, record=record, run=run)
+
+
+def _check_base(task: Task, record: Mapping[str, Any]) -> None:
+    """Updates of low rank are only added to the weights that they were learned for."""
+    from jaxspec.checkpoints.folders import fingerprint
+
+    if not task.adds_to:
+        return
+    folder = task.reads[task.adds_to]
+    trained = record.get("fingerprints", {}).get(task.adds_to)
+    if trained is not None and fingerprint(folder) != trained:
+        raise ValueError(
+            f"The run learned updates of low rank for other weights than those that are now in "
+            f"{folder} ({task.adds_to}): put the weights back that it started from."
+        )
 
 
 def _drafts(

@@ -1,12 +1,14 @@
 """README.md of an exported drafter: where it comes from, what was measured, how to serve it.
 
 >>> print(model_card(document, format="zlab", record=record, target="someone/target",
-...                  drafter="my-drafter", results=[], warnings=[]))  # doctest: +SKIP
+...                  drafter=Path("my-drafter"), results=[], warnings=[]))  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxspec.checkpoints.families.servers import Format, commands
@@ -14,6 +16,7 @@ from jaxspec.config import LossConfig
 from jaxspec.training.run_record import from_jsonable
 
 _NOT_RECORDED = "not recorded"
+_WHERE = " Run the commands in the folder that holds {}, or give its path or its name on the Hub."
 
 
 def model_card(
@@ -22,7 +25,7 @@ def model_card(
     format: Format,
     record: Mapping[str, Any],
     target: str,
-    drafter: str,
+    drafter: Path,
     results: Sequence[Mapping[str, Any]],
     warnings: Sequence[str],
 ) -> str:
@@ -33,14 +36,17 @@ def model_card(
       format: the format that it is written in.
       record: the record of the run that trained it (provenance.json), with its "step".
       target: what servers load as the target: its name on the Hub, or a folder.
-      drafter: name or folder of the drafter.
-      results: rows of a result file of jaxspec; [] if nothing was measured.
+      drafter: its folder. The commands name it as they name the target: a folder where that is
+        one, otherwise by its last part.
+      results: its rows of a result file of jaxspec; [] if nothing was measured.
       warnings: where servers compute something else.
     """
     block = document["block_size"]
+    # A name on the Hub has at most one slash, and not at its beginning.
+    is_local = Path(target).is_absolute()
     parts = [
         "---\ntags:\n- speculative-decoding\n- dflash\n---",
-        f"# {drafter}",
+        f"# {drafter.name}",
         f"A DFlash drafter (arXiv 2602.06036) for {target}, trained with jaxspec. It drafts blocks "
         f"of {block} tokens, the first of which is the target's own. It has neither embedding nor "
         "head and is of no use without its target.",
@@ -49,7 +55,8 @@ def model_card(
     ]
     if warnings:
         parts.append("## Before serving\n\n" + "\n".join(f"- {line}" for line in warnings))
-    runs = commands(document, format=format, target=target, drafter=drafter)
+    shown = str(drafter) if is_local else drafter.name
+    runs = commands(document, format=format, target=target, drafter=shown)
     counts = (
         f"vLLM and tpu-inference count the {block - 1} drafted tokens of a block; SGLang and "
         "z-lab's script count the block."
@@ -58,7 +65,7 @@ def model_card(
         "and z-lab's script, export the zlab format."
     )
     parts.append(
-        f"## Serving\n\n{counts}\n\n"
+        f"## Serving\n\n{counts}{'' if is_local else _WHERE.format(shown)}\n\n"
         + "\n\n".join(f"{name}:\n\n```bash\n{command}\n```" for name, command in runs.items())
     )
     return "\n\n".join(parts) + "\n"
@@ -68,26 +75,54 @@ def _provenance(
     document: Mapping[str, Any], record: Mapping[str, Any], *, target: str
 ) -> dict[str, Any]:
     config = record.get("config") or {}
-    data, fingerprints = config.get("data") or {}, record.get("fingerprints") or {}
+    fingerprints = record.get("fingerprints") or {}
     step = record.get("step", (config.get("training") or {}).get("steps"))
     commit = record.get("commit")
+    parts = record.get("segments") or [record]
     return {
         "Target": target,
         "Target's weights (fingerprint)": fingerprints.get("target.path", _NOT_RECORDED),
         "Captured layers": ", ".join(map(str, document["dflash_config"]["target_layer_ids"])),
-        "Data": ", ".join(map(str, data.get("sources", ()))) or _NOT_RECORDED,
+        "Data": _in_turn(_sources(part) for part in parts),
         "Data (fingerprint)": fingerprints.get("data", _NOT_RECORDED),
-        "Loss": _loss(config.get("loss")),
-        "Steps": _NOT_RECORDED if step is None else step,
-        "Rows per step": data.get("batch_size", _NOT_RECORDED),
+        "Loss": _in_turn(_loss(part) for part in parts),
+        "Steps": _NOT_RECORDED if step is None else _steps(step, parts),
+        "Rows per step": _in_turn(_setting(part, "data", "batch_size") for part in parts),
         "Commit of jaxspec": f"{commit}{' with changes' if record.get('dirty') else ''}"
         if commit
         else _NOT_RECORDED,
-        "Command": f"`{record['command']}`" if record.get("command") else _NOT_RECORDED,
+        "Command": _in_turn(
+            f"`{part['command']}`" if part.get("command") else _NOT_RECORDED for part in parts
+        ),
     }
 
 
-def _loss(recorded: Mapping[str, Any] | None) -> str:
+def _in_turn(texts: Iterable[str]) -> str:
+    """What the parts of a run had, one after the other; once what stayed the same."""
+    return ", then ".join(text for text, _ in itertools.groupby(texts))
+
+
+def _steps(step: int, parts: Sequence[Mapping[str, Any]]) -> str:
+    changes = [str(part["from_step"]) for part in parts if part.get("from_step")]
+    return (
+        f"{step} (continued with other settings after {', '.join(changes)})"
+        if changes
+        else str(step)
+    )
+
+
+def _setting(part: Mapping[str, Any], group: str, name: str) -> str:
+    settings = (part.get("config") or {}).get(group) or {}
+    return str(settings.get(name, _NOT_RECORDED))
+
+
+def _sources(part: Mapping[str, Any]) -> str:
+    data = (part.get("config") or {}).get("data") or {}
+    return ", ".join(map(str, data.get("sources", ()))) or _NOT_RECORDED
+
+
+def _loss(part: Mapping[str, Any]) -> str:
+    recorded = (part.get("config") or {}).get("loss")
     if not recorded:
         return _NOT_RECORDED
     loss = from_jsonable(LossConfig, recorded, where="loss")
@@ -105,17 +140,27 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> str:
         "Tokens per round (tau), the target's own token included: the mean over rounds (micro) and "
         "the mean of each response's mean (macro).",
         "",
-        "| Benchmark | Prompts | Temperature | Block | tau micro | tau macro | 95% interval |",
-        "|---|---|---|---|---|---|---|",
+        "| Benchmark | Decoding | Prompts | Temperature | Block | tau micro | tau macro | "
+        "95% interval |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
         interval = row["tau_ci95"]
         shown = "–" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
         lines.append(
-            f"| {row['benchmark']} | {row['prompts']} | {row['temperature']:g} | "
+            f"| {row['benchmark']} | {_decoding(row)} | {row['prompts']} | "
+            f"{row['temperature']:g} | "
             f"{row['block_size']} | {row['tau_micro']:.2f} | {row['tau_macro']:.2f} | {shown} |"
         )
     return "\n".join(lines)
+
+
+def _decoding(row: Mapping[str, Any]) -> str:
+    """How drafts were verified. Servers verify one block at a time, not a tree."""
+    nodes, chains = row.get("tree_nodes", 0), row.get("chains", 1)
+    if nodes:
+        return f"{row['verifier']}, tree of {nodes}"
+    return f"{row['verifier']}, {chains} chains" if chains > 1 else str(row["verifier"])
 
 
 def _table(fields: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ from jaxspec.interruption import STOPPED_AND_SAVED
 from jaxspec.json_files import read_object, shortened
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.units import Unit
-from jaxspec.training.segments import MAY_CHANGE, Difference, differences, own_terms
+from jaxspec.training.segments import Difference, differences, own_terms
+from jaxspec.training.tasks.settings import MAY_CHANGE
 
 State = Literal["done", "interrupted", "failed", "missing"]
 

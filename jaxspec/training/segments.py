@@ -24,29 +24,11 @@ from jaxspec.files import user_path
 from jaxspec.provenance import jsonable, provenance
 from jaxspec.training.optimizer import warmup_steps
 from jaxspec.training.run_record import recorded_config
-from jaxspec.training.tasks.settings import GROUPS, groups_read
+from jaxspec.training.tasks.settings import GROUPS, MAY_CHANGE, groups_read, within
 from jaxspec.training.tasks.task import PreparedTask
 
 Record = dict[str, Any]
 
-MAY_CHANGE = (
-    *("name", "evaluation", "diffusion", "mesh"),
-    # Models and data are compared by fingerprint, not by path.
-    *("target.path", "drafter.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
-    *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
-    *("training.export", "training.export_dtype", "training.export_best"),
-    *("training.validate_every", "training.validation_batches", "training.logging"),
-    *("training.stall_timeout", "training.profile", "training.compile_cache"),
-    "training.capture_tolerance",
-    "training.epochs",  # Their steps are compared.
-    # How layers are computed, not what they compute.
-    *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
-    *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
-    *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
-    *("target.architecture.remat", "target.architecture.attention", "target.attention"),
-    "loss.chunk_blocks",
-)
-"""Groups and settings that may differ when a run continues."""
 _DATA, _OWN_TERM = "data", "loss.extra"
 _PROCESS = ("command", "commit", "dirty", "versions", "devices", "time")
 
@@ -185,7 +167,7 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
     settings = [
         difference
         for difference in differences(fresh["config"], recorded["config"])
-        if not any(f"{difference.setting}.".startswith(f"{name}.") for name in free)
+        if not within(difference.setting, free)
     ]
     contents = [
         dataclasses.replace(difference, setting=_content(difference.setting))

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.checkpoints.train_state import Score
 from jaxspec.config import RunConfig
 from jaxspec.data.packing import PackedRows, Row
@@ -38,6 +39,7 @@ from jaxspec.parallel.step import Body, Reduce, spread
 from jaxspec.provenance import jsonable
 from jaxspec.training.metrics import Sums, add, means
 from jaxspec.training.objectives import Batch, Metrics, Objective, same_for_equal
+from jaxspec.training.tasks.settings import MAY_CHANGE, within
 
 LOSS, TAU = "validation_loss", "validation_tau"
 _TERM = "term/"
@@ -251,9 +253,14 @@ def measure_name(
     """
     # `chunk_blocks` says how the loss is computed, not what it is.
     loss = dataclasses.replace(config.loss, chunk_blocks=0)
-    denoiser = config.denoiser
-    measured = [texts, batches, dict(fingerprints), jsonable(loss)]
+    measured = [texts, batches, dict(fingerprints), jsonable(loss), _model_settings(config)]
     measured += [config.data.sequence_length, config.data.batch_size, config.data.anchors]
-    measured += [config.data.anchor_sampling, config.drafter.block_size]
-    measured += [denoiser.objective, denoiser.block_size, denoiser.context]
+    measured += [config.data.anchor_sampling]
     return hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
+
+
+def _model_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides how the trained weights are computed."""
+    groups = {name: jsonable(getattr(config, name)) for name in ("drafter", "denoiser")}
+    named = {path.replace("/", "."): value for path, value in flatten_paths(groups).items()}
+    return {name: value for name, value in named.items() if not within(name, MAY_CHANGE)}

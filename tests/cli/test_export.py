@@ -11,16 +11,21 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxspec.checkpoints.families import servers
-from jaxspec.checkpoints.file_digests import write_record
 from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.checkpoints.huggingface import load_drafter, load_target
-from jaxspec.checkpoints.train_state import RECORD, TrainCheckpoints
+from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.cli import export as command
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
-from jaxspec.config import DrafterConfig, RunConfig, TargetConfig, TransformerConfig
+from jaxspec.config import (
+    DenoiserConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
 from jaxspec.data.tokenizer import Tokenizer
-from jaxspec.models.dflash import DFlash, resolve_config
+from jaxspec.models.dflash import DFlash
 from jaxspec.models.registry import make_model
 from jaxspec.models.transformer import Transformer
 from jaxspec.provenance import provenance, write_json
@@ -28,43 +33,15 @@ from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.run_record import read_run_config
 from jaxspec.training.state import TrainState
+from jaxspec.training.tasks.registry import task_of
+from tests.cli.stopped_runs import exported, rewrite_progress, save_drafter_run, save_run
 from tests.training import runs
-
-
-def save_run(workdir: Path, config: RunConfig, model, *arguments, steps=(3, 5)) -> dict:
-    """What a run that was stopped leaves; returns the parameters of its last checkpoint."""
-    transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
-    method = "initialise" if isinstance(model, DFlash) else "__call__"
-    record = provenance(config=config, seed=0)
-    if config.target.path:
-        weights = fingerprint(Path(config.target.path))
-        record["fingerprints"] = {"target.path": weights}
-    checkpoints = TrainCheckpoints(workdir / "checkpoints", keep=2)
-    for step in steps:
-        init = jax.jit(lambda key: model.init(key, *arguments, method=method)["params"])
-        params = init(jax.random.key(step))
-        checkpoints.save(step, TrainState.create(params, transform), progress={"record": record})
-    checkpoints.close()
-    write_json(workdir / "provenance.json", record)
-    return jax.device_get(params)
 
 
 @pytest.fixture(scope="module")
 def drafter_run(tmp_path_factory):
-    """(workdir, parameters) of a drafter's run that never wrote its export."""
-    folder = tmp_path_factory.mktemp("stopped")
-    config = RunConfig(
-        target=TargetConfig(path=str(runs.write_target(folder / "target"))),
-        drafter=resolve_config(
-            DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
-            target=runs.ARCHITECTURE,
-            mask_token_id=3,
-        ),
-        loss=dataclasses.replace(RunConfig().loss, decay=float("inf")),
-    )
-    model = DFlash(config.drafter, runs.ARCHITECTURE.hidden_size)
-    features = np.zeros((1, 2, 2 * runs.ARCHITECTURE.hidden_size), np.float32)
-    return folder / "run", save_run(folder / "run", config, model, features)
+    """See `save_drafter_run`."""
+    return save_drafter_run(tmp_path_factory.mktemp("stopped"))
 
 
 def test_from_the_newest_checkpoint(drafter_run, tmp_path, capsys):
@@ -159,13 +136,6 @@ def test_speculators_count_layers_from_one(drafter_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-def exported(drafter_run, output: Path, **options) -> dict:
-    """config.json of an export of the drafter."""
-    call = command.ExportCommand(workdir=str(drafter_run[0]), output=str(output), **options)
-    command.export(call)
-    return json.loads((output / "config.json").read_text())
-
-
 def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
     target = drafter_run[0].parent / "target"
     verifier = exported(drafter_run, tmp_path / "a", format="speculators")["speculators_config"][
@@ -187,59 +157,28 @@ def test_the_verifier_is_the_target_of_the_run(drafter_run, tmp_path, capsys):
     assert "For other machines" not in capsys.readouterr().out
 
 
-ROW = {
-    "target": "target", "drafter": "run", "loss": "full", "benchmark": "gsm8k", "prompts": 40,
-    "temperature": 0.0, "block_size": 4, "verifier": "greedy", "tau_micro": 2.314,
-    "tau_macro": 2.456, "tau_ci95": [2.2, 2.7], "accepted_per_round": 1.3,
-    "accept_at": [0.8, 0.4, 0.1], "rounds": 900, "tokens": 2000, "tokens_per_s": None,
-    "baseline_tokens_per_s": None, "speedup": None, "compile_s": None, "mismatched_prompts": 0,
-}  # fmt: skip
-
-
-def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_run, tmp_path):
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps({"provenance": {}, "results": [ROW]}))
-    options = {"target_name": "some/model", "results": str(results)}
-    exported(drafter_run, tmp_path / "my-drafter", **options)
-    card = (tmp_path / "my-drafter" / "README.md").read_text()
-    for line in (
-        "# my-drafter",
-        "| Target | some/model |",
-        "| Data | embedded |",
-        "| Loss | focal+chain (decay inf, focal 0.3, chain 40.0) |",
-        "| Steps | 5 |",
-        "| gsm8k | 40 | 0 | 4 | 2.31 | 2.46 | 2.20 to 2.70 |",
-        '"method": "dflash", "model": "my-drafter", "num_speculative_tokens": 3}',
-        "--speculative-num-draft-tokens 4",
-        "--speculative-algorithm DFLASH",
-        "dflash benchmark transformers --model some/model",
-        "--draft my-drafter --block-size 4",
-    ):
-        assert line in card, line
-    exported(drafter_run, tmp_path / "my-drafter", target_name="some/model")
-    assert "Not measured." in (tmp_path / "my-drafter" / "README.md").read_text()
-
-
-def test_the_card_of_the_speculators_format_names_only_its_server(drafter_run, tmp_path):
-    options = {"target_name": "some/model", "format": "speculators"}
-    exported(drafter_run, tmp_path / "my-drafter", **options)
-    card = (tmp_path / "my-drafter" / "README.md").read_text()
-    assert "vllm serve some/model" in card and "export the zlab format" in card
-    assert "sglang.launch_server" not in card and "dflash benchmark" not in card
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"provenance": {}, "results": []}', "has no row of a drafter|holds no"),
-        ("no JSON", "is not JSON"),
-    ],
-)
-def test_results_that_are_none(drafter_run, tmp_path, content, message):
-    (tmp_path / "results.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        exported(drafter_run, tmp_path / "out", results=str(tmp_path / "results.json"))
-    assert not (tmp_path / "out").exists()
+def test_low_rank_updates_are_added_only_to_the_weights_of_their_training(tmp_path):
+    base = runs.write_target(tmp_path / "base")
+    config = RunConfig(
+        target=TargetConfig(path=str(base)),
+        denoiser=DenoiserConfig(path=str(base), lora_rank=2, objective="llada"),
+        training=TrainingConfig(task="denoiser"),
+    )
+    task = task_of(config).build(config)
+    record = provenance(config=config, seed=0)
+    record["fingerprints"] = {"denoiser.path": fingerprint(base)}
+    transform, _ = make_optimizer(config.optimizer, steps=config.training.steps)
+    state = TrainState.create(task.init(jax.random.key(0)), transform)
+    checkpoints = TrainCheckpoints(tmp_path / "run" / "checkpoints", keep=1)
+    checkpoints.save(3, state, progress={"record": record})
+    checkpoints.close()
+    write_json(tmp_path / "run" / "provenance.json", record)
+    arguments = {"workdir": str(tmp_path / "run"), "output": str(tmp_path / "out")}
+    command.export(command.ExportCommand(**arguments))
+    shutil.rmtree(base)
+    runs.write_target(base, seed=7)
+    with pytest.raises(ValueError, match=r"other weights than those .* \(denoiser\.path\)"):
+        command.export(command.ExportCommand(**arguments))
 
 
 @pytest.mark.parametrize("format", ["zlab", "speculators"])
@@ -262,6 +201,7 @@ def test_states_from_before_the_final_norm_are_not_exported(drafter_run, tmp_pat
     record = json.loads((workdir / "provenance.json").read_text())
     del record["config"]["drafter"]["last_state"]
     (workdir / "provenance.json").write_text(json.dumps(record))
+    rewrite_progress(workdir, 5, record=record)
     for format in ("zlab", "speculators"):
         with pytest.raises(ValueError, match=message):
             exported((workdir, None), tmp_path / "out", format=format)
@@ -431,12 +371,8 @@ def scored_run(drafter_run, tmp_path):
     """A copy of the stopped run whose checkpoints were measured; the first one is the best."""
     workdir = Path(shutil.copytree(drafter_run[0], tmp_path / "scored"))
     for step, value in ((3, 2.5), (5, 2.0)):
-        metadata = workdir / "checkpoints" / str(step) / "run" / "metadata"
-        document = json.loads(metadata.read_text())
         score = {"value": value, "measure": "m", "text": f"validation tau {value}"}
-        document["progress"]["score"] = score
-        metadata.write_text(json.dumps(document))
-        write_record(workdir / "checkpoints" / str(step), RECORD)
+        rewrite_progress(workdir, step, score=score)
     return workdir
 
 

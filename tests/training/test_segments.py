@@ -10,7 +10,8 @@ import pytest
 from jaxspec.cli.settings import setting_names
 from jaxspec.config import DiTConfig, OptimizerConfig, RunConfig, TransformerConfig
 from jaxspec.provenance import provenance
-from jaxspec.training.segments import MAY_CHANGE, continued_record, differences
+from jaxspec.training.segments import continued_record, differences
+from jaxspec.training.tasks.settings import MAY_CHANGE
 
 WORKDIR = Path("runs/a")
 CONSTANT = OptimizerConfig(schedule="constant", warmup_fraction=0.1)

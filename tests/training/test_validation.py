@@ -219,12 +219,15 @@ def test_scores_are_compared_where_they_measure_the_same():
         return measure_name(config, texts="a1", batches=2, fingerprints={"target": "b2"})
 
     assert name(loss=LossConfig(chunk_blocks=8)) == name(), "the same loss, computed otherwise"
+    assert name(drafter=DrafterConfig(remat=True)) == name(), "and the same drafter"
     others = [
         name(loss=LossConfig(focal=0.1)),
         name(denoiser=DenoiserConfig(objective="llada")),
         name(denoiser=DenoiserConfig(block_size=4)),
         name(denoiser=DenoiserConfig(context="causal")),
         name(drafter=DrafterConfig(block_size=4)),
+        # The best step is exported with the settings of the run's end.
+        name(drafter=DrafterConfig(rope_theta=77.0)),
     ]
     assert len({name(), *others}) == 1 + len(others)
 

@@ -35,10 +35,8 @@ def _share_interval(row: Row) -> Interval | None:
     names = [record["prompt_id"] for record in row.get("by_prompt", [])]
     ids = set(row.get("mismatched_ids", []))
     if names and len(ids) == differ:
-        outcomes, trials = by_conversation(
-            names, [[name in ids for name in names], [1] * len(names)]
-        )
-        return share_interval(outcomes, trials)
+        parts = [name in ids for name in names], [1] * len(names)
+        return share_interval(*by_conversation(names, parts))
     # Older files do not name the outputs that differ.
     outcomes = [1] * min(differ, responses) + [0] * max(0, responses - differ)
     return share_interval(outcomes, [1] * responses)

@@ -126,6 +126,7 @@ def _low_rank(task: Task, load: Any, settings: DenoiserConfig) -> Task:
         load_frozen=load,
         load_initial=None,
         whole=lambda updates: with_updates(load(), updates, scale=scale),
+        adds_to="denoiser.path",
     )
 
 

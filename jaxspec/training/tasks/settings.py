@@ -1,4 +1,6 @@
-"""Which groups of settings a kind of training reads. Free of jax, so that --help stays quick.
+"""Which settings a kind of training reads, and which may change when a run continues.
+
+Free of jax, so that --help stays quick.
 
 >>> groups_read("denoiser", objective="elbo")
 ('denoiser',)
@@ -8,12 +10,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "target": (),
     "drafter": ("drafter", "loss"),
     "denoiser": ("denoiser", "loss"),
 }
 """training.task -> the groups that not every task reads."""
+MAY_CHANGE = (
+    *("name", "evaluation", "diffusion", "mesh"),
+    # Models and data are compared by fingerprint, not by path.
+    *("target.path", "drafter.path", "denoiser.path", "data.raw_dir", "data.data_dir"),
+    *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.export", "training.export_dtype", "training.export_best"),
+    *("training.validate_every", "training.validation_batches", "training.logging"),
+    *("training.stall_timeout", "training.profile", "training.compile_cache"),
+    "training.capture_tolerance",
+    "training.epochs",  # Their steps are compared.
+    # How layers are computed, not what they compute.
+    *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
+    *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
+    *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
+    *("target.architecture.remat", "target.architecture.attention", "target.attention"),
+    "loss.chunk_blocks",
+)
+"""Groups and settings that may differ when a run continues."""
+
+
+def within(setting: str, names: Iterable[str]) -> bool:
+    """Whether a setting is one of these groups and settings, or in one of them.
+
+    >>> within("mesh.data", MAY_CHANGE), within("meshes", MAY_CHANGE)
+    (True, False)
+    """
+    return any(f"{setting}.".startswith(f"{name}.") for name in names)
 
 
 def groups_read(task: str, *, objective: str) -> tuple[str, ...]:

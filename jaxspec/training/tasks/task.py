@@ -103,6 +103,8 @@ class Task:
     """Setting -> the folder whose weights it names."""
     whole: Callable[[Any], Any] = _unchanged
     """What is trained -> the model's parameters: updates of low rank are added to their base."""
+    adds_to: str = ""
+    """The setting in `reads` that names this base; "": `whole` changes nothing."""
     record_drafts: RecordDrafts | None = None
     """None: what is trained drafts nothing that could be compared."""
     capture_check: Callable[[Any, np.ndarray], None] = _no_check

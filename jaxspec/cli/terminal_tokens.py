@@ -37,7 +37,14 @@ Piece = tuple[str, str]
 
 # What could move the cursor, change colours or turn the direction of the text around.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_WORDS = re.compile(r"\n|[^\S\n]+|\S+")
+# Scripts without spaces (Thai and its neighbours, Chinese, Japanese) may break at every character.
+# Korean has spaces, but is wide, too.
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff"
+    r"\uff00-\uffef"
+)
+_WORDS = re.compile(rf"\n|[^\S\n]+|[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_WIDE = re.compile(f"[{_UNSPACED}]")
 
 
 class View(Protocol):
@@ -135,6 +142,11 @@ class ColouredTokens:
 
     def _split(self, text: str, style: str) -> None:
         for part in _WORDS.findall(harmless(text)):
+            if _WIDE.match(part):
+                self._print_word()
+                self._word = [(part, style)]
+                self._print_word()
+                continue
             if not part.isspace():
                 self._word.append((part, style))
                 continue

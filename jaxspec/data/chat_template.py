@@ -188,6 +188,21 @@ def check_turns(turns: Conversation) -> None:
             raise ValueError(
                 f"A turn must be a dict with a role from {ROLES} and text as content: got {turn!r}."
             )
+        check_unicode(turn["content"])
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair, which stands for a byte that is no text.
+
+    Python reads such bytes from a terminal or a command line in this way.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.end + 20]
+        raise ValueError(
+            f"The text is not UTF-8 near {around!r}: save or type it as UTF-8."
+        ) from None
 
 
 def as_served(turns: Conversation) -> Conversation:

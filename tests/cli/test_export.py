@@ -244,6 +244,8 @@ def test_servers_that_compute_something_else_are_named(kinds, causal, format, se
     }
     lines = servers.warnings(document, format=format, target={"model_type": "qwen3"})
     assert [line.split()[0] for line in lines] == servers_named
+    scaled = servers.warnings(document, format=format, target={"model_type": "gemma3_text"})
+    assert [line.split()[0] for line in scaled] == [*servers_named, "SGLang"]
     document["dflash_config"]["target_layer_ids"] = [1, 5]
     more = servers.warnings(document, format="speculators", target={"model_type": "gpt2"})
     assert any("last layer is captured" in line for line in more)

@@ -292,6 +292,9 @@ def test_bad_prompts_are_refused(refused, tmp_path):
         assert "UTF-8" in message and name in message
     row = file(b'{"prompt": "a"}\n{"question": 3}\n', "row.jsonl")
     assert f"line 2 of {row}" in refused("--prompts", row)
+    # What Python makes of a byte of Latin-1 on a command line.
+    assert "is not UTF-8 near 'caf\\udce9'" in refused("--prompt", "caf\udce9")
+    assert "is not UTF-8 near" in refused("--prompt", "a", "--system", "caf\udce9")
     answer = file(b'{"text": "It was a dark night."}\n', "story.jsonl")
     assert "asks nothing" in refused("--prompts", answer)
     assert "'prompt/1' has" in refused("--prompt", "word " * 300)

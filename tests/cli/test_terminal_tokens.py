@@ -92,7 +92,21 @@ def test_words_are_not_broken_at_the_edge(tokenizer, console):
         view.add(each)
     view.end()
     lines = plain(console).splitlines()
-    assert lines == ["a quick brown fox", "jumps over it", "", "    twice,", "世界世界世界 too"]
+    wide = ["    twice, 世界世界", "世界 too"]
+    assert lines == ["a quick brown fox", "jumps over it", "", *wide]
+
+
+@pytest.mark.parametrize("text", ["世界世界", "สวัสดี", "おはよう"])
+def test_scripts_without_spaces_appear_round_by_round(tokenizer, console, text):
+    view = ColouredTokens(tokenizer, console)
+    for number, character in enumerate(text, start=1):
+        (token, *others) = own(tokenizer, character)
+        view.add(token)
+        for each in others:
+            view.add(each)
+        assert plain(console) == text[:number]
+    view.end()
+    assert plain(console) == text + "\n"
 
 
 def test_what_could_steer_the_terminal_is_written_out(tokenizer, console):

@@ -76,6 +76,11 @@ def warnings(
             "(drafter.target_layer_ids) if a server rejects it."
         )
     family = target.get("model_type")
+    if family in ("gemma3", "gemma3_text"):
+        found.append(
+            "SGLang multiplies a Gemma 3's embeddings by the root of the width before a drafter "
+            "reads them; this one was trained on them as they are stored. Serve it with vLLM."
+        )
     if format == "speculators" and family in ("gpt2", "gpt_neo", "gpt_neox"):
         found.append(
             f"speculators finds no embedding in a {family} (it looks for embed_tokens.weight), so "

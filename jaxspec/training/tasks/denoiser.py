@@ -183,6 +183,12 @@ def _with_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserCo
             f"them. Give denoiser.architecture.vocab_size at least {ids + 1}, or name the mask in "
             "denoiser.architecture.mask_token_id."
         )
+    if mask_id in tokenizer.stop_ids:
+        raise ValueError(
+            f"The denoiser's mask is id {mask_id}, which ends a text: it has to be learned, but a mask "
+            "is never predicted. Name another special token in denoiser.architecture.mask_token_id, "
+            f"or leave that out and give denoiser.architecture.vocab_size at least {ids + 1}."
+        )
     return config
 
 

@@ -275,6 +275,14 @@ MISTAKES = {
         DenoiserConfig(architecture=dataclasses.replace(DIT, mask_token_id=300)),
         "its mask is id 300.*must be a special token",
     ),
+    "a mask that ends texts": (
+        DenoiserConfig(
+            architecture=dataclasses.replace(
+                DIT, mask_token_id=Tokenizer.load(EMBEDDED_FOLDER).eos_id
+            )
+        ),
+        "mask is id 2, which ends a text",
+    ),
     "a rank beyond the matrices": (
         DenoiserConfig(path="TARGET", lora_rank=60),
         "lora_rank must be from 1 to",

@@ -9,9 +9,9 @@
 The first command has the target answer the questions. The last one made
 examples/real_text_short_blocks, which is this drafter in bfloat16.
 
-On a CPU, blocks of 16 slots learn slowly: nearly all the time goes into late slots, which nothing
-can be learned of before the first ones are right. In the time of one block of 16, four blocks of 4
-are learned. The loss is uniform. Hardware: 2 CPU cores.
+On a CPU, blocks of 16 slots learn slowly: nearly all the time goes into late slots, from
+which nothing can be learned until the first ones are right. In the time of one block of 16, four
+blocks of 4 are learned. The loss is uniform. Hardware: 2 CPU cores.
 """
 
 from jaxspec.config import (

@@ -3,9 +3,10 @@
     source scripts/host_memory.env
     jaxspec study --config configs/study_quickstart.py --jobs 2
 
-Four rows (uniform, decay, decay + focal, full), three seeds and three benchmarks: 24 units. Each
-unit is a command of its own; a study that was stopped continues with the same command. Hardware: 2
-CPU cores; about 3 minutes per drafter and its evaluation on one of them.
+Four rows (uniform, decay, decay + focal, full) and three seeds: 12 drafters, and an evaluation of
+each on three benchmarks, 24 units. Each unit is a command of its own; a study that was stopped
+continues with the same command. Hardware: 2 CPU cores; about 3 minutes per drafter and its
+evaluation on one of them.
 """
 
 from jaxspec.study.declaration import StudyConfig, StudyDecoding, StudyLoss, StudyTarget

@@ -190,7 +190,8 @@ class LossConfig:
     """
 
     decay: Decay | None = 10.0
-    """Scale, in slots, of the positional weights exp(-g / decay); None or inf: all ones."""
+    """Scale, in slots, of the positional weights: slot k = 1, 2, ... counts exp(-(k - 1) / decay);
+    None or inf: all ones."""
     focal: NotNegative = 0.3
     """Weight of the first-error focal term."""
     chain: NotNegative = 40.0
@@ -345,7 +346,7 @@ class MeshConfig:
     """Devices along each axis; one axis may be -1: all devices that are left."""
 
     data: Axis = -1
-    """Devices that split the rows and each hold all parameters."""
+    """Devices that split the rows and each hold all parameters; -1: all that are left."""
     fsdp: Axis = 1
     """Devices that split the rows, the parameters and the optimizer state."""
     context: Axis = 1

@@ -44,7 +44,7 @@ class EvaluationConfig:
     max_new_tokens: Positions = 128
     """Longest response, in tokens."""
     batch_size: Annotated[int, whole(1, MOST_TOGETHER)] = 8
-    """Prompts decoded together when tau is measured."""
+    """Prompts decoded together."""
     temperature: NotNegative = 0.0
     """0: greedy decoding; above 0: sampling."""
     draft_temperature: NotNegative | None = None

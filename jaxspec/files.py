@@ -289,9 +289,10 @@ def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
         if is_remote(place) and not place.startswith(os.fspath(path)):
             raise  # It is about something that was read in the block.
         where = f" ({place})" if place and place != os.fspath(path) else ""
-        raise ValueError(
-            f"{option} {path} cannot be written to: {error.strerror or error}{where}."
-        ) from error
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file is there, where a folder was expected"
+        raise ValueError(f"{option} {path} cannot be written to: {reason}{where}.") from error
 
 
 @contextlib.contextmanager

@@ -255,7 +255,7 @@ for name, found in answers.items():
 # prompts, and tune the learning rate for each loss. From the command line the term is an option:
 #
 # ```
-# python train.py --config configs/quickstart.py --workdir runs/first \
+# python train.py --config configs/quickstart.py --workdir runs/first_slot \
 #     --loss.extra my_terms.py:first_slot=4
 # ```
 #

@@ -60,8 +60,8 @@ class CalibrateCommand(ProcessOptions, CacheOption, ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target and how it is decoded; "": the defaults, with
-    --target.path."""
+    """Python file, or a name that `jaxspec configs` lists, whose get_config() gives the target and
+    how it is decoded; "": the defaults, with --target.path."""
     source: str
     """Data set whose training prompts are answered. Do not measure on the same prompts later."""
     output: str

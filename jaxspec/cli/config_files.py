@@ -76,12 +76,19 @@ _HINTS = {
 
 def _available(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path("configs")
-    names = sorted(str(other) for other in folder.glob("*.py") if not other.name.startswith("_"))
+    names = sorted(str(other) for other in folder.glob("*.py") if _has_get_config(other))
     if file.parent == Path():
         names += shipped_configs.shipped()
     if not names:
         return "Name a Python file with a get_config()."
     return f"{did_you_mean(str(file), names).lstrip()} There are: {', '.join(names)}.".lstrip()
+
+
+def _has_get_config(file: Path) -> bool:
+    try:
+        return b"def get_config" in file.read_bytes()
+    except OSError:
+        return False
 
 
 def _type_problem_behind(error: Exception) -> str:

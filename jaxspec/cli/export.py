@@ -334,6 +334,10 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     from jaxspec.training.tasks.task import kept_tokenizer
 
     if not (workdir / "checkpoints").is_dir():
+        if (workdir / "config.json").is_file():
+            raise ValueError(
+                f"--workdir {workdir} is an export, not a run: give the folder above it."
+            )
         raise ValueError(f"No checkpoint in {workdir}: the run has not saved one yet.")
     wants_best = run.training.export_best and run.training.validate_every != 0
     chosen, reason = _chosen_step(workdir / "checkpoints", asked, export_best=wants_best)

@@ -164,6 +164,11 @@ def _summary(command: ImportCommand, imported: Imported) -> list[str]:
     if command.validation:
         place = f"{where}/{VALIDATION}"
         lines.append(f"  for validation: {imported.validation:,}, in {place}")
+        if not imported.validation:
+            lines.append(
+                "Warning: no prompt was chosen for validation, so training will not measure itself "
+                "on these data. Use more data, or a larger --validation."
+            )
     return [*lines, *_next(command)]
 
 

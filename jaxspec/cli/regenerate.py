@@ -79,7 +79,8 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     )
 
     config: str = ""
-    """Python file whose get_config() gives the target; "": --target.path."""
+    """Python file, or a name that `jaxspec configs` lists, whose get_config() gives the target; "":
+    --target.path."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
     prompts."""

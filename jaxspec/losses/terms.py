@@ -200,6 +200,8 @@ def _find_extra(extra: ExtraTerm, *, normalize: str, reread: bool) -> Term:
 
 def _import_term(extra: ExtraTerm, *, reread: bool) -> Term:
     where = f"loss.extra '{extra.source}:{extra.name}'"
+    if extra.source.endswith(".py") and not user_path(extra.source).is_file():
+        raise ValueError(f"{where}: there is no file {user_path(extra.source).resolve()}.")
     try:
         module = _import(extra.source, reread=reread)
     except Exception as error:

@@ -31,8 +31,8 @@ def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
         raise ValueError(f"Axes must be positive, and one may be -1: got {_typed(sizes)}.")
     if open_axes and devices % fixed:
         raise ValueError(
-            f"{_typed(sizes)}: the other axes are {fixed} devices, which does not divide the "
-            f"{devices} that there are. Change one of them."
+            f"{_typed(sizes)}: the other axes need {fixed} devices, which does not divide the "
+            f"number that there are ({devices}). Change one of them."
         )
     if open_axes:
         sizes[open_axes[0]] = devices // fixed

@@ -129,7 +129,7 @@ def read_results(path: str | Path) -> StudyResults:
     if not file.is_file():
         raise ValueError(
             f"No results of a study at {path}: expected the --output of jaxspec study, with "
-            f"{RESULTS} in it, which is written when the first evaluation is done."
+            f"{RESULTS} or {SUMMARY} in it. They are written when the first evaluation is done."
         )
     document = read_object(file, largest=LARGEST_OF_RESULTS)
     if not isinstance(document.get("summary"), list) or not isinstance(document.get("study"), dict):

@@ -97,8 +97,10 @@ def test_broken_configs_are_explained(write_config, source, expected):
 
 def test_missing_config_suggests_the_neighbour(write_config, tmp_path):
     write_config(CONFIG)
-    with pytest.raises(ValueError, match=r"not found.*Did you mean '.*demo\.py'"):
+    (tmp_path / "train.py").write_text("print('not a configuration')\n")
+    with pytest.raises(ValueError, match=r"not found.*Did you mean '.*demo\.py'") as caught:
         load_config(tmp_path / "demmo.py")
+    assert "train.py" not in str(caught.value)
 
 
 def test_config_must_be_python(tmp_path):

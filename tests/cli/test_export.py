@@ -318,6 +318,9 @@ def test_nothing_to_export_yet(drafter_run, tmp_path):
     with pytest.raises(ValueError, match="--from checkpoint"):
         command.export(command.ExportCommand(**call, source="export"))
     assert [file.name for file in tmp_path.iterdir()] == ["provenance.json"]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an export, not a run: give the folder above it"):
+        command.export(command.ExportCommand(**call))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_nothing_to_export_yet(drafter_run, tmp_path):
         ("/proc/out", "--output /proc/out/config.json cannot be written to"),
         (
             "{tmp}/file/out",
-            r"--output .*file/out/config.json cannot be written to: Not a directory",
+            r"--output .*file/out/config.json cannot be written to: a file is there, where",
         ),
         ("{tmp}/file", r"--output .*file/config.json cannot be written to: .*file"),
         ("{tmp}/model", r"model holds a model without provenance.json"),

@@ -101,7 +101,8 @@ def test_one_bad_row_in_1000_is_found(tmp_path, capsys):
     lines[777] = line("x", None)
     file.write_bytes(b"".join(lines))
     assert run(file, "--output", output) == 2
-    assert f"line 778 of {file}: no answer" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"line 778 of {file}: no answer" in message and "--use prompts" in message
     assert run(file, "--output", output, "--on-bad-row", "skip") == 0
     assert "  bad rows left out: 1\n" in capsys.readouterr().out
     assert len(load(output)) == 999
@@ -119,6 +120,10 @@ def test_the_validation_split_lies_in_the_folder(tmp_path, capsys, monkeypatch):
     assert (
         f"  for validation: {len(validation)}, in {output}/validation\n" in capsys.readouterr().out
     )
+    few = tmp_path / "few.jsonl"
+    few.write_bytes(line("one?"))
+    assert run(few, "--output", tmp_path / "few", "--validation", 1e-9) == 0
+    assert "no prompt was chosen for validation" in capsys.readouterr().out
     assert run(file, "--output", output) == 0  # an earlier import is replaced
     assert len(load(output)) == 100
     with pytest.raises(ValueError, match="has no validation split: import the files again"):

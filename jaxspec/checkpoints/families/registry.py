@@ -79,6 +79,12 @@ def target_from_json(raw: Mapping[str, Any], *, where: str) -> LanguageModelConf
       ValueError: another family, or features that the models here do not have; all at once.
     """
     name = raw.get("model_type")
+    found = family_of(raw)
+    if found is not None and found.role == "drafter":
+        raise ValueError(
+            f"{where} is that of a drafter, which answers nothing by itself: give its folder as "
+            "the drafter (--drafter; eval.py: --workdir), and its target's as target.path."
+        )
     if name == llada.SDAR_TYPE:
         return qwen_llama.from_json(raw, where=where, family="qwen3")
     family = FAMILIES.get(str(name))

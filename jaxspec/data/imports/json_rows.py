@@ -48,7 +48,8 @@ def read_json(file: BinaryIO, *, name: str, fields: Set[str]) -> Iterator[Row]:
     # The file may be compressed: it is not read a second time.
     head = file.read(PROBE_BYTES)
     whole: BinaryIO = io.BufferedReader(_Rejoined(head, file))
-    if _is_lines(head, fields=fields) or (_is_one_line(head) and _is_named_lines(name)):
+    one_row = _is_named_lines(name) and (_is_one_line(head) or _is_one_row(head, fields=fields))
+    if one_row or _is_lines(head, fields=fields):
         yield from read_lines(whole, name=name)
         return
     text = _JsonText(whole)
@@ -112,6 +113,16 @@ def _is_one_line(head: bytes) -> bool:
     """Whether a file begins with an object on a line that is longer than what is looked at."""
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     return len(head) == PROBE_BYTES and b"\n" not in start and start.startswith(b"{")
+
+
+def _is_one_row(head: bytes, *, fields: Set[str]) -> bool:
+    """Whether a file is a single line with an object that holds no list of rows."""
+    values = list(_whole_lines(head))
+    if len(values) != 1 or not isinstance(values[0], dict):
+        return False
+    lists = [value for value in values[0].values() if isinstance(value, list)]
+    holds_rows = any(isinstance(item, dict) for items in lists for item in items[:1])
+    return not holds_rows or not fields.isdisjoint(values[0])
 
 
 def _is_named_lines(name: str) -> bool:

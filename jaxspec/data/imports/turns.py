@@ -101,7 +101,11 @@ def check_order(turns: Sequence[Mapping[str, Any]], *, needs_answer: bool) -> No
             expected = " or ".join(_FOLLOWS[before])
             raise BadRow("roles out of order", f"{follows}, expected {expected}")
     if needs_answer and not has_answer:
-        raise BadRow("no answer", "none of the turns is the assistant's")
+        raise BadRow(
+            "no answer",
+            "none of the turns is the assistant's (import questions without answers with --use "
+            "prompts, to regenerate, or with --use benchmark)",
+        )
 
 
 def read_tools(value: Any) -> list[Any]:

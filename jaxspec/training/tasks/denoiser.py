@@ -185,9 +185,10 @@ def _with_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserCo
         )
     if mask_id in tokenizer.stop_ids:
         raise ValueError(
-            f"The denoiser's mask is id {mask_id}, which ends a text: it has to be learned, but a mask "
-            "is never predicted. Name another special token in denoiser.architecture.mask_token_id, "
-            f"or leave that out and give denoiser.architecture.vocab_size at least {ids + 1}."
+            f"The denoiser's mask is id {mask_id}, which ends a text: it has to be learned, but a "
+            "mask is never predicted. Name another special token in "
+            "denoiser.architecture.mask_token_id, or leave that out and give "
+            f"denoiser.architecture.vocab_size at least {ids + 1}."
         )
     return config
 

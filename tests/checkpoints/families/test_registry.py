@@ -91,6 +91,15 @@ def test_a_family_is_told_by_the_most_particular_entry(raw, name):
     assert (found and found.name) == name
 
 
+def test_a_drafter_is_no_target(tmp_path):
+    """Its config.json has a target's sizes, so that only its tensors would not fit."""
+    document = json.loads((EMBEDDED_TARGET / "config.json").read_text())
+    document["architectures"] = ["DFlashDraftModel"]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"that of a drafter, .*--drafter"):
+        read_config(tmp_path)
+
+
 def test_the_family_that_was_read_is_written(tmp_path):
     config, params = load_target(EMBEDDED_TARGET)
     assert config.family == "qwen3"

@@ -65,6 +65,21 @@ def test_a_first_line_that_is_longer_than_what_is_looked_at(tmp_path, monkeypatc
     assert values(whole) == rows
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_of_a_file_of_lines_are_named_alike_however_many_there_are(tmp_path, count):
+    row = {"foo": 1}
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    bad.write_text(count * (json.dumps(row) + "\n"))
+    assert [read.place for read in open_rows(bad)] == [
+        f"line {n + 1} of {bad}" for n in range(count)
+    ]
+    good.write_text(count * (json.dumps(ROWS[0]) + "\n"))
+    assert next(read.place for read in open_rows(good)) == f"line 1 of {good}"
+    # Named as lines, but one object with a list.
+    good.write_text(json.dumps({"data": ROWS}))
+    assert values(good) == ROWS
+
+
 def test_tables_are_told_by_their_content(tmp_path):
     table = pa.Table.from_pylist([{**row, "score": 1.0} for row in ROWS])
     pq.write_table(table, tmp_path / "a")

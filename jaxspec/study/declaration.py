@@ -60,8 +60,8 @@ class StudyTarget:
     train_settings: Settings = dataclasses.field(default_factory=dict)
     """Settings in place of those of that config."""
     answers: StudyAnswers | None = None
-    """What the target answers first, as the text that its drafters learn; None: they learn what the
-    config says."""
+    """What the target answers first, as the text that its drafters learn, except for rows that set
+    data.sources; None: they learn what the config says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,8 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0,)
     """Seeds of each row: of the parameters, of what training draws and of the order of the data."""
     benchmarks: tuple[str, ...] = ()
-    """Data sets whose prompts are decoded; (): those of the targets' configs."""
+    """Data sets whose prompts are decoded, unless a target or a way of decoding sets
+    evaluation.benchmarks; (): those of the targets' configs."""
     decodings: tuple[StudyDecoding, ...] = (StudyDecoding("as_configured"),)
     """Decoding settings; each has tables of its own."""
     base: str = ""

@@ -147,6 +147,7 @@ class _Target:
 
     def preparations(self) -> list[Unit]:
         """Trains the target, and has it answer, where the study says so."""
+        self._refuse_replaced()
         target, units = self.target, []
         if target.train:
             shared = {
@@ -207,9 +208,11 @@ class _Target:
         self._refuse_unread(f"study.losses: {loss.name}", loss.settings, ("train",))
         own = {n: v for n, v in self.own.items() if self.is_read("train", self.run, n)}
         settings = {**own, **loss.settings, **of_seed(seed)}
+        answers = [] if "data.sources" in loss.settings else self.answers
+        places = {real: self._places(real=real, sources=bool(answers)) for real in (True, False)}
         config = with_settings(
             self.run,
-            {**settings, **self._places(real=False)},
+            {**settings, **places[False]},
             where=f"{loss.name} on {self.target.name}",
         )
         if not config.training.export:
@@ -222,11 +225,11 @@ class _Target:
             "drafter",
             command=(
                 *("train", "--config", self.target.config, "--workdir", str(self.folder / name)),
-                *arguments({**settings, **self._places(real=True)}),
+                *arguments({**settings, **places[True]}),
             ),
             output=self.folder / name,
             config=config,
-            needs=(*((self.trained,) if self.trained else ()), *self.answers),
+            needs=(*((self.trained,) if self.trained else ()), *answers),
             target=self.target.name,
             loss=loss.name,
             seed=seed,
@@ -238,7 +241,7 @@ class _Target:
         name = f"{EVALUATIONS}/{self.target.name}/{decoding.name}/{loss.name}-seed{seed}"
         self._refuse_unread(f"study.targets: {self.target.name}", self.own, ("train", "eval"))
         settings = {n: v for n, v in self.own.items() if self.is_read("eval", self.run, n)}
-        if self.study.benchmarks and "evaluation.benchmarks" not in self.changes:
+        if self.study.benchmarks and "evaluation.benchmarks" not in self.own:
             settings["evaluation.benchmarks"] = self.study.benchmarks
         settings |= decoding.settings
         places = self._places(real=True, sources=False)
@@ -288,6 +291,31 @@ class _Target:
                 str(self.folder / n) if real else n for n in self.answers
             )
         return places
+
+    def _refuse_replaced(self) -> None:
+        """Refuses settings whose values the study makes itself."""
+        made = [("target.path", "trains the target (train)")] if self.trained else []
+        made += [("data.sources", "has the target answer its data sets (answers)")] * bool(
+            self.answers
+        )
+        for name, how in made:
+            if name in self.changes:
+                where = f"--{name} is given"
+            elif name in self.target.settings:
+                where = f"{self._where('settings')} sets {name}"
+            else:
+                continue
+            raise ValueError(
+                f"{where}, but study.targets: {self.target.name} {how}: leave one of the two out. "
+                "(Rows of study.losses may set data.sources.)"
+            )
+        given = {"source", "output", "config", *(["target.path"] if self.trained else [])}
+        answers = self.target.answers
+        for name in given & set(answers.options if answers else ()):
+            raise ValueError(
+                f"{self._where('answers.options')} sets {name}, which the study gives itself: "
+                "leave it out."
+            )
 
     def _refuse_unread(self, where: str, settings: Settings, commands: Sequence[str]) -> None:
         with_settings(self.run, settings, where=where)

@@ -130,6 +130,52 @@ def test_a_target_is_trained_and_answers_first():
         parse_command(COMMANDS[program], words, program=program)
 
 
+MAKES_ITS_OWN = StudyTarget(
+    "own", config="run", train="run", answers=StudyAnswers(("gsm8k",), {"temperature": 0.0})
+)
+
+
+def test_a_row_may_learn_other_text_than_the_answers():
+    losses = (StudyLoss("answers"), StudyLoss("plain", {"data.sources": ("my.jsonl",)}))
+    study = dataclasses.replace(STUDY, targets=(MAKES_ITS_OWN,), losses=losses, seeds=(0,))
+    _, answers, usual, _, other, _ = units(study)
+    assert usual.config.data.sources == ("answers/own/gsm8k",)
+    assert answers.name in usual.needs
+    assert other.config.data.sources == ("my.jsonl",)
+    assert " ".join(other.command).count("--data.sources") == 1
+    assert "--data.sources my.jsonl" in " ".join(other.command)
+    assert other.needs == ("targets/own",)
+
+
+@pytest.mark.parametrize("name", ["data.sources", "target.path"])
+def test_settings_that_the_study_makes_itself_are_refused(name):
+    value = ("a.jsonl",) if name == "data.sources" else "folder"
+    study = dataclasses.replace(STUDY, targets=(MAKES_ITS_OWN,))
+    with pytest.raises(ValueError, match=rf"^--{name} is given, but study\.targets: own "):
+        units(study, changes={name: value})
+    target = dataclasses.replace(MAKES_ITS_OWN, settings={name: value})
+    with pytest.raises(ValueError, match=rf"^study\.targets: own: settings sets {name}, but "):
+        units(dataclasses.replace(study, targets=(target,)))
+    # What the study does not make may be set.
+    target = dataclasses.replace(target, train="", answers=None)
+    train = units(dataclasses.replace(study, targets=(target,)))[0]
+    assert f"--{name} " in " ".join(train.command)
+
+
+@pytest.mark.parametrize("name", ["source", "output", "target.path"])
+def test_options_of_answers_that_the_study_gives_are_refused(name):
+    target = dataclasses.replace(MAKES_ITS_OWN, answers=StudyAnswers(("gsm8k",), {name: "x"}))
+    with pytest.raises(ValueError, match=rf"own: answers\.options sets {name}, which the study"):
+        units(dataclasses.replace(STUDY, targets=(target,)))
+
+
+def test_the_benchmarks_of_a_target_are_its_own():
+    target = StudyTarget("other", config="run", settings={"evaluation.benchmarks": ("mbpp",)})
+    study = dataclasses.replace(STUDY, targets=(*STUDY.targets, target))
+    found = {u.target: u.config.evaluation.benchmarks for u in units(study) if u.decoding}
+    assert found == {"small": ("embedded/math",), "other": ("mbpp",)}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

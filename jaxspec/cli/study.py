@@ -278,11 +278,12 @@ def _run(
     from jaxspec.provenance import provenance
     from jaxspec.study.progress import Progress
     from jaxspec.study.records import refuse_changes
-    from jaxspec.study.results import read_results, write_results
+    from jaxspec.study.results import read_results, refuse_unusable, write_results
     from jaxspec.study.running import run_units, states_of, still_needed
     from jaxspec.study.tables import console_table
 
     refuse_changes(folder, units)
+    refuse_unusable(study, units, folder=folder)
     # The accelerators belong to the units: this process must not take their memory.
     jax.config.update("jax_platforms", "cpu")
     record = provenance(config=None, seed=None)

@@ -27,6 +27,9 @@ FULL = "full"
 """The loss with all interventions."""
 OTHER_TARGET = "(other target)"
 """Is added to the loss of drafters that were trained on other weights than the target's."""
+WEIGHTS, PROMPTS = "target_weights", "prompt_digests"
+"""Fields of a provenance: the fingerprint of the target's weights, and a digest of each benchmark's
+prompts. Older files lack them."""
 LADDER = (
     BASELINE,
     "decay",
@@ -271,7 +274,7 @@ def ordered(results: Iterable[Row]) -> list[Row]:
     rank = {name: index for index, name in reversed([*enumerate(row["benchmark"] for row in rows)])}
 
     def place(row: Row) -> tuple[Any, ...]:
-        return rank[row["benchmark"]], _loss_rank(_own_loss(row)), row["loss"]
+        return rank[row["benchmark"]], _loss_rank(own_loss(row)), row["loss"]
 
     return sorted(rows, key=place)
 
@@ -294,12 +297,12 @@ def gains(results: Sequence[Row]) -> list[float | None]:
     """
     baselines: dict[tuple[Any, ...], list[float]] = {}
     for row in results:
-        if _own_loss(row) == BASELINE:
+        if own_loss(row) == BASELINE:
             baselines.setdefault(_compared_with(row), []).append(row["tau_micro"])
     found: list[float | None] = []
     for row in results:
         taus = baselines.get(_compared_with(row))
-        if taus is None or _own_loss(row) == BASELINE:
+        if taus is None or own_loss(row) == BASELINE:
             found.append(None)
         else:
             found.append(100.0 * (row["tau_micro"] * len(taus) / math.fsum(taus) - 1.0))
@@ -336,7 +339,8 @@ def _compared_with(row: Row) -> tuple[Any, ...]:
     return (*_setting(row), row.get("seed"), bool(row.get("trained_on_other_target")))
 
 
-def _own_loss(row: Row) -> str:
+def own_loss(row: Row) -> str:
+    """The loss of a drafter's row without the mark `OTHER_TARGET`."""
     loss: str = row["loss"]
     return loss.removesuffix(f" {OTHER_TARGET}")
 

@@ -29,7 +29,7 @@ from jaxspec.evals.benchmarks import Reference
 from jaxspec.evals.conversations import AnsweredT
 from jaxspec.evals.opening import OpenedTarget
 from jaxspec.evals.progress import Echo
-from jaxspec.evals.results import check_results
+from jaxspec.evals.results import PROMPTS, WEIGHTS, check_results
 from jaxspec.files import held_file, refusing, replaced_file, user_path
 from jaxspec.growing_file import GrowingFile
 from jaxspec.provenance import check_output, jsonable
@@ -282,6 +282,11 @@ def identity_of(
         **{group: settings[group] for group in groups},
         **{name: record[name] for name in CONDITIONS},
     }
+
+
+def measured_with(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a provenance keeps of `identity_of`, so that results can be compared later."""
+    return {WEIGHTS: identity["target"]["weights"], PROMPTS: dict(identity["prompts"])}
 
 
 def reference_of(record: Mapping[str, Any], *, answered: type[AnsweredT]) -> Reference[AnsweredT]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxspec.evals.results import PROMPTS, WEIGHTS
 from jaxspec.evals.tables import formatted, markdown
 from jaxspec.json_files import shortened
 from jaxspec.names import for_terminal
 from jaxspec.study.results import StudyResults
 from jaxspec.study.summary import Entry
-from jaxspec.study.tables import interval_text
+from jaxspec.study.tables import base_of, interval_text
 from jaxspec.training.segments import differences
 
 _CIRCUMSTANCES = ("commit", "versions", "devices", "host")
@@ -56,19 +57,22 @@ def for_lines(text: str) -> str:
 
 
 def _settings(first: StudyResults, second: StudyResults) -> list[str]:
-    """Settings that differ, each with the units that it differs in."""
+    """Settings that differ, each with the units that it differs in; and the bases of the gains."""
     units: dict[str, list[str]] = {}
     ours, theirs = first.provenance.get("units", {}), second.provenance.get("units", {})
     for name in (name for name in ours if name in theirs):
         for found in _differences(ours[name], theirs[name]):
             units.setdefault(found, []).append(name)
-    lines = [f"- {setting} ({_named(names)})" for setting, names in units.items()]
+    bases = [base_of(results.study) for results in (first, second)]
+    lines = [f"- base of the gains: {', then '.join(bases)}"] if bases[0] != bases[1] else []
+    lines += [f"- {setting} ({_named(names)})" for setting, names in units.items()]
     return [for_lines("\n".join(lines))] if lines else ["none, among units of the same name."]
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     found = differences(theirs.get("settings", {}), ours.get("settings", {}))
-    for name in _CIRCUMSTANCES:
+    measured_with = [name for name in (WEIGHTS, PROMPTS) if name in ours and name in theirs]
+    for name in (*_CIRCUMSTANCES, *measured_with):
         found += differences(theirs.get(name), ours.get(name), setting=name)
     return [f"{d.setting}: {_shown(d.recorded)}, then {_shown(d.got)}" for d in found]
 

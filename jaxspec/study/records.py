@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jaxspec.config import RunConfig
 from jaxspec.evals.report import read_json
+from jaxspec.evals.results import PROMPTS, WEIGHTS
 from jaxspec.interruption import STOPPED_AND_SAVED
 from jaxspec.json_files import read_object, shortened
 from jaxspec.provenance import jsonable, write_json
@@ -28,7 +29,10 @@ State = Literal["done", "interrupted", "failed", "missing"]
 
 _INTERRUPTED = (None, STOPPED_AND_SAVED, 130)
 """Statuses of a unit that was stopped: killed with the study, SIGTERM, Ctrl-C."""
-_OF_PROVENANCE = ("command", "commit", "dirty", "versions", "devices", "host", "seed", "time")
+_OF_PROVENANCE = (
+    *("command", "commit", "dirty", "versions", "devices", "host", "seed", "time"),
+    *(WEIGHTS, PROMPTS),
+)
 """What is kept of a unit's provenance; its settings are kept with them."""
 _LAST_LINES = 4
 _LONGEST_LOG = 4000

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.evals.report import read_json
-from jaxspec.evals.results import check_results
+from jaxspec.evals.results import OTHER_TARGET, check_results, own_loss
 from jaxspec.files import user_path, write_text
 from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
+from jaxspec.study.evaluated import Evaluated, read_evaluations, refuse_mixtures
 from jaxspec.study.plots import plot_gains, plot_positions
 from jaxspec.study.records import (
     UnitRecord,
@@ -32,7 +33,14 @@ from jaxspec.study.records import (
     write_record,
 )
 from jaxspec.study.summary import Entry, summary
-from jaxspec.study.tables import csv_text, latex_text, markdown_text
+from jaxspec.study.tables import (
+    CSV_BEGINNING,
+    LATEX_BEGINNING,
+    csv_text,
+    latex_text,
+    markdown_heading,
+    markdown_text,
+)
 from jaxspec.study.units import Unit
 
 RESULTS, SUMMARY = "results.json", "summary.json"
@@ -70,15 +78,21 @@ def write_results(
 
     Returns:
       The files, results.json first; none before the first evaluation is done.
+
+    Raises:
+      ValueError: a damaged evaluation, or evaluations that one table may not hold.
     """
     records = {unit.name: read_record(folder, unit) for unit in units}
     done = [unit for unit in units if state_of(folder, unit, records[unit.name]) == "done"]
     measured = [unit for unit in done if unit.kind == "evaluation"]
-    rows = rows_of(measured, study)
+    evaluations = read_evaluations(measured)
+    refuse_mixtures(evaluations)
+    rows = rows_of(evaluations, study)
     if not rows:
         return []
     check_results(rows)
-    found = summary(rows, base=study.base_loss)
+    untrained = [loss.name for loss in study.losses if loss.untrained]
+    found = summary(rows, base=study.base_loss, untrained=untrained)
     for unit in done:
         _keep_provenance(unit, records[unit.name], folder)
     made = {
@@ -98,6 +112,68 @@ def write_results(
     write_text(files[3], csv_text(found))
     write_text(files[4], latex_text(found, base=study.base_loss))
     return files + _plots(study, done, rows, found, folder=folder / "plots")
+
+
+def refuse_unusable(study: StudyConfig, units: Sequence[Unit], *, folder: Path) -> None:
+    """Refuses, before any unit runs, what `write_results` could not use or would overwrite.
+
+    Args:
+      study: the declaration.
+      units: all units of the study.
+      folder: the study's folder.
+
+    Raises:
+      ValueError: a file that this study did not write, a finished unit whose files are damaged, or
+        evaluations that one table may not hold.
+    """
+    _refuse_foreign(study, folder)
+    records = {unit.name: read_record(folder, unit) for unit in units}
+    done = [unit for unit in units if state_of(folder, unit, records[unit.name]) == "done"]
+    refuse_mixtures(read_evaluations([unit for unit in done if unit.kind == "evaluation"]))
+    for unit in done:
+        record = records[unit.name]
+        if record is not None and not record.provenance:
+            try:
+                made_by(unit)
+            except ValueError as error:
+                raise ValueError(
+                    f"{unit.name} is done, but what it left cannot be read: {error}\n"
+                    f"Delete {unit.output}, and the unit is run again."
+                ) from error
+
+
+def _refuse_foreign(study: StudyConfig, folder: Path) -> None:
+    """Refuses a folder with results of something else under the names of the study's own."""
+    for name in (RESULTS, SUMMARY):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            declared = read_object(file, largest=LARGEST_OF_RESULTS).get("study")
+        except ValueError:
+            declared = None
+        whose = declared.get("name") if isinstance(declared, dict) else None
+        if whose != study.name:
+            what = f"holds results of the study {whose!r}" if whose else "is no result of a study"
+            raise ValueError(_overwritten(file, what))
+    for name, beginning in (
+        ("results.md", markdown_heading(study.name)),
+        ("results.csv", CSV_BEGINNING),
+        ("results.tex", LATEX_BEGINNING),
+    ):
+        file = folder / name
+        if file.is_file():
+            with file.open("rb") as opened:
+                start = opened.read(len(beginning.encode()))
+            if start not in (b"", beginning.encode()):
+                raise ValueError(_overwritten(file, "was not written by this study"))
+
+
+def _overwritten(file: Path, what: str) -> str:
+    return (
+        f"{file} {what}, and this study would overwrite it: name another --output, or move that "
+        "file away."
+    )
 
 
 def _devices(evaluations: Sequence[Mapping[str, Any]]) -> Any:
@@ -143,13 +219,17 @@ def read_results(path: str | Path) -> StudyResults:
     return StudyResults(provenance, rows, document["summary"], document["study"])
 
 
-def rows_of(evaluations: Sequence[Unit], study: StudyConfig) -> list[dict[str, Any]]:
-    """Rows of finished evaluations, in the order of the declaration, named as in the study."""
+def rows_of(evaluations: Sequence[Evaluated], study: StudyConfig) -> list[dict[str, Any]]:
+    """Rows of finished evaluations, in the order of the declaration, named as in the study.
+
+    Drafters that were trained on other weights than the target's keep their mark (`OTHER_TARGET`).
+    """
     losses = [loss.name for loss in study.losses]
     decodings = [decoding.name for decoding in study.decodings]
     targets = [target.name for target in study.targets]
 
-    def place(unit: Unit) -> tuple[int, int, int, int]:
+    def place(evaluation: Evaluated) -> tuple[int, int, int, int]:
+        unit = evaluation.unit
         assert unit.seed is not None, "an evaluation is of a drafter with a seed"
         return (
             targets.index(unit.target),
@@ -161,15 +241,16 @@ def rows_of(evaluations: Sequence[Unit], study: StudyConfig) -> list[dict[str, A
     return [
         {
             **row,
-            "target": unit.target,
-            "decoding": unit.decoding,
-            "loss": unit.loss,
+            "target": each.unit.target,
+            "decoding": each.unit.decoding,
+            "loss": each.unit.loss
+            + (f" {OTHER_TARGET}" if row.get("trained_on_other_target") else ""),
             "trained_loss": row["loss"],
-            "seed": unit.seed,
-            "unit": unit.name,
+            "seed": each.unit.seed,
+            "unit": each.unit.name,
         }
-        for unit in sorted(evaluations, key=place)
-        for row in read_json(unit.output)[1]
+        for each in sorted(evaluations, key=place)
+        for row in each.rows
     ]
 
 
@@ -214,7 +295,7 @@ def _plots(
         if any(entry["gain"] for entry in lines):
             file = folder / f"gains-{name}.png"
             files.append(plot_gains(lines, file, base=study.base_loss, title=name))
-        if own := [row for row in own if row["loss"] in shown]:
+        if own := [row for row in own if own_loss(row) in shown]:
             files.append(plot_positions(own, folder / f"acceptance_by_position-{name}.png"))
     for target_row in study.targets:
         curves: list[Curve] = [

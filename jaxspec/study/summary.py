@@ -5,7 +5,10 @@ within each seed and then averaged:
 
   gain = mean_s (tau of the row, seed s / tau of the base, seed s - 1)
 
-Its interval resamples the prompts. A resample takes the same prompts for both rows and for all
+A base that needs no training stands for every seed. Drafters that were trained on other weights
+than the target's are compared with each other, or with such a base.
+
+A gain's interval resamples the prompts. A resample takes the same prompts for both rows and for all
 seeds, so what a prompt does to both of them cancels. Seeds are not resampled: of three, the lowest
 and the highest say more. The mean over benchmarks averages taus and gains, and resamples the
 prompts of each benchmark on their own.
@@ -16,6 +19,7 @@ prompts of each benchmark on their own.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxspec.evals.intervals import by_conversation, percentiles, resampled
-from jaxspec.evals.results import Row
+from jaxspec.evals.results import Row, own_loss
 
 MEAN = "mean"
 """What the mean over benchmarks is called."""
@@ -36,18 +40,21 @@ BySeed = Mapping[int, Row]
 Figures = npt.NDArray[Any]
 
 
-def summary(rows: Sequence[Row], *, base: str) -> list[Entry]:
+def summary(rows: Sequence[Row], *, base: str, untrained: Collection[str] = ()) -> list[Entry]:
     """The lines of the tables, in the order of the rows; the mean over benchmarks comes last.
 
     Args:
       rows: result rows with the fields `target`, `decoding`, `benchmark`, `loss` and `seed`.
       base: the loss that gains are counted against.
+      untrained: losses of drafters that need no training; as the base, such a row stands for every
+        seed.
 
     Returns:
       Entries with `target`, `decoding`, `benchmark`, `loss`, `seeds`, `prompts`, `tau` and `gain`
       ({"mean", "lowest", "highest"} over seeds; a gain is in percent), `tau_ci95` and `gain_ci95`
-      (over prompts), `accepted_per_round`, `speedup`, `mismatched_prompts`, `repetitive_share`.
-      None where something was not measured, rests on too few prompts, or has no base.
+      (over prompts), `gain_seeds` (those that the gain rests on), `accepted_per_round`, `speedup`,
+      `mismatched_prompts`, `repetitive_share`. None where something was not measured, rests on too
+      few prompts, or has no base.
     """
     entries: list[Entry] = []
     for target, decoding in dict.fromkeys((row["target"], row["decoding"]) for row in rows):
@@ -56,27 +63,55 @@ def summary(rows: Sequence[Row], *, base: str) -> list[Entry]:
             if (row["target"], row["decoding"]) == (target, decoding):
                 table.setdefault((row["benchmark"], row["loss"]), {})[row["seed"]] = row
         place = {"target": target, "decoding": decoding}
+        base_of = functools.partial(_base_rows, table, base=base, untrained=base in untrained)
         benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in table))
         losses = list(dict.fromkeys(loss for _, loss in table))
         for benchmark in benchmarks:
             for loss in losses:
                 if (benchmark, loss) in table:
-                    its_base = table.get((benchmark, base), {}) if loss != base else {}
-                    figures = _figures([table[benchmark, loss]], [its_base])
+                    figures = _figures([table[benchmark, loss]], [base_of(benchmark, loss)])
                     entries.append({**place, "benchmark": benchmark, "loss": loss, **figures})
         if len(benchmarks) > 1:
             for loss in losses:
                 # A mean over other benchmarks than its neighbours' would mislead.
                 if all((benchmark, loss) in table for benchmark in benchmarks):
                     own = [table[benchmark, loss] for benchmark in benchmarks]
-                    bases = [
-                        table.get((benchmark, base), {}) if loss != base else {}
-                        for benchmark in benchmarks
-                    ]
+                    bases = [base_of(benchmark, loss) for benchmark in benchmarks]
                     entries.append(
                         {**place, "benchmark": MEAN, "loss": loss, **_figures(own, bases)}
                     )
     return entries
+
+
+def _base_rows(
+    table: Mapping[tuple[str, str], BySeed],
+    benchmark: str,
+    loss: str,
+    *,
+    base: str,
+    untrained: bool,
+) -> BySeed:
+    """The base's rows that a loss is compared with; {}: it is the base, or there is none.
+
+    Args:
+      table: rows by benchmark and loss, then by seed.
+      benchmark: the benchmark.
+      loss: the loss, which `table` has for this benchmark.
+      base: the loss that gains are counted against.
+      untrained: whether the base needs no training.
+    """
+    plain = own_loss({"loss": loss})
+    if plain == base:
+        return {}
+    if untrained:
+        # It is measured once, with one seed.
+        return {
+            seed: row
+            for row in table.get((benchmark, base), {}).values()
+            for seed in table[benchmark, loss]
+        }
+    mark = loss.removeprefix(plain)
+    return table.get((benchmark, f"{base}{mark}"), {})
 
 
 def _figures(own: Sequence[BySeed], bases: Sequence[BySeed]) -> Entry:
@@ -106,6 +141,7 @@ def _figures(own: Sequence[BySeed], bases: Sequence[BySeed]) -> Entry:
         "tau_ci95": _interval([_resampled_tau(rows, seeds) for rows in own]),
         "gain": _over_seeds(gains),
         "gain_ci95": _interval([_resampled_gain(rows, base, paired) for rows, base in pairs]),
+        "gain_seeds": list(paired),
         "accepted_per_round": _mean(row["accepted_per_round"] for row in every),
         "speedup": _mean(row["speedup"] for row in every),
         "mismatched_prompts": _sum(row["mismatched_prompts"] for row in every),

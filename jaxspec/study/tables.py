@@ -28,10 +28,11 @@ _LEGEND = f"""\
 tau: tokens emitted per draft-verify round, bonus token included; mean over seeds (lowest to
 highest). gain: of tau over {{base}} with the same seed, in the same way. 95%: bootstrap interval
 over prompts, {FEWEST_PROMPTS} at least, of the mean over seeds. All turns of a conversation count
-as one prompt. A gain's is paired, since both rows answer the same prompts. accepted: without the
-bonus. speed-up: wall clock at batch 1 against the target alone, where it was measured. differ:
-outputs that are not the target's own, over all seeds. repetitive: share of responses that loop,
-which inflates tau. mean: of the benchmarks' taus and gains."""
+as one prompt. A gain's is paired, since both rows answer the same prompts. gain seeds: those that
+the gain rests on, where the base lacks others. accepted: without the bonus. speed-up: wall clock at
+batch 1 against the target alone, where it was measured. differ: outputs that are not the target's
+own, over all seeds. repetitive: share of responses that loop, which inflates tau. mean: of the
+benchmarks' taus and gains."""
 _COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("benchmark", lambda entry: entry["benchmark"]),
     ("loss", lambda entry: entry["loss"]),
@@ -41,12 +42,16 @@ _COLUMNS: tuple[tuple[str, Callable[[Entry], str]], ...] = (
     ("95%", lambda entry: formatted(entry["tau_ci95"], ".2f")),
     ("gain", lambda entry: seeds_text(entry["gain"], "+.1f", unit="%")),
     ("95%", lambda entry: interval_text(entry["gain_ci95"])),
+    ("gain seeds", lambda entry: gain_seeds_text(entry) or ABSENT),
     ("accepted", lambda entry: formatted(entry["accepted_per_round"], ".2f")),
     ("speed-up", lambda entry: formatted(entry["speedup"], ".2f", unit="x")),
     ("differ", lambda entry: formatted(entry["mismatched_prompts"], "d")),
     ("repetitive", lambda entry: formatted(entry["repetitive_share"], ".0%")),
 )
 _CONSOLE_COLUMNS = ("loss", "tau", "gain", "95%")
+CSV_BEGINNING = "target,decoding,benchmark,loss,seeds,"
+LATEX_BEGINNING = "% Needs \\usepackage{booktabs}."
+"""What the files of a study begin with."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -78,6 +83,18 @@ def interval_text(interval: Sequence[float] | None) -> str:
     return ABSENT if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}%"
 
 
+def gain_seeds_text(entry: Entry) -> str:
+    """The seeds that a gain rests on, where these are not all of its row; "": they are.
+
+    >>> gain_seeds_text({"seeds": [0, 1, 2], "gain": {"mean": 1.0}, "gain_seeds": [0, 1]})
+    '0, 1'
+    """
+    seeds = entry.get("gain_seeds")  # None: an older file.
+    if not entry["gain"] or seeds is None or seeds == entry["seeds"]:
+        return ""
+    return ", ".join(map(str, seeds))
+
+
 def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: str) -> str:
     """The Markdown file: a table for each target and decoding, with the meaning of its columns.
 
@@ -86,8 +103,8 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
       study: the declaration, as JSON holds it.
       units: a sentence that says how much of the study is done.
     """
-    base = study["base"] or study["losses"][0]["name"]
-    parts = [f"# Study {for_markdown(study['name'])}", units]
+    base = base_of(study)
+    parts = [markdown_heading(study["name"]), units]
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         lines = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
         settings = next(d["settings"] for d in study["decodings"] if d["name"] == decoding)
@@ -99,6 +116,21 @@ def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: 
         ]
     legend = " ".join(_LEGEND.format(base=for_markdown(base)).split())
     return "\n\n".join([*parts, textwrap.fill(legend, _WIDTH, break_on_hyphens=False)]) + "\n"
+
+
+def markdown_heading(name: str) -> str:
+    """The first line of a study's Markdown file."""
+    return f"# Study {for_markdown(name)}"
+
+
+def base_of(study: Mapping[str, Any]) -> str:
+    """The row that gains are counted against.
+
+    Args:
+      study: the declaration, as JSON holds it.
+    """
+    base: str = study["base"] or study["losses"][0]["name"]
+    return base
 
 
 def entries_table(entries: Sequence[Entry]) -> str:
@@ -213,11 +245,17 @@ def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Conso
 
     Args:
       entries: see `jaxspec.study.summary.summary`.
-      only_means: shows the means over benchmarks only, unless there is a single benchmark.
+      only_means: shows the means over benchmarks only, except for targets and ways of decoding
+        that have none.
     """
-    shown = list(entries)
-    if only_means:
-        shown = [entry for entry in entries if entry["benchmark"] == MEAN] or shown
+    tables = {(e["target"], e["decoding"]) for e in entries if e["benchmark"] == MEAN}
+    shown = [
+        entry
+        for entry in entries
+        if not only_means
+        or entry["benchmark"] == MEAN
+        or (entry["target"], entry["decoding"]) not in tables
+    ]
     varied = [
         name
         for name in ("target", "decoding", "benchmark")
@@ -226,11 +264,13 @@ def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Conso
     parts: dict[str, list[list[str]]] = {}
     for entry in shown:
         heading = ", ".join(for_terminal(entry[name]) for name in varied)
+        seeds = gain_seeds_text(entry)
         parts.setdefault(heading, []).append(
             [
                 for_terminal(entry["loss"]),
                 seeds_text(entry["tau"], ".2f"),
-                seeds_text(entry["gain"], "+.1f", unit="%"),
+                seeds_text(entry["gain"], "+.1f", unit="%")
+                + (f" on seeds {seeds} only" if seeds else ""),
                 interval_text(entry["gain_ci95"]),
             ]
         )
@@ -249,7 +289,7 @@ def csv_text(entries: Sequence[Entry]) -> str:
 
 def latex_text(entries: Sequence[Entry], *, base: str) -> str:
     """A table with booktabs for each target and decoding: losses in rows, benchmarks in columns."""
-    parts = ["% Needs \\usepackage{booktabs}. tau: mean over seeds; gain: of the mean, paired."]
+    parts = [f"{LATEX_BEGINNING} tau: mean over seeds; gain: of the mean, paired."]
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         own = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
         parts.append(_latex_table(own, base=base, title=f"{target}, {decoding}"))
@@ -329,5 +369,6 @@ def _flat(entry: Entry) -> dict[str, Any]:
         **interval("tau_ci95"),
         **over_seeds("gain"),
         **interval("gain_ci95"),
+        "gain_seeds": " ".join(map(str, entry["gain_seeds"])),
         **plain,
     }

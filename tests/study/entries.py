@@ -18,6 +18,7 @@ def study_entry(loss: str, benchmark: str = "gsm8k", **changes: Any) -> dict[str
         "tau_ci95": [1.875, 2.125],
         "gain": None,
         "gain_ci95": None,
+        "gain_seeds": changes.get("seeds", [0, 1]),
         "accepted_per_round": 1.0,
         "speedup": None,
         "mismatched_prompts": 0,

@@ -67,6 +67,8 @@ def test_a_study_leaves_one_folder_of_results(uninterrupted):
     for name, record in found.provenance["units"].items():
         assert record["command"] and record["versions"] and record["settings"], name
     assert len(found.provenance["units"]) == UNITS
+    record = found.provenance["units"]["evaluations/small/block/full-seed0"]
+    assert len(record["target_weights"]) == len(record["prompt_digests"]["embedded/math"]) == 16
     assert "All 8 units are done." in (uninterrupted / "results.md").read_text()
     assert (uninterrupted / "results.csv").read_text().count("\n") == 3
     assert "toprule" in (uninterrupted / "results.tex").read_text()
@@ -154,6 +156,13 @@ def test_accelerators_are_left_to_the_units(study_file, uninterrupted):
     assert "Written: " in done.stdout
 
 
+def test_results_of_an_evaluation_are_not_overwritten(study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", not_to_be_started)
+    (tmp_path / "results.json").write_text('{"provenance": {}, "results": []}')
+    with pytest.raises(ValueError, match=r"results\.json is no result of a study, and this study"):
+        study.main(["--config", str(study_file), "--output", str(tmp_path)])
+
+
 def test_a_changed_declaration_is_refused(config, uninterrupted, tmp_path):
     changed = write_study(tmp_path / "changed.py", config=config, loss=', {"loss.decay": 4.0}')
     before = runs.contents(uninterrupted)
@@ -210,11 +219,18 @@ def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
     document["summary"][1]["tau"]["mean"] *= 1.25
     unit = document["provenance"]["units"]["drafters/small/full-seed0"]
     unit["settings"]["loss"]["decay"] = 4.0
+    document["study"]["base"] = "full"
+    evaluation = document["provenance"]["units"]["evaluations/small/block/full-seed0"]
+    evaluation["target_weights"] = "other"
+    del document["provenance"]["units"]["evaluations/small/block/full-seed1"]["target_weights"]
     (other / "results.json").write_text(json.dumps(document))
     study.main(["diff", str(uninterrupted), str(other / "results.json")])
     printed = capsys.readouterr().out
     settings, _, rows = printed.partition("1 of 2 rows that both have differ.")
     assert "- loss.decay: 10.0, then 4.0 (drafters/small/full-seed0)" in settings
+    assert "- base of the gains: uniform, then full\n" in settings
+    assert settings.count("- target_weights: ") == 1, "not known of an older file"
+    assert ", then other (evaluations/small/block/full-seed0)" in settings
     (line,) = [line for line in rows.splitlines() if line.startswith("| small")]
     assert "| full |" in line and "| +25.0% |" in line
     study.main(["diff", str(uninterrupted), str(uninterrupted)])

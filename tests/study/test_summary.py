@@ -52,6 +52,45 @@ def test_figures_by_hand():
     assert full["prompts"] == 2
 
 
+def test_a_base_without_training_stands_for_every_seed():
+    rows = [
+        row("ngram", 0, [6, 6], benchmark=benchmark)  # tau 2
+        for benchmark in ("a", "b")
+    ] + [
+        row("full", seed, rounds, benchmark=benchmark)
+        for benchmark in ("a", "b")
+        for seed, rounds in ((0, [4, 4]), (1, [4, 6]))  # tau 3 and 2.4: +50% and +20%
+    ]
+    found = summary(rows, base="ngram", untrained=["ngram"])
+    for benchmark in ("a", "b", "mean"):
+        full = only(found, "full", benchmark)
+        assert full["gain"] == pytest.approx({"mean": 35.0, "lowest": 20.0, "highest": 50.0})
+        assert full["gain_seeds"] == full["seeds"] == [0, 1]
+        assert only(found, "ngram", benchmark)["gain"] is None
+
+
+def test_the_seeds_of_a_gain_are_those_that_the_base_has_too():
+    rows = [row("uniform", 0, [6]), *(row("full", seed, [4]) for seed in (0, 1))]
+    base, full = summary(rows, base="uniform")
+    assert (full["seeds"], full["gain_seeds"]) == ([0, 1], [0])
+    assert base["gain_seeds"] == []
+
+
+def test_drafters_of_another_target_are_compared_with_each_other():
+    rows = [
+        row("uniform", 0, [6]),
+        row("full", 0, [4]),
+        row("uniform (other target)", 1, [12]),
+        row("full (other target)", 1, [6]),
+    ]
+    gains = {e["loss"]: e["gain"] and e["gain"]["mean"] for e in summary(rows, base="uniform")}
+    assert gains == pytest.approx(
+        {"uniform": None, "full": 50.0, "uniform (other target)": None, "full (other target)": 100}
+    )
+    (_, other) = summary([rows[0], rows[3]], base="uniform")
+    assert other["gain"] is None, "its neighbour is no base for it"
+
+
 def test_the_mean_over_benchmarks_averages_taus_and_gains():
     rows = [
         row("uniform", 0, [6], benchmark="a"),  # tau 2

@@ -47,6 +47,27 @@ def test_long_settings_are_shown_whole():
         assert f"evaluation.setting\\_number\\_{number} {number}" in text
 
 
+def test_seeds_of_a_gain_are_shown_where_they_are_not_all(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    part = study_entry("c", gain_seeds=[0], **GAIN)
+    text = markdown_text([*ENTRIES, part], study=jsonable(STUDY), units="All.")
+    header, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    place = header.split(" | ").index("gain seeds")
+    cells = {line.split(" | ")[1]: line.split(" | ")[place] for line in lines}
+    assert (cells["c"], cells["uniform"]) == ("0", "–")
+    older = {key: value for key, value in part.items() if key != "gain_seeds"}
+    shown = [render(console_table([each])) for each in (part, older)]
+    assert "+25.0%) on seeds 0 only" in shown[0] and "on seeds" not in shown[1]
+    lines = list(csv.DictReader(io.StringIO(csv_text([part]))))
+    assert lines[0]["gain_seeds"] == "0"
+
+
+def test_a_terminal_shows_tables_without_a_mean_whole():
+    single = study_entry("uniform", "mbpp", decoding="tree")
+    text = render(console_table([*ENTRIES, single]))
+    assert [line for line in text.splitlines() if ", " in line] == ["block, mean", "tree, mbpp"]
+
+
 def test_csv():
     lines = list(csv.DictReader(io.StringIO(csv_text(ENTRIES))))
     assert len(lines) == 4

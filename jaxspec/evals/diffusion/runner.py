@@ -29,7 +29,7 @@ from jaxspec.evals.opening import DiffusionTarget, open_diffusion_target
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import write_report
 from jaxspec.evals.tables import console_table
-from jaxspec.evals.unfinished import digest, held_output, identity_of, unfinished
+from jaxspec.evals.unfinished import digest, held_output, identity_of, measured_with, unfinished
 from jaxspec.files import refusing
 from jaxspec.names import for_markdown, for_terminal
 from jaxspec.ops.precision import precision_of, products
@@ -107,7 +107,7 @@ def evaluate_diffusion(
                 results.append(row)
                 if found.is_new:
                     echo(_summary(row))
-            record = finished.complete(record)
+            record = finished.complete({**record, **measured_with(identity)})
             paragraphs = [target.explain_suppressed(settings.suppress), _ending(config.diffusion)]
             paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
             if speeds:

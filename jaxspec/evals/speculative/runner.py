@@ -55,7 +55,7 @@ from jaxspec.evals.speculative.timing import Speed, explain, measure_speed
 from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.traces import trace_of
-from jaxspec.evals.unfinished import held_output, identity_of, unfinished
+from jaxspec.evals.unfinished import held_output, identity_of, measured_with, unfinished
 from jaxspec.files import refusing, user_path
 from jaxspec.names import did_you_mean, for_markdown, for_terminal
 from jaxspec.ops.precision import precision_of, products
@@ -166,7 +166,7 @@ def evaluate(
                 results.append(row)
                 if found.is_new:
                     evaluation.say(found.benchmark, case, row, speed)
-            record = finished.complete(record)
+            record = finished.complete({**record, **measured_with(identity)})
             paragraphs = [target.explain_suppressed(settings.suppress)]
             paragraphs += filter(None, [products(config.target.dtype), explained(mesh)])
             paragraphs += filter(None, ["\n".join(_choice_notes(cases))])

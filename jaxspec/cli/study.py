@@ -143,7 +143,7 @@ def _declaration_help() -> str:
     """What a study file declares: every setting, with its type, default and meaning."""
     lines = textwrap.wrap(
         "Settings in place of the configs' may follow (--training.steps 100): they apply to every "
-        "training and evaluation, except where a row of the study sets the same.",
+        "training and evaluation that reads them, except where a row of the study sets the same.",
         _WIDTH,
     )
     lines += ["", "A study file has a function get_config() that returns a StudyConfig:"]
@@ -196,19 +196,26 @@ def _typed_settings(
             )
         else:
             settings[next(reversed(settings))].append(word)
-    config = study.targets[0].config
-    run = configs[config]
+    names = {target.config: list(setting_names(configs[target.config])) for target in study.targets}
     found: dict[str, Any] = {}
     for name, values in settings.items():
-        commands = [command for command in ("train", "eval") if is_read_by(command, run, name)]
-        if not commands or name not in setting_names(run):
-            known = [*setting_names(run), "config", "output", "jobs", "only", "list"]
-            raise ValueError(
-                f"Unknown setting --{name}.{did_you_mean(name, known)} "
-                "All options: jaxspec study --help"
-            )
+        readers = [
+            (config, command)
+            for config, known in names.items()
+            for command in ("train", "eval")
+            if name in known and is_read_by(command, configs[config], name)
+        ]
+        if not readers:
+            if any(name in known for known in names.values()):
+                raise ValueError(
+                    f"--{name} is read by no training or evaluation of this study: leave it out."
+                )
+            every = [known for each in names.values() for known in each]
+            hint = did_you_mean(name, [*every, "config", "output", "jobs", "only", "list"])
+            raise ValueError(f"Unknown setting --{name}.{hint} All options: jaxspec study --help")
+        config, command = readers[0]
         line = ["--config", config, f"--{name}", *values]
-        if commands[0] == "train":
+        if command == "train":
             command_run = parse_command(
                 TrainCommand, [*line, "--workdir", "x"], program="jaxspec study"
             ).run

@@ -62,8 +62,13 @@ class Unit:
 
     @property
     def measures_speed(self) -> bool:
-        """Whether it times decoding, which other units would disturb."""
-        return self.kind == "evaluation" and self.config.evaluation.timing_prompts > 0
+        """Whether it times decoding, which other units would disturb.
+
+        A strategy and adaptive sizes are chosen by time, so they decide what is measured.
+        """
+        settings = self.config.evaluation
+        timed = settings.timing_prompts > 0 or settings.strategy == "auto"
+        return self.kind == "evaluation" and (timed or bool(settings.adaptive_sizes))
 
 
 def units_of(
@@ -89,8 +94,19 @@ def units_of(
     for name in set(of_seed(0)) & set(changes or {}):
         raise ValueError(f"--{name} cannot be set: change study.seeds, or a row's seeds.")
     units: list[Unit] = []
+    read = {
+        target.name: {
+            name
+            for name in changes or {}
+            if any(is_read(command, configs[target.config], name) for command in ("train", "eval"))
+        }
+        for target in study.targets
+    }
+    by_none = set(changes or {}).difference(*read.values())
     for target in study.targets:
-        grid = _Target(study, target, configs, folder, is_read, dict(changes or {}))
+        # One that only other targets read is left out; one that none reads is refused.
+        own = {n: v for n, v in (changes or {}).items() if n in read[target.name] | by_none}
+        grid = _Target(study, target, configs, folder, is_read, own)
         units += grid.preparations()
         every_seed = [seed for loss in study.losses for seed in study.seeds_of(loss)]
         for seed in dict.fromkeys(every_seed):
@@ -309,6 +325,12 @@ class _Target:
                 f"{where}, but study.targets: {self.target.name} {how}: leave one of the two out. "
                 "(Rows of study.losses may set data.sources.)"
             )
+        for name in self.answers:
+            if self.answers.count(name) > 1:
+                raise ValueError(
+                    f"{self._where('answers.sources')} names two data sets whose answers would be "
+                    f"in one folder, {name}: rename one of the files."
+                )
         given = {"source", "output", "config", *(["target.path"] if self.trained else [])}
         answers = self.target.answers
         for name in given & set(answers.options if answers else ()):

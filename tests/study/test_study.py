@@ -242,6 +242,7 @@ def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
     ("words", "message"),
     [
         (["--loss.dekay", "1"], "Unknown setting --loss.dekay. Did you mean 'loss.decay'"),
+        (["--denoiser.path", "x"], "--denoiser.path is read by no training or evaluation"),
         (["quick"], "Unexpected argument 'quick'"),
         (["--only", "nothing"], "no unit's name contains it"),
         (["--output", "gs://bucket/x"], "must be a folder of this machine"),
@@ -251,6 +252,18 @@ def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
 def test_mistakes_on_the_command_line(study_file, words, message):
     with pytest.raises(ValueError, match=message):
         study.main(["--config", str(study_file), "--list", *words])
+
+
+def test_a_typed_setting_may_be_read_by_one_target_only(tmp_path, capsys):
+    file = tmp_path / "two.py"
+    file.write_text(
+        "from jaxspec.study.declaration import *\n"
+        "def get_config():\n"
+        "    targets = [StudyTarget(n, config=n) for n in ('quickstart', 'real_text_mdlm_draft')]\n"
+        "    return StudyConfig('two', targets=tuple(targets), losses=(StudyLoss('a'),))\n"
+    )
+    study.main(["--config", str(file), "--list", "--denoiser.lora_rank", "4"])
+    assert "4 missing" in capsys.readouterr().out
 
 
 def test_settings_behind_the_command_reach_the_units(study_file, tmp_path, capsys, monkeypatch):

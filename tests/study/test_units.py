@@ -70,6 +70,20 @@ def test_commands_are_those_that_one_would_type():
     assert not evaluate.measures_speed
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"evaluation.timing_prompts": 2},
+        {"evaluation.strategy": "auto"},
+        {"evaluation.adaptive_sizes": (2, 4)},
+    ],
+)
+def test_what_is_timed_measures_speed(settings):
+    decoding = StudyDecoding("d", {"evaluation.timing_prompts": 0, **settings})
+    found = units(dataclasses.replace(STUDY, decodings=(decoding,)))
+    assert {unit.kind for unit in found if unit.measures_speed} == {"evaluation"}
+
+
 def test_a_row_without_training_is_measured_once():
     study = dataclasses.replace(
         STUDY, losses=(STUDY.losses[0], StudyLoss("look-up", untrained="ngram")), seeds=(3, 4)
@@ -167,6 +181,23 @@ def test_options_of_answers_that_the_study_gives_are_refused(name):
     target = dataclasses.replace(MAKES_ITS_OWN, answers=StudyAnswers(("gsm8k",), {name: "x"}))
     with pytest.raises(ValueError, match=rf"own: answers\.options sets {name}, which the study"):
         units(dataclasses.replace(STUDY, targets=(target,)))
+
+
+def test_answers_of_two_data_sets_are_not_in_one_folder():
+    target = dataclasses.replace(MAKES_ITS_OWN, answers=StudyAnswers(("d/x.jsonl", "d_x.jsonl")))
+    with pytest.raises(ValueError, match=r"one folder, answers/own/d_x\.jsonl: rename one"):
+        units(dataclasses.replace(STUDY, targets=(target,)))
+
+
+def test_typed_settings_reach_the_targets_that_read_them():
+    denoiser = StudyTarget("denoiser", config="denoiser")
+    study = dataclasses.replace(
+        STUDY, targets=(*STUDY.targets, denoiser), losses=(StudyLoss("a"),), seeds=(0,)
+    )
+    configs = {"run": RunConfig(), "denoiser": load_config("real_text_mdlm_draft")}
+    found = units(study, configs=configs, changes={"denoiser.lora_rank": 4})
+    given = {unit.target for unit in found if "--denoiser.lora_rank" in unit.command}
+    assert given == {"denoiser"}
 
 
 def test_the_benchmarks_of_a_target_are_its_own():

@@ -22,10 +22,10 @@ from jaxspec.evals.results import (
     FULL,
     Row,
     gains,
-    labels,
     ordered,
     reached_rounds,
 )
+from jaxspec.evals.tables import series_labels
 from jaxspec.names import for_plot
 from jaxspec.plot_style import (
     BASELINE_COLOUR,
@@ -47,12 +47,12 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
     Bars of rows without an interval have no whiskers.
 
     Args:
-      results: rows measured with one target, temperature and block size.
+      results: measured rows. Where rows of one name differ in a setting, it is added to the name.
       path: the PNG file.
     """
     rows = ordered(results)
     _check_any(rows)
-    row_labels, row_gains = labels(rows), gains(rows)
+    row_labels, row_gains = series_labels(rows), gains(rows)
     series = list(dict.fromkeys(row_labels))
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     styles = _styles(rows)
@@ -124,12 +124,12 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
     intervals (`jaxspec.evals.intervals.share_interval`); older rows have none.
 
     Args:
-      results: rows measured with one target, temperature and block size.
+      results: measured rows. Where rows of one name differ in a setting, it is added to the name.
       path: the PNG file.
     """
     rows = ordered(results)
     _check_any(rows)
-    row_labels = labels(rows)
+    row_labels = series_labels(rows)
     series = list(dict.fromkeys(row_labels))
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     styles = _styles(rows)
@@ -289,7 +289,7 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     colours = {loss: COLOURS[number % len(COLOURS)] for number, loss in enumerate(others)}
     colours |= {BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR}
     members: dict[str, list[str]] = {loss: [] for loss in losses}
-    for row, label in zip(rows, labels(rows), strict=True):
+    for row, label in zip(rows, series_labels(rows), strict=True):
         if label not in members[row["loss"]]:
             members[row["loss"]].append(label)
     styles: dict[str, tuple[str, str]] = {}

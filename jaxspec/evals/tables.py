@@ -54,6 +54,19 @@ def settings_columns(results: Sequence[Row]) -> list[Column[Any]]:
     ]
 
 
+def series_labels(rows: Sequence[Row]) -> list[str]:
+    """Name of each row in a plot: `labels`, with the settings that rows of this name differ in."""
+    groups: dict[str, list[Row]] = {}
+    named = labels(rows)
+    for row, label in zip(rows, named, strict=True):
+        groups.setdefault(label, []).append(row)
+    settings = {label: settings_columns(members) for label, members in groups.items()}
+    return [
+        ", ".join([label, *(f"{c.title} {formatted(row[c.field])}" for c in settings[label])])
+        for row, label in zip(rows, named, strict=True)
+    ]
+
+
 def markdown_table(results: Sequence[Row]) -> str:
     """The table as Markdown, with the meaning of its columns under it."""
     found = tabulate(results)

@@ -170,6 +170,30 @@ def test_drafters_of_one_loss_are_shades(drawn, tmp_path):
     assert sum(second[:3]) > sum(first[:3])
 
 
+@pytest.mark.parametrize("plot", [plot_accepted_length, plot_conditional_acceptance])
+def test_rows_of_one_loss_that_differ_in_a_setting_are_drawn_apart(plot, drawn, tmp_path):
+    rows = [
+        result_row("full", "a", drafter="x", block_size=4),
+        result_row("full", "a", drafter="y", block_size=8),
+        result_row("ngram", "a", block_size=6),
+        result_row("full", "b", drafter="x", block_size=4, temperature=1.0),
+    ]
+    for members, names in (
+        (rows[:3], ["full, block size 4", "full, block size 8", "ngram"]),
+        (
+            rows[1:],
+            ["full, temperature 0, block size 8", "full, temperature 1, block size 4", "ngram"],
+        ),
+    ):
+        plot(members, tmp_path / "a.png")
+        (legend,) = drawn[-1].legends
+        assert sorted(text.get_text() for text in legend.get_texts()) == names
+    plot_accepted_length(rows[:3], tmp_path / "a.png")
+    (axes,) = drawn[-1].axes
+    assert len({bar.get_x() for bar in axes.patches}) == 3
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 3
+
+
 def test_a_draft_graph_is_drawn(drawn, tmp_path):
     graph = from_formulas([[(0, 0)], [(1, 0)], [(0, 0), (1, 0)]])
     plot_draft_graph(graph, tmp_path / "a.png")

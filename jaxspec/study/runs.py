@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from jaxspec.evals.results import is_target_alone
 from jaxspec.evals.tables import ABSENT, formatted, markdown
 from jaxspec.json_files import LARGEST_OF_RESULTS, read_object, shortened
 from jaxspec.names import for_markdown, for_terminal
@@ -107,8 +108,8 @@ def _results(file: Path) -> Run | None:
     known = [row for row in rows if isinstance(row, dict)]
     losses = dict.fromkeys(str(row.get("loss", row.get("decoder", ""))) for row in known)
     study = found.get("study")
-    figures = [_number(row.get("accepted_per_round")) for row in known]
-    accepted = [figure for figure in figures if figure]
+    figures = [_number(row.get("accepted_per_round")) for row in known if not is_target_alone(row)]
+    accepted = [figure for figure in figures if figure is not None]
     config = study if isinstance(study, dict) else record.get("config")
     config = config if isinstance(config, dict) else {}
     return Run(

@@ -52,6 +52,17 @@ def test_runs_are_found_with_their_figures(folder):
     assert damaged.kind == "training (record not readable)"
 
 
+def test_what_accepts_nothing_counts_and_the_target_alone_does_not(tmp_path):
+    rows = [
+        result_row("full", accepted_per_round=1.0),
+        result_row("uniform", accepted_per_round=0.0),
+        result_row("none", accepted_per_round=0.0, verifier="none"),
+    ]
+    for name, its_rows in (("a", rows), ("b", rows[1:2]), ("c", rows[2:])):
+        write_results(tmp_path / f"{name}.json", provenance={}, results=its_rows)
+    assert [run.accepted for run in find_runs([tmp_path])] == [0.5, 0.0, None]
+
+
 def test_the_list_names_each(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     runs.main([str(folder)])

@@ -7,15 +7,26 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 from markupsafe import Markup, escape
 
 from jaxspec.names import visible
 
+_TEXT = "\n\t\u200c\u200d"
+"""Not printable for Python, but text: line breaks, tabs, and the (non-)joiners of scripts and
+emoji."""
+
 
 def shown(text: str) -> str:
-    """Text for a page: line breaks and tabs stay, other control characters are written out."""
-    return "".join(char if char in "\n\t" else visible(char) for char in text)
+    """Text for a page: what is no text, such as control characters, is written out.
+
+    Line breaks, tabs, every kind of space and the characters that join letters, or do not, stay.
+    """
+    return "".join(
+        char if char in _TEXT or unicodedata.category(char) == "Zs" else visible(char)
+        for char in text
+    )
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:

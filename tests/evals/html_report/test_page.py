@@ -163,6 +163,12 @@ def test_nothing_is_loaded(page):
     assert "default-src &#39;none&#39;" in text
 
 
+def test_spaces_and_joiners_are_text():
+    text = "1\u00a0000\u202f%\u3000\u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c\n\t"
+    assert shown(text) == text
+    assert shown("\x1b\u202e\u200b\u2028") == r"\x1b\u202e\u200b\u2028"
+
+
 HOSTILE = "</script><script>alert(1)</script>\"'><b onclick=x>&amp;\x00\x1b[31m\u202e\ud800"
 
 

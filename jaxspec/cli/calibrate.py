@@ -119,7 +119,7 @@ def calibrate(
     from jaxspec.decoding import BlockDiffusion
     from jaxspec.decoding.diffusion.calibration import graph_settings, select_graph
     from jaxspec.decoding.diffusion.draft_graph import save_graph
-    from jaxspec.evals.benchmarks import ask, load_benchmark
+    from jaxspec.evals.benchmarks import ask, check_askable, load_benchmark
     from jaxspec.evals.diffusion.decoders import diffusion_rules
     from jaxspec.evals.diffusion.runner import max_prompt_tokens
     from jaxspec.evals.mesh import decoding_mesh, recorded
@@ -147,13 +147,20 @@ def calibrate(
             f"There are {len(examples)} prompts for {share.count} processes: ask for more "
             "(--prompts), or start fewer processes."
         )
+    longest = max_prompt_tokens(run, target)
+    check_askable(
+        {command.source: examples},
+        tokenizer=target.tokenizer,
+        max_prompt_tokens=longest,
+        passage_tokens=settings.passage_tokens,
+    )
     target = target.with_weights(mesh=mesh)
     tracer = _Tracer(BlockDiffusion(target.model, rules), target.params, command, echo)
     reference = ask(
         share.of(examples),
         answer=tracer.answer,
         tokenizer=target.tokenizer,
-        max_prompt_tokens=max_prompt_tokens(run, target),
+        max_prompt_tokens=longest,
         passage_tokens=settings.passage_tokens,
     )
     asked = {

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic
 
 import numpy as np
@@ -29,6 +29,7 @@ from jaxspec.data.sources import SOURCES, load_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.evals.conversations import REFUSED, TOO_LONG, Answer, AnsweredT, play, user_questions
 from jaxspec.files import user_path
+from jaxspec.names import for_terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,47 @@ def questions(example: Example) -> list[Conversation]:
         return [example.conversation]
     asked = user_questions(example)
     return asked[:1] if any(role == "assistant" for role, _ in example.turns) else asked
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placeholder:
+    """Stands for an answer where nothing is decoded."""
+
+    tokens: tuple[int, ...]
+
+
+def check_askable(
+    benchmarks: Mapping[str, Sequence[Example]],
+    *,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    passage_tokens: int,
+) -> None:
+    """Finds out, before hours of work, whether `ask` can ask every benchmark.
+
+    Prompts are encoded, and a short text takes the place of the answers.
+
+    Args:
+      benchmarks: the examples of each, by its name.
+      tokenizer: see `ask`.
+      max_prompt_tokens: see `ask`.
+      passage_tokens: see `ask`.
+
+    Raises:
+      ValueError: what `ask` would raise, with the benchmark's name in front.
+    """
+    placeholder = _Placeholder(tuple(tokenizer.encode("Yes.")))
+    for name, examples in benchmarks.items():
+        try:
+            ask(
+                examples,
+                answer=lambda prompts, _: [placeholder] * len(prompts),
+                tokenizer=tokenizer,
+                max_prompt_tokens=max_prompt_tokens,
+                passage_tokens=passage_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(f"{for_terminal(name)}: {error}") from error
 
 
 def ask(

@@ -235,12 +235,14 @@ def unfinished(
         echo(f"Continuing: {len(file.rows)} of {total} rows are already in {file.path}.")
     try:
         yield file
-    except BaseException:
+    except BaseException as error:
         if file.rows or file.references:
+            # A mistake has to be corrected first; a disk that is full is none.
+            is_mistake = isinstance(error, ValueError) and not isinstance(error.__cause__, OSError)
+            how = "Only the same settings continue" if is_mistake else "The same command continues"
             with contextlib.suppress(OSError):  # The reader may be gone.
                 echo(
-                    f"{len(file.rows)} of {total} rows are saved in {file.path}. The same "
-                    "command continues from there."
+                    f"{len(file.rows)} of {total} rows are saved in {file.path}. {how} from there."
                 )
         raise
     file.path.unlink(missing_ok=True)

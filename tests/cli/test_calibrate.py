@@ -110,6 +110,16 @@ def test_outputs_that_are_no_json_file(call, tmp_path):
         call("graph.json")
 
 
+def test_prompts_that_are_too_long_are_found_before_weights_are_read(call, folder, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("no weights may be read")
+
+    monkeypatch.setattr("jaxspec.evals.opening.load_params", read)
+    short = dataclasses.replace(EVALUATION, max_prompt_tokens=5)
+    with pytest.raises(ValueError, match=r"^embedded/math: No prompts to decode: all 3 are longer"):
+        call(run=run_config(folder, evaluation=short))
+
+
 def test_nothing_to_draft_is_said(call, folder):
     """All at once: no step follows another."""
     # In two steps, one does, but it ends the block: there is no pass to be saved.

@@ -204,6 +204,7 @@ def test_a_row_that_no_file_may_hold_is_refused_at_once(folders, tmp_path, monke
             echo=lines.append,
         )  # fmt: skip
     assert lines[-1].startswith("0 of 2 rows are saved in ")
+    assert lines[-1].endswith(". Only the same settings continue from there.")
 
 
 def test_texts_of_others_are_not_replaced(tmp_path):

@@ -19,7 +19,7 @@ from jaxspec.config import DiffusionEvaluationConfig, RunConfig
 from jaxspec.data.examples import Example
 from jaxspec.decoding import BlockDiffusion, DiffusionResponse, Spiffy, generate_diffusion
 from jaxspec.decoding.placement import on_mesh_of
-from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
+from jaxspec.evals.benchmarks import Reference, ask, check_askable, load_benchmarks
 from jaxspec.evals.columns import DIFFUSION, MeasuredDecoder, computed
 from jaxspec.evals.diffusion.decoders import diffusion_rules, drafting_decoders
 from jaxspec.evals.diffusion.timing import DiffusionSpeed, explain, time_decoders
@@ -67,6 +67,12 @@ def evaluate_diffusion(
         base = BlockDiffusion(target.model, rules)
         drafting = drafting_decoders(config.diffusion, rules, target)
         benchmarks = load_benchmarks(settings, data=config.data)
+        check_askable(
+            benchmarks,
+            tokenizer=target.tokenizer,
+            max_prompt_tokens=max_prompt_tokens(config, target),
+            passage_tokens=settings.passage_tokens,
+        )
         decoders = [(PLAIN_DECODER, base), *drafting]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
         record["matmul_precision"] = precision_of(config.target.dtype)

@@ -24,9 +24,8 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Response, Speculative, TreeSpeculative, generate
 from jaxspec.decoding.placement import on_mesh_of
 from jaxspec.decoding.stream import stream
-from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.ahead import Ahead
-from jaxspec.evals.benchmarks import Reference, ask, load_benchmarks
+from jaxspec.evals.benchmarks import Reference, ask, check_askable, load_benchmarks
 from jaxspec.evals.columns import SPECULATIVE, MeasuredDrafter, computed
 from jaxspec.evals.intervals import bracketed
 from jaxspec.evals.kept_references import KeptReferences
@@ -35,15 +34,14 @@ from jaxspec.evals.mesh import decoding_mesh, explained, recorded
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
-    open_drafter,
     open_target,
-    untrained_drafter,
 )
 from jaxspec.evals.progress import Echo, progress_of, render
 from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.evals.speculative.choice import Case, calibration_examples, decide, options
 from jaxspec.evals.speculative.differences import logit_gaps
+from jaxspec.evals.speculative.drafters import open_drafters
 from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
@@ -57,7 +55,7 @@ from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.traces import trace_of
 from jaxspec.evals.unfinished import held_output, identity_of, measured_with, unfinished
 from jaxspec.files import refusing, user_path
-from jaxspec.names import did_you_mean, for_markdown, for_terminal
+from jaxspec.names import for_markdown, for_terminal
 from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import provenance
 
@@ -110,6 +108,12 @@ def evaluate(
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
         calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
+        check_askable(
+            {**benchmarks, **calibration},
+            tokenizer=target.tokenizer,
+            max_prompt_tokens=max_prompt_tokens(settings, target),
+            passage_tokens=settings.passage_tokens,
+        )
         # Refuses settings that do not go together.
         tried = [options(settings, target, drafter) for drafter in drafters]
         record = recorded(provenance(config=config, seed=settings.seed), mesh)
@@ -201,48 +205,10 @@ def _say_what_is_unusual(
             )
 
 
-def open_drafters(
-    workdirs: Sequence[str | Path], *, kinds: Sequence[str] = (), target: TargetBundle
-) -> list[DrafterBundle]:
-    """What is measured, in the order of the kinds.
-
-    Args:
-      workdirs: folders of trained drafters.
-      kinds: of `jaxspec.drafters.registry.KINDS`; (): every folder.
-      target: what they draft for.
-
-    Raises:
-      ValueError: nothing to measure, an unknown kind, a kind without a folder, or a folder that
-        cannot be opened.
-    """
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown:
-        raise ValueError(
-            f"Unknown kind of drafter {unknown[0]!r}: there are {', '.join(KINDS)}."
-            f"{did_you_mean(unknown[0], KINDS)}"
-        )
-    if not workdirs and not kinds:
-        raise ValueError(
-            "No drafters to measure: name at least one folder (--workdir DIR), or a kind that "
-            "needs none (--drafters ngram). A diffusion language model, which needs none either, "
-            "is named by --target.path."
-        )
-    trained = [open_drafter(folder, target=target) for folder in workdirs]
-    if not kinds:
-        return trained
-    chosen: list[DrafterBundle] = []
-    for kind in dict.fromkeys(kinds):
-        if KINDS[kind].is_trained:
-            of_kind = [drafter for drafter in trained if drafter.kind == kind]
-            if not of_kind:
-                raise ValueError(
-                    f"--drafters asks for {kind!r}, but no folder in --workdir holds such a "
-                    "drafter."
-                )
-            chosen += of_kind
-        else:
-            chosen.append(untrained_drafter(kind))
-    return chosen
+def max_prompt_tokens(settings: EvaluationConfig, target: TargetBundle) -> int:
+    """The longest prompt that leaves room for the response."""
+    positions = target.config.max_position_embeddings - settings.max_new_tokens
+    return min(settings.max_prompt_tokens, positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,14 +221,9 @@ class Evaluation:
     programs: ProgramsAhead | None = None
     """Compiles what will be called; None: every program is compiled when it is called."""
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt that is decoded."""
-        positions = self.target.config.max_position_embeddings - self.settings.max_new_tokens
-        return min(self.settings.max_prompt_tokens, positions)
-
     def reference(self, name: str, examples: Sequence[Example]) -> Reference[Response]:
         """A benchmark's prompts, and the target's own answers."""
+        longest = max_prompt_tokens(self.settings, self.target)
         strategy = build_reference(self.settings, self.target)
 
         def answer(prompts: list[list[int]], ids: list[str]) -> list[Response]:
@@ -283,13 +244,13 @@ class Evaluation:
             examples,
             answer=answer,
             tokenizer=self.target.tokenizer,
-            max_prompt_tokens=self.max_prompt_tokens,
+            max_prompt_tokens=longest,
             passage_tokens=self.settings.passage_tokens,
         )
         if reference.skipped:
             self.echo(
-                f"{name}: {reference.skipped} prompts are longer than {self.max_prompt_tokens} "
-                "tokens and were left out."
+                f"{name}: {reference.skipped} prompts are longer than {longest} tokens and were "
+                "left out."
             )
         return reference
 

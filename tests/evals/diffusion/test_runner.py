@@ -304,3 +304,23 @@ def test_two_benchmarks_and_plain_decoding_as_drafts(folder, tmp_path):
     assert rows[0]["speedup"] == 1
     assert [row["pass_ratio"] is None for row in rows] == [True, True, False] * 2
     assert [row["below_break_even"] is None for row in rows] == [True, True, False] * 2
+
+
+def test_a_benchmark_that_cannot_be_asked_is_found_before_anything_is_decoded(
+    folder, tmp_path, monkeypatch
+):
+    """Also where it is not the first one."""
+
+    def decode(*_, **__):
+        raise AssertionError("nothing may be decoded")
+
+    monkeypatch.setattr("jaxspec.evals.diffusion.runner.generate_diffusion", decode)
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "word " * 400}) + "\n")
+    settings = dataclasses.replace(
+        EVALUATION, benchmarks=("embedded/math", str(long)), timing_prompts=0
+    )
+    config = run_config(folder, evaluation=settings)
+    with pytest.raises(ValueError, match=r"^long\.jsonl: No prompts to decode: all 1 are longer"):
+        evaluate_diffusion(config, output=tmp_path / "r.json", echo=lambda line: None)
+    assert not list(tmp_path.glob("r.*"))

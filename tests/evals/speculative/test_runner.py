@@ -20,11 +20,13 @@ from jaxspec.decoding import Adaptive, Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
 from jaxspec.evals.speculative.choice import Case
-from jaxspec.evals.speculative.runner import Evaluation, evaluate, open_drafters
+from jaxspec.evals.speculative.drafters import open_drafters
+from jaxspec.evals.speculative.runner import Evaluation, evaluate
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import jsonable, write_json
+from tests.data import templates
 from tests.evals.drafter_folders import SETTINGS, write_folders
 
 
@@ -390,6 +392,16 @@ def test_a_run_that_was_continued_with_another_loss_says_so(folders, tmp_path):
         assert open_drafter(run, target=target).loss == loss
 
 
+def refusing_target(folder, copied):
+    """A target whose chat template refuses the system's turns."""
+    shutil.copytree(folder, copied)
+    file = copied / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["chat_template"] = templates.BRACKETS
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return copied
+
+
 def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkeypatch):
     def decode(*_, **__):
         raise AssertionError("nothing may be decoded")
@@ -399,6 +411,13 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
     config = run_config(folders)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
+    second = tmp_path / "second.jsonl"
+    second.write_text(json.dumps({"prompt": "word " * 400}) + "\n")
+    two = ("embedded/math", str(second))
+    roles = tmp_path / "roles.jsonl"
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+    roles.write_text(json.dumps({"messages": turns}) + "\n")
+    refusing = [refusing_target(folders[0], tmp_path / "refusing"), folders[1]]
     cases = [
         (config, [], "No drafters to measure"),
         (config, [tmp_path / "nowhere"], "No folder .*nowhere"),
@@ -406,6 +425,18 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
         (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
         (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
         (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),
+        # Of the second benchmark, before the first one.
+        (run_config(folders, benchmarks=two), folders[1], r"^second\.jsonl: No prompts to decode"),
+        (
+            run_config(refusing, benchmarks=("embedded/math", str(roles))),
+            folders[1],
+            r"^roles\.jsonl: Example .* cannot be asked: .*only user and assistant",
+        ),
+        (
+            run_config(folders, strategy="auto", block_size=0, calibration=str(second)),
+            folders[1],
+            r"second\.jsonl, calibration: No prompts to decode",
+        ),
         (
             run_config(folders, verifier="token"),
             folders[1],

@@ -78,9 +78,9 @@ class EvalCommand(CacheOption, ConfigCommand):
     """Folders of trained drafters; each gets a row in the table. A diffusion language model
     (--target.path) takes none."""
     drafters: str = ""
-    """Kinds of drafters to measure, separated by commas: those that are trained are taken from the
-    folders of --workdir; "ngram,none" adds prompt look-up and the target alone. "": every
-    folder."""
+    """Kinds of drafters to measure, separated by commas, such as dflash,ngram,none: trained ones,
+    of which --workdir names the folders, prompt look-up (ngram) and the target alone (none). "":
+    those of the folders."""
     references: str = ""
     """Folder that keeps the target's own answers, which outputs are compared with, for other
     evaluations with the same target, prompts and settings. "": they are decoded each time."""

@@ -248,7 +248,7 @@ def hub_name(target: Mapping[str, Any]) -> str:
 
 def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows of a result file that are of a drafter in one of the folders."""
-    from jaxspec.evals.opening import folder_name
+    from jaxspec.evals.opening import folder_name, is_called
     from jaxspec.evals.report import read_json
     from jaxspec.evals.results import is_diffusion, is_target_alone
 
@@ -260,9 +260,13 @@ def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str,
     rows = [row for row in results if not is_diffusion(row)]
     if not rows:
         raise ValueError(f"--results {file} has no row of a drafter: expected eval.py's --output.")
-    names = {folder_name(folder) for folder in folders}
-    own = [row for row in rows if row["drafter"] in names and not is_target_alone(row)]
+    own = [
+        row
+        for row in rows
+        if not is_target_alone(row) and any(is_called(each, row["drafter"]) for each in folders)
+    ]
     if not own:
+        names = {folder_name(folder) for folder in folders}
         raise ValueError(
             f"--results {file} has no row of {' or '.join(sorted(names))}. It has rows of "
             f"{', '.join(sorted({row['drafter'] for row in rows}))}."

@@ -30,8 +30,14 @@ def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_ru
     results = tmp_path / "results.json"
     rows = [
         ROW,
-        {**ROW, "verifier": "tree", "tree_nodes": 32, "tau_micro": 3.0},
+        # As where two drafters of one evaluation are called my-drafter.
+        {
+            **ROW,
+            "drafter": f"{tmp_path.name}/my-drafter",
+            **{"verifier": "tree", "tree_nodes": 32, "tau_micro": 3.0},
+        },
         {**ROW, "drafter": "other", "tau_micro": 5.9},
+        {**ROW, "drafter": "elsewhere/my-drafter", "tau_micro": 5.9},
         {**ROW, "drafter": "none", "verifier": "none", "tau_micro": 1.0},
     ]
     results.write_text(json.dumps({"provenance": {}, "results": rows}))
@@ -59,7 +65,8 @@ def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_ru
     assert "Not measured." in (tmp_path / "my-drafter" / "README.md").read_text()
     results.write_text(json.dumps({"provenance": {}, "results": rows[2:]}))
     with pytest.raises(
-        ValueError, match=r"no row of my-drafter or run\. It has rows of none, other"
+        ValueError,
+        match=r"no row of my-drafter or run\. It has rows of elsewhere/my-drafter, none, other",
     ):
         exported(drafter_run, tmp_path / "my-drafter", **options)
 

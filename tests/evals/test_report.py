@@ -68,6 +68,20 @@ def test_markdown_by_hand():
     assert any(line.startswith("tau: tokens emitted per draft-verify round") for line in lines)
 
 
+def test_drafters_of_one_name_have_means_of_their_own():
+    """eval.py calls them by the folders above theirs."""
+    rows = [
+        result_row("full", benchmark, drafter=f"{folder}/full", tau_micro=tau)
+        for folder, tau in (("lrA", 2.0), ("lrB", 3.0))
+        for benchmark in ("gsm8k", "mbpp")
+    ]
+    means = [line for line in markdown_table(rows).splitlines() if line.startswith("| mean")]
+    assert [line.split(" | ")[1:4:2] for line in means] == [
+        ["full (lrA/full)", "2.00"],
+        ["full (lrB/full)", "3.00"],
+    ]
+
+
 def test_seeds_by_hand():
     taus = {("uniform", 0): 2.0, ("uniform", 1): 1.6, ("full", 0): 2.5, ("full", 1): 2.4}
     rows = [

@@ -8,11 +8,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxspec.drafters.registry import KINDS
-from jaxspec.evals.opening import DrafterBundle, TargetBundle, open_drafter, untrained_drafter
+from jaxspec.evals.opening import (
+    DrafterBundle,
+    TargetBundle,
+    folder_names,
+    open_drafter,
+    untrained_drafter,
+)
+from jaxspec.files import user_path
 from jaxspec.names import did_you_mean
 
 
@@ -22,13 +30,14 @@ def open_drafters(
     """What is measured, in the order of the kinds.
 
     Args:
-      workdirs: folders of trained drafters.
-      kinds: of `jaxspec.drafters.registry.KINDS`; (): every folder.
+      workdirs: folders of trained drafters. Where two of them have one name, the names of the
+        folders above them are put in front: "lrA/full".
+      kinds: of `jaxspec.drafters.registry.KINDS`; (): those of the folders.
       target: what they draft for.
 
     Raises:
-      ValueError: nothing to measure, an unknown kind, a kind without a folder, or a folder that
-        cannot be opened.
+      ValueError: nothing to measure, an unknown kind, a kind without a folder, a folder of another
+        kind, one that cannot be opened, or one that is named twice.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
@@ -42,9 +51,20 @@ def open_drafters(
             "needs none (--drafters ngram). A diffusion language model, which needs none either, "
             "is named by --target.path."
         )
-    trained = [open_drafter(folder, target=target) for folder in workdirs]
+    folders = [user_path(folder) for folder in workdirs]
+    trained = [
+        dataclasses.replace(open_drafter(folder, target=target), name=name)
+        for folder, name in zip(folders, folder_names(folders), strict=True)
+    ]
     if not kinds:
         return trained
+    for drafter, folder in zip(trained, folders, strict=True):
+        if drafter.kind not in kinds:
+            raise ValueError(
+                f"--workdir {folder} holds a drafter of kind {drafter.kind!r}, which --drafters "
+                f"does not list: add it (--drafters {','.join((drafter.kind, *kinds))}), or leave "
+                "the folder out."
+            )
     chosen: list[DrafterBundle] = []
     for kind in dict.fromkeys(kinds):
         if KINDS[kind].is_trained:

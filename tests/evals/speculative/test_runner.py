@@ -20,7 +20,6 @@ from jaxspec.decoding import Adaptive, Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
 from jaxspec.evals.speculative.choice import Case
-from jaxspec.evals.speculative.drafters import open_drafters
 from jaxspec.evals.speculative.runner import Evaluation, evaluate
 from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.models.transformer import Transformer
@@ -285,19 +284,6 @@ def test_adaptive_sizes_start_anew_with_each_benchmark(folders, tmp_path, monkey
     # One is made to check the settings and one to be used; then figures and timing, twice each.
     assert begun[:3] == [[]] * 3
     assert len(begun) == 6 and all(begun[3:]), "there was something to forget"
-
-
-def test_kinds_of_drafters_are_checked(folders, tmp_path):
-    target = open_target(TargetConfig(path=str(folders[0])))
-    dflash = folders[1][0]
-    assert [d.name for d in open_drafters([dflash], kinds=["ngram"], target=target)] == ["ngram"]
-    for workdirs, kinds, message in (
-        ([], [], "No drafters to measure"),
-        ([dflash], ["eagle"], "Unknown kind of drafter 'eagle': there are dflash"),
-        ([dflash], ["autoregressive"], "no folder in --workdir holds such a drafter"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            open_drafters(workdirs, kinds=kinds, target=target)
 
 
 def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):

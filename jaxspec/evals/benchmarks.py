@@ -2,7 +2,8 @@
 
 A benchmark is the test split of a data set of that name (`jaxspec.data.sources`), or a user's own
 file of conversations or prompts. Where examples hold questions only, as in MT-Bench, all of them
-are asked, one after the other, and the conversation so far holds the target's own answers;
+are asked, one after the other, and the conversation so far holds the target's own answers. A
+conversation with answers is asked as it is if it ends with a question or with a tool's turn;
 elsewhere the first question is asked. Where an example has tools, the target is told of them.
 
 Running text (wikitext2, tinystories) is to be continued: its first tokens are the prompt, encoded
@@ -66,7 +67,7 @@ def load_benchmark(
     )
     if len(examples) == 0:
         raise ValueError(f"Benchmark {name!r} holds no prompts: there is nothing to decode.")
-    key = zlib.crc32(own_name(name).encode())
+    key = zlib.crc32(_seeding_name(name).encode())
     order = np.random.default_rng([seed, key]).permutation(len(examples))
     return [examples[int(index)] for index in order[:prompts]]
 
@@ -93,15 +94,24 @@ def own_name(benchmark: str) -> str:
     return path.name if benchmark not in SOURCES and path.is_file() else benchmark
 
 
+def _seeding_name(benchmark: str) -> str:
+    """What the order of a benchmark's prompts depends on: a folder has one, however it is typed."""
+    path = user_path(benchmark)
+    is_folder = benchmark not in SOURCES and path.is_dir()
+    return path.resolve().name if is_folder else own_name(benchmark)
+
+
 def questions(example: Example) -> list[Conversation]:
     """What is asked, turn by turn: every user turn where nothing is answered, else the first.
 
-    A conversation that ends with a tool's turn is asked as it is: the answer to the tool follows.
+    A conversation with answers that ends with a question, or with a tool's turn, is asked as it is:
+    the next answer follows.
     """
-    if example.turns[-1][0] == "tool":
-        return [example.conversation]
     asked = user_questions(example)
-    return asked[:1] if any(role == "assistant" for role, _ in example.turns) else asked
+    if not any(role == "assistant" for role, _ in example.turns):
+        return asked
+    is_open = example.turns[-1][0] in ("user", "tool")
+    return [example.conversation] if is_open else asked[:1]
 
 
 @dataclasses.dataclass(frozen=True)

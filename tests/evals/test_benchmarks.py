@@ -1,5 +1,9 @@
 """Which prompts are chosen, and how conversations of several turns are played."""
 
+import json
+import zlib
+
+import numpy as np
 import pytest
 
 from jaxspec.config import DataConfig
@@ -11,7 +15,8 @@ from tests.data import templates
 
 USER_ONLY = Example("mt/1", (("user", "First?"), ("user", "Second?")), "mt")
 ONE_TURN = Example("mt/2", (("system", "Be brief."), ("user", "Only?")), "mt")
-ANSWERED = Example("c/1", (("user", "A?"), ("assistant", "B."), ("user", "C?")), "c")
+ANSWERED = Example("c/1", (("user", "A?"), ("assistant", "B.")), "c")
+CONTINUED = Example("c/2", (*ANSWERED.turns, ("user", "C?")), "c")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,14 @@ def test_where_answers_are_given_only_the_first_question_is_asked():
     assert [turns[-1]["content"] for turns in questions(USER_ONLY)] == ["First?", "Second?"]
 
 
+def test_a_conversation_that_ends_with_a_question_is_asked_as_it_is(tokenizer):
+    assert questions(CONTINUED) == [CONTINUED.conversation]
+    reference = play([CONTINUED], Target(tokenizer))
+    assert reference.prompts == (tuple(tokenizer.encode_prompt(CONTINUED.conversation)),)
+    answered = Example("c/3", (*CONTINUED.turns, ("assistant", "D.")), "c")
+    assert [turns[-1]["content"] for turns in questions(answered)] == ["A?"]
+
+
 def test_a_conversation_that_ends_with_a_tools_turn_is_asked_as_it_is(tmp_path):
     folder = templates.tokenizer_folder(tmp_path / "tokenizer", templates.THINKING)
     tokenizer = Tokenizer.load(folder)
@@ -130,6 +143,24 @@ def test_the_choice_is_seeded_and_grows_at_its_end():
     assert len(set(many)) == 9
     assert chosen(4, seed=1) != few
     assert chosen(4, max_examples=1) == few
+
+
+def test_the_choice_does_not_depend_on_how_a_folder_is_typed(tmp_path, monkeypatch):
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    lines = [json.dumps({"prompt": f"Say {number}."}) for number in range(40)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(data_dir=str(tmp_path / "data"))
+
+    def chosen(name):
+        return [each.id for each in load_benchmark(name, prompts=6, data=data, seed=0)]
+
+    plain = chosen("bench")
+    order = np.random.default_rng([0, zlib.crc32(b"bench")]).permutation(40)
+    assert plain == [f"prompts.jsonl/{1 + number}" for number in order[:6]]
+    for name in ("./bench", "bench/", str(folder), f"../{tmp_path.name}/bench"):
+        assert chosen(name) == plain
 
 
 def test_unknown_and_training_only_benchmarks_are_refused():

@@ -23,7 +23,9 @@ LISTS = {
 }
 """Fields that hold a list of turns -> what the format is called."""
 PROMPTS = ("prompt", "question", "instruction", "problem")
-ANSWERS = ("response", "completion", "answer", "output", "solution")
+ANSWERS = ("response", "completion", "output", "solution", "answer")
+"""Fields that hold an answer, the one that counts first: beside a solution that is worked out,
+"answer" is only its result."""
 TEXTS = "plain text"
 FIELDS = frozenset(
     (

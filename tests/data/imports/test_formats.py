@@ -45,6 +45,15 @@ def test_formats_are_told_by_their_fields(row, form):
     assert (example.id, example.source) == ("demo/1", "demo")
 
 
+def test_a_worked_solution_is_learned_rather_than_its_result():
+    row = {"problem": "What is 2 + 3?", "answer": "5", "solution": "2 + 3 is 5."}
+    example, form = read(row)
+    assert form == "problem/solution pairs"
+    assert example.turns[-1] == ("assistant", "2 + 3 is 5.")
+    example, _ = read({**row, "solution": None})
+    assert example.turns[-1] == ("assistant", "5")
+
+
 def test_text_is_running_text_and_a_system_field_is_the_first_turn():
     example, form = read({"text": "Once upon a time."})
     assert form == "plain text" and example.is_running_text

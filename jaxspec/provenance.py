@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -50,7 +52,7 @@ def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
 
     Returns:
       command, config, commit (None outside jaxspec's repository) and whether the working tree
-      differs from it, versions, devices, host, seed, time in UTC.
+      differs from it, a digest of jaxspec's own code, versions, devices, host, seed, time in UTC.
     """
     commit, dirty = _commit()
     devices = jax.devices()
@@ -59,6 +61,7 @@ def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
         "config": None if config is None else jsonable(config),
         "commit": commit,
         "dirty": dirty,
+        "code": code_digest(Path(__file__).parent),
         "versions": _versions(),
         "devices": {
             "platform": devices[0].platform,
@@ -117,6 +120,17 @@ def _commit(package: Path | None = None) -> tuple[str | None, bool | None]:
         return None, None
     changes = _git(package, "status", "--porcelain", "--untracked-files=no")
     return commit, None if changes is None else bool(changes)
+
+
+@functools.cache
+def code_digest(package: Path) -> str:
+    """A short hash of a package's Python files, their names included; read once in a process."""
+    digest = hashlib.sha256()
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    for name, file in sorted(files.items()):
+        content = file.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

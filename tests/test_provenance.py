@@ -74,6 +74,27 @@ def test_commit_and_whether_files_differ(repository: Path) -> None:
     assert module._commit(repository) == (commit, True)
 
 
+def test_the_code_has_a_digest_of_its_own(tmp_path: Path) -> None:
+    """It says more than the commit where files are changed, or the package is installed."""
+    own = provenance(config=None, seed=None)["code"]
+    assert own == module.code_digest(Path(jaxspec.__file__).parent) and len(own) == 16
+
+    def digest(**files: str) -> str:
+        for name, text in files.items():
+            file = tmp_path / f"{name}.py"
+            file.write_text(text)
+        module.code_digest.cache_clear()
+        return module.code_digest(tmp_path)
+
+    first = digest(a="x = 1\n", b="")
+    (tmp_path / "notes.txt").write_text("")
+    assert digest() == first
+    changed = digest(a="x = 2\n")
+    assert len({first, changed, digest(a="x = 1\n", b="y"), digest(a="x = 1\n", b="", c="")}) == 4
+    (tmp_path / "c.py").unlink()
+    assert digest() == first
+
+
 def test_no_commit_outside_of_a_repository(tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("")
     assert module._commit(tmp_path) == (None, None)

@@ -38,7 +38,7 @@ from jaxspec.tokenizer_files import READ_FILES
 ENDING = ".partial.jsonl"
 """Replaces the result file's ".json"."""
 _KINDS = _START, _REFERENCE, _ROW = "start", "reference", "row"
-CONDITIONS = ("commit", "dirty", "versions", "devices", "host")
+CONDITIONS = ("commit", "dirty", "code", "versions", "devices", "host")
 """What of a provenance must be equal for figures to belong together."""
 
 CaseT = TypeVar("CaseT")
@@ -87,7 +87,10 @@ class Unfinished(Generic[AnsweredT, SpeedT]):
         start = {"identity": json.loads(json.dumps(jsonable(identity))), "started": started}
         with refusing(path, option="The file"):
             lines, length = _read(path)
-            if lines and lines[0].value["identity"] != start["identity"]:
+            # Older versions kept no digest of the code.
+            ours = start["identity"]
+            older = {name: value for name, value in ours.items() if name == "code"}
+            if lines and {**older, **lines[0].value["identity"]} != ours:
                 if rows := sum(line.kind == _ROW for line in lines):
                     raise ValueError(_other_evaluation(path, rows, start, lines[0].value))
                 lines, length = [], 0

@@ -128,6 +128,7 @@ def test_other_weights_are_named(folders, others, kept, tmp_path):
 def test_other_code_and_machines_are_named(folders, kept, tmp_path, monkeypatch):
     for name, changed in (
         ("commit", {"commit": "0" * 40}),
+        ("code", {"code": "0" * 16}),  # Also where there is no commit, or nothing is committed.
         ("devices.kind", {"devices": {"kind": "TPU v9"}}),
         ("host.cpus", {"host": {"cpus": 1024}}),
         ("versions.jax", {"versions": {"jax": "99.0"}}),

@@ -271,6 +271,21 @@ def try_file(path: str | os.PathLike[str], *, option: str) -> None:
         _try_to_write(file.parent)
 
 
+def try_folder(path: str | os.PathLike[str], *, option: str) -> None:
+    """The same for files in a folder, which need not be there.
+
+    Args:
+      path: the folder.
+      option: what messages call it: "--references".
+
+    Raises:
+      ValueError: it is a file, or its place cannot be written to.
+    """
+    folder = user_path(path)
+    with refusing(path, option=option), _made(folder):
+        _try_to_write(folder)
+
+
 @contextlib.contextmanager
 def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
     """Says in one line why something cannot be written.

@@ -21,7 +21,7 @@ from jaxspec.evals.benchmarks import Reference
 from jaxspec.evals.conversations import AnsweredT
 from jaxspec.evals.progress import Echo
 from jaxspec.evals.unfinished import CONDITIONS, digest, reference_of
-from jaxspec.files import write_text
+from jaxspec.files import refusing, write_text
 from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from jaxspec.provenance import jsonable
 
@@ -58,8 +58,10 @@ class KeptReferences(Generic[AnsweredT]):
     ) -> Reference[AnsweredT]:
         """A benchmark's prompts and the target's own answers, decoded if they are not kept.
 
+        A line says so if they cannot be kept.
+
         Raises:
-          ValueError: the file is damaged, or cannot be written.
+          ValueError: the file is damaged.
         """
         about = self._about(name, examples)
         file = self.folder / f"{digest([name, about])}.json"
@@ -74,7 +76,13 @@ class KeptReferences(Generic[AnsweredT]):
         reference = decode(name, examples)
         kept = _as_json(reference)
         content = {"about": about, "digest": digest(kept), "reference": kept}
-        write_text(file, json.dumps(content) + "\n")  # On one line: tokens are most of it.
+        try:
+            with refusing(self.folder, option="--references"):
+                # On one line: tokens are most of it.
+                write_text(file, json.dumps(content) + "\n")
+        except ValueError as error:
+            # Hours of decoding are not thrown away for it.
+            self.echo(f"{error} The target's own answers to {name} are used, but not kept there.")
         return reference
 
     def _about(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:

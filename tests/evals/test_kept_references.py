@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 
 import pytest
 
@@ -94,3 +96,28 @@ def test_changed_answers_are_refused(folders, first, tmp_path):
         (changed / file.name).write_text(json.dumps(found))
     with pytest.raises(ValueError, match="is damaged: delete it"):
         run(folders, tmp_path, folders[1][:1], [])
+
+
+def test_a_place_that_cannot_be_written_to_is_found_first(tmp_path):
+    """Before the target is opened: this one is not there."""
+    file = tmp_path / "file"
+    file.write_text("")
+    for place in (file, file / "references", "/proc/references"):
+        with pytest.raises(ValueError, match=r"^--references .* cannot be written to: "):
+            run((tmp_path / "nowhere", []), tmp_path, [], [], references=place)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_answers_that_cannot_be_kept_are_used(folders, first, tmp_path, monkeypatch):
+    """A disk that becomes full while the target answers."""
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("jaxspec.evals.kept_references.write_text", full)
+    lines: list[str] = []
+    assert run(folders, tmp_path, folders[1][:1], lines) == first[1]
+    assert any(
+        line.startswith("--references ") and "No space left" in line and "not kept" in line
+        for line in lines
+    )

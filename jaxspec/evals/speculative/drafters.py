@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxspec.config import GPT2Config
 from jaxspec.drafters.registry import KINDS
 from jaxspec.evals.opening import (
     DrafterBundle,
@@ -78,3 +79,38 @@ def open_drafters(
         else:
             chosen.append(untrained_drafter(kind))
     return chosen
+
+
+def check_positions(
+    drafters: Sequence[DrafterBundle], *, max_prompt_tokens: int, max_new_tokens: int
+) -> None:
+    """Refuses drafters that would draft at random where the longest texts end.
+
+    A GPT-2 knows only the positions of its table. Others compute theirs.
+
+    Args:
+      drafters: what is measured.
+      max_prompt_tokens: the longest prompt.
+      max_new_tokens: the longest response.
+
+    Raises:
+      ValueError: the first drafter with a table that is too short.
+    """
+    for drafter in drafters:
+        config = getattr(drafter.model, "config", None)
+        if not isinstance(config, GPT2Config):
+            continue
+        positions = config.max_position_embeddings
+        room = positions - max_new_tokens
+        if max_prompt_tokens <= room:
+            continue
+        advice = (
+            f"Set evaluation.max_prompt_tokens to {room} or less."
+            if room > 0
+            else f"Lower evaluation.max_new_tokens ({max_new_tokens})."
+        )
+        raise ValueError(
+            f"{drafter.name} has a table of {positions} positions, but prompts may have "
+            f"{max_prompt_tokens} tokens and answers {max_new_tokens}: it cannot "
+            f"draft beyond its table. {advice}"
+        )

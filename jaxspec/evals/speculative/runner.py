@@ -41,7 +41,7 @@ from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.evals.speculative.choice import Case, calibration_examples, decide, options
 from jaxspec.evals.speculative.differences import logit_gaps
-from jaxspec.evals.speculative.drafters import open_drafters
+from jaxspec.evals.speculative.drafters import check_positions, open_drafters
 from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
@@ -54,7 +54,7 @@ from jaxspec.evals.tables import console_table
 from jaxspec.evals.tau import Rounds, summarise
 from jaxspec.evals.traces import trace_of
 from jaxspec.evals.unfinished import held_output, identity_of, measured_with, unfinished
-from jaxspec.files import refusing, user_path
+from jaxspec.files import refusing, try_folder, user_path
 from jaxspec.names import for_markdown, for_terminal
 from jaxspec.ops.precision import precision_of, products
 from jaxspec.provenance import provenance
@@ -98,20 +98,25 @@ def evaluate(
 
     Raises:
       ValueError: a missing folder, a drafter for another target, no prompts, a prompt that does not
-        fit, NaN logits. All folders are opened before anything is decoded.
+        fit, NaN logits, a place that cannot be written to. All folders are opened before anything
+        is decoded.
     """
     settings = config.evaluation
+    if references:
+        try_folder(references, option="--references")
     with held_output(output) as file:
         mesh = decoding_mesh(config.mesh, rows=settings.batch_size, option="evaluation.batch_size")
         target = open_target(config.target, default_template=PLAIN, mesh=mesh)
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
+        longest = max_prompt_tokens(settings, target)
+        check_positions(drafters, max_prompt_tokens=longest, max_new_tokens=settings.max_new_tokens)
         _say_what_is_unusual(target, drafters, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
         calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
         check_askable(
             {**benchmarks, **calibration},
             tokenizer=target.tokenizer,
-            max_prompt_tokens=max_prompt_tokens(settings, target),
+            max_prompt_tokens=longest,
             passage_tokens=settings.passage_tokens,
         )
         # Refuses settings that do not go together.

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from jaxspec.config import RunConfig, TargetConfig
-from jaxspec.evals.opening import open_target
-from jaxspec.evals.speculative.drafters import open_drafters
+from jaxspec.config import GPT2Config, RunConfig, TargetConfig, TransformerConfig
+from jaxspec.evals.opening import DrafterBundle, open_target, untrained_drafter
+from jaxspec.evals.speculative.drafters import check_positions, open_drafters
 from jaxspec.evals.speculative.runner import evaluate
+from jaxspec.models.registry import make_model
 from tests.evals.drafter_folders import SETTINGS, write_folders
 
 
@@ -54,3 +55,32 @@ def test_drafters_of_one_name_are_called_by_the_folders_above_them(folders, tmp_
     assert [row["drafter"] for row in rows] == ["lrA/full", "lrB/full"]
     table = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| uniform (lrA/full) |" in table and "| uniform (lrB/full) |" in table
+
+
+def test_a_drafter_with_too_few_positions_is_refused(folders, target, tmp_path, monkeypatch):
+    """A GPT-2 reads the last row of its table for all positions beyond it."""
+    shape = {"vocab_size": target.config.vocab_size, "num_layers": 1, "num_heads": 2}
+    gpt2 = make_model(GPT2Config(**shape, hidden_size=16, max_position_embeddings=64))
+    rotary = make_model(TransformerConfig(max_position_embeddings=64))
+    small, other = (
+        DrafterBundle(name=name, loss=name, seed=None, kind="autoregressive", model=model)
+        for name, model in (("small", gpt2), ("rotary", rotary))
+    )
+    settings = dataclasses.replace(SETTINGS, max_new_tokens=12)
+    check_positions([small, other], max_prompt_tokens=52, max_new_tokens=12)
+    untrained = untrained_drafter("ngram")
+    check_positions([other, untrained], max_prompt_tokens=512, max_new_tokens=12)
+    message = (
+        r"^small has a table of 64 positions.* Set evaluation\.max_prompt_tokens to 52 or less"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_positions([other, small], max_prompt_tokens=53, max_new_tokens=12)
+    with pytest.raises(ValueError, match=r"Lower evaluation\.max_new_tokens \(64\)"):
+        check_positions([small], max_prompt_tokens=1, max_new_tokens=64)
+    monkeypatch.setattr(
+        "jaxspec.evals.speculative.runner.open_drafters", lambda *_, **__: [other, small]
+    )
+    config = RunConfig(target=TargetConfig(path=str(folders[0])), evaluation=settings)
+    # The target has 256 positions, and the default is more.
+    with pytest.raises(ValueError, match="prompts may have 244 tokens and answers 12"):
+        evaluate(config, workdirs=["small"], output=tmp_path / "r.json", echo=print)

@@ -57,7 +57,8 @@ class ImportCommand:
     leave them out, count them and say why."""
     use: Use = "training"
     """What the conversations are for. training: each needs an answer; prompts: for `jaxspec
-    regenerate`, which has the target answer them; benchmark: for --evaluation.benchmarks."""
+    regenerate`, which has the target answer them (of plain text, every line is one); benchmark: for
+    --evaluation.benchmarks."""
     validation: float = 0.0
     """Share of the prompts that is kept out of training to measure the loss on: 0.01 is one in a
     hundred. A hash of the prompt decides."""

@@ -83,7 +83,7 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     --target.path."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
-    prompts."""
+    prompts; of a text file (.txt), every line is a prompt."""
     split: str = "train"
     """Split of the data set. Only training splits are allowed: answers to a test split must not be
     trained on."""

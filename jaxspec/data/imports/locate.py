@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxspec.data.example_files import is_example_folder, read_manifest
 from jaxspec.data.imports.open_rows import DATA_ENDINGS
 from jaxspec.files import user_path
 from jaxspec.json_files import read_object
@@ -128,6 +129,11 @@ def _names(file: str, split: str) -> bool:
 
 def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]]:
     """The files of a folder that are of a split, and the names of those that are of none."""
+    if _is_ours(folder):
+        raise ValueError(
+            f"{folder} was written by jaxspec and needs no import: name it with --data.sources, "
+            "--evaluation.benchmarks or `jaxspec regenerate --source`."
+        )
     if (folder / _SPLIT_LIST).is_file():  # datasets.DatasetDict.save_to_disk
         chosen = folder / split
         if not chosen.is_dir():
@@ -158,6 +164,14 @@ def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]
         if name not in named and not any(_names(name, word) for word in _SPLITS)
     )
     return [folder / name for name in named], ignored
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `jaxspec import-data` or `jaxspec regenerate` wrote a folder."""
+    try:
+        return is_example_folder(folder) and bool(read_manifest(folder))
+    except ValueError:
+        return False
 
 
 def _saved_files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
 from jaxspec.data.imports.json_rows import LINES, PROBE_BYTES, holds_rows, read_json, read_lines
 from jaxspec.data.imports.rows import Row
-from jaxspec.data.imports.text_rows import read_text_file
+from jaxspec.data.imports.text_rows import read_prompt_lines, read_text_file
 from jaxspec.json_files import refuse_pointer
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".gz")
@@ -47,8 +47,12 @@ _TABLES = (".csv", ".tsv", ".xls", ".xlsx")
 _READ = "JSONL, JSON, Parquet, Arrow and plain text, and JSON and text compressed with gzip"
 
 
-def open_rows(path: Path) -> Iterator[Row]:
+def open_rows(path: Path, *, lines_ask: bool = False) -> Iterator[Row]:
     """The rows of a file, read while they are asked for.
+
+    Args:
+      path: the file.
+      lines_ask: whether each line of a plain text is a prompt; otherwise it is running text.
 
     Raises:
       ValueError: not a kind of file that is read, an empty one, or a damaged one.
@@ -73,7 +77,8 @@ def open_rows(path: Path) -> Iterator[Row]:
                 f"{path} is not a {path.suffix} file: it begins with {start!a}. {_expected()}"
             )
         else:
-            yield from read_text_file(file, name=str(path))
+            read = read_prompt_lines if lines_ask else read_text_file
+            yield from read(file, name=str(path))
 
 
 @contextlib.contextmanager

@@ -116,7 +116,8 @@ def read_conversations(
     kept = tally.kept
     for path, name in zip(found.files, found.names, strict=True):
         rows = tally.rows
-        for row in open_rows(path):
+        # Running text asks nothing.
+        for row in open_rows(path, lines_ask=use == "prompts"):
             tally.rows += 1
             try:
                 if row.problem is not None:

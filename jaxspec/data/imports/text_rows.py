@@ -1,4 +1,4 @@
-r"""Texts of a plain text file.
+r"""Texts of a plain text file, or its lines, where prompts are wanted.
 
 A file is one text, or several with a line ``<|endoftext|>`` between them. A text of more than
 `LONGEST_TEXT` characters is cut at the end of a line, so that no file is held whole.
@@ -20,6 +20,24 @@ from jaxspec.data.imports.rows import BadRow, Row
 
 SEPARATOR = "<|endoftext|>"
 LONGEST_TEXT = 1 << 20
+
+
+def read_prompt_lines(file: BinaryIO, *, name: str) -> Iterator[Row]:
+    """The lines of a file that are not empty, as rows with a "prompt" field.
+
+    Args:
+      file: open for reading.
+      name: what messages call the file.
+    """
+    for number, raw in numbered_lines(file):
+        place = f"line {number} of {name}"
+        try:
+            line = decoded_line(raw).strip()
+        except BadRow as problem:
+            yield Row(number, place, problem=problem)
+            continue
+        if line:
+            yield Row(number, place, {"prompt": line})
 
 
 def read_text_file(file: BinaryIO, *, name: str) -> Iterator[Row]:

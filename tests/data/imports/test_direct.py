@@ -98,6 +98,19 @@ def test_training_needs_answers_and_prompts_do_not(tmp_path, data):
     assert len(load(file, data, split="test")) == 2
 
 
+def test_every_line_of_a_text_is_a_prompt_for_the_target(tmp_path, data):
+    """As for `jaxspec generate --prompts`; for training, the same file is running text."""
+    file = tmp_path / "q.txt"
+    file.write_text("Why?\n\n  Who is it?\r\n", encoding="utf-8")
+    asked = load(file, data, use="prompts")
+    assert [each.turns for each in asked] == [(("user", "Why?"),), (("user", "Who is it?"),)]
+    assert [each.id for each in asked] == ["q.txt/1", "q.txt/3"]
+    assert [each.is_running_text for each in load(file, data)] == [True]
+    file.write_bytes(b"Why?\n\xff\n")
+    with pytest.raises(ValueError, match=r"^line 2 of .*q\.txt: "):
+        load(file, data, use="prompts")
+
+
 def test_benchmarks_prompts_are_in_no_training_data(tmp_path, data, capsys, monkeypatch):
     table = HeldOutPrompts.from_table(heldout.table(["What is held out?"]))
     monkeypatch.setattr(HeldOutPrompts, "load", lambda: table)

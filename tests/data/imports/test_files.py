@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxspec.data.builders import records
+from jaxspec.data.example_files import write_examples
+from jaxspec.data.examples import Example
 from jaxspec.data.imports import json_rows, text_rows
 from jaxspec.data.imports.conversations import to_example
 from jaxspec.data.imports.locate import files_of_split, locate
@@ -197,6 +199,17 @@ def test_folders_of_files(tmp_path):
         locate(str(tmp_path / "empty"), split="train")
     with pytest.raises(ValueError, match="There is no file or folder"):
         locate(str(tmp_path / "missing"), split="train")
+
+
+def test_folders_of_our_own_need_no_import(tmp_path):
+    turns = (("user", "Why?"), ("assistant", "So."))
+    write_examples(tmp_path / "ours", [Example("a", turns, "a")], manifest={"split": "train"})
+    with pytest.raises(ValueError, match="ours was written by jaxspec and needs no import: name"):
+        locate(str(tmp_path / "ours"), split="train")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "manifest.json").write_text(json.dumps([{"prompt": "Why?"}]))
+    assert locate(str(theirs), split="train").names == ("manifest.json",)
 
 
 def test_folders_saved_by_datasets(tmp_path):

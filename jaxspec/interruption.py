@@ -8,6 +8,7 @@ False
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -24,10 +25,22 @@ PROCESS_LOST = 76
 """Exit status of the other processes of a run if one is killed or its host is gone."""
 STALLED = 77
 """Exit status of a run whose step does not end."""
+UNREACHABLE = 78
+"""Exit status of a command whose bucket, network share or disk did not answer."""
+_OUTAGES = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED),
+    *(errno.ECONNABORTED, errno.ENOTCONN),
+)
 _ENDED_AT_ONCE = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PRESSES, _WITHIN_SECONDS = 3, 5.0
 _REPEAT_SECONDS = 0.1
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that files do not answer now; the same command may succeed later."""
+    return isinstance(error, OSError) and error.errno in _OUTAGES
 
 
 class Terminated(KeyboardInterrupt):

@@ -19,6 +19,8 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.main import dispatch
 from jaxspec.files import held, replaced_file, replaced_folder, try_file, user_path, write_text
 from jaxspec.growing_file import GrowingFile
+from jaxspec.interruption import UNREACHABLE
+from jaxspec.parallel.processes import _status
 from jaxspec.paths import copy_file, exists, is_remote, local_copy, read_range, remove_folder
 from tests.fake_bucket import READ, FakeBucket, fake_bucket, put
 
@@ -248,6 +250,43 @@ def test_checkpoints_are_saved_restored_and_set_aside(folder, bucket, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("fails_in_the_middle", [False, True])
+def test_one_failed_read_of_a_checkpoint_moves_nothing(
+    folder, bucket, monkeypatch, fails_in_the_middle
+):
+    state = {"params": {"weight": jnp.arange(8.0)}}
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    with contextlib.closing(TrainCheckpoints(folder / "checkpoints", keep=2)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, progress={"at": step})
+        checkpoints.wait()
+    before, opened = dict(bucket), FakeBucket._open
+
+    class Fails(io.BytesIO):
+        def readinto(self, buffer):
+            raise RuntimeError("503 Service Unavailable: backendError")
+
+    def fail(files, path, mode="rb", **options):
+        if "/2/state/" not in path:
+            return opened(files, path, mode, **options)
+        if fails_in_the_middle:
+            return Fails(b"content")
+        raise RuntimeError("503 Service Unavailable: backendError")
+
+    with (
+        contextlib.closing(TrainCheckpoints(folder / "checkpoints", keep=2)) as checkpoints,
+        monkeypatch.context() as failing,
+    ):
+        failing.setattr(FakeBucket, "_open", fail)
+        with pytest.raises(OSError, match=r"Checkpoint 2 was not read \(gs:// does not answer"):
+            checkpoints.restore_latest(abstract, report=pytest.fail)
+    assert bucket == before
+    with contextlib.closing(TrainCheckpoints(folder / "checkpoints", keep=2)) as checkpoints:
+        assert checkpoints.restore_latest(abstract, report=pytest.fail)[0] == 2
+
+
 COMMANDS = [
     ("train", "--config", "quickstart", "--workdir", "gs://bucket/run"),
     ("import-data", "gs://bucket/chats.jsonl", "--output", "data"),
@@ -308,3 +347,19 @@ def test_a_bucket_that_cannot_be_reached(folder, monkeypatch):
     with pytest.raises(OSError, match="gs:// does not answer") as error:
         folder.exists()
     assert error.value.errno == errno.EIO and error.value.filename == str(folder)
+
+
+def test_a_bucket_that_cannot_be_reached_has_a_status_that_is_tried_again(
+    folder, monkeypatch, capsys
+):
+    def fail(*arguments, **options):
+        raise RuntimeError("503 Service Unavailable")
+
+    monkeypatch.setattr(FakeBucket, "info", fail)
+    assert run_as_command(lambda argv: int(folder.exists()), []) == UNREACHABLE == 78
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: gs:// does not answer (RuntimeError: 503 Service Unavailable)")
+    with pytest.raises(OSError) as error:
+        folder.exists()
+    assert _status(error.value) == UNREACHABLE, "and so for the other processes of a run"
+    assert _status(FileNotFoundError(errno.ENOENT, "No such file or directory")) == 2

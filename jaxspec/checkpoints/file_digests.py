@@ -12,6 +12,8 @@ changed byte and all damage that spans at most 32 bits; of longer damage it miss
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import zlib
@@ -19,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jaxspec.paths import is_remote
 from jaxspec.provenance import write_json
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _MOST_THREADS = 4
 _CHUNK_BYTES = 1 << 20
 
@@ -43,6 +47,26 @@ def write_record(folder: Path, record: str) -> None:
     write_json(folder / record, entries)
 
 
+def says_absent(error: OSError) -> bool:
+    """Whether an error says that no such file is there. Others say nothing about the file."""
+    return error.errno in _ABSENT
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is there.
+
+    Raises:
+      OSError: it cannot be known now, as when a network share does not answer.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if not says_absent(error):
+            raise
+        return False
+    return True
+
+
 def find_damage(folder: Path, record: str, *, within: str = "") -> str:
     """What is wrong with the files of a folder, in a few words; "" if all are as recorded.
 
@@ -53,10 +77,16 @@ def find_damage(folder: Path, record: str, *, within: str = "") -> str:
       record: path of the record within `folder`. A value that is a plain number is a size without
         a digest.
       within: check only files whose names start with this.
+
+    Raises:
+      OSError: a file cannot be read now (a disk, network share or bucket that fails, a missing
+        permission). Nothing is known about it then: it may be whole.
     """
     try:
         entries = _read(folder / record)
     except OSError as error:
+        if not says_absent(error):
+            raise
         return f"{record} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         return f"{record} is damaged"
@@ -97,24 +127,35 @@ def _damage(folder: Path, name: str, size: int, digest: str | None) -> str:
     """What is wrong with one file; "" if nothing. A damaged `size` or `digest` never matches."""
     file = folder / name
     try:
+        found = file.stat().st_size
         if not file.is_file():
             return f"{name} is missing"
-        found = file.stat().st_size
         if found != size:
             return f"{name} has {found} bytes, expected {size}"
         got = None if digest is None else _crc32(file)
     except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+        if not says_absent(error):
+            raise
+        return f"{name} is missing"
     return "" if got == digest else f"{name} has changed: its CRC-32 is {got}, expected {digest}"
 
 
 def _crc32(file: Path) -> str:
     """CRC-32 of a file, as 8 hexadecimal digits. zlib lets other threads run in the meantime."""
     value, chunk = 0, memoryview(bytearray(_CHUNK_BYTES))
-    with file.open("rb", buffering=0) as opened:
+    with _explained(file), file.open("rb", buffering=0) as opened:
         while count := opened.readinto(chunk):
             value = zlib.crc32(chunk[:count], value)
     return f"{value:08x}"
+
+
+def _explained(file: Path) -> contextlib.AbstractContextManager[None]:
+    """In a bucket, turns what its package raises in the middle of a file into an OSError, too."""
+    if not is_remote(file):
+        return contextlib.nullcontext()
+    from jaxspec.remote_paths import explained
+
+    return explained(file)
 
 
 def _threads() -> ThreadPoolExecutor:

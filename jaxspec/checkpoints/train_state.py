@@ -13,9 +13,7 @@ killed before that leaves a checkpoint without a record, which is used unchecked
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,29 +23,27 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxspec.checkpoints.file_digests import find_damage, write_record
+from jaxspec.checkpoints.file_digests import write_record
+from jaxspec.checkpoints.saved_steps import (
+    DAMAGED,
+    JSON,
+    RECORD,
+    Unusable,
+    check_files,
+    first_line,
+    not_read,
+    read_run,
+    saved_steps,
+    says_nothing,
+)
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
 from jaxspec.parallel.processes import gather
-from jaxspec.paths import exists, is_remote
+from jaxspec.paths import is_remote
 from jaxspec.provenance import jsonable
 
-RECORD = "run/file_digests.json"
-"""Sizes and digests of a step's files."""
-_SIZES = "run/file_sizes.json"
-"""What older checkpoints have instead: only sizes."""
-_JSON = "run/metadata"
-"""Everything that is not an array, under the name that orbax gives it."""
-_COMMITTED = "commit_success.txt"
-"""In a bucket, the file by which orbax tells a complete step."""
 SCORE = "score"
 """Name of a `Score` in a checkpoint's progress."""
-_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What reading JSON of unknown content may raise."""
-
-
-class _Unusable(Exception):
-    """A checkpoint that cannot be used; the message continues "Checkpoint 3 "."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,14 +63,14 @@ class Score:
         try:
             found = progress[SCORE]
             value, measure, text = float(found["value"]), found["measure"], found["text"]
-        except _DAMAGED:
+        except DAMAGED:
             return None
         return cls(value=value, measure=str(measure), text=str(text))
 
 
 def saved_scores(folder: Path) -> dict[int, Score]:
     """Step -> score of the checkpoints in a folder that have one."""
-    scores = {step: Score.of(progress_at(folder, step)) for step in _steps(folder)}
+    scores = {step: Score.of(progress_at(folder, step)) for step in saved_steps(folder)}
     return {step: score for step, score in scores.items() if score is not None}
 
 
@@ -212,15 +208,17 @@ class TrainCheckpoints:
         Raises:
           ValueError: the checkpoint has another architecture (every differing leaf is named), or
             none of the existing checkpoints can be used.
+          OSError: the newest one cannot be read now, although nothing says that it is damaged.
+            Nothing is set aside then.
         """
         self.wait()
-        there = gather(_steps(self.folder))[0]
+        there = gather(saved_steps(self.folder))[0]
         steps = [step for step in there if step not in self._passed_over]
         for step in steps:
             try:
                 state, progress = self._restore(step, abstract_state)
                 return step, state, progress
-            except _Unusable as problem:
+            except Unusable as problem:
                 self.set_aside(step, str(problem), report=report)
         if steps:
             moved = (
@@ -240,14 +238,15 @@ class TrainCheckpoints:
 
         Raises:
           ValueError: there is no such checkpoint, it is damaged, or it has another architecture.
+          OSError: it cannot be read now.
         """
         self.wait()
-        if step not in _steps(self.folder):
-            found = ", ".join(map(str, sorted(_steps(self.folder)))) or "none"
+        if step not in saved_steps(self.folder):
+            found = ", ".join(map(str, sorted(saved_steps(self.folder)))) or "none"
             raise ValueError(f"No checkpoint of step {step} in {self.folder}: there are {found}.")
         try:
             state, progress = self._restore(step, abstract_state)
-        except _Unusable as problem:
+        except Unusable as problem:
             raise ValueError(f"Checkpoint {step} in {self.folder} {problem}.") from problem
         return step, state, progress
 
@@ -305,14 +304,15 @@ the previous checkpoint.
         """State and progress of a step.
 
         Raises:
-          _Unusable: it is damaged.
+          Unusable: it is damaged.
           ValueError: it has another architecture.
+          OSError: it cannot be read now. This may happen on one process alone: the others end, too.
         """
-        problem, run = "", {}
+        folder, problem, run, is_as_saved = self.folder / str(step), "", {}, False
         try:
-            _check_files(self.folder / str(step))
-            run = _read_run(self.folder / str(step))
-        except _Unusable as found:
+            is_as_saved = check_files(folder)
+            run = read_run(folder)
+        except Unusable as found:
             problem = str(found)
         _check_everywhere(problem)
         differences = compare_shapes(describe(abstract_state), run["shapes"])
@@ -326,15 +326,18 @@ the previous checkpoint.
             )
         try:
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            state = self._manager.restore(step, args=arguments)["state"]
+            with naming(folder):
+                state = self._manager.restore(step, args=arguments)["state"]
         except Exception as error:  # orbax raises many kinds for damaged files
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise  # The checkpoint may be whole.
-            problem = f"cannot be read ({_first_line(error)})"
+            if is_as_saved or says_nothing(error):
+                raise not_read(folder, error) from error
+            problem = f"cannot be read ({first_line(error)})"
         _check_everywhere(problem)
         broken = _broken_leaf(state)
         if broken:
-            raise _Unusable(f"cannot be used ({broken} is not finite)")
+            raise Unusable(f"cannot be used ({broken} is not finite)")
         return state, run["progress"]
 
     def wait(self) -> None:
@@ -386,66 +389,37 @@ def saved_progress(folder: Path) -> tuple[int, dict[str, Any]] | None:
       folder: of `TrainCheckpoints`; need not exist.
 
     Returns:
-      None if there is no checkpoint whose JSON can be read.
+      None if there is no checkpoint whose JSON is whole.
+
+    Raises:
+      OSError: one cannot be read now.
     """
-    for step in _steps(folder):
+    for step in saved_steps(folder):
         try:
-            _check_files(folder / str(step), within=_JSON)
-            return step, _read_run(folder / str(step))["progress"]
-        except _Unusable:
+            check_files(folder / str(step), within=JSON)
+            return step, read_run(folder / str(step))["progress"]
+        except Unusable:
             continue
     return None
 
 
 def progress_at(folder: Path, step: int) -> dict[str, Any]:
-    """`progress` of one checkpoint, read without its arrays; {} if that cannot be read."""
+    """`progress` of one checkpoint, read without its arrays; {} if that is damaged.
+
+    Raises:
+      OSError: it cannot be read now.
+    """
     try:
-        return _read_run(folder / str(step))["progress"]
-    except _Unusable:
+        return read_run(folder / str(step))["progress"]
+    except Unusable:
         return {}
 
 
 def _check_everywhere(problem: str) -> None:
-    """Raises `_Unusable` on every process if one of them has a problem ("": it has none)."""
+    """Raises `Unusable` on every process if one of them has a problem ("": it has none)."""
     found = next((said for said in gather(problem) if said), "")
     if found:
-        raise _Unusable(found)
-
-
-def _steps(folder: Path) -> list[int]:
-    """All complete steps, the newest first; anything with the name of a step counts."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
-    if is_remote(folder):  # orbax saves straight to the step's name there, and this file last.
-        steps = [step for step in steps if exists(folder / str(step) / _COMMITTED)]
-    return sorted(steps, reverse=True)
-
-
-def _check_files(step: Path, *, within: str = "") -> None:
-    """Raises `_Unusable` if files of a step are not as recorded; without a record they pass."""
-    # os.path raises nothing where a permission is missing.
-    if not (step.is_dir() if is_remote(step) else os.path.isdir(step)):
-        raise _Unusable("cannot be read (it is not a folder)")
-    for record in (RECORD, _SIZES):
-        if exists(step / record):
-            damage = find_damage(step, record, within=within)
-            if damage:
-                raise _Unusable(f"cannot be read ({damage})")
-            return
-
-
-def _read_run(step: Path) -> dict[str, dict[str, Any]]:
-    """What a step holds besides the state: "progress" and "shapes"."""
-    try:
-        run = json.loads((step / _JSON).read_text(encoding="utf-8"))
-        shapes = {path: [int(size) for size in shape] for path, shape in run["shapes"].items()}
-        return {"progress": dict(run["progress"]), "shapes": shapes}
-    except (*_DAMAGED, OSError) as error:
-        raise _Unusable(f"cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise Unusable(found)
 
 
 def describe(tree: Any) -> dict[str, list[int]]:

@@ -49,7 +49,13 @@ from jaxspec.cli.values import (
     value_of,
 )
 from jaxspec.config import RunConfig
-from jaxspec.interruption import STOPPED_AND_SAVED, Terminated, repeating_lost_signals
+from jaxspec.interruption import (
+    STOPPED_AND_SAVED,
+    UNREACHABLE,
+    Terminated,
+    is_outage,
+    repeating_lost_signals,
+)
 from jaxspec.names import visible
 
 USER_MISTAKE = 2
@@ -204,9 +210,9 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
     """Runs a command and turns what it raises into an exit status.
 
     0: done. 2: a problem that the user can solve (`jaxspec.cli.mistakes`), in one message without a
-    traceback. 75: SIGTERM. 130: Ctrl-C. 141: nobody reads the output. A status that the command
-    itself raises with SystemExit is kept. Any other exception is a defect and keeps its traceback
-    (the interpreter exits with 1).
+    traceback. 75: SIGTERM. 78: a bucket, network share or disk does not answer. 130: Ctrl-C. 141:
+    nobody reads the output. A status that the command itself raises with SystemExit is kept. Any
+    other exception is a defect and keeps its traceback (the interpreter exits with 1).
     """
     if sys.stderr is None:  # Closed by `2>&-`. The next file that is opened would take its place.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -239,14 +245,16 @@ def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[s
         message = message_of(error)
         if message is None:
             raise
+        status = UNREACHABLE if is_outage(error) else USER_MISTAKE
         nameless = isinstance(error, OSError) and error.filename is None
         if not _can_print("\n" if nameless else "") and nameless:
+            status = USER_MISTAKE
             message = f"Standard output cannot be written to. {message}"
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             traceback.print_exc()
         else:
             _say(message)
-        return USER_MISTAKE
+        return status
 
 
 def _say(message: str, *, kind: str = "error: ") -> None:

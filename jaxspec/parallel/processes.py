@@ -27,7 +27,7 @@ from jax._src import cloud_tpu_init
 from jax._src.clusters import ClusterEnv
 
 import jaxspec
-from jaxspec.interruption import STOPPED_AND_SAVED, Terminated
+from jaxspec.interruption import STOPPED_AND_SAVED, UNREACHABLE, Terminated, is_outage
 from jaxspec.parallel.links import Links, call_roll, is_loopback
 
 JOIN_TIMEOUT_S = 300.0
@@ -138,7 +138,8 @@ def _ending_together(links: Links) -> Iterator[None]:
         elif status != STOPPED_AND_SAVED:
             if not isinstance(error, ValueError):
                 time.sleep(_FAULT_S)
-            links.end(status, f"{error}" if status == 2 else f"{type(error).__name__}: {error}")
+            is_told = status in (2, UNREACHABLE)
+            links.end(status, f"{error}" if is_told else f"{type(error).__name__}: {error}")
             # jax would wait for the others, and abort.
             atexit.register(_exit_at_once, status)
         else:  # All of them stop after the same step.
@@ -171,6 +172,8 @@ def _status(error: BaseException) -> int:
         return STOPPED_AND_SAVED
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if is_outage(error):
+        return UNREACHABLE
     is_mistake = isinstance(error, ValueError | OSError | MemoryError)
     return 2 if is_mistake or "RESOURCE_EXHAUSTED" in str(error) else 1
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from jaxspec.checkpoints import file_digests
-from jaxspec.checkpoints.file_digests import find_damage, write_record
+from jaxspec.checkpoints.file_digests import find_damage, is_there, write_record
 
 RECORD = "about/digests.json"
 
@@ -51,12 +53,27 @@ def test_a_file_that_nobody_recorded_is_not_looked_at(folder):
     assert find_damage(folder, RECORD) == ""
 
 
-def test_a_file_without_permission(folder, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+def test_a_file_that_cannot_be_read_now_may_be_whole(folder, monkeypatch, number):
     def refuse(file: Path) -> str:
-        raise PermissionError(13, "Permission denied", str(file))
+        raise OSError(number, os.strerror(number), str(file))
 
     monkeypatch.setattr(file_digests, "_crc32", refuse)
-    assert find_damage(folder, RECORD) == "a.bin cannot be read: Permission denied"
+    with pytest.raises(OSError) as caught:
+        find_damage(folder, RECORD)
+    assert caught.value.errno == number
+
+
+def test_a_folder_that_does_not_answer_is_not_missing(folder, monkeypatch):
+    def refuse(path: Path, **options: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    assert is_there(folder / "a.bin") and not is_there(folder / "none")
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(OSError, match="Stale"):
+        is_there(folder / "a.bin")
+    with pytest.raises(OSError, match="Stale"):
+        find_damage(folder, RECORD)
 
 
 def test_a_record_does_not_lead_outside(folder):

@@ -47,7 +47,7 @@ from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.profiling import Profile
 from jaxspec.training.progress import FirstSteps, Reporter
 from jaxspec.training.segments import Record, continued_record, fresh_record
-from jaxspec.training.stall import StallWatch
+from jaxspec.training.stall import StallWatch, waiting_for_others
 from jaxspec.training.start import Start
 from jaxspec.training.state import initial_state
 from jaxspec.training.step import make_body
@@ -181,9 +181,10 @@ def train(
             abstract,
             shardings,
         )
-        has_fallen_back = False
+        has_fallen_back, stall_s = False, settings.stall_timeout
         while True:
-            restored = checkpoints.restore_latest(placed)
+            with waiting_for_others("no checkpoint was restored for", limit_s=stall_s):
+                restored = checkpoints.restore_latest(placed)
             if restored is None and has_fallen_back:
                 raise ValueError(
                     f"There is no earlier checkpoint in {checkpoints.folder}. Start again to train "
@@ -212,11 +213,12 @@ def train(
                 checkpoints.set_aside(start.step, "gives a loss that is not finite")
 
         # 7. The export: weights that other programs load.
-        checkpoints.wait()
-        stops.state = f"step {settings.steps} is saved, but the export is not complete"
-        if settings.export:
-            last = _Exported({**start.record, "step": settings.steps}, params)
-            _export(last, frozen, run, checkpoints, placed, workdir)
+        with waiting_for_others("the last step was not saved and exported for", limit_s=stall_s):
+            checkpoints.wait()
+            stops.state = f"step {settings.steps} is saved, but the export is not complete"
+            if settings.export:
+                last = _Exported({**start.record, "step": settings.steps}, params)
+                _export(last, frozen, run, checkpoints, placed, workdir)
         return row
 
 

@@ -1,4 +1,4 @@
-"""Ends a run whose step does not end, and shows where every process is.
+"""Ends a run whose step, restore or export does not end, and shows where every process is.
 
 A collective waits for all hosts, without end: one that hangs holds up the others silently.
 
@@ -24,10 +24,11 @@ class StallWatch:
 
     Args:
       limit_s: seconds; 0: it never ends the program.
+      what: what the message says after "Stalled: ", before the seconds.
     """
 
-    def __init__(self, *, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(self, *, limit_s: float, what: str = "no step has ended for") -> None:
+        self._limit_s, self._what = limit_s, what
         self._moved = time.monotonic()
         self._is_over = threading.Event()
 
@@ -54,9 +55,21 @@ class StallWatch:
     def _end(self) -> None:
         dump_stacks(jax.process_index())
         text = (
-            f"no step has ended for {self._limit_s:g} seconds (training.stall_timeout). The same "
+            f"{self._what} {self._limit_s:g} seconds (training.stall_timeout). The same "
             "command continues from the last checkpoint."
         )
         os.write(2, f"error: Stalled: {text}\n".encode())
         end_all(STALLED, text)
         os._exit(STALLED)
+
+
+def waiting_for_others(what: str, *, limit_s: float) -> StallWatch:
+    """Watches what several processes do together: one that has failed alone holds up the others.
+
+    A single process waits for nobody, and may take as long as its disk needs.
+
+    Args:
+      what: see `StallWatch`.
+      limit_s: seconds; 0: it never ends the program.
+    """
+    return StallWatch(limit_s=limit_s if jax.process_count() > 1 else 0.0, what=what)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 import time
 
+import jax
 import pytest
 
+from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.interruption import STALLED
-from jaxspec.training import stall
-from jaxspec.training.stall import StallWatch
+from jaxspec.training import loop, stall
+from jaxspec.training.stall import StallWatch, waiting_for_others
 
 STALLS = (
     "import time; from jaxspec.training.stall import StallWatch\n"
@@ -39,3 +43,42 @@ def test_a_run_that_moves_or_has_no_limit_goes_on(limit_s, moves, monkeypatch):
                 watch.moved()
     time.sleep(limit_s + 0.1)
     assert not ended
+
+
+@pytest.mark.parametrize(("processes", "ends"), [(1, False), (2, True)])
+def test_what_processes_do_together_is_watched(processes, ends, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(stall.StallWatch, "_end", lambda watch: ended.set())
+    with waiting_for_others("no checkpoint was restored for", limit_s=0.1):
+        assert ended.wait(10 if ends else 0.5) == ends
+
+
+def test_restoring_and_exporting_are_watched(copy_of_run, run_config, monkeypatch):
+    """orbax waits for all processes without end, also if one of them has failed."""
+    limit = run_config.training.stall_timeout
+    now: list[tuple[str, float]] = []
+    watched = []
+
+    @contextlib.contextmanager
+    def watch(what, *, limit_s):
+        now.append((what, limit_s))
+        yield
+        now.pop()
+
+    def noting(function):
+        def call(*arguments, **options):
+            watched.append(tuple(now))
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(loop, "waiting_for_others", watch)
+    restore = TrainCheckpoints.restore_latest
+    monkeypatch.setattr(TrainCheckpoints, "restore_latest", noting(restore))
+    monkeypatch.setattr(loop, "_export", noting(loop._export))
+    loop.train(run_config, workdir=copy_of_run())
+    assert watched == [
+        (("no checkpoint was restored for", limit),),
+        (("the last step was not saved and exported for", limit),),
+    ]

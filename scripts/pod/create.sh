@@ -12,6 +12,20 @@ options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtim
 [ "$spot" = yes ] && options+=(--spot)
 before=""
 unknown=0
+refused=0
+
+# Runs a command of gcloud, which may fail for a moment: up to 10 times in a row, each after a look at
+# the state.
+request() {
+  if gcloud compute tpus queued-resources "$@"; then
+    refused=0
+    return
+  fi
+  refused=$((refused + 1))
+  [ "$refused" -lt 10 ] || die "gcloud has refused to $1 the request, 10 times in a row."
+  say "gcloud did not $1 the request ($refused of 10 times in a row)"
+}
+
 while true; do
   now=$(state)
   [ "$now" = UNKNOWN ] && unknown=$((unknown + 1)) || unknown=0
@@ -20,10 +34,8 @@ while true; do
   before="$now"
   case "$now" in
     ACTIVE) exit 0 ;;
-    ABSENT) gcloud compute tpus queued-resources create "$name" "${place[@]}" "${options[@]}" ;;
-    FAILED | SUSPENDED)
-      gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
-      ;;
+    ABSENT) request create "$name" "${place[@]}" "${options[@]}" ;;
+    FAILED | SUSPENDED) request delete "$name" "${place[@]}" --force --quiet ;;
   esac
   sleep "${POD_POLL_SECONDS:-30}"
 done

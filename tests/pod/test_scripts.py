@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from jaxspec.interruption import UNREACHABLE
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "pod"
 HOSTS = 2
 
@@ -30,6 +32,12 @@ left="$(cat "$CLOUD/outage" 2>/dev/null || echo 0)"
 if [ "$left" -gt 0 ]; then
   echo $((left - 1)) > "$CLOUD/outage"
   echo 'ERROR: connection timed out' >&2; exit 1
+fi
+# CLOUD/refuse_create and CLOUD/refuse_delete: how many of these commands are refused.
+refuse="$CLOUD/refuse_$4"
+if [ -e "$refuse" ] && [ "$(cat "$refuse")" -gt 0 ]; then
+  echo $(($(cat "$refuse") - 1)) > "$refuse"
+  echo 'ERROR: HttpError 503: try again' >&2; exit 1
 fi
 case "$3 $4" in
   'queued-resources describe')
@@ -277,3 +285,34 @@ def test_no_settings(pod: Any) -> None:
 @pytest.mark.parametrize("script", ["start.sh", "run.sh"])
 def test_nothing_to_run(pod: Any, script: str) -> None:
     assert "say what to" in pod(script).stderr
+
+
+@pytest.mark.parametrize("what", ["create", "delete"])
+def test_a_request_that_is_refused_for_a_moment_is_made_again(pod: Any, what: str) -> None:
+    (pod.cloud / f"refuse_{what}").write_text("3")
+    (pod.cloud / "state").write_text("SUSPENDED\n")
+    done = pod("create.sh", program="true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"gcloud did not {what} the request") == 3
+    assert _calls(pod, f"queued-resources {what}") == 4
+
+
+def test_a_request_that_is_always_refused_ends_with_a_message(pod: Any) -> None:
+    (pod.cloud / "refuse_create").write_text("99")
+    done = pod("create.sh", program="true")
+    assert done.returncode == 2
+    assert "gcloud has refused to create the request, 10 times in a row" in done.stderr
+    assert _calls(pod, "queued-resources create") == 10
+
+
+def test_a_bucket_that_does_not_answer_is_tried_again(pod: Any) -> None:
+    done = pod(
+        "run.sh",
+        *("jaxspec", "train"),
+        program=f"""\
+            echo x >> "$CLOUD/starts$HOST"
+            [ "$(wc -l < "$CLOUD/starts$HOST")" = 2 ] || exit {UNREACHABLE}
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ended without a saved step (78), 1 of 3 times in a row" in done.stdout

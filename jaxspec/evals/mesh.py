@@ -42,15 +42,15 @@ def decoding_mesh(
     """The mesh of a command that decodes; None: one device, whatever else there is.
 
     Args:
-      config: sizes of the axes. data -1: as many as are left and divide the rows evenly, on a CPU
-        1. Another -1: all that are left.
+      config: sizes of the axes. data -1: as many as are left and divide the rows evenly, on a TPU
+        also the number of its chips, on a CPU 1. Another -1: all that are left.
       rows: prompts decoded together.
       option: what the command line calls that number.
       devices: of this process; None: all of them.
 
     Raises:
-      ValueError: a context axis, more devices than there are, or rows that the data and fsdp axes
-        do not divide.
+      ValueError: a context axis, more devices than there are, a number of TPU chips that does not
+        divide theirs, or rows that the data and fsdp axes do not divide.
     """
     if config.context != 1:
         raise ValueError(
@@ -75,15 +75,31 @@ def decoding_mesh(
     if open_axes == ["data"]:
         most = 1 if devices[0].platform == "cpu" else left
         sizes["data"] = max(
-            (data for data in range(1, most + 1) if rows % (data * sizes["fsdp"]) == 0), default=1
+            (
+                data
+                for data in range(1, most + 1)
+                if rows % (data * sizes["fsdp"]) == 0 and not _is_odd(data * fixed, devices)
+            ),
+            default=1,
         )
     elif open_axes:
         sizes[open_axes[0]] = left
     _check_rows(sizes, rows=rows, option=option)
     count = math.prod(sizes.values())
+    if _is_odd(count, devices):
+        named = " x ".join(f"mesh.{axis} {size}" for axis, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"{named} takes {count} of the {len(devices)} chips of this process, which are no part "
+            f"of a TPU slice: take {any_of(divisors(len(devices)))} of them."
+        )
     if count == 1:
         return None
     return make_mesh(dataclasses.replace(config, **sizes, path="jit"), devices=devices[:count])
+
+
+def _is_odd(count: int, devices: Sequence[jax.Device]) -> bool:
+    """Whether so many devices are no part of a TPU slice: its chips cannot be placed in a mesh."""
+    return devices[0].platform == "tpu" and len(devices) % count != 0
 
 
 def _check_rows(sizes: Mapping[str, int], *, rows: int, option: str) -> None:

@@ -1,6 +1,7 @@
 """Which devices decode, what is refused, and that a device reads its own part of the weights."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -59,12 +60,17 @@ def test_the_mesh_of_eight_cpu_devices(sizes, expected):
         (1, {"tensor": 8}, (1, 1, 8)),
     ],
 )
-def test_accelerators_are_used_as_far_as_they_divide_a_batch(rows, sizes, expected, monkeypatch):
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_accelerators_are_used_as_far_as_they_divide_a_batch(
+    rows, sizes, expected, platform, monkeypatch
+):
     made = []
     monkeypatch.setattr(
         "jaxspec.evals.mesh.make_mesh", lambda config, devices: made.append((config, devices))
     )
-    mesh_of(rows=rows, devices=[Chip()] * 8, **sizes)
+    mesh_of(rows=rows, devices=[Chip(platform)] * 8, **sizes)
+    if platform == "tpu" and expected is not None and 8 % math.prod(expected):
+        expected = {6: (2, 1, 1), 3: (2, 1, 2)}[expected[0]]  # 6 chips are no part of a slice.
     found = [(config.data, config.fsdp, config.tensor) for config, _ in made]
     assert found == ([] if expected is None else [expected])
 
@@ -92,6 +98,12 @@ def test_accelerators_are_used_as_far_as_they_divide_a_batch(rows, sizes, expect
 def test_meshes_that_do_not_fit_the_devices_or_the_batch(rows, sizes, message):
     with pytest.raises(ValueError, match=message):
         mesh_of(rows=rows, **sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 5}, {"data": 2, "tensor": 3}])
+def test_chips_that_are_no_part_of_a_slice_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"of the 8 chips .* no part of a TPU slice: take 1, 2, 4"):
+        mesh_of(rows=30, devices=[Chip()] * 8, **sizes)
 
 
 def test_a_mesh_that_does_not_divide_the_model():

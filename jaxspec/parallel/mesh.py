@@ -59,13 +59,19 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     """A mesh over all devices (of all processes).
 
     Raises:
-      ValueError: sizes that do not fit the devices (`mesh_sizes`), or the path "pmap" with several
-        processes.
+      ValueError: sizes that do not fit the devices (`mesh_sizes`), the path "pmap" with several
+        processes, or devices of several TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(config, devices=len(devices))
     if config.path == "pmap" and jax.process_count() > 1:
         raise ValueError('mesh.path="pmap" is for one process: use "jit" or "shard_map" on a pod.')
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1:
+        raise ValueError(
+            f"The devices belong to {len(slices)} TPU slices: a run takes one slice only. Start it "
+            "on the hosts of one slice, or ask for a larger one."
+        )
     # As `jax.make_mesh` does, but where an axis takes a part of an axis of the chips' torus, too:
     # tensor 2 on 4 x 4 x 4 chips.
     placed = mesh_utils.create_device_mesh(

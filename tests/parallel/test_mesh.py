@@ -22,6 +22,7 @@ class Chip:
     platform: str = "tpu"
     core_on_chip: int = 0
     process_index: int = 0
+    slice_index: int = 0
 
 
 def chips(*shape: int) -> Any:
@@ -60,3 +61,9 @@ def test_sizes_that_do_not_fit_are_said_as_they_are_typed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         mesh_sizes(MeshConfig(**sizes), devices=8)
+
+
+def test_two_slices_are_refused() -> None:
+    second = [dataclasses.replace(chip, slice_index=1) for chip in chips(2, 2, 1)]
+    with pytest.raises(ValueError, match="belong to 2 TPU slices: a run takes one slice only"):
+        make_mesh(MeshConfig(), devices=[*chips(2, 2, 1), *second])

@@ -87,9 +87,9 @@ def decoding_mesh(
     _check_rows(sizes, rows=rows, option=option)
     count = math.prod(sizes.values())
     if _is_odd(count, devices):
-        named = " x ".join(f"mesh.{axis} {size}" for axis, size in sizes.items() if size > 1)
+        given = " x ".join(f"mesh.{axis} {size}" for axis, size in sizes.items() if size > 1)
         raise ValueError(
-            f"{named} takes {count} of the {len(devices)} chips of this process, which are no part "
+            f"{given} takes {count} of the {len(devices)} chips of this process, which are no part "
             f"of a TPU slice: take {any_of(divisors(len(devices)))} of them."
         )
     if count == 1:

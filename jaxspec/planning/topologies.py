@@ -28,6 +28,8 @@ _OTHER_NAMES = {
     "trillium": "v6e",
     "ironwood": "tpu7x",
 }
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+"""What libtpu has to be told of a chip: that jax makes one device of both cores of a v4."""
 _MOST_CHIPS = 2**17
 
 
@@ -139,7 +141,9 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **_OPTIONS.get(topology.chip.name, {})
+        )
     except (RuntimeError, NotImplementedError, ValueError) as error:
         usual = ", ".join(_EXAMPLES[topology.chip.dimensions])
         raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,34 @@ def test_a_slice_that_the_compiler_does_not_know_is_refused():
     odd = parse_topology("v5p:3x5x7")
     with compiling_for(odd), pytest.raises(ValueError, match=r"Cannot describe .* 'v5p:3x5x7'"):
         topology_devices(odd)
+
+
+def test_the_compiler_describes_as_many_devices_as_jax_makes():
+    """A slice of each chip: the larger ones differ only in their number."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which describes slices, is not installed")
+    for chip in CHIPS.values():
+        if chip.is_tpu:
+            topology = parse_topology(f"{chip.name}:{'x'.join('221'[: chip.dimensions])}")
+            with compiling_for(topology):
+                assert len(topology_devices(topology)) == topology.devices, topology
+
+
+def test_a_v4_is_described_as_one_device(monkeypatch):
+    asked = []
+
+    def describe(**options):
+        asked.append(options)
+        return SimpleNamespace(devices=[1, 2])
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", describe)
+    for name in ("v4:2x2x1", "v5p:2x2x1"):
+        assert topology_devices(parse_topology(name)) == [1, 2]
+    tpu = {"platform": "tpu"}
+    assert asked == [
+        {**tpu, "topology_name": "v4:2x2x1", "chip_config_name": "megacore"},
+        {**tpu, "topology_name": "v5p:2x2x1"},
+    ]
 
 
 def test_the_compiler_of_tpus_is_given_no_flags_of_another(monkeypatch):

@@ -113,7 +113,8 @@ def train(
 
         # 3. A run continues only with the settings that it was started with.
         fresh = fresh_record(run)
-        check_contents(fresh["fingerprints"])
+        held_out = {} if run.held_out is None else {"validation data": run.held_out.digest}
+        check_contents({**fresh["fingerprints"], **held_out})
 
         def record_at(step: int, progress: dict[str, Any]) -> Record:
             return continued_record(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from jaxspec.config import RunConfig
 from jaxspec.parallel import processes
-from jaxspec.training import agreement
+from jaxspec.training import agreement, loop
 from jaxspec.training.agreement import check_contents, check_settings, check_workdir
 
 
@@ -55,6 +57,25 @@ def test_other_data_is_named(second):
     second(lambda value: {**value, "content of data": "xyz"})
     with pytest.raises(ValueError, match="content of data: xyz for process 1 on b, abc"):
         check_contents({"data": "abc"})
+
+
+def test_other_held_out_data_is_named(run_config, tmp_path, monkeypatch):
+    """Hosts with other held-out data would take other numbers of passes, and wait without end."""
+    compared = []
+
+    class Compared(Exception):
+        """Ends the run before anything is computed."""
+
+    def compare(fingerprints):
+        compared.append(set(fingerprints))
+        raise Compared
+
+    monkeypatch.setattr(loop, "check_contents", compare)
+    held_out = dataclasses.replace(run_config.data, validation=0.1)
+    for data in (run_config.data, held_out):
+        with pytest.raises(Compared):
+            loop.train(dataclasses.replace(run_config, data=data), workdir=tmp_path / "run")
+    assert compared[1] - compared[0] == {"validation data"}
 
 
 def test_a_workdir_that_is_not_shared(second, tmp_path):

@@ -36,3 +36,12 @@ def as_processes(count: int, run: Callable[[Share], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return results
+
+
+def refusals(results: list[Any]) -> list[str]:
+    """What the processes say that refuse the work; none of them may have done it.
+
+    The first one that ends may break up the meeting before another has heard the answer.
+    """
+    assert all(isinstance(found, ValueError | threading.BrokenBarrierError) for found in results)
+    return [str(found) for found in results if isinstance(found, ValueError)]

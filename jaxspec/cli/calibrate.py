@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.process_options import ProcessOptions
+from jaxspec.cli.target_answers import Questions
 from jaxspec.files import try_file, user_path
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ def calibrate(
       The graph's file.
 
     Raises:
-      ValueError: not a diffusion language model, no such data set, settings out of range, or
-        responses in which nothing could be drafted.
+      ValueError: not a diffusion language model, no such data set, settings out of range,
+        processes that differ in what decides the graph, or responses in which nothing could be
+        drafted.
     """
     from jaxspec.decoding import BlockDiffusion
     from jaxspec.decoding.diffusion.calibration import graph_settings, select_graph
@@ -147,6 +149,14 @@ def calibrate(
             f"There are {len(examples)} prompts for {share.count} processes: ask for more "
             "(--prompts), or start fewer processes."
         )
+    share.check_alike(
+        {
+            **_settings(command),
+            "target": target.fingerprint,
+            "chat template and tokenizer": target.tokenizer.files_digest(),
+            "questions": Questions(examples).digest,
+        },
+    )
     longest = max_prompt_tokens(run, target)
     check_askable(
         {command.source: examples},
@@ -205,6 +215,24 @@ def calibrate(
         f"with --diffusion.graph {output}"
     )
     return output
+
+
+def _settings(command: CalibrateCommand) -> dict[str, Any]:
+    """The settings that decide the graph, by the names that the command line has."""
+    from jaxspec.provenance import jsonable
+
+    own = ("source", "prompts", "budget", "weight", "depth", "positions", "tokens")
+    groups = {name: jsonable(getattr(command.run, name)) for name in ("evaluation", "diffusion")}
+    return {
+        **{name: getattr(command, name) for name in own},
+        "target.dtype": command.run.target.dtype,
+        "target.enable_thinking": command.run.target.enable_thinking,
+        **{
+            f"{group}.{name}": value
+            for group, found in groups.items()
+            for name, value in found.items()
+        },
+    }
 
 
 def _of_all(

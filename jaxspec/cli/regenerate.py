@@ -145,8 +145,9 @@ def regenerate(
       The folder.
 
     Raises:
-      ValueError: a split for evaluation; a missing target or data set; no questions; or a folder
-        that is in use, is damaged, or holds something else or answers made with other settings.
+      ValueError: a split for evaluation; a missing target or data set; no questions; a folder that
+        is in use, is damaged, or holds something else or answers made with other settings; or
+        processes that differ in what decides the answers.
     """
     from jaxspec.parallel.shares import this_share
 
@@ -211,8 +212,9 @@ def _regenerate(
         tokenizer.encode_prompt([{"role": "user", "content": "Hi."}])
     command = _with_length(command, tokenizer)
     settings = _settings(command, tokenizer)
-    share.gather(None)  # The folder is there.
-    _check_shared(output)
+    facts = {"shard_prompts": command.shard_prompts, "questions": Questions(examples).digest}
+    share.check_alike(settings | facts)
+    _check_shared(output)  # The folder is there: the first process made it before.
     done, dropped, ends = _progress_of(output, settings, examples)
     questions = Questions(examples[:done])
 

@@ -203,17 +203,33 @@ def check_alike(facts: Mapping[str, Any], *, advice: str) -> None:
     Raises:
       ValueError: on every process, with the names and values that differ.
     """
-    first, *others = gather(dict(facts))
+    check_said(gather(dict(facts)), advice=advice)
+
+
+def check_said(said: Sequence[Mapping[str, Any]], *, advice: str) -> None:
+    """Checks that all processes have said the same (see `check_alike`).
+
+    Args:
+      said: by process, name -> anything.
+      advice: what to do if something differs.
+
+    Raises:
+      ValueError: with the names and values that differ.
+    """
+    first, *others = said
     differing = [
-        f"  {name}: {other.get(name)} for {_links.name(index)}, "
-        f"{first.get(name)} for {_links.name(0)}"
+        f"  {name}: {other.get(name)} for {_name(index)}, {first.get(name)} for {_name(0)}"
         for index, other in enumerate(others, start=1)
         for name in dict.fromkeys((*first, *other))
-        if _links is not None and first.get(name) != other.get(name)
+        if first.get(name) != other.get(name)
     ]
     if differing:
         shown = differing[:12] + ["  ..."] * (len(differing) > 12)
         raise ValueError("\n".join(["The processes of this run differ.", *shown, advice]))
+
+
+def _name(process: int) -> str:
+    return f"process {process}" if _links is None else _links.name(process)
 
 
 def _versions() -> dict[str, str]:

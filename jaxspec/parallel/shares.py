@@ -11,13 +11,14 @@ critical path: JSON values, at the start and at the end.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 
-from jaxspec.parallel.processes import gather
+from jaxspec.parallel.processes import check_said, gather
 
+_ADVICE = "Start all of them with the same command, and copy the same files to all hosts."
 ItemT = TypeVar("ItemT")
 
 
@@ -38,6 +39,17 @@ class Share:
     def of(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
         """This process's items: every `count`-th."""
         return items[self.index :: self.count]
+
+    def check_alike(self, facts: Mapping[str, Any]) -> None:
+        """Checks that all processes have the same work; every process has to call it.
+
+        Args:
+          facts: what decides its result, by name: anything that JSON holds.
+
+        Raises:
+          ValueError: on every process, with what differs.
+        """
+        check_said(self.gather(dict(facts)), advice=_ADVICE)
 
 
 def this_share() -> Share:

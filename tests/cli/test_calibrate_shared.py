@@ -11,7 +11,7 @@ from jaxspec.decoding.diffusion.draft_graph import load_graph
 from jaxspec.parallel.shares import Share
 from tests.evals.diffusion_folders import EVALUATION, run_config, write_model
 from tests.evals.drafter_folders import WIDE
-from tests.processes import as_processes
+from tests.processes import as_processes, refusals
 
 BATCH = 4
 PROMPTS = 6
@@ -27,7 +27,7 @@ def call(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("graphs")
 
     @functools.cache
-    def run(name, mesh=None, share=None):
+    def run(name, mesh=None, share=None, depth=8):
         evaluation = dataclasses.replace(EVALUATION, batch_size=BATCH)
         changes = {} if mesh is None else {"mesh": mesh}
         command = CalibrateCommand(
@@ -37,6 +37,7 @@ def call(folder, tmp_path_factory):
             prompts=PROMPTS,
             budget=3,
             tokens=16,
+            depth=depth,
         )
         said = []
         return calibrate(command, echo=said.append, share=share), said
@@ -69,3 +70,9 @@ def test_processes_share_the_prompts_out(call):
 def test_more_processes_than_prompts_are_refused(call):
     with pytest.raises(ValueError, match="There are 6 prompts for 7 processes: ask for more"):
         call("many", share=Share(0, 7))
+
+
+def test_processes_that_would_count_otherwise_are_refused(call):
+    found = as_processes(2, lambda share: call("mixed", share=share, depth=8 - share.index))
+    refused = refusals(found)
+    assert refused and all("depth: 7 for process 1, 8 for process 0" in text for text in refused)

@@ -8,7 +8,7 @@ from jaxspec.config import MeshConfig, RunConfig, TargetConfig
 from jaxspec.data.example_files import read_examples, read_manifest
 from jaxspec.parallel.shares import Share
 from tests.evals.drafter_folders import WIDE, write_folders
-from tests.processes import as_processes
+from tests.processes import as_processes, refusals
 from tests.training import runs
 
 
@@ -59,6 +59,28 @@ def test_one_process_goes_on_with_what_several_answered(ask, tmp_path):
 def test_every_process_has_to_see_the_folder(ask, tmp_path):
     with pytest.raises(ValueError, match="all processes must see the same folder"):
         ask(share=Share(1, 2, gather=lambda value: [value, value]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"temperature": 0.0}, "temperature: 0.0 for process 1"),
+        ({"shard_prompts": 3}, "shard_prompts: 3 for process 1"),
+        ({"limit": 4}, "questions: "),
+        ({"other_weights": True}, "target: "),
+    ],
+)
+def test_processes_that_would_answer_otherwise_are_refused(ask, tmp_path, changes, named):
+    """Hosts with other weights, questions or settings: nothing of theirs is mixed in."""
+    changes = dict(changes)
+    if changes.pop("other_weights", False):
+        other = runs.write_target(tmp_path / "other", seed=1)
+        changes["run"] = RunConfig(target=TargetConfig(path=str(other)))
+    said = as_processes(
+        2, lambda share: ask("mixed", share=share, **({} if share.is_first else changes))
+    )
+    assert refusals(said) and all(named in text for text in refusals(said)), said
+    assert not [*(tmp_path / "mixed").glob("*.array_record")]
 
 
 @pytest.fixture(scope="module")

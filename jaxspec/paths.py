@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -59,6 +60,18 @@ def exists(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Whether a file is there; on this machine, also False where a permission is missing."""
     return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def explained(path: Path) -> contextlib.AbstractContextManager[None]:
+    """In the block, what the package of a bucket raises while it reads an open file is an OSError.
+
+    On this machine, it is one anyway.
+    """
+    if not is_remote(path):
+        return contextlib.nullcontext()
+    from jaxspec.remote_paths import explained as explained_there
+
+    return explained_there(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -12,7 +12,6 @@ changed byte and all damage that spans at most 32 bits; of longer damage it miss
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -21,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxspec.paths import is_remote
+from jaxspec.paths import explained
 from jaxspec.provenance import write_json
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -143,19 +142,10 @@ def _damage(folder: Path, name: str, size: int, digest: str | None) -> str:
 def _crc32(file: Path) -> str:
     """CRC-32 of a file, as 8 hexadecimal digits. zlib lets other threads run in the meantime."""
     value, chunk = 0, memoryview(bytearray(_CHUNK_BYTES))
-    with _explained(file), file.open("rb", buffering=0) as opened:
+    with explained(file), file.open("rb", buffering=0) as opened:
         while count := opened.readinto(chunk):
             value = zlib.crc32(chunk[:count], value)
     return f"{value:08x}"
-
-
-def _explained(file: Path) -> contextlib.AbstractContextManager[None]:
-    """In a bucket, turns what its package raises in the middle of a file into an OSError, too."""
-    if not is_remote(file):
-        return contextlib.nullcontext()
-    from jaxspec.remote_paths import explained
-
-    return explained(file)
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -51,7 +51,7 @@ def test_axes_may_take_a_part_of_an_axis_of_the_torus(data: int, fsdp: int, tens
         ({"data": 3}, "mesh.data 3 needs 3 devices, but there are 8"),
         ({"data": 1}, "mesh.data 1 needs 1 device, but there are 8"),
         ({"data": 2, "tensor": 2}, "mesh.data 2 x mesh.tensor 2 needs 4 devices"),
-        ({"fsdp": 3}, "mesh.data -1 x mesh.fsdp 3: the other axes are 3 devices, which does not"),
+        ({"fsdp": 3}, "mesh.data -1 x mesh.fsdp 3: the other axes need 3 devices, which does not"),
         ({"fsdp": -1}, "one may be -1: got mesh.data -1 x mesh.fsdp -1"),
         ({"data": 4, "fsdp": 2, "path": "pmap"}, "got mesh.data 4 x mesh.fsdp 2"),
     ],

@@ -67,7 +67,10 @@ MISTAKES = {
         "from 1 to 1.*got 2",
     ),
     "unknown objective": ({"loss": {"objective": "streek"}}, "Did you mean 'streak'"),
-    "unknown extra term": ({"loss": {"extra": ("absent.py:f=1",)}}, "'absent.py:f': there is no file"),
+    "unknown extra term": (
+        {"loss": {"extra": ("absent.py:f=1",)}},
+        "'absent.py:f': there is no file",
+    ),
     "rows that do not divide": (
         {"data": {"batch_size": 12}},
         "batch_size is 12, which must be a multiple of 8",

@@ -98,7 +98,7 @@ def decoding_mesh(
 
 
 def _is_odd(count: int, devices: Sequence[jax.Device]) -> bool:
-    """Whether so many devices are no part of a TPU slice: its chips cannot be placed in a mesh."""
+    """Whether this many devices form no part of a TPU slice, so that they cannot be a mesh."""
     return devices[0].platform == "tpu" and len(devices) % count != 0
 
 

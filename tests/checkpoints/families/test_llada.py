@@ -352,7 +352,7 @@ def test_only_layers_that_are_there_are_kept(folder, num_layers):
 
 
 def test_what_was_trained_from_a_llada_is_written_as_one(folder, tmp_path):
-    """With the tensor names that other programs read, and what else its config.json says."""
+    """With the tensor names that other programs read, and the rest of its config.json."""
     document = json.loads((folder / "config.json").read_text())
     document |= {"embedding_dropout": 0.0, "vocab_size": 20, "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(document))

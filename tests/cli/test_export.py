@@ -252,6 +252,7 @@ def test_servers_that_compute_something_else_are_named(kinds, causal, format, se
     assert any("no embedding in a gpt2" in line for line in more)
     more = servers.warnings(document, format="speculators", target={"model_type": "gpt_neox"})
     assert any("no embedding in a gpt_neox" in line for line in more)
+    assert any("--model-impl transformers" in line for line in more)
 
 
 def test_a_target_from_its_checkpoint(tmp_path):

@@ -81,6 +81,12 @@ def warnings(
             "SGLang multiplies a Gemma 3's embeddings by the root of the width before a drafter "
             "reads them; this one was trained on them as they are stored. Serve it with vLLM."
         )
+    if family in ("gpt2", "gpt_neox", "olmo2"):
+        found.append(
+            f"vLLM's own {family} model may not pass the states of its layers to a drafter. If "
+            'serving ends with "Model does not support EAGLE3 interface", add '
+            "--model-impl transformers."
+        )
     if format == "speculators" and family in ("gpt2", "gpt_neo", "gpt_neox"):
         found.append(
             f"speculators finds no embedding in a {family} (it looks for embed_tokens.weight), so "

@@ -1,4 +1,4 @@
-"""Three minutes of training on the target that ships in the package: what quickstart.sh runs.
+"""Two minutes of training on the target that ships in the package: what quickstart.sh runs.
 
     python train.py --config configs/quickstart.py --workdir runs/quickstart/full
     python train.py --config configs/quickstart.py --workdir runs/quickstart/uniform \
@@ -41,10 +41,10 @@ def get_config() -> RunConfig:
             sequence_length=256,
             batch_size=8,
             anchors=32,
-            embedded_examples=8_000,
+            embedded_examples=6_000,
         ),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_fraction=0.03),
-        training=TrainingConfig(steps=1000, log_every=25, checkpoint_every=200),
+        optimizer=OptimizerConfig(learning_rate=6e-3, warmup_fraction=0.03),
+        training=TrainingConfig(steps=500, log_every=25, checkpoint_every=100),
         evaluation=EvaluationConfig(
             benchmarks=("embedded/math", "embedded/code", "embedded/chat"),
             prompts=40,

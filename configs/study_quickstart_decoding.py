@@ -3,8 +3,8 @@
     source scripts/host_memory.env
     jaxspec study --config configs/study_quickstart_decoding.py --jobs 2
 
-The drafters are those of configs/quickstart.py. The uniform one is decoded with one block and with
-trees, the full one with sampled chains too. Hardware: 2 CPU cores.
+The drafters are those of configs/quickstart.py, but trained for 1,000 steps. The uniform one is
+decoded with one block and with trees, the full one with sampled chains too. Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (
@@ -15,6 +15,11 @@ from jaxspec.study.declaration import (
     StudyTarget,
 )
 
+LONGER: Settings = {
+    "training.steps": 1000,
+    "data.embedded_examples": 8000,
+    "optimizer.learning_rate": 4e-3,
+}
 SAMPLED: Settings = {"evaluation.temperature": 1.0}
 BOTH: dict[str, Settings] = {
     "greedy": {},
@@ -51,7 +56,7 @@ def get_config() -> StudyConfig:
     untimed: Settings = {"evaluation.timing_prompts": 0}
     return StudyConfig(
         name="study_quickstart_decoding",
-        targets=(StudyTarget("embedded", config="quickstart"),),
+        targets=(StudyTarget("embedded", config="quickstart", settings=LONGER),),
         losses=(
             StudyLoss("uniform", {"loss.decay": None, "loss.focal": 0.0, "loss.chain": 0.0}),
             StudyLoss("full"),

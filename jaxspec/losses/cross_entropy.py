@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.losses.reduction import ratio, weighted_terms
+from jaxspec.ops.sampling import signed_ids
 
 
 def label_log_prob(logits_NGV: jax.Array, labels_NG: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def label_statistics(logits_NGV: jax.Array, labels_NG: jax.Array) -> tuple[jax.A
         raise ValueError(f"labels_NG must be integer token ids: got dtype {labels_NG.dtype}.")
     if not jnp.issubdtype(logits_NGV.dtype, jnp.floating):
         raise ValueError(f"logits_NGV must be floating point: got dtype {logits_NGV.dtype}.")
-    return _label_statistics(logits_NGV, labels_NG)
+    return _label_statistics(logits_NGV, signed_ids(labels_NG))
 
 
 @jax.custom_vjp

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxspec.losses.cross_entropy import label_log_prob
 from jaxspec.losses.reduction import count
 from jaxspec.ops.noise import LogLinearSchedule
-from jaxspec.ops.sampling import at_least_float32
+from jaxspec.ops.sampling import at_least_float32, signed_ids
 from jaxspec.ops.suppression import suppress
 
 
@@ -51,6 +51,7 @@ def subs_log_probs(logits_BSV: jax.Array, tokens_BS: jax.Array, *, mask_id: int)
 
     Source: MDLM, arXiv 2406.07524, section 3.2.3.
     """
+    tokens_BS = signed_ids(tokens_BS)
     # float32: a sum over 50,000 exponentials is noise in bfloat16.
     wide_BSV = logits_BSV.astype(at_least_float32(logits_BSV.dtype))
     log_p_BSV = jax.nn.log_softmax(suppress(wide_BSV, (mask_id,)), axis=-1)
@@ -149,6 +150,7 @@ def score_entropy_values(
     """
     scores_BSV = log_scores_BSV.astype(at_least_float32(log_scores_BSV.dtype))
     inverse_BS = 1 / jnp.expm1(schedule.sigma(jnp.asarray(times_BS, scores_BSV.dtype)))
+    labels_BS = signed_ids(labels_BS)
     inside_BS = (labels_BS >= 0) & (labels_BS < scores_BSV.shape[-1])
     ids_BS1 = jnp.where(inside_BS, labels_BS, 0)[..., None]
     label_BS = jnp.take_along_axis(scores_BSV, ids_BS1, axis=-1)[..., 0]

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxspec.ops.sampling import signed_ids
+
 SMALLEST_TIME = 1e-3
 """Training times lie in [SMALLEST_TIME, 1]: the weight 1 / t is unbounded at 0."""
 SMALLEST_PROBABILITY = 1e-3
@@ -203,11 +205,11 @@ def corrupt(
       maskable_BS: [B, S], tokens that may be masked (`maskable_tokens`); None: all.
 
     Returns:
-      `Corrupted`. A token that already was `mask_id` counts as masked only if it was drawn.
+      `Corrupted`; ids of a narrower type become int32. A token that already was `mask_id` counts as masked only if it was drawn.
 
     Limiting case: probability 0 masks nothing, probability 1 every maskable token.
     """
     masked_BS = jax.random.uniform(key, tokens_BS.shape) < mask_probability
     if maskable_BS is not None:
         masked_BS = masked_BS & maskable_BS
-    return Corrupted(jnp.where(masked_BS, mask_id, tokens_BS), masked_BS)
+    return Corrupted(jnp.where(masked_BS, mask_id, signed_ids(tokens_BS)), masked_BS)

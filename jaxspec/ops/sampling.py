@@ -44,6 +44,17 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def signed_ids(ids: jax.Array) -> jax.Array:
+    """Integers as int32, or int64 if they have 64 bits; arrays of other types stay as they are.
+
+    jax takes a Python number as one of the array's own type: next to ids in uint8, a vocabulary of
+    256 would be 0, and -1 would be 255.
+    """
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        return ids
+    return ids.astype(jnp.int64 if ids.dtype.itemsize > 4 else jnp.int32)
+
+
 def _has_nan(logits_V: jax.Array) -> jax.Array:
     # A test of its own: a maximum that jax 0.10 compiles for the CPU can miss a NaN. A sum never
     # does, and it is several times faster than testing each element.

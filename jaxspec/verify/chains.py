@@ -31,6 +31,7 @@ from jaxspec.ops.sampling import (
     fine_uniform,
     is_distribution,
     sample_index,
+    signed_ids,
 )
 from jaxspec.verify.law import capped_ratio, with_floor
 from jaxspec.verify.rows import is_float, known_ids
@@ -295,12 +296,11 @@ def _normalised(weights_BV: jax.Array, otherwise_BV: jax.Array) -> jax.Array:
     return jnp.where(total_B1 > 0, weights_BV / jnp.where(total_B1 > 0, total_B1, 1), otherwise_BV)
 
 
-def _check(
-    drafts_BAG: jax.Array, draft_probs_BGV: jax.Array, target_probs_BAHV: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    drafts_BAG, q, p = (
-        jnp.asarray(array) for array in (drafts_BAG, draft_probs_BGV, target_probs_BAHV)
-    )
+def check_chains(
+    drafts_BAG: jax.Array, target_probs_BAHV: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The chains as signed ids, and the target's rows; ValueError for wrong shapes or types."""
+    drafts_BAG, p = signed_ids(jnp.asarray(drafts_BAG)), jnp.asarray(target_probs_BAHV)
     if (
         drafts_BAG.ndim != 3
         or drafts_BAG.shape[1] < 1
@@ -316,6 +316,15 @@ def _check(
             f"target_probs_BAHV must hold floats [{batch}, {chains}, {slots + 1}, V]: got "
             f"{p.dtype} {p.shape}."
         )
+    return drafts_BAG, p
+
+
+def _check(
+    drafts_BAG: jax.Array, draft_probs_BGV: jax.Array, target_probs_BAHV: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    drafts_BAG, p = check_chains(drafts_BAG, target_probs_BAHV)
+    q = jnp.asarray(draft_probs_BGV)
+    batch, chains, slots = drafts_BAG.shape
     shapes = ((batch, slots, p.shape[3]), (batch, chains, slots, p.shape[3]))
     if q.shape not in shapes or not is_float(q):
         raise ValueError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.sampling import INVALID, largest_index
+from jaxspec.ops.sampling import INVALID, largest_index, signed_ids
 from jaxspec.verify.law import count_leading
 from jaxspec.verify.rows import check_draft, known_ids, needed_rows
 from jaxspec.verify.verdict import Verdict
@@ -46,7 +46,8 @@ def verify_greedy(
     Raises:
       ValueError: shapes or types that do not fit together.
     """
-    draft_BG, target_logits_BHV = jnp.asarray(draft_BG), jnp.asarray(target_logits_BHV)
+    draft_BG = signed_ids(jnp.asarray(draft_BG))
+    target_logits_BHV = jnp.asarray(target_logits_BHV)
     drafted_BG = check_draft(
         draft_BG, target_logits_BHV, name="target_logits_BHV", num_drafted_B=num_drafted_B
     )

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxspec.ops.sampling import at_least_float32, is_distribution
+from jaxspec.ops.sampling import at_least_float32, is_distribution, signed_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,8 @@ def check_block(
     num_drafted_B: jax.Array | None,
 ) -> Block:
     """Checks what a sampled rule is given: shapes and types here, values in `Block.valid_B`."""
-    draft_BG, target_probs_BHV = jnp.asarray(draft_BG), jnp.asarray(target_probs_BHV)
+    draft_BG = signed_ids(jnp.asarray(draft_BG))
+    target_probs_BHV = jnp.asarray(target_probs_BHV)
     drafted_BG = check_draft(
         draft_BG, target_probs_BHV, name="target_probs_BHV", num_drafted_B=num_drafted_B
     )

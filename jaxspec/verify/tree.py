@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec.ops.sampling import INVALID, at_least_float32, sample_index
+from jaxspec.ops.sampling import INVALID, at_least_float32, sample_index, signed_ids
 from jaxspec.verify.rows import is_float
 
 
@@ -109,7 +109,7 @@ def walk_tree(
     a `jax.lax.while_loop` and `step` is traced; on concrete ones it is a Python loop and `step` an
     int.
     """
-    tokens_BX, parents_BX = jnp.asarray(tokens_BX), jnp.asarray(parents_BX)
+    tokens_BX, parents_BX = signed_ids(jnp.asarray(tokens_BX)), jnp.asarray(parents_BX)
     target_probs_BYV = jnp.asarray(target_probs_BYV)
     shape = tokens_BX.shape
     for name, array in (("tokens_BX", tokens_BX), ("parents_BX", parents_BX)):

@@ -125,6 +125,15 @@ def test_labels_outside_the_vocabulary_are_loud_where_they_count():
         np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint16, np.uint32])
+def test_labels_of_any_integer_type(kind):
+    # 256 is 0 in 8 bits, so every label looked as if it were outside the vocabulary.
+    logits = np.zeros((1, 2, 256), np.float32)
+    log_p, correct = label_statistics(logits, jnp.array([[0, 100]], kind))
+    np.testing.assert_allclose(log_p, -np.log(256.0), rtol=1e-6)
+    assert correct.tolist() == [[True, False]]
+
+
 def test_rows_without_any_allowed_id_do_no_harm_under_the_mask():
     logits, mask = np.zeros((1, 3, 3)), np.array([[True, False, False]])
     logits[0, 1:] = -np.inf

@@ -193,3 +193,20 @@ def test_score_entropy_is_zero_at_the_true_ratio_and_positive_elsewhere():
     assert value(scores) == pytest.approx(0, abs=1e-5)
     assert value(scores + 0.5) > 0.05 and value(scores - 0.5) > 0.05
     assert value(scores.at[0, 0, 0].set(-1.0)) > 0.05
+
+
+def test_ids_of_a_narrow_type():
+    """256 is 0 in uint8: token 0 looked like a mask, and every label as if it had no score."""
+    tokens = jnp.array([[0, 7]], jnp.uint8)
+    log_p = subs_log_probs(jnp.zeros((1, 2, 257)), tokens, mask_id=256)
+    assert jnp.argmax(log_p, axis=-1).tolist() == [[0, 7]]
+    assert log_p.max(axis=-1).tolist() == [[0.0, 0.0]]
+    values = score_entropy_values(
+        jnp.zeros((1, 2, 256)),
+        tokens,
+        masked_BS=jnp.ones((1, 2), bool),
+        times_BS=jnp.full((1, 2), 0.5),
+        schedule=RELEASED,
+        mask_id=255,
+    )
+    assert np.isfinite(values).all()

@@ -73,6 +73,11 @@ def test_corruption():
     assert scipy.stats.binomtest(int(joint), 20_000, 0.24).pvalue > 1e-9
 
 
+def test_a_mask_that_does_not_fit_into_the_type_of_the_ids():
+    noisy = corrupt(jax.random.key(0), jnp.zeros((1, 2), jnp.uint8), jnp.ones((1, 2)), mask_id=256)
+    assert noisy.tokens_BS.tolist() == [[256, 256]]
+
+
 def test_prefix_and_suffix_are_kept():
     attended = jnp.array([[1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]], bool)
     tokens = jnp.ones((2, 6), jnp.int32)

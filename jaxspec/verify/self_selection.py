@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.ops.sampling import INVALID
-from jaxspec.verify.chains import ChainVerdict
+from jaxspec.verify.chains import ChainVerdict, check_chains
 from jaxspec.verify.point_mass import verify_point_mass
 
 
@@ -40,8 +40,12 @@ def verify_self_selection(
     Returns:
       `ChainVerdict`, failed (-1) where `verify_point_mass` is.
 
+    Raises:
+      ValueError: shapes or types that do not fit together.
+
     Source: SpecDiff-2, arXiv 2511.00606.
     """
+    drafts_BAG, target_probs_BAHV = check_chains(drafts_BAG, target_probs_BAHV)
     probs_BAG = jnp.take_along_axis(
         target_probs_BAHV[:, :, :-1], drafts_BAG[..., None], axis=-1, mode="fill", fill_value=0
     )[..., 0]

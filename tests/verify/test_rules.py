@@ -62,3 +62,18 @@ def test_self_selection_fails_where_the_target_has_no_distribution():
     verdict = verify_self_selection(jax.random.key(0), drafts, probs.at[1].set(jnp.nan))
     assert verdict.failed_B.tolist() == [False, True]
     assert int(verdict.chain_B[1]) == int(verdict.next_token_B[1]) == -1
+
+
+@pytest.mark.parametrize(
+    ("drafts", "probs", "message"),
+    [
+        ((2, 3), (2, 3, 2, 4), "drafts_BAG must hold integer token ids"),
+        ((2, 0, 1), (2, 0, 2, 4), "of at least one chain"),
+        ((2, 3, 1), (2, 1, 2, 4), r"floats \[2, 3, 2, V\]: got float32 \(2, 1, 2, 4\)"),
+        ((2, 3, 1), (2, 3, 1, 4), r"floats \[2, 3, 2, V\]: got float32 \(2, 3, 1, 4\)"),
+    ],
+)
+def test_self_selection_refuses_shapes_that_do_not_fit(drafts, probs, message):
+    """Rows of one chain for three would have judged the third one by the first one's rows."""
+    with pytest.raises(ValueError, match=message):
+        verify_self_selection(jax.random.key(0), jnp.zeros(drafts, int), jnp.full(probs, 0.25))

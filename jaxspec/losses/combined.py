@@ -139,7 +139,9 @@ def total_from_terms(
         )
     total = ratio(*terms[objective])
     for name, weight in zip(others, weights.terms, strict=True):
-        share = weight * ratio(*terms[name])
+        # Selected: a term of weight 0 may be infinite (a label that the logits forbid), and 0 * inf
+        # would be NaN.
+        share = jnp.where(weight == 0, 0.0, weight * ratio(*terms[name]))
         total = total - share if table[name].reward else total + share
     return total
 

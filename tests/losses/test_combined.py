@@ -209,6 +209,23 @@ def test_finite_at_underflow_forbidden_ids_and_empty_batches(config):
     assert not any(np.any(x) for pair in metrics.values() for x in pair)
 
 
+def test_a_term_without_weight_adds_nothing_even_if_it_is_infinite():
+    """The label is forbidden, and it is the first error: its cross-entropy is infinite."""
+    logits = jnp.array([[[-jnp.inf, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    labels = jnp.zeros((1, 2), jnp.int32)
+
+    def loss(logits, objective):
+        config = LossConfig(decay=None, focal=0.0, chain=0.0, objective=objective)
+        return drafter_loss(
+            logits, labels, config=config, target_logits_NGV=jnp.zeros_like(logits)
+        )[0]
+
+    for objective, expected in (("tv", 1 / 3), ("streak", 0.0), ("cross_entropy", np.inf)):
+        value, gradient = jax.value_and_grad(loss)(logits, objective)
+        assert float(value) == pytest.approx(expected, abs=1e-6)
+        assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("config", LADDER[-2:], ids=lambda c: c.normalize)
 def test_shards_add_up_to_the_whole(config):
     # Shards with different numbers of slots, errors and blocks: a mean of means would be off.

@@ -205,7 +205,8 @@ def corrupt(
       maskable_BS: [B, S], tokens that may be masked (`maskable_tokens`); None: all.
 
     Returns:
-      `Corrupted`; ids of a narrower type become int32. A token that already was `mask_id` counts as masked only if it was drawn.
+      `Corrupted`; ids of a narrower type become int32. A token that already was `mask_id` counts as
+      masked only if it was drawn.
 
     Limiting case: probability 0 masks nothing, probability 1 every maskable token.
     """

@@ -148,14 +148,14 @@ def open_target(
 
     Args:
       path: a Hugging Face folder, or "embedded": the small target in the package.
-      dtype: of its weights and computations.
+      dtype: of its weights and computations, "float32" or "bfloat16".
       enable_thinking: for its chat template; None: the template's default.
       tensor: devices that share its heads and layers' widths, for a target that is larger than one
         device; -1: all. Its drafters are spread over the same ones.
 
     Raises:
-      ValueError: no such folder, a model that is not supported, or a number of devices that does
-        not divide it.
+      ValueError: no such folder, a model or a dtype that is not supported, or a number of devices
+        that does not divide it.
     """
     target = TargetConfig(path=os.fspath(path), dtype=dtype, enable_thinking=enable_thinking)
     mesh = decoding_mesh(MeshConfig(data=1, tensor=tensor), rows=1, option="prompts")
@@ -197,7 +197,7 @@ def generate(
 
     Args:
       target: what answers.
-      prompt: a question, or a conversation.
+      prompt: a question, or a conversation: {"role": ..., "content": ...} for each turn.
       drafter: what drafts; None: the target alone.
       system: a system prompt; "": none.
       tools: what the assistant may call, as the target's chat template reads it.
@@ -209,7 +209,7 @@ def generate(
       seed: of the sampling.
 
     Raises:
-      ValueError: settings out of range, or a prompt that is too long.
+      ValueError: settings out of range, or a prompt that is too long, empty or of another form.
     """
     settings = EvaluationConfig(
         max_new_tokens=max_new_tokens,

@@ -77,6 +77,10 @@ def test_mistakes_are_named(folders):
     with pytest.raises(ValueError, match="has a system prompt of its own"):
         turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
         jaxspec.generate(target, turns, system="c")
+    with pytest.raises(ValueError, match=r"a text, or a list of messages .*: got \['a', 'b'\]"):
+        jaxspec.generate(target, ["a", "b"])
+    with pytest.raises(ValueError, match=r"dtype must be .*: got 'float16'"):
+        jaxspec.open_target(folders[0], dtype="float16")
     with pytest.raises(ValueError, match="No folder nowhere"):
         jaxspec.open_drafter("nowhere", target=target)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):

@@ -125,6 +125,16 @@ def _equal(tensors: TensorFolder, first: str, second: str, *, rows: int = 4096) 
     return True
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuses what is not the name of a type of parameters.
+
+    Raises:
+      ValueError: says which names there are.
+    """
+    if dtype not in NUMPY_DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(repr, NUMPY_DTYPES))}: got {dtype!r}.")
+
+
 def read_params(
     tensors: TensorFolder,
     rows: tuple[Row, ...],

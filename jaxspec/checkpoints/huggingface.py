@@ -80,8 +80,8 @@ def load_target(
       The configuration, and parameters stacked over layers.
 
     Raises:
-      ValueError: unsupported architecture, or tensors that are missing, unexpected or of another
-        shape, all of them in one message.
+      ValueError: unsupported architecture, another dtype than float32 or bfloat16, or tensors that
+        are missing, unexpected or of another shape, all of them in one message.
     """
     stored = open_folder(folder)
     config = dataclasses.replace(stored.as_target(), dtype=dtype, param_dtype=dtype)
@@ -102,9 +102,10 @@ def read_weights(
       shardings: see `load_target`.
 
     Raises:
-      ValueError: tensors that are missing, unexpected or of another shape, all of them in one
-        message.
+      ValueError: an unknown dtype; or tensors that are missing, unexpected or of another shape, all
+        of them in one message.
     """
+    conversion.check_dtype(dtype)
     usual = family.layout(description, ())
     with TensorFolder(stored.folder, ignored=usual.ignored, optional=usual.redundant) as tensors:
         layout = family.layout(description, tensors.shapes.keys())
@@ -338,8 +339,10 @@ def write_folder(
     """Writes weights and documents into a folder, which appears complete or not at all.
 
     Raises:
-      ValueError: parameters whose shapes are not the layout's, or a folder that holds other files.
+      ValueError: an unknown dtype, parameters whose shapes are not the layout's, or a folder that
+        holds other files.
     """
+    conversion.check_dtype(dtype)
     messages = compare_shapes(nest_paths(layout.parameter_shapes), params)
     if messages:
         lines = "".join(f"\n  {line}" for line in messages)

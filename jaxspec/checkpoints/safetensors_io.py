@@ -50,6 +50,7 @@ NUMPY_DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(jnp.bfloat16),
 }
+"""Types of parameters, by name."""
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _PIECE_BYTES = 1 << 23
 """Tensors are read in pieces of about this size, several at a time."""

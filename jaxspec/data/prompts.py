@@ -35,10 +35,11 @@ def conversation_of(prompt: Prompt, *, system: str = "") -> Conversation:
     """A prompt as a conversation.
 
     Raises:
-      ValueError: a prompt without text, or a second system prompt.
+      ValueError: neither a text nor messages, a prompt without text, or a second system prompt.
     """
     given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if isinstance(given, Mapping) or not isinstance(given, Sequence):
+    is_list = isinstance(given, Sequence) and not isinstance(given, bytes)
+    if not is_list or not all(isinstance(turn, Mapping) for turn in given):
         raise ValueError(
             "A prompt is a text, or a list of messages ({'role': ..., 'content': ...} each): got "
             f"{shortened(repr(prompt), longest=60)}."

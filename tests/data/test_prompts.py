@@ -24,7 +24,9 @@ def test_only_line_feeds_end_a_line(tmp_path):
     assert asked == ["one\u2028still one\x0cand still", "two\x85"]
 
 
-@pytest.mark.parametrize("prompt", [{"role": "user", "content": "Hi."}, 5, None])
+@pytest.mark.parametrize(
+    "prompt", [{"role": "user", "content": "Hi."}, 5, None, b"Hi.", ["Hi.", "Bye."], [1, 2]]
+)
 def test_what_is_neither_text_nor_messages_is_named(prompt):
     with pytest.raises(ValueError, match=r"A prompt is a text, or a list of messages .*: got"):
         conversation_of(prompt)

@@ -57,6 +57,9 @@ from jaxspec.training.tasks.task import PreparedTask, check_export_folder
 from jaxspec.training.utilisation import utilisation
 from jaxspec.training.validation import Validation
 
+_AHEAD = 2
+"""Steps that are started while an earlier one is computed: enough to keep the devices busy."""
+
 
 def train(
     config: RunConfig,
@@ -299,7 +302,8 @@ def _loop(
 ) -> tuple[Any, dict[str, Any]]:
     """Takes the remaining steps.
 
-    Metrics stay on the devices until a line is written, so that the host can run ahead.
+    Metrics stay on the devices until a line is written. The host runs ahead of the devices by
+    `_AHEAD` steps at most: a stop has to wait for all that were started.
 
     Returns:
       (parameters, the last line of metrics).
@@ -355,6 +359,8 @@ def _loop(
             state, metrics = stepper(state, {**batch, "rows": pipeline.local_rows}, rates[index])
             first_steps.after(metrics)
             window.append(metrics)
+            if len(window) > _AHEAD:
+                jax.block_until_ready(window[-1 - _AHEAD])
             done = index + 1
             if profile.after(done, metrics):
                 reporter.say(f"A trace of the steps before this one is in {workdir / 'profile'}.")
@@ -365,6 +371,9 @@ def _loop(
             stop = stops.requested or _preempted(done)
             score = None
             if line or stop:
+                for metrics in window[-_AHEAD:]:
+                    jax.block_until_ready(metrics)
+                    watch.moved()
                 bad_step = int(state.bad_step)
                 window = [add(jax.device_get(window))]
                 if start.may_be_damaged and bad_step == start.step:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from jaxspec.checkpoints.train_state import TrainCheckpoints
 from jaxspec.interruption import STALLED
 from jaxspec.training import loop, stall
 from jaxspec.training.stall import StallWatch, waiting_for_others
+from jaxspec.training.stepper import Stepper
 
 STALLS = (
     "import time; from jaxspec.training.stall import StallWatch\n"
@@ -82,3 +85,39 @@ def test_restoring_and_exporting_are_watched(copy_of_run, run_config, monkeypatc
         (("no checkpoint was restored for", limit),),
         (("the last step was not saved and exported for", limit),),
     ]
+
+
+class _Metric:
+    """A number that is known once it has been waited for."""
+
+    def __init__(self, value):
+        self.value, self.is_known = value, False
+
+    def block_until_ready(self):
+        self.is_known = True
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.value, dtype)
+
+
+def test_few_steps_wait_for_the_devices(run_config, tmp_path, monkeypatch):
+    """A line waits for all steps that were started, and so does a stop: many of them together
+    look like a step that does not end, and outlast the time that a SIGTERM leaves."""
+    step, started, waiting = Stepper.__call__, [], []
+
+    def noted(stepper, state, batch, rate):
+        known = [index for index, metric in enumerate(started) if metric.is_known]
+        waiting.append(len(started) - 1 - max(known, default=-1))
+        state, metrics = step(stepper, state, batch, rate)
+        value, count = metrics["loss"]
+        started.append(_Metric(value))
+        return state, {**metrics, "loss": (started[-1], count)}
+
+    monkeypatch.setattr(Stepper, "__call__", noted)
+    settings = dataclasses.replace(
+        run_config.training, log_every=20, checkpoint_every=20, export=False
+    )
+    loop.train(dataclasses.replace(run_config, training=settings), workdir=tmp_path / "run")
+    assert len(waiting) == 20 and max(waiting) == 2
+    assert all(metric.is_known for metric in started), "the watch is told of the last ones, too"

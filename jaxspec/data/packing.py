@@ -14,8 +14,9 @@ Dimension key: S positions per row.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
+import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -229,20 +230,25 @@ def best_fit(lengths: Sequence[int], *, capacity: int, window: int = WINDOW) -> 
       Indices into `lengths` for each row, every index exactly once.
     """
     rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (room, row), least room first
+    open_rows: defaultdict[int, list[int]] = defaultdict(list)  # room -> heap of rows
+    rooms = 0  # bit r: there are rows with room r
     for start in range(0, len(lengths), window):
         items = range(start, min(start + window, len(lengths)))
         for item in sorted(items, key=lambda index: -lengths[index]):
-            place = bisect.bisect_left(open_rows, (lengths[item], -1))
-            if place < len(open_rows):
-                room, row = open_rows.pop(place)
+            fitting = rooms >> lengths[item]
+            if fitting:
+                room = lengths[item] + (fitting & -fitting).bit_length() - 1
+                row = heapq.heappop(open_rows[room])
+                if not open_rows[room]:
+                    rooms ^= 1 << room
                 rows[row].append(item)
             else:
                 room, row = capacity, len(rows)
                 rows.append([item])
             room -= lengths[item]
             if room:
-                bisect.insort(open_rows, (room, row))
+                heapq.heappush(open_rows[room], row)
+                rooms |= 1 << room
     return rows
 
 

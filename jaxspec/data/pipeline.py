@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from jaxspec.data.packing import Documents, PackedRows, PackingStatistics, Row, 
 from jaxspec.data.parts import training_examples
 from jaxspec.data.served_turns import LeftOut
 from jaxspec.data.template_parity import check_parity
+from jaxspec.durations import duration
 from jaxspec.files import replaced_file
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ CACHE_FROM = 5_000
 _log = logging.getLogger(__name__)
 
 _CACHE_FORMAT = "1"
+_PROGRESS_S = 30.0
+"""Seconds between two lines about how far tokenizing is."""
 
 
 class Pipeline:
@@ -297,7 +301,7 @@ def tokenize(
     answers = 0
     left_out: Counter[str] = Counter()
     first: tuple[str, LeftOut] | None = None
-    for example in examples:
+    for example in _with_progress(examples):
         if example.is_running_text:
             ids_S = np.asarray(
                 [
@@ -334,6 +338,20 @@ def tokenize(
     if first and left_out.total() > answers:
         raise ValueError(f"{made.left_out_line} The first is in example {first[0]!r}: {first[1]}")
     return made
+
+
+def _with_progress(examples: Sequence[Example]) -> Iterator[Example]:
+    """The examples; now and then, a line says how many are done and how long the rest takes."""
+    started = said = time.monotonic()
+    for done, example in enumerate(examples):
+        now = time.monotonic()
+        if done and now - said >= _PROGRESS_S:
+            said, left = now, (now - started) / done * (len(examples) - done)
+            print(
+                f"Tokenized {done:,} of {len(examples):,} examples; about {duration(left)} left.",
+                flush=True,
+            )
+        yield example
 
 
 def _common_length(one_S: NDArray[np.int32], other_S: NDArray[np.int32]) -> int:

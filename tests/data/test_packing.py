@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,18 @@ def test_best_fit_equals_the_slow_form(window):
     assert best_fit(lengths, capacity=20, window=window) == _slow_best_fit(
         lengths, capacity=20, window=window
     )
+
+
+def test_the_time_of_a_document_does_not_grow_with_their_number():
+    """Rows whose room nothing fits into stay open: there are as many as documents."""
+
+    def seconds(count):
+        lengths = [900 + number % 30 for number in range(count)] + [1] * count
+        started = time.process_time()
+        best_fit(lengths, capacity=1000)
+        return time.process_time() - started
+
+    assert seconds(80_000) < 8 * seconds(20_000)
 
 
 def test_long_documents_are_cut_and_counted():

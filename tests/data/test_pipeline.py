@@ -202,6 +202,17 @@ def test_running_text_ends_with_the_end_token_and_is_split_where_it_is_long(toke
     assert len(first) == 64 and mask.tolist() == [False] + [True] * 63
 
 
+def test_long_tokenizing_says_how_far_it_is(tokenizer, monkeypatch, capsys):
+    examples = [Example(f"{number}", (("assistant", "A park."),), "text") for number in range(4)]
+    monkeypatch.setattr(pipeline_module, "_PROGRESS_S", 0.0)
+    tokenize(examples, tokenizer, loss_on="response", sequence_length=64)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(";")[0] for line in lines] == [
+        f"Tokenized {done} of 4 examples" for done in (1, 2, 3)
+    ]
+    assert "about 0 seconds left" in lines[-1]
+
+
 def test_many_examples_are_tokenized_once(tokenizer, tmp_path, monkeypatch):
     data = dataclasses.replace(DATA, data_dir=str(tmp_path))
     examples = pipeline_module.sources.load_examples("embedded", split="train", data=data)

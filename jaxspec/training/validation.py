@@ -127,13 +127,15 @@ class Validation:
 
     batches: list[dict[str, Any]]
     run_batch: Callable[[Any, dict[str, Any], jax.Array], Metrics]
-    """(parameters, batch, key) -> metrics and terms, on the devices."""
+    """(parameters, rows of a batch, key) -> metrics and terms, on the devices."""
     total: Callable[[Mapping[str, tuple[Any, Any]]], Any]
     """Terms -> the loss."""
     measure_name: str
     """See `jaxspec.checkpoints.train_state.Score.measure`."""
     every: int | None
     """Steps between measurements besides those at checkpoints; None: there are no others."""
+    parts: int = 1
+    """Parts of a batch, computed one after the other as in training: a whole one may not fit."""
 
     @classmethod
     def of(
@@ -189,6 +191,7 @@ class Validation:
                 config, texts=held_out.digest, batches=len(batches), fingerprints=fingerprints
             ),
             every=config.training.validate_every,
+            parts=config.training.gradient_accumulation,
         )
 
     def is_due(self, step: int) -> bool:
@@ -203,15 +206,17 @@ class Validation:
 
         Args:
           params: what is trained.
-          moved: is called after each batch.
+          moved: is called after each batch, or part of one.
         """
-        parts: list[Sums] = []
+        measured: list[Sums] = []
         for number, batch in enumerate(self.batches):
             # The same for every run, so that runs with other seeds compare.
             key = jax.random.fold_in(jax.random.key(0), number)
-            parts.append(jax.device_get(self.run_batch(params, batch, key)))
-            moved()
-        sums = add(parts)
+            for part in range(self.parts):
+                rows = {name: values[part :: self.parts] for name, values in batch.items()}
+                measured.append(jax.device_get(self.run_batch(params, rows, key)))
+                moved()
+        sums = add(measured)
         terms = {
             name.removeprefix(_TERM): (np.float32(value), np.float32(number))
             for name, (value, number) in sums.items()

@@ -16,6 +16,7 @@ from jaxspec.data.packing import Documents, pack
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules
+from jaxspec.training import validation as validation_module
 from jaxspec.training.loop import train
 from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation, measure_name
 from tests.training import runs, tiny
@@ -159,17 +160,25 @@ def documents(count):
 
 
 @pytest.mark.parametrize(
-    "mesh_config",
+    ("mesh_config", "parts"),
     [
-        MeshConfig(),
-        MeshConfig(data=1, fsdp=2),
-        MeshConfig(path="shard_map"),
-        MeshConfig(path="pmap"),
+        (MeshConfig(), 1),
+        (MeshConfig(), 2),
+        (MeshConfig(data=1, fsdp=2), 1),
+        (MeshConfig(path="shard_map"), 2),
+        (MeshConfig(path="pmap"), 1),
     ],
-    ids=["jit", "fsdp", "shard_map", "pmap"],
+    ids=["jit", "parts", "fsdp", "shard_map", "pmap"],
 )
-def test_all_paths_measure_the_same(mesh_config):
+def test_all_paths_measure_the_same(mesh_config, parts, monkeypatch):
     """Six rows in batches of 4: the second one is filled with empty rows."""
+    read = []
+    join = validation_module.global_batch
+    monkeypatch.setattr(
+        validation_module,
+        "global_batch",
+        lambda batch, mesh: read.append(batch["rows"].tolist()) or join(batch, mesh),
+    )
     held_out = HeldOut(rows=pack(documents(6), sequence_length=24), digest="")
     assert len(held_out.rows) == 6
     mesh = make_mesh(mesh_config, devices=jax.devices()[:2])
@@ -178,7 +187,7 @@ def test_all_paths_measure_the_same(mesh_config):
         _CONFIG,
         mesh=dataclasses.asdict(mesh_config),
         data={"batch_size": 4},
-        training={"validation_batches": 5},
+        training={"validation_batches": 5, "gradient_accumulation": parts},
     )
     params = tiny.drafter_params()
     rules = Rules.of(mesh_config)
@@ -198,6 +207,8 @@ def test_all_paths_measure_the_same(mesh_config):
     assert [batch["rows"].tolist() for batch in validation.batches] == [[0, 1, 2, 3]] * 2
     assert not validation.batches[1]["segments"][2:].any()
     row = validation.measure(jax.device_put(params, shardings))
+    # As many rows at a time as a training step reads: no others are known to fit.
+    assert read == [list(range(part, 4, parts)) for _ in range(2) for part in range(parts)]
     # The slow form: every row alone, and one loss of all of them.
     total, weights = {}, LossWeights.from_config(config.loss)
     measure = jax.jit(objective)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ from jaxspec.evals import opening
 from jaxspec.evals.mesh import decoding_mesh
 from jaxspec.evals.opening import DrafterBundle, TargetBundle, untrained_drafter
 from jaxspec.evals.speculative.strategies import build_strategy
+
+_compiled_for: weakref.WeakKeyDictionary[TargetBundle, set[tuple[Any, int]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Of each target, the strategies and padded lengths whose programs jax has by now."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,8 @@ class Generation:
     prefill_s: float
     """Seconds from the prompt to the first token."""
     compile_s: float
-    """Seconds of compiling, which are in no other figure."""
+    """Seconds of compiling, which are in no other figure; 0 if this target has answered a prompt of
+    similar length in the same way before."""
 
     @property
     def tau(self) -> float | None:
@@ -83,7 +90,7 @@ class Generator:
         self._strategy = strategy
         with on_mesh_of(target.params):
             self._params = strategy.prepare(self.drafter.params_with(target))
-        self._compiled: set[int] = set()
+        self._compiled = _compiled_for.setdefault(target, set())
 
     @property
     def block_size(self) -> int:
@@ -91,8 +98,8 @@ class Generator:
         return self._strategy.round_tokens
 
     def needs_compiling(self, prompt: Sequence[int]) -> bool:
-        """Whether prompts of this length have not been decoded yet."""
-        return bucket_length(len(prompt)) not in self._compiled
+        """Whether no generator like this one has decoded prompts of this length yet."""
+        return self._programs(prompt) not in self._compiled
 
     def compile(self, prompt: Sequence[int]) -> float:
         """Compiles for prompts of this length, unless that is done.
@@ -102,8 +109,13 @@ class Generator:
         """
         if not self.needs_compiling(prompt):
             return 0.0
-        self._compiled.add(bucket_length(len(prompt)))
-        return warm_up(self._strategy, self._params, prompt)
+        seconds = warm_up(self._strategy, self._params, prompt)
+        self._compiled.add(self._programs(prompt))
+        return seconds
+
+    def _programs(self, prompt: Sequence[int]) -> tuple[Any, int]:
+        """What the programs depend on, but for the target's weights and devices."""
+        return self._strategy, bucket_length(len(prompt))
 
     def rounds(self, prompt: Sequence[int], *, name: str) -> Iterator[Round]:
         """The first token and then every round of an answer, as soon as it is there.

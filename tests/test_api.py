@@ -63,6 +63,8 @@ def test_look_up_conversations_and_sampling(folders):
         jaxspec.generate(target, turns, drafter=drafter, seed=3, **asked) for _ in range(2)
     )
     assert first.tokens == again.tokens
+    # Without decoding the prompt twice.
+    assert first.compile_s > 0 and again.compile_s == 0
     other = jaxspec.generate(target, turns, drafter=drafter, seed=4, **asked)
     system = jaxspec.generate(target, turns, drafter=drafter, seed=3, system="Be brief.", **asked)
     assert first.tokens not in (other.tokens, system.tokens)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -183,9 +182,8 @@ def check_prompts(
             )
 
 
-@functools.partial(jax.jit, static_argnames="seed")
-def _row_keys(numbers_B: jax.Array, *, seed: int) -> jax.Array:
-    key = jax.random.key(seed)
+@jax.jit
+def _row_keys(key: jax.Array, numbers_B: jax.Array) -> jax.Array:
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
 
 
@@ -205,7 +203,8 @@ def pad_prompts(
         tokens_BS=jnp.asarray(tokens_BS),
         lengths_B=jnp.asarray(lengths_B),
         active_B=jnp.asarray(np.arange(rows) < len(prompts)),
-        keys_B=_row_keys(jnp.asarray(numbers_B), seed=seed),
+        # The seed is no part of a program: whoever draws many samples would compile as many.
+        keys_B=_row_keys(jax.random.key(seed), jnp.asarray(numbers_B)),
     )
 
 

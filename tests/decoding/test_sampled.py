@@ -4,6 +4,8 @@ Dimension key: B rows (one response each), V vocabulary.
 """
 
 import dataclasses
+import importlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ from jaxspec.drafters.protocol import Draft
 from jaxspec.ops.sampling import GREEDY, Sampling
 from tests.decoding import tiny
 from tests.verify import laws
+
+generate_module = importlib.import_module("jaxspec.decoding.generate")
 
 VOCABULARY = 5
 ROWS = 20_000
@@ -199,3 +203,9 @@ def test_a_prompts_key_is_made_of_its_name_and_the_seed():
     first = key_data(["a", "b", "c"], seed=0)
     assert (key_data(["c", "a"], seed=0) == first[[2, 0]]).all()
     assert len(np.unique(np.concatenate([first, key_data(["a"], seed=1)]), axis=0)) == 4
+    # A seed is no part of a program, so that many samples compile nothing.
+    programs = generate_module._row_keys._cache_size()
+    for seed in (2, 2**31 + 5, 2**40 + 1):
+        expected = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"a"))
+        assert (key_data(["a"], seed=seed)[0] == np.array(jax.random.key_data(expected))).all()
+    assert generate_module._row_keys._cache_size() == programs

@@ -142,12 +142,16 @@ def take_turns(
             turns = list(zip(clocks, laps, strict=True))
             for clock, found in turns if repeat % 2 == 0 else turns[::-1]:
                 start_s, run_s, state = clock.lap(batch)
-                found.append((start_s, run_s))
+                steps, tokens = clock.count(state, name)
                 if repeat == 0:
-                    steps, tokens = clock.count(state, name)
                     clock.steps.append(steps)
                     clock.tokens.append(tokens)
                     clock.names.append(name)
+                elif tokens and clock.tokens[-1]:
+                    # Adaptive sizes sample another answer in every repeat: what counts is the time
+                    # that as many tokens as in the first would have taken.
+                    run_s *= clock.tokens[-1] / tokens
+                found.append((start_s, run_s))
         for clock, first, found in zip(clocks, firsts, laps, strict=True):
             if first is not None:
                 clock.compile_s += max(0.0, first - sum(found[0]))

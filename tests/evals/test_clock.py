@@ -67,6 +67,16 @@ def test_medians_of_turns_without_what_is_compiled(seconds):
     assert (ours.steps, ours.tokens) == ([3], [30])
 
 
+def test_repeats_with_other_answers_count_by_their_tokens(seconds):
+    """Samples of adaptive sizes differ from repeat to repeat: 4, 8 and 2 tokens, 0.5 s each."""
+    ours = ticking("ours", [9.0, 2.0, 4.0, 1.0], spend=seconds, log=[])
+    counts = iter([(2, 4), (8, 8), (2, 2)])
+    ours.count = lambda state, name: next(counts)
+    take_turns([ours], [batch()], ids=["a"], repeats=3)
+    assert (ours.steps, ours.tokens) == ([2], [4])
+    assert ours.run_s == ours.fastest_s == [2.0] and ours.whole_s == [3.0]
+
+
 def test_each_shape_is_compiled_once(seconds):
     log = []
     ours = ticking("ours", [2.0, 1.0, 1.0, 5.0, 1.0], spend=seconds, log=log)

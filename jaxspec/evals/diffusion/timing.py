@@ -159,7 +159,8 @@ def _clock(decoder: BlockDiffusion, params: Any) -> Clock:
     """A decoder; laying out the canvas and the prefill are part of its time (`whole_s`)."""
 
     def count(state: DiffusionState, name: str) -> tuple[int, int]:
-        response = read_diffusion(jax.device_get(state), 0, name=name, decoder=decoder)
+        host = jax.device_get(dataclasses.replace(state, cache=None))
+        response = read_diffusion(host, 0, name=name, decoder=decoder)
         return response.num_passes, response.filled
 
     pieces = decoder.prepare(params)

@@ -211,9 +211,18 @@ def _say_what_is_unusual(
 
 
 def max_prompt_tokens(settings: EvaluationConfig, target: TargetBundle) -> int:
-    """The longest prompt that leaves room for the response."""
-    positions = target.config.max_position_embeddings - settings.max_new_tokens
-    return min(settings.max_prompt_tokens, positions)
+    """The longest prompt that leaves room for the response.
+
+    Raises:
+      ValueError: the response alone takes all of the target's positions.
+    """
+    positions = target.config.max_position_embeddings
+    if settings.max_new_tokens >= positions:
+        raise ValueError(
+            f"evaluation.max_new_tokens is {settings.max_new_tokens}, but {target.name} has only "
+            f"{positions} positions: lower it, so that there is room for a prompt."
+        )
+    return min(settings.max_prompt_tokens, positions - settings.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -411,6 +411,11 @@ def test_mistakes_are_found_before_anything_is_decoded(folders, tmp_path, monkey
         (run_config(folders, benchmarks=("nonsense",)), folders[1], "Unknown data set"),
         (run_config(folders, max_prompt_tokens=5), folders[1], "No prompts to decode"),
         (run_config(folders, max_new_tokens=255), folders[1], "No prompts to decode"),
+        (
+            run_config(folders, max_new_tokens=256),
+            folders[1],
+            "max_new_tokens is 256, but target has only 256 positions: lower it",
+        ),
         # Of the second benchmark, before the first one.
         (run_config(folders, benchmarks=two), folders[1], r"^second\.jsonl: No prompts to decode"),
         (

@@ -248,7 +248,7 @@ def hub_name(target: Mapping[str, Any]) -> str:
 
 def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows of a result file that are of a drafter in one of the folders."""
-    from jaxspec.evals.opening import folder_name, is_called
+    from jaxspec.evals.folder_names import folder_name, is_called
     from jaxspec.evals.report import read_json
     from jaxspec.evals.results import is_diffusion, is_target_alone
 

@@ -85,7 +85,7 @@ def open_models(
     mesh = decoding_mesh(
         dataclasses.replace(command.run.mesh, data=1, fsdp=1), rows=1, option="prompts"
     )
-    target = open_target(config, default_template=PLAIN, mesh=mesh)
+    target = open_target(config, default_template=PLAIN, mesh=mesh, laid_out=True)
     if command.drafter in ("", "none"):
         return target, None
     if command.drafter in _UNTRAINED:

@@ -236,7 +236,7 @@ def _regenerate(
         remove_unfinished(output)
     journal = AnswerJournal(output / JOURNAL)
     try:
-        target = open_target(command.run.target, mesh=mesh)
+        target = open_target(command.run.target, mesh=mesh, laid_out=True)
         suppressed = target.suppressed_ids(command.suppress)
         rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
         rows = batch_rows(len(examples), most=command.batch_size, mesh=mesh)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ from jaxspec.config import (
 from jaxspec.data.chat_template import PLAIN
 from jaxspec.data.tokenizer import Tokenizer, check_same_tokens
 from jaxspec.data.tokenizer_files import has_tokenizer
-from jaxspec.decoding.layout import unrolls
-from jaxspec.decoding.placement import mesh_of
+from jaxspec.decoding.layout import cut_in_turn, unrolls
+from jaxspec.decoding.placement import mesh_of, on_mesh_of
 from jaxspec.drafters.denoising import Denoising
 from jaxspec.drafters.kind import DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
+from jaxspec.evals.folder_names import folder_name
 from jaxspec.evals.mesh import check_model_fits
 from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.files import user_path
@@ -61,6 +62,12 @@ def _for_decoding(config: Any, *, dtype: Dtype) -> Any:
         param_dtype=dtype,
         unroll_layers=unrolls(config.num_layers),
     )
+
+
+def _laid_out(params: Any, config: Any) -> Any:
+    """Parameters in the layout of decoding loops; the given tree must not be used any more."""
+    with on_mesh_of(params):
+        return cut_in_turn(params, unrolled=config.unroll_layers)
 
 
 def _placement(mesh: Mesh | None) -> Placement:
@@ -163,18 +170,22 @@ class DiffusionTarget(OpenedTarget):
         """Ids that are not text, but for the mask, which decoding leaves out itself."""
         return tuple(i for i in super().reserved_ids if i != self.mask_id)
 
-    def with_weights(self, *, mesh: Mesh | None = None) -> DiffusionTarget:
+    def with_weights(self, *, mesh: Mesh | None = None, laid_out: bool = False) -> DiffusionTarget:
         """The same one, ready to decode.
 
         Args:
           mesh: the devices that hold the weights and decode; None: the default device.
+          laid_out: see `open_target`.
 
         Raises:
           ValueError: tensors that do not fit, or a mesh that does not divide the model.
         """
         check_model_fits(self.config, mesh, name=self.name)
         params = load_params(self.stored, dtype=self.config.dtype, shardings=_placement(mesh))
-        return dataclasses.replace(self, params=jax.device_put(params))
+        params = jax.device_put(params)
+        if laid_out:
+            params = _laid_out(params, self.config)
+        return dataclasses.replace(self, params=params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -259,7 +270,11 @@ def untrained_drafter(kind: str) -> DrafterBundle:
 
 
 def open_target(
-    target: TargetConfig, *, default_template: str | None = None, mesh: Mesh | None = None
+    target: TargetConfig,
+    *,
+    default_template: str | None = None,
+    mesh: Mesh | None = None,
+    laid_out: bool = False,
 ) -> TargetBundle:
     """Opens the target that a run names.
 
@@ -267,6 +282,9 @@ def open_target(
       target: where it is, and in which dtype it computes.
       default_template: see `Tokenizer.load`.
       mesh: the devices that hold its weights and decode; None: the default device.
+      laid_out: whether the weights are laid out as decoding loops want them. Otherwise each
+        strategy makes a copy of the layers (`Strategy.prepare`). `model.apply` takes weights that
+        are laid out only after `jaxspec.decoding.layout.stack_layers`.
 
     Raises:
       ValueError: no such folder, a model that is not supported, a tokenizer that does not fit, or a
@@ -279,6 +297,8 @@ def open_target(
     config, params = load_target(stored, dtype=target.dtype, shardings=_placement(mesh))
     config = _for_decoding(config, dtype=target.dtype)
     config = dataclasses.replace(config, attention=target.attention)
+    if laid_out:
+        params = _laid_out(params, config)
     tokenizer = _target_tokenizer(stored, target, config, default_template=default_template)
     return TargetBundle(
         name=name,
@@ -446,48 +466,6 @@ def _check_tokenizer(
             f"embedding of {config.vocab_size} rows where {target.num_tokens} tokens and a mask "
             "are expected: put its tokenizer's files there."
         )
-
-
-def folder_name(folder: Path) -> str:
-    """What to call a folder in tables: its last part, or its run's where that is "export"."""
-    return run_folder(folder).name
-
-
-def run_folder(folder: Path) -> Path:
-    """A run's folder, resolved, also where its "export" is named; or a folder of weights."""
-    resolved = folder.resolve()
-    return resolved.parent if resolved.name == "export" else resolved
-
-
-def folder_names(folders: Sequence[Path]) -> list[str]:
-    """What to call several folders: with those above them in front, where names would be equal.
-
-    >>> folder_names([Path("/runs/lrA/full"), Path("/runs/lrB/full/export"), Path("/runs/base")])
-    ['lrA/full', 'lrB/full', 'base']
-
-    Raises:
-      ValueError: a folder that is named twice.
-    """
-    places = [run_folder(folder) for folder in folders]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise ValueError(f"--workdir names {folders[number]} twice: leave it out once.")
-    names = [place.name for place in places]
-    while twice := {name for name in names if names.count(name) > 1}:
-        for number, name in enumerate(names):
-            if name in twice:
-                places[number] = places[number].parent
-                names[number] = f"{places[number].name}/{name}"
-    return names
-
-
-def is_called(folder: Path, name: str) -> bool:
-    """Whether a name in tables may be that of a folder: see `folder_names`.
-
-    >>> is_called(Path("/runs/lrA/full/export"), "lrA/full")
-    True
-    """
-    return f"/{run_folder(folder)}".endswith(f"/{name}")
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

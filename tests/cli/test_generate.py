@@ -15,6 +15,7 @@ from jaxspec.cli import generation_session
 from jaxspec.cli import main as console
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.terminal_tokens import LEGEND
+from jaxspec.decoding import layout
 from tests.data import templates
 from tests.evals.diffusion_folders import write_model
 from tests.evals.drafter_folders import write_folders
@@ -95,6 +96,13 @@ def test_a_prompt_with_a_drafter_gives_the_text_of_the_target(ask, folders, alon
         )
     _, out, err = ask("--prompt", PROMPT, "--drafter", "ngram", "--no-compare")
     assert out == alone and "target alone" not in err
+
+
+def test_the_weights_are_in_memory_once(ask, monkeypatch, alone):
+    """With a drafter and alone, the same ones are decoded with."""
+    monkeypatch.setattr(layout, "_cut_now", lambda stack: pytest.fail("a copy of the weights"))
+    status, out, err = ask("--prompt", PROMPT, "--drafter", "ngram")
+    assert (status, out) == (0, alone) and "the same text" in err
 
 
 def test_where_the_text_differs_from_that_of_the_target_is_said(ask, monkeypatch):

@@ -1,10 +1,13 @@
 """Parameters cut by layers and stacked again are the same."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.decoding import layout
 from jaxspec.decoding.layout import cut_layers, stack_layers
 from tests.decoding import tiny
 
@@ -48,3 +51,38 @@ def test_cutting_outside_of_a_program_copies_nothing_but_the_layers():
         prepared = strategy.prepare(whole)
         ours, theirs = jax.tree.leaves(prepared), jax.tree.leaves(whole)
         assert all(leaf is other for leaf, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_an_owned_tree_is_cut_without_a_copy_of_the_whole(monkeypatch, unrolled):
+    """While a stack is cut, those before it are no longer there."""
+    shape = (3, 1000)
+    params = {
+        "head": jnp.ones((4, 2)),
+        "layers": {"a": {name: jnp.full(shape, ord(name)) for name in "wxy"}, "z": jnp.ones(shape)},
+    }
+    expected = jax.tree.map(np.array, params)
+    stacks = [weakref.ref(leaf) for leaf in jax.tree.leaves(params["layers"])]
+    alive = []
+    unstack = layout._unstack
+
+    def watched(stack):
+        alive.append(sum(each() is not None for each in stacks))
+        return unstack(stack)
+
+    monkeypatch.setattr(layout, "_unstack", watched)
+    head = params["head"]
+    cut = layout.cut_in_turn(params, unrolled=unrolled)
+    assert cut["head"] is head
+    assert alive == ([4, 3, 2, 1] if unrolled else [])
+    assert any(each() is not None for each in stacks) != unrolled
+    for ours, theirs in zip(
+        jax.tree.leaves(stack_layers(cut)), jax.tree.leaves(expected), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
+    # Nothing is left to do before a loop.
+    again = cut_layers(cut, unrolled=unrolled, now=True)
+    assert jax.tree.structure(again) == jax.tree.structure(cut)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(cut), strict=True):
+        assert ours is theirs
+    assert layout.cut_in_turn(cut, unrolled=unrolled)["layers"] is again["layers"]

@@ -97,7 +97,7 @@ def evaluate_diffusion(
             speed=DiffusionSpeed,
             echo=echo,
         ) as finished:
-            weighted = target.with_weights(mesh=mesh)
+            weighted = target.with_weights(mesh=mesh, laid_out=True)
             evaluation = DiffusionEvaluation(config, weighted, base, echo)
             for found in finished.measured(
                 benchmarks, decoders, reference=evaluation.reference, measure=evaluation.measure

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from jaxspec.config import GPT2Config
 from jaxspec.drafters.registry import KINDS
+from jaxspec.evals.folder_names import folder_names
 from jaxspec.evals.opening import (
     DrafterBundle,
     TargetBundle,
-    folder_names,
     open_drafter,
     untrained_drafter,
 )

@@ -106,7 +106,7 @@ def evaluate(
         try_folder(references, option="--references")
     with held_output(output) as file:
         mesh = decoding_mesh(config.mesh, rows=settings.batch_size, option="evaluation.batch_size")
-        target = open_target(config.target, default_template=PLAIN, mesh=mesh)
+        target = open_target(config.target, default_template=PLAIN, mesh=mesh, laid_out=True)
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         longest = max_prompt_tokens(settings, target)
         check_positions(drafters, max_prompt_tokens=longest, max_new_tokens=settings.max_new_tokens)

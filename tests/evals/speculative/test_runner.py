@@ -19,9 +19,10 @@ from jaxspec.data.examples import Example
 from jaxspec.decoding import Adaptive, Autoregressive
 from jaxspec.evals.opening import open_drafter, open_target, untrained_drafter
 from jaxspec.evals.report import read_json
+from jaxspec.evals.speculative import runner
 from jaxspec.evals.speculative.choice import Case
 from jaxspec.evals.speculative.runner import Evaluation, evaluate
-from jaxspec.evals.speculative.strategies import build_strategy
+from jaxspec.evals.speculative.strategies import build_autoregressive, build_strategy
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.sampling import Sampling
 from jaxspec.provenance import jsonable, write_json
@@ -45,7 +46,22 @@ def measured(folders, tmp_path_factory):
     """(what evaluate returned, its file, what it printed)."""
     lines = []
     output = tmp_path_factory.mktemp("out") / "results.json"
-    result = evaluate(run_config(folders), workdirs=folders[1], output=output, echo=lines.append)
+    opened = []
+
+    def open_and_keep(*args, **settings):
+        opened.append(open_target(*args, **settings))
+        return opened[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "open_target", open_and_keep)
+        result = evaluate(
+            run_config(folders), workdirs=folders[1], output=output, echo=lines.append
+        )
+    # The target alone and with its drafters: one copy of its weights.
+    weights = opened[0].params
+    prepared = build_autoregressive(SETTINGS, opened[0]).prepare(weights)
+    pairs = zip(jax.tree.leaves(prepared), jax.tree.leaves(weights), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
     return result, output, "\n".join(lines)
 
 

@@ -148,6 +148,7 @@ def export(command: ExportCommand) -> Path:
                 whole,
                 weights.run,
                 weights.record,
+                tokenizer=weights.tokenizer,
                 command=command,
                 rewrite=rewrite,
                 results=results,
@@ -173,6 +174,7 @@ def _for_servers(
     run: RunConfig,
     record: Mapping[str, Any],
     *,
+    tokenizer: Tokenizer,
     command: ExportCommand,
     rewrite: Callable[..., dict[str, Any]] | None,
     results: Sequence[Mapping[str, Any]],
@@ -211,6 +213,7 @@ def _for_servers(
         drafter=user_path(command.output).resolve(),
         results=results,
         warnings=warnings,
+        has_thinking_mode=tokenizer.reads_thinking_mode,
     )
     write_text(folder / "README.md", card)
     lines = [f"Warning: {line}" for line in warnings]

@@ -16,6 +16,11 @@ from jaxspec.config import LossConfig
 from jaxspec.training.run_record import from_jsonable
 
 _NOT_RECORDED = "not recorded"
+_MODE = (
+    "The drafter learned with `enable_thinking` {0}. Servers take the default of the chat template "
+    'unless a request names the mode: send `"chat_template_kwargs": {{"enable_thinking": {0}}}` '
+    "with each chat request."
+)
 _WHERE = " Run the commands in the folder that holds {}, or give its path or its name on the Hub."
 
 
@@ -28,6 +33,7 @@ def model_card(
     drafter: Path,
     results: Sequence[Mapping[str, Any]],
     warnings: Sequence[str],
+    has_thinking_mode: bool = False,
 ) -> str:
     """The text of the card.
 
@@ -40,8 +46,10 @@ def model_card(
         one, otherwise by its last part.
       results: its rows of a result file of jaxspec; [] if nothing was measured.
       warnings: where servers compute something else.
+      has_thinking_mode: whether the target's chat template reads enable_thinking.
     """
     block = document["block_size"]
+    thinks = _thinking(record) if has_thinking_mode else None
     # A name on the Hub has at most one slash, and not at its beginning.
     is_local = Path(target).is_absolute()
     parts = [
@@ -50,13 +58,14 @@ def model_card(
         f"A DFlash drafter (arXiv 2602.06036) for {target}, trained with jaxspec. It drafts blocks "
         f"of {block} tokens, the first of which is the target's own. It has neither embedding nor "
         "head and is of no use without its target.",
-        "## Training\n\n" + _table(_provenance(document, record, target=target)),
+        "## Training\n\n"
+        + _table(_provenance(document, record, target=target, has_modes=has_thinking_mode)),
         "## Accepted length\n\n" + _measured(results),
     ]
     if warnings:
         parts.append("## Before serving\n\n" + "\n".join(f"- {line}" for line in warnings))
     shown = str(drafter) if is_local else drafter.name
-    runs = commands(document, format=format, target=target, drafter=shown)
+    runs = commands(document, format=format, target=target, drafter=shown, thinks=thinks)
     counts = (
         f"vLLM and tpu-inference count the {block - 1} drafted tokens of a block; SGLang and "
         "z-lab's script count the block."
@@ -64,15 +73,16 @@ def model_card(
         else f"vLLM counts the {block - 1} drafted tokens of a block. For SGLang, tpu-inference "
         "and z-lab's script, export the zlab format."
     )
+    mode = "" if thinks is None else f"{_MODE.format(str(thinks).lower())}\n\n"
     parts.append(
-        f"## Serving\n\n{counts}{'' if is_local else _WHERE.format(shown)}\n\n"
+        f"## Serving\n\n{counts}{'' if is_local else _WHERE.format(shown)}\n\n{mode}"
         + "\n\n".join(f"{name}:\n\n```bash\n{command}\n```" for name, command in runs.items())
     )
     return "\n\n".join(parts) + "\n"
 
 
 def _provenance(
-    document: Mapping[str, Any], record: Mapping[str, Any], *, target: str
+    document: Mapping[str, Any], record: Mapping[str, Any], *, target: str, has_modes: bool
 ) -> dict[str, Any]:
     config = record.get("config") or {}
     fingerprints = record.get("fingerprints") or {}
@@ -83,6 +93,7 @@ def _provenance(
         "Target": target,
         "Target's weights (fingerprint)": fingerprints.get("target.path", _NOT_RECORDED),
         "Captured layers": ", ".join(map(str, document["dflash_config"]["target_layer_ids"])),
+        **({"Thinking (enable_thinking)": _in_turn(map(_mode, parts))} if has_modes else {}),
         "Data": _in_turn(_sources(part) for part in parts),
         "Data (fingerprint)": fingerprints.get("data", _NOT_RECORDED),
         "Loss": _in_turn(_loss(part) for part in parts),
@@ -114,6 +125,19 @@ def _steps(step: int, parts: Sequence[Mapping[str, Any]]) -> str:
 def _setting(part: Mapping[str, Any], group: str, name: str) -> str:
     settings = (part.get("config") or {}).get(group) or {}
     return str(settings.get(name, _NOT_RECORDED))
+
+
+def _thinking(part: Mapping[str, Any]) -> bool | None:
+    """The mode in which the target answered; None: the default of its chat template."""
+    mode = ((part.get("config") or {}).get("target") or {}).get("enable_thinking")
+    return mode if isinstance(mode, bool) else None
+
+
+def _mode(part: Mapping[str, Any]) -> str:
+    if not part.get("config"):
+        return _NOT_RECORDED
+    mode = _thinking(part)
+    return "the chat template's default" if mode is None else str(mode).lower()
 
 
 def _sources(part: Mapping[str, Any]) -> str:

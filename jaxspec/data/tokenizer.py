@@ -275,13 +275,18 @@ class Tokenizer:
             digest.update(json.dumps(self._further_stop_ids).encode())
         return digest.hexdigest()[:16]
 
+    @property
+    def reads_thinking_mode(self) -> bool:
+        """Whether the chat template reads enable_thinking."""
+        return self._template.reads("enable_thinking")
+
     def thinks_first(self) -> bool:
         """Whether the chat template lets the model think before it answers."""
         prompt = self.render([{"role": "user", "content": "Hi."}], add_generation_prompt=True)
         if prompt.rstrip().endswith(END_THINK):
             return False
         # A model whose thinking can be turned off thinks unless told otherwise.
-        return prompt.rstrip().endswith(THINK) or self._template.reads("enable_thinking")
+        return prompt.rstrip().endswith(THINK) or self.reads_thinking_mode
 
     def render(
         self, turns: Conversation, *, add_generation_prompt: bool, tools: Sequence[Any] = ()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxspec.cli.model_card import model_card
 from tests.cli.stopped_runs import exported, rewrite_progress, save_drafter_run
+from tests.data.templates import THINKING
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,46 @@ def test_commands_of_the_card_work_where_both_are_folders(drafter_run, tmp_path)
     card = (tmp_path / "nested" / "my-drafter" / "README.md").read_text()
     assert f'"model": "{tmp_path}/nested/my-drafter"' in card and "# my-drafter\n" in card
     assert f"--draft {tmp_path}/nested/my-drafter " in card and "Run the commands in" not in card
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_modes", "named", "script"),
+    [
+        (False, True, "| Thinking (enable_thinking) | false |", "--block-size 4 --reasoning off"),
+        (True, True, "| Thinking (enable_thinking) | true |", "--block-size 4 --reasoning on"),
+        (None, True, "| the chat template's default |", "--block-size 4 \\"),
+        # z-lab's script refuses the option where the template does not read the mode.
+        (False, False, "", "--block-size 4 \\"),
+    ],
+)
+def test_the_card_names_the_thinking_mode_of_training(mode, has_modes, named, script):
+    record = {"config": {"target": {"enable_thinking": mode}}}
+    document = {"block_size": 4, "dflash_config": {"target_layer_ids": [0, 1]}}
+    card = model_card(
+        document,
+        format="zlab",
+        record=record,
+        target="some/model",
+        drafter=Path("my-drafter"),
+        results=[],
+        warnings=[],
+        has_thinking_mode=has_modes,
+    )
+    assert named in card and script in card
+    asked = f'"chat_template_kwargs": {{"enable_thinking": {str(mode).lower()}}}'
+    assert (asked in card) == (has_modes and mode is not None)
+    assert ("Thinking" in card) == has_modes
+
+
+def test_an_export_finds_out_whether_the_template_reads_the_thinking_mode(drafter_run, tmp_path):
+    workdir = Path(shutil.copytree(drafter_run[0], tmp_path / "run"))
+    record = json.loads((workdir / "provenance.json").read_text())
+    target = Path(shutil.copytree(record["config"]["target"]["path"], tmp_path / "target"))
+    (target / "chat_template.jinja").write_text(THINKING)
+    record["config"]["target"] |= {"path": str(target), "enable_thinking": False}
+    rewrite_progress(workdir, 5, record=record)
+    exported((workdir, None), tmp_path / "out", target_name="some/model", record_drafts=False)
+    assert "--reasoning off" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_each_checkpoint_is_exported_with_the_settings_of_its_own(drafter_run, tmp_path):

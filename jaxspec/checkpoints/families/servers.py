@@ -96,7 +96,12 @@ def warnings(
 
 
 def commands(
-    document: Mapping[str, Any], *, format: Format, target: str, drafter: str
+    document: Mapping[str, Any],
+    *,
+    format: Format,
+    target: str,
+    drafter: str,
+    thinks: bool | None = None,
 ) -> dict[str, str]:
     """Program -> the command that serves or measures with a drafter.
 
@@ -108,7 +113,9 @@ def commands(
       format: the format that it is written in.
       target: name or folder of the target.
       drafter: likewise of the drafter.
+      thinks: enable_thinking, where z-lab's script has to be told; servers are told per request.
     """
+    reasoning = "" if thinks is None else f" --reasoning {'on' if thinks else 'off'}"
     block = document["block_size"]
     speculative = json.dumps(
         {"method": "dflash", "model": drafter, "num_speculative_tokens": block - 1}
@@ -129,7 +136,7 @@ def commands(
         "tpu-inference": served,
         "z-lab's script": (
             f"dflash benchmark transformers --model {shlex.quote(target)} \\\n"
-            f"  --draft {shlex.quote(drafter)} --block-size {block} \\\n"
+            f"  --draft {shlex.quote(drafter)} --block-size {block}{reasoning} \\\n"
             "  --dataset gsm8k --max-samples 128"
         ),
     }

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
+"""Where transformers saves the chat template that it uses with tools, if there are several."""
 READ_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -15,6 +17,7 @@ READ_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    TOOL_TEMPLATE,
 )
 """What jaxspec reads; a folder has some of them. Tokenized data is named by their contents, in this
 order."""

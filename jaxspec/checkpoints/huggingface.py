@@ -49,8 +49,8 @@ Placement = Shardings | Callable[[Any], Shardings]
 """Where parameters go, or what says so when it is given a tree of their shapes."""
 
 EXPORT_FILES = frozenset(
-    (*TOKENIZER_FILES, "README.md", "config.json", "generation_config.json", "provenance.json",
-     safetensors_io.INDEX)
+    (*(name.split("/")[0] for name in TOKENIZER_FILES), "README.md", "config.json",
+     "generation_config.json", "provenance.json", safetensors_io.INDEX)
 )  # fmt: skip
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
@@ -374,18 +374,19 @@ def write_folder(
 
 
 def is_exported(name: str) -> bool:
-    """Whether a file with this name belongs to an export."""
+    """Whether a file or folder with this name, in the folder of an export, belongs to it."""
     return name in EXPORT_FILES or (name.startswith("model") and name.endswith(".safetensors"))
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
         raise ValueError(
             f"No tokenizer in {source}: expected tokenizer.json or other tokenizer files."
         )
-    for path in found:
-        copy_file(path, folder / path.name)
+    for name in found:
+        (folder / name).parent.mkdir(exist_ok=True)
+        copy_file(source / name, folder / name)
     _keep_tokenizer_class(source, folder)
 
 

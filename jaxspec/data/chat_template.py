@@ -23,6 +23,7 @@ import jinja2.parser
 from jaxspec.data.examples import ROLES, Conversation
 from jaxspec.data.template_sandbox import Sandbox
 from jaxspec.data.tokenizer_files import read_json, read_text
+from jaxspec.tokenizer_files import TOOL_TEMPLATE
 
 CHATML = (
     "{% for message in messages %}"
@@ -65,6 +66,7 @@ class ChatTemplate:
         place: str | os.PathLike[str],
         *,
         source: str | None,
+        tool_source: str | None = None,
         variables: Mapping[str, Any] | None = None,
         is_own: bool = True,
         begins: bool = False,
@@ -74,6 +76,7 @@ class ChatTemplate:
         Args:
           place: the file or folder that it comes from; messages name it.
           source: its text; None if the folder has none, which is an error only when it is used.
+          tool_source: the text that is used with tools; None: `source` is.
           variables: what templates may print or test in addition to the conversation: bos_token,
             eos_token, enable_thinking and so on.
           is_own: whether it comes from the folder itself.
@@ -83,6 +86,8 @@ class ChatTemplate:
         self.is_own = is_own and source is not None
         self._place = str(place)
         self._source = source
+        self._tool_source = tool_source
+        self._templates: dict[str, jinja2.Template] = {}
         self._variables = dict(variables or {})
 
     @classmethod
@@ -100,12 +105,13 @@ class ChatTemplate:
         `default` is used if the folder has no template, after bos_token where the tokenizer begins
         each text with it (`begins`).
         """
-        found, place = _find_source(folder, config)
+        found, tool_source, place = _find_sources(folder, config)
         if default is not None and begins:
             default = _BEGINNING + default
         return cls(
             place,
             source=found or default,
+            tool_source=tool_source,
             variables=variables,
             is_own=bool(found),
             begins=begins,
@@ -119,14 +125,16 @@ class ChatTemplate:
         Args:
           turns: the conversation.
           add_generation_prompt: whether the assistant's answer comes next.
-          tools: what the assistant may call.
+          tools: what the assistant may call. Where the folder has a template "tool_use", it is used
+            for them, as in transformers.
 
         Raises:
           ValueError: no template, or one that cannot be read.
           Refused: the template refuses the conversation.
         """
         check_turns(turns)
-        template = self._compiled
+        source = self._tool_source if tools and self._tool_source else self._source
+        template = self._compiled(source)
         conversation = {
             "messages": turns,
             "add_generation_prompt": add_generation_prompt,
@@ -134,7 +142,7 @@ class ChatTemplate:
             "tools": list(tools) or None,
         }
         try:
-            variables = {**self._date, **self._variables, **conversation}
+            variables = {**_date(source or ""), **self._variables, **conversation}
             return _sandbox().rendered(template, variables)
         except Exception as error:  # A template is a program: a broken one can raise anything.
             raise Refused(
@@ -142,36 +150,38 @@ class ChatTemplate:
                 f"{_brief([turn['role'] for turn in turns])}: {_brief(error)}."
             ) from error
 
-    @functools.cached_property
-    def _date(self) -> dict[str, Any]:
-        """What a template that needs today's date gets.
-
-        One that has a date of its own, where it is given none, uses that: Llama 3.2's, which tests
-        whether the function is defined. The date is always the same: today's would make other texts
-        of the same data every day.
-        """
-        if not self.reads(_NOW) or _TESTS_FOR_NOW.search(self._source or ""):
-            return {}
-        return {_NOW: _DATE.strftime}
-
     def reads(self, variable: str) -> bool:
         """Whether the template mentions a variable."""
         return variable in (self._source or "")
 
-    @functools.cached_property
-    def _compiled(self) -> jinja2.Template:
-        if self._source is None:
+    def _compiled(self, source: str | None) -> jinja2.Template:
+        if source is None:
             raise ValueError(
                 f"The tokenizer in {self._place!r} has no chat template. Put the model's own into "
                 "chat_template.jinja there. A base model has none; this one passes contents on "
                 f"unchanged:\n{self._plain}"
             )
         try:
-            return _sandbox().compiled(self._source)
+            if source not in self._templates:
+                self._templates[source] = _sandbox().compiled(source)
+            return self._templates[source]
         except Exception as error:  # Python's compiler has its own limits.
             raise ValueError(
                 f"The chat template of {self._place!r} cannot be read: {_brief(error)}."
             ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _date(source: str) -> dict[str, Any]:
+    """What a template that needs today's date gets.
+
+    One that has a date of its own, where it is given none, uses that: Llama 3.2's, which tests
+    whether the function is defined. The date is always the same: today's would make other texts of
+    the same data every day.
+    """
+    if _NOW not in source or _TESTS_FOR_NOW.search(source):
+        return {}
+    return {_NOW: _DATE.strftime}
 
 
 def _brief(what: Any) -> str:
@@ -230,32 +240,42 @@ def _with_arguments(call: Any) -> Any:
     return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
-def _find_source(
+def _find_sources(
     folder: pathlib.Path, config: Mapping[str, Any]
-) -> tuple[str | None, pathlib.Path]:
-    """A folder's template and the file that holds it; None and the folder if there is none."""
+) -> tuple[str | None, str | None, pathlib.Path]:
+    """A folder's template, the one for tools if it has another, and the file of the first.
+
+    Without any, the file is the folder.
+    """
+    file = folder / TOOL_TEMPLATE
+    tool_source = _template_in(file) if file.is_file() else None
     file = folder / "chat_template.jinja"
     if file.is_file():
-        source = read_text(file)
-        if not source:
-            raise ValueError(f"{str(file)!r} is empty: download it again, or remove it.")
-        return source, file
+        return _template_in(file), tool_source, file
     file = folder / "chat_template.json"
     stated = read_json(file).get("chat_template")
     if stated in (None, ""):
         file = folder / "tokenizer_config.json"
         stated = config.get("chat_template")
-    # Several named templates, such as tools, retrieval and default.
+    # Several named templates, such as tool_use, rag and default.
     if isinstance(stated, list) and all(map(_is_named, stated)):
-        stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
+        named = {entry["name"]: entry["template"] for entry in stated}
+        stated, tool_source = named.get("default"), tool_source or named.get("tool_use")
     if stated in (None, ""):
-        return None, folder
+        return None, tool_source, file if tool_source else folder
     if not isinstance(stated, str):
         raise ValueError(
             f"The chat template in {str(file)!r} must be text, or a list of objects with a name "
             f"and a template: got {stated!r:.60}."
         )
-    return stated, file
+    return stated, tool_source, file
+
+
+def _template_in(file: pathlib.Path) -> str:
+    source = read_text(file)
+    if not source:
+        raise ValueError(f"{str(file)!r} is empty: download it again, or remove it.")
+    return source
 
 
 def _is_named(entry: Any) -> bool:

@@ -228,6 +228,7 @@ class Tokenizer:
         for name in TOKENIZER_FILES:
             source = self.folder / name
             if source.is_file() and source.resolve() != (path / name).resolve():
+                (path / name).parent.mkdir(exist_ok=True)
                 copy_file(source, path / name)
 
     @property

@@ -29,6 +29,7 @@ from jaxspec.checkpoints.huggingface import (
 )
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import DrafterConfig, Llama3RopeScaling, TransformerConfig
+from jaxspec.tokenizer_files import TOOL_TEMPLATE
 
 QWEN3 = TransformerConfig(
     vocab_size=40,
@@ -524,10 +525,14 @@ def test_tokenizer_provenance_and_special_ids_travel_along(tmp_path: Path) -> No
         json.dumps({"eos_token": "<end>", "pad_token": {"content": "<pad>"}, "bos_token": None})
     )
     (tokenizer / "unrelated.bin").write_text("")
+    (tokenizer / TOOL_TEMPLATE).parent.mkdir()
+    (tokenizer / TOOL_TEMPLATE).write_text("{{ tools }}")
     out = tmp_path / "out"
-    save_target(
-        out, QWEN3, target_params(QWEN3), tokenizer_folder=tokenizer, provenance={"seed": 3}
-    )
+    for _ in range(2):  # The second one replaces the first.
+        save_target(
+            out, QWEN3, target_params(QWEN3), tokenizer_folder=tokenizer, provenance={"seed": 3}
+        )
+    assert (out / TOOL_TEMPLATE).read_text() == "{{ tools }}"
     for name in ("config.json", "generation_config.json"):
         document = json.loads((out / name).read_text())
         assert (document["eos_token_id"], document["pad_token_id"]) == (7, 8)

@@ -13,6 +13,7 @@ import tokenizers
 
 from jaxspec.data.embedded import build_tokenizer, corpus
 from jaxspec.data.tokenizer import EMBEDDED_FOLDER, Tokenizer
+from jaxspec.tokenizer_files import TOOL_TEMPLATE
 from tests.data import templates
 
 ONE_ROUND = [
@@ -332,6 +333,34 @@ def test_named_templates(folder):
         .render(ONE_ROUND[:1], add_generation_prompt=True)
         .endswith("lake?<|im_end|><|im_start|>assistant\n")
     )
+
+
+TOOL_USE = "{% for tool in tools %}<tool>{{ tool.name }}</tool>{% endfor %}" + TRIMMING
+"""What a folder may have beside a template that knows no tools: Hermes 2 Pro and 3 do."""
+
+
+@pytest.mark.parametrize("place", ["a list", "a file"])
+def test_tools_have_a_template_of_their_own_as_in_transformers(folder, tmp_path, place):
+    import transformers
+
+    if place == "a list":
+        sources = {"default": TRIMMING, "tool_use": TOOL_USE}
+        named = [{"name": name, "template": source} for name, source in sources.items()]
+        _set(folder, chat_template=named)
+    else:
+        (folder / "chat_template.jinja").write_text(TRIMMING)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / TOOL_TEMPLATE).write_text(TOOL_USE)
+    tokenizer, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for tools in (None, [{"name": "add"}]):
+        expected = theirs.apply_chat_template(
+            ONE_ROUND[:1], tools=tools, add_generation_prompt=True, tokenize=False
+        )
+        assert ("<tool>add" in expected) == bool(tools)
+        ids = tokenizer.encode_prompt(ONE_ROUND[:1], tools=tools or ())
+        assert tokenizer.decode(ids, skip_special=False) == expected
+    tokenizer.save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").encode_prompt(ONE_ROUND[:1], tools=tools) == ids
 
 
 def test_white_space_that_a_special_token_swallows(folder):

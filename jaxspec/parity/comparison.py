@@ -105,18 +105,27 @@ def _files(
     for name, (ours, theirs) in pairs.items():
         detail = f"{ours}" if ours == theirs else f"{ours} and {theirs}"
         yield judged(f"read alike: {name}", ours == theirs, detail)
-    mask = second.mask_token_id
-    assert mask is not None, "open_drafter refuses a drafter without one"
-    uses = sum(text.tokens.count(mask) for text in texts)
-    detail = f"id {mask} of {target.config.vocab_size} rows"
-    if uses or mask in target.stop_ids:
-        detail += ", but texts use it: choose an unused row, and train with it"
-    yield judged("mask row is unused", not uses and mask not in target.stop_ids, detail)
+    yield _mask_row(target, second.mask_token_id, texts)
     if own is not None and own.has_template and target.tokenizer.has_template:
         turns = [{"role": "user", "content": QUESTIONS[0]}]
         same = own.encode_prompt(turns) == target.tokenizer.encode_prompt(turns)
         detail = "the same prompt ids" if same else "the drafter's folder has another one"
         yield judged("chat template", same, detail)
+
+
+def _mask_row(target: TargetBundle, mask: int | None, texts: Sequence[Text]) -> Finding:
+    """Whether texts use the mask; where every row is a token's, the end of a text may be it."""
+    assert mask is not None, "open_drafter refuses a drafter without one"
+    ends = mask in target.stop_ids and not target.reserved_ids
+    uses = any(mask in (text.tokens[:-1] if ends else text.tokens) for text in texts)
+    unused = not uses and (ends or mask not in target.stop_ids)
+    detail = f"id {mask} of {target.config.vocab_size} rows"
+    if not unused:
+        detail += ", but texts use it"
+        detail += "" if ends else ": choose an unused row, and train with it"
+    elif ends:
+        detail += ", all of which are used: this one only ends texts"
+    return judged("mask row is unused", unused, detail)
 
 
 def _own_tokenizer(weights: Path, target: TargetConfig) -> Tokenizer | None:

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxspec.models.registry import make_model
 from jaxspec.parity import comparison, passes, sources
 from jaxspec.parity.comparison import compare
 from jaxspec.parity.findings import Finding
+from jaxspec.training.draft_pass import Text
 from tests.parity import trained
 
 BY_TRAINING = ["drafts: training, decoding", "drafts: training, independent"]
@@ -105,6 +107,25 @@ def test_a_drafter_that_leaves_its_mask_to_the_target(run_folder: Path, tmp_path
     del config["dflash_config"]["mask_token_id"]
     file.write_text(json.dumps(config))
     assert not failures(run)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "status"),
+    [
+        (1025, (5, 1), "ok"),  # As in GPT-2: every other row is text.
+        (1025, (1, 5), "FAIL"),
+        (1028, (5, 1), "FAIL"),  # There are rows without a token.
+    ],
+)
+def test_a_mask_that_ends_texts_needs_a_target_without_an_unused_row(
+    rows: int, tokens: tuple[int, ...], status: str
+) -> None:
+    target: Any = SimpleNamespace(
+        config=SimpleNamespace(vocab_size=rows), stop_ids=(1,), reserved_ids=range(1025, rows)
+    )
+    finding = comparison._mask_row(target, 1, [Text(tokens, (0,))])
+    assert finding.status == status
+    assert ("choose an unused row" in finding.detail) == (rows == 1028)
 
 
 SHAPE = {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 128}

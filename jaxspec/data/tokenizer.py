@@ -34,6 +34,7 @@ from jaxspec.data.tokenizer_files import (
     GPT2_NAMES,
     byte_level,
     is_gpt2,
+    knows_no_turns,
     read_json,
     read_tokenizer,
     read_tokenizer_config,
@@ -121,7 +122,7 @@ class Tokenizer:
                 self.folder,
                 config,
                 variables={**self._names, **self.template_options},
-                default=PLAIN if is_gpt2(config) else default_template,
+                default=PLAIN if knows_no_turns(config) else default_template,
                 begins=bool(self.text_start),
             )
         self._served = ServedTurns(

@@ -34,6 +34,7 @@ _BASE_TOKENIZERS = {
     "gpt_neox": "GPTNeoXTokenizer",
 }
 """model_type -> class of the tokenizer, for families of models that know no turns."""
+_MODEL_TYPE = "model_type"
 LARGEST_FILE_BYTES = 1 << 28
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes of surrogates. A pair of them is a character; one alone is not valid in text."""
@@ -128,7 +129,8 @@ def read_tokenizer_config(
 ) -> dict[str, Any]:
     """tokenizer_config.json, with the tokenizer's class from config.json if it does not name one.
 
-    The Hub's gpt2 leaves the class to config.json, and transformers looks there, too.
+    The Hub's gpt2 leaves the class to config.json, and transformers looks there, too. The model's
+    type is in it as well.
 
     Args:
       folder: a model's folder.
@@ -146,15 +148,24 @@ def read_tokenizer_config(
             f"tokenizer_class in {str(folder / 'tokenizer_config.json')!r} must be a name: got "
             f"{stated!r}."
         )
-    by_model = _BASE_TOKENIZERS.get(str(model_config.get("model_type")))
+    config[_MODEL_TYPE] = str(model_config.get(_MODEL_TYPE))
+    by_model = _BASE_TOKENIZERS.get(config[_MODEL_TYPE])
     if not stated and by_model:
         config["tokenizer_class"] = by_model
     return config
 
 
 def is_gpt2(config: Mapping[str, Any]) -> bool:
-    """Whether tokenizer_config.json is that of a GPT-2 or GPT-NeoX, which know no turns."""
+    """Whether tokenizer_config.json is that of a GPT-2 or GPT-NeoX."""
     return str(config.get("tokenizer_class") or "").startswith(("GPT2", "GPTNeoX"))
+
+
+def knows_no_turns(config: Mapping[str, Any]) -> bool:
+    """Whether a model is a GPT-2, GPT-Neo or GPT-NeoX, by its tokenizer or its config.json.
+
+    Their tokenizers may be of no class in particular: PreTrainedTokenizerFast, TokenizersBackend.
+    """
+    return is_gpt2(config) or config.get(_MODEL_TYPE) in _BASE_TOKENIZERS
 
 
 def byte_level(pieces: str) -> tokenizers.pre_tokenizers.PreTokenizer:

@@ -100,6 +100,18 @@ def test_a_mask_need_not_be_an_added_token(gpt2_folder):
     assert loaded.mask_id == loaded.vocabulary()["<hole>"]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "gpt_neox"])
+def test_base_families_know_no_turns_whatever_their_tokenizer_is_called(folder, name):
+    change = {"tokenizer_class": "TokenizersBackend", "chat_template": None}
+    _change(folder / "tokenizer_config.json", lambda config: config.update(change))
+    turns = [{"role": "user", "content": "Hi."}]
+    with pytest.raises(ValueError, match="has no chat template"):
+        Tokenizer.load(folder).encode_prompt(turns)
+    (folder / "config.json").write_text(json.dumps({"model_type": name}))
+    loaded = Tokenizer.load(folder)
+    assert loaded.encode_prompt(turns) == loaded.encode("Hi.") and not loaded.has_template
+
+
 @pytest.mark.parametrize("token", ["!", "Ġlake"])
 @pytest.mark.parametrize("key", ["eos_token", "pad_token", "mask_token"])
 def test_special_tokens_that_ordinary_text_gives_are_refused(gpt2_folder, key, token):

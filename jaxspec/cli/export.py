@@ -200,7 +200,9 @@ def _for_servers(
     source = target_folder(run.target.path)
     target = read_json(source / "config.json")
     name = command.target_name or str(source.resolve())
-    warnings = servers.warnings(document, format=command.format, target=target)
+    warnings = servers.warnings(
+        document, format=command.format, target=target, has_template=tokenizer.has_template
+    )
     if rewrite is not None:
         architectures = target.get("architectures") or []
         rewritten = rewrite(document, target_name=name, target_architectures=architectures)

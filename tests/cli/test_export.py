@@ -244,6 +244,11 @@ def test_servers_that_compute_something_else_are_named(kinds, causal, format, se
     }
     lines = servers.warnings(document, format=format, target={"model_type": "qwen3"})
     assert [line.split()[0] for line in lines] == servers_named
+    base = servers.warnings(
+        document, format=format, target={"model_type": "qwen3"}, has_template=False
+    )
+    assert base[:-1] == lines and "no chat template" in base[-1]
+    assert ("z-lab's script stops" in base[-1]) == (format == "zlab")
     scaled = servers.warnings(document, format=format, target={"model_type": "gemma3_text"})
     assert [line.split()[0] for line in scaled] == [*servers_named, "SGLang"]
     document["dflash_config"]["target_layer_ids"] = [1, 5]

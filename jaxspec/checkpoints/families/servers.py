@@ -31,7 +31,11 @@ def check_servable(document: Mapping[str, Any]) -> None:
 
 
 def warnings(
-    document: Mapping[str, Any], *, format: Format, target: Mapping[str, Any]
+    document: Mapping[str, Any],
+    *,
+    format: Format,
+    target: Mapping[str, Any],
+    has_template: bool = True,
 ) -> list[str]:
     """Where a server computes something else than the drafter was trained to, one line each.
 
@@ -39,6 +43,7 @@ def warnings(
       document: config.json of the drafter in z-lab's format.
       format: the format that it is written in.
       target: config.json of the target.
+      has_template: whether the target has a chat template.
     """
     kinds, causal = document["layer_types"], document.get("is_causal")
     slides, is_mixed = "sliding_attention" in kinds, len(set(kinds)) == 2
@@ -91,6 +96,11 @@ def warnings(
         found.append(
             f"speculators finds no embedding in a {family} (it looks for embed_tokens.weight), so "
             "from_pretrained fails there."
+        )
+    if not has_template:
+        script = " z-lab's script stops there." if format == "zlab" else ""
+        found.append(
+            f"The target has no chat template: servers refuse chats. Ask for completions.{script}"
         )
     return found
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ FULL_COLOUR = "#c2410c"
 # Told apart with any colour vision, and by lightness in print.
 COLOURS = ("#1d4e89", "#3a9188", "#b08d1e", "#7b4b94", "#5aa9e6", "#3d3d3d", "#d87ca6", "#6b8e23")
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
 TEXT = "#333333"
 
 
@@ -37,6 +39,34 @@ def picture_format(path: str | os.PathLike[str]) -> str:
     if kind not in FORMATS:
         raise ValueError(f"A picture is a file that ends in .png or .svg: got {os.fspath(path)!r}.")
     return kind
+
+
+class Style(NamedTuple):
+    """How a series is drawn."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def styles_of(names: Sequence[str], *, own: Mapping[str, str]) -> dict[str, Style]:
+    """The style of each series. Those that share a colour have different markers and lines.
+
+    Args:
+      names: of the series, each once.
+      own: series with a colour of their own, and the colour.
+    """
+    others = [name for name in names if name not in own]
+    styles = {}
+    for place, name in enumerate(names):
+        number = 0 if name in own else others.index(name)
+        turn = number // len(COLOURS)
+        styles[name] = Style(
+            own.get(name, COLOURS[number % len(COLOURS)]),
+            MARKERS[(place + turn) % len(MARKERS)],
+            LINES[turn % len(LINES)],
+        )
+    return styles
 
 
 def legend_columns(series: Sequence[str], figure: Figure) -> int:

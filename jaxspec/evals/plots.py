@@ -31,11 +31,11 @@ from jaxspec.plot_style import (
     BASELINE_COLOUR,
     COLOURS,
     FULL_COLOUR,
-    MARKERS,
     TEXT,
     frame,
     legend_columns,
     save,
+    styles_of,
 )
 
 _PANELS_ACROSS = 3
@@ -285,18 +285,16 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     drafters of a loss are shades of it.
     """
     losses = list(dict.fromkeys(row["loss"] for row in rows))
-    others = [loss for loss in losses if loss not in (BASELINE, FULL)]
-    colours = {loss: COLOURS[number % len(COLOURS)] for number, loss in enumerate(others)}
-    colours |= {BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR}
+    of_losses = styles_of(losses, own={BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR})
     members: dict[str, list[str]] = {loss: [] for loss in losses}
     for row, label in zip(rows, series_labels(rows), strict=True):
         if label not in members[row["loss"]]:
             members[row["loss"]].append(label)
     styles: dict[str, tuple[str, str]] = {}
-    for loss_number, (loss, names) in enumerate(members.items()):
-        red, green, blue = to_rgb(colours[loss])
+    for loss, names in members.items():
+        red, green, blue = to_rgb(of_losses[loss].colour)
         for number, name in enumerate(names):
             pale = 0.55 * number / max(1, len(names) - 1)
             shade = (red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale)
-            styles[name] = (to_hex(shade), MARKERS[loss_number % len(MARKERS)])
+            styles[name] = (to_hex(shade), of_losses[loss].marker)
     return styles

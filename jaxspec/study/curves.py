@@ -17,12 +17,12 @@ from jaxspec.evals.results import BASELINE, FULL
 from jaxspec.names import for_plot
 from jaxspec.plot_style import (
     BASELINE_COLOUR,
-    COLOURS,
     FULL_COLOUR,
     TEXT,
     frame,
     legend_columns,
     save,
+    styles_of,
 )
 from jaxspec.training.metrics import rows_of
 
@@ -62,7 +62,7 @@ def shared_measure(curves: Sequence[Curve]) -> str:
 
 
 def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
-    """One line per run; runs of one label have one colour.
+    """One line per run; runs of one label have one colour and one kind of line.
 
     Args:
       curves: at least one, each with a step.
@@ -75,9 +75,7 @@ def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
         raise ValueError("There is nothing to plot: no run has written a line of metrics yet.")
     measure = shared_measure(curves)
     labels = list(dict.fromkeys(curve.label for curve in curves))
-    others = [label for label in labels if label not in (BASELINE, FULL)]
-    colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(others)}
-    colours |= {BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR}
+    styles = styles_of(labels, own={BASELINE: BASELINE_COLOUR, FULL: FULL_COLOUR})
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
     seen: set[str] = set()
@@ -90,7 +88,8 @@ def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
         axes.plot(
             [step for step, _ in points],
             [value for _, value in points],
-            color=colours[curve.label],
+            color=styles[curve.label].colour,
+            linestyle=styles[curve.label].line,
             linewidth=1.3,
             label=None if curve.label in seen else for_plot(curve.label),
         )

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from jaxspec.evals.plots import plot_conditional_acceptance
 from jaxspec.evals.results import FULL, Row
 from jaxspec.names import for_plot
-from jaxspec.plot_style import COLOURS, FULL_COLOUR, MARKERS, TEXT, frame, legend_columns, save
+from jaxspec.plot_style import FULL_COLOUR, TEXT, frame, legend_columns, save, styles_of
 from jaxspec.study.summary import MEAN, Entry
 
 
@@ -41,9 +41,9 @@ def plot_gains(
         layout="constrained",
     )
     axes = figure.add_subplot()
-    others = [loss for loss in losses if loss != FULL]
+    styles = styles_of(losses, own={FULL: FULL_COLOUR})
     for number, loss in enumerate(losses):
-        colour = FULL_COLOUR if loss == FULL else COLOURS[others.index(loss) % len(COLOURS)]
+        colour = styles[loss].colour
         own = [entry for entry in shown if entry["loss"] == loss]
         places = [
             benchmarks.index(entry["benchmark"]) + (number - (len(losses) - 1) / 2) * width
@@ -58,7 +58,7 @@ def plot_gains(
             places,
             [entry["gain"]["mean"] for entry in own],
             linestyle="none",
-            marker=MARKERS[number % len(MARKERS)],
+            marker=styles[loss].marker,
             markersize=4.5,
             color=colour,
             label=for_plot(loss),

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+from matplotlib.figure import Figure
+
+from jaxspec.evals.plots import plot_conditional_acceptance
+from jaxspec.study.curves import Curve, plot_curves
 from jaxspec.study.declaration import StudyLoss
 from jaxspec.study.plots import plot_gains, plot_positions, pooled
 from jaxspec.study.results import MOST_LINES, _devices, lines_shown
@@ -32,6 +37,40 @@ def test_plots_are_written_for_rows_with_and_without_intervals(tmp_path):
     )
     for file in (positions, gains):
         assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+LOSSES = ("decay", "uniform", *map(str, range(9)), "full", *map(str, range(9, 18)))
+
+
+def _gains(path):
+    rows = [
+        result_row(loss, seed=0, decoding="block", tau_micro=2.0 + place)
+        for place, loss in enumerate(LOSSES)
+    ]
+    plot_gains(summary(rows, base="uniform"), path, base="uniform", title="a")
+
+
+def _curves(path):
+    values = {"accepted": (1.0, 2.0), "loss": (2.0, 1.0)}
+    plot_curves([Curve(loss, (1, 2), values) for loss in LOSSES], path)
+
+
+def _acceptance(path):
+    plot_conditional_acceptance([result_row(loss) for loss in LOSSES], path)
+
+
+@pytest.mark.parametrize("plot", [_gains, _curves, _acceptance])
+def test_no_two_of_many_series_look_alike(plot, tmp_path, monkeypatch):
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot(tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    looks = {
+        line.get_label(): (line.get_color(), line.get_marker(), line.get_linestyle())
+        for line in axes.get_lines()
+    }
+    named = {look for name, look in looks.items() if not name.startswith("_")}
+    assert len(named) == len(LOSSES) - (plot is _gains), "the base has no gain"
 
 
 def test_devices_are_those_that_the_rows_were_measured_on():

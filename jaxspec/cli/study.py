@@ -268,8 +268,8 @@ def _list(units: Sequence[Unit], folder: Path) -> None:
         note = ""
         if record is not None and changed(unit, record):
             note = ", with other settings"
-        elif state == "failed":
-            note = ": " + " / ".join(last_lines(folder, unit)[-2:])
+        elif state == "failed" and (lines := last_lines(folder, unit)):
+            note = ": " + " / ".join(lines[-2:])
         table.add_row(Text(unit.name), Text(f"{state}{note}"))
     Console().print(table)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}; in {folder}")

@@ -150,6 +150,9 @@ def settings_of(unit: Unit) -> dict[str, Any]:
 def state_of(folder: Path, unit: Unit, record: UnitRecord | None) -> State:
     """How far a unit is.
 
+    A unit that was done, but whose files are not here, is missing: the study's folder may have been
+    copied without them.
+
     Args:
       folder: the study's.
       unit: the unit.
@@ -160,6 +163,8 @@ def state_of(folder: Path, unit: Unit, record: UnitRecord | None) -> State:
     last = record.attempts[-1].status if record.attempts else None
     if _is_complete(unit, last):
         return "done"
+    if last == 0:
+        return "missing"
     return "interrupted" if last in _INTERRUPTED else "failed"
 
 

@@ -288,6 +288,14 @@ def test_what_only_finished_units_need_is_not_needed(tmp_path, units):
     assert still_needed(drafters, states_of(tmp_path, drafters)) == drafters, "asked for alone"
 
 
+def test_what_was_done_and_is_not_here_is_missing(tmp_path, units):
+    """As the drafters of a study that was copied without their weights: none of them failed."""
+    grid = [units("drafter"), units("eval", "drafter")]
+    Played(tmp_path).run(grid)
+    grid[0].output.unlink()
+    assert states_of(tmp_path, grid) == {"drafter": "missing", "eval": "done"}
+
+
 def test_units_are_chosen_with_what_they_need(units):
     grid = [units("drafters/a"), units("evals/a", "drafters/a"), units("drafters/b")]
     assert [each.name for each in chosen(grid, ["evals/"])] == ["drafters/a", "evals/a"]

@@ -50,9 +50,9 @@ def for_terminal(name: str, *, longest: int = LONGEST) -> str:
     return f"{shown[:half]}…{shown[1 - half :]}"
 
 
-def for_markdown(name: str) -> str:
+def for_markdown(name: str, *, longest: int = LONGEST) -> str:
     """A name for Markdown text, in a cell of a table or within a line."""
-    return _MARKDOWN.sub(r"\\\1", for_terminal(name))
+    return _MARKDOWN.sub(r"\\\1", for_terminal(name, longest=longest))
 
 
 def for_plot(name: str) -> str:

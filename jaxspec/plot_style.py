@@ -84,11 +84,20 @@ def frame(axes: Axes) -> None:
     axes.tick_params(colors=TEXT, labelsize=9)
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes a PNG or SVG file. Equal figures give equal files."""
+def save(figure: Figure, path: str | os.PathLike[str], *, origin: str = "") -> Path:
+    """Writes a PNG or SVG file. Equal figures of one origin give equal files.
+
+    Args:
+      figure: what is drawn.
+      path: the file.
+      origin: where the figures come from; the file carries it as its description.
+    """
     kind = picture_format(path)
     # Without dates, versions and drawn ids.
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    left_out = ("Software",) if kind == "png" else ("Date", "Creator")
+    metadata: dict[str, str | None] = dict.fromkeys(left_out)
+    if origin:
+        metadata["Description"] = origin
     content = io.BytesIO()
     with rc_context({"svg.hashsalt": "jaxspec"}):
         figure.savefig(content, dpi=150, format=kind, metadata=metadata)

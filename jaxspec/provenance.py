@@ -79,6 +79,16 @@ def provenance(*, config: RunConfig | None, seed: int | None) -> dict[str, Any]:
     }
 
 
+def short_commit(record: Mapping[str, Any]) -> str:
+    """The commit of a record as people write it, with "+" if files differed; "": not known.
+
+    >>> short_commit({"commit": "1b185cd2f0", "dirty": True})
+    '1b185cd+'
+    """
+    commit = str(record.get("commit") or "")[:7]
+    return commit + ("+" if commit and record.get("dirty") else "")
+
+
 def _command(argv: list[str]) -> str:
     """The command in a form that can be typed again, without folders specific to one machine."""
     if not argv:

@@ -117,7 +117,9 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
     return save(figure, path)
 
 
-def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+def plot_conditional_acceptance(
+    results: Sequence[Row], path: str | os.PathLike[str], *, origin: str = ""
+) -> Path:
     """P(slot accepted | slots before it accepted): a panel per benchmark, a line per loss.
 
     Slots that rest on fewer rounds than `FEWEST_ROUNDS` are left out. Whiskers are the rows' 95%
@@ -126,6 +128,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
     Args:
       results: measured rows. Where rows of one name differ in a setting, it is added to the name.
       path: the PNG file.
+      origin: where the figures come from, as `jaxspec.plot_style.save` takes it.
     """
     rows = ordered(results)
     _check_any(rows)
@@ -203,7 +206,7 @@ def plot_conditional_acceptance(results: Sequence[Row], path: str | os.PathLike[
         frameon=False,
         fontsize=9,
     )
-    return save(figure, path)
+    return save(figure, path, origin=origin)
 
 
 def plot_draft_graph(graph: DraftGraph, path: str | os.PathLike[str]) -> Path:

@@ -61,12 +61,13 @@ def shared_measure(curves: Sequence[Curve]) -> str:
     return measure
 
 
-def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
+def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str], *, origin: str = "") -> Path:
     """One line per run; runs of one label have one colour and one kind of line.
 
     Args:
       curves: at least one, each with a step.
       path: a PNG or SVG file.
+      origin: where the figures come from, as `jaxspec.plot_style.save` takes it.
 
     Raises:
       ValueError: nothing to draw, or a file of another format.
@@ -100,4 +101,4 @@ def plot_curves(curves: Sequence[Curve], path: str | os.PathLike[str]) -> Path:
     figure.legend(
         loc="outside lower center", ncols=legend_columns(labels, figure), frameon=False, fontsize=9
     )
-    return save(figure, path)
+    return save(figure, path, origin=origin)

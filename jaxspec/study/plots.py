@@ -22,7 +22,12 @@ from jaxspec.study.summary import MEAN, Entry
 
 
 def plot_gains(
-    entries: Sequence[Entry], path: str | os.PathLike[str], *, base: str, title: str
+    entries: Sequence[Entry],
+    path: str | os.PathLike[str],
+    *,
+    base: str,
+    title: str,
+    origin: str = "",
 ) -> Path:
     """A point for each loss and benchmark, with its interval over prompts, or its seeds' range.
 
@@ -31,6 +36,7 @@ def plot_gains(
       path: the PNG file.
       base: the loss that gains are counted against.
       title: what was measured.
+      origin: where the figures come from, as `jaxspec.plot_style.save` takes it.
     """
     shown = [entry for entry in entries if entry["gain"] is not None]
     benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in shown))
@@ -79,20 +85,22 @@ def plot_gains(
         title="mean over seeds; lines: 95% interval over prompts, paired, or else the seeds' range",
         title_fontsize=8,
     )
-    return save(figure, path)
+    return save(figure, path, origin=origin)
 
 
-def plot_positions(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+def plot_positions(rows: Sequence[Row], path: str | os.PathLike[str], *, origin: str = "") -> Path:
     """P(slot accepted | slots before it accepted), the rounds of all seeds taken together.
 
     Args:
       rows: result rows of one target and decoding.
       path: the PNG file.
+      origin: where the figures come from, as `jaxspec.plot_style.save` takes it.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["benchmark"], row["loss"]), []).append(row)
-    return plot_conditional_acceptance([pooled(group) for group in groups.values()], path)
+    taken_together = [pooled(group) for group in groups.values()]
+    return plot_conditional_acceptance(taken_together, path, origin=origin)
 
 
 def pooled(rows: Sequence[Row]) -> dict[str, Any]:

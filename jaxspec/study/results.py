@@ -24,6 +24,7 @@ from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
 from jaxspec.study.evaluated import Evaluated, read_evaluations, refuse_mixtures
+from jaxspec.study.origin import commits_of, origin_text
 from jaxspec.study.plots import plot_gains, plot_positions
 from jaxspec.study.records import (
     UnitRecord,
@@ -108,10 +109,11 @@ def write_results(
     short = {"provenance": whole, "summary": found, "study": jsonable(study)}
     write_json(files[0], {**short, "results": rows})
     write_json(files[1], short)
-    write_text(files[2], markdown_text(found, study=jsonable(study), units=_progress(units, done)))
-    write_text(files[3], csv_text(found))
-    write_text(files[4], latex_text(found, base=study.base_loss))
-    return files + _plots(study, done, rows, found, folder=folder / "plots")
+    origin, state = origin_text(study.name, made), _progress(units, done)
+    write_text(files[2], markdown_text(found, study=jsonable(study), units=state, origin=origin))
+    write_text(files[3], csv_text(found, commits=lambda entry: commits_of(entry, made)))
+    write_text(files[4], latex_text(found, base=study.base_loss, origin=origin))
+    return files + _plots(study, done, rows, found, folder=folder / "plots", origin=origin)
 
 
 def refuse_unusable(study: StudyConfig, units: Sequence[Unit], *, folder: Path) -> None:
@@ -284,6 +286,7 @@ def _plots(
     found: Sequence[Entry],
     *,
     folder: Path,
+    origin: str,
 ) -> list[Path]:
     """Writes the plots: of each target and decoding, and the training curves of each target."""
     files: list[Path] = []
@@ -294,9 +297,11 @@ def _plots(
         name = f"{target}-{decoding}"
         if any(entry["gain"] for entry in lines):
             file = folder / f"gains-{name}.png"
-            files.append(plot_gains(lines, file, base=study.base_loss, title=name))
+            base = study.base_loss
+            files.append(plot_gains(lines, file, base=base, title=name, origin=origin))
         if own := [row for row in own if own_loss(row) in shown]:
-            files.append(plot_positions(own, folder / f"acceptance_by_position-{name}.png"))
+            file = folder / f"acceptance_by_position-{name}.png"
+            files.append(plot_positions(own, file, origin=origin))
     for target_row in study.targets:
         curves: list[Curve] = [
             curve_of(unit.output, label=unit.loss)
@@ -304,5 +309,6 @@ def _plots(
             if unit.kind == "drafter" and unit.target == target_row.name and unit.loss in shown
         ]
         if curves := [curve for curve in curves if curve.steps]:
-            files.append(plot_curves(curves, folder / f"training-{target_row.name}.png"))
+            file = folder / f"training-{target_row.name}.png"
+            files.append(plot_curves(curves, file, origin=origin))
     return files

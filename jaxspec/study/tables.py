@@ -95,16 +95,21 @@ def gain_seeds_text(entry: Entry) -> str:
     return ", ".join(map(str, seeds))
 
 
-def markdown_text(entries: Sequence[Entry], *, study: Mapping[str, Any], units: str) -> str:
+def markdown_text(
+    entries: Sequence[Entry], *, study: Mapping[str, Any], units: str, origin: str = ""
+) -> str:
     """The Markdown file: a table for each target and decoding, with the meaning of its columns.
 
     Args:
       entries: see `jaxspec.study.summary.summary`.
       study: the declaration, as JSON holds it.
       units: a sentence that says how much of the study is done.
+      origin: a sentence that says where the figures come from.
     """
     base = base_of(study)
-    parts = [markdown_heading(study["name"]), units]
+    said = " ".join(filter(None, [units, for_markdown(origin, longest=len(origin))]))
+    beginning = textwrap.fill(said, _WIDTH, break_on_hyphens=False)
+    parts = [markdown_heading(study["name"]), beginning]
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         lines = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
         settings = next(d["settings"] for d in study["decodings"] if d["name"] == decoding)
@@ -277,9 +282,16 @@ def console_table(entries: Sequence[Entry], *, only_means: bool = True) -> Conso
     return ConsoleTable(parts)
 
 
-def csv_text(entries: Sequence[Entry]) -> str:
-    """One line per entry, one column per number; "" where something was not measured."""
-    lines = [_flat(entry) for entry in entries]
+def csv_text(entries: Sequence[Entry], *, commits: Callable[[Entry], str] | None = None) -> str:
+    """One line per entry, one column per number; "" where something was not measured.
+
+    Args:
+      entries: see `jaxspec.study.summary.summary`.
+      commits: gives the last column: those that an entry comes from.
+    """
+    lines = [
+        {**_flat(entry), **({"commits": commits(entry)} if commits else {})} for entry in entries
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
@@ -287,9 +299,16 @@ def csv_text(entries: Sequence[Entry]) -> str:
     return text.getvalue()
 
 
-def latex_text(entries: Sequence[Entry], *, base: str) -> str:
-    """A table with booktabs for each target and decoding: losses in rows, benchmarks in columns."""
-    parts = [f"{LATEX_BEGINNING} tau: mean over seeds; gain: of the mean, paired."]
+def latex_text(entries: Sequence[Entry], *, base: str, origin: str = "") -> str:
+    """A table with booktabs for each target and decoding: losses in rows, benchmarks in columns.
+
+    Args:
+      entries: see `jaxspec.study.summary.summary`.
+      base: the row that gains are counted against.
+      origin: a comment that says where the figures come from.
+    """
+    first = f"{LATEX_BEGINNING} tau: mean over seeds; gain: of the mean, paired."
+    parts = ["\n% ".join(filter(None, [first, origin]))]
     for target, decoding in dict.fromkeys((e["target"], e["decoding"]) for e in entries):
         own = [e for e in entries if (e["target"], e["decoding"]) == (target, decoding)]
         parts.append(_latex_table(own, base=base, title=f"{target}, {decoding}"))
@@ -300,14 +319,16 @@ def _latex_table(entries: Sequence[Entry], *, base: str, title: str) -> str:
     benchmarks = list(dict.fromkeys(entry["benchmark"] for entry in entries))
     table = {(entry["loss"], entry["benchmark"]): entry for entry in entries}
     last = MEAN if MEAN in benchmarks else benchmarks[-1]
-    header = ["loss", *benchmarks, "gain"]
+    header = ["loss", "seeds", *benchmarks, "gain"]
     lines = []
     for loss in dict.fromkeys(entry["loss"] for entry in entries):
         found = [table.get((loss, benchmark)) for benchmark in benchmarks]
         taus = [
             f"{entry['tau']['mean']:.2f}" if entry and entry["tau"] else "--" for entry in found
         ]
-        lines.append([for_latex(loss), *taus, _latex_gain(table.get((loss, last)))])
+        counts = sorted({len(entry["seeds"]) for entry in found if entry})
+        seeds = "--".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        lines.append([for_latex(loss), seeds, *taus, _latex_gain(table.get((loss, last)))])
     rows = [" & ".join(line) + r" \\" for line in lines]
     return "\n".join(
         [
@@ -315,7 +336,7 @@ def _latex_table(entries: Sequence[Entry], *, base: str, title: str) -> str:
             r"\centering",
             rf"\caption{{{for_latex(title)}: accepted length, and gain over {for_latex(base)} "
             rf"({for_latex(last)}; 95\% over prompts).}}",
-            rf"\begin{{tabular}}{{l{'r' * len(benchmarks)}l}}",
+            rf"\begin{{tabular}}{{lr{'r' * len(benchmarks)}l}}",
             r"\toprule",
             " & ".join(map(for_latex, header)) + r" \\",
             r"\midrule",
@@ -334,7 +355,8 @@ def _latex_gain(entry: Entry | None) -> str:
     if entry["gain_ci95"] is not None:
         low, high = entry["gain_ci95"]
         text += f" $[{low:+.1f}, {high:+.1f}]$"
-    return text
+    seeds = gain_seeds_text(entry)
+    return f"{text} (seeds {seeds} only)" if seeds else text
 
 
 def for_latex(name: str) -> str:

@@ -130,6 +130,11 @@ def drafter_name(target: str, loss: str, seed: int) -> str:
     return f"{DRAFTERS}/{target}/{loss}-seed{seed}"
 
 
+def evaluation_name(target: str, decoding: str, loss: str, seed: int) -> str:
+    """What the unit that measures a drafter is called."""
+    return f"{EVALUATIONS}/{target}/{decoding}/{loss}-seed{seed}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Target:
     """One target of a study, and what its units share."""
@@ -254,7 +259,7 @@ class _Target:
     def evaluation(self, loss: StudyLoss, seed: int, decoding: StudyDecoding) -> Unit:
         """Measures a drafter on all benchmarks, in one way of decoding."""
         drafter = drafter_name(self.target.name, loss.name, seed)
-        name = f"{EVALUATIONS}/{self.target.name}/{decoding.name}/{loss.name}-seed{seed}"
+        name = evaluation_name(self.target.name, decoding.name, loss.name, seed)
         self._refuse_unread(f"study.targets: {self.target.name}", self.own, ("train", "eval"))
         settings = {n: v for n, v in self.own.items() if self.is_read("eval", self.run, n)}
         if self.study.benchmarks and "evaluation.benchmarks" not in self.own:

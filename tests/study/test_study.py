@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxspec.cli import study
+from jaxspec.provenance import short_commit
 from jaxspec.study.results import read_results
 from jaxspec.training.progress import Reporter
 from tests.study.tiny import run_here, write_study
@@ -77,6 +78,13 @@ def test_a_study_leaves_one_folder_of_results(uninterrupted):
         "acceptance_by_position-small-block.png",
         "training-small.png",
     }
+    commits = {short_commit(record) for record in found.provenance["units"].values()}
+    for file in (*uninterrupted.glob("results.*"), *(uninterrupted / "plots").iterdir()):
+        content = file.read_bytes()  # "" outside of jaxspec's repository
+        assert all(commit.removesuffix("+").encode() in content for commit in commits), file.name
+        assert b"Study tiny: measured" in content or file.suffix in (".csv", ".json")
+    lines = (uninterrupted / "results.csv").read_text().splitlines()
+    assert lines[0].endswith(",commits") and lines[1].endswith(f",{' '.join(sorted(commits))}")
 
 
 def test_killed_in_a_training_and_continued_it_is_the_same(

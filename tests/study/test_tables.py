@@ -79,9 +79,11 @@ def test_csv():
 
 def test_latex():
     text = latex_text(ENTRIES, base="uniform")
-    assert r"loss & gsm8k & mean & gain \\" in text
-    assert r"uniform & 2.00 & 2.00 & -- \\" in text
-    assert r"a\_b|c & 2.00 & 3.00 & $+20.0\%$ $[-1.5, +41.2]$ \\" in text
+    assert r"loss & seeds & gsm8k & mean & gain \\" in text
+    assert r"uniform & 2 & 2.00 & 2.00 & -- \\" in text
+    assert r"a\_b|c & 1--2 & 2.00 & 3.00 & $+20.0\%$ $[-1.5, +41.2]$ \\" in text
+    part = latex_text([study_entry("c", gain_seeds=[0], **GAIN)], base="uniform")
+    assert r"c & 2 & 2.00 & $+20.0\%$ $[-1.5, +41.2]$ (seeds 0 only) \\" in part
     for rule in ("toprule", "midrule", "bottomrule", "end{tabular}", "end{table}"):
         assert text.count(rule) == 1
 

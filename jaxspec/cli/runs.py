@@ -13,6 +13,9 @@ from rich.console import Console
 
 from jaxspec.files import try_file, user_path
 
+_UNBROKEN = 10_000
+"""Characters of a line; a table is only as wide as its cells."""
+
 
 def main(argv: Sequence[str]) -> None:
     """Lists or compares.
@@ -39,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.width, 200))
+        console = Console(width=_UNBROKEN)  # One line for each run: other programs read them.
     console.print(runs_table(runs))
 
 

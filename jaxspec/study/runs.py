@@ -20,13 +20,18 @@ from jaxspec.evals.results import is_target_alone
 from jaxspec.evals.tables import ABSENT, formatted, markdown
 from jaxspec.json_files import LARGEST_OF_RESULTS, read_object, shortened
 from jaxspec.names import for_markdown, for_terminal
+from jaxspec.provenance import short_commit
 from jaxspec.study.curves import Curve, curve_of
+from jaxspec.study.results import RESULTS, SUMMARY
+from jaxspec.study.summary import MEAN
 from jaxspec.training.metrics import last_row
 from jaxspec.training.run_record import recorded_config
 from jaxspec.training.segments import differences
 from jaxspec.training.tasks.settings import groups_read
 
 _RECORD = "provenance.json"
+_LONGEST_PATH = 4096
+"""Paths are shown whole: people copy them."""
 _LAST = ("step", "loss", "accepted", "validation_loss", "validation_tau", "learning_rate")
 """Of the last line of metrics, what is put side by side."""
 
@@ -41,7 +46,7 @@ class Run:
     config: str = ""
     loss: str = ""
     steps: str = ""
-    """Steps done of all; of results, their rows."""
+    """Steps done of all; of results, their rows; of a study's summary, its lines."""
     last_loss: float | None = None
     accepted: float | None = None
     seed: int | None = None
@@ -71,6 +76,8 @@ def _below(folder: Path) -> Iterator[Run]:
             continue
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
+            if name == SUMMARY and RESULTS in files:
+                continue  # They are of one study.
             if name.endswith(".json") and (run := _results(here / name)) is not None:
                 yield run
 
@@ -102,12 +109,14 @@ def _results(file: Path) -> Run | None:
         found = read_object(file, largest=LARGEST_OF_RESULTS)
     except ValueError:
         return None
-    rows, record = found.get("results"), found.get("provenance")
+    rows, record, study = found.get("results"), found.get("provenance"), found.get("study")
+    lines = found.get("summary")
+    if rows is None and isinstance(study, dict) and isinstance(lines, list):
+        rows = lines
     if not isinstance(rows, list) or not isinstance(record, dict):
         return None
-    known = [row for row in rows if isinstance(row, dict)]
+    known = [row for row in rows if isinstance(row, dict) and row.get("benchmark") != MEAN]
     losses = dict.fromkeys(str(row.get("loss", row.get("decoder", ""))) for row in known)
-    study = found.get("study")
     figures = [_number(row.get("accepted_per_round")) for row in known if not is_target_alone(row)]
     accepted = [figure for figure in figures if figure is not None]
     config = study if isinstance(study, dict) else record.get("config")
@@ -117,7 +126,7 @@ def _results(file: Path) -> Run | None:
         "study" if isinstance(study, dict) else "evaluation",
         config=str(config.get("name", "")),
         loss=", ".join(losses),
-        steps=f"{len(rows)} rows",
+        steps=f"{len(rows)} {'lines' if rows is lines else 'rows'}",
         accepted=statistics.fmean(accepted) if accepted else None,
         **_origin(record),
     )
@@ -129,10 +138,9 @@ def _number(value: Any) -> float | None:
 
 
 def _origin(record: dict[str, Any]) -> dict[str, Any]:
-    commit = str(record.get("commit") or "")[:7]
     return {
         "seed": record.get("seed"),
-        "commit": commit + ("+" if commit and record.get("dirty") else ""),
+        "commit": short_commit(record),
         "date": str(record.get("time", ""))[:16].replace("T", " "),
     }
 
@@ -155,7 +163,8 @@ def runs_table(runs: Sequence[Run]) -> Table:
             formatted(run.seed),
             *(run.commit, run.date),
         ]
-        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
+        name, *others = (for_terminal(cell, longest=_LONGEST_PATH) for cell in cells)
+        table.add_row(Text(name), *(Text(for_terminal(cell)) for cell in others))
     return table
 
 
@@ -171,7 +180,7 @@ def runs_difference(workdirs: Sequence[Path]) -> str:
     if len(workdirs) < 2:
         raise ValueError("There is nothing to compare: name the folders of at least two trainings.")
     configs = [_recorded_settings(workdir) for workdir in workdirs]
-    names = [for_markdown(str(workdir)) for workdir in workdirs]
+    names = [for_markdown(str(workdir), longest=_LONGEST_PATH) for workdir in workdirs]
     settings: dict[str, list[Any]] = {}
     for place, config in enumerate(configs):
         for found in differences(config, configs[0]):
@@ -196,8 +205,14 @@ def runs_difference(workdirs: Sequence[Path]) -> str:
 
 
 def curves_of(workdirs: Sequence[Path]) -> list[Curve]:
-    """The curves of trainings that have written metrics, named by their folders."""
-    curves = [curve_of(workdir, label=str(workdir)) for workdir in workdirs]
+    """The curves of trainings that have written metrics.
+
+    They are named by their folders, without what all of these begin with: of a long name, a plot
+    shows the beginning and the end.
+    """
+    folders = [Path(os.path.abspath(workdir)) for workdir in workdirs]
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    curves = [curve_of(each, label=str(each.relative_to(shared))) for each in folders]
     return [curve for curve in curves if curve.steps]
 
 

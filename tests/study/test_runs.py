@@ -8,10 +8,12 @@ import pytest
 from jaxspec.cli import runs
 from jaxspec.config import LossConfig, RunConfig, TrainingConfig
 from jaxspec.evals.report import write_json as write_results
+from jaxspec.names import LONGEST, for_markdown
 from jaxspec.provenance import provenance, write_json
 from jaxspec.study.curves import curve_of, plot_curves, shared_measure
-from jaxspec.study.runs import find_runs, runs_difference
+from jaxspec.study.runs import curves_of, find_runs, runs_difference
 from tests.evals.rows import result_row
+from tests.study.entries import study_entry
 
 
 def training(folder: Path, *, loss: LossConfig, steps: int) -> Path:
@@ -72,6 +74,37 @@ def test_the_list_names_each(folder, capsys, monkeypatch):
     assert "other.json" not in printed
     with pytest.raises(ValueError, match="There is no folder"):
         runs.main([str(folder / "absent")])
+
+
+def test_long_names_are_whole_and_on_one_line_where_programs_read_them(tmp_path, capsys):
+    far = tmp_path / "experiments_of_this_year" / "study_of_all_losses" / "drafters" / "real_text"
+    names = [far.parent / part / "full_gamma2-seed0" for part in ("real_text", "other_text")]
+    for name in names:
+        training(name, loss=LossConfig(), steps=2)
+        assert len(str(name)) > LONGEST
+    runs.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == sorted(map(str, names))
+    (header,) = (line for line in runs_difference(names).splitlines() if "last line" in line)
+    assert all(for_markdown(str(name), longest=1000) in header for name in names)
+    labels = [curve.label for curve in curves_of(names)]
+    assert labels == ["real_text/full_gamma2-seed0", "other_text/full_gamma2-seed0"]
+    assert [curve.label for curve in curves_of([names[0], far])] == labels[:1]
+
+
+def test_a_study_is_listed_with_its_rows_or_by_the_summary_that_was_kept(tmp_path):
+    lines = [study_entry("uniform"), study_entry("full", accepted_per_round=2.0)]
+    lines += [study_entry("full", "mean", accepted_per_round=9.0)]
+    record = {"provenance": {}, "study": {"name": "tiny"}, "summary": lines}
+    for name in ("kept.json", "whole/summary.json"):
+        write_json(tmp_path / name, record)
+    rows = {"results": [result_row("uniform"), result_row("full")]}
+    write_json(tmp_path / "whole" / "results.json", {**record, **rows})
+    kept, whole = find_runs([tmp_path])
+    assert (Path(kept.name).name, Path(whole.name).name) == ("kept.json", "results.json")
+    assert (kept.kind, kept.config, kept.loss) == ("study", "tiny", "uniform, full")
+    assert (kept.steps, whole.steps) == ("3 lines", "2 rows")
+    assert (kept.accepted, whole.accepted) == (1.5, 1.0)
 
 
 def test_two_trainings_differ_in_their_settings_and_last_lines(folder, capsys):

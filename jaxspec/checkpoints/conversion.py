@@ -221,36 +221,48 @@ def _read_at_once(
     first: int = 0,
 ) -> jax.Array:
     """A parameter of which each device's part is read whole; of a stack, from layer `first` on."""
-    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def part(index: Any) -> np.ndarray:
-        bounds = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-        if bounds not in parts:  # Replicas ask for the same part.
-            whole = [slice(*bound) for bound in bounds]
-            if first:
-                whole[0] = slice(whole[0].start + first, whole[0].stop + first)
-            parts[bounds] = _read_part(tensors, row, tuple(whole), dtype=dtype)
-        return parts[bounds]
+    def bounds(index: Any) -> tuple[tuple[int, int], ...]:
+        return tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
 
+    whole = (slice(None),) * len(shape)
+    indices = (
+        [whole] if sharding is None else sharding.addressable_devices_indices_map(shape).values()
+    )
+    wanted = list(dict.fromkeys(map(bounds, indices)))  # Replicas ask for the same part.
+    moved = [tuple(slice(*bound) for bound in each) for each in wanted]
+    if first:
+        moved = [
+            (slice(layers.start + first, layers.stop + first), *within) for layers, *within in moved
+        ]
+    parts = dict(zip(wanted, _read_parts(tensors, row, moved, dtype=dtype), strict=True))
     if sharding is None:
-        return jax.device_put(part((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, part, dtype=NUMPY_DTYPES[dtype])
+        return jax.device_put(parts[bounds(whole)])
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: parts[bounds(index)], dtype=NUMPY_DTYPES[dtype]
+    )
 
 
-def _read_part(
-    tensors: TensorFolder, row: Row, index: tuple[slice, ...], *, dtype: Dtype
-) -> np.ndarray:
-    """Part `index` of a parameter, filled tensor by tensor so that nothing else is in memory."""
-    out = _aligned([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
-    if row.layers is not None:
-        out[...] = 0
-    axes, within = index[: row.stack_axes], index[row.stack_axes :]
-    stored = within[::-1] if row.transpose else within
-    for place, name in row.tensors([range(axis.start, axis.stop) for axis in axes]):
-        part = out[tuple(i - axis.start for i, axis in zip(place, axes, strict=True))]
-        tensors.read_into(part.T if row.transpose else part, name, stored)
-        _check_finite(part, where=f"{name} in {tensors.folder}")
-    return out
+def _read_parts(
+    tensors: TensorFolder, row: Row, indices: Sequence[tuple[slice, ...]], *, dtype: Dtype
+) -> list[np.ndarray]:
+    """Parts of a parameter, filled tensor by tensor so that nothing else is in memory."""
+    outs, by_tensor = [], dict[str, list[tuple[np.ndarray, tuple[slice, ...]]]]()
+    for index in indices:
+        out = _aligned([s.stop - s.start for s in index], NUMPY_DTYPES[dtype])
+        if row.layers is not None:
+            out[...] = 0
+        axes, within = index[: row.stack_axes], index[row.stack_axes :]
+        for place, name in row.tensors([range(axis.start, axis.stop) for axis in axes]):
+            part = out[tuple(i - axis.start for i, axis in zip(place, axes, strict=True))]
+            by_tensor.setdefault(name, []).append((part, within))
+        outs.append(out)
+    for name, parts in by_tensor.items():
+        stored = [(p.T, within[::-1]) if row.transpose else (p, within) for p, within in parts]
+        tensors.read_parts(stored, name)
+        for part, _ in parts:
+            _check_finite(part, where=f"{name} in {tensors.folder}")
+    return outs
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:

@@ -119,6 +119,10 @@ class _Stored(NamedTuple):
     dtype: np.dtype[Any]
 
 
+_Part = tuple[np.ndarray, tuple[slice, ...]]
+"""An array, and the columns that it holds."""
+
+
 class TensorFolder:
     """The tensors of a checkpoint folder, opened lazily. Use it as a context manager.
 
@@ -278,43 +282,60 @@ class TensorFolder:
         return out
 
     def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] | None = None) -> None:
-        """Fills an array with a tensor, or with the part that `index` selects, in its dtype.
+        """Fills an array with a tensor, or with the part that `index` selects; see `read_parts`."""
+        self.read_parts([(out, index)], name)
+
+    def read_parts(
+        self, parts: Iterable[tuple[np.ndarray, tuple[slice, ...] | None]], name: str
+    ) -> None:
+        """Fills arrays with parts of a tensor, each in its array's dtype.
+
+        Rows of which several parts have some columns are read once.
 
         Args:
-          out: of the shape of the part. It need not be contiguous, and numbers that are too large
-            for its dtype become infinite.
+          parts: (array, index). The array has the shape of the part; it need not be contiguous, and
+            numbers that are too large for its dtype become infinite. The index is one slice per
+            axis; None: everything.
           name: of the tensor.
-          index: one slice per axis; None: everything.
 
         Raises:
           ValueError: the file can no longer be read.
         """
+        by_rows: dict[tuple[int, int], list[_Part]] = {}
+        for out, index in parts:
+            rows, *columns = self._bounds(name, index) or (slice(0, 1),)
+            one = out.reshape(1) if out.ndim == 0 else out
+            by_rows.setdefault((rows.start, rows.stop), []).append((one, tuple(columns)))
+        for (first, last), those in by_rows.items():
+            self._read_rows(those, name, first, last)
+
+    def _read_rows(self, parts: Sequence[_Part], name: str, first: int, last: int) -> None:
+        """Fills arrays with columns of the rows of a tensor from `first` to `last`."""
         file, start, dtype = self._stored[name]
-        first, *others = self._bounds(name, index) or (slice(0, 1),)
         shape = self.shapes[name][1:]
-        rows = out.reshape(1) if out.ndim == 0 else out
         row_bytes = math.prod(shape) * dtype.itemsize
-        is_whole = all(o == slice(0, size) for o, size in zip(others, shape, strict=True))
-        is_plain = is_whole and out.dtype == dtype and out.flags.c_contiguous
+        out, columns = parts[0]
+        is_whole = all(c == slice(0, size) for c, size in zip(columns, shape, strict=True))
+        is_plain = is_whole and out.dtype == dtype and out.flags.c_contiguous and len(parts) == 1
         step = max(1, _PIECE_BYTES // max(1, row_bytes))
         if not is_plain:
             step = min(step, _MOST_ROWS)
 
         def piece(row: int) -> None:
-            part = rows[row - first.start : row - first.start + step]
-            target = part if is_plain else np.empty((len(part), *shape), dtype)
+            those = slice(row - first, min(row + step, last) - first)
+            target = out[those] if is_plain else np.empty((those.stop - those.start, *shape), dtype)
             _fill(file, target, start + row * row_bytes)
             if not is_plain:
                 with np.errstate(over="ignore"):
-                    part[...] = target[(slice(None), *others)].astype(out.dtype, copy=False)
+                    for part, columns in parts:
+                        read = target[(slice(None), *columns)]
+                        part[those] = read.astype(part.dtype, copy=False)
 
         with _refusing(f"{shortened(name)} in {file.name}"):
             # To the end, so that the first error is raised here.
-            collections.deque(
-                self._threads.map(piece, range(first.start, first.stop, step)), maxlen=0
-            )
+            collections.deque(self._threads.map(piece, range(first, last, step)), maxlen=0)
 
-        self.bytes_read += row_bytes * (first.stop - first.start)
+        self.bytes_read += row_bytes * (last - first)
         self.on_read(self.bytes_read)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import runpy
@@ -26,7 +27,9 @@ from jaxspec.checkpoints.folders import EMBEDDED_TARGET, fingerprint, target_fol
 from jaxspec.checkpoints.huggingface import load_target, save_target
 from jaxspec.checkpoints.safetensors_io import INDEX, NUMPY_DTYPES, WEIGHTS, TensorFolder
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
-from jaxspec.config import Dtype, TransformerConfig
+from jaxspec.config import Dtype, MeshConfig, TransformerConfig
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules
 
 CONFIG = TransformerConfig(
     vocab_size=40, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -315,7 +318,18 @@ def test_other_pickles_are_named(tmp_path: Path) -> None:
 # How it is read.
 
 
-def test_each_byte_is_read_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_each_byte_is_read_once(
+    sizes: dict[str, int],
+    shards: Path,
+    params: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where devices hold other columns of the same rows."""
+    shardings = None
+    if sizes:
+        mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}))
+        shardings = functools.partial(Rules().shardings, mesh=mesh)
     read: dict[str, list[tuple[int, int]]] = {}
     preadv = os.preadv
 
@@ -327,7 +341,9 @@ def test_each_byte_is_read_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "preadv", counted)
     monkeypatch.setattr(safetensors_io, "_PIECE_BYTES", 200)
-    load_target(shards)
+    got = flatten_paths(load_target(shards, shardings=shardings)[1])
+    for path, array in flatten_paths(params).items():
+        np.testing.assert_array_equal(got[path], array)
     assert len(read) == len(list(shards.glob("*.safetensors"))) > 1
     for name, pieces in read.items():
         starts, ends = zip(*sorted(pieces), strict=True)

@@ -154,13 +154,13 @@ def test_reports_say_the_mesh():
 def parts(monkeypatch):
     """Shapes of the parts that are read from the folder."""
     found = []
-    read = conversion._read_part
+    read = conversion._read_parts
 
-    def noted(tensors, row, index, *, dtype):
-        found.append((row.path, tuple(s.stop - s.start for s in index)))
-        return read(tensors, row, index, dtype=dtype)
+    def noted(tensors, row, indices, *, dtype):
+        found.extend((row.path, tuple(s.stop - s.start for s in index)) for index in indices)
+        return read(tensors, row, indices, dtype=dtype)
 
-    monkeypatch.setattr(conversion, "_read_part", noted)
+    monkeypatch.setattr(conversion, "_read_parts", noted)
     return found
 
 

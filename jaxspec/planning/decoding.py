@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
 
 from jaxspec.config import LanguageModelConfig, RunConfig
+from jaxspec.ops.mesh_axes import AXES, HEADS
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors
+from jaxspec.parallel.rules import Rules
 from jaxspec.planning.minimum import (
     expert_kernels,
     parameters,
@@ -107,8 +113,17 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
     evaluation = config.evaluation
     block = evaluation.block_size or drafter.block_size
     # Decoding computes with weights in the type of the drafter's computation.
-    drafter_bytes = parameters(trained_shapes(task)) * itemsize(drafter.dtype)
+    size = itemsize(drafter.dtype)
+    drafter_bytes = parameters(trained_shapes(task)) * size
     models = {"target": tree_bytes(task.frozen_shapes), "drafter": float(drafter_bytes)}
+    whole = {
+        "target": unsplit(task.frozen_shapes, tensor=tensor),
+        "drafter": unsplit(trained_shapes(task), tensor=tensor),
+    }
+    whole_bytes = {
+        "target": tree_bytes(whole["target"]),
+        "drafter": float(parameters(whole["drafter"]) * size),
+    }
     slots = evaluation.max_prompt_tokens + evaluation.max_new_tokens + block
     caches = {
         "target": slots * cache_bytes(target, target.num_layers),
@@ -135,9 +150,11 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             name,
             [part for part in models if part in used],
             models=models,
+            whole=whole_bytes,
             reads=reads(read),
             caches=caches,
             counts=counts,
+            whole_counts={name: parameters(leaves) for name, leaves in whole.items()},
             scores=scores,
             read=read,
             batch=evaluation.batch_size,
@@ -148,6 +165,21 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             ("with drafter", ("target", "drafter"), block),
             ("target alone", ("target",), 1),
         )
+    ]
+
+
+def unsplit(shapes: Any, *, tensor: int) -> list[Any]:
+    """The parameters that every device has whole, such as norms and fused projections.
+
+    Args:
+      shapes: a tree of parameters, or of their shapes.
+      tensor: devices that share a copy.
+    """
+    mesh = AbstractMesh(tuple(tensor if axis == HEADS else 1 for axis in AXES), AXES)
+    return [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if HEADS not in Rules().spec(path, leaf.shape, mesh)
     ]
 
 
@@ -169,9 +201,11 @@ def _plan(
     used: list[str],
     *,
     models: Mapping[str, float],
+    whole: Mapping[str, float],
     reads: Mapping[str, float],
     caches: Mapping[str, float],
     counts: Mapping[str, int],
+    whole_counts: Mapping[str, int],
     scores: float,
     read: int,
     batch: int,
@@ -179,12 +213,16 @@ def _plan(
     topology: Topology,
 ) -> DecodePlan:
     chip: Chip = topology.chip
-    weights = {part: models[part] / tensor for part in used}
+
+    def here(sizes: Mapping[str, float], unsplit: Mapping[str, float]) -> dict[str, float]:
+        return {part: unsplit[part] + (sizes[part] - unsplit[part]) / tensor for part in used}
+
+    weights = here(models, whole)
     cache = sum(caches[part] for part in used) / tensor
     row = cache + scores / tensor
     room = ROOM * chip.device_memory() - sum(weights.values())
-    moved = sum(reads[part] for part in used) / tensor + batch * cache
-    computed = 2.0 * batch * read * sum(counts[part] for part in used) / tensor
+    moved = sum(here(reads, whole).values()) + batch * cache
+    computed = 2.0 * batch * read * sum(here(counts, whole_counts).values())
     times = {
         "memory": moved / (chip.memory_bandwidth / chip.cores),
         "arithmetic": computed / (chip.peak_operations / chip.cores),

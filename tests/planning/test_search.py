@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import jax
 import pytest
 
 from jaxspec.config import DrafterConfig, EvaluationConfig, MeshConfig
 from jaxspec.parallel.chips import CHIPS
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules
 from jaxspec.planning.decoding import plan_decoding, smallest_tensor
 from jaxspec.planning.estimate import Shapes, estimate
+from jaxspec.planning.minimum import trained_shapes
 from jaxspec.planning.search import as_asked, larger_topologies, search, typed, variants
 from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import Topology, parse_topology
+from jaxspec.training.tasks.registry import task_of
 from tests.cli.test_plan import CONFIG
 
 H100 = CHIPS["H100"]
@@ -178,8 +184,11 @@ def test_decoding_by_hand():
     assert drafted.fits and drafted.copies == 8
 
 
-def test_decoding_over_tensor_divides_weights_and_caches():
-    architecture = dataclasses.replace(CONFIG.target.architecture, num_heads=4, num_kv_heads=4)
+@pytest.mark.parametrize("fused", [False, True])
+def test_decoding_over_tensor_divides_weights_and_caches(fused: bool) -> None:
+    architecture = dataclasses.replace(
+        CONFIG.target.architecture, num_heads=4, num_kv_heads=4, fused_projections=fused
+    )
     run = dataclasses.replace(
         CONFIG, target=dataclasses.replace(CONFIG.target, architecture=architecture)
     )
@@ -187,10 +196,21 @@ def test_decoding_over_tensor_divides_weights_and_caches():
     split = plan_decoding(
         dataclasses.replace(run, mesh=MeshConfig(tensor=4)), parse_topology("8xH100")
     )
+    task = task_of(run).build(run)
+    mesh = make_mesh(MeshConfig(data=1, tensor=4), devices=jax.devices()[:4])
+    trees = {"target": task.frozen_shapes, "drafter": trained_shapes(task)}
     for one, part in zip(whole, split, strict=True):
         assert (one.copies, part.copies) == (8, 2)
         assert part.cache_bytes == one.cache_bytes / 4
-        assert sum(part.weights.values()) == sum(one.weights.values()) / 4
+        for name, size in part.weights.items():
+            placed = Rules().shardings(trees[name], mesh)
+            assert size == sum(
+                4 * math.prod(sharding.shard_shape(leaf.shape))
+                for leaf, sharding in zip(
+                    jax.tree.leaves(trees[name]), jax.tree.leaves(placed), strict=True
+                )
+            )
+            assert (size > 0.4 * one.weights[name]) == (fused and name == "target")
     with pytest.raises(ValueError, match="its 4 query heads and 4 key/value heads"):
         plan_decoding(dataclasses.replace(run, mesh=MeshConfig(tensor=8)), parse_topology("8xH100"))
 

@@ -10,37 +10,22 @@ that make them, and everything else that a loop carries is split by rows.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxspec.models.cache import KVCache
 from jaxspec.ops.mesh_axes import is_spread, row_axes
+from jaxspec.ops.mesh_axes import mesh_of as mesh_of
+from jaxspec.ops.mesh_axes import on_mesh_of as on_mesh_of
 
 StateT = TypeVar("StateT")
 """`DecodeState`, or another dataclass of arrays whose fields have rows."""
 
 SHARED = ("step", "accepted_at_X")
 """Fields that belong to the batch, not to a row."""
-
-
-def mesh_of(params: Any) -> Mesh | None:
-    """The mesh on which parameters lie; None: they are on one device."""
-    for leaf in jax.tree.leaves(params):
-        sharding = getattr(leaf, "sharding", None)
-        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-        if isinstance(mesh, Mesh) and mesh.size > 1:
-            return mesh
-    return None
-
-
-def on_mesh_of(params: Any) -> contextlib.AbstractContextManager[Any]:
-    """Programs that are called inside run on the mesh of these parameters."""
-    mesh = mesh_of(params)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def placed(state: StateT) -> StateT:

@@ -11,11 +11,13 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 AXES = ("data", "fsdp", "context", "tensor")
 """The axes of every mesh: those whose devices may be furthest apart come first."""
@@ -71,3 +73,22 @@ def head_axis(heads: int) -> str | None:
     """The axis that splits this many heads; None: every device has all of them."""
     mesh = spread_mesh()
     return HEADS if mesh is not None and heads % mesh.shape[HEADS] == 0 else None
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh on which parameters lie; None: they are on one device."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if isinstance(mesh, Mesh) and mesh.size > 1:
+            return mesh
+    return None
+
+
+def on_mesh_of(params: Any) -> contextlib.AbstractContextManager[Any]:
+    """Programs that are called inside run on the mesh of these parameters.
+
+    A model's pass over parameters on several devices needs it: a kernel is not divided by itself.
+    """
+    mesh = mesh_of(params)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

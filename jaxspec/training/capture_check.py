@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.mesh_axes import on_mesh_of
 
 
 def capture_check(
@@ -45,7 +46,8 @@ def capture_check(
     """
     last = model.config.num_layers - 1
     capture = tuple(sorted({*layer_ids, last}))
-    difference = float(_difference(model, params, tokens_BS, capture=capture))
+    with on_mesh_of(params):
+        difference = float(_difference(model, params, tokens_BS, capture=capture))
     if not difference <= tolerance:
         raise ValueError(
             f"Capture check failed: log-probabilities rebuilt from the captured output of block "

@@ -23,6 +23,7 @@ from jaxspec.config import DrafterConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.dflash import DFlash
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.mesh_axes import on_mesh_of
 from jaxspec.training.draft_pass import Text, packed, training_pass
 
 KEY = "draft_reference"
@@ -101,9 +102,10 @@ def drafts_on(
 ) -> list[dict[str, Any]]:
     """For each text: its ids and anchors, the size of each captured layer, and the drafts."""
     row, anchors_1N = packed(texts)
-    features_SE, logits_NGV = training_pass(
-        params, frozen, row, anchors_1N, target=target, drafter=drafter
-    )
+    with on_mesh_of(frozen):
+        features_SE, logits_NGV = training_pass(
+            params, frozen, row, anchors_1N, target=target, drafter=drafter
+        )
     log_p_NGJ, ids_NGJ = map(to_host, _ranked(logits_NGV))
     whole_SE = to_host(features_SE)
     found, position, block = [], 0, 0

@@ -169,11 +169,12 @@ def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Object
 def _of_model(
     shapes: Shapes, task: Task, *, rows: int, mesh: Mapping[str, int], chip: Chip
 ) -> tuple[float, float, float]:
-    """Bytes of activations, bytes moved for scores and logits, and operations that are repeated."""
+    """Bytes of activations and gathered weights, bytes moved, and operations that are repeated."""
     config, least, objective = task.config, shapes.least, task.objective
     if isinstance(objective, DrafterObjective):
+        gathered = _gathered(objective.target.config, task.frozen_shapes, mesh)
         return (
-            _activations(objective, config, rows=rows, mesh=mesh, chip=chip),
+            _activations(objective, config, rows=rows, mesh=mesh, chip=chip) + gathered,
             _score_traffic(objective, config, rows=rows, mesh=mesh, chip=chip),
             0.0 if _keeps_products(config.drafter) else least["drafter forward"],
         )
@@ -181,7 +182,8 @@ def _of_model(
     assert read is not None, "another objective trains one model"
     is_chunked = bool(config.loss.chunk_blocks) and getattr(objective, "goal", "") == "draft"
     return (
-        _model_activations(read, rows=rows, mesh=mesh),
+        _model_activations(read, rows=rows, mesh=mesh)
+        + _gathered(read.model, task.frozen_shapes or shapes.state.params, mesh),
         _model_score_traffic(read, rows=rows, tensor=mesh["tensor"]),
         least[f"{config.training.task} forward"] * read.model.remat
         + least["head"] / 3 * is_chunked,
@@ -227,7 +229,7 @@ def _activations(
     mesh: Mapping[str, int],
     chip: Chip,
 ) -> float:
-    """What the models compute, and the weights that are gathered for it."""
+    """What the models compute."""
     target, drafter = objective.target.config, objective.drafter.config
     tensor = mesh["tensor"]
     # Of a row, those that a device has; keys and values it needs of all tokens.
@@ -255,17 +257,20 @@ def _activations(
         kept += drafter.num_layers * chunk_scores
     # The layer that is computed again, with its gradients.
     backward = rows * (features / 2 + kept + 2 * whole + 2 * _SCORE_COPIES * chunk_scores)
-    return max(forward, backward) + _gathered(target, mesh)
+    return max(forward, backward)
 
 
-def _gathered(model: Any, mesh: Mapping[str, int]) -> float:
-    """Two layers that are whole for a moment, and the head."""
+def _gathered(model: Any, weights: Any, mesh: Mapping[str, int]) -> float:
+    """Two layers that are whole for a moment, with all of their experts, and the head."""
     if mesh["fsdp"] == 1:
         return 0.0
-    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
-    layer = heads + 3 * model.intermediate_size
-    sizes = 2 * layer + model.vocab_size
-    return _item(model) * model.hidden_size * sizes / mesh["tensor"]
+    layer = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"layers": weights["layers"]}):
+        split = Rules().spec(path, leaf.shape, _abstract(mesh))
+        if "fsdp" in split:
+            layer += leaf.size / model.num_layers / (mesh["tensor"] if "tensor" in split else 1)
+    head = model.hidden_size * model.vocab_size / mesh["tensor"]
+    return _item(model) * (2 * layer + head)
 
 
 def _score_traffic(
@@ -304,7 +309,7 @@ def _model_activations(read: Reading, *, rows: int, mesh: Mapping[str, int]) -> 
             kept += model.num_layers * _item(model) * each.copies * each.tokens * model.hidden_size
         else:
             kept += model.num_layers * (layer + scores)
-    return rows * (kept + most) + _gathered(model, mesh)
+    return rows * (kept + most)
 
 
 def _model_score_traffic(read: Reading, *, rows: int, tensor: int) -> float:

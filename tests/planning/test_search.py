@@ -6,19 +6,22 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxspec.config import DrafterConfig, EvaluationConfig, MeshConfig
+from jaxspec.config import DrafterConfig, EvaluationConfig, ExpertsConfig, MeshConfig
+from jaxspec.models.registry import make_model
 from jaxspec.parallel.chips import CHIPS
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules
+from jaxspec.parallel.rules import Rules, batch_sharding
 from jaxspec.planning.decoding import plan_decoding, smallest_tensor
-from jaxspec.planning.estimate import Shapes, estimate
+from jaxspec.planning.estimate import Shapes, _gathered, estimate
 from jaxspec.planning.minimum import trained_shapes
 from jaxspec.planning.search import as_asked, larger_topologies, search, typed, variants
 from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import Topology, parse_topology
 from jaxspec.training.tasks.registry import task_of
+from jaxspec.training.tasks.task import initialiser
 from tests.cli.test_plan import CONFIG
 
 H100 = CHIPS["H100"]
@@ -88,6 +91,40 @@ def test_weights_of_an_estimate_are_those_of_the_compiled_step():
     assert found.memory["optimizer"] == pytest.approx(plan.memory["optimizer"], rel=0.01)
     arithmetic = found.roofline.terms["arithmetic"] * H100.peak_operations
     assert arithmetic == pytest.approx(plan.arithmetic.compiled, rel=0.15)
+
+
+def test_gathered_layers_have_all_of_their_experts() -> None:
+    config = dataclasses.replace(
+        CONFIG.target.architecture,
+        hidden_size=256,
+        num_layers=3,
+        num_kv_heads=2,
+        intermediate_size=256,
+        experts=ExpertsConfig(num_experts=16, per_token=2, width=256),
+    )
+    model, mesh = make_model(config), make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    shapes = jax.eval_shape(initialiser(model), jax.random.key(0))
+    parameters, tokens = (
+        jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            *tree_and_shardings,
+        )
+        for tree_and_shardings in (
+            (shapes, Rules().shardings(shapes, mesh)),
+            (jax.ShapeDtypeStruct((8, 16), jnp.int32), batch_sharding(mesh)),
+        )
+    )
+    with jax.set_mesh(mesh):
+        forward = jax.jit(
+            lambda params, tokens: model.apply({"params": params}, tokens).hidden_BSD,
+            out_shardings=batch_sharding(mesh),
+        )
+        needed = forward.lower(parameters, tokens).compile().memory_analysis()
+    gathered = _gathered(config, shapes, mesh.shape)
+    # Two layers of 16 experts with 3 matrices, of which a device has half of the columns.
+    assert gathered > 2 * 16 * 3 * 4 * 256 * 256 / 2
+    assert needed is not None
+    assert gathered < needed.temp_size_in_bytes < 1.2 * gathered
 
 
 def test_the_fastest_come_first_and_fit():

@@ -16,6 +16,8 @@ N blocks of rows, K slots of a block; leading axes are tokens.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -98,9 +100,7 @@ def by_expert(
 ) -> jax.Array:
     """Each row through the SwiGLU of its expert: [I, D] -> [I, D]."""
     (rows, width), num_experts = x_ID.shape, gate_JDF.shape[0]
-    size = max(1, min(LARGEST_BLOCK, rows // num_experts))
-    # A block has rows of one expert only: at most one block of each expert is not full.
-    blocks = rows if size == 1 else rows // size + min(num_experts, rows)
+    size, blocks = _blocks(rows, num_experts=num_experts)
     places_I, experts_N = _places(experts_I, num_experts=num_experts, size=size, blocks=blocks)
     x_NKD = jnp.zeros((blocks * size, width), x_ID.dtype).at[places_I].set(x_ID)
 
@@ -111,6 +111,18 @@ def by_expert(
 
     out_NKD = jax.lax.map(block, (experts_N, x_NKD.reshape(blocks, size, width)))
     return out_NKD.reshape(-1, width)[places_I]
+
+
+def computed_rows(config: ExpertsConfig, tokens: int) -> int:
+    """Rows that the experts of a layer compute for so many tokens, those of padding included."""
+    return math.prod(_blocks(tokens * config.per_token, num_experts=config.num_experts))
+
+
+def _blocks(rows: int, *, num_experts: int) -> tuple[int, int]:
+    """Rows of a block, and how many blocks there are."""
+    size = max(1, min(LARGEST_BLOCK, rows // num_experts))
+    # A block has rows of one expert only: at most one block of each expert is not full.
+    return size, rows if size == 1 else rows // size + min(num_experts, rows)
 
 
 def _places(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,6 +26,9 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxspec.ops.mesh_axes import AXES, batch_parts
 from jaxspec.parallel.collectives import KINDS, ring_bytes
 from jaxspec.parallel.rules import PARAMETER_AXES, Rules
+
+_OF_EXPERTS = 4
+"""Axes of the stacked matrices of a mixture's experts: layers, experts, inputs, outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Use:
     has_weight_gradients: bool = False
     is_lookup: bool = False
     """Rows of a table, not products."""
+    expert_rows: Callable[[int], int] | None = None
+    """Rows that the experts of a layer compute for so many tokens of a device; None: there are no
+    experts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +130,11 @@ def _of_leaf(
             add("all-reduce", here, fsdp)
         add("all-reduce", part, data * context * (1 if is_split else fsdp))
     if "tensor" in split and names in PARAMETER_AXES:
-        layers = math.prod(leaf.shape[:-2])
         inputs, outputs = leaf.shape[-2:]
-        tokens = use.tokens / (batch_parts(mesh.shape) * context) * layers * use.itemsize
+        rows, layers = use.tokens / (batch_parts(mesh.shape) * context), math.prod(leaf.shape[:-2])
+        if use.expert_rows is not None and len(leaf.shape) == _OF_EXPERTS:
+            rows, layers = use.expert_rows(int(rows)), leaf.shape[0]
+        tokens = rows * layers * use.itemsize
         if split[-2] == "tensor":
             add("all-reduce", tokens * outputs, tensor, use.forwards)
         if split[-1] == "tensor" and use.has_input_gradients and not use.is_lookup:

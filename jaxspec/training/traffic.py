@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxspec.config import DrafterConfig, LanguageModelConfig
+from jaxspec.models.experts import computed_rows
 from jaxspec.parallel.traffic import Attention, Use, traffic
 from jaxspec.training.lora import LowRankObjective
 from jaxspec.training.objectives import DrafterObjective, Objective
@@ -92,6 +95,7 @@ def _model_uses(
                 {"layers": layers},
                 count,
                 gathers=again,
+                expert_rows=_expert_rows(config),
                 forwards=again,
                 has_input_gradients=True,
             )
@@ -101,6 +105,11 @@ def _model_uses(
     if is_low_rank:
         uses.append(use(params, 0, gathers=0, has_weight_gradients=True))
     return uses
+
+
+def _expert_rows(model: Any) -> Callable[[int], int] | None:
+    experts = getattr(model, "experts", None)
+    return None if experts is None else functools.partial(computed_rows, experts)
 
 
 def _turned(table: Any) -> dict[str, Any]:
@@ -133,7 +142,9 @@ def _drafter_uses(
     gathers = 2 if config.remat else 1
     forwards = 2 if config.remat and config.remat_policy == "nothing_saveable" else 1
     return [
-        of_target({"layers": frozen["layers"]}, tokens, gathers=1),
+        of_target(
+            {"layers": frozen["layers"]}, tokens, gathers=1, expert_rows=_expert_rows(target)
+        ),
         of_target(embedding, tokens, gathers=1, is_lookup=True),
         of_target(embedding, slots, gathers=0, is_lookup=True),
         of_target(head, drafted, gathers=head_gathers, has_input_gradients=True),

@@ -13,12 +13,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxspec.config import ExpertsConfig, MeshConfig
-from jaxspec.models.experts import Experts
+from jaxspec.models.experts import Experts, computed_rows
 from jaxspec.models.transformer import Transformer
 from jaxspec.ops.mesh_axes import BATCH_AXES
+from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.constraints import on_mesh
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules, batch_sharding
+from jaxspec.parallel.traffic import Use, traffic
 from tests.training import tiny
 
 ROWS, LENGTH = 8, 24
@@ -87,3 +89,37 @@ def test_devices_may_run_it_on_their_own_rows():
     np.testing.assert_allclose(
         jax.jit(spread)(params, x_BSD), jax.jit(model.apply)(params, x_BSD), atol=1e-6
     )
+
+
+def test_what_is_sent_is_what_is_expected() -> None:
+    """The sums of a token's experts, not of all experts."""
+    experts = dataclasses.replace(EXPERTS, num_experts=16)
+    model, mesh = (
+        Transformer(dataclasses.replace(tiny.ARCHITECTURE, experts=experts)),
+        make_mesh(MESHES["fsdp and tensor"]),
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        Rules().shardings(shapes, mesh),
+    )
+    split = batch_sharding(mesh)
+    tokens_BS = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=split)
+
+    def forward(params, tokens_BS):
+        with on_mesh(mesh):
+            return model.apply({"params": params}, tokens_BS).hidden_BSD
+
+    text = jax.jit(forward, out_shardings=split).lower(placed, tokens_BS).compile().as_text()
+    use = functools.partial(Use, tokens=ROWS * LENGTH, itemsize=4, gathers=1)
+    expert_rows = functools.partial(computed_rows, experts)
+    expected = traffic(
+        [
+            use({"layers": shapes["layers"]}, expert_rows=expert_rows),
+            use({"embed": shapes["embed"]}, is_lookup=True),
+        ],
+        mesh=mesh,
+        scatters=False,
+    )
+    assert wire_bytes_by_kind(read_collectives(text)) == expected

@@ -132,6 +132,13 @@ def test_no_machine_is_named():
     assert not found, "\n".join(found)
 
 
+def test_no_link_is_tracked():
+    """A link to a folder of one machine (.venv) would replace that folder in other checkouts."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, check=False)
+    links = [line for line in listed.stdout.decode().splitlines() if line.startswith("120000")]
+    assert not links
+
+
 def test_no_large_file():
     large = {
         file.relative_to(ROOT).as_posix(): file.stat().st_size

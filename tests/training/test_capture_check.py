@@ -13,7 +13,7 @@ import pytest
 from jaxspec.config import GPT2Config
 from jaxspec.models.gpt2 import GPT2
 from jaxspec.models.transformer import Transformer
-from jaxspec.training.capture_check import capture_check
+from jaxspec.training.capture_check import CHECKED_TOKENS, capture_check
 from tests.training import tiny
 
 
@@ -122,3 +122,23 @@ def test_norms_with_an_offset_and_capped_logits_are_rebuilt() -> None:
     params = jax.jit(model.init)(jax.random.key(0), tokens_BS)["params"]
     params["final_norm"]["scale"] = jnp.linspace(-0.5, 1.0, config.hidden_size)
     assert check(model, params=params) < 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(Broken):
+    """A target that keeps the shapes of the tokens that it reads."""
+
+    shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list, hash=False)
+
+    def apply(self, variables: Any, *args: Any, **options: Any):
+        if "method" not in options:
+            self.shapes.append(args[0].shape)
+        return super().apply(variables, *args, **options)
+
+
+def test_the_logits_of_a_long_row_are_not_held_whole() -> None:
+    model = Recording("none")
+    tokens_BS = np.resize(np.arange(4, 20, dtype=np.int32), (1, 2 * CHECKED_TOKENS))
+    difference = capture_check(model, trained_params(), tokens_BS, layer_ids=(1,), tolerance=1e-3)
+    assert difference < 1e-5
+    assert model.shapes == [(1, CHECKED_TOKENS)]

@@ -35,6 +35,7 @@ from jaxspec.evals.opening import (
     stored_target,
     untrained_drafter,
 )
+from jaxspec.evals.speculative.drafters import other_thinking_mode
 from jaxspec.files import user_path
 from jaxspec.names import did_you_mean, for_terminal
 from jaxspec.ops.sampling import Sampling
@@ -96,6 +97,8 @@ def open_models(
             f"{for_terminal(drafter.name)} was trained on other weights than those of "
             f"{for_terminal(target.name)}: fewer of its drafts will be accepted."
         )
+    if note := other_thinking_mode(drafter, target=target, asked=config.enable_thinking):
+        say(note)
     return target, drafter
 
 

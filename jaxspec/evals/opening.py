@@ -41,7 +41,7 @@ from jaxspec.data.tokenizer_files import has_tokenizer
 from jaxspec.decoding.layout import cut_in_turn, unrolls
 from jaxspec.decoding.placement import mesh_of, on_mesh_of
 from jaxspec.drafters.denoising import Denoising
-from jaxspec.drafters.kind import DrafterKind, DraftSettings
+from jaxspec.drafters.kind import DrafterKind, DraftSettings, recorded_group
 from jaxspec.drafters.protocol import Proposer
 from jaxspec.drafters.registry import KINDS, kind_of
 from jaxspec.evals.folder_names import folder_name
@@ -210,6 +210,8 @@ class DrafterBundle:
     """Distinguishes its weights from others; "" for kinds without any."""
     trained_on_other_target: bool | None = None
     """Whether its run recorded other weights than the target's; None if it recorded none."""
+    recorded_target: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The settings of the target (`TargetConfig`) that its run recorded; {} if it recorded none."""
 
     @property
     def identity(self) -> str:
@@ -433,6 +435,7 @@ def open_drafter(folder: str | Path, *, target: TargetBundle) -> DrafterBundle:
         trained_block=kind.history(config, _settings(record)).block_size,
         fingerprint=fingerprint(weights, config_json=stored.content),
         trained_on_other_target=is_other,
+        recorded_target=recorded_group(_settings(record), "target"),
     )
 
 

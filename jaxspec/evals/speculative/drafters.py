@@ -22,7 +22,7 @@ from jaxspec.evals.opening import (
     untrained_drafter,
 )
 from jaxspec.files import user_path
-from jaxspec.names import did_you_mean
+from jaxspec.names import did_you_mean, for_terminal
 
 
 def open_drafters(
@@ -79,6 +79,32 @@ def open_drafters(
         else:
             chosen.append(untrained_drafter(kind))
     return chosen
+
+
+def other_thinking_mode(
+    drafter: DrafterBundle, *, target: TargetBundle, asked: bool | None
+) -> str | None:
+    """A sentence about a drafter that learned another mode of thinking; None: it did not.
+
+    None, too, where its mode is not recorded, or the target has only one.
+
+    Args:
+      drafter: what drafts.
+      target: what it drafts for.
+      asked: `TargetConfig.enable_thinking` now.
+    """
+    learned = drafter.recorded_target.get("enable_thinking")
+    is_known = "enable_thinking" in drafter.recorded_target
+    if not (is_known and target.tokenizer.reads_thinking_mode):
+        return None
+    # The default of a template that has the choice is to think.
+    if (learned is False) == (asked is False):
+        return None
+    return (
+        f"{for_terminal(drafter.name)} learned with target.enable_thinking {learned}, which is "
+        f"{asked} now: fewer of its drafts will be accepted. --target.enable_thinking {learned} "
+        "asks as it learned."
+    )
 
 
 def check_positions(

@@ -41,7 +41,11 @@ from jaxspec.evals.report import seeds_table, write_report
 from jaxspec.evals.results import OTHER_TARGET
 from jaxspec.evals.speculative.choice import Case, calibration_examples, decide, options
 from jaxspec.evals.speculative.differences import logit_gaps
-from jaxspec.evals.speculative.drafters import check_positions, open_drafters
+from jaxspec.evals.speculative.drafters import (
+    check_positions,
+    open_drafters,
+    other_thinking_mode,
+)
 from jaxspec.evals.speculative.programs import ProgramsAhead
 from jaxspec.evals.speculative.strategies import (
     AnyStrategy,
@@ -110,7 +114,7 @@ def evaluate(
         drafters = open_drafters(workdirs, kinds=kinds, target=target)
         longest = max_prompt_tokens(settings, target)
         check_positions(drafters, max_prompt_tokens=longest, max_new_tokens=settings.max_new_tokens)
-        _say_what_is_unusual(target, drafters, echo)
+        _say_what_is_unusual(target, drafters, config.target.enable_thinking, echo)
         benchmarks = load_benchmarks(settings, data=config.data)
         calibration = calibration_examples(settings, measured=benchmarks, data=config.data)
         check_askable(
@@ -194,7 +198,7 @@ def evaluate(
 
 
 def _say_what_is_unusual(
-    target: TargetBundle, drafters: Sequence[DrafterBundle], echo: Echo
+    target: TargetBundle, drafters: Sequence[DrafterBundle], thinks: bool | None, echo: Echo
 ) -> None:
     if not target.tokenizer.has_template:
         echo(
@@ -208,6 +212,8 @@ def _say_what_is_unusual(
                 f"{for_terminal(target.name)}: it is measured anyway, and its rows are marked "
                 f"{OTHER_TARGET!r}."
             )
+        if note := other_thinking_mode(drafter, target=target, asked=thinks):
+            echo(note)
 
 
 def max_prompt_tokens(settings: EvaluationConfig, target: TargetBundle) -> int:

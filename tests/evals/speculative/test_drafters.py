@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -84,3 +85,35 @@ def test_a_drafter_with_too_few_positions_is_refused(folders, target, tmp_path, 
     # The target has 256 positions, and the default is more.
     with pytest.raises(ValueError, match="prompts may have 244 tokens and answers 12"):
         evaluate(config, workdirs=["small"], output=tmp_path / "r.json", echo=print)
+
+
+THINKS_IF_TOLD = (
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+)
+
+
+def test_another_thinking_mode_than_the_drafters_is_named(folders, tmp_path):
+    folder, run = tmp_path / "target", tmp_path / "run0"
+    shutil.copytree(folders[0], folder)
+    shutil.copytree(folders[1][0], run)
+    (folder / "chat_template.jinja").write_text(THINKS_IF_TOLD, encoding="utf-8")
+    record = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    settings = dataclasses.replace(SETTINGS, timing_prompts=0, prompts=1)
+    for recorded, asked, is_named in (
+        (False, None, True),
+        (False, False, False),
+        (None, False, True),
+        (True, None, False),
+        ("unknown", False, False),
+    ):
+        mode = {} if recorded == "unknown" else {"enable_thinking": recorded}
+        changed = {**record, "config": {**record["config"], "target": mode}}
+        (run / "provenance.json").write_text(json.dumps(changed), encoding="utf-8")
+        config = RunConfig(
+            target=TargetConfig(path=str(folder), enable_thinking=asked), evaluation=settings
+        )
+        lines: list[str] = []
+        evaluate(config, workdirs=[run], output=tmp_path / "r.json", echo=lines.append)
+        notes = [line for line in lines if f"--target.enable_thinking {recorded}" in line]
+        assert len(notes) == is_named, (recorded, asked)

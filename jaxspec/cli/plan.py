@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from jaxspec.planning.step import StepPlan
     from jaxspec.planning.topologies import Topology
 
+_TRIED_PER_WANTED = 3
+"""Settings of a search that are compiled, at most, for each one that is wanted."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanCommand(TaskCommand):
@@ -63,7 +66,8 @@ class PlanCommand(TaskCommand):
     search: bool = False
     """Print the fastest settings that fit: mesh, accumulation, chunks and remat."""
     best: Annotated[int, whole(0, 20)] = 2
-    """How many settings of a search are compiled; the others are estimates."""
+    """How many settings of a search are compiled; the others are estimates. In place of one that
+    turns out too large, the next is tried."""
     decode: bool = False
     """Plan eval.py and jaxspec regenerate instead of training."""
     table: bool = False
@@ -207,7 +211,13 @@ def _print_search(command: PlanCommand, topology: Topology, console: Console) ->
         highlight=False,
         soft_wrap=True,
     )
-    compiled = _compile_candidates(found[: command.best], topology, console, wanted=command.best)
+    # An estimate can be too low: others are tried for those that do not fit when compiled.
+    tried = found[: _TRIED_PER_WANTED * command.best]
+    compiled = _compile_candidates(tried, topology, console, wanted=command.best)
+    if tried and not compiled:
+        console.print(
+            f"None of these {len(tried)} fits. Plan for a larger slice, or a smaller run."
+        )
     for candidate, plan in compiled:
         console.print()
         console.print(candidate.overrides or "The run's own settings", markup=False)
@@ -230,7 +240,7 @@ def _compile_candidates(
 
     fitting: list[tuple[Candidate, StepPlan]] = []
     for number, candidate in enumerate(candidates, start=1):
-        said = f"Compiling {number} of {len(candidates)}: {candidate.overrides or 'as it is'} ..."
+        said = f"Compiling number {number}: {candidate.overrides or 'as it is'} ..."
         try:
             with console.status(said):
                 plan = plan_step(candidate.config, topology=topology)
@@ -241,7 +251,8 @@ def _compile_candidates(
             if len(fitting) == wanted:
                 break
         else:
-            console.print(f"Too large when compiled: {candidate.overrides}", markup=False)
+            named = candidate.overrides or "the run's own settings"
+            console.print(f"Too large when compiled: {named}", markup=False)
     return fitting
 
 

@@ -247,6 +247,29 @@ def test_search_prints_and_compiles_the_best(config, capsys):
     assert printed.count("tiny on 4xH100") == 1
 
 
+@pytest.mark.parametrize("too_large", [1, 3])
+def test_a_search_tries_the_next_where_an_estimate_was_too_low(
+    too_large, config, monkeypatch, capsys
+):
+    from jaxspec.planning import step
+
+    real, tried = step.plan_step, []
+
+    def plan_step(run, **options):
+        tried.append(run)
+        if len(tried) <= too_large:
+            raise step.OutOfMemory("larger than the memory of a device")
+        return real(run, **options)
+
+    monkeypatch.setattr(step, "plan_step", plan_step)
+    arguments = ["--config", config, "--topology", "4xH100", "--search", "--best", "1"]
+    assert command.main(arguments) == (1 if too_large == 3 else 0)
+    printed = capsys.readouterr().out
+    assert printed.count("Too large when compiled: ") == too_large
+    assert printed.count("tiny on 4xH100") == (0 if too_large == 3 else 1)
+    assert ("None of these 3 fits." in printed) == (too_large == 3)
+
+
 def test_table_has_a_line_for_each_topology(config, capsys):
     arguments = ["--config", config, "--topology", "8xH100,4xA100", "--table"]
     assert command.main(arguments) == 0

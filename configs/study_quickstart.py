@@ -5,7 +5,7 @@
 
 Four rows (uniform, decay, decay + focal, full) and three seeds: 12 drafters, and an evaluation of
 each on three benchmarks, 24 units. Each unit is a command of its own; a study that was stopped
-continues with the same command. Hardware: 2 CPU cores; about 3 minutes per drafter and its
+continues with the same command. Hardware: 2 CPU cores; 3 to 5 minutes per drafter and its
 evaluation on one of them.
 """
 

@@ -65,12 +65,12 @@ class LayerNorm(nn.Module):
 
 
 def product(rows_ID: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    """Rows @ kernel.
+    """Rows @ kernel. Where a mesh splits the tokens of a text, rows are not flattened: [B, S, D].
 
     XLA has GPUs compute a small product of a single row as an elementwise product, which it writes
     to the memory, and a sum: three times the traffic. With a second row it stays a product.
     """
-    if rows_ID.shape[0] != 1:
+    if rows_ID.ndim != 2 or rows_ID.shape[0] != 1:
         return rows_ID @ kernel_DF
     found: jax.Array = jax.lax.platform_dependent(
         rows_ID, kernel_DF, cuda=_product_of_two, rocm=_product_of_two, default=jnp.matmul

@@ -11,6 +11,12 @@ from jaxspec.models.transformer import Transformer
 from tests.decoding import tiny
 
 
+def test_a_single_row_of_text_whose_tokens_a_mesh_splits():
+    """There, the tokens are not flattened to one axis."""
+    x_BSD, kernel_DF = jnp.ones((1, 6, 4)), jnp.eye(4)
+    assert np.array_equal(jax.jit(product)(x_BSD, kernel_DF), x_BSD)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_product_is_that_of_its_rows(rows):
     keys = jax.random.split(jax.random.key(0), 2)

@@ -114,7 +114,7 @@ def by_expert(
 
 
 def computed_rows(config: ExpertsConfig, tokens: int) -> int:
-    """Rows that the experts of a layer compute for so many tokens, those of padding included."""
+    """How many rows the experts of one layer compute for this many tokens, padding included."""
     return math.prod(_blocks(tokens * config.per_token, num_experts=config.num_experts))
 
 

@@ -51,8 +51,7 @@ class Use:
     is_lookup: bool = False
     """Rows of a table, not products."""
     expert_rows: Callable[[int], int] | None = None
-    """Rows that the experts of a layer compute for so many tokens of a device; None: there are no
-    experts."""
+    """Tokens on a device -> rows that the experts of one layer compute; None: no experts."""
 
 
 @dataclasses.dataclass(frozen=True)

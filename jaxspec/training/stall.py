@@ -31,15 +31,18 @@ class StallWatch:
         self._limit_s, self._what = limit_s, what
         self._moved = time.monotonic()
         self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="stall watch")
 
     def __enter__(self) -> StallWatch:
         self.moved()
         if self._limit_s:
-            threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
+            self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._is_over.set()
+        if self._limit_s:
+            self._thread.join()  # or it could end a run that is no longer watched
 
     def moved(self) -> None:
         """Notes that the run has got on."""
@@ -51,6 +54,7 @@ class StallWatch:
             left = self._moved + self._limit_s - time.monotonic()
             if left <= 0:
                 self._end()
+                return
 
     def _end(self) -> None:
         dump_stacks(jax.process_index())

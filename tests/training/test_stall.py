@@ -57,6 +57,21 @@ def test_what_processes_do_together_is_watched(processes, ends, monkeypatch):
         assert ended.wait(10 if ends else 0.5) == ends
 
 
+def test_nothing_ends_the_program_after_the_block(monkeypatch):
+    """A thread that was left behind could end a run that had got on in the meantime."""
+    ended = []
+
+    def end(watch):
+        time.sleep(0.2)
+        ended.append(watch)
+
+    monkeypatch.setattr(stall.StallWatch, "_end", end)
+    with StallWatch(limit_s=0.05) as watch:
+        time.sleep(0.15)
+    assert ended == [watch]
+    assert "stall watch" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_restoring_and_exporting_are_watched(copy_of_run, run_config, monkeypatch):
     """orbax waits for all processes without end, also if one of them has failed."""
     limit = run_config.training.stall_timeout

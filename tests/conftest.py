@@ -83,10 +83,15 @@ LONGEST_FIRST = (
 """Files of tests that take longest. Begun last, one of them would keep one worker busy alone."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; the others stay in their order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others stay in their order. Skips what is slow."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]}: --slow"))
 
 
 def pytest_collection_finish() -> None:

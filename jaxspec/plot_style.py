@@ -26,6 +26,7 @@ FULL_COLOUR = "#c2410c"
 COLOURS = ("#1d4e89", "#3a9188", "#b08d1e", "#7b4b94", "#5aa9e6", "#3d3d3d", "#d87ca6", "#6b8e23")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+HATCHES = ("", "///", "...", "xxx")
 TEXT = "#333333"
 
 
@@ -47,10 +48,11 @@ class Style(NamedTuple):
     colour: str
     marker: str
     line: str
+    hatch: str
 
 
 def styles_of(names: Sequence[str], *, own: Mapping[str, str]) -> dict[str, Style]:
-    """The style of each series. Those that share a colour have different markers and lines.
+    """The style of each series. Those that share a colour differ in the rest.
 
     Args:
       names: of the series, each once.
@@ -65,6 +67,7 @@ def styles_of(names: Sequence[str], *, own: Mapping[str, str]) -> dict[str, Styl
             own.get(name, COLOURS[number % len(COLOURS)]),
             MARKERS[(place + turn) % len(MARKERS)],
             LINES[turn % len(LINES)],
+            HATCHES[turn % len(HATCHES)],
         )
     return styles
 

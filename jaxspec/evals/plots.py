@@ -32,6 +32,7 @@ from jaxspec.plot_style import (
     COLOURS,
     FULL_COLOUR,
     TEXT,
+    Style,
     frame,
     legend_columns,
     save,
@@ -80,7 +81,10 @@ def plot_accepted_length(results: Sequence[Row], path: str | os.PathLike[str]) -
             taus,
             width * 0.92,
             label=for_plot(label),
-            color=styles[label][0],
+            color=styles[label].colour,
+            hatch=styles[label].hatch,
+            edgecolor="white",
+            linewidth=0.0,
             yerr=(lows, highs),
             error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": TEXT},
         )
@@ -147,7 +151,7 @@ def plot_conditional_acceptance(
             if row["benchmark"] == benchmark
         ]
         for label, row in members:
-            colour, marker = styles[label]
+            style = styles[label]
             # A slot that is left out is nan: a gap in the line.
             heights = _resting(row)
             # Shifted, so that the whiskers of several lines do not cover each other.
@@ -156,8 +160,9 @@ def plot_conditional_acceptance(
             panel.plot(
                 places,
                 heights,
-                color=colour,
-                marker=marker,
+                color=style.colour,
+                marker=style.marker,
+                linestyle=style.line,
                 markersize=3.5,
                 linewidth=1.6,
                 label=for_plot(label),
@@ -169,7 +174,7 @@ def plot_conditional_acceptance(
                 if interval is not None and not math.isnan(height)
             ]
             if whiskers:
-                panel.vlines(*zip(*whiskers, strict=True), color=colour, linewidth=0.9)
+                panel.vlines(*zip(*whiskers, strict=True), color=style.colour, linewidth=0.9)
         if all(math.isnan(height) for _, row in members for height in _resting(row)):
             panel.text(
                 *(0.5, 0.5, f"no slot was reached\nby at least {FEWEST_ROUNDS} rounds"),
@@ -281,8 +286,8 @@ def _check_any(rows: Sequence[Row]) -> None:
         raise ValueError("There is nothing to plot: got no result rows.")
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each label.
+def _styles(rows: Sequence[Row]) -> dict[str, Style]:
+    """The style of each label.
 
     A loss has one colour (grey for the baseline, the warm one for the full recipe); several
     drafters of a loss are shades of it.
@@ -293,11 +298,11 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     for row, label in zip(rows, series_labels(rows), strict=True):
         if label not in members[row["loss"]]:
             members[row["loss"]].append(label)
-    styles: dict[str, tuple[str, str]] = {}
+    styles: dict[str, Style] = {}
     for loss, names in members.items():
         red, green, blue = to_rgb(of_losses[loss].colour)
         for number, name in enumerate(names):
             pale = 0.55 * number / max(1, len(names) - 1)
             shade = (red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale)
-            styles[name] = (to_hex(shade), of_losses[loss].marker)
+            styles[name] = of_losses[loss]._replace(colour=to_hex(shade))
     return styles

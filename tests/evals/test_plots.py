@@ -46,6 +46,13 @@ def test_nothing_to_plot_is_refused(plot, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_two_of_many_losses_have_the_same_bars(drawn, tmp_path):
+    losses = [f"loss{number}" for number in range(20)]
+    plot_accepted_length([result_row(loss) for loss in losses], tmp_path / "a.png")
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in drawn[0].axes[0].patches}
+    assert len(looks) == len(losses)
+
+
 def test_bars_show_tau_and_its_interval(drawn, tmp_path):
     plot_accepted_length(ROWS, tmp_path / "a.png")
     (axes,) = drawn[0].axes

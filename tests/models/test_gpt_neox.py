@@ -172,6 +172,18 @@ def test_steps_with_a_cache_equal_one_pass_of_transformers(reference: Reference)
         cache = cache.advance(jnp.asarray(kept))
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "pythia",
+        *(
+            pytest.param(name, marks=pytest.mark.slow("its logits and cached steps are compared"))
+            for name in CASES
+            if name != "pythia"
+        ),
+    ],
+    indirect=True,
+)
 def test_greedy_text_is_that_of_generate(reference: Reference, torch: types.ModuleType) -> None:
     config, params = load_target(reference.folder)
     prompts = [reference.tokens_BS[0, :5].tolist(), reference.tokens_BS[1, :9].tolist()]

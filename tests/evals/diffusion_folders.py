@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.checkpoints.denoiser import save_denoiser
 from jaxspec.config import (
@@ -32,6 +35,14 @@ EVALUATION = EvaluationConfig(
 DIFFUSION = DiffusionEvaluationConfig(block_length=4, num_drafts=(2,))
 
 
+@functools.cache
+def _weights(config: MaskedTransformerConfig, seed: int) -> Any:
+    """Kept, because many modules write the same folder."""
+    init = jax.jit(BidirectionalTransformer(config).init)
+    params = jax.device_get(init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
+    return {**params, "head": jax.tree.map(lambda leaf: np.float32(30) * leaf, params["head"])}
+
+
 def write_model(folder: Path, *, seed: int = 0, llada: bool = False, **shape: object) -> Path:
     """Random weights with logits spread out, so that argmaxes are clear."""
     tokenizer = Tokenizer.load("embedded")
@@ -50,9 +61,7 @@ def write_model(folder: Path, *, seed: int = 0, llada: bool = False, **shape: ob
             **shape,
         }
     )
-    model = BidirectionalTransformer(config)
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
-    params = {**params, "head": jax.tree.map(lambda leaf: 30 * leaf, params["head"])}
+    params = _weights(config, seed)
     if llada:
         eos_id = tokenizer.eos_id
         assert eos_id is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.checkpoints.huggingface import save_drafter, save_target
 from jaxspec.config import (
@@ -43,6 +46,22 @@ WIDE = {
 """A shape that 8 devices can share."""
 
 
+@functools.cache
+def _target_weights(architecture: TransformerConfig, seed: int) -> Any:
+    """Kept, because many modules write the same folders."""
+    init = jax.jit(Transformer(architecture).init)
+    params = jax.device_get(init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
+    # Spread out, so that argmaxes are clear.
+    return {**params, "head": jax.tree.map(lambda leaf: leaf * np.float32(30), params["head"])}
+
+
+@functools.cache
+def _drafter_weights(config: DrafterConfig, target_width: int, seed: int) -> Any:
+    init = jax.jit(DFlash(config, target_width).init, static_argnames="method")
+    features = jnp.zeros((1, 2, 2 * target_width))
+    return jax.device_get(init(jax.random.key(seed), features, method="initialise")["params"])
+
+
 def write_folders(root: Path, *, seed: int = 0, **shape: int) -> tuple[Path, list[Path]]:
     """(target, drafters): exported folders, as training leaves them."""
     tokenizer = Tokenizer.load("embedded")
@@ -60,10 +79,7 @@ def write_folders(root: Path, *, seed: int = 0, **shape: int) -> tuple[Path, lis
             **shape,
         }
     )
-    model = Transformer(architecture)
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
-    # Spread out, so that argmaxes are clear.
-    params["head"] = jax.tree.map(lambda leaf: leaf * 30, params["head"])
+    params = _target_weights(architecture, seed)
     save_target(root / "target", architecture, params, tokenizer_folder=tokenizer.folder)
     config = resolve_config(
         DrafterConfig(block_size=4, target_layer_ids=(0, 1), num_layers=1),
@@ -73,10 +89,7 @@ def write_folders(root: Path, *, seed: int = 0, **shape: int) -> tuple[Path, lis
     drafters = []
     for number, loss in enumerate(LOSSES):
         folder = root / f"run{number}"
-        drafter = DFlash(config, architecture.hidden_size)
-        weights = jax.jit(drafter.init, static_argnames="method")(
-            jax.random.key(seed + number), jnp.zeros((1, 2, 64)), method="initialise"
-        )["params"]
+        weights = _drafter_weights(config, architecture.hidden_size, seed + number)
         save_drafter(folder / "export", config, weights, target_config=architecture)
         run = RunConfig(loss=loss)
         write_json(folder / "provenance.json", provenance(config=run, seed=7 + number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 
 import jax
@@ -74,24 +75,37 @@ def test_one_program_at_least():
     assert 1 <= threads_at_hand() <= 8
 
 
-@pytest.mark.parametrize("number", range(2), ids=["autoregressive", "speculative"])
-def test_decoding_compiles_no_loop_that_was_compiled_ahead(number):
-    strategy, params = tiny.strategies()[number]
-    jax.clear_caches()
+def fresh_strategies(max_new_tokens):
+    """(strategy, params) of autoregressive and speculative, with a limit that no test has twice.
+
+    So their programs are not compiled yet, and others' need not be dropped.
+    """
+    rules = dataclasses.replace(tiny.RULES, max_new_tokens=max_new_tokens)
+    return [
+        (dataclasses.replace(strategy, rules=rules), params)
+        for strategy, params in tiny.strategies()[:2]
+    ]
+
+
+def test_decoding_compiles_no_loop_that_was_compiled_ahead():
+    """Autoregressive and speculative."""
+    strategies = fresh_strategies(21)
     with Ahead(lambda line: None, threads=2) as ahead:
-        shapes = shapes_of(strategy.prepare(params))
-        keys = ahead.add(batch_programs(strategy, shapes, tiny.PROMPTS, rows=ROWS))
+        for strategy, params in strategies:
+            shapes = shapes_of(strategy.prepare(params))
+            keys = ahead.add(batch_programs(strategy, shapes, tiny.PROMPTS, rows=ROWS))
+            # All prompts are of one length: one prefill, one loop.
+            assert [key[0] for key in keys] == ["start", "run"]
         ahead.wait()
-    # All prompts are of one length: one prefill, one loop.
-    assert [key[0] for key in keys] == ["start", "run"]
     with compiled_names() as names:
-        tiny.decode(strategy, params, batch_size=ROWS)
-    assert names and not {"jit(start)", "jit(run)"} & set(names), names
+        for strategy, params in strategies:
+            tiny.decode(strategy, params, batch_size=ROWS)
+    assert not {"jit(start)", "jit(run)"} & set(names), names
 
 
 @contextlib.contextmanager
 def compiled_names():
-    """The names of the programs that the block compiles."""
+    """The names of the programs that the block compiles, and of one more."""
     names: list[str] = []
 
     def listen(event, seconds, *, fun_name="", **_):
@@ -100,12 +114,13 @@ def compiled_names():
 
     monitoring.register_event_duration_secs_listener(listen)
     yield names
+    jax.jit(lambda x: x + len(names))(1.0)
     monitoring.unregister_event_duration_listener(listen)
+    assert "jit(<lambda>)" in names, names
 
 
 def test_timing_compiles_nothing_large_that_was_compiled_ahead():
-    (alone, target), (strategy, params), _ = tiny.strategies()
-    jax.clear_caches()
+    (alone, target), (strategy, params) = fresh_strategies(20)
     prompts = tiny.PROMPTS[:2]
     with Ahead(lambda line: None, threads=2) as ahead:
         for each, its in ((alone, target), (strategy, params)):

@@ -167,15 +167,15 @@ def test_without_finished_rows_another_evaluation_starts_afresh(folders, tmp_pat
     with pytest.raises(Killed):
         evaluate(config_of(folders[0]), workdirs=folders[1], output=output, echo=die)
     assert b'"kind": "reference"' in output.with_suffix(ENDING).read_bytes()
-    config = config_of(folders[0], max_new_tokens=5)
+    config = config_of(folders[0], prompts=1)
     record = evaluate(config, workdirs=folders[1], output=output, echo=lambda line: None)
     assert "continued" not in record["provenance"]
-    assert all(row["tokens"] <= 2 * 4 for row in record["results"])
+    assert [row["turns"] for row in record["results"]] == [1, 1]
 
 
 def test_times_of_an_earlier_process(folders, tmp_path):
     """Drafters of one shape report one time of compiling; the notes are about all rows."""
-    config = config_of(folders[0], timing_prompts=1, max_new_tokens=11)
+    config = config_of(folders[0], timing_prompts=1)
     output = tmp_path / "results.json"
     with pytest.raises(Killed):
         evaluate(config, workdirs=folders[1], output=output, echo=kill_after_a_timed_row)
@@ -228,7 +228,8 @@ def test_another_draft_graph_is_another_decoder(tmp_path):
     graph = tmp_path / "graph.json"
     save_graph(graph, star(2))
     settings = dataclasses.replace(diffusion_folders.DIFFUSION, graph=str(graph), drafts=())
-    config = diffusion_folders.run_config(folder, diffusion=settings)
+    untimed = dataclasses.replace(diffusion_folders.EVALUATION, timing_prompts=0)
+    config = diffusion_folders.run_config(folder, diffusion=settings, evaluation=untimed)
     output = tmp_path / "results.json"
     with pytest.raises(Killed):
         evaluate_diffusion(config, output=output, echo=kill_after_a_row)

@@ -9,22 +9,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.checkpoints.huggingface import save_drafter, save_target
+from jaxspec.checkpoints.huggingface import save_drafter
 from jaxspec.config import (
     DataConfig,
     DrafterConfig,
     EvaluationConfig,
     RunConfig,
     TargetConfig,
-    TransformerConfig,
 )
 from jaxspec.data.chat_template import PLAIN
-from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.evals.opening import open_target
 from jaxspec.evals.speculative.runner import evaluate
 from jaxspec.models.dflash import DFlash, resolve_config
 from jaxspec.models.gpt2 import GPT2
-from jaxspec.models.transformer import Transformer
+from tests.evals import drafter_folders
 
 END = "<|endoftext|>"
 STORIES = [
@@ -115,13 +113,13 @@ def test_a_gpt2_of_transformers_is_evaluated(gpt2, dflash, data, tmp_path):
     result = evaluate(
         config,
         workdirs=[dflash],
-        kinds=("dflash", "ngram"),
+        kinds=("dflash",),
         output=tmp_path / "results.json",
         echo=lines.append,
     )
-    rows = {(row["benchmark"], row["kind"]): row for row in result["results"]}
-    assert rows.keys() == {(b, k) for b in SETTINGS.benchmarks for k in ("dflash", "ngram")}
-    for (benchmark, _), row in rows.items():
+    rows = {row["benchmark"]: row for row in result["results"]}
+    assert list(rows) == [*SETTINGS.benchmarks]
+    for benchmark, row in rows.items():
         assert row["mismatched_prompts"] == 0, "outputs are the target's own, token by token"
         assert row["turns"] == (3 if benchmark == "tinystories" else 2)
         assert row["tokens"] > row["turns"], "something was decoded"
@@ -156,26 +154,13 @@ def test_responses_are_those_of_transformers(gpt2, data):
 
 
 def test_other_families_without_a_template_are_given_contents(data, tmp_path):
-    tokenizer = Tokenizer.load("embedded")
-    architecture = TransformerConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        intermediate_size=32,
-        max_position_embeddings=128,
+    folder, _ = drafter_folders.write_folders(tmp_path)
+    # What else is set is that of other tests, which have the same programs.
+    settings = dataclasses.replace(
+        drafter_folders.SETTINGS, benchmarks=("mt_bench",), timing_prompts=0
     )
-    init = jax.jit(Transformer(architecture).init)
-    params = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    folder = tmp_path / "base"
-    save_target(folder, architecture, params, tokenizer_folder=tokenizer.folder)
     config = RunConfig(
-        name="test",
-        target=TargetConfig(path=str(folder)),
-        data=data,
-        evaluation=dataclasses.replace(SETTINGS, benchmarks=("mt_bench",), max_new_tokens=8),
+        name="test", target=TargetConfig(path=str(folder)), data=data, evaluation=settings
     )
     for has_template in (True, False):
         if not has_template:

@@ -156,6 +156,12 @@ def test_calibration_prompts_are_not_measured():
         calibration_examples(every, measured=measured, data=data)
 
 
+@pytest.fixture
+def one_tree(monkeypatch):
+    """Instead of two: each option is two programs. `test_what_is_tried` builds all of them."""
+    monkeypatch.setattr(choice_module, "TREES", (16,))
+
+
 def with_costs(monkeypatch, costs_ms):
     """Replaces measured times of rounds by given ones; acceptance is still measured."""
     measure = choice_module.measure_options
@@ -173,6 +179,7 @@ def with_costs(monkeypatch, costs_ms):
     monkeypatch.setattr(choice_module, "measure_options", measured)
 
 
+@pytest.mark.usefixtures("one_tree")
 def test_an_evaluation_chooses_and_its_outputs_stay(folders, tmp_path, monkeypatch):
     """At temperature 0, whatever is chosen gives the target's own answers."""
     lines = []
@@ -192,7 +199,7 @@ def test_an_evaluation_chooses_and_its_outputs_stay(folders, tmp_path, monkeypat
     assert row["choice"]["chosen"] == "block 2, greedy"
     assert row["choice"]["calibration_prompts"] == 1
     assert [each["name"] for each in row["choice"]["measured"]] == [
-        *(OFF, "block 2, greedy", "block 4, greedy", "tree of 16", "tree of 32"),
+        *(OFF, "block 2, greedy", "block 4, greedy", "tree of 16"),
     ]
     # Equal costs: an equal choice, from equal acceptance.
     assert evaluated("again.json", costs)["choice"] == row["choice"]
@@ -215,6 +222,7 @@ def test_an_evaluation_chooses_and_its_outputs_stay(folders, tmp_path, monkeypat
     assert read_json(tmp_path / "blocks.json")[1][0]["choice"] == row["choice"]
 
 
+@pytest.mark.usefixtures("one_tree")
 def test_a_continued_evaluation_keeps_its_choice(folders, tmp_path, monkeypatch):
     settings = dataclasses.replace(
         AUTO, benchmarks=("embedded/math", "embedded/code"), timing_prompts=0
@@ -239,8 +247,11 @@ def test_a_continued_evaluation_keeps_its_choice(folders, tmp_path, monkeypatch)
     assert [row["choice"]["chosen"] for row in rows["results"]] == ["block 2, greedy"] * 2
 
 
-def test_a_sampling_evaluation_chooses_among_the_rules(folders, tmp_path):
+def test_a_sampling_evaluation_chooses_among_the_rules(folders, tmp_path, monkeypatch):
     """With the times of this machine, whatever they are."""
+    # One size, no trees: `test_what_is_tried` builds all of them, at this temperature, too.
+    monkeypatch.setattr(choice_module, "_SHARES", (1,))
+    monkeypatch.setattr(choice_module, "TREES", ())
     settings = dataclasses.replace(AUTO, **WARM, timing_prompts=1)
     result = evaluate(
         run_config(folders, settings),
@@ -252,6 +263,7 @@ def test_a_sampling_evaluation_chooses_among_the_rules(folders, tmp_path):
     drafter, alone = result["results"]
     found = drafter["choice"]
     rates = {each["name"]: each["tokens_per_s"] for each in found["measured"]}
+    assert list(rates) == [OFF, "block 4, point_mass", "block 4, token"]
     allowed = {name for name, rate in rates.items() if rate >= LEAST_GAIN * rates[OFF]} | {OFF}
     assert found["chosen"] == max(allowed, key=rates.__getitem__)
     assert {each["name"]: each["tau"] for each in found["measured"]}[OFF] == 1.0

@@ -93,7 +93,16 @@ THINKS_IF_TOLD = (
 )
 
 
-def test_another_thinking_mode_than_the_drafters_is_named(folders, tmp_path):
+def test_another_thinking_mode_than_the_drafters_is_named(folders, tmp_path, monkeypatch):
+    """Before anything is decoded; what follows is left out here."""
+
+    class EndOfTheTest(Exception):
+        pass
+
+    def load_benchmarks(*_, **__):
+        raise EndOfTheTest
+
+    monkeypatch.setattr("jaxspec.evals.speculative.runner.load_benchmarks", load_benchmarks)
     folder, run = tmp_path / "target", tmp_path / "run0"
     shutil.copytree(folders[0], folder)
     shutil.copytree(folders[1][0], run)
@@ -114,6 +123,7 @@ def test_another_thinking_mode_than_the_drafters_is_named(folders, tmp_path):
             target=TargetConfig(path=str(folder), enable_thinking=asked), evaluation=settings
         )
         lines: list[str] = []
-        evaluate(config, workdirs=[run], output=tmp_path / "r.json", echo=lines.append)
+        with pytest.raises(EndOfTheTest):
+            evaluate(config, workdirs=[run], output=tmp_path / "r.json", echo=lines.append)
         notes = [line for line in lines if f"--target.enable_thinking {recorded}" in line]
         assert len(notes) == is_named, (recorded, asked)

@@ -54,6 +54,7 @@ WAYS = {
 }
 
 
+@functools.cache
 def arrays(width: int, *, kv_heads: int = 2, length: int = LENGTH) -> list[jax.Array]:
     shapes = [(2, length, 4, width), (2, kv_heads, length, width), (2, kv_heads, length, width)]
     keys = jax.random.split(jax.random.key(width), 3)
@@ -148,26 +149,33 @@ MODELS = {
 }
 
 
+TOKENS_BS = np.random.default_rng(0).integers(0, 40, (2, LENGTH)).astype(np.int32)
+
+
+@functools.cache
+def model_params(name: str):
+    init = jax.jit(make_model(MODELS[name]).init)
+    return init(jax.random.key(0), TOKENS_BS[:, :4])["params"]
+
+
+@functools.cache
+def model_output(name: str, kind: str):
+    model = make_model(dataclasses.replace(MODELS[name], attention=kind))
+    packed = {
+        "segments_BS": SEGMENTS,
+        "positions_BS": np.stack([np.arange(LENGTH), np.arange(LENGTH) % 130]),
+    }
+    output = jax.jit(lambda p: model.apply({"params": p}, TOKENS_BS, **packed, capture=(0,)))
+    return output(model_params(name))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["chunked", "splash"])
 def test_models_compute_the_same_either_way(name, kind, monkeypatch) -> None:
     """Documents are packed, layers slide, and positions begin anew."""
     monkeypatch.setattr("jaxspec.ops.causal_attention.splash", WAYS["splash"])
     monkeypatch.setattr("jaxspec.models.transformer.platform", lambda: "tpu")
-    tokens_BS = np.random.default_rng(0).integers(0, 40, (2, LENGTH)).astype(np.int32)
-    packed = {
-        "segments_BS": SEGMENTS,
-        "positions_BS": jnp.stack([jnp.arange(LENGTH), jnp.arange(LENGTH) % 130]),
-    }
-
-    def output(setting: str):
-        model = make_model(dataclasses.replace(MODELS[name], attention=setting))
-        params = jax.jit(model.init)(jax.random.key(0), tokens_BS[:, :4])["params"]
-        return jax.jit(lambda p: model.apply({"params": p}, tokens_BS, **packed, capture=(0,)))(
-            params
-        )
-
-    for got, expected in zip(output(kind), output("plain"), strict=True):
+    for got, expected in zip(model_output(name, kind), model_output(name, "plain"), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 

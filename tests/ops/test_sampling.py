@@ -207,7 +207,7 @@ def test_long_rows_without_a_distribution_are_refused():
     drawn = jax.jit(sample_index)(jax.random.key(0), rows)
     assert drawn.tolist()[:5] == [-1, -1, -1, -1, 150]
     assert 0 <= drawn[5] < size
-    under_vmap = jax.vmap(sample_index)(jax.random.split(jax.random.key(0), 6), rows)
+    under_vmap = jax.jit(jax.vmap(sample_index))(jax.random.split(jax.random.key(0), 6), rows)
     assert under_vmap.tolist()[:5] == [-1, -1, -1, -1, 150]
 
 
@@ -224,9 +224,14 @@ def test_largest_index_is_the_first_argmax(size, dtype):
     rows = jnp.asarray(rows, dtype)
     found = jax.jit(largest_index)(rows)
     assert found.dtype == jnp.int32
-    assert found.tolist() == expected.tolist() == largest_index(rows).tolist()
+    assert found.tolist() == expected.tolist()
+    if size in (5, 97):  # Op by op, too.
+        assert largest_index(rows).tolist() == expected.tolist()
     # What other platforms run.
     assert jax.jit(_largest_in_one_step)(rows).tolist() == expected.tolist()
+
+
+FLOAT64 = "long rows of float64 with one bit a pass, and two bits with float32, are tried"
 
 
 def sorted_nucleus(probs, top_p):
@@ -240,9 +245,20 @@ def sorted_nucleus(probs, top_p):
     return probs >= edge
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [7, 300])
+@pytest.mark.parametrize(
+    ("size", "dtype", "platform"),
+    [
+        (7, np.float32, "cpu"),
+        (7, np.float32, "tpu"),
+        (300, np.float32, "cpu"),
+        (300, np.float32, "tpu"),
+        (300, np.float64, "cpu"),
+        *(
+            pytest.param(size, np.float64, platform, marks=pytest.mark.slow(FLOAT64))
+            for size, platform in ((7, "cpu"), (7, "tpu"), (300, "tpu"))
+        ),
+    ],
+)
 def test_filters_equal_a_sort(size, dtype, platform, monkeypatch):
     """Found with one bit a pass and with two."""
     monkeypatch.setattr("jaxspec.ops.sampling.platform", lambda: platform)

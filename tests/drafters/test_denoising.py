@@ -93,9 +93,13 @@ def make_plan(name: str, keys, masked, passes: int) -> Plan:
     return make(keys, masked, num_passes=passes)
 
 
+FILLED_UP = {2: 36, 3: 729}
+"""Branches of as many slots, so that all samplers share programs: the most that any has here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """Every plan with every draft."""
+    """Every plan with every draft; then the last one again and again, with weight 0."""
 
     passes_BG: np.ndarray
     drafts_BG: np.ndarray
@@ -110,6 +114,9 @@ class Branches:
         passes = np.repeat(np.array(list(plan_law)), len(drafts), axis=0)
         chance = np.repeat(list(plan_law.values()), len(drafts))
         drafts = np.tile(drafts, (len(plan_law), 1))
+        missing = max(0, FILLED_UP[slots] - len(drafts))
+        drafts, passes = (np.pad(x, ((0, missing), (0, 0)), mode="edge") for x in (drafts, passes))
+        chance = np.pad(chance, (0, missing))
         rows = []
         for slot in range(slots):
             state = np.where(passes < passes[:, slot : slot + 1], drafts, MASK)

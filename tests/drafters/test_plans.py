@@ -137,9 +137,9 @@ def test_a_plan_for_other_slots_is_refused():
 
 def test_a_dit_drafts_behind_a_clamped_prefix():
     model = DiT(DiTConfig(vocab_size=9, hidden_size=16, num_layers=1, num_heads=2))
-    prefix = jnp.array([[1, 2, 3, 4]])
-    tokens = jnp.concatenate([prefix, jnp.full((1, 3), 8)], axis=1)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    prefix = np.array([[1, 2, 3, 4]])
+    tokens = np.concatenate([prefix, np.full((1, 3), 8)], axis=1)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype("f4"), params)
 
@@ -151,11 +151,11 @@ def test_a_dit_drafts_behind_a_clamped_prefix():
             output = model.apply({"params": params}, row, rows_BI=rows_BI)
             return subs_log_probs(output.logits_BSV, slots_BG, mask_id=8)
 
-        slots = tokens[:, 4:]
+        slots = jnp.asarray(tokens[:, 4:])
         plan = first_hitting_plan(keys, slots == 8, num_passes=2)
         return fill(denoise, slots, plan, keys, mask_id=8, sampling=Sampling(1.0))
 
-    filled = draft(params, jax.random.split(jax.random.key(0), 1))
+    filled = jax.device_get(draft(params, jax.random.split(jax.random.key(0), 1)))
     assert filled.probs_BGV.shape == (1, 3, 9) and int(filled.num_passes) == 2
     assert not filled.probs_BGV[..., 8].any() and (filled.tokens_BG < 8).all()
     np.testing.assert_allclose(filled.probs_BGV.sum(-1), 1, atol=1e-5)

@@ -19,6 +19,9 @@ LENGTH = SLOTS + 1
 RULES = ["recursive", "recursive_without_replacement", "k_seq"]
 LAST_BELOW_ONE = 1 - 2**-53
 
+jitted_chains = jax.jit(verify_chains, static_argnames="rule")
+jitted_token = jax.jit(verify_token)
+
 
 @functools.partial(jax.jit, static_argnames="rule")
 def follow(drafts, q, p, uniforms, *, rule):
@@ -234,8 +237,8 @@ def test_one_chain_is_token_verification(rule):
     drafts = rng.integers(0, 5, (64, 1, 3))
     q = rng.dirichlet(np.ones(5), (64, 3)).astype(np.float32)
     p = rng.dirichlet(np.ones(5), (64, 4)).astype(np.float32)
-    verdict = verify_chains(jax.random.key(1), drafts, q, p[:, None], rule=rule)
-    single = verify_token(jax.random.key(1), drafts[:, 0], q, p)
+    verdict = jitted_chains(jax.random.key(1), drafts, q, p[:, None], rule=rule)
+    single = jitted_token(jax.random.key(1), drafts[:, 0], q, p)
     np.testing.assert_array_equal(verdict.num_accepted_B, single.num_accepted_B)
     np.testing.assert_array_equal(verdict.next_token_B, single.next_token_B)
     assert not verdict.chain_B.any()

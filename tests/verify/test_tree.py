@@ -19,15 +19,24 @@ VOCABULARY, DEPTH = 3, 2
 LENGTH = DEPTH + 1
 
 
+NODES = 6
+"""Of three chains that share nothing."""
+
+
 def merged(chains):
-    """Tokens, parents (as rows) and prefixes of the tree that holds the given chains."""
+    """Tokens, parents (as rows) and prefixes of the tree that holds the given chains.
+
+    Empty nodes fill it up, so that all trees share programs; the anchor's row is theirs, too.
+    """
     prefixes = [()]
     for chain in chains:
         for length in range(1, len(chain) + 1):
             if chain[:length] not in prefixes:
                 prefixes.append(chain[:length])
     parents = [prefixes.index(prefix[:-1]) for prefix in prefixes[1:]]
-    return [prefix[-1] for prefix in prefixes[1:]], parents, prefixes
+    tokens = [prefix[-1] for prefix in prefixes[1:]]
+    empty = NODES - len(tokens)
+    return tokens + [-1] * empty, parents + [0] * empty, prefixes + [()] * empty
 
 
 def tree_law(target, chains):
@@ -79,10 +88,14 @@ def verified(tokens, parents, probs, *, depth):
     return verify_tree(jax.random.key(0), tokens, parents, probs, depth=depth)
 
 
+@jax.jit
+def greedy_rows(logits):
+    return Sampling(0.0).probabilities(logits)[None]
+
+
 def greedy_walk(argmaxes, *, depth=3):
-    logits = jax.nn.one_hot(jnp.array(argmaxes), 10)
-    probs = Sampling(0.0).probabilities(logits)
-    verdict = verified(jnp.array([TOKENS]), jnp.array([PARENTS]), probs[None], depth=depth)
+    probs = greedy_rows(np.eye(10, dtype=np.float32)[argmaxes])
+    verdict = verified(np.array([TOKENS]), np.array([PARENTS]), probs, depth=depth)
     return (
         verdict.num_accepted_B.tolist(),
         verdict.path_BG.tolist(),
@@ -153,22 +166,22 @@ def test_acceptance_of_a_chain_is_that_of_point_mass_verification():
     rng = np.random.default_rng(1)
     rounds = 40_000
     p = rng.dirichlet(np.ones(4), 3)
-    draft = jnp.tile(jnp.array([[2, 0]]), (rounds, 1))
-    rows = jnp.tile(jnp.asarray(p, jnp.float32)[None], (rounds, 1, 1))
-    parents = jnp.tile(jnp.array([[0, 1]]), (rounds, 1))
-    chain = verify_point_mass(jax.random.key(1), draft, rows).num_accepted_B
-    tree = verify_tree(jax.random.key(2), draft, parents, rows, depth=2).num_accepted_B
+    draft = np.tile(np.array([[2, 0]]), (rounds, 1))
+    rows = np.tile(p.astype(np.float32), (rounds, 1, 1))
+    parents = np.tile(np.array([[0, 1]]), (rounds, 1))
+    chain = jax.jit(verify_point_mass)(jax.random.key(1), draft, rows).num_accepted_B
+    tree = verified(draft, parents, rows, depth=2).num_accepted_B
     shares = [np.bincount(np.asarray(counts), minlength=3) / rounds for counts in (chain, tree)]
     np.testing.assert_allclose(shares[0], shares[1], atol=0.015)
     np.testing.assert_allclose(shares[1][0], 1 - p[0, 2], atol=0.015)
 
 
 def test_rows_on_the_way_that_cannot_be_judged_fail_alone():
-    probs = np.tile(np.eye(10)[[4, 6, 0, 0, 8, 9]], (4, 1, 1))
+    probs = np.tile(np.eye(10, dtype=np.float32)[[4, 6, 0, 0, 8, 9]], (4, 1, 1))
     probs[1, 4] = np.nan  # met
     probs[2, 2] = np.nan  # after token 7, which the walk does not reach
     probs[3, 0] = 0
-    tokens, parents = (jnp.tile(jnp.array(values), (4, 1)) for values in (TOKENS, PARENTS))
+    tokens, parents = (np.tile(np.array(values), (4, 1)) for values in (TOKENS, PARENTS))
     verdict = verified(tokens, parents, probs, depth=3)
     assert verdict.failed_B.tolist() == [False, True, False, True]
     assert verdict.next_token_B.tolist() == [9, -1, 9, -1]

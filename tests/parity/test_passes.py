@@ -26,6 +26,7 @@ from jaxspec.training.draft_pass import Text
 from tests.parity import trained
 
 BY_TRAINING = ["drafts: training, decoding", "drafts: training, independent"]
+LEARNED: Any = {"questions": trained.QUESTIONS, "new_tokens": trained.NEW_TOKENS}
 BY_DECODING = ["drafts: training, decoding", "drafts: decoding, independent"]
 
 
@@ -34,7 +35,7 @@ def found(run: Path, target: str, **options: Any) -> list[Finding]:
 
 
 def failures(run: Path) -> list[str]:
-    findings = found(run, "embedded", new_tokens=trained.NEW_TOKENS, with_variants=False)
+    findings = found(run, "embedded", with_variants=False, **LEARNED)
     return [finding.name for finding in findings if finding.status == "FAIL"]
 
 
@@ -90,7 +91,7 @@ def test_format_of_speculators(run_folder: Path, tmp_path: Path) -> None:
             dtype="float32",
         )
     )
-    findings = found(tmp_path / "out", "embedded", new_tokens=trained.NEW_TOKENS)
+    findings = found(tmp_path / "out", "embedded", **LEARNED)
     assert {finding.status for finding in findings} == {"ok"}
     file = tmp_path / "out" / "config.json"
     config = json.loads(file.read_text())
@@ -136,6 +137,8 @@ TARGETS: dict[str, LanguageModelConfig] = {
     "llama": TransformerConfig(vocab_size=VOCABULARY, **SHAPE, **ROTATED, qk_norm=False),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, **SHAPE, intermediate_size=64),
 }
+OTHERS = pytest.mark.slow("other cases have this target and these layers")
+EMBEDDED = pytest.mark.slow("the embedded target, which test_sound asks, is such a one")
 SLIDING = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 7}
 
 
@@ -148,12 +151,15 @@ def random_weights(name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("qwen3", {}), ("qwen3", SLIDING), ("llama", SLIDING), ("gpt2", {}), ("gpt2", SLIDING)],
-    ids=["qwen3, full", "qwen3, sliding", "llama, sliding", "gpt2, full", "gpt2, sliding"],
+    [
+        pytest.param("qwen3", {}, marks=EMBEDDED, id="qwen3, full"),
+        pytest.param("qwen3", SLIDING, marks=OTHERS, id="qwen3, sliding"),
+        pytest.param("llama", SLIDING, id="llama, sliding"),
+        pytest.param("gpt2", {}, marks=OTHERS, id="gpt2, full"),
+        pytest.param("gpt2", SLIDING, id="gpt2, sliding"),
+    ],
 )
-def test_random_targets(name: str, changes: dict[str, Any], tmp_path: Path, is_slow: bool) -> None:
-    if (name, bool(changes)) in (("qwen3", True), ("gpt2", False)) and not is_slow:
-        pytest.skip("other cases have this target and these layers: --slow")
+def test_random_targets(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     folder = Tokenizer.load("embedded").folder
     path = tmp_path / "target"
     save_target(path, TARGETS[name], random_weights(name), tokenizer_folder=folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 from jaxspec.config import LossConfig
 from jaxspec.drafters.dflash import DFlashProposer
-from jaxspec.losses import LossWeights
+from jaxspec.losses import LossWeights, SlotStatistics, loss_terms
 from jaxspec.ops.sampling import Sampling
 from jaxspec.training.objectives import DrafterObjective, TargetObjective
 from tests.training import tiny
@@ -140,21 +141,44 @@ def test_the_loss_is_the_formula_over_decoded_blocks(terms, packed, decoded):
 
 
 def test_counts_are_those_of_the_terms(terms):
-    counts = tiny.objective().counts(tiny.batch(), KEY, WEIGHTS)
+    counts = jax.jit(tiny.objective().counts)(tiny.batch(), KEY, WEIGHTS)
     assert set(counts) == {"cross_entropy", "chain_reward"}, "the focal count is not in the masks"
     for name, count in counts.items():
         assert float(count) == float(terms[name][1]) > 0
 
 
+OBJECTIVES = ("d_pace", "lk", "tv", "forward_kl", "streak", "spec_auf")
+
+
+@pytest.fixture(scope="module")
+def counts_and_terms(packed):
+    """Counts from the masks, and terms of slots that were predicted somehow, of each objective."""
+    rng = np.random.default_rng(2)
+    shape = packed.mask_BNG.shape
+    slots = SlotStatistics(
+        packed.log_p_BNG, rng.random(shape) < 0.5, rng.random(shape), rng.random(shape)
+    )
+
+    @jax.jit
+    def compute(batch, mask_BNG, slots):
+        found = {}
+        for name, normalize in itertools.product(OBJECTIVES, ("block", "weight")):
+            loss = LossConfig(objective=name, normalize=normalize)
+            counts = tiny.objective(loss).counts(batch, KEY, WEIGHTS)
+            terms = loss_terms(slots, mask_BNG, config=loss, weights=WEIGHTS)
+            found[name, normalize] = counts, terms
+        return found
+
+    return jax.device_get(compute(tiny.batch(), packed.mask_BNG, slots))
+
+
 @pytest.mark.parametrize("normalize", ["block", "weight"])
-@pytest.mark.parametrize("name", ["d_pace", "lk", "tv", "forward_kl", "streak", "spec_auf"])
-def test_counts_of_every_objective(params, name, normalize):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_counts_of_every_objective(counts_and_terms, name, normalize):
     """Spec-AUF's slots follow from what is predicted, but not which blocks have one."""
-    objective = tiny.objective(LossConfig(objective=name, normalize=normalize))
-    counts = objective.counts(tiny.batch(), KEY, WEIGHTS)
+    counts, terms = counts_and_terms[name, normalize]
     is_predicted = (name, normalize) == ("spec_auf", "weight")
     assert set(counts) == {"chain_reward"} | (set() if is_predicted else {name})
-    terms, _ = jax.jit(objective)(*params, tiny.batch(), KEY, WEIGHTS)
     for term, count in counts.items():
         assert float(count) == float(terms[term][1]) > 0
 
@@ -181,7 +205,7 @@ def test_equal_rows_have_different_anchors():
     batch = tiny.batch()
     same = {name: np.repeat(values[:1], 8, axis=0) for name, values in batch.items()}
     same |= {"rows": batch["rows"], "loss_mask": same["segments"] > 0}
-    anchors_BN, _, _ = tiny.objective().blocks(same, KEY)
+    anchors_BN, _, _ = jax.jit(tiny.objective().blocks)(same, key=KEY)
     assert len({tuple(row) for row in np.asarray(anchors_BN).tolist()}) > 4
 
 

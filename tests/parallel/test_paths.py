@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,11 +16,12 @@ from jaxspec.parallel.step import spread
 from jaxspec.training.step import make_body
 from tests.training import tiny
 
+SLOW = pytest.mark.slow("all three axes, and each path elsewhere, cover it")
 PATHS = [
     ("jit", MeshConfig(data=2), 2),
     ("jit", MeshConfig(data=4), 4),
     ("jit", MeshConfig(data=8), 8),
-    ("jit", MeshConfig(data=1, fsdp=8), 8),
+    pytest.param(*("jit", MeshConfig(data=1, fsdp=8), 8), marks=SLOW),
     ("jit", MeshConfig(data=1, tensor=8), 8),
     ("jit", MeshConfig(data=2, fsdp=2, tensor=2), 8),
     ("shard_map", MeshConfig(path="shard_map"), 1),
@@ -56,6 +58,7 @@ def one_step(config: MeshConfig, devices: int, accumulation: int = 1, chunk_bloc
     return jax.device_get((new.params, metrics))
 
 
+@functools.cache
 def gradients_only(transform):
     """Plain gradient descent: Adam would hide a gradient that is a constant factor too large."""
     import optax
@@ -70,7 +73,7 @@ def expected():
 
 @pytest.mark.parametrize(("name", "config", "devices"), PATHS)
 def test_every_path_gives_the_step_of_one_device(name, config, devices, expected, is_slow):
-    if devices < 8 and (name, devices) != ("jit", 2) and not is_slow:
+    if devices < 8 and not is_slow:
         pytest.skip("fewer devices on the same path: --slow")
     got = one_step(config, devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), got, expected)
@@ -79,10 +82,10 @@ def test_every_path_gives_the_step_of_one_device(name, config, devices, expected
 @pytest.mark.parametrize(
     ("config", "devices"),
     [
-        (MeshConfig(), 1),
+        pytest.param(MeshConfig(), 1, marks=SLOW),
         (MeshConfig(data=2, fsdp=2, tensor=2), 8),
         (MeshConfig(path="shard_map"), 2),
-        (MeshConfig(path="pmap"), 2),
+        pytest.param(MeshConfig(path="pmap"), 2, marks=SLOW),
     ],
     ids=lambda value: getattr(value, "path", value),
 )

@@ -32,14 +32,21 @@ MESHES = {
 }
 
 
-def compiled_step(mesh, objective=None, *, rows=ROWS, length=LENGTH):
+SLOW = pytest.mark.slow("all three axes together cover it")
+PARTS = [
+    *("data", "fsdp", "all"),
+    *(pytest.param(name, marks=SLOW) for name in ("both", "tensor")),
+]
+
+
+def compiled_step(mesh, objective=None, *, rows=ROWS, length=LENGTH, changed=lambda same: same):
     """The step of the tiny models, from shapes alone."""
     transform, state, hyper = tiny.start()
     frozen, batch = tiny.target_params(), tiny.batch(rows, length)
     rules = Rules()
     shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
     step = spread(
-        make_body(objective or tiny.objective(), transform),
+        make_body(objective or tiny.objective(), changed(transform)),
         mesh=mesh,
         path="jit",
         state_shardings=shardings[0],
@@ -83,12 +90,12 @@ def holds_the_batch(collective):
     return any(WHOLE_BATCH.intersection(shape.sizes) for shape in collective.results)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", PARTS)
 def test_no_collective_brings_the_rows_of_all_devices_together(name):
     assert not [c for c in collectives_on(name) if holds_the_batch(c)]
 
 
-@pytest.mark.parametrize("name", ["all", "tensor"])
+@pytest.mark.parametrize("name", ["all", pytest.param("tensor", marks=SLOW)])
 def test_tensor_only_sums_activations(name):
     """Nothing but weights is gathered, and nothing is moved from one split to another."""
     collectives = collectives_on(name)
@@ -99,7 +106,7 @@ def test_tensor_only_sums_activations(name):
             assert not {LENGTH, ROWS // 4, ROWS // 4 * LENGTH}.intersection(shape.sizes), collective
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", PARTS)
 def test_the_step_sends_what_the_count_says(name):
     assert_sent(collectives_on(name), counted(make_mesh(MESHES[name])))
 

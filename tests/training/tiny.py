@@ -77,9 +77,15 @@ def batch(rows: int = 8, length: int = 24, seed: int = 0) -> dict[str, np.ndarra
     }
 
 
+@functools.cache
+def fresh_state(transform):
+    """A function that makes the state before the first step of parameters, which it copies."""
+    return jax.jit(lambda params: TrainState.create(params, transform))
+
+
 def start(steps: int = 10):
     """(transform, state, hyper) of a fresh run."""
     transform, rates = make_optimizer(OPTIMIZER, steps=steps)
-    state = TrainState.create(drafter_params(), transform)
+    state = fresh_state(transform)(drafter_params())
     hyper = Hyper(jnp.float32(rates[0]), jax.random.key(7), LossWeights.from_config(LOSS))
     return transform, state, hyper

@@ -12,9 +12,7 @@ import pytest
 from jaxspec.config import DataConfig, DrafterConfig, MeshConfig, RunConfig, TrainingConfig
 from jaxspec.parallel.collectives import collectives_of
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules, check_batch_size
-from jaxspec.parallel.step import spread
-from jaxspec.training.step import make_body
+from jaxspec.parallel.rules import Rules, batch_sharding, check_batch_size, replicated
 from tests.parallel.test_paths import gradients_only
 from tests.parallel.test_traffic import assert_sent, compiled_step, counted
 from tests.training import tiny
@@ -41,20 +39,25 @@ def mesh_of(config):
     return make_mesh(config, devices=jax.devices()[: int(np.prod(sizes))])
 
 
-def one_step(config, task=None):
-    mesh, rules = mesh_of(config), Rules()
-    transform, state, hyper = tiny.start()
-    frozen = tiny.target_params()
-    shardings, frozen_shardings = rules.shardings(state, mesh), rules.shardings(frozen, mesh)
-    step = spread(
-        make_body(task or objective(), gradients_only(transform)),
-        mesh=mesh,
-        path="jit",
-        state_shardings=shardings,
-        frozen_shardings=frozen_shardings,
+@functools.cache
+def program(config, loss):
+    """The compiled step, which tests run, read and measure."""
+    return compiled_step(
+        mesh_of(config), objective(loss), rows=ROWS, length=LENGTH, changed=gradients_only
     )
-    state, frozen = jax.device_put((state, frozen), (shardings, frozen_shardings))
-    new, metrics = step(state, frozen, tiny.batch(), hyper)
+
+
+@functools.cache
+def one_step(config, loss=LOSS):
+    mesh, rules = mesh_of(config), Rules()
+    _, state, hyper = tiny.start()
+    frozen = tiny.target_params()
+    arguments = state, frozen, tiny.batch(ROWS, LENGTH), hyper
+    shardings = (
+        *(rules.shardings(state, mesh), rules.shardings(frozen, mesh)),
+        *(batch_sharding(mesh), replicated(mesh)),
+    )
+    new, metrics = program(config, loss)(*jax.device_put(arguments, shardings))
     return jax.device_get((new.params, metrics))
 
 
@@ -71,16 +74,11 @@ def test_a_step_is_that_of_one_device(name, expected):
 
 def test_the_distributions_of_the_target_are_those_of_one_device():
     """Blocks compare with the target's states of their own places, which other devices may have."""
-    task = objective(dataclasses.replace(LOSS, objective="tv"))
+    loss = dataclasses.replace(LOSS, objective="tv")
     meshes = MeshConfig(data=1), MESHES["rows"]
-    expected, got = (one_step(mesh, task) for mesh in meshes)
+    expected, got = (one_step(mesh, loss) for mesh in meshes)
     # Sums over the vocabulary: eight devices along data differ from one by about 2e-6, too.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), got, expected)
-
-
-@functools.cache
-def program(config):
-    return compiled_step(mesh_of(config), objective(), rows=ROWS, length=LENGTH)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -88,7 +86,7 @@ def test_only_keys_and_values_of_whole_rows_are_brought_together(name):
     config = MESHES[name]
     rows = ROWS // (config.data * config.fsdp)
     keys = rows * LENGTH * tiny.ARCHITECTURE.num_kv_heads * tiny.ARCHITECTURE.head_dim
-    collectives = collectives_of(program(config))
+    collectives = collectives_of(program(config, LOSS))
     of_rows = [
         (collective, shape)
         for collective in collectives
@@ -109,12 +107,12 @@ def test_only_keys_and_values_of_whole_rows_are_brought_together(name):
 def test_the_step_sends_what_the_count_says(name):
     mesh = mesh_of(MESHES[name])
     expected = counted(mesh, objective(), rows=ROWS, length=LENGTH)
-    assert_sent(collectives_of(program(MESHES[name])), expected)
+    assert_sent(collectives_of(program(MESHES[name], LOSS)), expected)
 
 
 def test_temporaries_fall():
     def temporaries(config):
-        return program(config).memory_analysis().temp_size_in_bytes
+        return program(config, LOSS).memory_analysis().temp_size_in_bytes
 
     assert temporaries(MESHES["context"]) < 0.3 * temporaries(MeshConfig(data=1))
 

@@ -93,7 +93,16 @@ def test_nan_weights_are_refused():
         check(model, params=params)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        pytest.param(
+            "gpt_neo",
+            marks=pytest.mark.slow("gpt2 has the same norms, and tasks/test_gpt2_drafter.py a run"),
+        ),
+    ],
+)
 def test_layer_norms_are_rebuilt(family):
     config = GPT2Config(
         family=family,

@@ -48,26 +48,47 @@ def stopped_at(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize(("step", "number"), [(6, signal.SIGTERM), (3, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (6, signal.SIGTERM),
+        pytest.param(
+            *(3, signal.SIGINT),
+            marks=pytest.mark.slow("SIGTERM is treated alike, and both ask for the same stop"),
+        ),
+    ],
+)
 def test_the_step_is_saved(run_config, finished_run, tmp_path, stopped_at, step, number, capsys):
     before = signal.getsignal(signal.SIGTERM)
+    seldom = dataclasses.replace(run_config.training, checkpoint_every=runs.STEPS)
+    config = dataclasses.replace(run_config, training=seldom)
     stopped_at(step, number)
     with pytest.raises(SystemExit) as caught:
-        train(run_config, workdir=tmp_path / "run")
+        train(config, workdir=tmp_path / "run")
     assert caught.value.code == STOPPED_AND_SAVED == 75
     assert signal.getsignal(signal.SIGTERM) is before
     saved = max(runs.saved_steps(tmp_path / "run"))
     assert saved == step + 1, "the signal came before the next step was taken"
     assert f"Stopped: step {saved} is saved in" in capsys.readouterr().out
-    train(run_config, workdir=tmp_path / "run")
+    train(config, workdir=tmp_path / "run")
     assert runs.rows(tmp_path / "run") == runs.rows(finished_run)
     weights = (tmp_path / "run" / "export" / "model.safetensors").read_bytes()
     assert weights == (finished_run / "export" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_steps_asks_for_a_stop(number):
+    with StopRequests() as stops, stops.noticed_between_steps():
+        assert not stops.requested
+        os.kill(os.getpid(), number)
+        assert stops.requested
+
+
 def test_a_stop_inside_a_window_leaves_no_trace(run_config, tmp_path, monkeypatch):
     """Metrics of the steps since the last line are kept in the checkpoint."""
-    settings = dataclasses.replace(run_config.training, log_every=4, checkpoint_every=10)
+    settings = dataclasses.replace(
+        run_config.training, log_every=4, checkpoint_every=10, export=False
+    )
     config = dataclasses.replace(run_config, training=settings)
     train(config, workdir=tmp_path / "whole")
     steps = []

@@ -57,8 +57,9 @@ def test_the_export_loads(finished_run, run_config):
 
 
 def test_a_run_whose_rows_are_split_has_the_same_trace(finished_run, run_config, tmp_path):
-    mesh = MeshConfig(data=2, context=4)
-    train(dataclasses.replace(run_config, mesh=mesh), workdir=tmp_path / "run")
+    settings = dataclasses.replace(run_config.training, checkpoint_every=runs.STEPS, export=False)
+    config = dataclasses.replace(run_config, mesh=MeshConfig(data=2, context=4), training=settings)
+    train(config, workdir=tmp_path / "run")
     got, expected = runs.rows(tmp_path / "run"), runs.rows(finished_run)
     assert [row["step"] for row in got] == [row["step"] for row in expected]
     for name in ("loss", "gradient_norm", "cross_entropy"):

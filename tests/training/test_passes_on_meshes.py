@@ -34,7 +34,13 @@ DRAFTER = DFlash(
     dataclasses.replace(tiny.DRAFTER_CONFIG, dtype="bfloat16", chunk_blocks=0),
     tiny.ARCHITECTURE.hidden_size,
 )
-MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=4, tensor=2)]
+MESHES = [
+    pytest.param(
+        MeshConfig(data=1, fsdp=8),
+        marks=pytest.mark.slow("the mesh that splits heads, too, covers it"),
+    ),
+    MeshConfig(data=1, fsdp=4, tensor=2),
+]
 
 
 @pytest.fixture

@@ -105,13 +105,14 @@ def test_a_truncated_checkpoint_falls_back(run_config, finished_run, copy_of_run
 
 def test_a_run_with_muon_continues_as_if_nothing_had_happened(run_config, tmp_path, capsys):
     optimizer = dataclasses.replace(run_config.optimizer, name="muon", weight_decay=0.1)
-    config = dataclasses.replace(run_config, optimizer=optimizer)
+    short = dataclasses.replace(run_config.training, steps=8)
+    config = dataclasses.replace(run_config, optimizer=optimizer, training=short)
     train(config, workdir=tmp_path)
     rows, weights = runs.rows(tmp_path), tmp_path / "export" / "model.safetensors"
     exported = weights.read_bytes()
-    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    shutil.rmtree(tmp_path / "checkpoints" / "8")
     train(config, workdir=tmp_path)
-    assert "Continuing from step 16" in capsys.readouterr().out
+    assert "Continuing from step 4" in capsys.readouterr().out
     assert runs.rows(tmp_path) == rows
     assert weights.read_bytes() == exported
 

@@ -45,9 +45,26 @@ def held_out_config(run_config):
 
 
 @pytest.fixture(scope="module")
-def validated(held_out_config, tmp_path_factory):
+def moves() -> list[str]:
+    """What the batches that are measured in the run of `validated` say to the stall watch."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def validated(held_out_config, moves, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("validated") / "run"
-    train(held_out_config, workdir=workdir)
+    original = Validation.measure
+
+    def counted(self, params, *, moved):
+        def told():
+            moves.append("batch")
+            moved()
+
+        return original(self, params, moved=told)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Validation, "measure", counted)
+        train(held_out_config, workdir=workdir)
     return workdir
 
 
@@ -162,7 +179,9 @@ def documents(count):
 @pytest.mark.parametrize(
     ("mesh_config", "parts"),
     [
-        (MeshConfig(), 1),
+        pytest.param(
+            *(MeshConfig(), 1), marks=pytest.mark.slow("parts, and fsdp on this path, cover it")
+        ),
         (MeshConfig(), 2),
         (MeshConfig(data=1, fsdp=2), 1),
         (MeshConfig(path="shard_map"), 2),
@@ -243,20 +262,7 @@ def test_scores_are_compared_where_they_measure_the_same():
     assert len({name(), *others}) == 1 + len(others)
 
 
-def test_a_long_measurement_is_no_stall(validated, held_out_config, tmp_path, monkeypatch):
+def test_a_long_measurement_is_no_stall(validated, moves):
     """Each of its batches says that the run moves on."""
-    moves: list[str] = []
-    original = Validation.measure
-
-    def counted(self, params, *, moved):
-        def told():
-            moves.append("batch")
-            moved()
-
-        return original(self, params, moved=told)
-
-    monkeypatch.setattr(Validation, "measure", counted)
-    train(held_out_config, workdir=tmp_path / "run")
-    measured = sum(TAU in row for row in runs.rows(tmp_path / "run"))
+    measured = sum(TAU in row for row in runs.rows(validated))
     assert len(moves) >= measured > 0
-    assert runs.rows(tmp_path / "run") == runs.rows(validated)

@@ -65,7 +65,9 @@ def test_a_target_is_trained_further(target_from_scratch, tmp_path):
     """With the weights and the tokenizer of the first run: it begins where that has ended."""
     first = dataclasses.replace(
         target_from_scratch,
-        training=dataclasses.replace(target_from_scratch.training, steps=20, log_every=20),
+        training=dataclasses.replace(
+            target_from_scratch.training, steps=20, log_every=20, checkpoint_every=20
+        ),
         optimizer=OptimizerConfig(learning_rate=0.02),
     )
     train(first, workdir=tmp_path / "first")

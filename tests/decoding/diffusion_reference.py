@@ -7,6 +7,7 @@ ones written down then", put in their place in every layer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,14 @@ def parameters(seed=0, *, sharpness=6.0):
     """Random, with logits spread out, so that outputs vary and argmaxes are clear."""
     tree = jax.jit(MODEL.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]
     rng = np.random.default_rng(seed)
-    tree = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype("f4"), tree)
-    return {**tree, "embed": jax.tree.map(lambda x: 5 * x, tree["embed"])} | {
-        "head": jax.tree.map(lambda x: sharpness * x, tree["head"])
-    }
+    # On the host, where no shape needs a program.
+    tree = jax.tree.map(
+        lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape).astype("f4"),
+        jax.device_get(tree),
+    )
+    tree["embed"] = jax.tree.map(lambda x: np.float32(5) * x, tree["embed"])
+    tree["head"] = jax.tree.map(lambda x: np.float32(sharpness) * x, tree["head"])
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def rms(x, scale):
@@ -120,6 +125,13 @@ def how_many(rule, falling, *, initial, at):
     return min(max(number, 1), len(falling))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def drawn(sampling, key, step, position, logits):
+    """A position's token of a step; one program, as every operation alone would take one."""
+    folded = jax.random.fold_in(jax.random.fold_in(key, step), position)
+    return sampling.sample(folded, sampling.probabilities(logits))
+
+
 def slow_decode(params, prompt, rules, *, key=None):
     """One prompt, by the book."""
     start, end = len(prompt), len(prompt) + rules.response_length
@@ -163,9 +175,7 @@ def slow_decode(params, prompt, rules, *, key=None):
                 probs = np.exp(others - others.max()) / np.exp(others - others.max()).sum()
                 token = int(row.argmax())
                 if not rules.sampling.greedy:
-                    folded = jax.random.fold_in(jax.random.fold_in(key, at), t)
-                    law = rules.sampling.probabilities(jnp.asarray(row, jnp.float32))
-                    token = int(rules.sampling.sample(folded, law))
+                    token = int(drawn(rules.sampling, key, at, t, row.astype("f4")))
                 best[t] = (probs[token], token)
             order = sorted(masked, key=lambda t: (-best[t][0], t))
             falling = [best[t][0] for t in order]

@@ -16,7 +16,8 @@ from jaxspec.decoding.diffusion.draft_graph import chain
 from jaxspec.decoding.diffusion.generate import decode_batches
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.decoding.placement import on_mesh_of
-from tests.decoding.test_meshes import MESHES, ROWS, bytes_of_first, spread
+from tests.decoding.test_meshes import DATA_ALONE, MESHES, ROWS, bytes_of_first
+from tests.decoding.test_meshes import spread as put_on
 from tests.denoisers import random_denoiser
 
 VOCABULARY, MASK, EOS = 32, 31, 30
@@ -58,27 +59,42 @@ def decoders():
     }
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", ["plain", "graph", "graph in a batch", "block-causal, guided"])
-def test_every_mesh_gives_the_output_of_one_device(name, mesh, is_slow):
-    if mesh != "both" and name != "plain" and not is_slow:
-        pytest.skip("another mesh for this decoder: --slow")
+@functools.cache
+def spread(mesh):
+    """The parameters on a mesh."""
+    return put_on(decoders()[0], MESHES[mesh])
+
+
+OTHER_MESH = pytest.mark.slow("this decoder on the mesh of data and tensor covers it")
+SPEEDUPS = ["graph", "graph in a batch", "block-causal, guided"]
+CASES = [
+    ("plain", "tensor"),
+    ("plain", "both"),
+    pytest.param("plain", "data", marks=DATA_ALONE),
+    *((name, "both") for name in SPEEDUPS),
+    *(
+        pytest.param(name, mesh, marks=OTHER_MESH)
+        for name in SPEEDUPS
+        for mesh in ("tensor", "data")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_every_mesh_gives_the_output_of_one_device(name, mesh):
     params, cases = decoders()
     settings = {"ids": IDS, "batch_size": ROWS, "seed": 3}
     alone = generate_diffusion(cases[name], params, PROMPTS, **settings)
     assert len({len(response.passes) for response in alone}) > 1, "some end early"
-    split = spread(params, MESHES[mesh])
-    assert generate_diffusion(cases[name], split, PROMPTS, **settings) == alone
+    assert generate_diffusion(cases[name], spread(mesh), PROMPTS, **settings) == alone
 
 
-@pytest.mark.parametrize("mesh", ["tensor", "both"])
-def test_the_counts_of_a_calibration_are_those_of_one_device(mesh, is_slow):
-    if mesh != "both" and not is_slow:
-        pytest.skip("another mesh: --slow")
+@pytest.mark.parametrize("mesh", ["both", pytest.param("tensor", marks=OTHER_MESH)])
+def test_the_counts_of_a_calibration_are_those_of_one_device(mesh):
     params, cases = decoders()
 
     def counted(params):
-        decoder = cases["graph"]
+        decoder = cases["plain"]
         settings = {"ids": IDS[:ROWS], "batch_size": ROWS, "seed": 0}
         batches = decode_batches(decoder, params, PROMPTS[:ROWS], **settings)
         ((_, state),) = batches
@@ -87,13 +103,15 @@ def test_the_counts_of_a_calibration_are_those_of_one_device(mesh, is_slow):
 
     alone = counted(params)
     assert len(alone) > 3
-    assert counted(spread(params, MESHES[mesh])) == alone
+    assert counted(spread(mesh)) == alone
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh", ["both", *(pytest.param(mesh, marks=OTHER_MESH) for mesh in ("tensor", "data"))]
+)
 def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
-    params, cases = decoders()
-    decoder, split = cases["block-causal, guided"], spread(params, MESHES[mesh])
+    _, cases = decoders()
+    decoder, split = cases["block-causal, guided"], spread(mesh)
     tensor = MESHES[mesh].tensor
     for name in ("q", "k", "v", "o"):
         matrix = split["layers"]["attention"][name]["kernel"]
@@ -102,7 +120,9 @@ def test_a_device_holds_its_part_of_parameters_and_caches(mesh):
         prompt = pad_prompts(PROMPTS[:1], ids=IDS[:1], length=128, rows=1, seed=0)
         single = decoder.prefill(split, decoder.start(prompt))
         state = batch_rows.vacant(single, rows=ROWS)
-        text = type(decoder).run.lower(decoder, split, state).compile().as_text()
+        text = (
+            type(decoder).run.lower(decoder, split, state, leave_on_end=False).compile().as_text()
+        )
     keys = state.cache.keys_LBRTC
     assert bytes_of_first(keys) * 8 == keys.nbytes
     # Nothing in the compiled loop is as large as the batch's cache.

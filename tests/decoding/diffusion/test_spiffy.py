@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +21,7 @@ from jaxspec.decoding.diffusion.draft_graph import (
 )
 from jaxspec.decoding.diffusion.spiffy import Drafts, Spiffy, fill_formulas, prune
 from jaxspec.ops.sampling import Sampling
-from tests.decoding.diffusion.test_decoder import batch, change
+from tests.decoding.diffusion.test_decoder import BLOCK, RESPONSE, batch, change
 from tests.decoding.diffusion_reference import MASK, MODEL, VOCABULARY, parameters
 
 UNMASKER = Unmasker(Scheduled(1), MASK)
@@ -48,12 +47,12 @@ def test_formulas_filled_by_hand():
         ],
         "f4",
     )
-    block = jnp.array([[9, 1, 9, 9, 7], [9, 1, 7, 0, 9]])
+    block = np.array([[9, 1, 9, 9, 7], [9, 1, 7, 0, 9]])
     graph = from_formulas(
         [[(0, 0)], [(0, 1)], [(1, 0)], [(0, 0), (1, 1)], [(0, 0), (1, 1), (2, 0)]]
     )
-    logits = jnp.log(jnp.asarray(probs))[None].repeat(2, 0)
-    drafts = filled(graph, logits, block, block == 9, unmasker=UNMASKER)
+    logits = np.log(probs)[None].repeat(2, 0)
+    drafts = jax.device_get(filled(graph, logits, block, block == 9, unmasker=UNMASKER))
     numbers = {node.pairs: number for number, node in enumerate(graph.nodes)}
     expected = {
         ((0, 0),): ([9, 1, 2, 9, 7], [0, 1, 7, 0, 9]),
@@ -105,12 +104,12 @@ def test_drafts_end_last():
     """Token 2 has confidence 0; without it the masks rank 0.8, 0.6 / 0.9, 0.5 / 0.8."""
     probs = np.array([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9], [0.5, 0.3, 0.2], [0.8, 0.2, 0.0]], "f4")
     unmasker = Unmasker(Scheduled(1), MASK, last_ids=(2,))
-    block = jnp.full((1, 4), MASK)
-    logits = jnp.log(jnp.asarray(probs))[None]
-    np.testing.assert_allclose(
-        unmasker.best_confidence(logits)[0], [0.6 / 0.9, 0, 0.5 / 0.8, 0.8], rtol=1e-5
-    )
-    drafts = filled(chain(3), logits, block, block == MASK, unmasker=unmasker)
+    block = np.full((1, 4), MASK)
+    with np.errstate(divide="ignore"):
+        logits = np.log(probs)[None]
+    confidence = jax.jit(unmasker.best_confidence)(logits)
+    np.testing.assert_allclose(confidence[0], [0.6 / 0.9, 0, 0.5 / 0.8, 0.8], rtol=1e-5)
+    drafts = jax.device_get(filled(chain(3), logits, block, block == MASK, unmasker=unmasker))
     assert drafts.states_BXP[0].tolist() == [
         [MASK, MASK, MASK, 0], [0, MASK, MASK, 0], [0, MASK, 0, 0],
     ]  # fmt: skip
@@ -119,10 +118,9 @@ def test_drafts_end_last():
 def test_scores_are_geometric_means_of_probabilities():
     probs = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], "f4")
     graph = from_formulas([[(0, 0)], [(0, 2)], [(0, 0), (1, 1)]])
-    block = jnp.full((1, 2), 9)
-    drafts = filled(
-        graph, 3 + jnp.log(jnp.asarray(probs))[None], block, block == 9, unmasker=UNMASKER
-    )
+    block = np.full((1, 2), 9)
+    logits = 3 + np.log(probs)[None]
+    drafts = jax.device_get(filled(graph, logits, block, block == 9, unmasker=UNMASKER))
     expected = [np.log(0.7), np.log(0.1), np.log(0.7 * 0.3) / 2]
     np.testing.assert_allclose(drafts.score_BX[0], expected, rtol=1e-5)
 
@@ -162,18 +160,19 @@ def test_pruning_equals_the_definition():
 
 def test_a_draft_that_the_present_state_leads_to_needs_no_other_parent():
     graph = DraftGraph((Node(((0, 0),)), Node(((0, 0), (1, 0)), (PRESENT, 0))))
-    drafts = Drafts(jnp.arange(2)[None, :, None], jnp.ones((1, 2), bool), jnp.array([[-9.0, -1.0]]))
-    assert pruned(graph, drafts, kept=1).states_BXP[0, 0, 0] == 1
+    scores = np.array([[-9.0, -1.0]], "f4")
+    drafts = Drafts(np.arange(2)[None, :, None], np.ones((1, 2), bool), scores)
+    assert jax.device_get(pruned(graph, drafts, kept=1)).states_BXP[0, 0, 0] == 1
 
 
 def test_pruning_by_hand():
     """(1, 0) alone is the better draft; but (0, 0) leads to one that is better still."""
     graph = from_formulas([[(0, 0)], [(1, 0)], [(0, 0), (2, 0)]])
-    states = jnp.arange(3)[None, :, None]
-    drafts = Drafts(states, jnp.ones((1, 3), bool), jnp.array([[-2.0, -1.5, -0.2]]))
+    states = np.arange(3)[None, :, None]
+    drafts = Drafts(states, np.ones((1, 3), bool), np.array([[-2.0, -1.5, -0.2]], "f4"))
     names = [node.pairs for node in graph.nodes]
     for kept, wanted in ((1, [((0, 0),)]), (2, [((0, 0),), ((0, 0), (2, 0))])):
-        got = pruned(graph, drafts, kept=kept).states_BXP[0, :, 0].tolist()
+        got = jax.device_get(pruned(graph, drafts, kept=kept)).states_BXP[0, :, 0].tolist()
         assert [names[number] for number in got] == wanted
 
 
@@ -207,14 +206,27 @@ ONE = Scheduled(4)
 CASES = {
     "dual": change(caching="dual", unmasking=ONE),
     "dual_threshold": change(caching="dual", unmasking=Threshold(0.7)),
-    "dual_warm": change(caching="dual", unmasking=ONE, sampling=Sampling(0.3)),
-    "dual_last": change(caching="dual", unmasking=ONE, last_ids=tuple(range(0, VOCABULARY, 3))),
+    "dual_warm_last": change(
+        caching="dual",
+        unmasking=ONE,
+        sampling=Sampling(0.3),
+        last_ids=tuple(range(0, VOCABULARY, 3)),
+    ),
     "block_causal": change(caching="prefix", block_causal=True, unmasking=ONE),
     "block_causal_uncached": change(block_causal=True, unmasking=ONE),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+UNCACHED = pytest.mark.slow("the block-causal case with a cache covers it")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=UNCACHED if name == "block_causal_uncached" else ())
+        for name in CASES
+    ],
+)
 def test_the_base_decoders_output(name):
     check_lossless(CASES[name])
 
@@ -222,7 +234,10 @@ def test_the_base_decoders_output(name):
 @pytest.mark.parametrize("name", ["dual", "uncached", "prefix"])
 def test_batch_layout_is_lossless_with_every_cache(name):
     """Each state has surroundings of its own."""
-    rules = change(caching={"uncached": "none"}.get(name, name), unmasking=ONE)
+    # With a prefix, more blocks are more bodies in the program.
+    length = 2 * BLOCK if name == "prefix" else RESPONSE
+    caching = {"uncached": "none"}.get(name, name)
+    rules = change(caching=caching, unmasking=ONE, response_length=length)
     passes = check_lossless(rules, layout="batch")
     if name == "dual":
         np.testing.assert_array_equal(passes, check_lossless(rules))
@@ -260,16 +275,31 @@ TWO = change(caching="dual", unmasking=Scheduled(4), response_length=24, block_l
 """Two tokens per step."""
 
 
+IN_GRAPH = pytest.mark.slow("test_the_base_decoders_output has a graph with more formulas")
+
+
 @pytest.mark.parametrize(
     ("rules", "graph"),
-    [(CASES["dual"], star(3)), (CASES["dual"], chain(3)), (TWO, nested(1, tokens_per_step=2))],
-    ids=["star", "ssd", "freedave"],
+    [
+        pytest.param(CASES["dual"], star(3), id="star", marks=IN_GRAPH),
+        pytest.param(CASES["dual"], chain(3), id="ssd", marks=IN_GRAPH),
+        pytest.param(TWO, nested(1, tokens_per_step=2), id="freedave"),
+    ],
 )
 def test_uncalibrated_graphs_are_lossless(rules, graph):
     check_lossless(rules, graph=graph)
 
 
-@pytest.mark.parametrize("name", ["dual", "dual_threshold", "dual_warm"])
+UNPRUNED = pytest.mark.slow("pruning with one rule and this rule without pruning cover it")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dual",
+        *(pytest.param(name, marks=UNPRUNED) for name in ("dual_threshold", "dual_warm_last")),
+    ],
+)
 def test_pruned_graphs_are_lossless(name):
     passes = check_lossless(CASES[name], kept=3)
     assert passes.sum() >= check_lossless(CASES[name]).sum()

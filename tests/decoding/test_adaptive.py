@@ -87,7 +87,8 @@ def test_slow_rounds_are_measured_less_often(monkeypatch, enough_s, turns):
 def test_output_is_the_targets(costs):
     strategies, params = chains((1, 3, 5))
     adaptive = Adaptive(strategies, costs=costs, stretch=2)
-    responses = tiny.decode(adaptive, params, batch_size=2)
+    # A row at a time, as in the test below: both use the same programs.
+    responses = tiny.decode(adaptive, params, batch_size=1)
     assert [response.tokens for response in responses] == expected_tokens()
     for response in responses:
         assert len(response.tokens) == 1 + sum(response.emitted)
@@ -116,7 +117,9 @@ def test_trees_of_several_budgets():
     rest = Speculative(model, dataclasses.replace(proposer, block_size=1), tiny.RULES)
     adaptive = Adaptive([*strategies, rest], costs=[1.5, 2.0, 1.0], stretch=2)
     assert adaptive.sizes == [1, 5, 13]
-    responses = tiny.decode(adaptive, {"target": params, "drafter": drafter})
+    # Rows are refilled while others go on.
+    both = {"target": params, "drafter": drafter}
+    responses = tiny.decode(adaptive, both, batch_size=2)
     assert [response.tokens for response in responses] == expected_tokens()
 
 
@@ -262,7 +265,8 @@ def test_arguments_are_checked():
 
 @pytest.mark.parametrize("rounds", [0, 3])
 def test_it_stops_after_the_rounds_that_are_asked_for(rounds):
-    strategies, params = chains((1, 4))
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    params["drafter"] = scripts(right=False)
     adaptive = Adaptive(strategies, costs=[1.0, 1.0], stretch=2)
     prompts, capacity = tiny.batch()
     state = adaptive.start(params, prompts, capacity=capacity)

@@ -42,7 +42,10 @@ def test_the_target_drafting_for_itself_is_always_right():
     ]
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 5])
+@pytest.mark.parametrize(
+    "block_size",
+    [1, pytest.param(2, marks=pytest.mark.slow("a block of 5 drafts one after another, too")), 5],
+)
 def test_a_poor_drafter_changes_nothing(block_size):
     (plain, params), *_ = tiny.strategies()
     small = Transformer(SMALL)

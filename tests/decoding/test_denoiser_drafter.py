@@ -112,8 +112,17 @@ def strategy_of(target, name, kind=DenoiserProposer):  # noqa: F811
     return Speculative(model, drafter, sampled.RULES, verifier, sampled.TEMPERATURE), both
 
 
+OTHER_VERIFIER = pytest.mark.slow("these drafts with another verifier, and it with other drafts")
+
+
 @pytest.mark.parametrize(
-    "name", ["in_order:token", "in_order:block", "last_pass:token", "chains:recursive"]
+    "name",
+    [
+        "in_order:token",
+        pytest.param("in_order:block", marks=OTHER_VERIFIER),
+        "last_pass:token",
+        pytest.param("chains:recursive", marks=OTHER_VERIFIER),
+    ],
 )
 def test_sampled_outputs_have_the_targets_law(target, law, name):  # noqa: F811
     strategy, params = strategy_of(target, name)

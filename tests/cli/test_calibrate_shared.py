@@ -45,7 +45,13 @@ def call(folder, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("sizes", [(1, 8), (4, 2)], ids=["tensor", "both"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 8), marks=pytest.mark.slow("both axes cover it"), id="tensor"),
+        pytest.param((4, 2), id="both"),
+    ],
+)
 def test_the_graph_on_a_mesh_is_that_of_one_device(call, sizes):
     data, tensor = sizes
     alone = load_graph(call("alone")[0])

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,17 @@ def documented() -> Iterator[tuple[str, str, str]]:
                 yield file.name, program, arguments
 
 
-@pytest.mark.parametrize(("file", "program", "arguments"), list(documented()))
+def cases() -> Iterator[Any]:
+    """Those that add no option, value or config to a line above them are slow."""
+    told_above = pytest.mark.slow("lines above it have all its options and its config")
+    known: set[tuple[str, str]] = set()
+    for file, program, arguments in documented():
+        told = {(program, option.strip()) for option in re.split(r" (?=--)", arguments)}
+        yield pytest.param(file, program, arguments, marks=told_above if told <= known else ())
+        known |= told
+
+
+@pytest.mark.parametrize(("file", "program", "arguments"), list(cases()))
 def test_documented_command_lines_are_accepted(file, program, arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
     command: type[ConfigCommand] = COMMANDS[program]

@@ -48,8 +48,14 @@ def evaluated(output, *arguments):
 
 @pytest.mark.parametrize(
     ("data", "tensor", "timed", "kinds"),
-    [("1", "8", "0", "dflash,ngram,none"), ("4", "2", "1", "dflash,none")],
-    ids=["tensor", "both, timed"],
+    [
+        pytest.param(
+            *("1", "8", "0", "dflash,ngram,none"),
+            marks=pytest.mark.slow("both axes, and answers on tensor alone, cover it"),
+            id="tensor",
+        ),
+        pytest.param("4", "2", "1", "dflash,none", id="both, timed"),
+    ],
 )
 def test_an_evaluation_has_the_figures_of_one_device(folders, tmp_path, data, tensor, timed, kinds):
     target, drafters = folders

@@ -1,4 +1,10 @@
-"""Every notebook runs from top to bottom in a fresh kernel of this interpreter."""
+"""Every notebook runs from top to bottom in a kernel of this interpreter.
+
+With ``--slow`` it runs as readers run it: as it is, in a kernel of its own. Otherwise trainings are
+shorter (`SMALLER`), and all notebooks run in one kernel, which forgets their names between them.
+"""
+
+from __future__ import annotations
 
 import json
 import os
@@ -9,43 +15,108 @@ from pathlib import Path
 
 import jupytext
 import nbclient
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+SMALLER = {
+    "own_target": {
+        "range(3000)": "range(700)",
+        "batch_size=8": "batch_size=4",
+        "unroll_layers=True,\n)\ntarget_run": ")\ntarget_run",
+        'length(120, "target")': 'length(60, "target")',
+        'length(100, "drafter")': 'length(60, "drafter")',
+        "rows[-100:][:12]": "rows[-100:][:3]",
+    },
+    "own_loss": {
+        "range(2000)": "range(500)",
+        "batch_size=8": "batch_size=4",
+        "unroll_layers=True,\n)\ntarget_run": ")\ntarget_run",
+        "steps=100, log_every=50, checkpoint_every=100": "steps=60, checkpoint_every=60",
+        ', "full": FULL': "",  # It is the loss of own_target.
+        "rows[-8:]": "rows[-3:]",
+    },
+}
+"""Notebook -> what its readers see -> what runs in place of it without ``--slow``."""
+FORGET = """
+import jax, matplotlib.pyplot as plt
+jax.config.update("jax_enable_x64", False)
+plt.close("all")
+plt.rcdefaults()
+%reset -f
+"""
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path, monkeypatch):
+def smaller(path: Path) -> list[nbformat.NotebookNode]:
+    """Cells of a notebook with the changes of `SMALLER`."""
+    cells = jupytext.read(path).cells
+    for old, new in SMALLER.get(path.stem, {}).items():
+        (cell,) = [cell for cell in cells if cell.cell_type == "code" and old in cell.source]
+        cell.source = cell.source.replace(old, new)
+    return cells
+
+
+def run(notebook: nbformat.NotebookNode, folder: Path, **options) -> None:
+    """Runs all cells in a new kernel."""
     # A kernel of this very interpreter, whether or not one is installed for it.
-    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel = folder / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {"argv": command, "display_name": "Python 3", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # One device, as on a reader's machine, and not the virtual ones of the other tests.
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setenv("PYTHONWARNINGS", "error::DeprecationWarning:jaxspec")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
+        patch.setenv("MPLBACKEND", "Agg")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("XLA_FLAGS", flags)
+        patch.setenv("PYTHONWARNINGS", "error::DeprecationWarning:jaxspec")
+        client = nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": str(folder)}}, **options
+        )
+        client.execute()
 
-    notebook = jupytext.read(path)
-    assert notebook.metadata["kernelspec"]["name"] == "python3"
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    started = time.monotonic()
-    client.execute()
-    print(f"{path.stem}: {time.monotonic() - started:.0f} s")
-    assert sum(cell.cell_type == "code" for cell in notebook.cells) > 3
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, is_slow) -> dict[Path, list[nbformat.NotebookNode]]:
+    """The cells of each notebook after they ran in one kernel; {} with ``--slow``."""
+    if is_slow:
+        return {}
+    together = jupytext.read(NOTEBOOKS[0])
+    cells = {path: smaller(path) for path in NOTEBOOKS}
+    together.cells = [
+        cell
+        for part in cells.values()
+        for cell in (*part, nbformat.v4.new_code_cell(FORGET.strip()))
+    ]
+    run(together, tmp_path_factory.mktemp("together"), allow_errors=True)
+    return cells
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path, ran, tmp_path, is_slow):
+    if is_slow:
+        notebook = jupytext.read(path)
+        started = time.monotonic()
+        run(notebook, tmp_path)
+        print(f"{path.stem}: {time.monotonic() - started:.0f} s")
+        cells = notebook.cells
+    else:
+        cells = ran[path]
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error", "\n".join([cell.source, *output.traceback])
+    assert all(cell.execution_count for cell in code)
+    assert len(code) > 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -56,4 +127,5 @@ def test_is_text_and_imports_the_library_only(path):
     for forbidden in ("from tests", "import tests", "sys.path", "!pip", "%pip"):
         assert forbidden not in source
     assert "jaxspec" in source
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
     assert "ipynb,py:percent" in notebook.metadata["jupytext"]["formats"]

@@ -30,7 +30,7 @@ from jaxspec.training.draft_pass import Text, packed, training_pass
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 
-QUESTIONS = questions.QUESTIONS[:3]
+QUESTIONS = questions.QUESTIONS[:4]
 """Each text makes a step of the training dearer."""
 NEW_TOKENS = 24
 SHAPE = DrafterConfig(block_size=6, num_layers=2, num_features=2)

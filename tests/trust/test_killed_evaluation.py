@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import os
@@ -16,6 +18,8 @@ from typing import Any
 
 import pytest
 
+import eval as eval_script
+from jaxspec.cli.configuration import run_as_command
 from jaxspec.config import RunConfig, TargetConfig
 from jaxspec.evals.diffusion.runner import evaluate_diffusion
 from jaxspec.evals.speculative.runner import evaluate
@@ -23,7 +27,7 @@ from jaxspec.evals.unfinished import ENDING, Unfinished
 from jaxspec.files import InUse
 from tests.evals import diffusion_folders
 from tests.evals.drafter_folders import SETTINGS, write_folders
-from tests.trust.outcomes import ROOT, Outcomes, run
+from tests.trust.outcomes import ROOT, Ended, Outcomes, run
 
 BENCHMARKS = ("embedded/math", "embedded/chat")
 UNTIMED = {"timing_prompts": 0, "prompts": 2, "benchmarks": BENCHMARKS}
@@ -61,19 +65,18 @@ class Kind:
 
 @pytest.fixture(scope="module")
 def drafters(tmp_path_factory) -> Kind:
-    """Two drafters of one shape, the target drafting for itself, prompt look-up, no drafter."""
+    """Two drafters of one shape, prompt look-up, no drafter."""
     target, runs = write_folders(tmp_path_factory.mktemp("drafters"))
     settings = dataclasses.replace(SETTINGS, **UNTIMED)
     config = RunConfig(target=TargetConfig(path=str(target)), evaluation=settings)
-    kinds = ["dflash", "autoregressive", "ngram", "none"]
-    runs.append(target)
+    kinds = ["dflash", "ngram", "none"]
 
     def start(config: RunConfig, **options: Any) -> dict[str, Any]:
         return evaluate(config, workdirs=runs, kinds=kinds, **options)
 
     options = ("--workdir", *map(str, runs), "--drafters", ",".join(kinds))
     return Kind(
-        "drafters", config, start, options, num_rows=10,
+        "drafters", config, start, options, num_rows=8,
         first="target alone", module=evaluate.__module__, decode="generate",
     )  # fmt: skip
 
@@ -271,7 +274,7 @@ def test_a_second_process_is_refused(kind, undisturbed, tmp_path):
 def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_slow):
     """By SIGKILL, at each line that they print; the same command then continues each of them."""
     if not is_slow and kind.name != "drafters":
-        pytest.skip("starts two more programs: run with --slow")
+        pytest.skip("starts another program: run with --slow")
     outcomes = Outcomes(f"{kind.name}: SIGKILL after each line")
     config = tmp_path / "config.py"
     text = f"from jaxspec.config import *\n\n\ndef get_config():\n    return {kind.config!r}\n"
@@ -285,7 +288,7 @@ def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_sl
         kept = output.with_suffix(ENDING)
         rows = kept.read_bytes().count(b'"kind": "row"') if kept.exists() else 0
         was_complete = output.exists() and not kept.exists()
-        ended = run(arguments)
+        ended = run(arguments) if is_slow else run_here(arguments)
         case = f"line {number}"
         if ended.status != 0:
             outcomes.add("lost" if ended.outcome == "clean" else ended.outcome, case + ended.err)
@@ -296,6 +299,16 @@ def test_processes_are_killed_after_each_line(kind, undisturbed, tmp_path, is_sl
         else:
             judge(outcomes, case, output, undisturbed)
     outcomes.check()
+
+
+def run_here(arguments: list[str]) -> Ended:
+    """Runs `eval.py` in this process, which has its programs."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        status = run_as_command(eval_script.main, arguments[1:])
+    return Ended(status, out.getvalue(), err.getvalue())
 
 
 def killed_at_line(number: int, arguments: list[str]) -> list[str]:

@@ -11,12 +11,13 @@ and put together again inside it, it never exists: a slice of a concatenation is
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxspec.ops.array_dataclass import array_dataclass
 
 _STACKED = "layers"
 
@@ -40,8 +41,7 @@ def unrolls(num_layers: int, *, platform: str | None = None) -> bool:
     return num_layers <= MOST_UNROLLED.get(platform or jax.default_backend(), MOST_UNROLLED["cpu"])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@array_dataclass
 class _Cut:
     """A stacked subtree as one tree for each layer."""
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.decoding.autoregressive import choose
 from jaxspec.decoding.layout import cut_layers, stack_layers
@@ -41,6 +40,7 @@ from jaxspec.drafters.protocol import Draft, Proposer
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 from jaxspec.models.transformer import TransformerOutput
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, INVALID, Sampling
 from jaxspec.ops.suppression import suppress
@@ -70,7 +70,7 @@ def check_verifier(verifier: str, *, sampling: Sampling, draft_sampling: Samplin
         )
 
 
-@struct.dataclass
+@array_dataclass
 class Plan:
     """What a round drafted, and how the target has to read it."""
 
@@ -88,7 +88,7 @@ class Plan:
     """Forward passes of the drafter (`Draft.passes_B`); None: one per row."""
 
 
-@struct.dataclass
+@array_dataclass
 class Choice:
     """What verification accepted of a plan."""
 

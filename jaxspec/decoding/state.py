@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxspec.decoding.placement import placed
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import INVALID
 
 NO_ROUND = -1
@@ -53,7 +53,7 @@ class DecodeRules:
             raise ValueError(f"Stop tokens cannot be suppressed: got {both} in both lists.")
 
 
-@struct.dataclass
+@array_dataclass
 class Prompts:
     """A batch of prompts in one bucket, right-padded."""
 
@@ -66,7 +66,7 @@ class Prompts:
     """One random key per row, made from the run's seed and the prompt's name."""
 
 
-@struct.dataclass
+@array_dataclass
 class DecodeState:
     """What the loops carry. Every array keeps its shape."""
 

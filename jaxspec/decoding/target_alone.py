@@ -17,17 +17,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.decoding.layout import stack_layers
 from jaxspec.decoding.speculative import Plan, Speculative
 from jaxspec.decoding.state import NO_LIMIT, DecodeState, emit, last_step, loop, stream_keys
 from jaxspec.drafters.protocol import LateProposer
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import INVALID
 
 
-@struct.dataclass
+@array_dataclass
 class Unread:
     """What the drafter has not read yet."""
 

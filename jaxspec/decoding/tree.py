@@ -22,12 +22,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.decoding.speculative import Choice, Plan, Speculative
 from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree, largest
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import largest_index
 from jaxspec.verify import TreeVerdict, Verdict
 from jaxspec.verify.rules import RULES, rule_names
@@ -121,7 +121,7 @@ class TreeSpeculative(Speculative):
         return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BYV, draw=draw, depth=depth))
 
 
-@struct.dataclass
+@array_dataclass
 class Chains:
     """Sampled chains, and what they were sampled from."""
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.config import GPT2Config, GPTNeoXConfig, LanguageModelConfig, TransformerConfig
 from jaxspec.drafters.kind import (
@@ -32,11 +31,12 @@ from jaxspec.drafters.kind import (
 from jaxspec.drafters.protocol import Draft, draw, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel, make_model
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
 
 
-@struct.dataclass
+@array_dataclass
 class AutoregressiveState:
     """What the drafter has read: everything but the newest committed token."""
 

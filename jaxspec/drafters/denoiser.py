@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.config import DiTConfig, MaskedTransformerConfig
 from jaxspec.drafters.denoising import Order, Rule, fill, make_plan
@@ -46,6 +45,7 @@ from jaxspec.drafters.kind import (
 from jaxspec.drafters.protocol import Draft, no_draft
 from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import AnyDenoiser, make_denoiser
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.noise import LogLinearSchedule
 from jaxspec.ops.sampling import GREEDY, Sampling
 from jaxspec.ops.suppression import suppress
@@ -150,7 +150,7 @@ class _Denoising(abc.ABC):
         return LogLinearSchedule().sigma(times_B)
 
 
-@struct.dataclass
+@array_dataclass
 class Prefix:
     """Everything before the anchor, as tokens."""
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.drafters.kind import DraftedTarget, DrafterKind, DraftSettings
 from jaxspec.drafters.protocol import Draft
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import GREEDY, Sampling
 
 
-@struct.dataclass
+@array_dataclass
 class NGramState:
     """The text so far, without the anchor."""
 

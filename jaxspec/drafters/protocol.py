@@ -22,12 +22,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import Sampling
 
 
-@struct.dataclass
+@array_dataclass
 class Draft:
     """One proposed block for every row."""
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import INVALID
 
 
-@struct.dataclass
+@array_dataclass
 class DraftTree:
     """The nodes of a tree; a parent comes before its children."""
 

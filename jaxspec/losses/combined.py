@@ -17,16 +17,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.config import LossConfig
 from jaxspec.losses.positional import decay_weights
 from jaxspec.losses.reduction import count, counted_slots, ratio, reached_slots
 from jaxspec.losses.slots import SlotStatistics, slot_statistics
 from jaxspec.losses.terms import TERMS, Fraction, mean_over, terms_of
+from jaxspec.ops.array_dataclass import array_dataclass
 
 
-@struct.dataclass
+@array_dataclass
 class LossWeights:
     """The numbers of a `LossConfig`, as arrays: one compiled step serves a whole ladder of losses.
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxspec.losses.cross_entropy import label_statistics
+from jaxspec.ops.array_dataclass import array_dataclass
 
 
-@struct.dataclass
+@array_dataclass
 class SlotStatistics:
     """The numbers per slot that all loss terms and metrics are computed from.
 

@@ -16,13 +16,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.mesh_axes import head_axis, is_spread, row_axes
 
 
-@struct.dataclass
+@array_dataclass
 class KVCache:
     """Keys (normed and rotated) and values of the committed positions."""
 

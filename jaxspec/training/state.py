@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+
+from jaxspec.ops.array_dataclass import array_dataclass
 
 
-@struct.dataclass
+@array_dataclass
 class TrainState:
     """Parameters, optimizer state and counters; a tree of arrays that orbax saves as it is."""
 

@@ -12,15 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from jaxspec.losses import LossWeights
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.parallel.step import Body, Reduce
 from jaxspec.training.objectives import Batch, Metrics, Objective, same_for_equal
 from jaxspec.training.state import TrainState
 
 
-@struct.dataclass
+@array_dataclass
 class Hyper:
     """What differs between steps or between runs, and so is not a constant in the program."""
 

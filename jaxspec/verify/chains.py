@@ -23,8 +23,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import (
     INVALID,
     at_least_float32,
@@ -40,7 +40,7 @@ ChainRule = Literal["recursive", "recursive_without_replacement", "k_seq"]
 _BISECTIONS = 60
 
 
-@struct.dataclass
+@array_dataclass
 class ChainVerdict:
     """A round emits ``drafts[chain, :num_accepted]``, then `next_token`; -1 in failed rows."""
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import INVALID, at_least_float32, sample_index, signed_ids
 from jaxspec.verify.rows import is_float
 
 
-@struct.dataclass
+@array_dataclass
 class TreeVerdict:
     """A round emits the tokens of the accepted nodes, then `next_token`; -1 in failed rows."""
 
@@ -82,7 +82,7 @@ def verify_tree(
     )
 
 
-@struct.dataclass
+@array_dataclass
 class _Walk:
     """Where the walk of each batch row is."""
 

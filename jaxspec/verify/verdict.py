@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import INVALID
 
 
-@struct.dataclass
+@array_dataclass
 class Verdict:
     """A round emits ``draft[:num_accepted]``, then `next_token`.
 

@@ -41,15 +41,15 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
 from jaxspec.models.cache import KVCache
+from jaxspec.ops.array_dataclass import array_dataclass
 
 Caching = Literal["none", "prefix", "dual"]
 Layout = Literal["mask", "batch"]
 
 
-@struct.dataclass
+@array_dataclass
 class BlockContext:
     """What the logits of a block depend on, apart from the block."""
 

@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxspec.decoding.diffusion.decoder import (
     NOT_REVEALED,
@@ -34,13 +33,14 @@ from jaxspec.decoding.diffusion.decoder import (
 )
 from jaxspec.decoding.diffusion.draft_graph import PRESENT, DraftGraph, Node, Pair
 from jaxspec.decoding.diffusion.unmasking import ranked
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.precision import exact_program
 
 Formula = tuple[Pair, ...]
 Weight = Literal["followed", "accumulated"]
 
 
-@struct.dataclass
+@array_dataclass
 class StepRanks:
     """What came later, in ranks under each step's distribution."""
 

@@ -31,7 +31,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
 from jaxspec.decoding.diffusion.block_model import BlockContext, BlockModel, Caching, check_caching
 from jaxspec.decoding.diffusion.unmasking import Scheduled, Unmasker, Unmasking
@@ -39,6 +38,7 @@ from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.decoding.placement import placed
 from jaxspec.decoding.state import Prompts
 from jaxspec.models.cache import KVCache
+from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.precision import exact_program
 from jaxspec.ops.sampling import GREEDY, Sampling
 
@@ -102,7 +102,7 @@ class DiffusionRules:
         return self.response_length // self.block_length + self.block_causal
 
 
-@struct.dataclass
+@array_dataclass
 class DiffusionState:
     """What the loops carry. Every array keeps its shape."""
 

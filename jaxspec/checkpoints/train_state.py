@@ -42,6 +42,15 @@ from jaxspec.parallel.processes import gather
 from jaxspec.paths import is_remote
 from jaxspec.provenance import jsonable
 
+# By default, orbax cuts every array that devices hold alike into one part for each of them, however
+# small it is. Each shape and part then takes a program of its own, 100 of them for a tiny drafter.
+# This holds for other users of orbax in this process as well.
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
+    override=True,
+)
+
 SCORE = "score"
 """Name of a `Score` in a checkpoint's progress."""
 

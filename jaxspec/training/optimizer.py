@@ -20,7 +20,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
@@ -69,7 +68,7 @@ def make_optimizer(
         )
     # Step 0 learns already: step k has the schedule's rate at k + 1.
     rates = np.zeros(steps, np.float32)
-    rates[schedule_from:] = jax.vmap(schedule)(jnp.arange(1, length + 1))
+    rates[schedule_from:] = jax.jit(jax.vmap(schedule))(np.arange(1, length + 1))
     return _transform(dataclasses.replace(config, **_DEFAULT_RATES)), rates
 
 

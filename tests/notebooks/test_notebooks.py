@@ -1,7 +1,7 @@
 """Every notebook runs from top to bottom in a kernel of this interpreter.
 
-With ``--slow`` it runs as readers run it: as it is, in a kernel of its own. Otherwise trainings are
-shorter (`SMALLER`), and all notebooks run in one kernel, which forgets their names between them.
+With ``--slow`` each has a kernel of its own. Otherwise all run in one kernel, which keeps compiled
+programs and forgets names between them.
 """
 
 from __future__ import annotations
@@ -20,25 +20,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-SMALLER = {
-    "own_target": {
-        "range(3000)": "range(700)",
-        "batch_size=8": "batch_size=4",
-        "unroll_layers=True,\n)\ntarget_run": ")\ntarget_run",
-        'length(120, "target")': 'length(60, "target")',
-        'length(100, "drafter")': 'length(60, "drafter")',
-        "rows[-100:][:12]": "rows[-100:][:3]",
-    },
-    "own_loss": {
-        "range(2000)": "range(500)",
-        "batch_size=8": "batch_size=4",
-        "unroll_layers=True,\n)\ntarget_run": ")\ntarget_run",
-        "steps=100, log_every=50, checkpoint_every=100": "steps=60, checkpoint_every=60",
-        ', "full": FULL': "",  # It is the loss of own_target.
-        "rows[-8:]": "rows[-3:]",
-    },
-}
-"""Notebook -> what its readers see -> what runs in place of it without ``--slow``."""
 FORGET = """
 import jax, matplotlib.pyplot as plt
 jax.config.update("jax_enable_x64", False)
@@ -50,15 +31,6 @@ plt.rcdefaults()
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
-
-
-def smaller(path: Path) -> list[nbformat.NotebookNode]:
-    """Cells of a notebook with the changes of `SMALLER`."""
-    cells = jupytext.read(path).cells
-    for old, new in SMALLER.get(path.stem, {}).items():
-        (cell,) = [cell for cell in cells if cell.cell_type == "code" and old in cell.source]
-        cell.source = cell.source.replace(old, new)
-    return cells
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path, **options) -> None:
@@ -91,13 +63,15 @@ def ran(tmp_path_factory, is_slow) -> dict[Path, list[nbformat.NotebookNode]]:
     if is_slow:
         return {}
     together = jupytext.read(NOTEBOOKS[0])
-    cells = {path: smaller(path) for path in NOTEBOOKS}
+    cells = {path: jupytext.read(path).cells for path in NOTEBOOKS}
     together.cells = [
         cell
         for part in cells.values()
         for cell in (*part, nbformat.v4.new_code_cell(FORGET.strip()))
     ]
+    started = time.monotonic()
     run(together, tmp_path_factory.mktemp("together"), allow_errors=True)
+    print(f"{len(cells)} notebooks: {time.monotonic() - started:.0f} s")
     return cells
 
 

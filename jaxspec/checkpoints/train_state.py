@@ -12,9 +12,10 @@ killed before that leaves a checkpoint without a record, which is used unchecked
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,37 @@ from jaxspec.parallel.processes import gather
 from jaxspec.paths import is_remote
 from jaxspec.provenance import jsonable
 
-# By default, orbax cuts every array that devices hold alike into one part for each of them, however
-# small it is. Each shape and part then takes a program of its own, 100 of them for a tiny drafter.
-# This holds for other users of orbax in this process as well.
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
-    override=True,
-)
-
 SCORE = "score"
 """Name of a `Score` in a checkpoint's progress."""
+
+
+def _save_small_arrays_whole() -> None:
+    """Changes how orbax saves arrays that devices hold alike, for all of its users in this process.
+
+    By default it cuts each of them into one part per device, however small it is. Each shape and
+    part then takes a program of its own, 100 of them for a tiny drafter.
+    """
+    with _only_errors():  # It would warn that it has a handler already.
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20),
+            override=True,
+        )
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    """Keeps orbax's warnings from the user."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+_save_small_arrays_whole()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,13 +168,8 @@ class TrainCheckpoints:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
-            log = logging.getLogger("absl")
-            level = log.level
-            log.setLevel(logging.ERROR)  # It would warn that the folder is read-only.
-            try:
+            with _only_errors():  # It would warn that the folder is read-only.
                 return ocp.CheckpointManager(self.folder, options=options)
-            finally:
-                log.setLevel(level)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(self._keep, self._scores) if self._keep else None,
             enable_async_checkpointing=True,

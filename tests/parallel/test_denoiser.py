@@ -76,7 +76,7 @@ def test_eight_devices_do_what_one_does(goal, config):
     ],
 )
 def test_a_step_moves_every_weight(goal):
-    """A gradient that were not finite would move none."""
+    """A gradient that is not finite moves none."""
     before = jax.device_get(denoisers.random_params())
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max() > 0, alone(goal)[0], before)
     for path, leaf in jax.tree_util.tree_flatten_with_path(moved)[0]:

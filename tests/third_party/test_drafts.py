@@ -87,8 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt2, sliding": NARROW,
 }
 COVERED = {
-    "quickstart, sliding": "sliding layers of qwen3, and the full ones of this target, cover it",
-    "llama, sliding": "sliding layers of qwen3, and the full ones of this target, cover it",
+    "quickstart, sliding": "sliding layers of llama, and the full ones of this target, cover it",
     "gpt2, sliding": "sliding layers of qwen3, and the full ones of this target, cover it",
 }
 """Cases of --slow."""

@@ -58,7 +58,7 @@ def test_what_processes_do_together_is_watched(processes, ends, monkeypatch):
 
 
 def test_nothing_ends_the_program_after_the_block(monkeypatch):
-    """A thread that was left behind could end a run that had got on in the meantime."""
+    """A leftover thread could end a run that had moved on in the meantime."""
     ended = []
 
     def end(watch):

@@ -91,7 +91,7 @@ def test_it_begins_with_the_loss_that_the_drafter_had(first, second, tmp_path):
     )
     train(still, workdir=tmp_path / "still")
     assert runs.rows(tmp_path / "still")[0][LOSS] == pytest.approx(before, rel=1e-6)
-    assert runs.rows(on)[-1][LOSS] < before - 0.01, "it goes on learning"
+    assert runs.rows(on)[-1][LOSS] < before - 0.01, "it keeps learning"
     record = json.loads((on / "provenance.json").read_text())
     assert set(record["fingerprints"]) == {"target.path", "drafter.path", "data"}
     assert record["config"]["drafter"]["block_size"] == 4

@@ -158,6 +158,9 @@ def open_target(
 ) -> TargetBundle:
     """Opens a target.
 
+    Its weights are laid out for decoding. For `target.model.apply`, take
+    `jaxspec.decoding.layout.stack_layers(target.params)`.
+
     Args:
       path: a Hugging Face folder, or "embedded": the small target in the package.
       dtype: of its weights and computations, "float32" or "bfloat16".
@@ -171,7 +174,7 @@ def open_target(
     """
     target = TargetConfig(path=os.fspath(path), dtype=dtype, enable_thinking=enable_thinking)
     mesh = decoding_mesh(MeshConfig(data=1, tensor=tensor), rows=1, option="prompts")
-    return opening.open_target(target, default_template=PLAIN, mesh=mesh)
+    return opening.open_target(target, default_template=PLAIN, mesh=mesh, laid_out=True)
 
 
 def open_drafter(path: str | os.PathLike[str], *, target: TargetBundle) -> DrafterBundle:

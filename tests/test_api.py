@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxspec
@@ -46,6 +47,11 @@ def test_a_drafter_changes_only_the_rounds(folders):
     ids = target.tokenizer.encode_prompt([{"role": "user", "content": PROMPT}])
     (response,) = decode(strategy, target.params, [ids], ids=["a"], batch_size=1)
     assert answer.tokens == response.tokens
+    # The weights are in memory once.
+    prepared = jax.tree.leaves(strategy.prepare(target.params))
+    opened = jax.tree.leaves(target.params)
+    assert len(prepared) == len(opened)
+    assert all(after is before for after, before in zip(prepared, opened, strict=True))
     reference = open_target(TargetConfig(path=str(path)), default_template=PLAIN)
     assert (target.name, target.fingerprint) == (reference.name, reference.fingerprint)
 

@@ -164,7 +164,7 @@ def calibrate(
         max_prompt_tokens=longest,
         passage_tokens=settings.passage_tokens,
     )
-    target = target.with_weights(mesh=mesh)
+    target = target.with_weights(mesh=mesh, laid_out=True)
     tracer = _Tracer(BlockDiffusion(target.model, rules), target.params, command, echo)
     reference = ask(
         share.of(examples),

@@ -33,6 +33,7 @@ from jaxspec.decoding.diffusion.decoder import (
 )
 from jaxspec.decoding.diffusion.draft_graph import PRESENT, DraftGraph, Node, Pair
 from jaxspec.decoding.diffusion.unmasking import ranked
+from jaxspec.decoding.layout import cut_layers, stack_layers
 from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.precision import exact_program
 
@@ -59,10 +60,11 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
 
     Args:
       decoder: the one that gave the responses.
-      params: the model's parameters.
+      params: the model's parameters, prepared (`decoder.prepare`) or not.
       finished: what `decoder.run` returned.
     """
     rules, block_model = decoder.rules, decoder.block_model
+    pieces = cut_layers(params, unrolled=decoder.model.config.unroll_layers)
     columns_T = jnp.arange(finished.tokens_BT.shape[1])
     steps_O = jnp.arange(rules.block_length)
 
@@ -89,7 +91,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
         canvas_BT = jnp.where(hidden_BT, rules.mask_id, finished.tokens_BT)
         context = decoder.context(dataclasses.replace(then, tokens_BT=canvas_BT))
         if rules.caching != "none":
-            _, context = block_model.open(params, context)
+            _, context = block_model.open(stack_layers(pieces), context)
 
         def one_step(step: jax.Array) -> tuple[jax.Array, jax.Array]:
             nothing_BP = jnp.zeros(revealed_BP.shape, jnp.int32)
@@ -100,7 +102,7 @@ def rank_steps(decoder: BlockDiffusion, params: Any, finished: DiffusionState) -
         def look(step: jax.Array) -> tuple[jax.Array, jax.Array]:
             waiting_BP = revealed_BP >= step
             logits_BPV = block_model.block_logits(
-                params,
+                stack_layers(pieces),
                 jnp.where(waiting_BP, rules.mask_id, final_BP),
                 context,
                 reach=rules.num_blocks,

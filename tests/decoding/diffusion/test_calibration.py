@@ -31,8 +31,9 @@ DECODER = BlockDiffusion(MODEL, RULES)
 @functools.cache
 def finished():
     params = parameters()
-    state = DECODER.run(params, DECODER.start(batch()))
-    return params, state, jax.device_get(rank_steps(DECODER, params, state))
+    prepared = DECODER.prepare(params)
+    state = DECODER.run(prepared, DECODER.start(batch()))
+    return params, state, jax.device_get(rank_steps(DECODER, prepared, state))
 
 
 def test_ranks_equal_those_of_the_slow_reference():

@@ -13,9 +13,10 @@ but never changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -276,7 +277,29 @@ def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str,
             f"--results {file} has no row of {' or '.join(sorted(names))}. It has rows of "
             f"{', '.join(sorted({row['drafter'] for row in rows}))}."
         )
+    _check_measured(own, file, folders=folders)
     return own
+
+
+def _check_measured(
+    rows: Iterable[Mapping[str, Any]], file: str, *, folders: Iterable[Path]
+) -> None:
+    """Refuses rows that were measured with weights that the folders no longer hold."""
+    from jaxspec.checkpoints.folders import exported_weights, fingerprint
+    from jaxspec.evals.folder_names import is_called
+
+    held: dict[Path, str] = {}
+    for folder in folders:
+        with contextlib.suppress(ValueError):
+            held[folder] = fingerprint(exported_weights(folder))
+    for row in rows:
+        measured = row.get("drafter_weights")
+        found = [held[folder] for folder in held if is_called(folder, row["drafter"])]
+        if measured and found and measured not in found:
+            raise ValueError(
+                f"--results {file}: {row['drafter']} was measured on {row['benchmark']} with "
+                "weights that have been replaced since. Evaluate it again, or leave --results out."
+            )
 
 
 def _exported(workdir: Path, run: RunConfig) -> Weights:

@@ -129,6 +129,7 @@ OPTIONAL_FIELDS: dict[str, tuple[type, ...]] = {
     "tokens_per_pass_ci95": _LIST_OR_NONE,
     "reached_by_block": _LIST,
     "trained_on_other_target": (bool, type(None)),
+    "drafter_weights": (str, type(None)),
     "suppress": (str,),
     "mismatched_ids": _LIST,
     "mismatch_gaps": _LIST,
@@ -151,14 +152,15 @@ the rounds that it rests on and its 95% interval. `reached_by_block`: responses 
 block of `nfe_by_block`. `looped_round_ms`: time of a round that was timed next to its parts;
 `rest_ms`: what these leave over, None unless it exceeds the noise. `trained_on_other_target`:
 whether the drafter's run recorded other weights than the target's; None if it recorded none.
-`mismatched_ids`: the outputs that differ; `mismatch_gaps`: for each of them, how far the emitted
-token's logit is below the target's best where it first differs; `mismatch_gap`: the largest of
-these. `suppress`: which tokens the target could not emit ("special" in older files). `end_of_text`:
-when a diffusion language model could end its answer. `choice`: what evaluation.strategy "auto"
-measured and chose. `by_prompt`, `by_context`: tokens and rounds of each response, and of rounds
-that began at a similar length (`jaxspec.evals.lengths`). `trace`: an answer round by round
-(`jaxspec.evals.traces`). `decoding`: in a study, the name of the setting. An interval (`*_ci95`) is
-None if too few prompts were measured."""
+`drafter_weights`: fingerprint of the drafter's folder; None if it has none. `mismatched_ids`: the
+outputs that differ; `mismatch_gaps`: for each of them, how far the emitted token's logit is below
+the target's best where it first differs; `mismatch_gap`: the largest of these. `suppress`: which
+tokens the target could not emit ("special" in older files). `end_of_text`: when a diffusion
+language model could end its answer. `choice`: what evaluation.strategy "auto" measured and chose.
+`by_prompt`, `by_context`: tokens and rounds of each response, and of rounds that began at a similar
+length (`jaxspec.evals.lengths`). `trace`: an answer round by round (`jaxspec.evals.traces`).
+`decoding`: in a study, the name of the setting. An interval (`*_ci95`) is None if too few prompts
+were measured."""
 
 _NAMED_PROBLEMS = 40
 _LISTS_ALIKE = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.cli.model_card import model_card
 from tests.cli.stopped_runs import exported, rewrite_progress, save_drafter_run
 from tests.data.templates import THINKING
@@ -71,6 +72,25 @@ def test_the_model_card_tells_where_it_comes_from_and_how_to_serve_it(drafter_ru
         match=r"no row of my-drafter or run\. It has rows of elsewhere/my-drafter, none, other",
     ):
         exported(drafter_run, tmp_path / "my-drafter", **options)
+
+
+def test_figures_of_other_weights_stay_out(drafter_run, tmp_path):
+    results, output = tmp_path / "results.json", tmp_path / "my-drafter"
+    options = {"target_name": "some/model", "results": str(results)}
+    exported(drafter_run, output, target_name="some/model")
+
+    def measured(weights):
+        row = {**ROW, "drafter": "my-drafter", "drafter_weights": weights}
+        results.write_text(json.dumps({"provenance": {}, "results": [row]}))
+
+    measured(fingerprint(output))
+    exported(drafter_run, output, **options)
+    exported(drafter_run, output, **options)
+    assert "| gsm8k |" in (output / "README.md").read_text()
+    measured("0123456789abcdef")
+    with pytest.raises(ValueError, match=r"my-drafter was measured on gsm8k with weights that"):
+        exported(drafter_run, output, **options)
+    assert "| gsm8k |" in (output / "README.md").read_text()
 
 
 def test_commands_of_the_card_work_where_both_are_folders(drafter_run, tmp_path):

@@ -354,6 +354,7 @@ class Evaluation:
             "mismatch_gap": max(gaps, default=None),
             "seed": drafter.seed,
             "trained_on_other_target": drafter.trained_on_other_target,
+            "drafter_weights": drafter.fingerprint or None,
             "by_prompt": by_prompt(reference.prompts, responses),
             "by_context": by_context(reference.prompts, responses, seed=seed),
         }

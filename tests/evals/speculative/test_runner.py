@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxspec.checkpoints.folders import fingerprint
 from jaxspec.checkpoints.huggingface import save_target
 from jaxspec.config import (
     LossConfig,
@@ -373,6 +374,7 @@ def test_a_drafter_of_other_weights_is_marked(folders, tmp_path):
         output = tmp_path / "r.json"
         (row,) = evaluate(config, workdirs=[run], output=output, echo=lines.append)["results"]
         assert (row["trained_on_other_target"], row["loss"]) == (is_other, loss)
+        assert row["drafter_weights"] == fingerprint(run / "export")
         warnings = [line for line in lines if "other weights than those of target" in line]
         assert len(warnings) == bool(is_other)
         if is_other:

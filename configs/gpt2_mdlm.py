@@ -10,7 +10,7 @@ both as downloaded. The folder MDLM can draft as it is, which is how SpecDiff us
 teaches it blocks of 16 masks after a prefix. Without --denoiser.path an MDLM is trained from
 scratch.
 
-Hardware: written for a TPU v5e-8 slice. What the step takes of each device, compiled without one
+Hardware: written for a TPU v5e-8 slice. What the step needs on each device, compiled without one
 (this needs libtpu):
 
     jaxspec plan --config configs/gpt2_mdlm.py --topology v5e:2x4

@@ -12,7 +12,7 @@ paper trains for 3 epochs. Without REGENERATED the run reads public data sets, o
 far fewer steps than the default 6,000.
 
 Hardware: written for a TPU v5p-16 slice (8 chips); any number of devices that divides the 32 rows
-will do. `jaxspec plan` (it needs libtpu) says what the step takes of each device, without one.
+will do. `jaxspec plan` (it needs libtpu) says what the step needs on each device, without one.
 
 Time and result: unmeasured. This configuration has not been run. The paper reports for this target
 an average tau of 2.944 with the uniform loss and 3.754 with this one, greedy.

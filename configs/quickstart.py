@@ -1,4 +1,4 @@
-"""Two minutes of training on the target that ships in the package: what quickstart.sh runs.
+"""A few minutes of training on the target that ships in the package: what quickstart.sh runs.
 
     python train.py --config configs/quickstart.py --workdir runs/quickstart/full
     python train.py --config configs/quickstart.py --workdir runs/quickstart/uniform \

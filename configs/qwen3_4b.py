@@ -12,7 +12,7 @@ folder written by `jaxspec regenerate`: prompts answered by the target itself. T
 than the default 6,000.
 
 Hardware: written for a TPU v5p-16 slice (8 chips); any number of devices that divides the 32 rows
-will do. `jaxspec plan` (it needs libtpu) says what the step takes of each device, without one: 13.3
+will do. `jaxspec plan` (it needs libtpu) says what the step needs on each device, without one: 13.3
 GiB of 95 (jax 0.10.2, mesh.fsdp 8).
 
 Time and result: unmeasured. This configuration has not been run. The paper reports for this target

@@ -338,8 +338,8 @@ class DrafterConfig:
     num_features: Layers = 3
     """How many target layers are captured if `target_layer_ids` is empty."""
     last_state: Literal["", "normed"] = ""
-    """Filled in where the target's last layer is captured: its output is taken after the target's
-    final norm, as servers see it. Records of runs from before this rule do not have it."""
+    """Leave it empty. jaxspec sets it to "normed" if the target's last layer is captured, whose
+    output is then taken after the final norm, as servers see it."""
     num_layers: Layers = 2
     """Layers of the drafter."""
     num_heads: Annotated[int, whole(0, MOST_HEADS)] = 0

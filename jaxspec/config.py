@@ -346,7 +346,8 @@ class MeshConfig:
     """Devices along each axis; one axis may be -1: all devices that are left."""
 
     data: Axis = -1
-    """Devices that split the rows and each hold all parameters; -1: all that are left."""
+    """Devices that split the rows and each hold all parameters; -1: all that are left, or 1 if
+    another axis takes them."""
     fsdp: Axis = 1
     """Devices that split the rows, the parameters and the optimizer state."""
     context: Axis = 1

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Exactness: the rejection rules as laws, and a biased one that is caught
+# # Exactness: the rejection rules as laws, and three biased ones that are caught
 #
 # Speculative decoding promises that its output has the target's own distribution. That is a
 # statement about a law, so it can be checked as one. On a tiny vocabulary every draft, every coin

@@ -112,8 +112,8 @@ def check_accelerator() -> Iterator[Finding]:
         yield Finding(
             "accelerator",
             "note",
-            f"this machine has {name}, but jax computes on the CPU: "
-            f'pip install "jaxspec-decoding[{extra}]"',
+            f"this machine has {name}, but jax computes on the CPU: install jaxspec with the extra "
+            f"{extra} (in a checkout: bash scripts/setup_venv.sh {extra})",
         )
 
 

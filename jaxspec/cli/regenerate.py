@@ -94,7 +94,8 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     top_p: float = 0.95
     """Sample from the smallest set of tokens with at least this much probability; 1: from all."""
     suppress: Suppress = "none"
-    """Tokens that no answer may hold; see `evaluation.suppress`."""
+    """Tokens that no answer may hold. "unused": rows of the embedding that have no token.
+    "special": these, and the special and padding tokens that do not end an answer."""
     max_new_tokens: int = 0
     """Longest answer; 0: 1,024, or 4,096 if the target thinks first, and at most half of its
     positions."""

@@ -20,12 +20,17 @@ from jaxspec.ops.mesh_axes import AXES
 def mesh_sizes(config: MeshConfig, *, devices: int) -> dict[str, int]:
     """The size of each axis on this many devices.
 
+    With another axis at -1, the -1 of data, which is its default, counts as 1.
+
     Raises:
-      ValueError: sizes that do not multiply to the number of devices, more than one -1, or a
-        replicating path ("shard_map", "pmap") with an axis other than data.
+      ValueError: sizes that do not multiply to the number of devices, two -1 besides that of data,
+        or a replicating path ("shard_map", "pmap") with an axis other than data.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 and "data" in open_axes:
+        sizes["data"] = 1
+        open_axes.remove("data")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if any(size < 1 and size != -1 for size in sizes.values()) or len(open_axes) > 1:
         raise ValueError(f"Axes must be positive, and one may be -1: got {_typed(sizes)}.")

@@ -116,7 +116,7 @@ def test_an_accelerator_that_jax_does_not_use_is_a_note(tmp_path, monkeypatch, d
         return
     (finding,) = found
     assert (finding.name, finding.status) == ("accelerator", "note")
-    assert f'pip install "jaxspec-decoding[{extra}]"' in finding.detail
+    assert f"bash scripts/setup_venv.sh {extra})" in finding.detail
 
 
 def test_an_accelerator_in_use_is_no_note(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_axes_may_take_a_part_of_an_axis_of_the_torus(data: int, fsdp: int, tens
         ({"data": 1}, "mesh.data 1 needs 1 device, but there are 8"),
         ({"data": 2, "tensor": 2}, "mesh.data 2 x mesh.tensor 2 needs 4 devices"),
         ({"fsdp": 3}, "mesh.data -1 x mesh.fsdp 3: the other axes need 3 devices, which does not"),
-        ({"fsdp": -1}, "one may be -1: got mesh.data -1 x mesh.fsdp -1"),
+        ({"fsdp": -1, "tensor": -1}, "one may be -1: got mesh.fsdp -1 x mesh.tensor -1"),
         ({"data": 4, "fsdp": 2, "path": "pmap"}, "got mesh.data 4 x mesh.fsdp 2"),
     ],
 )
@@ -61,6 +61,11 @@ def test_sizes_that_do_not_fit_are_said_as_they_are_typed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         mesh_sizes(MeshConfig(**sizes), devices=8)
+
+
+def test_another_axis_may_take_what_the_data_axis_takes_by_default() -> None:
+    sizes = mesh_sizes(MeshConfig(fsdp=-1, tensor=2), devices=8)
+    assert sizes == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
 
 
 def test_two_slices_are_refused() -> None:

@@ -149,8 +149,8 @@ print(f"simulated accepted drafts in training: {row['accepted']:.2f} of 7")
 #
 # Greedy decoding of orders that neither of them has seen, with the drafter and without. The tokens
 # must be the same, all of them: that is what *exact* means. (Such a short training teaches
-# the sentences, but not yet the names and numbers. To the drafter it makes no difference: it learns what
-# the target says, right or wrong.)
+# the sentences, but not yet the names and numbers. To the drafter it makes no difference: it learns
+# what the target says, right or wrong.)
 
 # %%
 target = jaxspec.open_target(folder / "target" / "export")

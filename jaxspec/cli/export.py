@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from jaxspec.training.tasks.task import Save, Task
 
 
+_OF_WEIGHTS = ("time", "seed", "step")
+"""What tells weights apart in records: when their run began, its seed, and the step."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportCommand:
     """Options of ``jaxspec export``."""
@@ -134,6 +138,7 @@ def export(command: ExportCommand) -> Path:
                 workdir, run, asked=command.step, records_drafts=command.record_drafts
             )
         )
+        _check_measured(results, command.results, folders=(workdir, output), record=weights.record)
         whole = temporary / "whole"
         weights.save(
             whole,
@@ -277,28 +282,40 @@ def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str,
             f"--results {file} has no row of {' or '.join(sorted(names))}. It has rows of "
             f"{', '.join(sorted({row['drafter'] for row in rows}))}."
         )
-    _check_measured(own, file, folders=folders)
     return own
 
 
 def _check_measured(
-    rows: Iterable[Mapping[str, Any]], file: str, *, folders: Iterable[Path]
+    rows: Iterable[Mapping[str, Any]],
+    file: str,
+    *,
+    folders: Iterable[Path],
+    record: Mapping[str, Any],
 ) -> None:
-    """Refuses rows that were measured with weights that the folders no longer hold."""
+    """Refuses rows that were measured with other weights than those of `record`.
+
+    Rows say only which folder's weights they were measured with: it must still hold them, and its
+    own record must be of the same step of the same run.
+    """
+    from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.checkpoints.folders import exported_weights, fingerprint
     from jaxspec.evals.folder_names import is_called
 
     held: dict[Path, str] = {}
     for folder in folders:
         with contextlib.suppress(ValueError):
-            held[folder] = fingerprint(exported_weights(folder))
+            weights = exported_weights(folder)
+            theirs = read_json(weights / "provenance.json")
+            same = all(theirs.get(key) == record.get(key) for key in _OF_WEIGHTS)
+            held[folder] = fingerprint(weights) if same else ""
     for row in rows:
         measured = row.get("drafter_weights")
         found = [held[folder] for folder in held if is_called(folder, row["drafter"])]
         if measured and found and measured not in found:
             raise ValueError(
                 f"--results {file}: {row['drafter']} was measured on {row['benchmark']} with "
-                "weights that have been replaced since. Evaluate it again, or leave --results out."
+                f"other weights than those that are exported (step {record.get('step')}). Evaluate "
+                "the export, or leave --results out."
             )
 
 

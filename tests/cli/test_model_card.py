@@ -87,8 +87,11 @@ def test_figures_of_other_weights_stay_out(drafter_run, tmp_path):
     exported(drafter_run, output, **options)
     exported(drafter_run, output, **options)
     assert "| gsm8k |" in (output / "README.md").read_text()
+    # Another checkpoint's weights, though the folder still holds what was measured.
+    with pytest.raises(ValueError, match=r"other weights than those that are exported \(step 3\)"):
+        exported(drafter_run, output, step="3", **options)
     measured("0123456789abcdef")
-    with pytest.raises(ValueError, match=r"my-drafter was measured on gsm8k with weights that"):
+    with pytest.raises(ValueError, match=r"my-drafter was measured on gsm8k with other weights"):
         exported(drafter_run, output, **options)
     assert "| gsm8k |" in (output / "README.md").read_text()
 

@@ -33,7 +33,7 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel, make_model
 from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.sampling import GREEDY, Sampling
-from jaxspec.ops.suppression import suppress
+from jaxspec.ops.suppression import fit_vocabulary, suppress
 
 
 @array_dataclass
@@ -57,12 +57,19 @@ class AutoregressiveProposer:
     sampling: Sampling = GREEDY
     suppressed_ids: tuple[int, ...] = ()
     """Never drafted."""
+    target_rows: int = 0
+    """V: rows of the target's embedding; 0: as many as the drafter's."""
     capture: tuple[int, ...] = ()
 
     @property
     def unroll_layers(self) -> bool:
         """As its configuration says."""
         return self.model.config.unroll_layers
+
+    @property
+    def vocabulary(self) -> int:
+        """V: ids that the target's distributions are over."""
+        return self.target_rows or self.model.config.vocab_size
 
     def begin(
         self,
@@ -75,7 +82,7 @@ class AutoregressiveProposer:
     ) -> AutoregressiveState:
         """One pass over the prompt."""
         del features_BSE
-        output = self.model.apply({"params": params["drafter"]}, tokens_BS)
+        output = self.model.apply({"params": params["drafter"]}, self._known(tokens_BS))
         cache = KVCache.prefilled(
             output.keys_LBRSC, output.values_LBRSC, capacity=capacity, lengths_B=lengths_B - 1
         )
@@ -98,7 +105,7 @@ class AutoregressiveProposer:
             tokens_BS = jnp.maximum(drafts[-1].tokens_BG, 0)
         written = dataclasses.replace(cache, lengths_B=state.cache.lengths_B)
         if not drafts:
-            none = no_draft(anchor_B.shape[0], self.model.config.vocab_size, sampling=self.sampling)
+            none = no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling)
             return none, dataclasses.replace(state, cache=written)
         draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), *drafts)
         draft = dataclasses.replace(draft, passes_B=jnp.full_like(anchor_B, len(drafts)))
@@ -107,14 +114,19 @@ class AutoregressiveProposer:
     def _read(self, params: Any, cache: KVCache, tokens_BS: jax.Array) -> tuple[KVCache, jax.Array]:
         """The cache with these tokens added, and the logits [B, 1, V] of the last one."""
         variables = {"params": params["drafter"]}
-        output = self.model.apply(variables, tokens_BS, cache=cache)
+        output = self.model.apply(variables, self._known(tokens_BS), cache=cache)
         logits_B1V = self.model.apply(variables, output.hidden_BSD[:, -1:], method="logits")
         cache = cache.write_after(
             output.keys_LBRSC,
             output.values_LBRSC,
             failed_B=jnp.isnan(logits_B1V).any(axis=(1, 2)),
         )
-        return cache.advance(tokens_BS.shape[1]), suppress(logits_B1V, self.suppressed_ids)
+        logits_B1V = suppress(fit_vocabulary(logits_B1V, self.vocabulary), self.suppressed_ids)
+        return cache.advance(tokens_BS.shape[1]), logits_B1V
+
+    def _known(self, tokens_BS: jax.Array) -> jax.Array:
+        """Ids that the drafter has a row for: a target may emit one of its rows without a token."""
+        return jnp.minimum(tokens_BS, self.model.config.vocab_size - 1)
 
     def commit(
         self,
@@ -134,11 +146,11 @@ class AutoregressiveProposer:
 
 
 def _network(config: LanguageModelConfig, target: DraftedTarget, where: str) -> LanguageModel:
-    if config.vocab_size != target.model.config.vocab_size:
+    if config.vocab_size < target.num_tokens:
         raise ValueError(
-            f"The drafter in {where} has an embedding of {config.vocab_size} rows, the target "
-            f"{target.name} one of {target.model.config.vocab_size}: verification compares "
-            "distributions over the same ids."
+            f"The drafter in {where} has an embedding of {config.vocab_size} rows, but the "
+            f"tokenizer of the target {target.name} has {target.num_tokens} ids: they do not "
+            "belong together."
         )
     return make_model(config)
 
@@ -151,6 +163,7 @@ def _proposer(
         settings.block_size,
         sampling=settings.sampling,
         suppressed_ids=never_drafted(target, settings, mask_id=target.mask_id),
+        target_rows=target.model.config.vocab_size,
     )
 
 

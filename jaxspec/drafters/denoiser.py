@@ -48,7 +48,7 @@ from jaxspec.models.registry import AnyDenoiser, make_denoiser
 from jaxspec.ops.array_dataclass import array_dataclass
 from jaxspec.ops.noise import LogLinearSchedule
 from jaxspec.ops.sampling import GREEDY, Sampling
-from jaxspec.ops.suppression import suppress
+from jaxspec.ops.suppression import fit_vocabulary, suppress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +139,8 @@ class _Denoising(abc.ABC):
 
     def _logits(self, own: jax.Array) -> jax.Array:
         """The drafter's logits as [B, G, V] over the target's vocabulary, which has no mask."""
-        rows = self.model.config.vocab_size
-        logits_BGV = suppress(own, (self.model.config.mask_id,))[..., : self.vocabulary]
-        if rows < self.vocabulary:
-            widths = [(0, 0)] * (logits_BGV.ndim - 1) + [(0, self.vocabulary - rows)]
-            logits_BGV = jnp.pad(logits_BGV, widths, constant_values=-jnp.inf)
-        return suppress(logits_BGV, self.suppressed_ids)
+        logits_BGV = suppress(own, (self.model.config.mask_id,))
+        return suppress(fit_vocabulary(logits_BGV, self.vocabulary), self.suppressed_ids)
 
     def _sigma(self, times_B: jax.Array) -> jax.Array:
         return LogLinearSchedule().sigma(times_B)

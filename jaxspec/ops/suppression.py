@@ -9,6 +9,8 @@ Dimension key: V vocabulary; leading axes ("...") are batch axes.
 
 >>> suppress(jnp.zeros((2, 4)), (3,))[0]
 Array([  0.,   0.,   0., -inf], dtype=float32)
+>>> fit_vocabulary(jnp.zeros(2), 3)
+Array([  0.,   0., -inf], dtype=float32)
 """
 
 from __future__ import annotations
@@ -16,6 +18,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def fit_vocabulary(logits_V: jax.Array, size: int) -> jax.Array:
+    """A drafter's logits [..., V] over the target's ids, [..., size].
+
+    Models that share a tokenizer may pad their embeddings to different numbers of rows: Qwen2.5
+    with 0.5B parameters has 151,936, with 7B 152,064. Rows that only the drafter has are left out,
+    and those that it lacks are -inf.
+    """
+    logits_V, missing = logits_V[..., :size], size - logits_V.shape[-1]
+    if missing <= 0:
+        return logits_V
+    widths = [(0, 0)] * (logits_V.ndim - 1) + [(0, missing)]
+    return jnp.pad(logits_V, widths, constant_values=-jnp.inf)
 
 
 def suppress(logits_V: jax.Array, ids: tuple[int, ...]) -> jax.Array:

@@ -1,5 +1,7 @@
 """A small language model as drafter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,52 @@ def test_a_poor_drafter_changes_nothing(block_size):
     responses = tiny.decode(strategy, {"target": params, "drafter": drafter})
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
     assert sum(sum(r.verified) for r in responses) <= 20
+
+
+@pytest.mark.parametrize("rows", [tiny.VOCABULARY - 1, tiny.VOCABULARY + 3])
+def test_an_embedding_may_have_other_rows_than_the_targets(rows):
+    """Drafts, and the distributions that they come with, are over the target's ids."""
+    (plain, params), *_ = tiny.strategies()
+    narrow = min(rows, tiny.VOCABULARY)
+    added = rows - narrow
+
+    def resized(matrix_VD):
+        # The likeliest logits by far, if they were not left out.
+        return jnp.concatenate([matrix_VD[:narrow], jnp.full((added, matrix_VD.shape[1]), 9.0)])
+
+    drafter = {
+        **params,
+        "embed": {"embedding": resized(params["embed"]["embedding"])},
+        "head": {"kernel": resized(params["head"]["kernel"].T).T},
+    }
+    config = dataclasses.replace(plain.model.config, vocab_size=rows)
+    proposer = AutoregressiveProposer(
+        type(plain.model)(config),
+        tiny.BLOCK_SIZE,
+        sampling=Sampling(1.0, top_k=9),
+        suppressed_ids=tiny.RULES.suppressed_ids,
+        target_rows=tiny.VOCABULARY,
+    )
+
+    @jax.jit
+    def drafted(keys_B):
+        tokens, lengths = jnp.array([[4, tiny.VOCABULARY - 1, 6]], jnp.int32), jnp.array([3])
+        state = proposer.begin({"drafter": drafter}, tokens, None, lengths, capacity=32)
+        draft, _ = proposer.propose({"drafter": drafter}, state, jnp.array([5]), keys_B)
+        return draft
+
+    @jax.jit
+    def first_of_target():
+        tokens = jnp.array([[4, narrow - 1, 6, 5]], jnp.int32)
+        hidden = plain.model.apply({"params": params}, tokens).hidden_BSD
+        return plain.model.apply({"params": params}, hidden, method="logits")[0, -1]
+
+    draft = drafted(jax.random.split(jax.random.key(0), 1))
+    assert draft.probs_BGV.shape == (1, tiny.BLOCK_SIZE - 1, tiny.VOCABULARY)
+    banned = jnp.array(tiny.RULES.suppressed_ids, jnp.int32)
+    logits_V = first_of_target().at[banned].set(-np.inf).at[narrow:].set(-np.inf)
+    expected = Sampling(1.0, top_k=9).probabilities(logits_V[None])
+    np.testing.assert_allclose(draft.probs_BGV[0, 0], expected[0], atol=1e-5)
 
 
 def test_drafts_come_with_the_probabilities_they_were_drawn_from():

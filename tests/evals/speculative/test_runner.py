@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxspec.checkpoints.folders import fingerprint
@@ -319,14 +320,22 @@ def test_a_drafter_needs_the_targets_tokens(folders, tmp_path):
     ids = f"{min(tokens[first], tokens[second])}, {max(tokens[first], tokens[second])}"
     with pytest.raises(ValueError, match=f"ids {ids} mean different tokens"):
         open_drafter(other, target=target)
-    architecture = dataclasses.replace(target.config, vocab_size=target.config.vocab_size + 5)
-    params = jax.jit(Transformer(architecture).init)(
-        jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
-    )
-    wide = tmp_path / "wide"
-    save_target(wide, architecture, params["params"], tokenizer_folder=target.tokenizer.folder)
-    with pytest.raises(ValueError, match=r"embedding of \d+ rows"):
-        open_drafter(wide, target=target)
+    # Rows that only pad an embedding may differ, but no token may lack one.
+    embeddings = {"wide": target.config.vocab_size + 5, "narrow": target.num_tokens - 1}
+    for name, rows in embeddings.items():
+        architecture = dataclasses.replace(target.config, vocab_size=rows)
+        shapes = jax.eval_shape(
+            Transformer(architecture).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
+        )
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"])
+        folder = target.tokenizer.folder
+        save_target(tmp_path / name, architecture, params, tokenizer_folder=folder)
+    wide = open_drafter(tmp_path / "wide", target=target)
+    proposer = wide.proposer(target, block_size=3, sampling=Sampling(1.0))
+    assert wide.model.config.vocab_size == embeddings["wide"]
+    assert proposer.vocabulary == target.config.vocab_size
+    with pytest.raises(ValueError, match=r"embedding of \d+ rows, but the tokenizer"):
+        open_drafter(tmp_path / "narrow", target=target)
 
 
 def test_reserved_and_stop_tokens_of_a_target(folders):

@@ -13,10 +13,9 @@ but never changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,10 +27,6 @@ from jaxspec.files import replaced_folder, try_file, user_path
 if TYPE_CHECKING:
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.training.tasks.task import Save, Task
-
-
-_OF_WEIGHTS = ("time", "seed", "step")
-"""What tells weights apart in records: when their run began, its seed, and the step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +47,8 @@ class ExportCommand:
     step: str = ""
     """Which checkpoint: "best" (on held-out data), "last", or its step. "": the best one if the run
     exports that (training.export_best) and has measured it, otherwise the last."""
+    target: str = ""
+    """Folder of a drafter's target, if it is no longer where the run read it."""
     target_name: str = ""
     """What servers load as the target: its name on the Hub, or a folder; "": the target's folder on
     this machine."""
@@ -99,14 +96,21 @@ def export(command: ExportCommand) -> Path:
         or an output folder that holds other files.
     """
     from jaxspec.checkpoints.huggingface import is_exported
+    from jaxspec.cli.card_rows import card_rows, check_measured
     from jaxspec.provenance import provenance
     from jaxspec.training.run_record import read_run_config
     from jaxspec.training.tasks.registry import task_of
     from jaxspec.training.tasks.task import check_export_folder
 
     workdir, output = user_path(command.workdir), user_path(command.output)
-    run = read_run_config(workdir)
+    run = _at(command.target, read_run_config(workdir))
     kind = task_of(run)
+    if command.target and kind.name != "drafter":
+        raise ValueError(
+            f"--target is only for drafters, but {workdir} holds a {kind.name}: leave it out."
+        )
+    if kind.name == "drafter":
+        _check_target_is_there(run)
     rewrite = kind.formats.get(command.format)
     if command.format != "zlab" and rewrite is None:
         raise ValueError(
@@ -120,7 +124,7 @@ def export(command: ExportCommand) -> Path:
         )
     results = []
     if command.results:
-        results = _results(command.results, kind.name, folders=(workdir, output))
+        results = card_rows(command.results, kind.name, folders=(workdir, output))
     finished = (workdir / "export" / "config.json").is_file() and not command.step
     use_export = command.source == "export" or (command.source == "auto" and finished)
     if use_export and output.resolve() == (workdir / "export").resolve():
@@ -132,13 +136,19 @@ def export(command: ExportCommand) -> Path:
     check_export_folder(output, run)
     with replaced_folder(output, is_own=is_exported) as temporary:
         weights = (
-            _exported(workdir, run)
+            _exported(workdir, run, target=command.target)
             if use_export
             else _from_checkpoint(
-                workdir, run, asked=command.step, records_drafts=command.record_drafts
+                workdir,
+                run,
+                asked=command.step,
+                target=command.target,
+                records_drafts=command.record_drafts,
             )
         )
-        _check_measured(results, command.results, folders=(workdir, output), record=weights.record)
+        if command.target:
+            _check_trained_with(command.target, weights.record)
+        check_measured(results, command.results, folders=(workdir, output), record=weights.record)
         whole = temporary / "whole"
         weights.save(
             whole,
@@ -173,6 +183,26 @@ def export(command: ExportCommand) -> Path:
     for line in lines:
         print(line, flush=True)
     return output
+
+
+def _check_target_is_there(run: RunConfig) -> None:
+    from jaxspec.checkpoints.folders import target_folder
+
+    try:
+        target_folder(run.target.path)
+    except ValueError as error:
+        raise ValueError(f"{error} If it has moved, give its folder as --target.") from error
+
+
+def _check_trained_with(target: str, record: Mapping[str, Any]) -> None:
+    """Refuses a target that the drafter was not trained for."""
+    from jaxspec.checkpoints.folders import fingerprint, target_folder
+
+    trained = record.get("fingerprints", {}).get("target.path")
+    if trained is not None and fingerprint(target_folder(target)) != trained:
+        raise ValueError(
+            f"--target {target} holds other weights than those that the drafter was trained with."
+        )
 
 
 def _for_servers(
@@ -257,69 +287,7 @@ def hub_name(target: Mapping[str, Any]) -> str:
     return ""
 
 
-def _results(file: str, kind: str, *, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The rows of a result file that are of a drafter in one of the folders."""
-    from jaxspec.evals.folder_names import folder_name, is_called
-    from jaxspec.evals.report import read_json
-    from jaxspec.evals.results import is_diffusion, is_target_alone
-
-    if kind != "drafter":
-        raise ValueError(
-            f"--results is only for drafters, but the run holds a {kind}: leave it out."
-        )
-    _, results = read_json(user_path(file))
-    rows = [row for row in results if not is_diffusion(row)]
-    if not rows:
-        raise ValueError(f"--results {file} has no row of a drafter: expected eval.py's --output.")
-    own = [
-        row
-        for row in rows
-        if not is_target_alone(row) and any(is_called(each, row["drafter"]) for each in folders)
-    ]
-    if not own:
-        names = {folder_name(folder) for folder in folders}
-        raise ValueError(
-            f"--results {file} has no row of {' or '.join(sorted(names))}. It has rows of "
-            f"{', '.join(sorted({row['drafter'] for row in rows}))}."
-        )
-    return own
-
-
-def _check_measured(
-    rows: Iterable[Mapping[str, Any]],
-    file: str,
-    *,
-    folders: Iterable[Path],
-    record: Mapping[str, Any],
-) -> None:
-    """Refuses rows that were measured with other weights than those of `record`.
-
-    Rows say only which folder's weights they were measured with: it must still hold them, and its
-    own record must be of the same step of the same run.
-    """
-    from jaxspec.checkpoints.config_reader import read_json
-    from jaxspec.checkpoints.folders import exported_weights, fingerprint
-    from jaxspec.evals.folder_names import is_called
-
-    held: dict[Path, str] = {}
-    for folder in folders:
-        with contextlib.suppress(ValueError):
-            weights = exported_weights(folder)
-            theirs = read_json(weights / "provenance.json")
-            same = all(theirs.get(key) == record.get(key) for key in _OF_WEIGHTS)
-            held[folder] = fingerprint(weights) if same else ""
-    for row in rows:
-        measured = row.get("drafter_weights")
-        found = [held[folder] for folder in held if is_called(folder, row["drafter"])]
-        if measured and found and measured not in found:
-            raise ValueError(
-                f"--results {file}: {row['drafter']} was measured on {row['benchmark']} with "
-                f"other weights than those that are exported (step {record.get('step')}). Evaluate "
-                "the export, or leave --results out."
-            )
-
-
-def _exported(workdir: Path, run: RunConfig) -> Weights:
+def _exported(workdir: Path, run: RunConfig, *, target: str) -> Weights:
     from jaxspec.checkpoints.config_reader import read_json
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.training.tasks.registry import task_of
@@ -331,11 +299,18 @@ def _exported(workdir: Path, run: RunConfig) -> Weights:
             "training so far, use --from checkpoint."
         )
     record = read_json(folder / "provenance.json")
-    run = _trained_with(record, run)
+    run = _at(target, _trained_with(record, run))
     params, save = task_of(run).read_export(run, folder)
     return Weights(
         params=params, save=save, tokenizer=Tokenizer.load(folder), record=record, run=run
     )
+
+
+def _at(target: str, run: RunConfig) -> RunConfig:
+    """The settings with the target in this folder; unchanged: ""."""
+    if not target:
+        return run
+    return dataclasses.replace(run, target=dataclasses.replace(run.target, path=target))
 
 
 def _trained_with(record: Mapping[str, Any], run: RunConfig) -> RunConfig:
@@ -372,7 +347,9 @@ def _chosen_step(folder: Path, asked: str, *, export_best: bool) -> tuple[int | 
     return best, f"its {scores[best].text} is the best of the checkpoints that were measured"
 
 
-def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_drafts: bool) -> Weights:
+def _from_checkpoint(
+    workdir: Path, run: RunConfig, *, asked: str, target: str, records_drafts: bool
+) -> Weights:
     import jax
 
     from jaxspec.checkpoints.config_reader import read_json
@@ -420,7 +397,7 @@ def _from_checkpoint(workdir: Path, run: RunConfig, *, asked: str, records_draft
     # Checkpoints of older versions have none.
     record = progress.get("record") or read_json(workdir / "provenance.json")
     record = {**record, "step": step, **({"chosen": reason} if reason else {})}
-    if (own := _trained_with(record, run)) != run:
+    if (own := _at(target, _trained_with(record, run))) != run:
         run = own
         task, tokenizer = built(run)
     _check_base(task, record)

@@ -80,6 +80,25 @@ def test_drafts_are_recorded_as_at_the_end_of_a_run(drafter_run, tmp_path, capsy
     assert KEY not in recorded(tmp_path / "out")
 
 
+@pytest.mark.parametrize("source", ["export", "checkpoint"])
+def test_a_target_that_has_moved(drafter_run, tmp_path, source):
+    run, old, new = tmp_path / "run", drafter_run[0].parent / "target", tmp_path / "elsewhere"
+    shutil.copytree(drafter_run[0], run)
+    exported(drafter_run, run / "export")
+    old.rename(new)
+    try:
+        with pytest.raises(ValueError, match="If it has moved, give its folder as --target"):
+            exported((run,), tmp_path / "out", source=source)
+        exported((run,), tmp_path / "out", source=source, target=str(new))
+        other = str(runs.write_target(tmp_path / "other", seed=7))
+        with pytest.raises(ValueError, match="other holds other weights than those that the"):
+            exported((run,), tmp_path / "out", source=source, target=other)
+    finally:
+        new.rename(old)
+    assert load_drafter(tmp_path / "out", target_config=runs.ARCHITECTURE)[0].block_size == 4
+    assert f"| Target | {new} |" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_drafts_with_another_target_are_not_recorded(drafter_run, tmp_path, capsys):
     weights = Path(drafter_run[0].parent / "target" / "model.safetensors")
     sound = weights.read_bytes()

@@ -55,6 +55,11 @@ def validation_examples(data: DataConfig) -> list[Example]:
     return [example for name in data.sources for example in _held_out_of(name, data)]
 
 
+def is_to_hold_out(data: DataConfig) -> bool:
+    """Whether the settings or the sources ask for a part to measure on, even if it is empty."""
+    return data.validation > 0 or any(map(_is_divided, data.sources))
+
+
 def _held_out_of(name: str, data: DataConfig) -> Iterable[Example]:
     """What is held out of one source."""
     if _is_divided(name):

@@ -30,7 +30,7 @@ from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.checkpoints.train_state import Score
 from jaxspec.config import RunConfig
 from jaxspec.data.packing import PackedRows, Row
-from jaxspec.data.parts import validation_examples
+from jaxspec.data.parts import is_to_hold_out, validation_examples
 from jaxspec.data.pipeline import packed_rows
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.losses import LossWeights
@@ -97,6 +97,34 @@ def read_held_out(config: RunConfig, tokenizer: Tokenizer) -> HeldOut | None:
         return None
     rows, _, digest = packed_rows(examples, tokenizer, data=config.data)
     return HeldOut(rows=rows, digest=digest)
+
+
+def held_out_warnings(config: RunConfig, held_out: HeldOut | None) -> list[str]:
+    """Says that a run was to be measured on held-out data but has none.
+
+    Args:
+      config: the run.
+      held_out: what `read_held_out` gives.
+    """
+    every, share = config.training.validate_every, config.data.validation
+    if held_out is not None or every == 0:
+        return []
+    if is_to_hold_out(config.data):
+        cause = (
+            f"None of the prompts is chosen by data.validation {share:g}: there are too few, or "
+            "those that it chooses were taken out before. `jaxspec import-data --validation` "
+            "chooses by the same hash, and `jaxspec regenerate` asks only the training part. "
+            if share
+            else "The validation part of the data is empty. "
+        )
+    elif every is not None:
+        cause = f"training.validate_every is {every}, but data.validation is 0. "
+    else:
+        return []
+    return [
+        "Warning: nothing is held out, so the loss is not measured, and the last step is exported "
+        f"instead of the best. {cause}Set data.validation to a larger share."
+    ]
 
 
 @same_for_equal

@@ -12,13 +12,26 @@ import pytest
 
 from jaxspec.checkpoints.huggingface import load_drafter
 from jaxspec.config import DenoiserConfig, DrafterConfig, LossConfig, MeshConfig, RunConfig
+from jaxspec.data.example_files import write_examples
+from jaxspec.data.examples import Example
 from jaxspec.data.packing import Documents, pack
+from jaxspec.data.tokenizer import Tokenizer
+from jaxspec.data.validation import is_validation
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules
 from jaxspec.training import validation as validation_module
 from jaxspec.training.loop import train
-from jaxspec.training.validation import LOSS, TAU, HeldOut, Validation, measure_name
+from jaxspec.training.tasks.registry import task_of
+from jaxspec.training.validation import (
+    LOSS,
+    TAU,
+    HeldOut,
+    Validation,
+    held_out_warnings,
+    measure_name,
+    read_held_out,
+)
 from tests.training import runs, tiny
 
 _CONFIG = RunConfig(loss=tiny.LOSS)
@@ -266,3 +279,35 @@ def test_a_long_measurement_is_no_stall(validated, moves):
     """Each of its batches says that the run moves on."""
     measured = sum(TAU in row for row in runs.rows(validated))
     assert len(moves) >= measured > 0
+
+
+def test_a_run_in_which_nothing_is_held_out_says_so(tmp_path):
+    """As of answers to the training part of an import: the share that it took out is gone."""
+    examples = [
+        Example(str(n), (("user", f"What is {n}?"), ("assistant", "So.")), "own") for n in range(99)
+    ]
+    rest = [example for example in examples if not is_validation(example, 0.1)]
+    write_examples(tmp_path / "answers", rest, manifest={"split": "train"})
+    tokenizer = Tokenizer.load("embedded")
+
+    def said(share, *, every=None):
+        data = {"sources": (str(tmp_path / "answers"),), "validation": share}
+        config = changed(_CONFIG, data=data, training={"validate_every": every})
+        return held_out_warnings(config, read_held_out(config, tokenizer))
+
+    (line,) = said(0.1)
+    assert "nothing is held out" in line and "the last step is exported" in line
+    assert "None of the prompts is chosen by data.validation 0.1" in line
+    assert "larger share" in line and said(0.3) == []
+    assert said(0.0) == said(0.1, every=0) == []
+    (line,) = said(0.0, every=5)
+    assert "training.validate_every is 5, but data.validation is 0" in line
+    write_examples(tmp_path / "answers" / "validation", [], manifest={"split": "validation"})
+    (line,) = said(0.0)
+    assert "The validation part of the data is empty" in line
+
+
+def test_what_is_not_held_out_is_said_before_the_first_step(run_config, tmp_path, capsys):
+    config = changed(run_config, data={"validation": 1e-12})
+    assert task_of(config).prepare(config, workdir=tmp_path / "run").held_out is None
+    assert "Warning: nothing is held out" in capsys.readouterr().out

@@ -40,7 +40,7 @@ from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 from jaxspec.training.data_statistics import data_lines
 from jaxspec.training.objectives import Objective
-from jaxspec.training.validation import HeldOut, read_held_out
+from jaxspec.training.validation import HeldOut, held_out_warnings, read_held_out
 
 RecordDrafts = Callable[[Any, Any, Tokenizer], Mapping[str, Any]]
 """(model's parameters, frozen parameters, tokenizer) -> what an export's provenance.json adds to
@@ -238,7 +238,8 @@ class TaskKind:
         task = dataclasses.replace(task, config=dataclasses.replace(task.config, training=training))
         held_out = read_held_out(config, tokenizer)
         if jax.process_index() == 0:
-            for line in data_lines(pipeline, task.objective, held_out=held_out, steps=steps):
+            lines = data_lines(pipeline, task.objective, held_out=held_out, steps=steps)
+            for line in lines + held_out_warnings(config, held_out):
                 print(line, flush=True)
         return PreparedTask(
             kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline, held_out=held_out

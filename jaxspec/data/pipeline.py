@@ -211,7 +211,7 @@ def make_pipeline(
     examples = training_examples(data)
     rows, tokenized, digest = packed_rows(examples, tokenizer, data=data)
     checked = check_parity(examples, tokenized.documents, tokenizer)
-    notes = [tokenized.left_out_line] if tokenized.left_out else []
+    notes = tokenized.notes
     if checked:
         notes.append(
             f"{checked:,} learned answers were compared with the generation prompt: each follows "
@@ -243,6 +243,22 @@ class Tokenized:
     """Answers of conversations that are learned."""
     left_out: Mapping[str, int]
     """Reason -> answers that are not."""
+    marked: int = 0
+    """Running texts that hold the text of a special token."""
+    first_mark: str = ""
+    """Which token, and in which example."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for a log about what is not learned, or not as it may have been meant."""
+        lines = [self.left_out_line] if self.left_out else []
+        if self.marked:
+            lines.append(
+                f"Warning: running texts that hold a special token's text: {self.marked:,} (first "
+                f"{self.first_mark}). They are learned as ordinary characters. If they are chats "
+                "that were rendered with a template, import their turns as `messages` instead."
+            )
+        return lines
 
     @property
     def left_out_line(self) -> str:
@@ -301,16 +317,16 @@ def tokenize(
     answers = 0
     left_out: Counter[str] = Counter()
     first: tuple[str, LeftOut] | None = None
+    marked, first_mark = 0, ""
     for example in _with_progress(examples):
         if example.is_running_text:
+            text = example.running_text
             ids_S = np.asarray(
-                [
-                    *tokenizer.text_start,
-                    *tokenizer.encode(example.running_text),
-                    tokenizer.eos_id,
-                ],
-                np.int32,
+                [*tokenizer.text_start, *tokenizer.encode(text), tokenizer.eos_id], np.int32
             )
+            if mark := tokenizer.special_text_in(text):
+                marked += 1
+                first_mark = first_mark or f"{mark!r} in example {example.id!r}"
             pieces = [
                 ids_S[start : start + sequence_length]
                 for start in range(0, len(ids_S), sequence_length)
@@ -333,7 +349,11 @@ def tokenize(
             left_out[error.reason] += 1
             first = first or (example.id, error)
     made = Tokenized(
-        Documents.from_list(documents, names=names), answers, dict(left_out.most_common())
+        Documents.from_list(documents, names=names),
+        answers,
+        dict(left_out.most_common()),
+        marked=marked,
+        first_mark=first_mark,
     )
     if first and left_out.total() > answers:
         raise ValueError(f"{made.left_out_line} The first is in example {first[0]!r}: {first[1]}")
@@ -424,19 +444,22 @@ def _load(path: Path, *, vocab_size: int) -> Tokenized | None:
                 offsets=arrays["offsets"],
                 names=tuple(json.loads(arrays["names"].tobytes())),
             )
-            answers, left_out = json.loads(arrays["answers"].tobytes())
+            # Older versions did not count marked texts.
+            answers, left_out, *marks = json.loads(arrays["answers"].tobytes())
+            marked, first_mark = marks or (0, "")
         documents.check(vocab_size=vocab_size)
-        if type(answers) is not int or not all(type(count) is int for count in left_out.values()):
-            raise ValueError("a number of answers is not a whole number")
+        if not all(type(count) is int for count in (answers, marked, *left_out.values())):
+            raise ValueError("a number of answers or texts is not a whole number")
     except Exception as error:  # Damaged bytes make zipfile and numpy raise almost anything.
         _log.warning("%s is damaged (%s): tokenizing the examples again.", path, error)
         return None
-    return Tokenized(documents, answers, left_out)
+    return Tokenized(documents, answers, left_out, marked=marked, first_mark=str(first_mark))
 
 
 def _save(made: Tokenized, path: Path) -> None:
     """Caches documents for the next run; if that is impossible, this run continues without."""
     documents = made.documents
+    counts = [made.answers, made.left_out, made.marked, made.first_mark]
     try:
         with replaced_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
@@ -445,7 +468,7 @@ def _save(made: Tokenized, path: Path) -> None:
                 loss_mask=documents.loss_mask,
                 offsets=documents.offsets,
                 names=np.frombuffer(json.dumps(documents.names).encode(), np.uint8),
-                answers=np.frombuffer(json.dumps([made.answers, made.left_out]).encode(), np.uint8),
+                answers=np.frombuffer(json.dumps(counts).encode(), np.uint8),
             )
     except OSError as error:
         _log.warning("Tokenized examples cannot be cached in %s: %s.", path.parent, error)

@@ -75,6 +75,11 @@ class RenderedText:
         """Where the first stop token of a text ends, with the white space it absorbs."""
         return next((stop for _, stop, id_ in self._find(text) if id_ in stop_ids), None)
 
+    def special_text_in(self, text: str) -> str:
+        """The first special token that is written in a plain text; "": none."""
+        match = self._pattern.search(text)
+        return match.group() if match else ""
+
     def readings(self, text: str) -> list[list[int]]:
         """Ids of plain text at the beginning of a piece, and in the middle of one."""
         return [list(self._piece(text, goes_on)) for goes_on in (False, True)]

@@ -117,6 +117,8 @@ class Tokenizer:
             # `RenderedText` makes special ones.
             self._tokenizer.encode_special_tokens = True
             self._rendered = RenderedText(self._tokenizer, special=self._special, guard=self._guard)
+            self.special_text_in = self._rendered.special_text_in
+            """The first special token that is written in a plain text; "": none."""
             self._check_no_text_is_special()
             self._template = ChatTemplate.read(
                 self.folder,

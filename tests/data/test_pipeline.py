@@ -202,6 +202,30 @@ def test_running_text_ends_with_the_end_token_and_is_split_where_it_is_long(toke
     assert len(first) == 64 and mask.tolist() == [False] + [True] * 63
 
 
+def test_rendered_chats_in_running_text_are_named(tokenizer, tmp_path, monkeypatch):
+    """They may have been meant as conversations: a text's special tokens stay text."""
+    monkeypatch.setattr(pipeline_module, "CACHE_FROM", 1)
+    texts = ["A park.", "<|im_start|>user\nHi.<|im_end|>", "One <|im_end|>"]
+    examples = [Example(f"{n}", (("assistant", text),), "a") for n, text in enumerate(texts)]
+    data = dataclasses.replace(DATA, data_dir=str(tmp_path))
+    notes = []
+    for _ in range(2):  # The second time, from the cache.
+        made, _ = tokenized_documents(examples, tokenizer, data=data)
+        assert not set(made.documents.tokens.tolist()) & {*tokenizer.special_ids} - {
+            tokenizer.eos_id
+        }
+        notes.append(made.notes)
+    ((note,), (again,)) = notes
+    assert (
+        note == again and "a special token's text: 2 (first '<|im_start|>' in example '1'" in note
+    )
+    assert "import their turns as `messages`" in note
+    monkeypatch.setattr(pipeline_module.sources, "load_examples", lambda *a, **b: examples)
+    run = dataclasses.replace(data, sources=("a",), batch_size=1)
+    assert note in make_pipeline(run, tokenizer).notes
+    assert tokenized_documents(examples[:1], tokenizer, data=data)[0].notes == []
+
+
 def test_long_tokenizing_says_how_far_it_is(tokenizer, monkeypatch, capsys):
     examples = [Example(f"{number}", (("assistant", "A park."),), "text") for number in range(4)]
     monkeypatch.setattr(pipeline_module, "_PROGRESS_S", 0.0)

@@ -68,14 +68,16 @@ def read_questions(path: str) -> list[Question]:
     if user_path(path).suffix == ".txt":
         lines = _lines(path)
         return [Question([{"role": "user", "content": line}]) for line in lines if line.strip()]
+    tally = Tally()
     try:
         examples = list(
             read_conversations(
-                found, use="benchmark", tally=Tally(), seen=set(), keep_duplicates=True
+                found, use="benchmark", tally=tally, seen=set(), keep_duplicates=True
             )
         )
     except StoppedAtBadRow as error:
         raise ValueError(f"{error} Correct the row, or leave it out.") from error
+    tally.check_left(path)
     questions = []
     for example in examples:
         turns = example.conversation

@@ -140,6 +140,33 @@ def test_files_of_one_name_have_rows_of_different_names(tmp_path):
     assert [example.id for example in read_examples(output)] == ["q.jsonl/1", "q.jsonl (2)/1"]
 
 
+def test_a_source_of_which_nothing_is_left_stops_no_other(file, tmp_path, capsys):
+    """Two sources with rows of their own, one of duplicates, one of bad rows, and an empty one."""
+    names = {"copy": file.read_bytes(), "bad": b"x\nx\n", "empty": b"", "last": line("9?") + b"x\n"}
+    sources = [file]
+    for name, content in names.items():
+        sources.append(tmp_path / f"{name}.jsonl")
+        sources[-1].write_bytes(content)
+    output = tmp_path / "out"
+    assert run(*sources, "--output", output, "--on-bad-row", "skip") == 0
+    said = capsys.readouterr().out
+    assert f"Nothing is left of {tmp_path / 'copy.jsonl'}: 4 duplicates.\n" in said
+    assert f"Nothing is left of {tmp_path / 'bad.jsonl'}: 2 bad rows.\n" in said
+    assert f"{tmp_path / 'empty.jsonl'} is empty.\n" in said
+    assert f"{tmp_path / 'last.jsonl'}: 1 conversations in" in said
+    assert "  duplicates left out: 5\n" in said
+    places = [f"      line {n} of {tmp_path / name}.jsonl" for n, name in ((1, "bad"), (2, "last"))]
+    assert "    3 not JSON\n" in said and all(place in said for place in places)
+    assert [example.user_turns for example in load(output)] == [("1?",), ("2?",), ("3?",), ("9?",)]
+    record = read_manifest(output)["import"]
+    assert (record["rows"], record["empty_files"]) == (12, ["empty.jsonl"])
+    few = sources[2:4]
+    assert run(*few, "--output", tmp_path / "none", "--on-bad-row", "skip") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: Nothing is left of {few[0]}, {few[1]}: 2 bad rows.\n")
+    assert "  2 not JSON\n" in error and not (tmp_path / "none").exists()
+
+
 def test_files_that_are_not_read_are_named(tmp_path, capsys):
     folder = tmp_path / "set"
     folder.mkdir()

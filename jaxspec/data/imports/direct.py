@@ -49,12 +49,16 @@ def read_direct(source: str, *, use: Use, data_dir: Path) -> FolderExamples:
         kept = read_examples(folder)
     record = kept.manifest[RECORD]
     tally = Tally(
+        rows=record["rows"],
         forms=Counter(record["formats"]),
         duplicates=record["duplicates"],
         held_out=record["benchmark_prompts"],
+        empty=record.get("empty_files", []),  # Older versions refused them.
     )
+    first, *empty = tally.lines(source)
     left_out = f"; left out: {tally.left_out}" if tally.left_out else ""
-    print(visible(f"{tally.line(source)}{left_out}"), flush=True)
+    for line in [f"{first}{left_out}", *empty]:
+        print(visible(line), flush=True)
     if note := found.note():
         print(visible(note), flush=True)
     return kept

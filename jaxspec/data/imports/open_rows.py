@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
 from jaxspec.data.imports.json_rows import LINES, PROBE_BYTES, holds_rows, read_json, read_lines
-from jaxspec.data.imports.rows import Row
+from jaxspec.data.imports.rows import EmptyFile, Row
 from jaxspec.data.imports.text_rows import read_prompt_lines, read_text_file
 from jaxspec.json_files import refuse_pointer
 
@@ -55,7 +55,8 @@ def open_rows(path: Path, *, lines_ask: bool = False) -> Iterator[Row]:
       lines_ask: whether each line of a plain text is a prompt; otherwise it is running text.
 
     Raises:
-      ValueError: not a kind of file that is read, an empty one, or a damaged one.
+      EmptyFile: it holds nothing.
+      ValueError: not a kind of file that is read, or a damaged one.
     """
     with _opened(path) as (file, head):
         _refuse(path, head)
@@ -101,7 +102,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
 def _refuse(path: Path, head: bytes) -> None:
     """Says of a file that is not read what it is, and what to do."""
     if not head.strip(_BLANK):
-        raise ValueError(f"{path} is empty: expected conversations or text.")
+        raise EmptyFile(f"{path} is empty: expected conversations or text.")
     if path.suffix in _PICKLES or head.startswith(_PICKLE_STARTS):
         raise ValueError(
             f"{path} is a pickle, or may be one: opening it could run any program. Write the "

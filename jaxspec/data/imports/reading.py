@@ -12,16 +12,18 @@ chats.jsonl: 43 conversations in OpenAI's `messages` format
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from jaxspec.data.examples import Example
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.data.imports.conversations import TEXTS, content_of, to_example
 from jaxspec.data.imports.locate import DataFiles
 from jaxspec.data.imports.open_rows import open_rows
-from jaxspec.data.imports.rows import BadRow, Row, StoppedAtBadRow
+from jaxspec.data.imports.rows import BadRow, EmptyFile, Row, StoppedAtBadRow
 from jaxspec.data.imports.use import Use
 
 MOST_PLACES = 3
@@ -44,11 +46,25 @@ class Tally:
     """Bad rows by reason."""
     places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Reason -> the first bad rows."""
+    empty: list[str] = dataclasses.field(default_factory=list)
+    """Names of files that hold nothing."""
 
     @property
     def kept(self) -> int:
         """Conversations that are neither duplicates nor held out."""
         return self.forms.total() - self.duplicates - self.held_out
+
+    def add(self, other: Tally) -> None:
+        """Counts what was read of another source as well."""
+        self.rows += other.rows
+        self.turns += other.turns
+        self.duplicates += other.duplicates
+        self.held_out += other.held_out
+        self.forms.update(other.forms)
+        self.bad.update(other.bad)
+        self.empty += other.empty
+        for reason, places in other.places.items():
+            self.places[reason] = [*self.places.get(reason, ()), *places][:MOST_PLACES]
 
     def add_bad(self, row: Row, problem: BadRow) -> None:
         """Counts a row that is left out."""
@@ -67,6 +83,14 @@ class Tally:
         }
         return ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count)
 
+    def lines(self, source: str) -> list[str]:
+        """What a source holds, and which of its files hold nothing, on a line each."""
+        if not self.rows:
+            return [f"{source} is empty."]
+        nothing = f"Nothing is left of {source}: {self.left_out}."
+        line = self.line(source) if self.kept else nothing
+        return [line, *(f"{source}: an empty file: {name}" for name in self.empty)]
+
     def line(self, source: str) -> str:
         """What a source holds, on one line."""
         what = "texts" if {*self.forms} == {TEXTS} else "conversations"
@@ -84,6 +108,18 @@ class Tally:
             for reason, count in self.bad.most_common()
             for line in (f"{count:,} {reason}", *(f"  {place}" for place in self.places[reason]))
         ]
+
+    def check_left(self, source: str) -> None:
+        """Refuses a source, or several, of which nothing is left.
+
+        Raises:
+          ValueError: there are no conversations; the message says what became of the rows.
+        """
+        if not self.rows:
+            raise ValueError(f"{source} is empty: expected conversations or text.")
+        if not self.kept:
+            nothing = f"Nothing is left of {source}: {self.left_out}."
+            raise ValueError("\n  ".join([nothing, *self.bad_rows()]))
 
 
 def read_conversations(
@@ -110,15 +146,11 @@ def read_conversations(
 
     Raises:
       StoppedAtBadRow: the first bad row.
-      ValueError: a file that cannot be read, or nothing is left.
+      ValueError: a file that cannot be read. Where nothing is left, see `Tally.check_left`.
     """
     held_out = None if use == "benchmark" else HeldOutPrompts.load()
-    kept = tally.kept
     for path, name in zip(found.files, found.names, strict=True):
-        rows = tally.rows
-        # Running text asks nothing.
-        for row in open_rows(path, lines_ask=use == "prompts"):
-            tally.rows += 1
+        for row in _rows(path, name=name, use=use, tally=tally):
             try:
                 if row.problem is not None:
                     raise row.problem
@@ -145,8 +177,15 @@ def read_conversations(
                     yield example
             if progress is not None:
                 progress(tally)
-        if tally.rows == rows:
-            raise ValueError(f"{path} is empty: expected conversations or text.")
-    if tally.kept == kept:
-        nothing = f"Nothing is left of {found.source}: {tally.left_out}."
-        raise ValueError("\n  ".join([nothing, *tally.bad_rows()]))
+
+
+def _rows(path: Path, *, name: str, use: Use, tally: Tally) -> Iterator[Row]:
+    """The rows of a file, counted; a file without any is noted."""
+    before = tally.rows
+    with contextlib.suppress(EmptyFile):
+        # Running text asks nothing.
+        for row in open_rows(path, lines_ask=use == "prompts"):
+            tally.rows += 1
+            yield row
+    if tally.rows == before:
+        tally.empty.append(name)

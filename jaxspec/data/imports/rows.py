@@ -24,6 +24,10 @@ class StoppedAtBadRow(ValueError):
     """A bad row where none is accepted; the message begins with its place."""
 
 
+class EmptyFile(ValueError):
+    """A file that holds nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One row of a file: a line, a record of a list, a row of a table, or a text."""

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 import time
@@ -65,7 +66,8 @@ def import_files(
 
     Raises:
       StoppedAtBadRow: the first bad row, unless they are skipped.
-      ValueError: a file that cannot be read; nothing is left; or the folder holds something else.
+      ValueError: a file that cannot be read; nothing is left of any source; or the folder holds
+        something else.
         In each case nothing is written.
     """
     check_importable(output)
@@ -75,11 +77,20 @@ def import_files(
     def conversations() -> Iterator[Example]:
         seen: set[bytes] = set()
         for found in sources:
-            before = total.forms.copy()
+            tally = Tally()
             yield from read_conversations(
-                found, use=use, tally=total, seen=seen, skip_bad=skip_bad, progress=progress
+                found,
+                use=use,
+                tally=tally,
+                seen=seen,
+                skip_bad=skip_bad,
+                progress=functools.partial(progress, total),
             )
-            echo(Tally(forms=total.forms - before).line(found.source))
+            total.add(tally)
+            if len(sources) > 1 or tally.kept:
+                for line in tally.lines(found.source):
+                    echo(line)
+        total.check_left(", ".join(found.source for found in sources))
 
     with replaced_folder(
         output, is_own=is_own, key=MANIFEST, keep_existing=keep_existing
@@ -100,6 +111,7 @@ def import_files(
             "duplicates": total.duplicates,
             "benchmark_prompts": total.held_out,
             "bad_rows": dict(total.bad),
+            "empty_files": total.empty,
             "validation_fraction": validation,
             "validation": kept_out.count,
         }
@@ -159,15 +171,16 @@ class _Progress:
         self._echo = echo
         self._started = self._last = time.monotonic()
 
-    def __call__(self, tally: Tally) -> None:
+    def __call__(self, before: Tally, tally: Tally) -> None:
+        """Says how far it is, if it is time: what was read before, and of the present source."""
         if tally.rows % 256:
             return
         now = time.monotonic()
         if now - self._last >= _PROGRESS_SECONDS:
             self._last = now
-            rate = tally.rows / (now - self._started)
-            bad = f"  {tally.bad.total():,} bad" if tally.bad else ""
-            self._echo(f"{tally.rows:,} rows  {rate:,.0f} rows/s{bad}")
+            rows, bad = before.rows + tally.rows, before.bad.total() + tally.bad.total()
+            rate = rows / (now - self._started)
+            self._echo(f"{rows:,} rows  {rate:,.0f} rows/s{f'  {bad:,} bad' if bad else ''}")
 
 
 def _facts(found: DataFiles) -> dict[str, Any]:

@@ -132,6 +132,18 @@ def test_a_folder_of_files_is_a_source(file, data):
     assert [e.user_turns for e in load(folder, data, split="test")] == [("9?",)]
 
 
+def test_an_empty_file_of_a_folder_is_a_note(file, data, tmp_path, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "empty.jsonl").write_bytes(b"\n")
+    with pytest.raises(ValueError, match=f"{folder} is empty: expected conversations"):
+        load(folder, data)
+    shutil.copy(file, folder)
+    for _ in range(2):
+        assert len(load(folder, data)) == 3
+        assert f"1 duplicates\n{folder}: an empty file: empty.jsonl\n" in capsys.readouterr().out
+
+
 def test_names_that_are_neither(data, file):
     with pytest.raises(ValueError, match=r"a file of conversations .*Did you mean 'gsm8k'"):
         load("gsm8", data)

@@ -1,5 +1,7 @@
 """Hashes of the test sets' prompts, used to keep these prompts out of every training split.
 
+Of a test set of running text, the whole passage counts as a prompt.
+
 The table `held_out_prompts.npy` is shipped with the package, so training data can be checked on a
 machine that has none of the benchmarks. When a test set is added, remake the table with
 ``python -m jaxspec.data.heldout`` and JAXSPEC_RAW_DATA set.
@@ -29,9 +31,11 @@ TESTS_FOLLOW = "\n\nYour code should pass these tests:"
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _SHORTEST_CODE = 80
 """Characters of a quoted code block; a shorter one may be in many prompts."""
-_TESTS = re.compile(r"\s+Your code should pass these tests:")
+# White space around them makes no difference to a hash. A pattern that matched it would be slow on
+# a text with much of it.
+_TESTS = re.compile(r"\sYour code should pass these tests:")
 _MBPP_INTRODUCTION = re.compile(
-    r"\s*You are an expert Python programmer, and here is your task:", re.IGNORECASE
+    r"You are an expert Python programmer, and here is your task:", re.IGNORECASE
 )
 """How the paper of MBPP (arXiv 2108.07732) asks its questions."""
 
@@ -77,10 +81,11 @@ class HeldOutPrompts:
         )
 
     def contains(self, turns: Iterable[tuple[str, str]]) -> bool:
-        """Whether a user turn of a conversation is a held-out prompt."""
-        return any(
-            key in self.hashes for role, content in turns if role == "user" for key in keys(content)
-        )
+        """Whether a user turn of a conversation is a held-out prompt; of running text, any turn."""
+        turns = [*turns]
+        asked = [content for role, content in turns if role == "user"]
+        texts = asked or [content for _, content in turns]
+        return any(key in self.hashes for text in texts for key in keys(text))
 
 
 def table(prompts: Iterable[str]) -> NDArray[np.uint64]:

@@ -197,11 +197,14 @@ def load_examples(
 
 
 def held_out_prompts(data: DataConfig) -> Iterator[str]:
-    """Every prompt of every test set that has files: training data must not contain any of them."""
+    """Every prompt of every test set that has files: training data must not contain any of them.
+
+    Running text has no prompts: there, it is every passage.
+    """
     for name, source in SOURCES.items():
         if source.builder and "test" in source.splits and not source.part:
             for example in load_examples(name, split="test", data=data):
-                yield from example.user_turns
+                yield from example.user_turns or (example.running_text,)
 
 
 class PreparedExamples(Sequence[Example]):

@@ -63,6 +63,10 @@ def test_a_file_becomes_a_source(file, tmp_path, capsys, monkeypatch):
     assert f"--data.sources {tmp_path / 'out'}\n" in said
     assert f"--source {tmp_path / 'out'} --output ANSWERS\n" in said
     assert [example.user_turns for example in load(tmp_path / "out")] == [("1?",), ("2?",)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "3?", "code": "3"}) + '\n{"text": "Once."}\n')
+    assert run(texts, "--output", tmp_path / "texts") == 0
+    assert "  rows with a benchmark's prompt left out: 1\n" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "out")
     assert "settings" not in manifest  # those of a target that answered
     record = manifest["import"]

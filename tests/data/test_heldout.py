@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,21 @@ def test_spelling_makes_no_difference_and_content_does(held_out, prompt, contain
 def test_any_question_counts_and_no_answer_does(held_out):
     assert held_out.contains([("user", "Hi."), ("assistant", "Yes?"), ("user", "What is x + 2?")])
     assert not held_out.contains([("user", "Hi."), ("assistant", "What is x + 2?")])
+
+
+def test_running_text_asks_itself(held_out):
+    """As rows of MBPP's own file, which have their task in a field `text`."""
+    assert held_out.contains([("assistant", " Sort a list.\n")])
+    assert held_out.contains([("assistant", "Once."), ("assistant", "What is x + 2?")])
+    assert not held_out.contains([("assistant", "Sort a list. It is easy.")])
+
+
+@pytest.mark.parametrize("end", ["", "Your code should", "You are an expert"])
+def test_white_space_costs_no_time(held_out, end):
+    """A pattern that looks for its end from every blank would take minutes."""
+    started = time.monotonic()
+    assert not held_out.contains([("user", f"a{' ' * 300_000}{end}")])
+    assert time.monotonic() - started < 10
 
 
 def test_quoted_code_is_found():

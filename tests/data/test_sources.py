@@ -413,7 +413,8 @@ def test_no_test_prompt_stands_in_any_training_split(real_data):
                 assert len(examples) == REAL_SIZES[name, split], (name, split)
             for example in examples:
                 # Follow-up questions of generated dialogues ("And how often?") are not prompts.
-                for prompt in example.user_turns[: None if source.builder else 1]:
+                texts = example.user_turns or (example.running_text,)
+                for prompt in texts[: None if source.builder else 1]:
                     for key in keys(prompt):
                         prompts[split][key] = (example.id, prompt)
     shared = prompts["train"].keys() & prompts["test"].keys()

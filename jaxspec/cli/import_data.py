@@ -64,7 +64,8 @@ class ImportCommand:
     hundred. A hash of the prompt decides."""
     split: str = ""
     """Which files of a folder or hf:NAME to read: those with this split in their names. If there
-    are none, those with no split in their names. "": test for benchmarks, otherwise train."""
+    are none, those with no split in their names. "": test for benchmarks, otherwise train. A folder
+    may stand before it, for one of several configurations: main/train."""
     revision: str = ""
     """Branch, tag or commit of hf:NAME; "": the newest."""
 

@@ -107,11 +107,11 @@ def files_of_split(names: Sequence[str], split: str) -> list[str]:
     Raises:
       ValueError: they are all of other splits.
     """
-    if named := [name for name in names if _names(name, split)]:
+    if named := [name for name in names if names_split(name, split)]:
         return named
     by_split: dict[str, list[str]] = {}
     for name in names:
-        its_split = next((_SPLITS[word] for word in _SPLITS if _names(name, word)), "")
+        its_split = next((_SPLITS[word] for word in _SPLITS if names_split(name, word)), "")
         by_split.setdefault(its_split, []).append(name)
     found = by_split.get(_SPLITS.get(split, split)) or by_split.get("")
     if not found:
@@ -122,7 +122,7 @@ def files_of_split(names: Sequence[str], split: str) -> list[str]:
     return found
 
 
-def _names(file: str, split: str) -> bool:
+def names_split(file: str, split: str) -> bool:
     """Whether the name of a file has that of a split as a word: "train_sft-0.parquet" both."""
     return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", file, re.IGNORECASE) is not None
 
@@ -161,7 +161,7 @@ def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]
     ignored = tuple(
         name
         for name in every
-        if name not in named and not any(_names(name, word) for word in _SPLITS)
+        if name not in named and not any(names_split(name, word) for word in _SPLITS)
     )
     return [folder / name for name in named], ignored
 

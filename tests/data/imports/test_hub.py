@@ -1,5 +1,6 @@
 """Data sets of the Hub; a fake one, since tests have no network."""
 
+import errno
 import types
 
 import huggingface_hub
@@ -55,6 +56,37 @@ def test_without_a_network_one_message_says_what_to_do(hub, monkeypatch, error):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     with pytest.raises(ValueError, match=r"the Hugging Face Hub cannot be reached.*hf download"):
         download("hf:someone/chats", split="train")
+
+
+def test_another_cause_keeps_its_name(hub, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(ValueError, match=r"be downloaded: .*No space left on device: '/cache/blob"):
+        download("hf:someone/chats", split="train")
+
+
+@pytest.mark.parametrize(
+    ("files", "ways"),
+    [
+        (["main/train-0.parquet", "socratic/train-0.parquet"], ["main/train", "socratic/train"]),
+        (["a/train/0.parquet", "b/train/0.parquet"], ["a/train", "b/train"]),
+        (["en/all.jsonl", "fr/all.jsonl"], ["en", "fr"]),
+        (["train.jsonl", "more/train.jsonl"], ["more/train"]),
+    ],
+)
+def test_configurations_are_not_mixed(hub, files, ways):
+    """As GSM8K, which has every question twice with different answers."""
+    tests = [name.replace("train", "test") for name in files if "train" in name]
+    hub.files[:] = ["README.md", *files, *tests]
+    with pytest.raises(ValueError, match=r"in 2 folders, .*import that folder\.$") as caught:
+        download("hf:someone/maths", split="train")
+    choose = ", ".join(f"--split {way}" for way in ways)
+    assert f"Choose one: {choose}. To have all" in str(caught.value)
+    for way in ways:
+        (name,) = download("hf:someone/maths", split=way).names
+        assert name in files and name.startswith(way)
 
 
 def test_a_name_that_cannot_be_one(monkeypatch):

@@ -9,12 +9,12 @@ r"""From a row, in any of the usual formats, to an example.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxspec.data.examples import Example
 from jaxspec.data.imports.rows import BadRow, start_of
-from jaxspec.data.imports.turns import check_order, read_tools, read_turn
+from jaxspec.data.imports.turns import check_order, read_tools, read_turn, text_of
 
 LISTS = {
     "messages": "OpenAI's `messages` format",
@@ -56,8 +56,8 @@ def to_example(value: Any, *, id: str, source: str, needs_answer: bool) -> tuple
     if form == TEXTS:
         return _checked(Example(id, (("assistant", turns),), source)), form
     system = value.get("system") or value.get("system_prompt")
-    if isinstance(system, str) and system.strip() and turns[:1] and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": system}, *turns]
+    if system and turns[:1] and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": text_of(system, where="system")}, *turns]
     turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
     check_order(turns, needs_answer=needs_answer)
     tools = value.get("tools") or value.get("functions")
@@ -86,10 +86,7 @@ def _turns(value: Mapping[str, Any], *, needs_answer: bool) -> tuple[Any, str]:
     answers = [field for field in ANSWERS if value.get(field) is not None]
     if prompts:
         prompt = prompts[0]
-        # Alpaca's and Dolly's further text; a question's passage.
-        further = value.get("input") if prompt == "instruction" else None
-        if not further and prompt in ("instruction", "question"):
-            further = value.get("context")
+        further = _further(value, prompts)
         turns = _side(value[prompt], role="user", field=prompt, further=further)
         if not answers:
             return turns, f"`{prompt}` fields"
@@ -107,13 +104,46 @@ def _turns(value: Mapping[str, Any], *, needs_answer: bool) -> tuple[Any, str]:
     raise BadRow("no conversation", f"the fields are {names or 'none'}, expected {expected}")
 
 
+def _further(value: Mapping[str, Any], prompts: Sequence[str]) -> str:
+    """Text of a row that belongs to its question: Alpaca's input, a passage; "": none.
+
+    Args:
+      value: the row.
+      prompts: the fields that hold a question, the one that is read first.
+
+    Raises:
+      BadRow: an input that cannot be read.
+    """
+    text = ""
+    # Beside an instruction, a prompt may be both of them, rendered.
+    if prompts[0] == "instruction" or prompts == ["prompt"]:
+        text = _input(value.get("input"))
+    if not text.strip() and prompts[0] in ("instruction", "question"):
+        context = value.get("context")
+        is_list = isinstance(context, list) and all(isinstance(part, str) for part in context)
+        # Passages in a form of their own are left.
+        text = _input(context) if is_list or isinstance(context, str) else ""
+    return text
+
+
+def _input(given: Any) -> str:
+    """What is asked about, as text."""
+    if given is None or given in ([], {}) or given != given:  # Tables have NaN where nothing is.
+        return ""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return str(given)
+    if isinstance(given, list) and all(isinstance(part, str) for part in given):
+        return "\n".join(given)
+    return text_of(given, where="input")
+
+
 def _read_turns(turns: Any, *, field: str) -> list[dict[str, Any]]:
     if not isinstance(turns, list):
         raise BadRow("turns that are not a list", f"{field} is {start_of(turns)}")
     return [read_turn(turn, number=number) for number, turn in enumerate(turns, start=1)]
 
 
-def _side(value: Any, *, role: str, field: str, further: Any = None) -> list[dict[str, Any]]:
+def _side(value: Any, *, role: str, field: str, further: str = "") -> list[dict[str, Any]]:
     """The turns on one side of a pair: a list, or one of this role."""
     if isinstance(value, list):
         return _read_turns(value, field=field)
@@ -122,7 +152,7 @@ def _side(value: Any, *, role: str, field: str, further: Any = None) -> list[dic
         raise BadRow(
             "content that is not text", f"{field} is {got}, expected text that is not empty"
         )
-    if isinstance(further, str) and further.strip():
+    if further.strip():
         value = f"{value}\n\n{further}"
     return [{"role": role, "content": value}]
 

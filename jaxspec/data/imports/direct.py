@@ -25,7 +25,7 @@ from jaxspec.data.imports.writing import digest_of, import_files
 from jaxspec.names import visible
 from jaxspec.paths import exists, is_remote, remove_folder
 
-_VERSION = "3"
+_VERSION = "4"
 """Raised when the same file would give other examples."""
 _log = logging.getLogger(__name__)
 

@@ -61,10 +61,10 @@ def read_turn(value: Any, *, number: int) -> dict[str, Any]:
         calls = [value["function_call"]]
     turn: dict[str, Any] = {"role": role}
     if calls:
-        turn["content"] = "" if content is None else _text(content, where=where)
+        turn["content"] = "" if content is None else text_of(content, where=where)
         turn["tool_calls"] = _tool_calls(calls, where=where)
     else:
-        turn["content"] = _text(content, where=where)
+        turn["content"] = text_of(content, where=where)
         if role in ("user", "assistant") and not turn["content"].strip():
             raise BadRow("an empty turn", where)
     for field in _REASONING:
@@ -127,8 +127,12 @@ def read_tools(value: Any) -> list[Any]:
     ]
 
 
-def _text(content: Any, *, where: str) -> str:
-    """Content that is text, or a list of parts that are."""
+def text_of(content: Any, *, where: str) -> str:
+    """Content that is text, or a list of parts that are.
+
+    Raises:
+      BadRow: something else.
+    """
     if isinstance(content, list):
         return "".join(_part(part, where=where) for part in content)
     if not isinstance(content, str):

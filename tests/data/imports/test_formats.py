@@ -66,6 +66,52 @@ def test_text_is_running_text_and_a_system_field_is_the_first_turn():
         assert example.turns[0] == ("user", "Who wrote it?\n\nBy Y.")
     example, _ = read({"question": "Who?", "context": {"title": ["a"]}, "answer": "Y."})
     assert example.turns[0] == ("user", "Who?"), "passages in a form of their own are left"
+    example, _ = read({"question": "Who?", "context": ["One.", "Two."], "answer": "Y."})
+    assert example.turns[0] == ("user", "Who?\n\nOne.\nTwo.")
+
+
+@pytest.mark.parametrize("field", ["instruction", "prompt"])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("21", "21"),
+        (21, "21"),
+        (0, "0"),
+        (["2", "1"], "2\n1"),
+        ([{"type": "text", "text": "2"}, {"text": "1"}], "21"),
+        *((nothing, "") for nothing in (None, "", " ", [], {}, float("nan"))),
+    ],
+)
+def test_all_that_is_asked_about_is_read(field, given, text):
+    example, _ = read({field: "Double it.", "input": given, "output": "42"})
+    assert example.turns[0] == ("user", f"Double it.\n\n{text}" if text else "Double it.")
+    if not text:
+        example, _ = read(
+            {"instruction": "Why?", "input": given, "context": "By Y.", "output": "a"}
+        )
+        assert example.turns[0] == ("user", "Why?\n\nBy Y.")
+
+
+def test_a_prompt_beside_an_instruction_is_whole():
+    row = {"prompt": "Double it: 21", "instruction": "Double it", "input": "21", "output": "42"}
+    assert read(row)[0].turns[0] == ("user", "Double it: 21")
+
+
+@pytest.mark.parametrize("given", [{"value": 21}, [21], True, [{"type": "image"}]])
+def test_an_input_that_cannot_be_read_is_a_bad_row(given):
+    with pytest.raises(BadRow, match="content that is not text: input has "):
+        read({"instruction": "Double it.", "input": given, "output": "42"})
+
+
+def test_a_system_prompt_may_be_parts():
+    """As Anthropic's API takes it."""
+    row = {"system": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}
+    example, _ = read({**row, "messages": [ASKED, ANSWERED]})
+    assert example.turns[0] == ("system", "Be brief.")
+    with pytest.raises(BadRow, match="content that is not text: system has "):
+        read({"system": {"id": 3}, "messages": [ASKED, ANSWERED]})
+    for nothing in ([], "", " ", [""]):
+        assert read({"system": nothing, "messages": [ASKED, ANSWERED]})[0].turns[0][0] == "user"
 
 
 def test_tools_and_calls_are_as_servers_hand_them_to_templates():

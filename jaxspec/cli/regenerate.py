@@ -168,8 +168,7 @@ def _in_stored_dtype(command: RegenerateCommand) -> RegenerateCommand:
     from jaxspec.checkpoints.huggingface import read_config
 
     target = command.run.target
-    dtype = read_config(target_folder(target.path)).param_dtype
-    target = dataclasses.replace(target, dtype=dtype)
+    target = dataclasses.replace(target, dtype=read_config(target_folder(target.path)).param_dtype)
     return dataclasses.replace(command, run=dataclasses.replace(command.run, target=target))
 
 
@@ -216,7 +215,7 @@ def _regenerate(
     facts = {"shard_prompts": command.shard_prompts, "questions": Questions(examples).digest}
     share.check_alike(settings | facts)
     _check_shared(output)  # The folder is there: the first process made it before.
-    done, dropped, ends = _progress_of(output, settings, examples)
+    done, dropped, ends = _progress_of(output, settings, examples, limit=command.limit)
     questions = Questions(examples[:done])
 
     def keep(answered: list[Example], *, done: int) -> None:
@@ -375,7 +374,7 @@ def _settings(command: RegenerateCommand, tokenizer: Tokenizer) -> dict[str, Any
 
 
 def _progress_of(
-    output: Path, settings: dict[str, Any], examples: Sequence[Example]
+    output: Path, settings: dict[str, Any], examples: Sequence[Example], *, limit: int
 ) -> tuple[int, dict[str, int], dict[str, int]]:
     """What a folder has handled.
 
@@ -426,10 +425,12 @@ def _progress_of(
             "--output:\n  " + "\n  ".join(wrong)
         )
     asked = manifest.get("questions_digest")  # Older versions kept none.
-    if asked is not None and done <= len(examples) and asked != Questions(examples[:done]).digest:
+    is_cut = len(examples) < done and len(examples) == limit
+    if asked is not None and not is_cut and asked != Questions(examples[:done]).digest:
         raise ValueError(
             f"{output} holds answers to other questions than {settings['source']!r} has now: the "
-            "data were changed. Bring back the data of the first start, or choose another --output."
+            "data were changed, or an older version asked some questions twice. Bring back the "
+            "data of the first start, or choose another --output."
         )
     return done, dict(dropped), dict(ends)
 
@@ -491,10 +492,9 @@ def _summary(output: Path) -> str:
     from jaxspec.data.example_files import read_manifest
 
     manifest = read_manifest(output)
-    lost = _counted(manifest["dropped"])
     return (
         f"Questions asked: {manifest['questions_done']:,}; examples written: "
         f"{manifest['examples']:,}, in {output}"
-        + (f"; dropped or cut short: {lost}" if lost else "")
+        + (f"; dropped or cut short: {_counted(lost)}" if (lost := manifest["dropped"]) else "")
         + (f". Train on them with --data.sources {output}" if manifest["examples"] else "")
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import importlib
 import itertools
 import logging
@@ -33,6 +34,7 @@ from jaxspec.data.example_files import (
     write_examples,
 )
 from jaxspec.data.examples import Example
+from jaxspec.data.imports.conversations import question_of
 from jaxspec.data.imports.open_rows import DATA_ENDINGS
 from jaxspec.data.imports.use import RECORD, VALIDATION, Use
 from jaxspec.files import user_path
@@ -163,8 +165,8 @@ def load_examples(
       name: one of `SOURCES`, a folder of examples, or a file or folder of conversations.
       split: "train" or "test"; of a folder that has one, also "validation".
       data: where files are, the size of the embedded corpus, and `max_examples`.
-      use: what users' own conversations are for: those for training need answers. None: training,
-        and for the test split a benchmark.
+      use: what users' own conversations are for: those for training need answers; as prompts,
+        each question comes once. None: training, and for the test split a benchmark.
 
     Raises:
       ValueError: an unknown name or split, files that are missing or cannot be downloaded, or a
@@ -358,4 +360,15 @@ def _folder(path: Path, *, split: str, use: Use) -> Sequence[Example]:
             f"The folder {path} holds prompts, not answers to learn: let the target answer them "
             f"(jaxspec regenerate --source {path} --output FOLDER), and train on FOLDER."
         )
-    return examples
+    return _asked_once(examples) if use == "prompts" else examples
+
+
+def _asked_once(examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples without those that ask what one before them asks, with another answer."""
+    seen: set[bytes] = set()
+    is_new = []
+    for example in examples:
+        question = hashlib.blake2b(question_of(example), digest_size=16).digest()
+        is_new.append(question not in seen)
+        seen.add(question)
+    return examples if all(is_new) else ChosenExamples(examples, is_new)

@@ -14,6 +14,7 @@ from jaxspec.cli import regenerate as command
 from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.target_answers import Questions
 from jaxspec.config import DataConfig, RunConfig, TargetConfig
+from jaxspec.data import sources
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.example_files import MANIFEST, read_examples, read_manifest, write_examples
 from jaxspec.data.examples import Example
@@ -195,6 +196,29 @@ def test_other_questions_of_the_same_name_are_refused(ask, tmp_path):
     with pytest.raises(ValueError, match="holds answers to other questions"):
         ask("answers", source=str(source), limit=4)
     assert runs.contents(folder) == before
+
+
+def test_a_question_with_several_answers_is_asked_once(ask, tmp_path, monkeypatch):
+    def answered(name, question, answer):
+        return Example(name, (("user", question), ("assistant", answer)), "own")
+
+    examples = [answered("a", "Hi.", "1"), answered("b", "Hi.", "2"), answered("c", "Bye.", "3")]
+    write_examples(tmp_path / "source", examples, manifest={"split": "train"})
+    source = str(tmp_path / "source")
+    with monkeypatch.context() as older:
+        older.setattr(sources, "_asked_once", lambda examples: examples)
+        unfinished, _ = ask("older", source=source, limit=2)
+        every, _ = ask("every", source=source, limit=0)
+        first, _ = ask("first", source=source, limit=1)
+    for folder in (unfinished, every):
+        with pytest.raises(ValueError, match="an older version asked some questions twice"):
+            ask(folder.name, source=source, limit=0)
+    _, said = ask("every", source=source, limit=1)
+    assert said[0].startswith("All 1 questions have already been answered")
+    # What came before a question's second time goes on.
+    folder, said = ask("first", source=source, limit=0)
+    assert folder == first and said[0].startswith("Continuing after 1 questions")
+    assert [example.id for example in read_examples(folder)] == ["a", "c"]
 
 
 def test_other_folders_are_left_alone(ask, tmp_path):

@@ -8,6 +8,7 @@ r"""From a row, in any of the usual formats, to an example.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -171,3 +172,15 @@ def _checked(example: Example) -> Example:
 def content_of(example: Example) -> bytes:
     """Everything that makes a conversation what it is: equal for duplicates."""
     return json.dumps([example.turns, example.details, example.tools], ensure_ascii=False).encode()
+
+
+def question_of(example: Example) -> bytes:
+    """All that a model is asked that answers a conversation itself; of running text, all of it.
+
+    Its own answers take the place of those there, and it is asked nothing from a tool's turn on.
+    """
+    if example.is_running_text:
+        return content_of(example)
+    before_tools = itertools.takewhile(lambda turn: turn["role"] != "tool", example.conversation)
+    asked = [turn for turn in before_tools if turn["role"] != "assistant"]
+    return json.dumps([asked, example.tools], ensure_ascii=False).encode()

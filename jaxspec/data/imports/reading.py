@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jaxspec.data.examples import Example
 from jaxspec.data.heldout import HeldOutPrompts
-from jaxspec.data.imports.conversations import TEXTS, content_of, to_example
+from jaxspec.data.imports.conversations import TEXTS, content_of, question_of, to_example
 from jaxspec.data.imports.locate import DataFiles
 from jaxspec.data.imports.open_rows import open_rows
 from jaxspec.data.imports.rows import BadRow, EmptyFile, Row, StoppedAtBadRow
@@ -37,7 +37,7 @@ class Tally:
     rows: int = 0
     turns: int = 0
     duplicates: int = 0
-    """Rows left out because the same turns came before."""
+    """Rows left out because the same turns came before; of prompts, the same questions."""
     held_out: int = 0
     """Rows left out because they contain a prompt of a benchmark."""
     forms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -166,7 +166,8 @@ def read_conversations(
                 tally.add_bad(row, problem)
             else:
                 tally.forms[form] += 1
-                content = hashlib.blake2b(content_of(example), digest_size=16).digest()
+                told = question_of(example) if use == "prompts" else content_of(example)
+                content = hashlib.blake2b(told, digest_size=16).digest()
                 if content in seen and not keep_duplicates:
                     tally.duplicates += 1
                 elif held_out is not None and held_out.contains(example.turns):

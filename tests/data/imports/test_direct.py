@@ -7,6 +7,7 @@ import pytest
 
 from jaxspec.config import DataConfig
 from jaxspec.data import heldout
+from jaxspec.data.example_files import write_examples
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.data.imports import direct
 from jaxspec.data.pipeline import make_pipeline
@@ -96,6 +97,35 @@ def test_training_needs_answers_and_prompts_do_not(tmp_path, data):
     assert not list((tmp_path / "kept").rglob("*.array_record"))
     assert len(load(file, data, use="prompts")) == 2
     assert len(load(file, data, split="test")) == 2
+
+
+def test_a_question_with_several_answers_is_one_prompt(tmp_path, data, capsys):
+    """For training, both answers are learned. What a tool says is never asked."""
+    tool = {"name": "f", "parameters": {}}
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
+    asked = {"role": "user", "content": "1?"}
+    rows = [
+        row("1?", "a"),
+        row("1?", "b"),
+        row("1?", None),
+        row("2?"),
+        {**row("1?"), "tools": [tool]},
+    ]
+    for result in ("x", "y"):
+        turns = [asked, call, {"role": "tool", "content": result}, row("", result)["messages"][1]]
+        rows.append({"tools": [tool], "messages": turns})
+    for further in ("3?", "4?"):
+        rows.append({"messages": row("1?")["messages"] + row(further)["messages"]})
+    file = write(tmp_path / "a.jsonl", rows)
+    ids = [each.id for each in load(file, data, use="prompts")]
+    assert ids == [f"a.jsonl/{number}" for number in (1, 4, 5, 8, 9)]
+    assert "left out: 4 duplicates" in capsys.readouterr().out
+    del rows[2]
+    folder = tmp_path / "folder"
+    write_examples(folder, load(write(file, rows), data), manifest={"split": "train"})
+    assert len(load(folder, data)) == 8
+    again = load(folder, data, use="prompts")
+    assert [each.id for each in again] == [f"a.jsonl/{number}" for number in (1, 3, 4, 7, 8)]
 
 
 def test_every_line_of_a_text_is_a_prompt_for_the_target(tmp_path, data):

@@ -104,7 +104,9 @@ def _is_lines(head: bytes, *, fields: Set[str]) -> bool:
     values = list(_whole_lines(head))
     if len(lines) > 1 and isinstance(values[0], dict):
         return True
-    if any(isinstance(value, dict) and not fields.isdisjoint(value.keys()) for value in values[1:]):
+    # The rows of an object's list may have a line each: commas follow all but the last.
+    is_row = [isinstance(value, dict) and not fields.isdisjoint(value) for value in values[1:]]
+    if any(is_row) and holds_rows(head):
         return True
     return not lines[0].lstrip().startswith(b"{")
 

@@ -40,6 +40,7 @@ def values(path):
         json.dumps({"version": 1.5, "tags": ["a"], "data": ROWS, "end": None}).encode(),
         json.dumps({"data": ROWS}, indent=2).encode(),
         gzip.compress(json.dumps({"data": ROWS}).encode()),
+        b'{"data": [\n' + LINES.strip().replace(b"\n", b",\n") + b"\n]}\n",
         "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxspec.data.examples import Example
 from jaxspec.data.imports.rows import BadRow, start_of
-from jaxspec.data.imports.turns import check_order, read_tools, read_turn, text_of
+from jaxspec.data.imports.turns import check_order, drop_fillers, read_tools, read_turn, text_of
 
 LISTS = {
     "messages": "OpenAI's `messages` format",
@@ -61,13 +61,15 @@ def to_example(value: Any, *, id: str, source: str, needs_answer: bool) -> tuple
         turns = [{"role": "system", "content": text_of(system, where="system")}, *turns]
     turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
     check_order(turns, needs_answer=needs_answer)
-    tools = value.get("tools") or value.get("functions")
+    given = value.get("tools") or value.get("functions")
     try:
-        example = Example.from_conversation(
-            turns, id=id, source=source, tools=read_tools(tools) if tools else ()
-        )
+        tools = read_tools(given) if given else []
+        drop_fillers(turns, tools)
+        example = Example.from_conversation(turns, id=id, source=source, tools=tools)
     except BadRow:
         raise
+    except RecursionError as error:
+        raise BadRow("a value that is nested too deeply") from error
     except ValueError as error:  # NaN is in no JSON that others read.
         raise BadRow("a number that is not finite", str(error)) from error
     except TypeError as error:  # Tables can hold dates and the like.

@@ -52,3 +52,16 @@ def start_of(value: Any) -> str:
         return "null"
     shown = ascii(value)
     return shown if len(shown) <= 60 else f"{shown[:40]}..."
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without empty fields: all objects of a column have the fields that one of them has.
+
+    >>> without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
+    {'b': [{'c': 1}]}
+    """
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxspec.data.imports.rows import BadRow, Row
+from jaxspec.data.imports.rows import BadRow, Row, without_nulls
 from jaxspec.paths import local_copy
 
 _BATCH_ROWS = 256
@@ -66,7 +66,7 @@ def _rows(batches: Any, *, path: Path) -> Iterator[Row]:
                 if isinstance(value, BadRow):
                     yield Row(number, place, problem=value)
                 else:
-                    yield Row(number, place, _without_nulls(value))
+                    yield Row(number, place, without_nulls(value))
 
 
 def _values(batch: pa.RecordBatch) -> list[Any]:
@@ -78,19 +78,6 @@ def _values(batch: pa.RecordBatch) -> list[Any]:
             return [BadRow("a value that cannot be read", str(error))]
         return [value for row in range(batch.num_rows) for value in _values(batch.slice(row, 1))]
     return values
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without empty fields: all objects of a column have the fields that one of them has.
-
-    >>> _without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
-    {'b': [{'c': 1}]}
-    """
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

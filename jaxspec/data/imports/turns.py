@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxspec.data.imports.rows import BadRow, start_of
+from jaxspec.data.imports.rows import BadRow, start_of, without_nulls
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -21,6 +21,8 @@ ROLES = {
 """A role as others write it -> ours. "function_call" is a call of the assistant's as text."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KEPT = ("name", "tool_call_id")
+_NULL_SAYS_SOMETHING = ("default", "const")
+"""Fields of a parameter's description that may be null."""
 _FOLLOWS = {
     "": ("system", "user"),
     "system": ("user",),
@@ -111,6 +113,9 @@ def check_order(turns: Sequence[Mapping[str, Any]], *, needs_answer: bool) -> No
 def read_tools(value: Any) -> list[Any]:
     """The tools of a row: a list, or its JSON text, of functions.
 
+    Where null fills the fields that other tools have, as in tables, all fields with null are left
+    out: a template would write them.
+
     Raises:
       BadRow: something else.
     """
@@ -119,12 +124,49 @@ def read_tools(value: Any) -> list[Any]:
         tools = [_parsed(tool, where="a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("tools that cannot be read", f"got {start_of(value)}, expected a list")
+    if _has_fillers(tools):
+        tools = without_nulls(tools)
     return [
         {"type": "function", "function": tool}
         if "function" not in tool and "name" in tool
         else tool
         for tool in tools
     ]
+
+
+def drop_fillers(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> None:
+    """Removes arguments that are null and that the called tool does not have.
+
+    Args:
+      turns: as from `read_turn`; their calls are changed.
+      tools: as from `read_tools`. Calls of others stay as they are.
+    """
+    arguments: dict[str, Mapping[str, Any]] = {}
+    for tool in tools:
+        function = tool.get("function")
+        parameters = function.get("parameters") if isinstance(function, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if isinstance(parameters, Mapping) and isinstance(name, str):
+            properties = parameters.get("properties")
+            arguments[name] = properties if isinstance(properties, Mapping) else parameters
+    for call in (call for turn in turns for call in turn.get("tool_calls", ())):
+        called = call["function"]
+        if (known := arguments.get(called["name"])) is not None:
+            called["arguments"] = {
+                name: value
+                for name, value in called["arguments"].items()
+                if value is not None or name in known
+            }
+
+
+def _has_fillers(value: Any) -> bool:
+    """Whether null stands where it says nothing."""
+    if isinstance(value, Mapping):
+        return any(
+            name not in _NULL_SAYS_SOMETHING if item is None else _has_fillers(item)
+            for name, item in value.items()
+        )
+    return isinstance(value, list) and any(map(_has_fillers, value))
 
 
 def text_of(content: Any, *, where: str) -> str:

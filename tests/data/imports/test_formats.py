@@ -1,5 +1,6 @@
 """Rows in the usual formats become conversations; rows that cannot be used say why."""
 
+import functools
 import json
 
 import pytest
@@ -156,6 +157,40 @@ def test_older_ways_to_write_a_call(call):
     assert turn == {"role": "assistant", "content": "", "tool_calls": [expected]}
 
 
+def test_nulls_that_fill_a_schema_are_left_out():
+    """`datasets` gives every tool and call the fields of all of them, and writes them as JSON."""
+
+    def tool(name, **properties):
+        schema = {"type": "object", "properties": properties}
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    def called(**calls):
+        return [
+            {"type": "function", "function": {"name": name, "arguments": arguments}}
+            for name, arguments in calls.items()
+        ]
+
+    city, text = {"type": "string", "default": None}, {"type": "string"}
+    tools = [tool("weather", city=city, stock=None), tool("price", city=None, stock=text)]
+    calls = called(
+        weather={"city": None, "stock": None}, price={"city": None, "stock": "X"}, other={"a": None}
+    )
+    turns = [ASKED, {"role": "assistant", "content": "", "tool_calls": calls}]
+    example, _ = read({"tools": tools, "messages": turns})
+    assert example.tool_list == [tool("weather", city=text), tool("price", stock=text)]
+    assert example.conversation[1]["tool_calls"] == called(
+        weather={"city": None}, price={"stock": "X"}, other={"a": None}
+    )
+    # Without one that says nothing, a null is what was meant.
+    meant = [tool("weather", city=city)]
+    assert read({"tools": meant, "messages": turns})[0].tool_list == meant
+    nameless = [{"function": {"name": [], "parameters": {}}}]
+    assert read({"tools": nameless, "messages": turns})[0].tool_list == nameless
+    flat = [{"name": "price", "parameters": {"city": text}}]
+    answer = read({"tools": flat, "messages": turns})[0].conversation[1]
+    assert answer["tool_calls"][1]["function"]["arguments"] == {"city": None, "stock": "X"}
+
+
 def _messages(*turns):
     return {"messages": list(turns)}
 
@@ -197,6 +232,11 @@ def _messages(*turns):
         (
             {"tools": [{"v": float("nan")}], **_messages(ASKED, ANSWERED)},
             "number that is not finite",
+        ),
+        (
+            {"tools": [{"v": functools.reduce(lambda v, _: [v], range(900), 1)}]}
+            | _messages(ASKED, ANSWERED),
+            "a value that is nested too deeply",
         ),
         ({"prompt": "a", "response": 5}, "content that is not text: response is 5"),
         ({"prompt": "a"}, "no answer"),

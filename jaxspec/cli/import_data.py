@@ -115,7 +115,7 @@ def import_data(command: ImportCommand, *, echo: Callable[[str], None] = _say) -
             else locate(source, split=split)
             for source in command.sources
         ]
-        for note in filter(None, (each.note() for each in found)):
+        for note in (note for each in found for note in each.notes()):
             echo(note)
         try:
             imported = import_files(

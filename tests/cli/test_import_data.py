@@ -186,6 +186,26 @@ def test_files_that_are_not_read_are_named(tmp_path, capsys):
     assert "not read" not in capsys.readouterr().out
 
 
+def test_texts_beside_files_with_rows_are_no_data(tmp_path, capsys):
+    folder = tmp_path / "set"
+    for name in ("LICENSE.txt", "docs/README.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"About {name}.")
+    assert len(load(folder)) == 2, "texts alone are data"
+    said = capsys.readouterr().out
+    assert "not read" not in said
+    assert f"{folder}: files of 2 folders are read: ., docs\n" in said
+    (folder / "chats.jsonl").write_bytes(line("1?"))
+    for use in ("training", "prompts"):
+        output = tmp_path / use
+        assert run(folder, "--output", output, "--use", use) == 0
+        said = capsys.readouterr().out
+        assert f"{folder}: not read: LICENSE.txt and 1 more. Plain text of a folder" in said
+        assert [example.user_turns for example in read_examples(output)] == [("1?",)]
+        assert len(load(folder, use=use)) == 1
+        assert "not read: LICENSE.txt and 1 more" in capsys.readouterr().out
+
+
 def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
     """As where the folder itself is named in --evaluation.benchmarks."""
     folder = tmp_path / "set"

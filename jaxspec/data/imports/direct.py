@@ -57,10 +57,8 @@ def read_direct(source: str, *, use: Use, data_dir: Path) -> FolderExamples:
     )
     first, *empty = tally.lines(source)
     left_out = f"; left out: {tally.left_out}" if tally.left_out else ""
-    for line in [f"{first}{left_out}", *empty]:
+    for line in [f"{first}{left_out}", *empty, *found.notes()]:
         print(visible(line), flush=True)
-    if note := found.note():
-        print(visible(note), flush=True)
     return kept
 
 

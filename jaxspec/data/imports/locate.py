@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxspec.data.example_files import is_example_folder, read_manifest
@@ -31,6 +31,7 @@ _SPLITS = {
 """Words in the names of files -> the split that they are of."""
 _STATE = "state.json"
 _SPLIT_LIST = "dataset_dict.json"
+_TEXTS = (".txt", ".txt.gz")
 _NO_DATA = (_STATE, _SPLIT_LIST, "dataset_info.json", "dataset_infos.json")
 
 
@@ -47,16 +48,32 @@ class DataFiles:
     """Where they come from, for the record."""
     ignored: tuple[str, ...] = ()
     """Data files of the folder that are of no split, where others are named after the split."""
+    texts: tuple[str, ...] = ()
+    """Plain texts of the folder, such as a licence, that lie beside files with rows."""
 
-    def note(self) -> str:
-        """Says what is not read; "": nothing of the kind."""
-        if not self.ignored:
-            return ""
-        more = f" and {len(self.ignored) - 1} more" if len(self.ignored) > 1 else ""
-        return (
-            f"{self.source}: not read: {self.ignored[0]}{more}. No split is in their names, but "
-            "the wanted split is in the names of other files."
-        )
+    def notes(self) -> list[str]:
+        """Lines that say what is not read, and what is read together."""
+        notes = []
+        if self.ignored:
+            notes.append(
+                f"{self.source}: not read: {_counted(self.ignored)}. No split is in their names, "
+                "but the wanted split is in the names of other files."
+            )
+        if self.texts:
+            notes.append(
+                f"{self.source}: not read: {_counted(self.texts)}. Plain text of a folder is read "
+                "only if no other file has rows; name such a file itself if it is data."
+            )
+        folders = list(dict.fromkeys(str(PurePosixPath(name).parent) for name in self.names))
+        if len(folders) > 1:
+            named = ", ".join(folders[:4]) + (", ..." if len(folders) > 4 else "")
+            notes.append(f"{self.source}: files of {len(folders)} folders are read: {named}")
+        return notes
+
+
+def _counted(names: Sequence[str]) -> str:
+    """The first name, and how many there are besides."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def locate(source: str, *, split: str) -> DataFiles:
@@ -71,9 +88,9 @@ def locate(source: str, *, split: str) -> DataFiles:
     """
     path = user_path(source)
     if path.is_dir():
-        files, ignored = _in_folder(path, split=split)
+        files, ignored, texts = _in_folder(path, split=split)
         names = tuple(str(file.relative_to(path)) for file in files)
-        return DataFiles(source, tuple(files), names, ignored=ignored)
+        return DataFiles(source, tuple(files), names, ignored=ignored, texts=texts)
     if not path.exists():
         raise ValueError(f"There is no file or folder {source!r}: check the path.")
     if not path.is_file():
@@ -127,8 +144,11 @@ def names_split(file: str, split: str) -> bool:
     return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", file, re.IGNORECASE) is not None
 
 
-def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]]:
-    """The files of a folder that are of a split, and the names of those that are of none."""
+def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...], tuple[str, ...]]:
+    """The files of a folder that are of a split, and the names of what is not read.
+
+    These are files of no split, and plain texts (see `DataFiles`).
+    """
     if _is_ours(folder):
         raise ValueError(
             f"{folder} was written by jaxspec and needs no import: name it with --data.sources, "
@@ -143,7 +163,7 @@ def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]
             )
         folder = chosen
     if (folder / _STATE).is_file():  # datasets.Dataset.save_to_disk
-        return _saved_files(folder), ()
+        return _saved_files(folder), (), ()
     every = sorted(
         str(file.relative_to(folder))
         for file in folder.rglob("*")
@@ -163,7 +183,10 @@ def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]
         for name in every
         if name not in named and not any(names_split(name, word) for word in _SPLITS)
     )
-    return [folder / name for name in named], ignored
+    texts = tuple(name for name in named if name.endswith(_TEXTS))
+    if len(texts) == len(named):
+        texts = ()
+    return [folder / name for name in named if name not in texts], ignored, texts
 
 
 def _is_ours(folder: Path) -> bool:

@@ -7,8 +7,9 @@ documents may come from a cache or from other code: only the ids count.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,27 +41,45 @@ def check_parity(examples: Sequence[Example], documents: Documents, tokenizer: T
     Raises:
       ValueError: a difference; the message names the example, the turn and both texts.
     """
-    chosen = {example.id: example for example in _spread(examples)}
-    places: dict[str, list[int]] = {name: [] for name in chosen}
-    for place, name in enumerate(documents.names):
-        if name in places:
-            places[name].append(place)
-    return sum(
-        _check(example, [documents[place] for place in places[name]], tokenizer)
-        for name, example in chosen.items()
-    )
-
-
-def _spread(examples: Sequence[Example]) -> list[Example]:
-    """Up to `CHECKED` conversations of each source, evenly over it; a name must say which it is."""
     named = Counter(example.id for example in examples)
+    chosen = _spread(examples, named)
+    runs: dict[str, list[list[int]]] = {examples[place].id: [] for place, _ in chosen}
+    for name, run in itertools.groupby(range(len(documents)), lambda place: documents.names[place]):
+        if name in runs:
+            runs[name].append([*run])
+    checked = 0
+    for place, nth in chosen:
+        example = examples[place]
+        found = runs[example.id]
+        if named[example.id] == 1:
+            found = [[*itertools.chain.from_iterable(found)]]
+        # Of examples with one name, each must have documents, to tell which are whose.
+        if len(found) == named[example.id]:
+            its = [documents[document] for document in found[nth]]
+            checked += _check(example, its, tokenizer)
+    return checked
+
+
+def _spread(examples: Sequence[Example], named: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Up to `CHECKED` conversations of each source, evenly over it.
+
+    Args:
+      examples: all of them.
+      named: how many have each name.
+
+    Returns:
+      The place of each, and how many of its name come before it.
+    """
     # Their places: the examples themselves may be more than memory holds.
-    by_source: dict[str, list[int]] = {}
+    by_source: dict[str, list[tuple[int, int]]] = {}
+    before: Counter[str] = Counter()
     for place, example in enumerate(examples):
-        if named[example.id] == 1 and not example.is_running_text:
-            by_source.setdefault(example.source, []).append(place)
+        if not example.is_running_text:
+            by_source.setdefault(example.source, []).append((place, before[example.id]))
+        if named[example.id] > 1:
+            before[example.id] += 1
     return [
-        examples[places[number * len(places) // min(CHECKED, len(places))]]
+        places[number * len(places) // min(CHECKED, len(places))]
         for places in by_source.values()
         for number in range(min(CHECKED, len(places)))
     ]

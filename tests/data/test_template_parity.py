@@ -83,6 +83,22 @@ def test_a_difference_is_named(silent, change, message):
         check_parity(examples, changed(documents, 2, **change), silent)
 
 
+def test_examples_of_one_name_are_told_apart(silent):
+    """As of two files that are called alike."""
+    one = [example(0), example(1)]
+    other = [
+        dataclasses.replace(each, id=f"mine/{n}") for n, each in enumerate([*map(example, (7, 8))])
+    ]
+    examples = one + other
+    documents = documents_of(examples, silent)
+    assert check_parity(examples, documents, silent) == len(documents)
+    damaged = changed(documents, 4, mask=np.zeros_like)
+    with pytest.raises(ValueError, match=r"^Example 'mine/0', turn 1: .*not marked"):
+        check_parity(examples, damaged, silent)
+    # An example without documents of its own: nobody knows whose the others are.
+    assert check_parity([*examples, thinking(1)], documents, silent) == len(documents) // 2
+
+
 def test_two_answers_in_a_row_are_learned(silent):
     twice = [example(0, ("assistant", "Or 15 miles."))]
     made = tokenize(twice, silent, loss_on="response", sequence_length=128)

@@ -40,7 +40,6 @@ def get_config() -> RunConfig:
             log_every=10,
             checkpoint_every=200,
             keep_checkpoints=1,
-            capture_tolerance=0.5,
             export_dtype="bfloat16",
         ),
         evaluation=EvaluationConfig(

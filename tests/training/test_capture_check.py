@@ -50,7 +50,7 @@ def trained_params() -> Any:
     return params
 
 
-def check(model, *, params=None, tolerance=1e-3):
+def check(model, *, params=None, tolerance=None):
     return capture_check(
         model,
         trained_params() if params is None else params,
@@ -71,17 +71,34 @@ def test_a_target_with_a_head_of_its_own_passes():
     assert check(model, params=params) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        "features of the layer before",
-        "features after the final norm",
-        "another final norm",
-    ],
-)
+MISTAKES = ("features of the layer before", "features after the final norm", "another final norm")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_refused(mistake):
-    with pytest.raises(ValueError, match=r"Capture check failed.*differ from the target's own by"):
+    said = r"Capture check failed.*differ from the target's own by.*capture_tolerance allows 0\.001"
+    with pytest.raises(ValueError, match=said):
         check(Broken(mistake))
+
+
+def large_logits() -> Any:
+    """With logits of up to about 100, as trained models have them."""
+    params = trained_params()
+    return params | {"embed": {"embedding": 100 * params["embed"]["embedding"]}}
+
+
+IN_BFLOAT16 = Transformer(dataclasses.replace(tiny.ARCHITECTURE, dtype="bfloat16"))
+
+
+def test_logits_are_rebuilt_in_float32_of_a_target_in_bfloat16() -> None:
+    """Rounded to bfloat16, they would differ by 0.25 or more."""
+    assert check(IN_BFLOAT16, params=large_logits()) < 0.1
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_in_bfloat16(mistake: str) -> None:
+    with pytest.raises(ValueError, match=r"capture_tolerance allows 0\.25.*--target.dtype float32"):
+        check(Broken(mistake, IN_BFLOAT16), params=large_logits())
 
 
 def test_nan_weights_are_refused():

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jaxspec.interruption import is_outage
 from jaxspec.paths import TEMPORARY, copy_file, is_remote
 from jaxspec.paths import user_path as user_path
 
@@ -296,13 +297,16 @@ def refusing(path: str | os.PathLike[str], *, option: str) -> Iterator[None]:
 
     Raises:
       ValueError: instead of an OSError.
+      OSError: a disk, network share or bucket does not answer now, or it is about something in a
+        bucket that was read in the block.
     """
     try:
         yield
     except OSError as error:
         place = str(error.filename or "")
-        if is_remote(place) and not place.startswith(os.fspath(path)):
-            raise  # It is about something that was read in the block.
+        was_read = is_remote(place) and not place.startswith(os.fspath(path))
+        if was_read or is_outage(error):
+            raise
         where = f" ({place})" if place and place != os.fspath(path) else ""
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError | NotADirectoryError):

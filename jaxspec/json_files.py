@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxspec.interruption import is_outage
+
 LARGEST_FILE = 64 << 20
 """Bytes. The largest tokenizer.json of a published model has about half as many."""
 LARGEST_OF_RESULTS = 4 << 30
@@ -40,6 +42,7 @@ def read_bytes(path: Path, *, largest: int | None = None) -> bytes:
 
     Raises:
       ValueError: it is a folder, is larger than that, or cannot be read.
+      OSError: a disk, network share or bucket does not answer now.
     """
     largest = LARGEST_FILE if largest is None else largest
     try:
@@ -50,6 +53,8 @@ def read_bytes(path: Path, *, largest: int | None = None) -> bytes:
             raise ValueError(f"{path} has {size:,} bytes: expected at most {largest:,}.")
         return path.read_bytes()
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 

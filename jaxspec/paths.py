@@ -13,9 +13,12 @@ import functools
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, cast
+
+from jaxspec.interruption import is_outage
 
 TEMPORARY = "jaxspec-"
 """How the names of temporary folders begin."""
@@ -53,13 +56,31 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there; on this machine, also False where a permission is missing."""
-    return path.exists() if is_remote(path) else os.path.exists(path)
+    """Whether something is there; on this machine, also False where a permission is missing.
+
+    Raises:
+      OSError: a disk, network share or bucket does not answer now.
+    """
+    return path.exists() if is_remote(path) else _mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; on this machine, also False where a permission is missing."""
-    return path.is_file() if is_remote(path) else os.path.isfile(path)
+    """Whether a file is there; on this machine, also False where a permission is missing.
+
+    Raises:
+      OSError: a disk, network share or bucket does not answer now.
+    """
+    return path.is_file() if is_remote(path) else stat.S_ISREG(_mode(path) or 0)
+
+
+def _mode(path: Path) -> int | None:
+    """What is at a path on this machine; None: nothing that could be looked at."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have.
+        if is_outage(error):
+            raise
+        return None
 
 
 def explained(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from jaxspec.checkpoints.config_reader import read_json
+from jaxspec.interruption import is_outage
 from jaxspec.json_files import parse_object, refuse_pointer, shortened, shown
 from jaxspec.paths import is_file, is_remote, read_range, user_path
 
@@ -135,6 +136,7 @@ class TensorFolder:
     Raises:
       ValueError: no safetensors in the folder, an index that cannot be read, a missing shard that
         the index names, a file that is not a safetensors file, or quantised weights.
+      OSError: a file cannot be read now; so do the methods that read.
     """
 
     def __init__(
@@ -395,10 +397,18 @@ def _about_pickles(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Turns whatever the library raises into a ValueError: errors of many types, and panics."""
+    """Turns whatever the library raises into a ValueError: errors of many types, and panics.
+
+    Raises:
+      OSError: a disk, network share or bucket does not answer now. The file may be whole.
+    """
     try:
         yield
     except BaseException as error:
+        if is_outage(error):
+            if error.filename is None:
+                error.filename = what
+            raise
         # A panic is not an Exception, and its type cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(

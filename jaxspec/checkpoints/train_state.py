@@ -39,6 +39,7 @@ from jaxspec.checkpoints.saved_steps import (
 )
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
+from jaxspec.interruption import is_outage
 from jaxspec.parallel.processes import gather
 from jaxspec.paths import is_remote
 from jaxspec.provenance import jsonable
@@ -317,6 +318,8 @@ the previous checkpoint.
             self._aside().mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
         except OSError as error:
+            if is_outage(error):
+                raise
             raise ValueError(
                 f"Checkpoint {step} in {self.folder} {reason}, and it cannot be moved to {target}: "
                 f"{error.strerror}. Change its permissions, or move it away yourself."

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from jaxspec.data import tokenizer_checks
+from jaxspec.interruption import is_outage
 from jaxspec.json_files import MEND, refuse_pointer
 
 # The splitting rule of Qwen 2 and 3, which vocab.json and merges.txt do not contain. It is part of
@@ -50,6 +51,7 @@ def read_text(path: pathlib.Path) -> str:
 
     Raises:
       ValueError: the file cannot be read, is too large or is not UTF-8; the message names it.
+      OSError: a disk, network share or bucket does not answer now.
     """
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
@@ -59,6 +61,8 @@ def read_text(path: pathlib.Path) -> str:
             )
         content = path.read_bytes()
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     refuse_pointer(content, name=repr(str(path)))
     try:
@@ -111,6 +115,7 @@ def refusing(folder: pathlib.Path) -> Iterator[None]:
 
     Raises:
       ValueError: the block has failed; the message names the folder.
+      OSError: a disk, network share or bucket does not answer now.
     """
     try:
         yield
@@ -118,6 +123,8 @@ def refusing(folder: pathlib.Path) -> Iterator[None]:
         raise
     # The library raises plain Exceptions, and its panics are not even Exceptions.
     except BaseException as error:
+        if is_outage(error):
+            raise
         raise ValueError(
             f"The tokenizer in {str(folder)!r} cannot be opened: {type(error).__name__}: {error}. "
             "Its files are damaged or do not belong together; copy them again."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxspec.decoding import Autoregressive, DecodeRules, generate
 from jaxspec.evals.opening import TargetBundle
+from jaxspec.interruption import is_outage
 from jaxspec.ops.sampling import Sampling
 from jaxspec.parity.passes import place_anchors
 from jaxspec.training.draft_pass import Text
@@ -20,12 +21,15 @@ def read_questions(file: Path) -> tuple[str, ...]:
 
     Raises:
       ValueError: the file cannot be read, or holds none.
+      OSError: a disk, network share or bucket does not answer now.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8.") from error
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{file} cannot be read: {error.strerror or error}.") from error
     questions = tuple(line.strip() for line in lines if line.strip())
     if not questions:

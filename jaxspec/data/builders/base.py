@@ -30,6 +30,7 @@ from jaxspec.data.builders.records import Record as Record
 from jaxspec.data.builders.records import read_records
 from jaxspec.data.heldout import HeldOutPrompts
 from jaxspec.files import naming, write_text
+from jaxspec.interruption import is_outage
 from jaxspec.paths import copy_file, is_remote, user_path
 
 _INFO = "dataset_info.json"
@@ -238,6 +239,8 @@ def _prepare(
         builder = builder_class(raw_dir=raw_dir, data_dir=folder)
         _write(builder)
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(
             f"Prepared data cannot be kept in {prepared} ({error}): set data.data_dir or the "
             "environment variable JAXSPEC_DATA_DIR to a folder that can be written to."
@@ -265,6 +268,8 @@ def _open(
                 if count != expected:
                     return None, f"{file} holds {count} records, expected {expected}"
     except Exception as error:  # TFDS may raise almost anything for a damaged file.
+        if is_outage(error):
+            raise
         return None, f"{type(error).__name__}: {error}"
     return builder, ""
 
@@ -283,6 +288,8 @@ def _digest(files: Sequence[Path]) -> str:
         try:
             digest.update(file.read_bytes())
         except OSError as error:
+            if is_outage(error):
+                raise
             raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     return f"{HeldOutPrompts.load().digest}-{digest.hexdigest()[:16]}"
 

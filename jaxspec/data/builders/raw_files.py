@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxspec.files import replaced_file
+from jaxspec.interruption import is_outage
 
 _GITHUB = "https://raw.githubusercontent.com"
 _HUB = "https://huggingface.co/datasets"
@@ -152,6 +153,8 @@ def _fetch(name: str, *, folder: Path) -> None:
         with replaced_file(folder / name) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(
             f"{name} cannot be saved in {folder} ({error}): set data.data_dir or the environment "
             "variable JAXSPEC_DATA_DIR to a folder that can be written to."

@@ -22,6 +22,7 @@ from jaxspec.data.imports.reading import Tally
 from jaxspec.data.imports.rows import StoppedAtBadRow
 from jaxspec.data.imports.use import RECORD, SPLITS, Use
 from jaxspec.data.imports.writing import digest_of, import_files
+from jaxspec.interruption import is_outage
 from jaxspec.names import visible
 from jaxspec.paths import exists, is_remote, remove_folder
 
@@ -73,6 +74,8 @@ def _keep(found: DataFiles, folder: Path, *, use: Use) -> None:
             f"{shlex.quote(found.source)} {of_use}--on-bad-row skip --output FOLDER"
         ) from error
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(
             f"What is read from {found.source} cannot be kept in {folder.parent} ({error}): set "
             "data.data_dir or the environment variable JAXSPEC_DATA_DIR to a folder that can be "

@@ -18,6 +18,7 @@ from jaxspec.data.imports.conversations import FIELDS, TELLING_FIELDS
 from jaxspec.data.imports.json_rows import LINES, PROBE_BYTES, holds_rows, read_json, read_lines
 from jaxspec.data.imports.rows import EmptyFile, Row
 from jaxspec.data.imports.text_rows import read_prompt_lines, read_text_file
+from jaxspec.interruption import is_outage
 from jaxspec.json_files import refuse_pointer
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".txt", ".gz")
@@ -96,6 +97,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged: {error}. Replace it with a good copy.") from error
     except OSError as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxspec.data.imports.rows import BadRow, Row, without_nulls
+from jaxspec.interruption import is_outage
 from jaxspec.paths import local_copy
 
 _BATCH_ROWS = 256
@@ -31,6 +32,8 @@ def read_parquet(path: Path, *, fields: Collection[str]) -> Iterator[Row]:
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns or None)
             yield from _rows(batches, path=path)
     except (pa.ArrowException, OSError) as error:
+        if is_outage(error):
+            raise
         raise _damaged(path, error) from error
 
 
@@ -53,6 +56,8 @@ def read_arrow(path: Path, *, is_stream: bool) -> Iterator[Row]:
                 batches = map(reader.get_batch, range(reader.num_record_batches))
                 yield from _rows(batches, path=path)
     except (pa.ArrowException, OSError) as error:
+        if is_outage(error):
+            raise
         raise _damaged(path, error) from error
 
 

@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jaxspec.files import write_text
+from jaxspec.interruption import is_outage
 from jaxspec.paths import user_path
 
 Pair = tuple[int, int]
@@ -350,11 +351,14 @@ def load_graph(path: str | os.PathLike[str]) -> DraftGraph:
 
     Raises:
       ValueError: no such file, not JSON, or not a graph.
+      OSError: a disk, network share or bucket does not answer now.
     """
     try:
         text = user_path(path).read_text(encoding="utf-8")
         raw = json.loads(text, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
+        if is_outage(error):
+            raise
         raise ValueError(f"{path} cannot be read as a draft graph: {error}") from error
     return graph_from_json(raw, where=str(path))
 

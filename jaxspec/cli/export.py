@@ -401,7 +401,7 @@ def _from_checkpoint(
         run = own
         task, tokenizer = built(run)
     _check_base(task, record)
-    whole = task.whole(state.params)
+    whole = _whole(task, state.params)
     del restored, state  # The optimizer's part is twice the size of the weights.
     if records_drafts:
         record = {**record, **_drafts(task, whole, tokenizer, record)}
@@ -427,8 +427,6 @@ def _drafts(
     task: Task, params: Any, tokenizer: Tokenizer, record: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """What the weights draft with the target of their training; {} if that is not there."""
-    import jax
-
     from jaxspec.checkpoints.folders import fingerprint
 
     if task.record_drafts is None:
@@ -441,6 +439,17 @@ def _drafts(
             flush=True,
         )
         return {}
+    return task.record_drafts(params, _frozen(task), tokenizer)
+
+
+def _whole(task: Task, params: Any) -> Any:
+    """The parameters of the model, with the base of updates of low rank."""
+    return task.whole(params, _frozen(task) if task.adds_to else {})
+
+
+def _frozen(task: Task) -> Any:
+    """What a run reads and does not train, on the first device."""
+    import jax
+
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    frozen = task.load_frozen(jax.tree.map(lambda _: device, task.frozen_shapes))
-    return task.record_drafts(params, frozen, tokenizer)
+    return task.load_frozen(jax.tree.map(lambda _: device, task.frozen_shapes))

@@ -14,6 +14,7 @@ Dimension key: L layers, D inputs and F outputs of a matrix, W rank of its updat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,6 +62,35 @@ def init_updates(key: jax.Array, shapes: Any, *, rank: int) -> dict[str, Any]:
 
 def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
     """The base model with its updates added: W + scale A B, in W's dtype."""
+    return _updated(base, updates, scale=scale, product=lambda update, leaf: _product(**update))
+
+
+def merged(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
+    """`with_updates` outside of a step: a sharded base gives a model that is sharded as it is.
+
+    Beside the base and the result, there are only the products of one matrix in memory, sharded
+    as well.
+
+    Args:
+      base: arrays on devices.
+      updates: of `init_updates`, after training.
+      scale: their factor.
+    """
+
+    def product(update: dict[str, Any], leaf: jax.Array) -> jax.Array:
+        return jax.jit(_product, out_shardings=leaf.sharding)(**update)
+
+    # Not one compiled function: it could add and multiply in one operation, which rounds otherwise.
+    return _updated(base, updates, scale=scale, product=product)
+
+
+def _updated(
+    base: Any,
+    updates: dict[str, Any],
+    *,
+    scale: float,
+    product: Callable[[dict[str, Any], jax.Array], jax.Array],
+) -> Any:
     known = dict(_matrices(base))
     assert known.keys() == updates.keys(), "updates were made for these parameters"
 
@@ -68,10 +98,13 @@ def with_updates(base: Any, updates: dict[str, Any], *, scale: float) -> Any:
         update = updates.get(_name(path))
         if update is None:
             return leaf
-        product = jnp.einsum("ldw,lwf->ldf", update["a"], update["b"])
-        return (leaf + scale * product).astype(leaf.dtype)
+        return (leaf + scale * product(update, leaf)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(updated, base)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum("ldw,lwf->ldf", a, b)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.config import DiTConfig, LossConfig, MaskedTransformerConfig
+from jaxspec.config import DiTConfig, LossConfig, MaskedTransformerConfig, MeshConfig
 from jaxspec.drafters.denoiser import CachedDenoiserProposer, DenoiserProposer
 from jaxspec.losses import LossWeights
 from jaxspec.models.dit import DiT
 from jaxspec.models.registry import make_denoiser
+from jaxspec.parallel.mesh import make_mesh
+from jaxspec.parallel.rules import Rules
 from jaxspec.training.denoiser import DenoiserObjective
-from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from jaxspec.training.lora import LowRankObjective, init_updates, merged, with_updates
 from tests.denoisers import random_denoiser
 from tests.training import tiny
 
@@ -221,6 +223,24 @@ def test_updates_of_low_rank_are_products():
     same = jax.tree.map(np.array_equal, params, changed)
     assert [str(path) for path, leaf in jax.tree_util.tree_flatten_with_path(same)[0] if not leaf]
     assert sum(not leaf for leaf in jax.tree.leaves(same)) == 1
+
+
+def test_a_sharded_base_gives_a_model_that_is_sharded_as_it_is():
+    generator = np.random.default_rng(0)
+    updates = jax.tree.map(
+        lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), low_rank_updates()
+    )
+    params = random_params()
+    expected = with_updates(jax.tree.map(jnp.asarray, params), updates, scale=0.3)
+    shardings = Rules().shardings(params, make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    found = merged(jax.device_put(params, shardings), updates, scale=0.3)
+    assert any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
+    jax.tree.map(
+        lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted, leaf.ndim) or pytest.fail(),
+        found,
+        shardings,
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_updates_of_low_rank_that_cannot_be_are_refused():

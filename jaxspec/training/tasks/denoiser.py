@@ -31,7 +31,7 @@ from jaxspec.files import user_path
 from jaxspec.models.registry import make_denoiser
 from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.denoiser import DenoiserObjective
-from jaxspec.training.lora import LowRankObjective, init_updates, with_updates
+from jaxspec.training.lora import LowRankObjective, init_updates, merged
 from jaxspec.training.tasks.shapes import in_float32
 from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
 
@@ -125,7 +125,7 @@ def _low_rank(task: Task, load: Any, settings: DenoiserConfig) -> Task:
         frozen_shapes=shapes,
         load_frozen=load,
         load_initial=None,
-        whole=lambda updates: with_updates(load(), updates, scale=scale),
+        whole=lambda updates, base: merged(base, updates, scale=scale),
         adds_to="denoiser.path",
     )
 

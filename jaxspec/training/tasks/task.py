@@ -65,7 +65,8 @@ class Save(Protocol):
         ...
 
 
-def _unchanged(params: Any) -> Any:
+def _unchanged(params: Any, frozen: Any) -> Any:
+    del frozen
     return params
 
 
@@ -101,10 +102,12 @@ class Task:
     """Shardings of what is trained -> weights to start from instead of those of `init`."""
     reads: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     """Setting -> the folder whose weights it names."""
-    whole: Callable[[Any], Any] = _unchanged
-    """What is trained -> the model's parameters: updates of low rank are added to their base."""
+    whole: Callable[[Any, Any], Any] = _unchanged
+    """(what is trained, frozen parameters) -> the model's parameters: updates of low rank are added
+    to their base, which is frozen."""
     adds_to: str = ""
-    """The setting in `reads` that names this base; "": `whole` changes nothing."""
+    """The setting in `reads` that names this base; "": `whole` changes nothing, and does not look
+    at the frozen parameters."""
     record_drafts: RecordDrafts | None = None
     """None: what is trained drafts nothing that could be compared."""
     capture_check: Callable[[Any, np.ndarray], None] = _no_check
@@ -182,7 +185,7 @@ class PreparedTask:
     def export(self, params: Any, frozen: Any, *, workdir: Path, record: Mapping[str, Any]) -> None:
         """Writes what was trained to WORKDIR/export, with the run's record and some drafts."""
         config, folder = self.task.config, workdir / "export"
-        whole = self.task.whole(params)
+        whole = self.task.whole(params, frozen)
         record_drafts = self.task.record_drafts
         drafts = record_drafts(whole, frozen, self.tokenizer) if record_drafts else {}
         self.task.save(

@@ -32,6 +32,7 @@ from jaxspec.evals.speculative.strategies import build_strategy
 from jaxspec.ops.sampling import Sampling
 from jaxspec.planning.step import plan_step
 from jaxspec.training.loop import train
+from jaxspec.training.tasks import denoiser
 from jaxspec.training.tasks.denoiser import build
 from tests.training import runs
 
@@ -117,12 +118,22 @@ def test_a_target_becomes_a_drafter(adapted, run_config):
     assert isinstance(drafter.proposer(target, sampling=Sampling(0.0)), CachedDenoiserProposer)
 
 
-def test_updates_of_low_rank_are_added_in_the_export(from_scratch, run_config, tmp_path):
+def test_updates_of_low_rank_are_added_in_the_export(
+    from_scratch, run_config, tmp_path, monkeypatch
+):
+    loads = []
+
+    def load(folder, **options):
+        loads.append(folder)
+        return load_denoiser(folder, **options)
+
+    monkeypatch.setattr(denoiser, "load_denoiser", load)
     settings = DenoiserConfig(
         path=str(from_scratch), objective="draft", block_size=4, lora_rank=2, context="causal"
     )
     config = changed(run_config, settings)
     train(config, workdir=tmp_path / "lora")
+    assert len(loads) == 1, "the export takes the base that is in memory"
     _, base = load_denoiser(from_scratch / "export")
     stored, params = load_denoiser(tmp_path / "lora" / "export")
     assert stored.context == "causal"

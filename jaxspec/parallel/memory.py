@@ -20,9 +20,12 @@ import jax
 from jax.sharding import Mesh
 
 from jaxspec.config import RunConfig
+from jaxspec.ops.causal_attention import CHUNK, Kind, choose_attention
 
 _SCORE_BYTES = 4
 """Attention scores are float32."""
+_DOCUMENT_BYTES = 2
+"""cuDNN adds an array to the scores, in the type of the queries, which says where documents end."""
 
 
 def memory_of(device: jax.Device) -> int | None:
@@ -70,7 +73,7 @@ def check_state_fits(state: Any, shardings: Any) -> None:
 
 
 def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
-    """Checks the attention scores of one head in one layer.
+    """Checks what attention holds of one head in one layer.
 
     Args:
       config: the run.
@@ -78,10 +81,13 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
       rows: rows of the batch that a device has in memory at once.
 
     Raises:
-      ValueError: the scores of these rows are larger than a device's memory.
+      ValueError: that is more, for these rows, than a device's memory.
     """
     data = config.data
-    needed = rows * data.sequence_length**2 * _SCORE_BYTES // mesh.shape["context"]
+    kind = attention_in(
+        config, platform=mesh.devices.flat[0].platform, context=mesh.shape["context"]
+    )
+    needed = rows * scores_at_least(kind, data.sequence_length) // mesh.shape["context"]
     available = _memory_here(mesh.devices.flat)
     if available is not None and needed > available:
         raise ValueError(
@@ -90,6 +96,49 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
             f"has {_gib(available)}. Lower one of them, raise training.gradient_accumulation, or "
             "use more devices."
         )
+
+
+def scores_at_least(kind: Kind, length: int) -> int:
+    """Bytes that attention to a row of documents holds for one head, at least.
+
+    >>> scores_at_least("plain", 4096), scores_at_least("chunked", 4096)
+    (67108864, 2097152)
+
+    Args:
+      kind: how it is computed; see `jaxspec.ops.causal_attention`.
+      length: tokens of the row.
+    """
+    if kind == "splash":
+        return 0
+    if kind == "cudnn":
+        return length**2 * _DOCUMENT_BYTES
+    return length * (length if kind == "plain" else min(length, CHUNK)) * _SCORE_BYTES
+
+
+def attention_in(config: RunConfig, *, platform: str, context: int) -> Kind:
+    """How a run computes attention; where its target's shape is not known, one that holds less.
+
+    Args:
+      config: the run.
+      platform: jax's name of its devices.
+      context: parts into which its mesh splits a row.
+    """
+    if config.training.task == "denoiser" or context > 1:
+        return "plain"  # Their passes have masks of their own.
+    shape = config.target.architecture
+    asked = config.target if config.training.task == "drafter" or shape is None else shape
+    if asked.attention != "auto":
+        return asked.attention
+    kind, _ = choose_attention(
+        "auto",
+        platform=platform,
+        dtype=asked.dtype,
+        head_dim=0 if shape is None else shape.head_dim,
+        length=config.data.sequence_length,
+    )
+    # Wide heads have chunks, and so has a step that is spread by shard_map or pmap.
+    is_certain = kind != "cudnn" or (shape is not None and config.mesh.path == "jit")
+    return kind if is_certain else "chunked"
 
 
 def _memory_here(devices: Iterable[jax.Device]) -> int | None:

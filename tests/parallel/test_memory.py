@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxspec.config import DataConfig, MeshConfig, RunConfig, TrainingConfig
-from jaxspec.parallel.memory import check_rows_fit, check_state_fits, memory_of
+from jaxspec.config import (
+    DataConfig,
+    MeshConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
+from jaxspec.ops.causal_attention import CHUNK
+from jaxspec.parallel.memory import (
+    attention_in,
+    check_rows_fit,
+    check_state_fits,
+    memory_of,
+    scores_at_least,
+)
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules, check_batch_size
 
@@ -42,14 +58,65 @@ def test_what_each_device_holds_of_the_state_counts():
         check_state_fits(wide, Rules.replicated().shardings(wide, split))
 
 
+PLAIN = TargetConfig(attention="plain")
+
+
 def test_rows_on_a_device_count():
     assert HERE is not None
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:8])
     length = 1 << 13
     rows = HERE // (4 * length**2) + 1
-    config = RunConfig(data=DataConfig(batch_size=32 * rows, sequence_length=length))
+    config = RunConfig(target=PLAIN, data=DataConfig(batch_size=32 * rows, sequence_length=length))
     with pytest.raises(ValueError, match=r"Attention over .* rows .data.batch_size. of 8192"):
         check_batch_size(config, mesh)
     parts = TrainingConfig(gradient_accumulation=4 * rows)
-    check_batch_size(RunConfig(data=config.data, training=parts), mesh)
+    check_batch_size(dataclasses.replace(config, training=parts), mesh)
     check_rows_fit(config, mesh, rows=0)
+
+
+def test_scores_that_are_never_in_memory_do_not_count():
+    """With "auto", a CPU has the scores of 128 queries at a time of rows of 8,192 tokens."""
+    assert HERE is not None
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    length = 1 << 13
+    rows = HERE // (4 * length**2) + 1
+    chunked = RunConfig(data=DataConfig(sequence_length=length))
+    check_rows_fit(chunked, mesh, rows=rows)
+    with pytest.raises(ValueError, match="takes at least"):
+        check_rows_fit(chunked, mesh, rows=rows * length // CHUNK)
+    own_masks = dataclasses.replace(chunked, training=TrainingConfig(task="denoiser"))
+    with pytest.raises(ValueError, match="takes at least"):
+        check_rows_fit(own_masks, mesh, rows=rows)
+
+
+SHAPE = TransformerConfig(head_dim=128, dtype="bfloat16")
+BFLOAT16 = TargetConfig(dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "platform", "kind"),
+    [
+        (TargetConfig(), "drafter", "gpu", "chunked"),
+        (BFLOAT16, "drafter", "tpu", "splash"),
+        (BFLOAT16, "drafter", "gpu", "chunked"),  # Its heads may be too wide for cuDNN.
+        (dataclasses.replace(BFLOAT16, architecture=SHAPE), "drafter", "gpu", "cudnn"),
+        (TargetConfig(architecture=SHAPE), "drafter", "gpu", "chunked"),
+        (TargetConfig(architecture=SHAPE), "target", "gpu", "cudnn"),
+        (TargetConfig(attention="splash"), "drafter", "cpu", "splash"),
+        (BFLOAT16, "denoiser", "tpu", "plain"),
+    ],
+)
+def test_attention_is_counted_as_it_is_computed(target, task, platform, kind):
+    config = RunConfig(
+        target=target,
+        training=TrainingConfig(task=task),
+        data=DataConfig(sequence_length=4096),
+    )
+    assert attention_in(config, platform=platform, context=1) == kind
+    assert attention_in(config, platform=platform, context=2) == "plain"
+
+
+def test_the_array_of_documents_counts_with_cudnn():
+    assert scores_at_least("cudnn", 4096) == 2 * 4096**2
+    assert scores_at_least("splash", 4096) == 0
+    assert scores_at_least("chunked", 64) == scores_at_least("plain", 64) == 4 * 64**2

@@ -403,8 +403,8 @@ class TrainingConfig:
     """Type of the exported weights; "": the type of the parameters."""
     stall_timeout: NotNegative = 1800.0
     """Seconds after which a step that does not end is given up: the stacks of all processes go to
-    stderr, and the exit status is 77. With several processes, also a restore or an export. 0:
-    never."""
+    stderr, and the exit status is 77. With several processes, also a restore or an export in which
+    none of them has read, written or sent anything for so long. 0: never."""
     profile: Annotated[int, whole(0, MOST_STEPS, words="0 (none) or more")] = 0
     """Steps of this start that are traced into WORKDIR/profile, for TensorBoard. Short:
     --profile."""

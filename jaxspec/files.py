@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxspec.interruption import is_outage
+from jaxspec.interruption import is_outage, progressed
 from jaxspec.paths import TEMPORARY, copy_file, is_remote
 from jaxspec.paths import user_path as user_path
 
@@ -195,6 +195,7 @@ def _upload_folder(folder: Path, target: Path, *, key: str) -> None:
             old.unlink(missing_ok=True)
     for name in names:
         copy_file(folder / name, target / name)
+        progressed()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finished work is saved, and the exit status says so.
+"""SIGTERM and Ctrl-C: finished work is saved, and the exit status says so. Signs of progress.
 
 >>> with StopRequests() as stops:
 ...     stops.requested
@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -41,6 +41,33 @@ _REPEAT_SECONDS = 0.1
 def is_outage(error: BaseException) -> bool:
     """Whether an error says that files do not answer now; the same command may succeed later."""
     return isinstance(error, OSError) and error.errno in _OUTAGES
+
+
+_hearing: list[Callable[[], None]] = []
+
+
+def progressed() -> None:
+    """Says that work which takes long has got on: a file or a tensor was read, written or sent.
+
+    Any thread may call it. See `hearing_progress`.
+    """
+    for hear in tuple(_hearing):
+        hear()
+
+
+@contextlib.contextmanager
+def hearing_progress(hear: Callable[[], None]) -> Iterator[None]:
+    """In the block, a function is called at each `progressed`; it must be quick.
+
+    >>> with hearing_progress(lambda: print("got on")):
+    ...     progressed()
+    got on
+    """
+    _hearing.append(hear)
+    try:
+        yield
+    finally:
+        _hearing.remove(hear)
 
 
 class Terminated(KeyboardInterrupt):

@@ -19,7 +19,7 @@ from jaxspec.cli.configuration import run_as_command
 from jaxspec.cli.main import dispatch
 from jaxspec.files import held, replaced_file, replaced_folder, try_file, user_path, write_text
 from jaxspec.growing_file import GrowingFile
-from jaxspec.interruption import UNREACHABLE
+from jaxspec.interruption import UNREACHABLE, hearing_progress
 from jaxspec.parallel.processes import _status
 from jaxspec.paths import copy_file, exists, is_remote, local_copy, read_range, remove_folder
 from tests.fake_bucket import READ, FakeBucket, fake_bucket, put
@@ -82,12 +82,18 @@ def test_a_folder_is_replaced_with_its_key_last(folder, bucket, monkeypatch):
         written.append(path.rsplit("/full/", 1)[1])
         pipe(files, path, value, **options)
 
-    with replaced_folder(folder, is_own=lambda name: True) as temporary:
+    heard = []
+    with (
+        contextlib.ExitStack() as stack,
+        replaced_folder(folder, is_own=lambda name: True) as temporary,
+    ):
         for name in ("config.json", "weights", "a/config.json"):
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_text("new")
         monkeypatch.setattr(FakeBucket, "pipe_file", noted)
+        stack.enter_context(hearing_progress(lambda: heard.append(len(written))))
     assert written == ["weights", "a/config.json", "config.json"]
+    assert heard == [1, 2, 3], "each file is a sign that the upload gets on"
     assert "bucket/runs/full/old.json" not in bucket
 
 

@@ -27,6 +27,7 @@ from jaxspec.checkpoints.key_maps import Row
 from jaxspec.checkpoints.safetensors_io import NUMPY_DTYPES, TensorFolder
 from jaxspec.checkpoints.shapes import compare_shapes, flatten_paths, nest_paths
 from jaxspec.config import Dtype
+from jaxspec.interruption import progressed
 from jaxspec.json_files import shortened
 
 _MOST_LINES = 50
@@ -302,6 +303,7 @@ def stored_tensors(
         whole = to_host(leaves[row.path])
         for place, name in row.tensors([*map(range, whole.shape[: row.stack_axes])]):
             array = whole[place]
+            progressed()
             yield name, (array.T if row.transpose else array).astype(NUMPY_DTYPES[dtype])
     for name, shape in zeros.items():
         yield name, np.zeros(shape, NUMPY_DTYPES[dtype])

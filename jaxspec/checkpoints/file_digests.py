@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jaxspec.interruption import progressed
 from jaxspec.paths import explained
 from jaxspec.provenance import write_json
 
@@ -66,7 +67,9 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def find_damage(folder: Path, record: str, *, within: str = "") -> str:
+def find_damage(
+    folder: Path, record: str, *, within: str = "", share: tuple[int, int] = (0, 1)
+) -> str:
     """What is wrong with the files of a folder, in a few words; "" if all are as recorded.
 
     Files that are not in the record are ignored.
@@ -76,6 +79,7 @@ def find_damage(folder: Path, record: str, *, within: str = "") -> str:
       record: path of the record within `folder`. A value that is a plain number is a size without
         a digest.
       within: check only files whose names start with this.
+      share: (number of a part, number of parts): check only this part of them.
 
     Raises:
       OSError: a file cannot be read now (a disk, network share or bucket that fails, a missing
@@ -89,7 +93,8 @@ def find_damage(folder: Path, record: str, *, within: str = "") -> str:
         return f"{record} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         return f"{record} is damaged"
-    names = [name for name in entries if name.startswith(within)]
+    part, parts = share
+    names = sorted(name for name in entries if name.startswith(within))[part::parts]
     with _threads() as threads:
         found = threads.map(lambda name: _damage(folder, name, *entries[name]), names)
         return next(filter(None, found), "")
@@ -145,6 +150,7 @@ def _crc32(file: Path) -> str:
     with explained(file), file.open("rb", buffering=0) as opened:
         while count := opened.readinto(chunk):
             value = zlib.crc32(chunk[:count], value)
+            progressed()
     return f"{value:08x}"
 
 

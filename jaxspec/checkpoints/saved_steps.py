@@ -53,12 +53,13 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def check_files(step: Path, *, within: str = "") -> bool:
+def check_files(step: Path, *, within: str = "", share: tuple[int, int] = (0, 1)) -> bool:
     """Compares the files of a step with its record; without a record they pass.
 
     Args:
       step: its folder.
       within: check only files whose names start with this.
+      share: (number of a part, number of parts): check only this part of them.
 
     Returns:
       Whether their content was compared, not only their sizes.
@@ -72,7 +73,7 @@ def check_files(step: Path, *, within: str = "") -> bool:
             raise Unusable("cannot be read (it is not a folder)")
         for record in (RECORD, _SIZES):
             if is_there(step / record):
-                damage = find_damage(step, record, within=within)
+                damage = find_damage(step, record, within=within, share=share)
                 if damage:
                     raise Unusable(f"cannot be read ({damage})")
                 return record == RECORD

@@ -40,7 +40,7 @@ from jaxspec.checkpoints.saved_steps import (
 from jaxspec.checkpoints.shapes import compare_shapes
 from jaxspec.files import naming
 from jaxspec.interruption import is_outage
-from jaxspec.parallel.processes import gather
+from jaxspec.parallel.processes import gather, place
 from jaxspec.paths import is_remote
 from jaxspec.provenance import jsonable
 
@@ -329,7 +329,7 @@ the previous checkpoint.
         return self.folder.parent / "unreadable"
 
     def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """State and progress of a step.
+        """State and progress of a step. Each process checks its share of the files.
 
         Raises:
           Unusable: it is damaged.
@@ -338,7 +338,7 @@ the previous checkpoint.
         """
         folder, problem, run, is_as_saved = self.folder / str(step), "", {}, False
         try:
-            is_as_saved = check_files(folder)
+            is_as_saved = check_files(folder, share=place())
             run = read_run(folder)
         except Unusable as found:
             problem = str(found)

@@ -15,13 +15,14 @@ import contextlib
 import faulthandler
 import ipaddress
 import json
+import math
 import os
 import queue
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxspec.interruption import PROCESS_LOST, STALLED
@@ -37,6 +38,8 @@ _GRACE_S = 3.0
 """How long a process may take to end by itself after another has: both may have the same reason."""
 _LAST_S = 6.0
 """How long process 0, which passes news on, waits for the others to end before it ends."""
+_TELL_S = 1.0
+"""How often a process tells the others that it gets on, at most."""
 _ALIVE_S, _PROBES = 5, 3
 """A host that answers nothing is lost after `_ALIVE_S` x (1 + `_PROBES`) seconds."""
 
@@ -58,6 +61,9 @@ class Links:
         self._said: dict[int, queue.SimpleQueue[Any]] = {
             peer: queue.SimpleQueue() for peer in peers
         }
+        self.on_progress: Callable[[], None] = lambda: None
+        """Is called when another process has told that it gets on."""
+        self._told = -math.inf
         self._sending = threading.Lock()
         self._is_ending = threading.Event()
         self._readers = [
@@ -85,6 +91,14 @@ class Links:
         for peer in self._peers:
             self._send(peer, {"says": said})
         return said
+
+    def tell_progress(self) -> None:
+        """Tells the others that work which takes long gets on, if that was not just told."""
+        now = time.monotonic()
+        if now - self._told >= _TELL_S:
+            self._told = now
+            for peer in self._peers:
+                self._send(peer, {"progress": True})
 
     def end(self, status: int, text: str) -> None:
         """Tells the others that this process ends, and why; they end with the same status."""
@@ -126,6 +140,11 @@ class Links:
                 if "ended" in message:
                     self._end_with(message)
                     return
+                if "progress" in message:
+                    self.on_progress()
+                    if self.index == 0:
+                        self.tell_progress()
+                    continue
                 self._said[peer].put(message["says"])
         if not self._is_ending.is_set():
             text = f"it was killed, or its host is gone. {_AGAIN}"

@@ -19,7 +19,7 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,13 @@ from jax._src import cloud_tpu_init
 from jax._src.clusters import ClusterEnv
 
 import jaxspec
-from jaxspec.interruption import STOPPED_AND_SAVED, UNREACHABLE, Terminated, is_outage
+from jaxspec.interruption import (
+    STOPPED_AND_SAVED,
+    UNREACHABLE,
+    Terminated,
+    hearing_progress,
+    is_outage,
+)
 from jaxspec.parallel.links import Links, call_roll, is_loopback
 
 JOIN_TIMEOUT_S = 300.0
@@ -185,6 +191,36 @@ def gather(value: Any) -> list[Any]:
       value: anything that JSON holds.
     """
     return [value] if _links is None else _links.gather(value)
+
+
+def place() -> tuple[int, int]:
+    """(number of this process, number of processes) of those that `gather` asks."""
+    return (0, 1) if _links is None else (_links.index, len(_links.hosts))
+
+
+@contextlib.contextmanager
+def hearing_progress_of_all(hear: Callable[[], None]) -> Iterator[None]:
+    """In the block, a function is called when this process or another one has got on.
+
+    Args:
+      hear: see `jaxspec.interruption.hearing_progress`; any thread may call it.
+    """
+    links = _links
+    if links is None:
+        with hearing_progress(hear):
+            yield
+        return
+
+    def hear_here() -> None:
+        hear()
+        links.tell_progress()
+
+    links.on_progress = hear
+    try:
+        with hearing_progress(hear_here):
+            yield
+    finally:
+        links.on_progress = lambda: None
 
 
 def end_all(status: int, text: str) -> None:

@@ -8,15 +8,17 @@ A collective waits for all hosts, without end: one that hangs holds up the other
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 
 from jaxspec.interruption import STALLED
 from jaxspec.parallel.links import dump_stacks
-from jaxspec.parallel.processes import end_all
+from jaxspec.parallel.processes import end_all, hearing_progress_of_all
 
 
 class StallWatch:
@@ -67,13 +69,17 @@ class StallWatch:
         os._exit(STALLED)
 
 
-def waiting_for_others(what: str, *, limit_s: float) -> StallWatch:
+@contextlib.contextmanager
+def waiting_for_others(what: str, *, limit_s: float) -> Iterator[None]:
     """Watches what several processes do together: one that has failed alone holds up the others.
 
-    A single process waits for nobody, and may take as long as its disk needs.
+    As long as one of them gets on (`jaxspec.interruption.progressed`), none is stalled. A single
+    process waits for nobody, and may take as long as its disk needs.
 
     Args:
       what: see `StallWatch`.
       limit_s: seconds; 0: it never ends the program.
     """
-    return StallWatch(limit_s=limit_s if jax.process_count() > 1 else 0.0, what=what)
+    limit_s = limit_s if jax.process_count() > 1 else 0.0
+    with StallWatch(limit_s=limit_s, what=what) as watch, hearing_progress_of_all(watch.moved):
+        yield

@@ -9,6 +9,7 @@ import pytest
 
 from jaxspec.checkpoints import file_digests
 from jaxspec.checkpoints.file_digests import find_damage, is_there, write_record
+from jaxspec.interruption import hearing_progress
 
 RECORD = "about/digests.json"
 
@@ -46,6 +47,25 @@ def test_what_is_wrong_is_named(folder):
 def test_the_last_byte_of_a_long_file_counts(folder):
     (folder / "deep/er/b.bin").write_bytes(b"b" * 2_999_999 + b"c")
     assert find_damage(folder, RECORD).startswith("deep/er/b.bin has changed")
+
+
+def test_shares_are_all_files_and_each_of_them_once(folder, monkeypatch):
+    read = []
+    digest = file_digests._crc32
+    monkeypatch.setattr(file_digests, "_crc32", lambda file: read.append(file.name) or digest(file))
+    for part in range(2):
+        assert find_damage(folder, RECORD, share=(part, 2)) == ""
+    assert sorted(read) == ["a.bin", "b.bin", "empty"]
+    (folder / "empty").unlink()
+    found = [find_damage(folder, RECORD, share=(part, 4)) for part in range(4)]
+    assert sorted(found) == ["", "", "", "empty is missing"]
+
+
+def test_a_long_file_gets_on_while_it_is_read(folder):
+    heard = []
+    with hearing_progress(lambda: heard.append(1)):
+        find_damage(folder, RECORD)
+    assert len(heard) == 4, "3 MB are read in pieces of a MiB, and 9 bytes at once"
 
 
 def test_a_file_that_nobody_recorded_is_not_looked_at(folder):

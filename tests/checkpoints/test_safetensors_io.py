@@ -28,6 +28,7 @@ from jaxspec.checkpoints.huggingface import load_target, save_target
 from jaxspec.checkpoints.safetensors_io import INDEX, NUMPY_DTYPES, WEIGHTS, TensorFolder
 from jaxspec.checkpoints.shapes import flatten_paths, nest_paths
 from jaxspec.config import Dtype, MeshConfig, TransformerConfig
+from jaxspec.interruption import hearing_progress
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import Rules
 
@@ -74,6 +75,14 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def edit_tensors(file: Path, **changes: Any) -> None:
     save_file({**load_file(file), **changes}, file)
+
+
+def test_writing_gets_on_with_each_tensor(tmp_path: Path, params: dict[str, Any]) -> None:
+    heard: list[int] = []
+    with hearing_progress(lambda: heard.append(1)):
+        save_target(tmp_path / "model", CONFIG, params)
+    with TensorFolder(tmp_path / "model") as tensors:
+        assert len(heard) == len(tensors.shapes)
 
 
 def test_the_index_decides_which_file_counts(shards: Path, params: dict[str, Any]) -> None:

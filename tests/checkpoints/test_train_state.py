@@ -169,6 +169,22 @@ def test_one_that_another_process_cannot_read_is_set_aside(folder, monkeypatch, 
     assert steps(folder.parent / "unreadable") == ["3"]
 
 
+def test_each_process_checks_its_share_of_the_files(folder, monkeypatch):
+    checked = []
+    check = train_state.check_files
+
+    def noted(step, *, share):
+        checked.append(share)
+        return check(step, share=share)
+
+    monkeypatch.setattr(train_state, "check_files", noted)
+    monkeypatch.setattr(train_state, "place", lambda: (1, 3))
+    checkpoints = TrainCheckpoints(folder, keep=2)
+    step, _, _ = checkpoints.restore_latest(shapes(make_state()), report=pytest.fail)
+    checkpoints.close()
+    assert (step, checked) == (3, [(1, 3)])
+
+
 def test_every_truncated_or_missing_file_is_noticed(folder):
     files = [f.relative_to(folder) for f in (folder / "3").rglob("*") if f.stat().st_size]
     files = [file for file in files if (folder / file).is_file()]

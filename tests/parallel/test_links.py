@@ -68,6 +68,19 @@ def test_all_hear_what_all_say(roll):
     assert links[0].name(1) == f"process 1 on {socket.gethostname()}"
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_all_hear_that_one_gets_on(roll, index):
+    links = sorted(roll((2, 3), (0, 3), (1, 3)), key=lambda each: each.index)
+    heard = [threading.Event() for _ in links]
+    for each, event in zip(links, heard, strict=True):
+        each.on_progress = event.set
+    for _ in range(1000):
+        links[index].tell_progress()
+    others = [event for place, event in enumerate(heard) if place != index]
+    assert all(event.wait(10) for event in others)
+    assert on_all(links, lambda each: each.gather(each.index)) == [[0, 1, 2]] * 3
+
+
 def test_who_is_missing_is_named_by_all_that_came(roll):
     started = time.monotonic()
     said = roll((0, 4), (2, 4), limit_s=1.5)

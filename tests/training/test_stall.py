@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from jaxspec.checkpoints.train_state import TrainCheckpoints
-from jaxspec.interruption import STALLED
+from jaxspec.interruption import STALLED, progressed
+from jaxspec.parallel import processes
 from jaxspec.training import loop, stall
 from jaxspec.training.stall import StallWatch, waiting_for_others
 from jaxspec.training.stepper import Stepper
@@ -55,6 +57,30 @@ def test_what_processes_do_together_is_watched(processes, ends, monkeypatch):
     monkeypatch.setattr(stall.StallWatch, "_end", lambda watch: ended.set())
     with waiting_for_others("no checkpoint was restored for", limit_s=0.1):
         assert ended.wait(10 if ends else 0.5) == ends
+
+
+@pytest.mark.parametrize("by", ["this process", "another one"])
+def test_processes_that_get_on_are_not_stalled(by, monkeypatch):
+    ended = threading.Event()
+    links = types.SimpleNamespace(tell_progress=lambda: None, on_progress=None)
+    monkeypatch.setattr(processes, "_links", links)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stall.StallWatch, "_end", lambda watch: ended.set())
+    with waiting_for_others("no checkpoint was restored for", limit_s=0.6):
+        for _ in range(10):
+            (progressed if by == "this process" else links.on_progress)()
+            assert not ended.wait(0.1)
+        assert ended.wait(10), "nothing gets on any more"
+
+
+def test_other_processes_are_told_of_progress(monkeypatch):
+    told = []
+    links = types.SimpleNamespace(tell_progress=lambda: told.append(1), on_progress=None)
+    monkeypatch.setattr(processes, "_links", links)
+    with waiting_for_others("no checkpoint was restored for", limit_s=0.0):
+        progressed()
+    progressed()
+    assert told == [1]
 
 
 def test_nothing_ends_the_program_after_the_block(monkeypatch):

@@ -6,15 +6,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxspec.paths import is_file, is_remote, read_range, user_path
 
 EMBEDDED_TARGET = Path(__file__).parent.parent / "data" / "embedded" / "target"
 _EDGE_BYTES, _TENSOR_BYTES = 1 << 20, 1 << 12
+_AT_ONCE = 32
+"""Parts of a weight file that are read at a time."""
 _LONGEST_HEADER = 100_000_000
 """Bytes; safetensors allows no more."""
 
@@ -48,7 +52,8 @@ def target_folder(path: str) -> Path:
 def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     """A hash that tells models apart without reading all of their weights.
 
-    Of each weight file, it reads the beginning, the end, and both ends of every tensor.
+    Of each weight file, it reads the beginning, the end, and both ends of every tensor, many of
+    them at a time: in a bucket, each is a request.
 
     Args:
       folder: the model's folder.
@@ -57,14 +62,21 @@ def fingerprint(folder: Path, *, config_json: bytes | None = None) -> str:
     if config_json is None:
         config_json = (folder / "config.json").read_bytes()
     digest = hashlib.sha256(config_json)
-    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        places = [(0, _EDGE_BYTES), (size - _EDGE_BYTES, _EDGE_BYTES)]
-        places += [(start - _TENSOR_BYTES, 2 * _TENSOR_BYTES) for start in _tensor_starts(path)]
-        for start, length in places:
-            digest.update(read_range(path, max(0, start), length))
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            places = [(0, _EDGE_BYTES), (size - _EDGE_BYTES, _EDGE_BYTES)]
+            places += [(start - _TENSOR_BYTES, 2 * _TENSOR_BYTES) for start in _tensor_starts(path)]
+            read = functools.partial(_read_place, path)
+            for part in threads.map(read, places):  # In the order of the places.
+                digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _read_place(path: Path, place: tuple[int, int]) -> bytes:
+    start, length = place
+    return read_range(path, max(0, start), length)
 
 
 def _tensor_starts(path: Path) -> list[int]:

@@ -92,9 +92,14 @@ def joined(asked: Processes | None = None) -> Iterator[None]:
 
     Raises:
       ValueError: the processes contradict each other, do not all come in time, or have other
-        versions of jaxspec or jax; or this one is alone where there should be several.
+        versions of jaxspec or jax; or this one is alone where there should be several; or a program
+        has joined several by `jax.distributed.initialize`.
     """
-    if _is_inside.get() or jax.distributed.is_initialized():
+    is_joined = _is_inside.get() or _links is not None
+    if not is_joined and jax.distributed.is_initialized():
+        _check_joined_by_nobody_else()
+        is_joined = True
+    if is_joined:
         yield
         return
     asked = asked or Processes()
@@ -371,6 +376,18 @@ def _is_alone_on_host() -> bool:
 def _started(variable: str) -> int:
     said = os.environ.get(variable, "")
     return int(said) if said.isdecimal() else 0
+
+
+def _check_joined_by_nobody_else() -> None:
+    """Refuses processes that only jax knows of: nothing would keep their runs together."""
+    if (count := jax.process_count()) > 1:
+        raise ValueError(
+            f"This program has joined {count} processes by jax.distributed.initialize, so that "
+            "jaxspec cannot make sure that they agree and end together. Leave out your own "
+            "jax.distributed.initialize: jaxspec joins the processes, as the cluster says, or as "
+            "JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID do."
+        )
 
 
 def _check_alone() -> None:

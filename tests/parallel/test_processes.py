@@ -182,6 +182,19 @@ def test_devices_of_hosts_that_have_not_joined_are_refused(monkeypatch):
         pass
 
 
+def test_processes_that_a_program_has_joined_itself_are_refused(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with joined():  # It alone.
+        pass
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    message = "joined 4 processes by .*Leave out your own jax.distributed.initialize"
+    with pytest.raises(ValueError, match=message), joined():
+        pass
+    monkeypatch.setattr(processes, "_links", Said())
+    with joined():  # In another thread of a run.
+        pass
+
+
 @pytest.mark.parametrize(
     ("coordinator", "bound"), [("localhost:8476", "localhost:8476"), ("10.0.0.5:8476", None)]
 )

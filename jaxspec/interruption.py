@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 STOPPED_AND_SAVED = 75
 """Exit status of a command that was stopped; the same command continues (EX_TEMPFAIL)."""
@@ -38,7 +38,7 @@ _PRESSES, _WITHIN_SECONDS = 3, 5.0
 _REPEAT_SECONDS = 0.1
 
 
-def is_outage(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error says that files do not answer now; the same command may succeed later."""
     return isinstance(error, OSError) and error.errno in _OUTAGES
 

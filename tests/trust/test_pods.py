@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 
+from jaxspec.checkpoints.denoiser import load_denoiser
 from jaxspec.interruption import PROCESS_LOST, STALLED, STOPPED_AND_SAVED
 from jaxspec.training.loop import train
 from tests.training import runs
@@ -107,6 +111,24 @@ def test_two_processes_that_split_the_model_or_rows(axis, is_slow, start, finish
         pytest.skip("it takes a minute: --slow")
     assert start(2, "--mesh.data", "1", f"--mesh.{axis}", "2").statuses() == [0, 0]
     assert_same_trace(tmp_path / "run", finished_run)
+
+
+def test_two_processes_export_updates_of_low_rank(is_slow, start, run_config, tmp_path):
+    """At the end of a run, and again from its last checkpoint, of which each checks its files."""
+    if not is_slow:
+        pytest.skip("it takes a minute: --slow")
+    exports = []
+    for _ in range(2):
+        pod = start(
+            2,
+            *("--mesh.data", "1", "--mesh.fsdp", "2", "--training.task", "denoiser"),
+            *("--denoiser.path", str(run_config.target.path), "--denoiser.lora_rank", "2"),
+            *("--denoiser.objective", "llada", "--training.steps", "2"),
+        )
+        assert pod.statuses() == [0, 0], pod.said(0)
+        exports.append(load_denoiser(tmp_path / "run" / "export")[1])
+        shutil.rmtree(tmp_path / "run" / "export")
+    jax.tree.map(np.testing.assert_array_equal, *exports)
 
 
 def test_a_step_that_does_not_end_shows_the_stacks(is_slow, start):

@@ -393,7 +393,7 @@ class TrainingConfig:
     """Where metrics go besides metrics.jsonl; "wandb" needs that package. Short: --logging."""
     capture_tolerance: NotNegative | None = None
     """Largest difference in log-probability that the capture check accepts. None: 0.001 for a
-    target in float32, 0.25 in bfloat16."""
+    target in float32, 0.5 in bfloat16."""
     export: bool = True
     """Write WORKDIR/export (safetensors, config.json, tokenizer) at the end."""
     export_best: bool = True

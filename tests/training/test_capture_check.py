@@ -97,7 +97,7 @@ def test_logits_are_rebuilt_in_float32_of_a_target_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_refused_in_bfloat16(mistake: str) -> None:
-    with pytest.raises(ValueError, match=r"capture_tolerance allows 0\.25.*--target.dtype float32"):
+    with pytest.raises(ValueError, match=r"capture_tolerance allows 0\.5.*--target.dtype float32"):
         check(Broken(mistake, IN_BFLOAT16), params=large_logits())
 
 

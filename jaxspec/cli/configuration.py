@@ -112,6 +112,11 @@ class ConfigCommand:
         return cls.reads
 
     @classmethod
+    def not_from_config_now(cls, argv: Sequence[str]) -> tuple[str, ...]:
+        """`not_from_config` with this command line."""
+        return cls.not_from_config
+
+    @classmethod
     def why_not(cls, name: str, run: RunConfig, argv: Sequence[str]) -> str:
         """Why a setting of a run is not read."""
         return ELSEWHERE.get(name.split(".")[0], "it only names the run that a config trains")
@@ -163,7 +168,8 @@ def parse_command(
     run = RunConfig() if config_path is None else load_config(config_path)
     chosen = command_type.fits if config_path is None else {}
     usual = RunConfig()
-    run = dataclasses.replace(run, **{g: getattr(usual, g) for g in command_type.not_from_config})
+    unused = command_type.not_from_config_now(argv)
+    run = dataclasses.replace(run, **{group: getattr(usual, group) for group in unused})
     reads = command_type.reads_now(run, argv)
     description = description or inspect.cleandoc(command_type.__doc__ or "")
     if {"-h", "--help"} & set(argv):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from jaxspec.cli.configuration import parse_command
+from jaxspec.cli.settings import given_value
 from jaxspec.cli.train import TaskCommand
 from jaxspec.config import RunConfig
 from jaxspec.ranges import NotNegative, check_ranges, fraction, whole
@@ -59,6 +60,11 @@ class PlanCommand(TaskCommand):
         "{program} --config configs/qwen3_8b.py --topology 8xH100 --decode"
     )
 
+    @classmethod
+    def not_from_config_now(cls, argv: Sequence[str]) -> tuple[str, ...]:
+        """The programs that decode take no mesh from a config."""
+        return ("mesh",) if given_value(argv, "decode") == "True" else ()
+
     topology: str = ""
     """TPUs and the shape of their slice, such as v5p:2x2x2 (8 chips) or v6e:4x4 (16), or a number
     of GPUs, such as 8xH100; "": the devices of this machine. With `table`, several, separated by
@@ -69,7 +75,8 @@ class PlanCommand(TaskCommand):
     """How many settings of a search are compiled; the others are estimates. In place of one that
     turns out too large, the next is tried."""
     decode: bool = False
-    """Plan eval.py and jaxspec regenerate instead of training."""
+    """Plan eval.py and jaxspec regenerate instead of training. Like them, this takes its mesh from
+    the command line, and none from the config."""
     table: bool = False
     """Print one line of a Markdown table for each topology. Where the run's own settings do not
     fit, the line is that of the first settings of a search that do."""

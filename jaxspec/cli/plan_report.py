@@ -220,7 +220,8 @@ def decode_table(plans: Sequence[DecodePlan], run: RunConfig, topology: Topology
             "a copy of the weights lies on",
             [f"{p.tensor} of {topology.devices} devices" for p in plans],
         ),
-        ("copies", [f"{p.copies}" for p in plans]),
+        ("copies, over which a batch is spread", [f"{p.data}" for p in plans]),
+        ("processes, each with its own batch", [f"{p.processes}" for p in plans]),
         (
             f"weights, of {available} of a device",
             [", ".join(f"{name} {_size(size)}" for name, size in p.weights.items()) for p in plans],
@@ -244,7 +245,7 @@ def decode_table(plans: Sequence[DecodePlan], run: RunConfig, topology: Topology
             ],
         ),
         (
-            "tokens/s of all devices, at most",
+            "tokens/s of all processes, at most",
             [
                 f"{p.tokens_per_second:,.0f}" + (" x tau" if "drafter" in p.weights else "")
                 for p in plans

@@ -20,7 +20,8 @@ from jax.sharding import AbstractMesh
 from jaxspec.config import LanguageModelConfig, RunConfig
 from jaxspec.ops.mesh_axes import AXES, HEADS
 from jaxspec.parallel.chips import Chip
-from jaxspec.parallel.divisibility import any_of, check_models_fit, divisors
+from jaxspec.parallel.decoding_sizes import decoding_sizes
+from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.minimum import (
     expert_kernels,
@@ -45,14 +46,16 @@ ROOM = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class DecodePlan:
-    """One way of decoding, on the devices that share a copy of the weights."""
+    """One way of decoding, on the devices of each process."""
 
     name: str
     """"with drafter" or "target alone"."""
     tensor: int
-    """Devices that share a copy."""
-    copies: int
-    """Such groups; each decodes its own prompts."""
+    """Devices that share a copy of the weights."""
+    data: int
+    """Copies in a process; the rows are spread over them."""
+    processes: int
+    """Of eval.py one, of `jaxspec regenerate` one on each host; each decodes a batch of its own."""
     weights: Mapping[str, float]
     """Bytes on each device, by model."""
     cache_bytes: float
@@ -60,9 +63,9 @@ class DecodePlan:
     prompt_bytes: float
     """Attention scores of one row's longest prompt on each device, while it is read."""
     batch: int
-    """Rows that are decoded together."""
+    """Rows that a process decodes together."""
     most_rows: int
-    """The most that fit; 0: not even one does."""
+    """The most that fit; 0: not even one on each copy does."""
     pass_seconds: float
     """The least time of a round: a pass of the drafter and one of the target."""
     binding: str
@@ -75,21 +78,21 @@ class DecodePlan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all devices, for each token that a round emits: multiply by tau."""
-        return self.batch * self.copies / self.pass_seconds
+        """Of all processes, for each token that a round emits: multiply by tau."""
+        return self.batch * self.processes / self.pass_seconds
 
 
 def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
     """Plans an evaluation with the run's drafter, and decoding by the target alone.
 
     Args:
-      config: `evaluation` gives the lengths, the batch and the block, `mesh.tensor` the devices
-        that share a copy of the weights.
-      topology: the devices.
+      config: `evaluation` gives the lengths, the batch and the block, `mesh` how a process divides
+        its devices (`decoding_sizes`).
+      topology: the devices; each host runs a process on its own.
 
     Raises:
-      ValueError: a run that does not train a drafter, a context axis, or a tensor axis that does
-        not divide the devices or a model.
+      ValueError: a run that does not train a drafter, a mesh that the programs refuse or that does
+        not divide a model, or an fsdp axis, whose gathering of weights is not planned.
     """
     objective = (task := task_of(config).build(config)).objective
     if not isinstance(objective, DrafterObjective):
@@ -98,19 +101,22 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             f"{config.training.task!r}."
         )
     target, drafter = objective.target.config, objective.drafter.config
-    tensor = max(1, config.mesh.tensor)
-    if config.mesh.context != 1:
-        raise ValueError(
-            f"mesh.context is {config.mesh.context}, but only training splits the tokens of a row: "
-            "set it to 1."
-        )
-    if topology.devices % tensor:
-        raise ValueError(
-            f"mesh.tensor is {tensor}, which does not divide the {topology.devices} devices: set "
-            f"it to {any_of(divisors(topology.devices))}."
-        )
-    check_models_fit(task.models, {"tensor": tensor})
     evaluation = config.evaluation
+    sizes = decoding_sizes(
+        config.mesh,
+        rows=evaluation.batch_size,
+        option="evaluation.batch_size",
+        devices=topology.devices // topology.hosts,
+        platform="tpu" if topology.chip.is_tpu else "gpu",
+    )
+    if sizes["fsdp"] != 1:
+        raise ValueError(
+            f"mesh.fsdp is {sizes['fsdp']}, but decoding is planned for weights that are split "
+            "over mesh.tensor: set mesh.fsdp to 1. With it, every pass would gather all weights."
+        )
+    data, tensor = sizes["data"], sizes["tensor"]
+    check_models_fit(task.models, {"tensor": tensor})
+    rows = evaluation.batch_size // data
     block = evaluation.block_size or drafter.block_size
     # Decoding computes with weights in the type of the drafter's computation.
     size = itemsize(drafter.dtype)
@@ -137,7 +143,7 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
     }
 
     def reads(read: int) -> dict[str, float]:
-        tokens = evaluation.batch_size * read
+        tokens = rows * read
         return {
             "target": target_weights_read(task.frozen_shapes, target, tokens=tokens),
             # The target's head is read by the drafter, too.
@@ -158,12 +164,14 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             scores=scores,
             read=read,
             batch=evaluation.batch_size,
+            data=data,
             tensor=tensor,
-            topology=topology,
+            processes=processes,
+            chip=topology.chip,
         )
-        for name, used, read in (
-            ("with drafter", ("target", "drafter"), block),
-            ("target alone", ("target",), 1),
+        for name, used, read, processes in (
+            ("with drafter", ("target", "drafter"), block, 1),
+            ("target alone", ("target",), 1, topology.hosts),
         )
     ]
 
@@ -209,10 +217,12 @@ def _plan(
     scores: float,
     read: int,
     batch: int,
+    data: int,
     tensor: int,
-    topology: Topology,
+    processes: int,
+    chip: Chip,
 ) -> DecodePlan:
-    chip: Chip = topology.chip
+    rows = batch // data
 
     def here(sizes: Mapping[str, float], unsplit: Mapping[str, float]) -> dict[str, float]:
         return {part: unsplit[part] + (sizes[part] - unsplit[part]) / tensor for part in used}
@@ -221,8 +231,8 @@ def _plan(
     cache = sum(caches[part] for part in used) / tensor
     row = cache + scores / tensor
     room = ROOM * chip.device_memory() - sum(weights.values())
-    moved = sum(here(reads, whole).values()) + batch * cache
-    computed = 2.0 * batch * read * sum(here(counts, whole_counts).values())
+    moved = sum(here(reads, whole).values()) + rows * cache
+    computed = 2.0 * rows * read * sum(here(counts, whole_counts).values())
     times = {
         "memory": moved / (chip.memory_bandwidth / chip.cores),
         "arithmetic": computed / (chip.peak_operations / chip.cores),
@@ -231,12 +241,13 @@ def _plan(
     return DecodePlan(
         name=name,
         tensor=tensor,
-        copies=topology.devices // tensor,
+        data=data,
+        processes=processes,
         weights=weights,
         cache_bytes=cache,
         prompt_bytes=scores / tensor,
         batch=batch,
-        most_rows=max(0, int(room // row)),
+        most_rows=data * max(0, int(room // row)),
         pass_seconds=times[binding],
         binding=binding,
     )

@@ -46,6 +46,17 @@ class Topology:
         """Devices that jax makes of them."""
         return self.chips * self.chip.cores
 
+    @property
+    def hosts(self) -> int:
+        """Hosts that the chips belong to; each runs a process of its own.
+
+        >>> [parse_topology(name).hosts for name in ("v6e:2x4", "v6e:4x4", "v5p:2x2x2", "16xH100")]
+        [1, 4, 2, 2]
+        """
+        # A host of a TPU has 4 chips, or all 8 of the largest slices of v5e and v6e on one host.
+        of_one = self.chip.per_host or (8 if self.chip.dimensions == 2 and self.chips <= 8 else 4)
+        return max(1, self.chips // of_one)
+
 
 def known_topologies() -> list[str]:
     """The usual slices of each TPU, and a host of each GPU."""

@@ -297,6 +297,20 @@ def test_decoding_is_planned_from_shapes(config, capsys):
     assert "x tau" in printed
 
 
+def test_decoding_takes_no_mesh_from_a_config(tmp_path, capsys):
+    file = tmp_path / "split.py"
+    file.write_text(
+        "import dataclasses\n\nfrom tests.cli.test_plan import CONFIG, MeshConfig\n\n\n"
+        "def get_config():\n"
+        "    return dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=-1))\n"
+    )
+    arguments = ["--config", str(file), "--topology", "8xH100", "--decode"]
+    assert command.main(arguments) == 0
+    assert "1 of 8 devices" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"mesh\.fsdp is 8, but decoding is planned"):
+        command.main([*arguments, "--mesh.fsdp", "-1", "--mesh.data", "1"])
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed: no compiler for a TPU",

@@ -213,12 +213,30 @@ def test_decoding_by_hand():
     assert alone.cache_bytes == 64 * 2 * slot
     assert drafted.cache_bytes == 64 * 3 * slot
     assert drafted.prompt_bytes == 4 * 2 * 24 * 24
-    assert alone.pass_seconds == (target + 4 * alone.cache_bytes) / H100.memory_bandwidth
+    # The 4 rows are spread over as many of the 8 devices.
+    assert alone.pass_seconds == (target + alone.cache_bytes) / H100.memory_bandwidth
     assert alone.binding == "memory"
-    assert alone.tokens_per_second == 4 * 8 / alone.pass_seconds
+    assert alone.tokens_per_second == 4 / alone.pass_seconds
     room = 0.9 * 80e9 - target
-    assert alone.most_rows == room // (alone.cache_bytes + alone.prompt_bytes)
-    assert drafted.fits and drafted.copies == 8
+    assert alone.most_rows == 4 * (room // (alone.cache_bytes + alone.prompt_bytes))
+    assert drafted.fits and drafted.data == 4
+    # On two hosts, jaxspec regenerate runs twice and eval.py once.
+    drafted, alone = plan_decoding(run, parse_topology("16xH100"))
+    assert (drafted.data, drafted.processes, alone.processes) == (4, 1, 2)
+    assert alone.tokens_per_second == 2 * 4 / alone.pass_seconds
+    assert drafted.tokens_per_second == 4 / drafted.pass_seconds
+
+
+def test_decoding_is_planned_on_the_meshes_that_decode():
+    for sizes, problem in [
+        ({"data": 3}, r"mesh\.data is 3, which does not divide the 8 prompts"),
+        ({"tensor": 16}, r"which takes 16 devices, but this process has 8"),
+        ({"fsdp": 2}, r"mesh\.fsdp is 2, but decoding is planned for weights that are split over"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            plan_decoding(
+                dataclasses.replace(RUN, mesh=MeshConfig(**sizes)), parse_topology("8xH100")
+            )
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -237,7 +255,7 @@ def test_decoding_over_tensor_divides_weights_and_caches(fused: bool) -> None:
     mesh = make_mesh(MeshConfig(data=1, tensor=4), devices=jax.devices()[:4])
     trees = {"target": task.frozen_shapes, "drafter": trained_shapes(task)}
     for one, part in zip(whole, split, strict=True):
-        assert (one.copies, part.copies) == (8, 2)
+        assert (one.data, part.data) == (8, 2)
         assert part.cache_bytes == one.cache_bytes / 4
         for name, size in part.weights.items():
             placed = Rules().shardings(trees[name], mesh)
@@ -255,11 +273,13 @@ def test_decoding_over_tensor_divides_weights_and_caches(fused: bool) -> None:
 def test_the_fewest_devices_of_a_copy_are_found():
     architecture = dataclasses.replace(CONFIG.target.architecture, num_heads=4, num_kv_heads=4)
     run = dataclasses.replace(
-        CONFIG, target=dataclasses.replace(CONFIG.target, architecture=architecture)
+        CONFIG,
+        target=dataclasses.replace(CONFIG.target, architecture=architecture),
+        evaluation=dataclasses.replace(CONFIG.evaluation, batch_size=1),
     )
     one, _ = plan_decoding(run, parse_topology("8xH100"))
     row = one.cache_bytes + one.prompt_bytes
-    enough = (sum(one.weights.values()) + one.batch * row) / 0.9
+    enough = (sum(one.weights.values()) + row) / 0.9
     assert smallest_tensor(run, of_memory(1.01 * enough)) == 1
     assert smallest_tensor(run, of_memory(0.99 * enough)) == 2
     assert smallest_tensor(run, of_memory(0.3 * enough)) == 4

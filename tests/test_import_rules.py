@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {
         *("ops", "models", "drafters", "decoding", "data", "checkpoints", "training", "evals"),
     },
-    "planning": {"ops", "losses", "models", "parallel", "checkpoints", "training"},
+    "planning": {"ops", "losses", "models", "decoding", "parallel", "checkpoints", "training"},
     "study": {"architectures", "training", "evals"},
     "api": {"drafters", "decoding", "data", "evals"},
 }

@@ -227,7 +227,7 @@ def decode_table(plans: Sequence[DecodePlan], run: RunConfig, topology: Topology
             [", ".join(f"{name} {_size(size)}" for name, size in p.weights.items()) for p in plans],
         ),
         ("cache of a row", [_size(p.cache_bytes) for p in plans]),
-        ("scores of a row's prompt", [_size(p.prompt_bytes) for p in plans]),
+        ("prompts while they are read", [_size(p.prompt_bytes) for p in plans]),
         ("rows that fit", [f"{p.most_rows:,}" for p in plans]),
         (
             "rows asked for (--evaluation.batch_size)",

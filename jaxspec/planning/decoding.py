@@ -18,11 +18,14 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxspec.config import LanguageModelConfig, RunConfig
+from jaxspec.decoding.generate import bucket_length, needed_capacity, prefill_rows
+from jaxspec.decoding.state import DecodeRules
 from jaxspec.ops.mesh_axes import AXES, HEADS
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.decoding_sizes import decoding_sizes
 from jaxspec.parallel.divisibility import check_models_fit
 from jaxspec.parallel.rules import Rules
+from jaxspec.planning.estimate import queries_at_once
 from jaxspec.planning.minimum import (
     expert_kernels,
     parameters,
@@ -61,7 +64,8 @@ class DecodePlan:
     cache_bytes: float
     """Keys and values of one row on each device."""
     prompt_bytes: float
-    """Attention scores of one row's longest prompt on each device, while it is read."""
+    """What prompts need on each device while they are read, beside the batch: the caches of as many
+    as are read together, and a layer's attention scores."""
     batch: int
     """Rows that a process decodes together."""
     most_rows: int
@@ -130,11 +134,17 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
         "target": tree_bytes(whole["target"]),
         "drafter": float(parameters(whole["drafter"]) * size),
     }
-    slots = evaluation.max_prompt_tokens + evaluation.max_new_tokens + block
-    caches = {
-        "target": slots * cache_bytes(target, target.num_layers),
-        "drafter": slots * cache_bytes(drafter, drafter.num_layers),
-    }
+    most = target.max_position_embeddings - evaluation.max_new_tokens
+    length = bucket_length(max(1, min(evaluation.max_prompt_tokens, most)))
+    rules = DecodeRules(evaluation.max_new_tokens)
+
+    def caches(read: int) -> dict[str, float]:
+        slots = needed_capacity(length, rules=rules, round_tokens=read)
+        return {
+            "target": slots * cache_bytes(target, target.num_layers),
+            "drafter": slots * cache_bytes(drafter, drafter.num_layers),
+        }
+
     experts = parameters(expert_kernels(task.frozen_shapes, target))
     idle = int(experts * (1 - share_of_experts(target)))  # Of one token.
     counts = {
@@ -150,7 +160,11 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             "drafter": models["drafter"] + head_bytes(target),
         }
 
-    scores = 4.0 * target.num_heads * evaluation.max_prompt_tokens**2
+    prompts = prefill_rows(length, rows=evaluation.batch_size)
+    if prompts % data == 0:  # Otherwise every copy reads all of them.
+        prompts //= data
+    queries = queries_at_once(target, topology.chip, tokens=length, length=length)
+    scores = 4.0 * target.num_heads * queries * length
     return [
         _plan(
             name,
@@ -158,10 +172,11 @@ def plan_decoding(config: RunConfig, topology: Topology) -> list[DecodePlan]:
             models=models,
             whole=whole_bytes,
             reads=reads(read),
-            caches=caches,
+            caches=caches(read),
             counts=counts,
             whole_counts={name: parameters(leaves) for name, leaves in whole.items()},
             scores=scores,
+            prompts=prompts,
             read=read,
             batch=evaluation.batch_size,
             data=data,
@@ -215,6 +230,7 @@ def _plan(
     counts: Mapping[str, int],
     whole_counts: Mapping[str, int],
     scores: float,
+    prompts: int,
     read: int,
     batch: int,
     data: int,
@@ -229,8 +245,8 @@ def _plan(
 
     weights = here(models, whole)
     cache = sum(caches[part] for part in used) / tensor
-    row = cache + scores / tensor
-    room = ROOM * chip.device_memory() - sum(weights.values())
+    reading = prompts * (cache + scores / tensor)
+    room = ROOM * chip.device_memory() - sum(weights.values()) - reading
     moved = sum(here(reads, whole).values()) + rows * cache
     computed = 2.0 * rows * read * sum(here(counts, whole_counts).values())
     times = {
@@ -245,9 +261,9 @@ def _plan(
         processes=processes,
         weights=weights,
         cache_bytes=cache,
-        prompt_bytes=scores / tensor,
+        prompt_bytes=reading,
         batch=batch,
-        most_rows=data * max(0, int(room // row)),
+        most_rows=data * max(0, int(room // cache)),
         pass_seconds=times[binding],
         binding=binding,
     )

@@ -205,7 +205,7 @@ def _part_bytes(tree: Any, config: MeshConfig, mesh: Mapping[str, int]) -> float
     return total
 
 
-def _queries_at_once(target: LanguageModelConfig, chip: Chip, *, tokens: int, length: int) -> int:
+def queries_at_once(target: LanguageModelConfig, chip: Chip, *, tokens: int, length: int) -> int:
     """Queries of the target whose scores are in memory at once; 0: a kernel keeps them away."""
     kind = choose_attention(
         target.attention,
@@ -238,7 +238,7 @@ def _activations(
     length, slots = config.data.sequence_length, blocks * drafter.block_size
     width, item = target.hidden_size, _item(target)
 
-    queries = _queries_at_once(target, chip, tokens=tokens, length=length)
+    queries = queries_at_once(target, chip, tokens=tokens, length=length)
     scores = 4 * target.num_heads / tensor * queries * length
     captured = len(drafter.target_layer_ids)
     features = item * tokens * width * (2 * captured + 1)
@@ -286,7 +286,7 @@ def _score_traffic(
     length = config.data.sequence_length
     slots = config.data.anchors * drafter.block_size
     of_target = 0
-    if _queries_at_once(target, chip, tokens=length, length=length):
+    if queries_at_once(target, chip, tokens=length, length=length):
         of_target = target.num_layers * target.num_heads * length**2
     passes = 4.0 if drafter.remat or drafter.chunk_blocks else 3.0
     of_drafter = passes * drafter.num_layers * drafter.num_heads * slots * length

@@ -207,24 +207,45 @@ def test_decoding_by_hand():
     )
     drafted, alone = plan_decoding(run, parse_topology("8xH100"))
     target = 4.0 * (176_576)
-    # Keys and values of 24 + 36 + 4 slots, one head of 32, float32; two layers and one.
+    # Keys and values, one head of 32, float32; two layers and one. Prompts of 24 tokens are padded
+    # to 128, and with 36 more and two blocks of 4 a cache has a multiple of 64 slots.
     slot = 2 * 32 * 4
     assert alone.weights == {"target": target}
-    assert alone.cache_bytes == 64 * 2 * slot
-    assert drafted.cache_bytes == 64 * 3 * slot
-    assert drafted.prompt_bytes == 4 * 2 * 24 * 24
+    assert alone.cache_bytes == 192 * 2 * slot
+    assert drafted.cache_bytes == 192 * 3 * slot
+    # One prompt is read at a time: its caches, and the scores of two heads.
+    assert drafted.prompt_bytes == drafted.cache_bytes + 4 * 2 * 128 * 128
     # The 4 rows are spread over as many of the 8 devices.
     assert alone.pass_seconds == (target + alone.cache_bytes) / H100.memory_bandwidth
     assert alone.binding == "memory"
     assert alone.tokens_per_second == 4 / alone.pass_seconds
-    room = 0.9 * 80e9 - target
-    assert alone.most_rows == 4 * (room // (alone.cache_bytes + alone.prompt_bytes))
+    room = 0.9 * 80e9 - target - alone.prompt_bytes
+    assert alone.most_rows == 4 * (room // alone.cache_bytes)
     assert drafted.fits and drafted.data == 4
     # On two hosts, jaxspec regenerate runs twice and eval.py once.
     drafted, alone = plan_decoding(run, parse_topology("16xH100"))
     assert (drafted.data, drafted.processes, alone.processes) == (4, 1, 2)
     assert alone.tokens_per_second == 2 * 4 / alone.pass_seconds
     assert drafted.tokens_per_second == 4 / drafted.pass_seconds
+
+
+def test_prompts_that_are_read_together():
+    architecture = dataclasses.replace(
+        CONFIG.target.architecture, max_position_embeddings=4096, dtype="bfloat16"
+    )
+    run = dataclasses.replace(
+        CONFIG,
+        target=dataclasses.replace(CONFIG.target, architecture=architecture, dtype="bfloat16"),
+        evaluation=EvaluationConfig(batch_size=512, max_prompt_tokens=4096, max_new_tokens=2048),
+        mesh=MeshConfig(data=4),
+    )
+    # 4,096 positions leave 2,048 for a prompt, of which 4 are read in a pass: one on each device.
+    # The kernels for bfloat16 keep scores out of memory.
+    for plan in plan_decoding(run, parse_topology("4xH100")):
+        assert plan.prompt_bytes == plan.cache_bytes
+    one = dataclasses.replace(run, mesh=MeshConfig(data=1))
+    for plan in plan_decoding(one, parse_topology("4xH100")):
+        assert plan.prompt_bytes == 4 * plan.cache_bytes
 
 
 def test_decoding_is_planned_on_the_meshes_that_decode():

@@ -31,7 +31,7 @@ _INTERRUPTED = (None, STOPPED_AND_SAVED, 130)
 """Statuses of a unit that was stopped: killed with the study, SIGTERM, Ctrl-C."""
 _OF_PROVENANCE = (
     *("command", "commit", "dirty", "versions", "devices", "host", "seed", "time"),
-    *(WEIGHTS, PROMPTS),
+    *("fingerprints", WEIGHTS, PROMPTS),
 )
 """What is kept of a unit's provenance; its settings are kept with them."""
 _LAST_LINES = 4

@@ -23,7 +23,12 @@ from jaxspec.json_files import LARGEST_OF_RESULTS, read_object
 from jaxspec.provenance import jsonable, write_json
 from jaxspec.study.curves import Curve, curve_of, plot_curves
 from jaxspec.study.declaration import StudyConfig
-from jaxspec.study.evaluated import Evaluated, read_evaluations, refuse_mixtures
+from jaxspec.study.evaluated import (
+    Evaluated,
+    read_evaluations,
+    refuse_mixtures,
+    refuse_other_data,
+)
 from jaxspec.study.origin import commits_of, origin_text
 from jaxspec.study.plots import plot_gains, plot_positions
 from jaxspec.study.records import (
@@ -81,7 +86,7 @@ def write_results(
       The files, results.json first; none before the first evaluation is done.
 
     Raises:
-      ValueError: a damaged evaluation, or evaluations that one table may not hold.
+      ValueError: a damaged evaluation, or evaluations or drafters that one table may not hold.
     """
     records = {unit.name: read_record(folder, unit) for unit in units}
     done = [unit for unit in units if state_of(folder, unit, records[unit.name]) == "done"]
@@ -96,6 +101,7 @@ def write_results(
     found = summary(rows, base=study.base_loss, untrained=untrained)
     for unit in done:
         _keep_provenance(unit, records[unit.name], folder)
+    refuse_other_data(_drafters(units, done, records))
     made = {
         unit.name: {**record.provenance, "settings": record.settings, "seconds": record.seconds}
         for unit in units
@@ -126,7 +132,7 @@ def refuse_unusable(study: StudyConfig, units: Sequence[Unit], *, folder: Path) 
 
     Raises:
       ValueError: a file that this study did not write, a finished unit whose files are damaged, or
-        evaluations that one table may not hold.
+        evaluations or drafters that one table may not hold.
     """
     _refuse_foreign(study, folder)
     records = {unit.name: read_record(folder, unit) for unit in units}
@@ -136,12 +142,25 @@ def refuse_unusable(study: StudyConfig, units: Sequence[Unit], *, folder: Path) 
         record = records[unit.name]
         if record is not None and not record.provenance:
             try:
-                made_by(unit)
+                record.provenance = made_by(unit)
             except ValueError as error:
                 raise ValueError(
                     f"{unit.name} is done, but what it left cannot be read: {error}\n"
                     f"Delete {unit.output}, and the unit is run again."
                 ) from error
+    refuse_other_data(_drafters(units, done, records))
+
+
+def _drafters(
+    units: Sequence[Unit], done: Sequence[Unit], records: Mapping[str, UnitRecord | None]
+) -> list[tuple[Unit, UnitRecord]]:
+    """The drafters that are there, or that a finished evaluation has measured."""
+    kept = {unit.name for unit in done} | {need for unit in done for need in unit.needs}
+    return [
+        (unit, record)
+        for unit in units
+        if unit.kind == "drafter" and unit.name in kept and (record := records[unit.name])
+    ]
 
 
 def _refuse_foreign(study: StudyConfig, folder: Path) -> None:

@@ -78,6 +78,41 @@ def test_evaluations_of_other_weights_or_prompts_are_not_mixed(tmp_path, changed
     assert write(tmp_path, found)
 
 
+def test_drafters_that_learned_other_texts_are_not_mixed(tmp_path):
+    found = measured(tmp_path)
+    drafters = {unit.name: unit for unit in found if unit.kind == "drafter"}
+
+    def learned(name: str, digest: str, **data: str) -> None:
+        unit = drafters[f"drafters/small/{name}"]
+        changed = dataclasses.replace(unit.config.data, **data)
+        unit = dataclasses.replace(unit, config=dataclasses.replace(unit.config, data=changed))
+        record = begun(unit, None)
+        record.attempts[-1].status = 0
+        record.provenance = {"fingerprints": {"data": digest}}
+        write_record(tmp_path, unit, record)
+
+    for name in ("uniform-seed0", "full-seed0"):
+        learned(name, "aaaa")
+    # Another seed, and older records.
+    learned("uniform-seed1", "bbbb")
+    assert write(tmp_path, found)
+    learned("full-seed0", "cccc", raw_dir="elsewhere")
+    with pytest.raises(ValueError, match=r"The texts that drafters of 'small' learn have changed"):
+        refuse_unusable(STUDY, found, folder=tmp_path)
+    with pytest.raises(ValueError) as raised:
+        write_results(STUDY, found, folder=tmp_path, provenance={})
+    assert "\n  aaaa: drafters/small/uniform-seed0\n  cccc: drafters/small/full-seed0\n" in str(
+        raised.value
+    )
+    # Other settings of the data are there to be compared.
+    learned("full-seed0", "cccc", max_examples=7)
+    assert write(tmp_path, found)
+    # The message's way out: neither the drafter nor what measured it.
+    learned("full-seed0", "cccc")
+    (tmp_path / f"{SMALL}/full-seed0.json").unlink()
+    assert write(tmp_path, found)
+
+
 def test_older_evaluations_are_not_compared(tmp_path):
     assert write(tmp_path, measured(tmp_path, uniform_seed0={}))
     units_of_results = read_results(tmp_path).provenance["units"]

@@ -294,8 +294,8 @@ def gains(results: Sequence[Row]) -> list[float | None]:
     """Gain of each row's tau_micro over the baseline's, in percent; None without a baseline.
 
     The baseline is the uniform row of the same target, benchmark, temperature, block size,
-    verifier and, where rows have a field `seed`, seed; several are averaged. Drafters of other
-    weights are compared with each other.
+    verifier, kind of drafter and, where rows have a field `seed`, seed; several are averaged.
+    Drafters of other weights are compared with each other.
     """
     baselines: dict[tuple[Any, ...], list[float]] = {}
     for row in results:
@@ -338,7 +338,8 @@ def _setting(row: Row) -> tuple[Any, ...]:
 
 def _compared_with(row: Row) -> tuple[Any, ...]:
     """What a row shares with the baseline of its gain."""
-    return (*_setting(row), row.get("seed"), bool(row.get("trained_on_other_target")))
+    kind, seed = row.get("kind"), row.get("seed")
+    return (*_setting(row), kind, seed, bool(row.get("trained_on_other_target")))
 
 
 def own_loss(row: Row) -> str:

@@ -166,6 +166,15 @@ def test_gain_needs_a_baseline_measured_alike():
     assert gains(rows) == [None] * 6
 
 
+def test_gain_compares_drafters_of_one_kind():
+    rows = [
+        result_row(kind="dflash"),
+        result_row("full", kind="mdlm", tau_micro=3.0),
+        result_row("full", kind="dflash", tau_micro=2.5),
+    ]
+    assert gains(rows) == [None, None, pytest.approx(25.0)]
+
+
 def test_gain_compares_within_a_seed_and_averages_baselines():
     seeded = [
         result_row(tau_micro=2.0, seed=0),

@@ -206,7 +206,7 @@ def depths_table(results: Sequence[Row]) -> str:
 
     A depth that rests on fewer than `FEWEST_ROUNDS` passes with drafts is left out.
     """
-    drafted = [row for row in results if any(row["accepted_depth_by_block"])]
+    drafted = [row for row in results if row["drafts_per_pass"]]
     if not drafted:
         return ""
     depths = [

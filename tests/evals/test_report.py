@@ -190,6 +190,7 @@ def test_names_are_text_in_every_table():
     diffusion = diffusion_row(
         HOSTILE,
         benchmark=HOSTILE,
+        drafts_per_pass=2,
         nfe_by_block=[90, 90],
         accepted_depth_by_block=[0.5, 0.5],
         reached_by_block=[3, 3],
@@ -224,7 +225,9 @@ def test_depths_of_few_passes_are_left_out():
     assert "| gsm8k | ssd | 2 | 0.50 | – | – |" in table, "30 passes, and 29"
     older = {key: value for key, value in enough.items() if key != "reached_by_block"}
     assert depths_table([older]) == table, "at most all three responses reached a block"
-    assert depths_table([diffusion_row("ssd")]) == (
+    nothing_accepted = {**enough, "accepted_depth_by_block": [0.0, 0.0, 0.0]}
+    assert "| gsm8k | ssd | 2 | 0.00 | – | 0.00 |" in depths_table([nothing_accepted])
+    assert depths_table([diffusion_row("ssd", drafts_per_pass=2)]) == (
         "Accepted depth by block: not shown, as every block had fewer than 30 passes with drafts.\n"
     )
     assert depths_table([diffusion_row(accepted_depth_by_block=[0.0, None])]) == ""

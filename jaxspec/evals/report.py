@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.evals.intervals import FEWEST_ROUNDS
-from jaxspec.evals.results import Row, check_results, gains, is_diffusion, labels, ordered
+from jaxspec.evals.results import (
+    Row,
+    check_results,
+    gains,
+    is_diffusion,
+    is_untrained,
+    labels,
+    ordered,
+)
 from jaxspec.evals.tables import (
     ABSENT,
     formatted,
@@ -161,7 +169,8 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
     """
     if any(map(is_diffusion, results)):
         return []
-    rows = ordered(results)
+    # Prompt look-up and the like have no seeds, and settings of their own.
+    rows = [row for row in ordered(results) if not is_untrained(row)]
     taus: dict[tuple[str, str], dict[int, float]] = {}
     seed_gains: dict[tuple[str, str], dict[int, float]] = {}
     for row, gain in zip(rows, gains(rows), strict=True):
@@ -171,7 +180,7 @@ def seeds_lines(results: Sequence[Row]) -> list[list[str]]:
             if gain is not None:
                 seed_gains.setdefault(key, {})[row["seed"]] = gain
     losses = {loss for _, loss in taus}
-    # Others, such as prompt look-up, have settings of their own.
+    # Losses without seeds may have other settings; older rows of prompt look-up name no kind.
     alike = [row for row in rows if row["loss"] in losses]
     settings = {(row["temperature"], row["block_size"], row["target"]) for row in alike}
     names = [(row["benchmark"], row["loss"], row.get("seed")) for row in alike]

@@ -182,6 +182,14 @@ def is_target_alone(row: Row) -> bool:
     return row.get("verifier") == "none"
 
 
+def is_untrained(row: Row) -> bool:
+    """Whether a drafter's row is of a kind that needs no training: its loss is the kind's name.
+
+    In a study, such a row has the name of its loss there, and the seed of its unit.
+    """
+    return row.get("kind") is not None and row.get("trained_loss", row["loss"]) == row["kind"]
+
+
 def check_results(
     results: Sequence[Row], *, refusal: str = "These results cannot be written"
 ) -> None:

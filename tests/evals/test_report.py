@@ -106,6 +106,8 @@ def test_seeds_by_hand():
     look_up = result_row("ngram", "gsm8k", seed=None, drafter="ngram", block_size=8)
     assert rows[0]["block_size"] != 8
     assert seeds_table([*rows, look_up]) == seeds_table(rows), "it has no seeds"
+    of_a_study = {**look_up, "loss": "look-up", "trained_loss": "ngram", "kind": "ngram", "seed": 0}
+    assert seeds_table([*rows, of_a_study]) == seeds_table(rows), "a study gives it one"
     mixed = {**rows[2], "seed": None, "drafter": "other", "block_size": 8}
     assert not seeds_table([*rows, mixed]), "one loss with two settings"
 

@@ -30,9 +30,10 @@ Dimension key: B batch rows, X drafted nodes (of the largest size).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -215,6 +216,19 @@ class Adaptive:
         self.loss = LossLimit()
         self._stretches_off = _STRETCHES_OFF
 
+    def remember(self) -> Callable[[], None]:
+        """Keeps what was learned from the texts so far.
+
+        Returns:
+          What puts it back to that, as often as it is called; costs and history stay.
+        """
+        kept = copy.deepcopy((self.acceptance, self.loss, self._stretches_off))
+
+        def put_back() -> None:
+            self.acceptance, self.loss, self._stretches_off = copy.deepcopy(kept)
+
+        return put_back
+
     @property
     def model(self) -> LanguageModel:
         """The target."""
@@ -356,11 +370,12 @@ def _seconds(
     strategy: Speculative, params: Any, state: DecodeState, rounds: int
 ) -> tuple[float, int]:
     """How long a loop takes on a copy of a batch, and its rounds: fewer if the batch ends."""
-    copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-    before = int(copy.step)
+    batch = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    before = int(batch.step)
     started = time.perf_counter()
-    copy = jax.block_until_ready(strategy.run(params, copy, leave_on_end=False, max_rounds=rounds))
-    return time.perf_counter() - started, int(copy.step) - before
+    batch = strategy.run(params, batch, leave_on_end=False, max_rounds=rounds)
+    batch = jax.block_until_ready(batch)
+    return time.perf_counter() - started, int(batch.step) - before
 
 
 def _off(smallest: Speculative, *, room: int) -> Speculative:

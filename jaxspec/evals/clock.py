@@ -81,6 +81,8 @@ class Clock:
     """The loop, to its end."""
     count: Callable[[Any, str], tuple[int, int]]
     """(final state, the prompt's name) -> its steps and tokens."""
+    remember: Callable[[], Callable[[], None]] = lambda: lambda: None
+    """Keeps what the decoder has learned so far; the result puts it back to that."""
     start_s: list[float] = dataclasses.field(default_factory=list)
     """Of every repeat of every prompt."""
     run_s: list[float] = dataclasses.field(default_factory=list)
@@ -123,6 +125,9 @@ def take_turns(
 ) -> None:
     """Runs all clocks on every batch, in turns; who begins changes with every repeat.
 
+    A decoder that learns from what it decodes begins each repeat with what earlier prompts taught
+    it, as if it decoded every prompt once.
+
     Args:
       clocks: what is compared.
       batches: of one prompt each.
@@ -137,10 +142,12 @@ def take_turns(
         raise ValueError(f"evaluation.timing_repeats must be at least 1: got {repeats}.")
     for name, batch in zip(ids, batches, strict=True):
         laps: list[list[tuple[float, float]]] = [[] for _ in clocks]
+        returns = [clock.remember() for clock in clocks]
         firsts = [clock.warm_up(batch) for clock in clocks]
         for repeat in range(repeats):
-            turns = list(zip(clocks, laps, strict=True))
-            for clock, found in turns if repeat % 2 == 0 else turns[::-1]:
+            turns = list(zip(clocks, laps, returns, strict=True))
+            for clock, found, put_back in turns if repeat % 2 == 0 else turns[::-1]:
+                put_back()
                 start_s, run_s, state = clock.lap(batch)
                 steps, tokens = clock.count(state, name)
                 if repeat == 0:
@@ -148,8 +155,9 @@ def take_turns(
                     clock.tokens.append(tokens)
                     clock.names.append(name)
                 elif tokens and clock.tokens[-1]:
-                    # Adaptive sizes sample another answer in every repeat: what counts is the time
-                    # that as many tokens as in the first would have taken.
+                    # Where adaptive sizes measure their costs again, they may sample another
+                    # answer: what counts is the time that as many tokens as in the first would
+                    # have taken.
                     run_s *= clock.tokens[-1] / tokens
                 found.append((start_s, run_s))
         for clock, first, found in zip(clocks, firsts, laps, strict=True):

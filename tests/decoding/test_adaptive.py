@@ -144,6 +144,24 @@ def test_what_was_learned_from_other_texts_can_be_forgotten():
     assert runs[0].history[before:] == runs[1].history
 
 
+def test_what_was_learned_can_be_put_back():
+    """As often as a prompt is timed: its text has taught nothing then."""
+    strategies, params = chains((1, 5), proposer=tiny.Scripted())
+    adaptive = Adaptive(strategies, costs=[1.0, 2.5], stretch=2)
+    wrong = {**params, "drafter": scripts(right=False)}
+    put_back = adaptive.remember()
+    found = []
+    for _ in range(3):
+        put_back()
+        before = len(adaptive.history)
+        tiny.decode(adaptive, wrong)
+        found.append(adaptive.history[before:])
+    assert found[0] == found[1] == found[2]
+    before = len(adaptive.history)
+    tiny.decode(adaptive, wrong)
+    assert adaptive.history[before:] != found[0]
+
+
 @pytest.mark.parametrize("cost", [1.2, 2.0, 3.5])
 def test_drafts_that_always_fail_cost_a_twentieth_at_most(cost):
     """Counted in costs of rounds, not in seconds: one stretch is free, then 3% of the time."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxspec.decoding import Prompts
+from jaxspec.decoding import Adaptive, Prompts
 from jaxspec.decoding.generate import (
     Strategy,
     bucket_length,
@@ -84,4 +84,5 @@ def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
         run=lambda state: strategy.run(params, state, leave_on_end=False, max_rounds=NO_LIMIT),
         # The first token is the prefill's.
         count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
+        remember=strategy.remember if isinstance(strategy, Adaptive) else lambda: lambda: None,
     )

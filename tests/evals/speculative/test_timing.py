@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxspec.config import TransformerConfig
-from jaxspec.decoding import DecodeRules, Speculative
+from jaxspec.decoding import Adaptive, DecodeRules, Speculative
 from jaxspec.decoding.generate import pad_prompts
 from jaxspec.drafters.ngram import NGramProposer
 from jaxspec.evals.speculative import timing
 from jaxspec.evals.speculative.timing import Speed, beyond_noise, explain, measure_round_parts
+from jaxspec.evals.speculative.turns import take_turns_on
 from jaxspec.models.transformer import Transformer
 
 SPEED = Speed(
@@ -152,6 +153,20 @@ def looking_up():
     model = Transformer(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     return model, {"target": params, "drafter": {}}
+
+
+def test_repeats_teach_adaptive_sizes_once(looking_up):
+    """Every repeat of a prompt, the first to compile among them, takes the same rounds."""
+    model, params = looking_up
+    strategies = [
+        Speculative(model, NGramProposer(size), DecodeRules(16, (), (0,))) for size in (1, 2)
+    ]
+    # Drafts that fail are too costly to be tried twice.
+    adaptive = Adaptive(strategies, costs=[1.0, 1.9], stretch=2)
+    take_turns_on([(adaptive, params)], [[3, 4, 5]], ids=["a"], repeats=2, seed=0)
+    laps = len(adaptive.history) // 3
+    assert adaptive.history == 3 * adaptive.history[:laps]
+    assert {size for size, _ in adaptive.history} == {1, 2}
 
 
 def test_rounds_of_a_response_that_ends_early_are_counted(looking_up, monkeypatch):

@@ -28,7 +28,7 @@ from jaxspec.decoding.state import DecodeState
 from jaxspec.drafters.protocol import ChainProposer, MarginalProposer
 from jaxspec.drafters.tree import DraftTree, best_first_tree, chain_tree, largest
 from jaxspec.ops.array_dataclass import array_dataclass
-from jaxspec.ops.sampling import largest_index
+from jaxspec.ops.sampling import INVALID, largest_index
 from jaxspec.verify import TreeVerdict, Verdict
 from jaxspec.verify.rules import RULES, rule_names
 
@@ -91,6 +91,10 @@ class TreeSpeculative(Speculative):
         logits_BGV = proposer.marginal_logits(params, state.drafter, state.anchor_B)
         log_probs_BGV = jax.nn.log_softmax(logits_BGV, axis=-1)
         tree = best_first_tree(log_probs_BGV, num_nodes=self.num_nodes)
+        # One NaN among a slot's logits makes all of its log-probabilities NaN.
+        failed_B1 = jnp.isnan(log_probs_BGV[..., 0]).any(axis=1, keepdims=True)
+        tokens_BX = jnp.where(failed_B1, INVALID, tree.tokens_BX)
+        tree = dataclasses.replace(tree, tokens_BX=tokens_BX)
         return self._plan(state, tree, tree, passes=proposer.marginal_passes)
 
     def _plan(self, state: DecodeState, tree: DraftTree, detail: Any, *, passes: int) -> Plan:
@@ -118,7 +122,17 @@ class TreeSpeculative(Speculative):
 
         depth = self.round_tokens - 1
         walk = RULES[self.verifier].function
-        return _choice(walk(tree.tokens_BX, tree.parents_BX, logits_BYV, draw=draw, depth=depth))
+        found = walk(tree.tokens_BX, tree.parents_BX, logits_BYV, draw=draw, depth=depth)
+        # Nodes are empty where chains share a prefix, but those of the first chain hold a token,
+        # and so do all of a best-first tree, unless the drafter gave NaN.
+        failed_B = (tree.tokens_BX[:, :depth] == INVALID).any(axis=1)
+        return _choice(
+            dataclasses.replace(
+                found,
+                num_accepted_B=jnp.where(failed_B, INVALID, found.num_accepted_B),
+                next_token_B=jnp.where(failed_B, INVALID, found.next_token_B),
+            )
+        )
 
 
 @array_dataclass

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.ops.array_dataclass import array_dataclass
-from jaxspec.ops.sampling import Sampling
+from jaxspec.ops.sampling import Sampling, largest_index
 
 
 @array_dataclass
@@ -32,6 +32,7 @@ class Draft:
     """One proposed block for every row."""
 
     tokens_BG: jax.Array
+    """int32; INVALID (-1) where there was nothing to draw from: verification fails such a row."""
     probs_BGV: jax.Array | None
     """The distribution that each token was drawn from, exactly as sampled; None: the draft is
     judged as a point mass, as deterministic ones are."""
@@ -40,9 +41,9 @@ class Draft:
 
 
 def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Draft:
-    """Drafts each slot from its own logits, with one key per row."""
+    """Drafts each slot from its own logits, with one key per row; INVALID where they are NaN."""
     if sampling.greedy:
-        return Draft(jnp.argmax(logits_BGV, axis=-1).astype(jnp.int32), None)
+        return Draft(largest_index(logits_BGV), None)
     # Tokens are drawn from exactly the array that the verifier receives: any difference between the
     # two (a dtype, a temperature) would bias the output.
     probs_BGV = sampling.probabilities(logits_BGV)

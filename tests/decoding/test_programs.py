@@ -119,6 +119,15 @@ def test_nan_names_the_prompt(where):
         assert [name for name in named if repr(name) in str(error.value)]
 
 
+@pytest.mark.parametrize("kind", [1, 2], ids=KINDS[1:])
+def test_nan_of_a_drafter_is_not_silent(kind):
+    """Drafts of NaN would only be rejected: the drafter would look useless, not broken."""
+    strategy, params = tiny.strategies()[kind]
+    params = {**params, "drafter": tiny.scaled(params["drafter"], jnp.nan)}
+    with pytest.raises(ValueError, match=r"NaN or infinite logits on prompt .*target and"):
+        tiny.decode(strategy, params)
+
+
 def test_prompts_that_cannot_be_decoded_are_refused(strategy_and_params):
     strategy, params = strategy_and_params
     long = (1,) * 240

@@ -13,7 +13,7 @@ Dimension key: B batch rows, O rounds of a stretch, K block slots (here 1), E ca
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,14 @@ class TargetAlone(Speculative):
                 unread.features_BOE,
                 unread.count_B,
             )
-            return dataclasses.replace(_recorded(before, after, unread.count_B), drafter=read)
+            assert after.draft_passes_B is not None, "a speculative state counts the passes"
+            reading = cast(LateProposer, self.proposer).other_passes
+            passes_B = jnp.where(unread.count_B > 0, reading, 0)
+            return dataclasses.replace(
+                _recorded(before, after, unread.count_B),
+                drafter=read,
+                draft_passes_B=after.draft_passes_B + passes_B,
+            )
 
         return loop(stretch, state, leave_on_end=leave_on_end, max_rounds=max_rounds)
 

@@ -105,7 +105,8 @@ class AutoregressiveProposer:
             tokens_BS = jnp.maximum(drafts[-1].tokens_BG, 0)
         written = dataclasses.replace(cache, lengths_B=state.cache.lengths_B)
         if not drafts:
-            none = no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling)
+            batch = anchor_B.shape[0]
+            none = no_draft(batch, self.vocabulary, sampling=self.sampling, passes=1)
             return none, dataclasses.replace(state, cache=written)
         draft: Draft = jax.tree.map(lambda *slots: jnp.concatenate(slots, axis=1), *drafts)
         draft = dataclasses.replace(draft, passes_B=jnp.full_like(anchor_B, len(drafts)))

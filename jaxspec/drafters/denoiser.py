@@ -109,7 +109,13 @@ class _Denoising(abc.ABC):
     ) -> tuple[Draft, Any]:
         """Fills the block, at temperature 0 with the likeliest tokens."""
         if self.block_size == 1:
-            return no_draft(anchor_B.shape[0], self.vocabulary, sampling=self.sampling), state
+            draft = no_draft(
+                anchor_B.shape[0],
+                self.vocabulary,
+                sampling=self.sampling,
+                passes=self.other_passes,
+            )
+            return draft, state
         mask_id = self.model.config.mask_id
         slots_BG = jnp.full((anchor_B.shape[0], self.block_size - 1), mask_id, jnp.int32)
         plan = make_plan(self.order, keys_B, slots_BG == mask_id, num_passes=self.num_passes)
@@ -221,9 +227,11 @@ class CachedDenoiserProposer(_Denoising):
     """Drafts with a denoiser whose clean tokens see only what is before them.
 
     The state is a `KVCache` of everything before the anchor. A round takes one more pass than
-    filling does: over the emitted tokens.
+    filling does: over the emitted tokens. Where nothing is drafted, it may read those of several
+    rounds at once.
     """
 
+    commits_late = True
     other_passes = 1
 
     def begin(

@@ -50,6 +50,7 @@ class DFlashProposer:
 
     marginal_passes = 1
     commits_late = True
+    other_passes = 0
 
     @property
     def capture(self) -> tuple[int, ...]:

@@ -50,11 +50,12 @@ def draw(keys_B: jax.Array, logits_BGV: jax.Array, *, sampling: Sampling) -> Dra
     return Draft(jax.vmap(sampling.sample)(keys_B, probs_BGV), probs_BGV)
 
 
-def no_draft(batch: int, vocabulary: int, *, sampling: Sampling) -> Draft:
-    """A draft of no slots (G = 0)."""
+def no_draft(batch: int, vocabulary: int, *, sampling: Sampling, passes: int = 0) -> Draft:
+    """A draft of no slots (G = 0); `passes` of the drafter only read what was emitted."""
     logits_B0V = jnp.zeros((batch, 0, vocabulary))
     probs_B0V = None if sampling.greedy else logits_B0V
-    return Draft(jnp.zeros((batch, 0), jnp.int32), probs_B0V, jnp.zeros(batch, jnp.int32))
+    passes_B = jnp.full(batch, passes, jnp.int32)
+    return Draft(jnp.zeros((batch, 0), jnp.int32), probs_B0V, passes_B)
 
 
 class Proposer(Protocol):
@@ -140,3 +141,7 @@ class LateProposer(Proposer, Protocol):
     @property
     def commits_late(self) -> bool:
         """True."""
+
+    @property
+    def other_passes(self) -> int:
+        """Forward passes that a commit takes; 0 where it is less than a pass."""

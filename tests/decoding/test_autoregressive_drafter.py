@@ -56,6 +56,9 @@ def test_a_poor_drafter_changes_nothing(block_size):
     responses = tiny.decode(strategy, {"target": params, "drafter": drafter})
     assert [r.tokens for r in responses] == [r.tokens for r in tiny.decode(plain, params)]
     assert sum(sum(r.verified) for r in responses) <= 20
+    # A block of 1 drafts nothing, but its pass reads what was emitted.
+    passes = max(1, block_size - 1)
+    assert [r.draft_passes for r in responses] == [passes * len(r.emitted) for r in responses]
 
 
 @pytest.mark.parametrize("rows", [tiny.VOCABULARY - 1, tiny.VOCABULARY + 3])

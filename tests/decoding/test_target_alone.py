@@ -9,6 +9,7 @@ import pytest
 from jaxspec.decoding import Speculative
 from jaxspec.decoding.target_alone import TargetAlone
 from tests.decoding import tiny
+from tests.decoding.test_denoiser_drafter import proposer as tiny_denoiser
 
 
 def both(room):
@@ -19,6 +20,15 @@ def both(room):
     return each_round, late, {"target": params, "drafter": drafter}
 
 
+def both_of_a_denoiser(room):
+    """A cached denoiser, which reads in a pass of its own."""
+    (plain, params), *_ = tiny.strategies()
+    proposer, weights = tiny_denoiser(tiny.VOCABULARY, block_size=1)
+    strategy = Speculative(plain.model, proposer, tiny.RULES)
+    late = TargetAlone(plain.model, proposer, tiny.RULES, room=room)
+    return strategy, late, {"target": params, "drafter": weights}
+
+
 def committed(cache):
     """Keys and values that count; later slots are left over."""
     seen_BT = cache.committed_BT()[None, :, None, :, None]
@@ -27,18 +37,22 @@ def committed(cache):
 
 @pytest.mark.parametrize("room", [4, 16])
 @pytest.mark.parametrize("max_rounds", [3, 9, 100])
-def test_the_drafter_knows_what_it_would_have_read_round_by_round(room, max_rounds):
-    each_round, late, params = both(room)
+@pytest.mark.parametrize("drafter", [both, both_of_a_denoiser])
+def test_the_drafter_knows_what_it_would_have_read_round_by_round(drafter, room, max_rounds):
+    each_round, late, params = drafter(room)
     prompts, capacity = tiny.batch()
     # Started twice, as a loop takes its state away.
     expected, start = (each_round.start(params, prompts, capacity=capacity) for _ in range(2))
     expected = each_round.run(params, expected, max_rounds=max_rounds)
     found = late.run(params, start, max_rounds=max_rounds)
     assert int(found.step) == int(expected.step) <= max_rounds
-    records = ("emitted_BO", "verified_BO", "slots_BO", "drafted_BX", "draft_passes_B")
-    records = (*records, "accepted_at_X")
+    records = ("emitted_BO", "verified_BO", "slots_BO", "drafted_BX", "accepted_at_X")
     for name in ("tokens_BT", "count_B", "active_B", "anchor_B", "rounds_B", *records):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    # A pass in each round, or in each stretch. DFlash projects features, which is no pass.
+    passes = each_round.proposer.other_passes
+    assert np.array_equal(expected.draft_passes_B, passes * expected.rounds_B)
+    assert np.array_equal(found.draft_passes_B, passes * np.ceil(expected.rounds_B / room))
     assert np.array_equal(found.drafter.lengths_B, expected.drafter.lengths_B)
     for ours, theirs in zip(committed(found.drafter), committed(expected.drafter), strict=True):
         assert np.allclose(ours, theirs, atol=1e-5)

@@ -45,16 +45,31 @@ from jaxspec.decoding.speculative import Speculative
 from jaxspec.decoding.state import NO_LIMIT, DecodeRules, DecodeState, Prompts
 from jaxspec.decoding.target_alone import TargetAlone
 from jaxspec.drafters.protocol import LateProposer
+from jaxspec.models.cache import KVCache
 from jaxspec.models.registry import LanguageModel
 
 _COST_REPEATS, _COST_ROUNDS = 7, 8
 _FEWEST_COST_REPEATS, _COST_SECONDS = 3, 10.0
 """A large model's rounds take long and vary little: after these seconds, 3 repeats are enough."""
+_MOST_MEASUREMENTS = 3
+"""Of one shape: a batch that ends at once says little, and may be like all others."""
 _SHORTEST_TRIAL = 4
 """Rounds; fewer say too little."""
 _STRETCHES_OFF, _MOST_STRETCHES_OFF = 4, 64
 """While drafting is off there is less to decide, and every return to the host takes time. After
 each trial in vain, drafting is off for twice as long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What `Adaptive.measure_costs` finds."""
+
+    rounds: list[float]
+    """Seconds of a round of each size."""
+    call: float
+    """Seconds of calling a loop, which are in no round."""
+    is_whole: bool
+    """Whether every size had rounds enough to tell a round from its call."""
 
 
 @dataclasses.dataclass
@@ -195,7 +210,7 @@ class Adaptive:
             raise ValueError("Strategies of several sizes must share model and rules.")
         self.costs: list[float] | None = None
         self._call = 0.0
-        self._measured: dict[tuple[int, ...], tuple[list[float], float]] | None = None
+        self._measured: dict[tuple[int, ...], list[Costs]] | None = None
         if costs is None:
             self._measured = {}
         if costs is not None:
@@ -267,10 +282,11 @@ class Adaptive:
     ) -> DecodeState:
         """The loop, in stretches of a few rounds."""
         if self._measured is not None:
-            shape = state.cache.keys_LBRTC.shape
-            if shape not in self._measured:
-                self._measured[shape] = self.measure_costs(params, state)
-            self.costs, self._call = self._measured[shape]
+            found = self._measured.setdefault(state.cache.keys_LBRTC.shape, [])
+            if len(found) < _MOST_MEASUREMENTS and not (found and found[-1].is_whole):
+                costs, state = self.measure_costs(params, state)
+                found.append(costs)
+            self.costs, self._call = found[-1].rounds, found[-1].call
         assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
@@ -339,12 +355,19 @@ class Adaptive:
             longer = min(_MOST_STRETCHES_OFF, 2 * self._stretches_off)
             self._stretches_off = _STRETCHES_OFF if pays else longer
 
-    def measure_costs(self, params: Any, state: DecodeState) -> tuple[list[float], float]:
-        """Seconds per round of each size, and of calling a loop, on copies of a running batch.
+    def measure_costs(self, params: Any, state: DecodeState) -> tuple[Costs, DecodeState]:
+        """Seconds per round of each size, and of calling a loop, on a running batch.
 
         Sizes take turns, and the shortest time counts: whatever else the machine does only adds to
         it. A round is the difference between a longer and a shorter loop, which leaves the call
         out. More rows never cost less, so what says otherwise is noise.
+
+        Args:
+          params: of the strategies.
+          state: the batch, which is taken over.
+
+        Returns:
+          The costs, and the batch as it was: its caches differ only in slots that do not count yet.
         """
         lengths = (1, 1 + _COST_ROUNDS)
         seconds: dict[tuple[int, int], list[tuple[float, int]]] = {
@@ -355,27 +378,48 @@ class Adaptive:
             if turn > _FEWEST_COST_REPEATS and time.perf_counter() - started >= _COST_SECONDS:
                 break
             for (size, length), times in seconds.items():
-                times.append(_seconds(self.strategies[size], params, state, length))
+                took_s, rounds, state = _timed(self.strategies[size], params, state, length)
+                times.append((took_s, rounds))
         shortest = {case: min(times[1:]) for case, times in seconds.items()}
-        rounds = []
+        costs, is_whole = [], True
         for size in range(len(self.strategies)):
             (short_s, short), (long_s, long) = (shortest[size, length] for length in lengths)
             grew = long > short and long_s > short_s  # Not where the batch ends at once.
-            rounds.append((long_s - short_s) / (long - short) if grew else long_s / max(1, long))
-        call = max(0.0, shortest[0, 1][0] - rounds[0])
-        return [float(cost) for cost in np.maximum.accumulate(rounds)], call
+            costs.append((long_s - short_s) / (long - short) if grew else long_s / max(1, long))
+            is_whole &= grew
+        call = max(0.0, shortest[0, 1][0] - costs[0])
+        rising = [float(cost) for cost in np.maximum.accumulate(costs)]
+        return Costs(rising, call, is_whole), state
 
 
-def _seconds(
+def _timed(
     strategy: Speculative, params: Any, state: DecodeState, rounds: int
-) -> tuple[float, int]:
-    """How long a loop takes on a copy of a batch, and its rounds: fewer if the batch ends."""
-    batch = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-    before = int(batch.step)
+) -> tuple[float, int, DecodeState]:
+    """How long a loop takes, its rounds (fewer if the batch ends), and the batch as it was.
+
+    A copy would need room for all caches once more. Rounds write only behind what is committed, so
+    it is enough to put back the rest.
+    """
+    kept = jax.tree.map(
+        lambda node: jnp.copy(node.lengths_B if _is_cache(node) else node), state, is_leaf=_is_cache
+    )
+    jax.block_until_ready(kept)
+    before = int(state.step)
     started = time.perf_counter()
-    batch = strategy.run(params, batch, leave_on_end=False, max_rounds=rounds)
-    batch = jax.block_until_ready(batch)
-    return time.perf_counter() - started, int(batch.step) - before
+    state = strategy.run(params, state, leave_on_end=False, max_rounds=rounds)
+    state = jax.block_until_ready(state)
+    seconds, after = time.perf_counter() - started, int(state.step)
+    state = jax.tree.map(
+        lambda node, old: dataclasses.replace(node, lengths_B=old) if _is_cache(node) else old,
+        state,
+        kept,
+        is_leaf=_is_cache,
+    )
+    return seconds, after - before, state
+
+
+def _is_cache(node: Any) -> bool:
+    return isinstance(node, KVCache)
 
 
 def _off(smallest: Speculative, *, room: int) -> Speculative:

@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxspec.decoding import Adaptive, Speculative, TreeSpeculative
 from jaxspec.decoding import adaptive as adaptive_module
-from jaxspec.decoding.adaptive import AcceptanceByRank, LossLimit, _Counts
+from jaxspec.decoding.adaptive import AcceptanceByRank, Costs, LossLimit, _Counts
 from tests.decoding import tiny
 
 
@@ -72,14 +73,15 @@ def test_the_size_with_most_tokens_per_second_is_chosen():
 def test_slow_rounds_are_measured_less_often(monkeypatch, enough_s, turns):
     def seconds(strategy, params, state, rounds):
         asked.append(rounds)
-        return 0.5 + rounds * strategy.round_tokens, rounds
+        return 0.5 + rounds * strategy.round_tokens, rounds, state
 
     asked = []
-    monkeypatch.setattr(adaptive_module, "_seconds", seconds)
+    monkeypatch.setattr(adaptive_module, "_timed", seconds)
     monkeypatch.setattr(adaptive_module, "_COST_SECONDS", enough_s)
     strategies, params = chains((1, 3))
-    costs, call = Adaptive(strategies).measure_costs(params, None)
-    assert costs == pytest.approx([1.0, 3.0]) and call == pytest.approx(0.5)
+    costs, _ = Adaptive(strategies).measure_costs(params, None)
+    assert costs.rounds == pytest.approx([1.0, 3.0]) and costs.call == pytest.approx(0.5)
+    assert costs.is_whole
     assert asked == [1, 9, 1, 9] * turns
 
 
@@ -232,18 +234,63 @@ def test_a_busy_machine_does_not_change_the_costs(monkeypatch):
     def seconds(strategy, params, state, rounds):
         call = next(calls)
         busy = 10 if call < 6 or call % 5 == 0 else 1  # The first six compile.
-        return busy * (0.5 + rounds * per_round[strategy.verified_rows]), rounds
+        return busy * (0.5 + rounds * per_round[strategy.verified_rows]), rounds, state
 
-    monkeypatch.setattr("jaxspec.decoding.adaptive._seconds", seconds)
-    costs, call = adaptive.measure_costs(params, None)
-    assert costs == pytest.approx([1.0, 2.0, 2.0])
-    assert call == pytest.approx(0.5)
+    monkeypatch.setattr(adaptive_module, "_timed", seconds)
+    costs, _ = adaptive.measure_costs(params, None)
+    assert costs.rounds == pytest.approx([1.0, 2.0, 2.0])
+    assert costs.call == pytest.approx(0.5)
 
 
 def test_a_batch_that_ends_at_once_has_costs_too(monkeypatch):
     strategies, params = chains((1, 3))
-    monkeypatch.setattr("jaxspec.decoding.adaptive._seconds", lambda *_: (2.0, 1))
-    assert Adaptive(strategies).measure_costs(params, None) == ([2.0, 2.0], 0.0)
+    monkeypatch.setattr(adaptive_module, "_timed", lambda *_: (2.0, 1, None))
+    costs, _ = Adaptive(strategies).measure_costs(params, None)
+    assert costs == Costs([2.0, 2.0], 0.0, is_whole=False)
+
+
+def test_costs_of_a_batch_that_ended_at_once_are_measured_again(monkeypatch):
+    strategies, params = chains((1, 3))
+    biased, whole = Costs([2.0, 2.0], 0.0, is_whole=False), Costs([1.0, 1.5], 0.5, is_whole=True)
+
+    def used(found):
+        """The costs of a few calls, and how often they were measured."""
+        adaptive, left = Adaptive(strategies), iter(found)
+        monkeypatch.setattr(adaptive, "measure_costs", lambda params, state: (next(left), state))
+        prompts, capacity = tiny.batch()
+        state = adaptive.start(params, prompts, capacity=capacity)
+        costs = []
+        for _ in range(4):
+            state = adaptive.run(params, state, max_rounds=1)
+            costs.append(adaptive.costs)
+        return costs, len(found) - len(list(left))
+
+    assert used([biased, whole, biased]) == ([[2.0, 2.0], *[[1.0, 1.5]] * 3], 2)
+    assert used([biased] * 9) == ([[2.0, 2.0]] * 4, 3), "here no batch lasts longer"
+
+
+def test_costs_are_measured_without_a_copy_of_the_caches():
+    strategies, params = chains((1, 3))
+    prompts, capacity = tiny.batch()
+    adaptive = Adaptive(strategies)
+    before, state = (adaptive.start(params, prompts, capacity=capacity) for _ in range(2))
+    caches = state.cache.keys_LBRTC, state.drafter.values_LBRTC
+    costs, state = adaptive.measure_costs(params, state)
+    assert min(costs.rounds) > 0
+    assert all(cache.is_deleted() for cache in caches), "the loops took them over"
+    for ours, theirs in ((state.cache, before.cache), (state.drafter, before.drafter)):
+        committed_LBRTC = theirs.committed_BT()[None, :, None, :, None]
+        assert np.array_equal(ours.lengths_B, theirs.lengths_B)
+        for name in ("keys_LBRTC", "values_LBRTC"):
+            kept = jnp.where(committed_LBRTC, getattr(ours, name), 0)
+            assert np.array_equal(kept, jnp.where(committed_LBRTC, getattr(theirs, name), 0))
+    rest = {"cache": None, "drafter": None, "keys_B": None}
+    for ours, theirs in zip(
+        jax.tree.leaves(dataclasses.replace(state, **rest)),
+        jax.tree.leaves(dataclasses.replace(before, **rest)),
+        strict=True,
+    ):
+        assert np.array_equal(ours, theirs)
 
 
 def test_drafting_that_fails_is_tried_less_and_less_often():

@@ -170,6 +170,7 @@ class Adaptive:
     Attributes:
       history: (size, rounds) of every stretch so far; a size is the tokens that its target pass
         reads.
+      measuring_s: seconds so far in which costs were measured, and nothing was decoded.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class Adaptive:
         if any((s.model, s.rules) != (self.model, self.rules) for s in self.strategies):
             raise ValueError("Strategies of several sizes must share model and rules.")
         self.costs: list[float] | None = None
+        self.measuring_s = 0.0
         self._call = 0.0
         self._measured: dict[tuple[int, ...], list[Costs]] | None = None
         if costs is None:
@@ -281,15 +283,17 @@ class Adaptive:
         max_rounds: int = NO_LIMIT,
     ) -> DecodeState:
         """The loop, in stretches of a few rounds."""
-        if self._measured is not None:
-            found = self._measured.setdefault(state.cache.keys_LBRTC.shape, [])
-            if len(found) < _MOST_MEASUREMENTS and not (found and found[-1].is_whole):
-                costs, state = self.measure_costs(params, state)
-                found.append(costs)
-            self.costs, self._call = found[-1].rounds, found[-1].call
         assert state.accepted_at_X is not None, "a speculative state counts accepted drafts"
         leave = bool(leave_on_end)
         before = _Counts.of(state)
+        if self._measured is not None and before.active:
+            found = self._measured.setdefault(state.cache.keys_LBRTC.shape, [])
+            if len(found) < _MOST_MEASUREMENTS and not (found and found[-1].is_whole):
+                started = time.perf_counter()
+                costs, state = self.measure_costs(params, state)
+                self.measuring_s += time.perf_counter() - started
+                found.append(costs)
+            self.costs, self._call = found[-1].rounds, found[-1].call
         left = max_rounds
         while before.active and left > 0 and not (leave and before.ended):
             choice, limit = self.plan()

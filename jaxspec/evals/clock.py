@@ -83,6 +83,8 @@ class Clock:
     """(final state, the prompt's name) -> its steps and tokens."""
     remember: Callable[[], Callable[[], None]] = lambda: lambda: None
     """Keeps what the decoder has learned so far; the result puts it back to that."""
+    aside_s: Callable[[], float] = lambda: 0.0
+    """Seconds so far that `run` spent on something else than decoding; they count as compiling."""
     start_s: list[float] = dataclasses.field(default_factory=list)
     """Of every repeat of every prompt."""
     run_s: list[float] = dataclasses.field(default_factory=list)
@@ -104,15 +106,17 @@ class Clock:
     def lap(self, batch: Prompts) -> tuple[float, float, Any]:
         """Seconds of `start` and of `run`, and the final state."""
         start_s, state = timed(lambda: self.start(batch))
+        before = self.aside_s()
         run_s, state = timed(lambda: self.run(state))
-        return start_s, run_s, state
+        return start_s, run_s - (self.aside_s() - before), state
 
     def warm_up(self, batch: Prompts) -> float | None:
         """Compiles for batches of this shape in a first lap: its seconds; None if that is done."""
         if batch.tokens_BS.shape in self._warm:
             return None
         self._warm.add(batch.tokens_BS.shape)
-        return sum(self.lap(batch)[:2])
+        before = self.aside_s()
+        return sum(self.lap(batch)[:2]) + self.aside_s() - before
 
 
 def take_turns(

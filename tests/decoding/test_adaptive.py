@@ -260,6 +260,8 @@ def test_costs_of_a_batch_that_ended_at_once_are_measured_again(monkeypatch):
         prompts, capacity = tiny.batch()
         state = adaptive.start(params, prompts, capacity=capacity)
         costs = []
+        ended = dataclasses.replace(state, active_B=jnp.zeros_like(state.active_B))
+        assert adaptive.run(params, ended) is ended, "there is nothing to measure"
         for _ in range(4):
             state = adaptive.run(params, state, max_rounds=1)
             costs.append(adaptive.costs)

@@ -97,6 +97,16 @@ def test_every_repeat_begins_with_what_earlier_prompts_taught(seconds):
     assert known == ["a", "b"]
 
 
+def test_what_is_no_decoding_is_in_no_repeat(seconds):
+    ours = ticking("ours", [9.0, 4.0, 7.0, 4.0], spend=seconds, log=[])
+    aside = iter([0.0, 0.0, 5.0, 5.0, *[5.0, 5.0], *[5.0, 8.0], *[8.0, 8.0]])
+    ours.aside_s = lambda: next(aside)
+    take_turns([ours], [batch()], ids=["a"], repeats=3)
+    assert ours.run_s == ours.fastest_s == [4.0]
+    # The first lap took 10 seconds, and a repeat takes 5.
+    assert ours.compile_s == 5.0
+
+
 def test_each_shape_is_compiled_once(seconds):
     log = []
     ours = ticking("ours", [2.0, 1.0, 1.0, 5.0, 1.0], spend=seconds, log=log)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,11 +79,15 @@ def timed_shape(strategy: Strategy, prompts: Sequence[Sequence[int]]) -> tuple[i
 
 def _clock(strategy: Strategy, params: Any, capacity: int) -> Clock:
     """A strategy, its prefill and its loop."""
-    return Clock(
+    clock = Clock(
         start=lambda prompts: strategy.start(params, prompts, capacity=capacity),
         # As `generate` and `measure_round_parts` call it, so that they share one program.
         run=lambda state: strategy.run(params, state, leave_on_end=False, max_rounds=NO_LIMIT),
         # The first token is the prefill's.
         count=lambda state, _: (int(state.step), int(state.count_B[0]) - 1),
-        remember=strategy.remember if isinstance(strategy, Adaptive) else lambda: lambda: None,
     )
+    if isinstance(strategy, Adaptive):
+        clock.remember = strategy.remember
+        # Costs may be measured in any repeat, if a batch ended too soon before.
+        clock.aside_s = functools.partial(getattr, strategy, "measuring_s")
+    return clock

@@ -87,7 +87,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
         description="Train a drafter on a frozen target, a diffusion language model, or a target "
         "from scratch (--training.task).",
     )
-    run = _with_one_length(command.run, argv)
+    run = with_one_length(command.run, argv)
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.cli.next_commands import next_commands
     from jaxspec.training.loop import train
@@ -108,7 +108,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
             )
 
 
-def _with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
+def with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
     """The run with the length that the command line gives, in steps or in epochs.
 
     Raises:

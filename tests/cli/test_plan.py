@@ -297,6 +297,24 @@ def test_decoding_is_planned_from_shapes(config, capsys):
     assert "x tau" in printed
 
 
+def test_steps_on_the_command_line_replace_epochs_of_the_config(tmp_path, monkeypatch):
+    """As train.py has it."""
+    file = tmp_path / "epochs.py"
+    file.write_text(
+        "from tests.cli.test_plan import MeshConfig, on\n\n\n"
+        "def get_config():\n    return on(MeshConfig(), epochs=3.0, steps=7)\n"
+    )
+    planned = []
+    monkeypatch.setattr(command, "_print_step", lambda asked, *_: planned.append(asked.run) or 0)
+    arguments = ["--config", str(file)]
+    for options in ([], ["--training.steps", "1000"]):
+        command.main([*arguments, *options])
+    found = [(run.training.steps, run.training.epochs) for run in planned]
+    assert found == [(7, 3.0), (1000, 0.0)]
+    with pytest.raises(ValueError, match="in steps or in epochs"):
+        command.main([*arguments, "--training.steps", "9", "--training.epochs", "1"])
+
+
 def test_decoding_takes_no_mesh_from_a_config(tmp_path, capsys):
     file = tmp_path / "split.py"
     file.write_text(

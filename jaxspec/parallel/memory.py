@@ -19,8 +19,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxspec.config import RunConfig
+from jaxspec.config import LanguageModelConfig, RunConfig, TargetConfig
 from jaxspec.ops.causal_attention import CHUNK, Kind, choose_attention
+from jaxspec.ops.mesh_axes import batch_parts
+
+ComputedAs = TargetConfig | LanguageModelConfig | None
 
 _SCORE_BYTES = 4
 """Attention scores are float32."""
@@ -72,21 +75,26 @@ def check_state_fits(state: Any, shardings: Any) -> None:
         )
 
 
-def check_rows_fit(config: RunConfig, mesh: Mesh, *, rows: int) -> None:
+def check_rows_fit(config: RunConfig, mesh: Mesh, *, computed_as: ComputedAs) -> None:
     """Checks what attention holds of one head in one layer.
 
     Args:
       config: the run.
       mesh: its devices.
-      rows: rows of the batch that a device has in memory at once.
+      computed_as: see `attention_in`.
 
     Raises:
-      ValueError: that is more, for these rows, than a device's memory.
+      ValueError: that is more, for the rows that a device has in memory at once, than its memory.
     """
     data = config.data
     kind = attention_in(
-        config, platform=mesh.devices.flat[0].platform, context=mesh.shape["context"]
+        config,
+        computed_as=computed_as,
+        platform=mesh.devices.flat[0].platform,
+        context=mesh.shape["context"],
     )
+    parts = batch_parts(mesh.shape) * config.training.gradient_accumulation
+    rows = data.batch_size // parts
     needed = rows * scores_at_least(kind, data.sequence_length) // mesh.shape["context"]
     available = _memory_here(mesh.devices.flat)
     if available is not None and needed > available:
@@ -115,24 +123,27 @@ def scores_at_least(kind: Kind, length: int) -> int:
     return length * (length if kind == "plain" else min(length, CHUNK)) * _SCORE_BYTES
 
 
-def attention_in(config: RunConfig, *, platform: str, context: int) -> Kind:
+def attention_in(
+    config: RunConfig, *, computed_as: ComputedAs, platform: str, context: int
+) -> Kind:
     """How a run computes attention; where its target's shape is not known, one that holds less.
 
     Args:
       config: the run.
+      computed_as: the settings that say it (`TaskKind.computed_as`); None: passes that have masks
+        of their own.
       platform: jax's name of its devices.
       context: parts into which its mesh splits a row.
     """
-    if config.training.task == "denoiser" or context > 1:
-        return "plain"  # Their passes have masks of their own.
+    if computed_as is None or context > 1:
+        return "plain"
+    if computed_as.attention != "auto":
+        return computed_as.attention
     shape = config.target.architecture
-    asked = config.target if config.training.task == "drafter" or shape is None else shape
-    if asked.attention != "auto":
-        return asked.attention
     kind, _ = choose_attention(
         "auto",
         platform=platform,
-        dtype=asked.dtype,
+        dtype=computed_as.dtype,
         head_dim=0 if shape is None else shape.head_dim,
         length=config.data.sequence_length,
     )

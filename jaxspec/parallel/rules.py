@@ -24,7 +24,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.ops.mesh_axes import BATCH_AXES, batch_parts
 from jaxspec.parallel.divisibility import any_of, divisors
-from jaxspec.parallel.memory import check_rows_fit
 
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
@@ -166,7 +165,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
-    """Checks that the batch divides evenly by devices and accumulated parts, and can fit in memory.
+    """Checks that the batch divides evenly by devices and accumulated parts.
 
     Its rows have to divide evenly too, where the context axis splits them.
 
@@ -181,7 +180,6 @@ def check_batch_size(config: RunConfig, mesh: Mesh) -> None:
             f"{mesh.shape['fsdp']} x {accumulated} accumulated parts. Change one of them."
         )
     check_context(config, mesh.shape["context"])
-    check_rows_fit(config, mesh, rows=config.data.batch_size // (devices * accumulated))
 
 
 def check_context(config: RunConfig, parts: int) -> None:

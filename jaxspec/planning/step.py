@@ -22,6 +22,7 @@ from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.divisibility import check_models_fit
+from jaxspec.parallel.memory import check_rows_fit
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -159,6 +160,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         devices = None if topology is None else topology_devices(topology)
         mesh = make_mesh(config.mesh, devices=devices)
         check_batch_size(config, mesh)
+        check_rows_fit(config, mesh, computed_as=task_of(config).computed_as(config))
         step = TracedStep(config, mesh)
         check_models_fit(step.task.models, mesh.shape)
         compiled, needs = step.compile()

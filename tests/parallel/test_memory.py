@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ from jaxspec.parallel.memory import (
     scores_at_least,
 )
 from jaxspec.parallel.mesh import make_mesh
-from jaxspec.parallel.rules import Rules, check_batch_size
+from jaxspec.parallel.rules import Rules
+from jaxspec.training.tasks.registry import task_of
 
 HERE = memory_of(jax.devices()[0])
 
@@ -68,10 +70,9 @@ def test_rows_on_a_device_count():
     rows = HERE // (4 * length**2) + 1
     config = RunConfig(target=PLAIN, data=DataConfig(batch_size=32 * rows, sequence_length=length))
     with pytest.raises(ValueError, match=r"Attention over .* rows .data.batch_size. of 8192"):
-        check_batch_size(config, mesh)
+        check_rows_fit(config, mesh, computed_as=PLAIN)
     parts = TrainingConfig(gradient_accumulation=4 * rows)
-    check_batch_size(dataclasses.replace(config, training=parts), mesh)
-    check_rows_fit(config, mesh, rows=0)
+    check_rows_fit(dataclasses.replace(config, training=parts), mesh, computed_as=PLAIN)
 
 
 def test_scores_that_are_never_in_memory_do_not_count():
@@ -80,13 +81,18 @@ def test_scores_that_are_never_in_memory_do_not_count():
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     length = 1 << 13
     rows = HERE // (4 * length**2) + 1
-    chunked = RunConfig(data=DataConfig(sequence_length=length))
-    check_rows_fit(chunked, mesh, rows=rows)
+    target = TargetConfig()
+
+    def of(batch_size: int) -> RunConfig:
+        data = DataConfig(batch_size=batch_size, sequence_length=length)
+        return RunConfig(target=target, data=data)
+
+    check_rows_fit(of(rows), mesh, computed_as=target)
     with pytest.raises(ValueError, match="takes at least"):
-        check_rows_fit(chunked, mesh, rows=rows * length // CHUNK)
-    own_masks = dataclasses.replace(chunked, training=TrainingConfig(task="denoiser"))
+        check_rows_fit(of(rows * length // CHUNK), mesh, computed_as=target)
+    # With masks of their own.
     with pytest.raises(ValueError, match="takes at least"):
-        check_rows_fit(own_masks, mesh, rows=rows)
+        check_rows_fit(of(rows), mesh, computed_as=None)
 
 
 SHAPE = TransformerConfig(head_dim=128, dtype="bfloat16")
@@ -112,8 +118,10 @@ def test_attention_is_counted_as_it_is_computed(target, task, platform, kind):
         training=TrainingConfig(task=task),
         data=DataConfig(sequence_length=4096),
     )
-    assert attention_in(config, platform=platform, context=1) == kind
-    assert attention_in(config, platform=platform, context=2) == "plain"
+    computed_as = task_of(config).computed_as(config)
+    of_run = functools.partial(attention_in, config, computed_as=computed_as, platform=platform)
+    assert of_run(context=1) == kind
+    assert of_run(context=2) == "plain"
 
 
 def test_the_array_of_documents_counts_with_cudnn():

@@ -269,5 +269,6 @@ DENOISER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
+    computed_as=lambda config: None,
     becomes=lambda config: "diffusion model" if config.denoiser.objective == "llada" else "drafter",
 )

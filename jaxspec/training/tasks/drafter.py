@@ -261,6 +261,7 @@ DRAFTER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
+    computed_as=lambda config: config.target,
     becomes=lambda config: "dflash",
     formats={"speculators": speculators.from_zlab},
 )

@@ -169,5 +169,6 @@ TARGET = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
+    computed_as=lambda config: config.target.architecture or config.target,
     becomes=lambda config: "target",
 )

@@ -35,6 +35,7 @@ from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
 from jaxspec.parallel.divisibility import SplitSizes
+from jaxspec.parallel.memory import ComputedAs
 from jaxspec.paths import exists
 from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
@@ -209,6 +210,8 @@ class TaskKind:
     read_export: Callable[[RunConfig, Path], tuple[Any, Save]]
     """(configuration, WORKDIR/export) -> the parameters there, and how to write them again. It
     must not need what the run started from, which may be gone."""
+    computed_as: Callable[[RunConfig], ComputedAs]
+    """The settings that say how its passes compute attention; None: they have their own masks."""
     becomes: Callable[[RunConfig], Literal["target", "diffusion model", "dflash", "drafter"]]
     """What the export of a run is used as, to say what to type next."""
     formats: Mapping[str, Callable[..., dict[str, Any]]] = dataclasses.field(default_factory=dict)

@@ -157,7 +157,7 @@ def test_a_source_of_which_nothing_is_left_stops_no_other(file, tmp_path, capsys
     assert f"Nothing is left of {tmp_path / 'copy.jsonl'}: 4 duplicates.\n" in said
     assert f"Nothing is left of {tmp_path / 'bad.jsonl'}: 2 bad rows.\n" in said
     assert f"{tmp_path / 'empty.jsonl'} is empty.\n" in said
-    assert f"{tmp_path / 'last.jsonl'}: 1 conversations in" in said
+    assert f"{tmp_path / 'last.jsonl'}: 1 conversation in" in said
     assert "  duplicates left out: 5\n" in said
     places = [f"      line {n} of {tmp_path / name}.jsonl" for n, name in ((1, "bad"), (2, "last"))]
     assert "    3 not JSON\n" in said and all(place in said for place in places)

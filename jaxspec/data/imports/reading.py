@@ -93,11 +93,11 @@ class Tally:
 
     def line(self, source: str) -> str:
         """What a source holds, on one line."""
-        what = "texts" if {*self.forms} == {TEXTS} else "conversations"
-        total = self.forms.total()
+        what, total = "text" if {*self.forms} == {TEXTS} else "conversation", self.forms.total()
+        what = what if total == 1 else f"{what}s"
         if len(self.forms) == 1:
             (form,) = self.forms
-            return f"{source}: {total:,} {what}{f' in {form}' if what != 'texts' else ''}"
+            return f"{source}: {total:,} {what}{'' if form == TEXTS else f' in {form}'}"
         kinds = ", ".join(f"{count:,} in {form}" for form, count in self.forms.most_common())
         return f"{source}: {total:,} {what} ({kinds})"
 

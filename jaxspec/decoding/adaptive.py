@@ -401,8 +401,8 @@ def _timed(
 ) -> tuple[float, int, DecodeState]:
     """How long a loop takes, its rounds (fewer if the batch ends), and the batch as it was.
 
-    A copy would need room for all caches once more. Rounds write only behind what is committed, so
-    it is enough to put back the rest.
+    A copy of the batch would need memory for a second set of caches. In a cache, rounds write only
+    after the committed tokens, so its arrays can stay as they are; everything else is put back.
     """
     kept = jax.tree.map(
         lambda node: jnp.copy(node.lengths_B if _is_cache(node) else node), state, is_leaf=_is_cache

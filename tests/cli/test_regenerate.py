@@ -215,7 +215,7 @@ def test_a_question_with_several_answers_is_asked_once(ask, tmp_path, monkeypatc
             ask(folder.name, source=source, limit=0)
     _, said = ask("every", source=source, limit=1)
     assert said[0].startswith("All 1 questions have already been answered")
-    # What came before a question's second time goes on.
+    # A run that was stopped before it asked any question twice continues.
     folder, said = ask("first", source=source, limit=0)
     assert folder == first and said[0].startswith("Continuing after 1 questions")
     assert [example.id for example in read_examples(folder)] == ["a", "c"]

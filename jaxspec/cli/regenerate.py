@@ -9,7 +9,8 @@ are kept too, so that training learns what was generated.
 
 The output is a folder of array_record shards (`jaxspec.data.example_files`) that grows shard by
 shard. The answers of the unfinished shard are kept in a journal, so that the same command continues
-a run that was stopped or killed.
+a run that was stopped or killed. Where the source has a part for validation (`jaxspec import-data`
+makes one), the folder gets one too, with answers to its questions.
 
 Several processes share the questions out, shard by shard: each answers its own on its own devices
 and keeps the answers in a journal for each shard. When all have answered, the first process writes
@@ -24,9 +25,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxspec.checkpoints.folders import fingerprint, target_folder
+from jaxspec.cli.answer_folder import TEMPLATE, AnswerFolder, check_shared
 from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
 from jaxspec.cli.process_options import ProcessOptions
@@ -36,31 +38,29 @@ from jaxspec.cli.target_answers import (
     Answers,
     Questions,
     answer_share,
+    check_room,
     journal_of_shard,
     remove_journals,
 )
-from jaxspec.config import RunConfig, Suppress
+from jaxspec.config import Suppress
 from jaxspec.data.answer_journal import AnswerJournal
 from jaxspec.data.examples import Example
+from jaxspec.data.imports.use import VALIDATION
 from jaxspec.files import held, user_path
 from jaxspec.interruption import ending_when_told_to
-from jaxspec.paths import is_remote
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxspec.data.tokenizer import Tokenizer
+    from jaxspec.evals.progress import Pace
     from jaxspec.parallel.shares import Share
 
 ANSWER_TOKENS, THINKING_TOKENS = 1024, 4096
 """Longest answer by default, without and with thinking."""
-MANY_CUT = 0.25
-"""A larger share of answers without an end is a warning."""
 LARGEST_BATCH = 4096
 """More prompts than any device can decode together."""
 _PROGRESS_SECONDS = 5.0
-_NO_ENDS = {"answers": 0, "cut": 0}
-_TEMPLATE = "chat template and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     --target.path."""
     source: str
     """Data set whose questions are asked, a folder of examples, or a file of conversations or
-    prompts; of a text file (.txt), every line is a prompt."""
+    prompts; of a text file (.txt), every line is a prompt. Those of a folder's validation part
+    are asked, too; training measures the loss on the answers."""
     split: str = "train"
     """Split of the data set. Only training splits are allowed: answers to a test split must not be
     trained on."""
@@ -104,8 +105,8 @@ class RegenerateCommand(ProcessOptions, CacheOption, ConfigCommand):
     shard_prompts: int = 512
     """Prompts per shard. If the run is killed, only the answers being decoded are lost."""
     limit: int = 0
-    """Ask only this many questions; 0: all. A later run with a larger limit continues after
-    them."""
+    """Ask only this many questions, and as many of the validation part; 0: all. A later run with a
+    larger limit continues after them."""
     unfinished: Literal["drop", "keep"] = "drop"
     """What to do with answers that reach `max_new_tokens` before they end. Kept, they would teach
     the drafter to end a turn where the target does not."""
@@ -188,8 +189,6 @@ def _regenerate(
 ) -> None:
     """`regenerate`, in a folder that is held."""
     from jaxspec.data.chat_template import Refused
-    from jaxspec.data.example_files import MANIFEST, read_manifest, remove_unfinished
-    from jaxspec.data.sources import load_examples
     from jaxspec.data.tokenizer import Tokenizer
     from jaxspec.decoding import Autoregressive, DecodeRules
     from jaxspec.evals.mesh import batch_rows, decoding_mesh
@@ -199,10 +198,7 @@ def _regenerate(
 
     sampling = Sampling(command.temperature, top_p=command.top_p)
     mesh = decoding_mesh(command.run.mesh, rows=command.batch_size, option="--batch_size")
-    data = dataclasses.replace(command.run.data, max_examples=command.limit)
-    examples = load_examples(command.source, split=command.split, data=data, use="prompts")
-    if len(examples) == 0:
-        raise ValueError(f"{command.source!r} holds no examples: there is nothing to ask.")
+    splits = _examples_of_splits(command)
     tokenizer = Tokenizer.load(
         target_folder(command.run.target.path),
         template_options=command.run.target.template_options,
@@ -212,121 +208,115 @@ def _regenerate(
         tokenizer.encode_prompt([{"role": "user", "content": "Hi."}])
     command = _with_length(command, tokenizer)
     settings = _settings(command, tokenizer)
-    facts = {"shard_prompts": command.shard_prompts, "questions": Questions(examples).digest}
-    share.check_alike(settings | facts)
-    _check_shared(output)  # The folder is there: the first process made it before.
-    done, dropped, ends = _progress_of(output, settings, examples, limit=command.limit)
-    questions = Questions(examples[:done])
-
-    def keep(answered: list[Example], *, done: int) -> None:
-        _write(
-            output,
-            answered,
-            command,
+    questions = [Questions(examples).digest for examples in splits.values()]
+    share.check_alike(settings | {"shard_prompts": command.shard_prompts, "questions": questions})
+    check_shared(output)  # The folder is there: the first process made it before.
+    folders = [
+        AnswerFolder(
+            output / VALIDATION if split == VALIDATION else output,
+            examples,
+            command=dataclasses.replace(command, split=split),
             settings=settings,
-            done=done,
-            questions=questions,
-            dropped=dropped,
-            ends=ends,
-            mesh=mesh,
         )
-
-    share.gather(None)  # All have read what is in it.
+        for split, examples in splits.items()
+    ]
+    share.gather(None)  # All have read what is in them.
+    target = open_target(command.run.target, mesh=mesh, laid_out=True)
+    suppressed = target.suppressed_ids(command.suppress)
+    rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
+    rows = batch_rows(max(map(len, splits.values())), most=command.batch_size, mesh=mesh)
+    answers_to = functools.partial(
+        Answers,
+        Autoregressive(target.model, rules, sampling),
+        target.params,
+        target.tokenizer,
+        dataclasses.replace(command, batch_size=rows),
+    )
+    check_room(target.model.config.max_position_embeddings, max_new_tokens=command.max_new_tokens)
     if share.is_first:
-        remove_unfinished(output)
+        # From here on, the same command recognises the folders and continues them.
+        for folder in folders:
+            folder.begin(mesh)
+    share.gather(None)  # Nothing is written into a folder that is not recognised.
+    pace = functools.partial(Pace, echo=echo, every=_PROGRESS_SECONDS)
+    for folder in folders:
+        refusal = _answer(folder, answers_to, pace, echo=echo, share=share, mesh=mesh)
+        if share.is_first:
+            folder.report(refusal, thinks=tokenizer.thinks_first(), echo=echo)
+
+
+def _examples_of_splits(command: RegenerateCommand) -> dict[str, Sequence[Example]]:
+    """Split -> the examples whose questions are asked; also those to measure on, if there are any.
+
+    Raises:
+      ValueError: no questions, or a missing data set.
+    """
+    from jaxspec.data.parts import is_divided
+    from jaxspec.data.sources import load_examples
+
+    data = dataclasses.replace(command.run.data, max_examples=command.limit)
+    load = functools.partial(load_examples, command.source, data=data, use="prompts")
+    splits = {command.split: load(split=command.split)}
+    if not len(splits[command.split]):
+        raise ValueError(f"{command.source!r} holds no examples: there is nothing to ask.")
+    if is_divided(command.source) and len(held_out := load(split=VALIDATION)):
+        splits[VALIDATION] = held_out
+    return splits
+
+
+def _answer(
+    folder: AnswerFolder,
+    answers_to: Callable[[Pace, AnswerJournal], Answers],
+    pace: Callable[..., Pace],
+    *,
+    echo: Callable[[str], None],
+    share: Share,
+    mesh: Mesh | None,
+) -> str:
+    """Asks every question of a split that its folder has no answer for yet.
+
+    Returns:
+      What the chat template said of the first conversation that it refused; "": none.
+    """
+    total, output = len(folder.examples), folder.path
+    what = "validation questions" if folder.is_validation else "questions"
     journal = AnswerJournal(output / JOURNAL)
     try:
-        target = open_target(command.run.target, mesh=mesh, laid_out=True)
-        suppressed = target.suppressed_ids(command.suppress)
-        rules = DecodeRules(command.max_new_tokens, target.stop_ids, suppressed)
-        rows = batch_rows(len(examples), most=command.batch_size, mesh=mesh)
-        answers_to = functools.partial(
-            Answers,
-            Autoregressive(target.model, rules, sampling),
-            target.params,
-            target.tokenizer,
-            dataclasses.replace(command, batch_size=rows),
-        )
-        pace = functools.partial(Pace, echo=echo, every=_PROGRESS_SECONDS)
-        answers = answers_to(pace(len(examples), first=done, unit="questions"), journal)
-        if done >= len(examples):
-            echo(f"All {len(examples)} questions have already been answered in {output}.")
-        elif done or len(journal):
-            echo(f"Continuing after {done} questions in {output}{_kept(journal)}.")
-        elif share.is_first:
-            # From here on, the same command recognises the folder and continues it.
-            keep([], done=0)
+        answers = answers_to(pace(total, first=folder.done, unit=what), journal)
+        if folder.is_complete:
+            echo(f"All {total} {what} have already been answered in {output}.")
+        elif folder.done or len(journal):
+            echo(f"Continuing after {folder.done} {what} in {output}{_kept(journal)}.")
         if share.count > 1:
             answer_share(
                 answers_to,
                 pace,
-                examples,
+                folder.examples,
                 output,
-                done=done,
-                shard_prompts=command.shard_prompts,
+                done=folder.done,
+                shard_prompts=folder.shard_prompts,
                 share=share,
             )
             share.gather(None)  # All have answered.
         if not share.is_first:
-            return
-        while done < len(examples):
-            shard = examples[done : done + command.shard_prompts]
-            shared = journal_of_shard(output, done)
+            return ""
+        while not folder.is_complete:
+            shared = journal_of_shard(output, folder.done)
             journal.take(shared)
-            answered, lost = answers.of(shard)
-            for reason, count in lost.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-            ends = {name: ends[name] + count for name, count in answers.take_ends().items()}
-            questions.add(shard)
-            keep(answered, done=done + len(shard))
-            done += len(shard)
+            answered, lost = answers.of(folder.next_shard)
+            folder.keep(answered, lost=lost, ends=answers.take_ends(), mesh=mesh)
             journal.clear()
             shared.unlink(missing_ok=True)
         remove_journals(output)
     except KeyboardInterrupt:
         echo(
-            f"Stopped: {done} of {len(examples)} questions are answered in {output}"
+            f"Stopped: {folder.done} of {total} {what} are answered in {output}"
             f"{_kept(journal)}. The same command continues from there."
         )
         raise
     finally:
         journal.close()
-    if not ends["answers"] and not read_manifest(output)["examples"]:
-        (output / MANIFEST).unlink()
-        raise ValueError(
-            f"None of the {done} questions of {command.source!r} could be asked "
-            f"({_counted(dropped)}). {answers.first_refusal}"
-        )
-    if ends["cut"]:
-        echo(_cut_line(command, ends, thinks=tokenizer.thinks_first()))
-    echo(_summary(output))
-    if not read_manifest(output)["examples"]:
-        raise ValueError(
-            f"{output} contains no examples: none of the target's answers to {command.source!r} "
-            f"can be used for training ({_counted(read_manifest(output)['dropped'])})."
-        )
-
-
-def _check_shared(output: Path) -> None:
-    if not is_remote(output) and not output.is_dir():
-        raise ValueError(
-            f"--output {output} is not there on this host, but the first process has made it: all "
-            "processes must see the same folder. Name one that all hosts share."
-        )
-
-
-def _cut_line(command: RegenerateCommand, ends: dict[str, int], *, thinks: bool) -> str:
-    """Says how many answers reached the limit, and what to do."""
-    share = ends["cut"] / ends["answers"]
-    is_dropped = command.unfinished == "drop"
-    bias = " The data lacks the target's longer answers." if is_dropped else ""
-    advice = ", or --target.enable_thinking False, which gives short answers" if thinks else ""
-    return (
-        f"{'Warning: ' if share > MANY_CUT else ''}{ends['cut']:,} of {ends['answers']:,} answers "
-        f"({share:.0%}) had not ended after {command.max_new_tokens:,} tokens and were "
-        f"{'dropped' if is_dropped else 'kept without their end'}.{bias} To have them whole, start "
-        f"again with another --output and a larger --max_new_tokens{advice}."
-    )
+    return answers.first_refusal
 
 
 def _kept(journal: AnswerJournal) -> str:
@@ -369,132 +359,5 @@ def _settings(command: RegenerateCommand, tokenizer: Tokenizer) -> dict[str, Any
         "enable_thinking": target.enable_thinking,
         "target": fingerprint(target_folder(target.path)),
         "dtype": target.dtype,
-        _TEMPLATE: tokenizer.files_digest(),
+        TEMPLATE: tokenizer.files_digest(),
     }
-
-
-def _progress_of(
-    output: Path, settings: dict[str, Any], examples: Sequence[Example], *, limit: int
-) -> tuple[int, dict[str, int], dict[str, int]]:
-    """What a folder has handled.
-
-    Returns:
-      The number of questions; reason -> how many were dropped; and how many "answers" were given
-      and "cut" at the limit.
-    """
-    from jaxspec.data.example_files import (
-        MANIFEST,
-        foreign_files,
-        is_example_folder,
-        read_examples,
-    )
-
-    if not is_example_folder(output):
-        if foreign := foreign_files(output):
-            raise ValueError(
-                f"{output} has no {MANIFEST}, and holds files that `jaxspec regenerate` did not "
-                f"write: {', '.join(foreign[:5])}. Choose a new folder (--output)."
-            )
-        return 0, {}, dict(_NO_ENDS)
-    manifest = read_examples(output).manifest
-    before = manifest.get("settings")
-    done, dropped = manifest.get("questions_done"), manifest.get("dropped")
-    ends = manifest.get("ends", _NO_ENDS)  # Older versions kept none.
-    if not isinstance(before, dict) or done is None:
-        raise ValueError(f"{output} was not written by `jaxspec regenerate`: choose a new folder.")
-    if (
-        not (type(done) is int and done >= 0)
-        or not _is_counts(dropped)
-        or not (_is_counts(ends) and ends.keys() == _NO_ENDS.keys())
-    ):
-        raise ValueError(
-            f"{output / MANIFEST} is damaged: got {done!r} as questions_done, {dropped!r} as "
-            f"dropped and {ends!r} as ends, expected a whole number and two objects of counts. "
-            "Choose a new folder."
-        )
-    before = {"suppress": "special", **before}  # Older versions always suppressed these.
-    wrong = [
-        f"{name}: got {value!r}, expected {before.get(name)!r}"
-        for name, value in settings.items()
-        # Older versions kept no digest of the template.
-        if before.get(name) != value and (name in before or name != _TEMPLATE)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{output} holds answers made with other settings. Use the same settings, or another "
-            "--output:\n  " + "\n  ".join(wrong)
-        )
-    asked = manifest.get("questions_digest")  # Older versions kept none.
-    is_cut = len(examples) < done and len(examples) == limit
-    if asked is not None and not is_cut and asked != Questions(examples[:done]).digest:
-        raise ValueError(
-            f"{output} holds answers to other questions than {settings['source']!r} has now: the "
-            "data were changed, or an older version asked some questions twice. Bring back the "
-            "data of the first start, or choose another --output."
-        )
-    return done, dict(dropped), dict(ends)
-
-
-def _is_counts(value: Any) -> TypeGuard[dict[str, int]]:
-    return isinstance(value, dict) and all(type(count) is int for count in value.values())
-
-
-def _write(
-    output: Path,
-    examples: list[Example],
-    command: RegenerateCommand,
-    *,
-    settings: dict[str, Any],
-    done: int,
-    questions: Questions,
-    dropped: dict[str, int],
-    ends: dict[str, int],
-    mesh: Mesh | None,
-) -> None:
-    from jaxspec.data.example_files import write_examples
-    from jaxspec.evals.mesh import recorded
-    from jaxspec.provenance import jsonable, provenance
-
-    record = provenance(config=_recorded(command), seed=command.seed)
-
-    write_examples(
-        output,
-        examples,
-        manifest={
-            "split": command.split,
-            "settings": settings,
-            "questions_done": done,
-            "questions_digest": questions.digest,
-            "dropped": dropped,
-            "ends": ends,
-            "provenance": jsonable(recorded(record, mesh)),
-        },
-    )
-
-
-def _recorded(command: RegenerateCommand) -> RunConfig:
-    return dataclasses.replace(
-        command.run,
-        data=dataclasses.replace(
-            command.run.data,
-            sources=(command.source,),
-            split=command.split,
-            max_examples=command.limit,
-        ),
-    )
-
-
-def _counted(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())
-
-
-def _summary(output: Path) -> str:
-    from jaxspec.data.example_files import read_manifest
-
-    manifest = read_manifest(output)
-    return (
-        f"Questions asked: {manifest['questions_done']:,}; examples written: "
-        f"{manifest['examples']:,}, in {output}"
-        + (f"; dropped or cut short: {_counted(lost)}" if (lost := manifest["dropped"]) else "")
-        + (f". Train on them with --data.sources {output}" if manifest["examples"] else "")
-    )

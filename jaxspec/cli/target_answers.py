@@ -51,11 +51,6 @@ class Answers:
         """What the chat template said of the first conversation that it refused; "": none."""
         positions = strategy.model.config.max_position_embeddings
         self._longest = positions - command.max_new_tokens
-        if self._longest < 1:
-            raise ValueError(
-                f"--max_new_tokens is {command.max_new_tokens}, but the target has only "
-                f"{positions} positions: there would be no room for a question."
-            )
 
     def of(self, examples: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
         """Examples with the target's answers, and how many were dropped for each reason.
@@ -245,6 +240,15 @@ class Questions:
     def digest(self) -> str:
         """A hash of all of them, in their order."""
         return self._hash.hexdigest()[:16]
+
+
+def check_room(positions: int, *, max_new_tokens: int) -> None:
+    """Raises a ValueError if the longest answer takes all of the target's positions."""
+    if positions <= max_new_tokens:
+        raise ValueError(
+            f"--max_new_tokens is {max_new_tokens}, but the target has only {positions} "
+            "positions: there would be no room for a question."
+        )
 
 
 def journal_of_shard(output: Path, first: int) -> Path:

@@ -57,12 +57,12 @@ def validation_examples(data: DataConfig) -> list[Example]:
 
 def is_to_hold_out(data: DataConfig) -> bool:
     """Whether the settings or the sources ask for a part to measure on, even if it is empty."""
-    return data.validation > 0 or any(map(_is_divided, data.sources))
+    return data.validation > 0 or any(map(is_divided, data.sources))
 
 
 def _held_out_of(name: str, data: DataConfig) -> Iterable[Example]:
     """What is held out of one source."""
-    if _is_divided(name):
+    if is_divided(name):
         return sources.load_examples(name, split=_VALIDATION, data=data)
     if not data.validation:
         return ()
@@ -72,12 +72,13 @@ def _held_out_of(name: str, data: DataConfig) -> Iterable[Example]:
 
 def _held_out_prompts(data: DataConfig) -> frozenset[int]:
     """Hashes of the prompts that are held out of any source; none has to be searched if empty."""
-    if len(data.sources) == 1 and _is_divided(data.sources[0]):
+    if len(data.sources) == 1 and is_divided(data.sources[0]):
         return frozenset()
     return frozenset(
         prompt_hash(example) for name in data.sources for example in _held_out_of(name, data)
     )
 
 
-def _is_divided(name: str) -> bool:
+def is_divided(name: str) -> bool:
+    """Whether a source has a part of its own for validation."""
     return name not in sources.SOURCES and sources.is_example_folder(user_path(name) / _VALIDATION)

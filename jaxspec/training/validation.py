@@ -113,7 +113,7 @@ def held_out_warnings(config: RunConfig, held_out: HeldOut | None) -> list[str]:
         cause = (
             f"None of the prompts is chosen by data.validation {share:g}: there are too few, or "
             "those that it chooses were taken out before. `jaxspec import-data --validation` "
-            "chooses by the same hash, and `jaxspec regenerate` asks only the training part. "
+            "chooses by the same hash. "
             if share
             else "The validation part of the data is empty. "
         )

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxspec.cli import answer_folder
 from jaxspec.cli import main as console
 from jaxspec.cli import regenerate as command
 from jaxspec.cli.configuration import run_as_command
@@ -488,7 +489,7 @@ def test_settings_of_the_config_are_recorded(target):
         run=RunConfig(target=TargetConfig(path=str(target))),
         limit=3,
     )
-    recorded = command._recorded(call)
+    recorded = answer_folder._recorded(call)
     assert recorded.data == dataclasses.replace(
         RunConfig().data, sources=("embedded/math",), split="train", max_examples=3
     )

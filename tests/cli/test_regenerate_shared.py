@@ -12,7 +12,7 @@ from tests.processes import as_processes, refusals
 from tests.training import runs
 
 
-def shared_out(ask, count, output, *, stop_first=False):
+def shared_out(ask, count, output, *, stop_first=False, **changes):
     """What the command says in each of as many processes; see `as_processes`.
 
     With `stop_first`, the first process is stopped when it has answered a shard.
@@ -20,7 +20,7 @@ def shared_out(ask, count, output, *, stop_first=False):
 
     def run(share):
         stop_after = 0 if stop_first and share.is_first else None
-        return ask(output, share=share, stop_after=stop_after)[1]
+        return ask(output, share=share, stop_after=stop_after, **changes)[1]
 
     return as_processes(count, run)
 

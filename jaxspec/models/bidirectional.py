@@ -47,6 +47,7 @@ class BidirectionalTransformer(nn.Module):
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
         cache_mask_BST: jax.Array | None = None,
+        cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`. Sliding layers keep their window towards earlier positions."""
@@ -56,6 +57,7 @@ class BidirectionalTransformer(nn.Module):
             positions_BS=positions_BS,
             cache=cache,
             cache_mask_BST=cache_mask_BST,
+            cache_positions_BT=cache_positions_BT,
             mask_BSS=visible(tokens_BS, segments_BS=segments_BS, mask_BSS=mask_BSS),
         )
         hidden_BSD = take_rows(output.hidden_BSD, rows_BI)

@@ -47,6 +47,7 @@ class Denoiser(Protocol):
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
         cache_mask_BST: jax.Array | None = None,
+        cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass.
@@ -60,6 +61,8 @@ class Denoiser(Protocol):
           sigma: total noise, [B] or [B, S]; None: 0. Models without time conditioning ignore it.
           cache: committed keys and values; it is read, not changed.
           cache_mask_BST: True where a token sees a slot of the cache; None: all committed slots.
+          cache_positions_BT: the absolute position that each slot of the cache holds, for models
+            with sliding layers; None: slot t holds position t.
           rows_BI: the positions within this pass whose logits are needed; None: all. (In a small
             model the head is a third of the work.)
         """

@@ -169,6 +169,7 @@ class DiT(nn.Module):
         sigma: jax.Array | None = None,
         cache: KVCache | None = None,
         cache_mask_BST: jax.Array | None = None,
+        cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`.
@@ -176,6 +177,7 @@ class DiT(nn.Module):
         Raises:
           ValueError: a sigma that is neither [B] nor [B, S].
         """
+        del cache_positions_BT  # No layer slides.
         cfg = self.config
         if positions_BS is None:
             start_B1 = 0 if cache is None else cache.lengths_B[:, None]

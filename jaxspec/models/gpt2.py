@@ -28,6 +28,7 @@ from jaxspec.models.cache import KVCache
 from jaxspec.models.layers import LayerNorm, Linear, PlainMlp, scanned
 from jaxspec.models.transformer import (
     Masks,
+    Places,
     TransformerOutput,
     attend,
     captured,
@@ -89,11 +90,11 @@ class GPT2Layer(nn.Module):
         window: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
         masks: Masks,
-        positions_BS: jax.Array | None,
+        places: Places | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
         x_BSD, features_MBSD = rows(carry[0]), carry[1]
-        masks = limit_to_window(masks, window, positions_BS, groups=1)
+        masks = limit_to_window(masks, window, places, groups=1)
         projections = AttentionProjections(cfg, name="attention")
         normed = LayerNorm(cfg.layer_norm_eps, cfg.param_dtype, name="input_norm")(x_BSD)
         q_BSQC, k_BSQC, v_BSQC = projections.queries_keys_and_values(normed)
@@ -165,7 +166,7 @@ class GPT2(nn.Module):
             cfg.windows,
             cached,
             masks,
-            positions_BS if cfg.windows else None,
+            Places(positions_BS) if cfg.windows else None,
             num_layers=cfg.num_layers,
             capture=capture,
         )

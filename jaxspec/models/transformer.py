@@ -60,6 +60,14 @@ class Kinds(NamedTuple):
     """Whether a layer has an MLP and not experts."""
 
 
+class Places(NamedTuple):
+    """Where the tokens of a pass and of its cache stand; sliding layers read it."""
+
+    own_BS: jax.Array
+    cached_BT: jax.Array | None = None
+    """None: slot t of the cache holds position t."""
+
+
 class Layer(nn.Module):
     """Attention and MLP; scanned, so that one compiled body serves all layers."""
 
@@ -75,13 +83,11 @@ class Layer(nn.Module):
         kinds: Kinds,
         angles: tuple[jax.Array, jax.Array],
         masks: Masks,
-        positions_BS: jax.Array | None,
+        places: Places | None,
     ) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]:
         cfg = self.config
         x_BSD, features_MBSD = rows(carry[0]), carry[1]
-        masks = limit_to_window(
-            masks, window, positions_BS, groups=cfg.num_heads // cfg.num_kv_heads
-        )
+        masks = limit_to_window(masks, window, places, groups=cfg.num_heads // cfg.num_kv_heads)
         if kinds.rotation is not None:
             angles = angles[0][kinds.rotation], angles[1][kinds.rotation]
         heads = HeadProjections(
@@ -158,22 +164,24 @@ def captured(
 def limit_to_window(
     masks: Masks,
     window: jax.Array | None,
-    positions_BS: jax.Array | None,
+    places: Places | None,
     *,
     groups: int,
 ) -> Masks:
     """The masks of a layer: those of the pass, limited to the last `window` positions."""
     own_mask, cache_mask = masks
-    if window is None or positions_BS is None:
+    if window is None or places is None:
         return masks
+    positions_BS, cached_BT = places
     if isinstance(own_mask, Causal):
         return dataclasses.replace(own_mask, window=window, positions_BS=positions_BS), cache_mask
     # By position: rows of a draft tree share positions, those of packed documents restart.
     positions_BI1 = jnp.repeat(positions_BS, groups, axis=1)[..., None]
     own_mask = own_mask & (positions_BI1 - positions_BS[:, None] < window)[:, None]
     if cache_mask is not None:
-        slots_T = jnp.arange(cache_mask.shape[-1])
-        cache_mask = cache_mask & (positions_BI1 - slots_T < window)[:, None]
+        if cached_BT is None:
+            cached_BT = jnp.arange(cache_mask.shape[-1])[None]
+        cache_mask = cache_mask & (positions_BI1 - cached_BT[:, None] < window)[:, None]
     return own_mask, cache_mask
 
 
@@ -345,6 +353,7 @@ class Transformer(nn.Module):
         capture: tuple[int, ...] = (),
         mask_BSS: jax.Array | None = None,
         cache_mask_BST: jax.Array | None = None,
+        cache_positions_BT: jax.Array | None = None,
     ) -> TransformerOutput:
         """One pass.
 
@@ -360,6 +369,8 @@ class Transformer(nn.Module):
             drafts sets it together with `positions_BS`. Sliding layers see less: of the keys that
             it allows, those at positions above (the query's - window), as in transformers.
           cache_mask_BST: True where token i sees slot t of the cache; default: all committed slots.
+          cache_positions_BT: the absolute position that each slot of the cache holds, for the
+            windows of sliding layers; default: slot t holds position t. Packed documents differ.
 
         Raises:
           ValueError: a layer id that the model does not have.
@@ -388,7 +399,7 @@ class Transformer(nn.Module):
             Kinds(rotation_L, jnp.asarray(dense_L) if is_mixed else None),
             angles,
             masks,
-            positions_BS if cfg.windows else None,
+            Places(positions_BS, cache_positions_BT) if cfg.windows else None,
             num_layers=cfg.num_layers,
             capture=capture,
         )

@@ -317,6 +317,7 @@ class DenoiserObjective:
             sigma=flat(sigma_BNG),
             cache=KVCache(clean.keys_LBRSC, clean.values_LBRSC, lengths_B),
             cache_mask_BST=jnp.repeat(context_BNS, slots, axis=1),
+            cache_positions_BT=batch["positions"],
         )
 
     def _with_bidirectional_context(

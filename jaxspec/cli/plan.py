@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from jaxspec.cli.configuration import parse_command
 from jaxspec.cli.settings import given_value
-from jaxspec.cli.train import TaskCommand, with_one_length
+from jaxspec.cli.train import TaskCommand, as_typed
 from jaxspec.config import RunConfig
 from jaxspec.ranges import NotNegative, check_ranges, fraction, whole
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
       0, or 1 if what was planned needs more memory than a device has.
     """
     command = parse_command(PlanCommand, argv, program="jaxspec plan")
-    command = dataclasses.replace(command, run=with_one_length(command.run, argv))
+    command = dataclasses.replace(command, run=as_typed(command.run, argv))
     check_ranges(command)
     _check_combination(command)
     from jaxspec.planning.topologies import parse_topology, prepare_platform

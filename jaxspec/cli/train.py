@@ -16,6 +16,7 @@ from jaxspec.cli.settings import given_value
 from jaxspec.config import RunConfig
 from jaxspec.files import user_path
 from jaxspec.training.tasks.settings import GROUPS, groups_read, why_not_read
+from jaxspec.training.tasks.shapes import GIVEN_TWICE, check_agrees
 
 _SHORT = re.compile(r"^--(logging|profile)(?==|$)")
 """Settings of training that may be typed without "training."."""
@@ -87,7 +88,7 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
         description="Train a drafter on a frozen target, a diffusion language model, or a target "
         "from scratch (--training.task).",
     )
-    run = with_one_length(command.run, argv)
+    run = as_typed(command.run, argv)
     # jax is imported only now: --help and mistakes are answered at once.
     from jaxspec.cli.next_commands import next_commands
     from jaxspec.training.loop import train
@@ -108,7 +109,16 @@ def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:
             )
 
 
-def with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
+def as_typed(run: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The run, where the command line gives one of two settings that say the same.
+
+    Raises:
+      ValueError: it gives both, and they differ.
+    """
+    return _with_one_way(_with_one_length(run, argv), argv)
+
+
+def _with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
     """The run with the length that the command line gives, in steps or in epochs.
 
     Raises:
@@ -123,6 +133,29 @@ def with_one_length(run: RunConfig, argv: Sequence[str]) -> RunConfig:
             f"--training.epochs {epochs}. Leave one of them out."
         )
     return dataclasses.replace(run, training=dataclasses.replace(run.training, epochs=0.0))
+
+
+def _with_one_way(run: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The run whose target is computed as the command line says.
+
+    target.architecture says it too. Of a config, the one that was given counts (`agreed`); typed, a
+    value counts even if it is the default.
+    """
+    target, architecture = run.target, run.target.architecture
+    if architecture is None:
+        return run
+    for name in GIVEN_TWICE:
+        own, of_shape = getattr(target, name), getattr(architecture, name)
+        typed = given_value(argv, f"target.{name}") is not None
+        typed_of_shape = given_value(argv, f"target.architecture.{name}") is not None
+        if typed and typed_of_shape:
+            check_agrees(name, own, of_shape)
+        elif typed:
+            architecture = dataclasses.replace(architecture, **{name: own})
+        elif typed_of_shape:
+            target = dataclasses.replace(target, **{name: of_shape})
+    target = dataclasses.replace(target, architecture=architecture)
+    return dataclasses.replace(run, target=target)
 
 
 def _task_and_objective(run: RunConfig, argv: Sequence[str]) -> tuple[str, str]:

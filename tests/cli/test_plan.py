@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -313,6 +314,29 @@ def test_steps_on_the_command_line_replace_epochs_of_the_config(tmp_path, monkey
     assert found == [(7, 3.0), (1000, 0.0)]
     with pytest.raises(ValueError, match="in steps or in epochs"):
         command.main([*arguments, "--training.steps", "9", "--training.epochs", "1"])
+
+
+def test_of_two_settings_that_say_the_same_a_typed_one_counts(config, monkeypatch):
+    """Even if it is the default: the config's architecture is given bfloat16 here."""
+    file = Path(config).with_name("stored.py")
+    file.write_text(
+        "import dataclasses\n\nfrom tests.cli.test_plan import CONFIG\n\n\n"
+        "def get_config():\n"
+        "    shape = dataclasses.replace(CONFIG.target.architecture, dtype='bfloat16')\n"
+        "    target = dataclasses.replace(CONFIG.target, architecture=shape, dtype='bfloat16')\n"
+        "    return dataclasses.replace(CONFIG, target=target)\n"
+    )
+    planned = []
+    monkeypatch.setattr(command, "_print_step", lambda asked, *_: planned.append(asked.run) or 0)
+    names = "target.dtype", "target.architecture.dtype"
+    for given in ([], names[:1], names[1:], names):
+        command.main(["--config", str(file), *(f"--{name}=float32" for name in given)])
+    dtypes = [(run.target.dtype, run.target.architecture.dtype) for run in planned]
+    assert dtypes == [("bfloat16",) * 2, *[("float32",) * 2] * 3]
+    with pytest.raises(ValueError, match=r"architecture\.dtype is 'bfloat16': leave one"):
+        command.main(
+            ["--config", str(file), f"--{names[0]}", "float32", f"--{names[1]}", "bfloat16"]
+        )
 
 
 def test_decoding_takes_no_mesh_from_a_config(tmp_path, capsys):

@@ -106,7 +106,7 @@ BFLOAT16 = TargetConfig(dtype="bfloat16")
         (BFLOAT16, "drafter", "tpu", "splash"),
         (BFLOAT16, "drafter", "gpu", "chunked"),  # Its heads may be too wide for cuDNN.
         (dataclasses.replace(BFLOAT16, architecture=SHAPE), "drafter", "gpu", "cudnn"),
-        (TargetConfig(architecture=SHAPE), "drafter", "gpu", "chunked"),
+        (TargetConfig(architecture=SHAPE), "drafter", "gpu", "cudnn"),
         (TargetConfig(architecture=SHAPE), "target", "gpu", "cudnn"),
         (TargetConfig(attention="splash"), "drafter", "cpu", "splash"),
         (BFLOAT16, "denoiser", "tpu", "plain"),

@@ -25,7 +25,14 @@ from jaxspec.checkpoints.huggingface import (
     read_drafter_config,
     save_drafter,
 )
-from jaxspec.config import DrafterConfig, Dtype, GPT2Config, LanguageModelConfig, RunConfig
+from jaxspec.config import (
+    DrafterConfig,
+    Dtype,
+    GPT2Config,
+    LanguageModelConfig,
+    RunConfig,
+    TargetConfig,
+)
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import user_path
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
@@ -34,7 +41,7 @@ from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
-from jaxspec.training.tasks.shapes import check_architecture
+from jaxspec.training.tasks.shapes import agreed, check_architecture
 from jaxspec.training.tasks.task import Init, Save, Task, TaskKind, check_vocabulary, initialiser
 
 _COMPUTED = (
@@ -48,9 +55,10 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     """The task of a run.
 
     Raises:
-      ValueError: no target, one that does not fit the tokenizer or the configuration, or a drafter
-        that does not fit the target.
+      ValueError: no target, one that does not fit the tokenizer or the configuration, settings of
+        it that contradict each other, or a drafter that does not fit the target.
     """
+    config = dataclasses.replace(config, target=_as_asked(config.target))
     # Which token masks a slot does not matter to shapes.
     mask_token_id: int | None = 0
     if tokenizer is None:
@@ -191,6 +199,11 @@ def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
     return params, _saves(drafter, target)
 
 
+def _as_asked(target: TargetConfig) -> TargetConfig:
+    """The target's settings, with those of its architecture that say how it is computed."""
+    return dataclasses.replace(target, **agreed(target))
+
+
 def _frozen(architecture: LanguageModelConfig, config: RunConfig) -> LanguageModelConfig:
     """The target's shape, held and computed in the type that the run asks for."""
     asked = config.target
@@ -261,7 +274,7 @@ DRAFTER = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
-    computed_as=lambda config: config.target,
+    computed_as=lambda config: _as_asked(config.target),
     becomes=lambda config: "dflash",
     formats={"speculators": speculators.from_zlab},
 )

@@ -1,15 +1,21 @@
-"""Shapes of what is trained, and of a target in a folder beside the one that a run asks for."""
+"""Shapes of what is trained, and of a target in a folder beside the one that a run asks for.
+
+>>> agreed(TargetConfig(dtype="bfloat16"))
+{'dtype': 'bfloat16', 'attention': 'auto'}
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from jaxspec.config import LanguageModelConfig
+from jaxspec.config import LanguageModelConfig, TargetConfig
 
 COMPUTED = ("dtype", "param_dtype", "unroll_layers", "remat", "attention")
 """How a model is computed, which target.architecture says for a target in a folder too."""
+GIVEN_TWICE = ("dtype", "attention")
+"""Those that `target` has as well as `target.architecture`."""
 
 
 ShapeT = TypeVar("ShapeT")
@@ -22,6 +28,34 @@ def in_float32(shape: ShapeT) -> ShapeT:
     In bfloat16, a step of less than 0.4% of a weight is rounded away, and b2 = 0.999 becomes 1.
     """
     return dataclasses.replace(shape, param_dtype="float32")  # type: ignore[type-var]
+
+
+def agreed(target: TargetConfig) -> dict[str, Any]:
+    """How a target is computed, by `target` and `target.architecture` together.
+
+    What is not the default was given, and counts, wherever it was given.
+
+    Raises:
+      ValueError: two values were given that differ.
+    """
+    found = {}
+    for name in GIVEN_TWICE:
+        default = getattr(TargetConfig(), name)
+        own = getattr(target, name)
+        of_shape = default if target.architecture is None else getattr(target.architecture, name)
+        if default not in (own, of_shape):
+            check_agrees(name, own, of_shape)
+        found[name] = of_shape if own == default else own
+    return found
+
+
+def check_agrees(name: str, own: Any, of_shape: Any) -> None:
+    """Raises ValueError where target and target.architecture were given different values."""
+    if own != of_shape:
+        raise ValueError(
+            f"target.{name} is {own!r}, but target.architecture.{name} is {of_shape!r}: leave one "
+            "of them out, or give both the same value."
+        )
 
 
 def check_architecture(

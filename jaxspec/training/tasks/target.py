@@ -17,13 +17,18 @@ from typing import Any
 from jaxspec.checkpoints.families.registry import target_family
 from jaxspec.checkpoints.folders import target_folder
 from jaxspec.checkpoints.huggingface import load_target, read_config, save_target
-from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig, TargetConfig
 from jaxspec.data.parts import training_examples
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.registry import make_model
 from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.objectives import TargetObjective
-from jaxspec.training.tasks.shapes import COMPUTED, check_architecture, in_float32
+from jaxspec.training.tasks.shapes import (
+    COMPUTED,
+    agreed,
+    check_architecture,
+    in_float32,
+)
 from jaxspec.training.tasks.task import (
     Save,
     Task,
@@ -33,21 +38,21 @@ from jaxspec.training.tasks.task import (
     kept_tokenizer,
 )
 
-_OF_TARGET = ("dtype", "attention")
-"""What the target's settings say of how it is computed, where there is no architecture."""
-
 
 def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     """The task of a run.
 
     Raises:
-      ValueError: no architecture, one whose vocabulary is smaller than the tokenizer's, or one that
-        could not be exported at the end.
+      ValueError: no architecture, settings of it that contradict each other, one whose vocabulary
+        is smaller than the tokenizer's, or one that could not be exported at the end.
     """
+    config = dataclasses.replace(config, target=_as_asked(config.target))
     source = None if tokenizer is None else _source(config)
     if tokenizer is None:
         # Shapes may be those of a model that exists, although it could not be trained like this.
-        architecture = config.target.architecture or read_config(target_folder(config.target.path))
+        architecture = config.target.architecture or _stored(
+            config, target_folder(config.target.path)
+        )
     else:
         architecture = _architecture(config)
         check_vocabulary(tokenizer, architecture)
@@ -128,18 +133,32 @@ def _source(config: RunConfig) -> Path | None:
 def _architecture(config: RunConfig) -> LanguageModelConfig:
     source, asked = _source(config), config.target.architecture
     if source is not None:
-        found = read_config(source)
+        found = _stored(config, source)
         check_architecture(asked, found, source)
-        computed: dict[str, Any] = {name: getattr(config.target, name) for name in _OF_TARGET}
-        if asked is not None:
-            computed = {name: getattr(asked, name) for name in COMPUTED}
-        return dataclasses.replace(found, **computed)
+        return found
     if asked is None:
         raise ValueError(
             "Training a target needs target.architecture (its sizes, to train from scratch) or "
             "target.path (weights to start from)."
         )
     return asked
+
+
+def _stored(config: RunConfig, folder: Path) -> LanguageModelConfig:
+    """The shape in a folder, computed as the run asks for and not as it was stored."""
+    asked = config.target.architecture
+    computed = agreed(config.target)
+    if asked is not None:
+        computed = {name: getattr(asked, name) for name in COMPUTED} | computed
+    return dataclasses.replace(read_config(folder), **computed)
+
+
+def _as_asked(target: TargetConfig) -> TargetConfig:
+    """The target's settings, with an architecture that says how it is computed."""
+    if target.architecture is None:
+        return target
+    architecture = dataclasses.replace(target.architecture, **agreed(target))
+    return dataclasses.replace(target, architecture=architecture)
 
 
 def _saves(architecture: LanguageModelConfig) -> Save:
@@ -169,6 +188,6 @@ TARGET = TaskKind(
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
-    computed_as=lambda config: config.target.architecture or config.target,
+    computed_as=lambda config: _as_asked(config.target).architecture or config.target,
     becomes=lambda config: "target",
 )

@@ -17,6 +17,7 @@ from jaxspec.config import (
     TargetConfig,
     TrainingConfig,
 )
+from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import steps_of
 from tests.training import runs
@@ -42,6 +43,43 @@ def test_shapes_need_no_weights_tokenizer_or_data(name):
     assert trained and all(leaf.dtype == "float32" for leaf in trained)
     assert bool(task.frozen_shapes) == (name == "drafter")
     assert task.title.startswith(name)
+
+
+@pytest.mark.parametrize("task", ["target", "drafter"])
+def test_what_was_given_of_a_target_counts_wherever_it_was_given(task):
+    config = run(task)
+
+    def shape(**changes):
+        of_shape = {name[2:]: value for name, value in changes.items() if name[:2] == "a_"}
+        own = {name: value for name, value in changes.items() if name[:2] != "a_"}
+        architecture = dataclasses.replace(runs.ARCHITECTURE, **of_shape)
+        target = dataclasses.replace(config.target, architecture=architecture, **own)
+        changed = dataclasses.replace(config, target=target)
+        computed_as = task_of(changed).computed_as(changed)
+        objective = task_of(changed).build(changed).objective
+        found = (objective.model if task == "target" else objective.target).config
+        assert (computed_as.dtype, computed_as.attention) == (found.dtype, found.attention)
+        return found.dtype, found.attention
+
+    assert shape() == ("float32", "auto")
+    assert shape(dtype="bfloat16", a_attention="plain") == ("bfloat16", "plain")
+    assert shape(a_dtype="bfloat16", attention="plain") == ("bfloat16", "plain")
+    both = {"attention": "chunked", "a_attention": "chunked"}
+    assert shape(dtype="bfloat16", a_dtype="bfloat16", **both) == ("bfloat16", "chunked")
+    with pytest.raises(ValueError, match=r"is 'plain', but target\.architecture\.attention is"):
+        shape(attention="plain", a_attention="chunked")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_computes_a_target_in_a_folder_as_training_does(dtype):
+    """The embedded target is stored in bfloat16."""
+    config = RunConfig(target=TargetConfig(dtype=dtype), training=TrainingConfig(task="target"))
+    planned, trained = (
+        task_of(config).build(config, tokenizer=tokenizer).objective.model.config
+        for tokenizer in (None, Tokenizer.load("embedded"))
+    )
+    assert planned == trained
+    assert (trained.dtype, trained.param_dtype) == (dtype, "float32")
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.1, 11), (1.0, 10), (1.01, 11), (0.3, 3)])

@@ -139,7 +139,7 @@ class GPT2(nn.Module):
         Positions past the end of the table get its last row: padding and drafts beyond the longest
         text have such positions, and their results are not read. A target's longer texts are
         refused earlier (`jaxspec.decoding.generate.check_prompts`,
-        `jaxspec.training.tasks.drafter`), a drafter's in evaluations
+        `jaxspec.training.tasks.shapes`), a drafter's in evaluations
         (`jaxspec.evals.speculative.drafters`). In other decoding, a drafter drafts poorly past its
         table, and the output is still the target's.
 

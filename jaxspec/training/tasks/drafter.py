@@ -25,14 +25,7 @@ from jaxspec.checkpoints.huggingface import (
     read_drafter_config,
     save_drafter,
 )
-from jaxspec.config import (
-    DrafterConfig,
-    Dtype,
-    GPT2Config,
-    LanguageModelConfig,
-    RunConfig,
-    TargetConfig,
-)
+from jaxspec.config import DrafterConfig, Dtype, LanguageModelConfig, RunConfig, TargetConfig
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import user_path
 from jaxspec.models.dflash import DFlash, check_chunks, resolve_config
@@ -41,7 +34,7 @@ from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
-from jaxspec.training.tasks.shapes import agreed, check_architecture
+from jaxspec.training.tasks.shapes import agreed, check_architecture, check_positions
 from jaxspec.training.tasks.task import Init, Save, Task, TaskKind, check_vocabulary, initialiser
 
 _COMPUTED = (
@@ -65,6 +58,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         architecture = _frozen(
             config.target.architecture or read_config(target_folder(config.target.path)), config
         )
+        check_positions(config, architecture)
     else:
         architecture = _checked_target(config, tokenizer)
         mask_token_id = tokenizer.mask_id
@@ -217,23 +211,13 @@ def _checked_target(config: RunConfig, tokenizer: Tokenizer) -> LanguageModelCon
     architecture = _frozen(read_config(folder), config)
     check_architecture(config.target.architecture, architecture, folder)
     check_vocabulary(tokenizer, architecture)
-    _check_positions(config, architecture)
+    check_positions(config, architecture)
     # The frozen target runs as the configuration's architecture says.
     if config.target.architecture is not None:
         architecture = dataclasses.replace(
             architecture, unroll_layers=config.target.architecture.unroll_layers
         )
     return architecture
-
-
-def _check_positions(config: RunConfig, architecture: LanguageModelConfig) -> None:
-    """A table of positions ends; rotary positions do not."""
-    rows = architecture.max_position_embeddings
-    if isinstance(architecture, GPT2Config) and config.data.sequence_length > rows:
-        raise ValueError(
-            f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
-            f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
-        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxspec.config import LanguageModelConfig, TargetConfig
+from jaxspec.config import GPT2Config, LanguageModelConfig, RunConfig, TargetConfig
 
 COMPUTED = ("dtype", "param_dtype", "unroll_layers", "remat", "attention")
 """How a model is computed, which target.architecture says for a target in a folder too."""
@@ -55,6 +55,20 @@ def check_agrees(name: str, own: Any, of_shape: Any) -> None:
         raise ValueError(
             f"target.{name} is {own!r}, but target.architecture.{name} is {of_shape!r}: leave one "
             "of them out, or give both the same value."
+        )
+
+
+def check_positions(config: RunConfig, architecture: LanguageModelConfig) -> None:
+    """Refuses rows that are longer than a table of positions; rotary positions do not end.
+
+    Raises:
+      ValueError: names both lengths.
+    """
+    rows = architecture.max_position_embeddings
+    if isinstance(architecture, GPT2Config) and config.data.sequence_length > rows:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, but the target has learned "
+            f"{rows} positions and no others: choose a data.sequence_length of at most {rows}."
         )
 
 

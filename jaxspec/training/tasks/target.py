@@ -27,6 +27,7 @@ from jaxspec.training.tasks.shapes import (
     COMPUTED,
     agreed,
     check_architecture,
+    check_positions,
     in_float32,
 )
 from jaxspec.training.tasks.task import (
@@ -44,7 +45,8 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
 
     Raises:
       ValueError: no architecture, settings of it that contradict each other, one whose vocabulary
-        is smaller than the tokenizer's, or one that could not be exported at the end.
+        is smaller than the tokenizer's, one with fewer positions than a row, or one that could not
+        be exported at the end.
     """
     config = dataclasses.replace(config, target=_as_asked(config.target))
     source = None if tokenizer is None else _source(config)
@@ -58,6 +60,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         check_vocabulary(tokenizer, architecture)
         if config.training.export:
             target_family(architecture)
+    check_positions(config, architecture)
     architecture = in_float32(architecture)
     model = make_model(architecture)
 

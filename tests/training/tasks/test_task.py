@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import jax
 import pytest
 
+from jaxspec.checkpoints.families.gpt2 import to_json
 from jaxspec.config import (
     DataConfig,
     DenoiserConfig,
     DiTConfig,
+    GPT2Config,
     RunConfig,
     TargetConfig,
     TrainingConfig,
@@ -80,6 +83,26 @@ def test_a_plan_computes_a_target_in_a_folder_as_training_does(dtype):
     )
     assert planned == trained
     assert (trained.dtype, trained.param_dtype) == (dtype, "float32")
+
+
+@pytest.mark.parametrize("task", ["target", "drafter"])
+def test_rows_longer_than_a_table_of_positions_are_refused(task, tmp_path):
+    shape = GPT2Config(
+        vocab_size=1024, hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=64
+    )
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    document = to_json(shape, dtype="float32", special_ids={})
+    (folder / "config.json").write_text(json.dumps(document))
+    config = dataclasses.replace(run(task), target=TargetConfig(path=str(folder)))
+    for length in (64, 65):
+        data = dataclasses.replace(config.data, sequence_length=length)
+        config = dataclasses.replace(config, data=data)
+        if length == 64:
+            task_of(config).build(config)
+        else:
+            with pytest.raises(ValueError, match="is 65, but the target has learned 64 positions"):
+                task_of(config).build(config)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.1, 11), (1.0, 10), (1.01, 11), (0.3, 3)])

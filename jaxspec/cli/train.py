@@ -74,8 +74,8 @@ class TrainCommand(ProcessOptions, TaskCommand):
     """Continue a run although its settings differ from those that it was started with. The new ones
     apply from then on; provenance.json lists the parts of the run as segments."""
     restart_schedule: bool = False
-    """Continue a run for more steps than it was started with: the learning rate warms up and decays
-    again over the remaining steps."""
+    """Continue a run for more steps, or with accepted changes: the learning rate warms up and
+    decays again over the remaining steps."""
 
 
 def main(argv: Sequence[str], *, program: str = "jaxspec train") -> None:

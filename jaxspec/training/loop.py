@@ -46,7 +46,12 @@ from jaxspec.training.metrics import MetricsLog, Sums, add, last_row
 from jaxspec.training.optimizer import make_optimizer
 from jaxspec.training.profiling import Profile
 from jaxspec.training.progress import FirstSteps, Reporter
-from jaxspec.training.segments import Record, continued_record, fresh_record
+from jaxspec.training.segments import (
+    Record,
+    continued_record,
+    fresh_record,
+    nothing_to_restart,
+)
 from jaxspec.training.stall import StallWatch, waiting_for_others
 from jaxspec.training.start import Start
 from jaxspec.training.state import initial_state
@@ -75,8 +80,8 @@ def train(
       workdir: gets metrics.jsonl, provenance.json, tensorboard/, checkpoints/ and export/.
       accept_changes: continue although settings or the target's weights differ from those that the
         run was started with; provenance.json then lists the parts as segments.
-      restart_schedule: continue for more steps than the run was started with: the learning rate
-        warms up and decays again over the steps that are left.
+      restart_schedule: continue for more steps than the run was started with, or with accepted
+        changes: the learning rate warms up and decays again over the steps that are left.
 
     Returns:
       The last line of metrics.
@@ -132,6 +137,8 @@ def train(
 
         if saved := saved_progress(workdir / "checkpoints"):
             record_at(*saved)
+        elif restart_schedule:
+            raise ValueError(nothing_to_restart(f"There is no checkpoint in {workdir}"))
 
         # 4. State and frozen weights, placed on the devices as they are made: no device ever holds
         # all of a sharded model.

@@ -85,14 +85,16 @@ def continued_record(
       step: step of the checkpoint.
       workdir: the run's folder, for messages.
       accept_changes: continue with other settings; they become a new segment.
-      restart_schedule: continue for more steps, with a schedule that starts at this step.
+      restart_schedule: continue for more steps, or with accepted changes, with a schedule that
+        starts at this step.
 
     Returns:
       The recorded one if nothing differs, otherwise one with a new segment.
 
     Raises:
       ValueError: settings or weights differ and were not accepted; the message has a table of them.
-        Also if they were accepted but no step is left.
+        Also if they were accepted but no step is left, or if a schedule is to start again
+        although nothing differs, neither now nor when it did so before.
     """
     is_over = fresh["config"]["training"]["steps"] <= step
     if recorded is None:
@@ -104,13 +106,16 @@ def continued_record(
             )
         if is_over:
             raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
-        return _with_segment({"config": None}, fresh, step=step)
+        schedule_from = step if restart_schedule else fresh["schedule_from_step"]
+        added = _with_segment({"config": None}, fresh, step=step)
+        return {**added, "schedule_from_step": schedule_from}
     config = recorded_config(recorded["config"], where="recorded config")
     recorded = {**recorded, "config": jsonable(config)}
     found = _changes(recorded, fresh)
     steps = next((d for d in found if d.setting == "training.steps" and d.got > step), None)
-    restarts = restart_schedule and steps is not None
-    may_be_longer = steps is not None and (restarts or _is_constant_from(step, recorded, fresh))
+    may_be_longer = steps is not None and (
+        restart_schedule or _is_constant_from(step, recorded, fresh)
+    )
     refused = [d for d in found if not (may_be_longer and d is steps)]
     if refused and not accept_changes:
         raise ValueError(
@@ -120,9 +125,11 @@ def continued_record(
         )
     if found and is_over:
         raise ValueError(_no_step_left(fresh, step=step, workdir=workdir))
+    if not found and restart_schedule and not recorded["schedule_from_step"]:
+        raise ValueError(nothing_to_restart(f"The run in {workdir} has the settings it began with"))
     if not found:
         return {**recorded, "resumed": [*recorded.get("resumed", []), _start(fresh, step)]}
-    schedule_from = step if restarts else recorded["schedule_from_step"]
+    schedule_from = step if restart_schedule else recorded["schedule_from_step"]
     return {**_with_segment(recorded, fresh, step=step), "schedule_from_step": schedule_from}
 
 
@@ -197,6 +204,14 @@ def _is_constant_from(step: int, recorded: Record, fresh: Record) -> bool:
         )
         <= step - begin
         for record in (recorded, fresh)
+    )
+
+
+def nothing_to_restart(cause: str) -> str:
+    """Why --restart_schedule is refused."""
+    return (
+        f"{cause}, so there is no schedule to restart. Leave --restart_schedule out, or set more "
+        "steps (training.steps)."
     )
 
 

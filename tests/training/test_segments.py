@@ -10,6 +10,7 @@ import pytest
 from jaxspec.cli.settings import setting_names
 from jaxspec.config import DiTConfig, OptimizerConfig, RunConfig, TransformerConfig
 from jaxspec.provenance import provenance
+from jaxspec.training.loop import train
 from jaxspec.training.segments import continued_record, differences
 from jaxspec.training.tasks.settings import MAY_CHANGE
 
@@ -127,6 +128,23 @@ def test_more_steps_need_a_word():
     again = continued_record(got, longer, step=150, workdir=WORKDIR, restart_schedule=True)
     assert again["schedule_from_step"] == 100
     assert again["segments"] == got["segments"]
+
+
+@pytest.mark.parametrize("recorded", [record(), None], ids=["other settings", "no record"])
+def test_a_schedule_restarts_with_accepted_changes(recorded):
+    uniform = record(loss={"focal": 0.0})
+    options = {"workdir": WORKDIR, "accept_changes": True}
+    for restart, first in ((True, 40), (False, 0)):
+        got = continued_record(recorded, uniform, step=40, restart_schedule=restart, **options)
+        assert got["schedule_from_step"] == first
+
+
+def test_a_schedule_without_a_change_is_not_restarted(tmp_path, run_config):
+    with pytest.raises(ValueError, match="has the settings it began with, so there is no schedule"):
+        continued_record(record(), record(), step=40, workdir=WORKDIR, restart_schedule=True)
+    with pytest.raises(ValueError, match=r"There is no checkpoint in .*, so there is no schedule"):
+        train(run_config, workdir=tmp_path / "run", restart_schedule=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_restarted_schedule_accepts_nothing_else():

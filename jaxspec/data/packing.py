@@ -263,6 +263,20 @@ def _supervised(documents: Documents, lengths: NDArray[np.int64]) -> NDArray[np.
     return np.where(lengths > 0, np.pad(sums, (0, len(lengths) - len(sums))), 0)
 
 
+class NothingToLearn(ValueError):
+    """Documents without a token to learn in their rows."""
+
+    def __init__(self, documents: int, *, sequence_length: int) -> None:
+        self.cause = (
+            f"None of the {documents:,} documents has a token to learn within its first "
+            f"{sequence_length} tokens: there are no assistant turns there."
+        )
+        super().__init__(
+            f"{self.cause} Use a training source with answers, a larger data.sequence_length, or "
+            "make answers with `jaxspec regenerate`."
+        )
+
+
 def pack(
     documents: Documents,
     *,
@@ -287,18 +301,13 @@ def pack(
       fill_id: see `PackedRows`; the statistics do not count it.
 
     Raises:
-      ValueError: nothing is left to learn from.
+      NothingToLearn: nothing is left to learn from.
     """
     lengths = np.minimum(documents.lengths, sequence_length)
     supervised = _supervised(documents, lengths)
     kept = np.flatnonzero(supervised)
     if len(kept) == 0:
-        raise ValueError(
-            f"None of the {len(documents):,} documents has a token to learn within its first "
-            f"{sequence_length} tokens: there are no assistant turns there. Use a training source "
-            "with answers, a larger data.sequence_length, or make answers with `jaxspec "
-            "regenerate`."
-        )
+        raise NothingToLearn(len(documents), sequence_length=sequence_length)
     if seed is not None:
         kept = np.random.default_rng(seed).permutation(kept)
     if packing:

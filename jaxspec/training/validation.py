@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.checkpoints.train_state import Score
 from jaxspec.config import RunConfig
-from jaxspec.data.packing import PackedRows, Row
+from jaxspec.data.packing import NothingToLearn, PackedRows, Row
 from jaxspec.data.parts import is_to_hold_out, validation_examples
 from jaxspec.data.pipeline import packed_rows
 from jaxspec.data.tokenizer import Tokenizer
@@ -95,7 +95,15 @@ def read_held_out(config: RunConfig, tokenizer: Tokenizer) -> HeldOut | None:
     examples = validation_examples(config.data)
     if not examples:
         return None
-    rows, _, digest = packed_rows(examples, tokenizer, data=config.data)
+    try:
+        rows, _, digest = packed_rows(examples, tokenizer, data=config.data)
+    except ValueError as error:
+        cause = error.cause if isinstance(error, NothingToLearn) else error
+        raise ValueError(
+            f"The held-out part of the data cannot be measured. {cause} Hold out other "
+            "conversations (data.validation), set a larger data.sequence_length, or measure "
+            "nothing (--training.validate_every 0)."
+        ) from error
     return HeldOut(rows=rows, digest=digest)
 
 

@@ -307,6 +307,24 @@ def test_a_run_in_which_nothing_is_held_out_says_so(tmp_path):
     assert "The validation part of the data is empty" in line
 
 
+def test_a_held_out_part_with_nothing_to_learn_says_what_to_set(tmp_path):
+    folder = tmp_path / "data"
+    for part, question in ((".", "Why?"), ("validation", "Why? " * 40)):
+        example = Example("0", (("user", question), ("assistant", "So.")), "own")
+        split = "validation" if part == "validation" else "train"
+        write_examples(folder / part, [example], manifest={"split": split})
+    data = {"sources": (str(folder),), "sequence_length": 16}
+    config = changed(RunConfig(), data=data)
+    message = (
+        r"The held-out part of the data .* None of the 1 documents .*data\.validation.*"
+        r"data\.sequence_length.*--training\.validate_every 0"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        read_held_out(config, Tokenizer.load("embedded"))
+    assert "training source" not in str(caught.value)
+    assert read_held_out(changed(config, training={"validate_every": 0}), None) is None
+
+
 def test_what_is_not_held_out_is_said_before_the_first_step(run_config, tmp_path, capsys):
     config = changed(run_config, data={"validation": 1e-12})
     assert task_of(config).prepare(config, workdir=tmp_path / "run").held_out is None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,32 @@ def fresh_record(run: PreparedTask) -> Record:
 def own_terms(config: RunConfig) -> dict[str, str]:
     """Fingerprints of the files with loss terms of the user's own, so that a change is noticed.
 
+    A module is the file that Python finds for it, a package its `__init__.py`. What they import is
+    not looked at. A module without a file (a built-in one, or one that is not found) has none.
+
     Raises:
       OSError: such a file cannot be read.
     """
     if "loss" not in groups_read(config.training.task, objective=config.denoiser.objective):
         return {}
-    files = [term.source for term in config.loss.extra_terms if term.source.endswith(".py")]
+    sources = {term.source for term in config.loss.extra_terms if term.source}
+    files = {source: file for source in sources if (file := _file_of(source)) is not None}
     return {
-        f"{_OWN_TERM} {file}": hashlib.sha256(user_path(file).read_bytes()).hexdigest()[:16]
-        for file in files
+        f"{_OWN_TERM} {source}": hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for source, file in sorted(files.items())
     }
+
+
+def _file_of(source: str) -> Path | None:
+    """The file of a loss term: that which is named, or the module's; None: it has none."""
+    if source.endswith(".py"):
+        return user_path(source)
+    try:
+        spec = importlib.util.find_spec(source)
+    except (ImportError, ValueError):
+        return None
+    origin = None if spec is None or not spec.has_location else spec.origin
+    return Path(origin) if origin and Path(origin).is_file() else None
 
 
 def continued_record(
@@ -180,7 +197,9 @@ def _changes(recorded: Record, fresh: Record) -> list[Difference]:
         dataclasses.replace(difference, setting=_content(difference.setting))
         for difference in differences(fresh["fingerprints"], recorded["fingerprints"])
         # If settings of the data differ, so does its content.
-        if difference.setting != _DATA or not any(d.setting.startswith("data.") for d in settings)
+        if (difference.setting != _DATA or not any(d.setting.startswith("data.") for d in settings))
+        # Of modules, older records say nothing.
+        and not (difference.recorded is None and difference.setting.startswith(_OWN_TERM))
     ]
     return settings + contents
 

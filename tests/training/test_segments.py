@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
 
 from jaxspec.cli.settings import setting_names
-from jaxspec.config import DiTConfig, OptimizerConfig, RunConfig, TransformerConfig
+from jaxspec.config import DiTConfig, LossConfig, OptimizerConfig, RunConfig, TransformerConfig
 from jaxspec.provenance import provenance
 from jaxspec.training.loop import train
-from jaxspec.training.segments import continued_record, differences
+from jaxspec.training.segments import continued_record, differences, own_terms
 from jaxspec.training.tasks.settings import MAY_CHANGE
 
 WORKDIR = Path("runs/a")
@@ -226,6 +227,33 @@ def test_other_texts_under_the_same_settings_are_refused():
     with pytest.raises(ValueError, match=r"data\.seed +5 +0") as caught:
         continued_record(recorded, fresh, step=40, workdir=WORKDIR)
     assert "texts or tokenizer" not in str(caught.value)
+
+
+def test_another_module_of_a_term_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "own_losses_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("one = 1\n")
+    (package / "inner.py").write_text("two = 2\n")
+    (tmp_path / "file.py").write_text("three = 3\n")
+    names = (package.name, f"{package.name}.inner", str(tmp_path / "file.py"))
+    loss = {"extra": tuple(f"{source}:x{n}=0.5" for n, source in enumerate((*names, "sys", "no")))}
+    config = dataclasses.replace(RunConfig(), loss=LossConfig(**loss))
+
+    def started():
+        importlib.invalidate_caches()
+        found = record(loss=loss)
+        return {**found, "fingerprints": {**found["fingerprints"], **own_terms(config)}}
+
+    recorded = started()
+    assert own_terms(config).keys() == {f"loss.extra {name}" for name in names}
+    for name, file in zip(names[:2], ("__init__.py", "inner.py"), strict=True):
+        (package / file).write_text("four = 4\n")
+        with pytest.raises(ValueError, match=rf"loss\.extra {name} \(code\)"):
+            continued_record(recorded, started(), step=40, workdir=WORKDIR)
+        recorded = started()
+    older = {**recorded, "fingerprints": {"target.path": "same"}}
+    assert "segments" not in continued_record(older, started(), step=40, workdir=WORKDIR)
 
 
 def test_an_older_run_continues_with_the_anchors_that_it_had():

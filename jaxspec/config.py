@@ -104,7 +104,8 @@ class DenoiserConfig:
     its own (LLaDA, arXiv 2502.09992; SDAR, arXiv 2510.06303).
 
     Raises:
-      ValueError: a block of fewer than 2 slots, or LoRA without a model to adapt.
+      ValueError: a block of fewer than 2 slots, or LoRA or layers to keep without a model that has
+        them.
     """
 
     architecture: DiTConfig | None = None
@@ -116,7 +117,7 @@ class DenoiserConfig:
     num_layers: Annotated[int, whole(0, MOST_LAYERS)] = 0
     """Keep only the first N layers of `path`; 0: all of them."""
     unroll_layers: bool = False
-    """Unroll the scan over the layers of `path`: faster on a CPU, slower to compile."""
+    """Unroll the scan over the layers: faster on a CPU, slower to compile. As in `architecture`."""
     context: Context | None = None
     """What the clean tokens before a block see; None: as in `path` or `architecture`.
     "bidirectional": everything, as in MDLM; "causal": only earlier tokens, so that drafting can
@@ -141,6 +142,12 @@ class DenoiserConfig:
             self.lora_rank == 0 or bool(self.path),
             "LoRA needs a model to adapt (denoiser.path): got denoiser.lora_rank "
             f"{self.lora_rank} and path {self.path!r}.",
+        )
+        require(
+            self.num_layers == 0 or bool(self.path),
+            "denoiser.num_layers keeps layers of a model (denoiser.path): got denoiser.num_layers "
+            f"{self.num_layers} and path {self.path!r}. From scratch, set "
+            "denoiser.architecture.num_layers.",
         )
 
 

@@ -37,6 +37,8 @@ from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
 """What a run may choose anew for the weights that it starts from."""
+_SWITCHES = ("unroll_layers",)
+"""Those that `denoiser` has as well as `denoiser.architecture`."""
 
 
 def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
@@ -143,7 +145,6 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
     given: AnyDenoiserConfig | None = asked
     if source is not None:
         given = keep_layers(read_denoiser(source), settings.num_layers)
-        given = dataclasses.replace(given, unroll_layers=settings.unroll_layers)
         if asked is not None:
             _check_architecture(asked, given, source)
             given = dataclasses.replace(given, **{name: getattr(asked, name) for name in _RUNTIME})
@@ -152,6 +153,7 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
             "Training a denoiser needs denoiser.architecture (its sizes, to train from scratch) or "
             "denoiser.path (weights to start from)."
         )
+    given = _as_asked(given, settings)
     if not settings.lora_rank:  # Only the updates are trained, and they are float32.
         given = in_float32(given)
     own = getattr(given, "block_length", 0)
@@ -168,6 +170,12 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
             changes["block_length"] = settings.block_size if is_block_causal else 0
         given = dataclasses.replace(given, **changes)
     return given
+
+
+def _as_asked(shape: AnyDenoiserConfig, settings: DenoiserConfig) -> AnyDenoiserConfig:
+    """The shape, computed as `denoiser` says where `denoiser.architecture` does not."""
+    switched_on = {name: True for name in _SWITCHES if getattr(settings, name)}
+    return dataclasses.replace(shape, **switched_on)
 
 
 def _with_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserConfig:

@@ -91,6 +91,21 @@ def test_what_is_trained_is_float32_however_it_was_stored(run_config, tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(learned)} == {"float32"}
 
 
+@pytest.mark.parametrize("start", ["path", "architecture", "both"])
+def test_layers_are_unrolled_wherever_they_come_from(from_scratch, run_config, start):
+    settings = DenoiserConfig(
+        architecture=None if start == "path" else DIT,
+        path="" if start == "architecture" else str(from_scratch),
+    )
+    for unrolls in (False, True):
+        changes = dataclasses.replace(settings, unroll_layers=unrolls)
+        task = build(changed(run_config, changes))
+        assert task.objective.model.config.unroll_layers is unrolls
+    if start == "architecture":
+        with pytest.raises(ValueError, match=r"got denoiser\.num_layers 1 and path ''"):
+            dataclasses.replace(settings, num_layers=1)
+
+
 def test_an_mdlm_from_scratch_is_exported(from_scratch, run_config):
     config, params = load_denoiser(from_scratch / "export")
     assert isinstance(config, DiTConfig) and config.mask_id == MASK

@@ -118,6 +118,12 @@ class DenoiserConfig:
     """Keep only the first N layers of `path`; 0: all of them."""
     unroll_layers: bool = False
     """Unroll the scan over the layers: faster on a CPU, slower to compile. As in `architecture`."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations, of which
+    attention scores (tokens x tokens x heads) are the most. As in `architecture`."""
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    """What matrix products compute in; "": what `architecture` says, or else what the weights of
+    `path` are stored in. What is trained is float32."""
     context: Context | None = None
     """What the clean tokens before a block see; None: as in `path` or `architecture`.
     "bidirectional": everything, as in MDLM; "causal": only earlier tokens, so that drafting can

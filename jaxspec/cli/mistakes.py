@@ -46,8 +46,9 @@ ADVICE = {
 _SMALLER = (
     "To need less memory in training: lower data.batch_size, data.sequence_length or data.anchors, "
     "raise training.gradient_accumulation, or set drafter.chunk_blocks, loss.chunk_blocks, "
-    "drafter.remat or target.dtype bfloat16 (jaxspec plan shows what a step needs). In decoding: "
-    "lower the batch size, max_new_tokens, max_prompt_tokens, tree_nodes or chains."
+    "drafter.remat, denoiser.remat or target.dtype bfloat16 (jaxspec plan shows what a step "
+    "needs). In decoding: lower the batch size, max_new_tokens, max_prompt_tokens, tree_nodes or "
+    "chains."
 )
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 _LONGEST_NAME = 200

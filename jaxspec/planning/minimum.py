@@ -234,7 +234,7 @@ def without_recomputation(config: RunConfig) -> RunConfig:
         config,
         target=dataclasses.replace(config.target, architecture=kept(config.target.architecture)),
         denoiser=dataclasses.replace(
-            config.denoiser, architecture=kept(config.denoiser.architecture)
+            config.denoiser, remat=False, architecture=kept(config.denoiser.architecture)
         ),
         drafter=dataclasses.replace(config.drafter, remat=False, chunk_blocks=0),
         loss=dataclasses.replace(config.loss, chunk_blocks=0),

@@ -12,6 +12,7 @@ from jaxspec.config import DenoiserConfig, DiTConfig, MeshConfig
 from jaxspec.models.block_diffusion import block_causal_mask, block_diffusion_mask
 from jaxspec.parallel.chips import CHIPS
 from jaxspec.planning.estimate import Shapes, estimate
+from jaxspec.planning.minimum import without_recomputation
 from jaxspec.planning.search import search, variants
 from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import parse_topology
@@ -93,6 +94,25 @@ def seen(name):
     if name == "draft":
         return masks, block_causal_mask(LENGTH, block_size=1).sum()
     return masks, sum(prefix * (prefix + SLOTS) for prefix in prefixes)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "llada"])
+def test_recomputation_counts_apart(name):
+    """That of a model in a folder, too."""
+    config = run(name)
+    recomputed = dataclasses.replace(
+        config, denoiser=dataclasses.replace(config.denoiser, remat=True)
+    )
+    assert without_recomputation(recomputed) == without_recomputation(config)
+    assert least(recomputed) == least(config)
+    forward = least(config)["denoiser forward"]
+    assert traced(recomputed) - traced(config) == pytest.approx(forward, rel=0.35)
+    mesh = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+    kept, again = (
+        estimate(Shapes.of(each), each, mesh=mesh, chip=CHIPS["H100"]).memory["activations"]
+        for each in (config, recomputed)
+    )
+    assert again < kept
 
 
 @pytest.mark.parametrize("name", DENOISERS)

@@ -37,7 +37,7 @@ from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
 """What a run may choose anew for the weights that it starts from."""
-_SWITCHES = ("unroll_layers",)
+_SWITCHES = ("unroll_layers", "remat")
 """Those that `denoiser` has as well as `denoiser.architecture`."""
 
 
@@ -173,9 +173,21 @@ def _shape(settings: DenoiserConfig, source: Path | None) -> AnyDenoiserConfig:
 
 
 def _as_asked(shape: AnyDenoiserConfig, settings: DenoiserConfig) -> AnyDenoiserConfig:
-    """The shape, computed as `denoiser` says where `denoiser.architecture` does not."""
-    switched_on = {name: True for name in _SWITCHES if getattr(settings, name)}
-    return dataclasses.replace(shape, **switched_on)
+    """The shape, computed as `denoiser` says where `denoiser.architecture` does not.
+
+    Raises:
+      ValueError: both give a dtype, and they differ.
+    """
+    changes: dict[str, Any] = {name: True for name in _SWITCHES if getattr(settings, name)}
+    if settings.dtype:
+        asked = settings.architecture
+        if asked is not None and asked.dtype not in (settings.dtype, DiTConfig().dtype):
+            raise ValueError(
+                f"denoiser.dtype is {settings.dtype!r}, but denoiser.architecture.dtype is "
+                f"{asked.dtype!r}: leave one of them out, or give both the same value."
+            )
+        changes["dtype"] = settings.dtype
+    return dataclasses.replace(shape, **changes)
 
 
 def _with_mask(config: AnyDenoiserConfig, tokenizer: Tokenizer) -> AnyDenoiserConfig:

@@ -31,7 +31,7 @@ MAY_CHANGE = (
     # How layers are computed, not what they compute.
     *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
-    *("denoiser.architecture.remat", "target.architecture.unroll_layers"),
+    *("denoiser.remat", "denoiser.architecture.remat", "target.architecture.unroll_layers"),
     *("target.architecture.remat", "target.architecture.attention", "target.attention"),
     "loss.chunk_blocks",
 )

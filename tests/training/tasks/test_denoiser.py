@@ -34,7 +34,7 @@ from jaxspec.planning.step import plan_step
 from jaxspec.training.loop import train
 from jaxspec.training.tasks import denoiser
 from jaxspec.training.tasks.denoiser import build
-from tests.training import runs
+from tests.training import runs, tiny
 
 MASK = Tokenizer.load(EMBEDDED_FOLDER).mask_id
 DIT = DiTConfig(
@@ -104,6 +104,49 @@ def test_layers_are_unrolled_wherever_they_come_from(from_scratch, run_config, s
     if start == "architecture":
         with pytest.raises(ValueError, match=r"got denoiser\.num_layers 1 and path ''"):
             dataclasses.replace(settings, num_layers=1)
+
+
+def test_a_model_in_a_folder_is_recomputed_in_the_backward_pass(run_config):
+    plain = DenoiserConfig(path=run_config.target.path, num_layers=1, objective="llada")
+    batch, key = tiny.batch(), jax.random.key(0)
+    found = []
+    for remat in (False, True):
+        config = changed(run_config, dataclasses.replace(plain, remat=remat))
+        task = build(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
+        )
+        assert task.objective.model.config.remat is remat
+
+        def loss(params, objective=task.objective):
+            return objective.total(objective(params, {}, batch, key, None)[0], None)
+
+        gradient = jax.jit(jax.grad(loss))
+        params = jax.jit(task.init)(key)
+        found.append(gradient(params))
+        assert ("remat" in str(gradient.trace(params).jaxpr)) is remat
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *found)
+
+
+def test_a_model_in_a_folder_computes_in_the_type_that_is_asked_for(from_scratch, run_config):
+    stored = target_folder("embedded")
+    tokens_BS = jax.ShapeDtypeStruct((1, 4), "int32")
+
+    def types(**settings):
+        task = build(changed(run_config, DenoiserConfig(**settings)))
+        model, shapes = task.objective.model, jax.eval_shape(task.init, jax.random.key(0))
+        output = jax.eval_shape(model.apply, {"params": shapes}, tokens_BS)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}
+        return output.hidden_BSD.dtype.name
+
+    assert types(path=str(stored)) == "bfloat16", "as it is stored"
+    assert types(path=str(stored), dtype="float32") == "float32"
+    assert types(path=str(from_scratch)) == "float32"
+    assert types(path=str(from_scratch), dtype="bfloat16") == "bfloat16"
+    assert types(architecture=DIT, dtype="bfloat16") == "bfloat16"
+    half = dataclasses.replace(DIT, dtype="bfloat16")
+    assert types(architecture=half) == types(architecture=half, dtype="bfloat16") == "bfloat16"
+    with pytest.raises(ValueError, match=r"denoiser\.architecture\.dtype is 'bfloat16': leave one"):
+        types(architecture=half, dtype="float32")
 
 
 def test_an_mdlm_from_scratch_is_exported(from_scratch, run_config):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
+from jaxspec.checkpoints.families import qwen_llama
 from jaxspec.cli.configuration import parse_command
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.generate import GenerateCommand
 from jaxspec.cli.next_commands import next_commands
-from jaxspec.config import DenoiserConfig, RunConfig, TargetConfig, TrainingConfig
+from jaxspec.config import (
+    DenoiserConfig,
+    RunConfig,
+    TargetConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -39,6 +47,21 @@ def test_after_a_drafter(program):
     assert generate[:4] == ["jaxspec", "generate", "--target.path", "/models/my target"]
     assert parity[2:] == ["--target", "/models/my target", "--drafter", "runs/a b/export"]
     assert export[:4] == ["jaxspec", "export", "--workdir", "runs/a b"]
+
+
+def test_after_a_block_causal_denoiser(tmp_path):
+    """It drafts for nobody, whatever it learned, and wherever its context comes from."""
+    shape = TransformerConfig(hidden_size=16, num_layers=1)
+    document = qwen_llama.to_json(shape, dtype="float32", special_ids={})
+    document |= {"model_type": "sdar", "mask_token_id": 3}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    for settings in (
+        DenoiserConfig(context="block_causal"),
+        DenoiserConfig(path=str(tmp_path), objective="score_entropy"),
+    ):
+        run = RunConfig(training=TrainingConfig(task="denoiser"), denoiser=settings)
+        first, *_ = lines(run)
+        assert first[-4:-2] == ["--target.path", "runs/a b/export"]
 
 
 def test_the_target_of_the_configuration_is_named_where_it_is_not_given():

@@ -284,11 +284,19 @@ def _saves(architecture: AnyDenoiserConfig, start: Path | None) -> Save:
     return save
 
 
+def _answers_itself(settings: DenoiserConfig) -> bool:
+    """Whether the export is decoded by itself: learned to answer, or block-causal."""
+    if settings.objective == "llada" or settings.context is not None:
+        return settings.objective == "llada" or settings.context == "block_causal"
+    source = _source(settings)
+    return source is not None and read_denoiser(source).context == "block_causal"
+
+
 DENOISER = TaskKind(
     name="denoiser",
     open_tokenizer=open_tokenizer,
     build=build,
     read_export=read_export,
     computed_as=lambda config: None,
-    becomes=lambda config: "diffusion model" if config.denoiser.objective == "llada" else "drafter",
+    becomes=lambda config: "diffusion model" if _answers_itself(config.denoiser) else "drafter",
 )

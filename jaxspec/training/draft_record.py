@@ -20,6 +20,7 @@ import numpy as np
 from jaxspec.checkpoints.conversion import to_host
 from jaxspec.checkpoints.shapes import flatten_paths
 from jaxspec.config import DrafterConfig
+from jaxspec.data.chat_template import Refused
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.models.dflash import DFlash
 from jaxspec.models.registry import LanguageModel
@@ -72,9 +73,16 @@ def reference_record(
     Returns:
       JSON: the facts of the configuration, the size of each parameter and the order of its entries,
       and for each text its ids, the anchors, the size of each captured layer, and the likeliest ids
-      of each slot with their log-probabilities. {}: the target has too few positions for any text.
+      of each slot with their log-probabilities. {}: the target has too few positions for any text,
+      or its template refuses a conversation of a single question, which is printed.
     """
-    config, prompts = drafter.config, _prompts(tokenizer)
+    config = drafter.config
+    try:
+        prompts = _prompts(tokenizer)
+    except Refused as error:
+        if jax.process_index() == 0:
+            print(f"The export has no record of drafts (jaxspec parity reads it): {error}")
+        return {}
     limit = target.config.max_position_embeddings
     texts = [
         text

@@ -36,7 +36,8 @@ _SPANS = 8
 9/16 of all scores are computed."""
 LONGEST_PLAIN = 256
 """Up to here, all scores are few. Beyond, chunks take 0.2 to 0.6 of the time on a CPU."""
-_PLATFORMS: dict[Kind, str] = {"cudnn": "gpu", "splash": "tpu"}
+KERNEL_PLATFORMS: dict[Kind, str] = {"cudnn": "gpu", "splash": "tpu"}
+"""Kernel -> jax's name of the devices that it runs on."""
 
 
 class Choice(NamedTuple):
@@ -47,7 +48,13 @@ class Choice(NamedTuple):
 
 
 def choose_attention(
-    setting: Attention, *, platform: str, dtype: str, head_dim: int, length: int
+    setting: Attention,
+    *,
+    platform: str,
+    dtype: str,
+    head_dim: int,
+    length: int,
+    mapped: bool | None = None,
 ) -> Choice:
     """How a pass over `length` tokens computes attention.
 
@@ -57,17 +64,21 @@ def choose_attention(
       dtype: of queries, keys and values.
       head_dim: C.
       length: S.
+      mapped: whether shard_map or pmap spreads the step; None: as it is here.
 
     Raises:
       ValueError: a kernel that cannot run there.
     """
+    mapped = is_mapped() if mapped is None else mapped
     if setting == "plain" or setting == "chunked":
         return Choice(setting, "it is set")
     if setting == "auto":
-        kernels = [kernel for kernel, where in _PLATFORMS.items() if where == platform]
+        kernels = [kernel for kernel, where in KERNEL_PLATFORMS.items() if where == platform]
         if kernels and dtype != "float32":
             [kernel] = kernels
-            misfit = _misfit(kernel, platform=platform, dtype=dtype, head_dim=head_dim)
+            misfit = _misfit(
+                kernel, platform=platform, dtype=dtype, head_dim=head_dim, mapped=mapped
+            )
             if not misfit:
                 return Choice(kernel, f"the kernel for {dtype} on a {platform}")
             reason = f"{kernel} {misfit}"
@@ -76,7 +87,7 @@ def choose_attention(
         if length <= LONGEST_PLAIN:
             return Choice("plain", f"{reason}, at most {LONGEST_PLAIN} tokens")
         return Choice("chunked", f"{reason}, more than {LONGEST_PLAIN} tokens")
-    if misfit := _misfit(setting, platform=platform, dtype=dtype, head_dim=head_dim):
+    if misfit := _misfit(setting, platform=platform, dtype=dtype, head_dim=head_dim, mapped=mapped):
         raise ValueError(
             f"target.attention is {setting!r}, but {setting} {misfit}. Choose 'auto', or "
             "'chunked', which runs everywhere."
@@ -84,12 +95,12 @@ def choose_attention(
     return Choice(setting, "it is set")
 
 
-def _misfit(kernel: Kind, *, platform: str, dtype: str, head_dim: int) -> str:
+def _misfit(kernel: Kind, *, platform: str, dtype: str, head_dim: int, mapped: bool) -> str:
     """Why a kernel cannot run; "": it can."""
-    needed = _PLATFORMS[kernel]
+    needed = KERNEL_PLATFORMS[kernel]
     if platform != needed:
         return f"runs on a {needed}, and this is a {platform}"
-    if is_mapped():
+    if mapped:
         return "does not run in a step that is spread by shard_map or pmap"
     if kernel == "cudnn" and dtype == "float32":
         return "computes in bfloat16, and the target in float32"

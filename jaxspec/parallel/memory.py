@@ -84,7 +84,8 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, computed_as: ComputedAs) ->
       computed_as: see `attention_in`.
 
     Raises:
-      ValueError: that is more, for the rows that a device has in memory at once, than its memory.
+      ValueError: that is more, for the rows that a device has in memory at once, than its memory;
+        or a kernel is set that cannot run there.
     """
     data = config.data
     kind = attention_in(
@@ -134,21 +135,23 @@ def attention_in(
         of their own.
       platform: jax's name of its devices.
       context: parts into which its mesh splits a row.
+
+    Raises:
+      ValueError: a kernel is set that cannot run there.
     """
     if computed_as is None or context > 1:
         return "plain"
-    if computed_as.attention != "auto":
-        return computed_as.attention
     shape = config.target.architecture
     kind, _ = choose_attention(
-        "auto",
+        computed_as.attention,
         platform=platform,
         dtype=computed_as.dtype,
         head_dim=0 if shape is None else shape.head_dim,
         length=config.data.sequence_length,
+        mapped=config.mesh.path != "jit",
     )
-    # Wide heads have chunks, and so has a step that is spread by shard_map or pmap.
-    is_certain = kind != "cudnn" or (shape is not None and config.mesh.path == "jit")
+    # Wide heads have chunks.
+    is_certain = kind != "cudnn" or shape is not None or computed_as.attention != "auto"
     return kind if is_certain else "chunked"
 
 

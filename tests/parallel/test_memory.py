@@ -108,7 +108,8 @@ BFLOAT16 = TargetConfig(dtype="bfloat16")
         (dataclasses.replace(BFLOAT16, architecture=SHAPE), "drafter", "gpu", "cudnn"),
         (TargetConfig(architecture=SHAPE), "drafter", "gpu", "cudnn"),
         (TargetConfig(architecture=SHAPE), "target", "gpu", "cudnn"),
-        (TargetConfig(attention="splash"), "drafter", "cpu", "splash"),
+        (TargetConfig(attention="splash"), "drafter", "tpu", "splash"),
+        (TargetConfig(attention="cudnn", dtype="bfloat16"), "drafter", "gpu", "cudnn"),
         (BFLOAT16, "denoiser", "tpu", "plain"),
     ],
 )
@@ -122,6 +123,20 @@ def test_attention_is_counted_as_it_is_computed(target, task, platform, kind):
     of_run = functools.partial(attention_in, config, computed_as=computed_as, platform=platform)
     assert of_run(context=1) == kind
     assert of_run(context=2) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "message"),
+    [
+        (TargetConfig(attention="splash"), "jit", "splash runs on a tpu, and this is a gpu"),
+        (TargetConfig(attention="cudnn"), "jit", "cudnn computes in bfloat16"),
+        (dataclasses.replace(BFLOAT16, attention="cudnn"), "shard_map", "spread by shard_map"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused_before_anything_is_read(target, path, message):
+    config = RunConfig(target=target, mesh=MeshConfig(path=path))
+    with pytest.raises(ValueError, match=message):
+        attention_in(config, computed_as=target, platform="gpu", context=1)
 
 
 def test_the_array_of_documents_counts_with_cudnn():

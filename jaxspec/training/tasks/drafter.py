@@ -35,7 +35,15 @@ from jaxspec.training.capture_check import capture_check
 from jaxspec.training.draft_record import KEY, reference_record
 from jaxspec.training.objectives import DrafterObjective
 from jaxspec.training.tasks.shapes import agreed, check_architecture, check_positions
-from jaxspec.training.tasks.task import Init, Save, Task, TaskKind, check_vocabulary, initialiser
+from jaxspec.training.tasks.task import (
+    Init,
+    Save,
+    Task,
+    TaskKind,
+    check_attention,
+    check_vocabulary,
+    initialiser,
+)
 
 _COMPUTED = (
     *("path", "dtype", "param_dtype", "unroll_layers"),
@@ -62,6 +70,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     else:
         architecture = _checked_target(config, tokenizer)
         mask_token_id = tokenizer.mask_id
+    check_attention(config, architecture)
     source = exported_weights(user_path(config.drafter.path)) if config.drafter.path else None
     given = config.drafter if source is None else _imported(config.drafter, source, architecture)
     if given.param_dtype != "float32":

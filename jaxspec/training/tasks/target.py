@@ -34,6 +34,7 @@ from jaxspec.training.tasks.task import (
     Save,
     Task,
     TaskKind,
+    check_attention,
     check_vocabulary,
     initialiser,
     kept_tokenizer,
@@ -61,6 +62,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         if config.training.export:
             target_family(architecture)
     check_positions(config, architecture)
+    check_attention(config, architecture)
     architecture = in_float32(architecture)
     model = make_model(architecture)
 

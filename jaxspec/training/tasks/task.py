@@ -34,6 +34,7 @@ from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
 from jaxspec.json_files import read_object
+from jaxspec.ops.causal_attention import KERNEL_PLATFORMS, choose_attention
 from jaxspec.parallel.divisibility import SplitSizes
 from jaxspec.parallel.memory import ComputedAs
 from jaxspec.paths import exists
@@ -314,6 +315,26 @@ def initialiser(model: Any) -> Init:
         return model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
 
     return init
+
+
+def check_attention(config: RunConfig, architecture: LanguageModelConfig) -> None:
+    """Refuses a kernel for attention that a model's type or heads do not fit, on any device.
+
+    Whether the devices are those of the kernel is checked by
+    `jaxspec.parallel.memory.check_rows_fit`. Both come before weights are read.
+
+    Raises:
+      ValueError: says what does not fit.
+    """
+    setting = architecture.attention
+    if config.mesh.context == 1 and setting in KERNEL_PLATFORMS:  # Parts of rows have none.
+        choose_attention(
+            setting,
+            platform=KERNEL_PLATFORMS[setting],
+            dtype=architecture.dtype,
+            head_dim=architecture.head_dim,
+            length=config.data.sequence_length,
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, target: LanguageModelConfig) -> None:

@@ -105,6 +105,15 @@ def test_rows_longer_than_a_table_of_positions_are_refused(task, tmp_path):
                 task_of(config).build(config)
 
 
+@pytest.mark.parametrize("task", ["target", "drafter"])
+def test_a_kernel_that_does_not_fit_the_heads_is_refused_from_shapes(task):
+    shape = dataclasses.replace(runs.ARCHITECTURE, head_dim=12)
+    target = TargetConfig(path="", architecture=shape, dtype="bfloat16", attention="cudnn")
+    config = dataclasses.replace(run(task), target=target)
+    with pytest.raises(ValueError, match="heads of a multiple of 8 up to 128, and these have 12"):
+        task_of(config).build(config)
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.1, 11), (1.0, 10), (1.01, 11), (0.3, 3)])
 def test_epochs_are_steps_as_typed(epochs, steps):
     """1.1 * 100 / 10 is 11.000000000000002 in floating point."""

@@ -335,7 +335,7 @@ class OptimizerConfig:
     learning_rate: Positive = 1e-3
     """Peak learning rate, reached at the end of the warm-up."""
     final_learning_rate: NotNegative = 0.0
-    """Learning rate at the last step."""
+    """Learning rate at the last step, with `schedule` "cosine"."""
     warmup_fraction: Annotated[float, fraction(one=False)] = 0.015
     """Fraction of the steps over which the learning rate rises linearly."""
     b1: Annotated[float, fraction(one=False)] = 0.9

@@ -72,6 +72,22 @@ def make_optimizer(
     return _transform(dataclasses.replace(config, **_DEFAULT_RATES)), rates
 
 
+def schedule_warnings(config: OptimizerConfig) -> list[str]:
+    """Says that a setting of the schedule has no effect.
+
+    >>> schedule_warnings(OptimizerConfig(schedule="constant", final_learning_rate=1e-5))
+    ["Warning: optimizer.final_learning_rate is 1e-05, but optimizer.schedule is 'constant': the \
+rate stays at its peak, 0.001. Leave it out, or choose the schedule 'cosine'."]
+    """
+    if config.schedule == "cosine" or not config.final_learning_rate:
+        return []
+    return [
+        f"Warning: optimizer.final_learning_rate is {config.final_learning_rate:g}, but "
+        f"optimizer.schedule is {config.schedule!r}: the rate stays at its peak, "
+        f"{config.learning_rate:g}. Leave it out, or choose the schedule 'cosine'."
+    ]
+
+
 def warmup_steps(fraction: float, steps: int) -> int:
     """The number of steps over which the learning rate rises."""
     return max(1, round(fraction * steps))

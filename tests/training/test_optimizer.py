@@ -11,7 +11,8 @@ import pytest
 
 from jaxspec.config import OptimizerConfig
 from jaxspec.training.lora import init_updates
-from jaxspec.training.optimizer import make_optimizer
+from jaxspec.training.optimizer import make_optimizer, schedule_warnings
+from jaxspec.training.tasks.registry import task_of
 
 
 def test_warm_up_and_cosine_by_hand():
@@ -26,6 +27,16 @@ def test_a_constant_rate_after_the_warm_up():
     config = OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_fraction=0.2)
     _, rates = make_optimizer(config, steps=10)
     np.testing.assert_allclose(rates, [0.5, *[1.0] * 9], rtol=1e-6)
+
+
+def test_a_final_rate_that_a_constant_one_never_reaches_is_said(run_config, tmp_path, capsys):
+    config = OptimizerConfig(schedule="constant", final_learning_rate=1e-5)
+    run = dataclasses.replace(run_config, optimizer=config)
+    task_of(run).prepare(run, workdir=tmp_path / "run")
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert "final_learning_rate is 1e-05, but optimizer.schedule is 'constant'" in line
+    assert not schedule_warnings(OptimizerConfig(schedule="constant"))
+    assert not schedule_warnings(OptimizerConfig(final_learning_rate=1e-5))
 
 
 def test_a_schedule_that_starts_later_is_that_of_a_shorter_run():

@@ -42,6 +42,7 @@ from jaxspec.ranges import MOST_STEPS
 from jaxspec.tokenizer_files import TOKENIZER_FILES
 from jaxspec.training.data_statistics import data_lines
 from jaxspec.training.objectives import Objective
+from jaxspec.training.optimizer import schedule_warnings
 from jaxspec.training.validation import HeldOut, held_out_warnings, read_held_out
 
 RecordDrafts = Callable[[Any, Any, Tokenizer], Mapping[str, Any]]
@@ -246,7 +247,8 @@ class TaskKind:
         held_out = read_held_out(config, tokenizer)
         if jax.process_index() == 0:
             lines = data_lines(pipeline, task.objective, held_out=held_out, steps=steps)
-            for line in lines + held_out_warnings(config, held_out):
+            warnings = held_out_warnings(config, held_out) + schedule_warnings(config.optimizer)
+            for line in lines + warnings:
                 print(line, flush=True)
         return PreparedTask(
             kind=self, task=task, tokenizer=tokenizer, pipeline=pipeline, held_out=held_out

@@ -34,6 +34,15 @@ QWEN3_WINDOW, QWEN3_MAX_WINDOW_LAYERS = 4096, 28
 _LENGTH = ": the wavelengths would depend on the length of the text"
 _ROPE_REASONS = {"dynamic": _LENGTH, "longrope": _LENGTH, "su": _LENGTH}
 """Why some position scalings are not computed."""
+_ROPE_KEYS = frozenset(
+    (
+        *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
+        *("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+        *("attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"),
+        *("attn_factor", "finetuned"),
+    )
+)
+"""Keys of position scalings that are read, or known to change nothing."""
 
 STORED_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -237,6 +246,12 @@ class ConfigReader:
         def number(key: str, default: float) -> float:
             return self.number(key, default, limits=bounds.FACTOR, within=stated)
 
+        self.problems += [
+            f"{key} of rope_type {kind!r}: got {shown(value)}, expected no such key: jaxspec does "
+            "not know what it changes"
+            for key, value in stated.items()
+            if value is not None and key not in _ROPE_KEYS
+        ]
         factor = number("factor", 1.0)
         if kind == "linear":
             return LinearRopeScaling(factor)
@@ -248,9 +263,19 @@ class ConfigReader:
                     f"high_freq_factor: got {high}, expected more than low_freq_factor ({low})"
                 )
             return Llama3RopeScaling(factor, low, high, original)
+        attention_factor = number("attention_factor", self._yarn_attention(stated, factor))
+        if stated.get("attn_factor") is not None:
+            served = _yarn_scale(factor) * number("attn_factor", 1.0)
+            if not math.isclose(attention_factor, served, rel_tol=1e-6):
+                self.problems.append(
+                    f"attn_factor: got {shown(stated['attn_factor'])}, with which servers scale by "
+                    f"{served:.6g}, and transformers, which ignores it, by {attention_factor:.6g}. "
+                    f'To compute what servers compute, add "attention_factor": {served:.6g} beside '
+                    "it in config.json"
+                )
         return YarnRopeScaling(
             factor=factor,
-            attention_factor=number("attention_factor", self._yarn_attention(stated, factor)),
+            attention_factor=attention_factor,
             beta_fast=number("beta_fast", 32.0),
             beta_slow=number("beta_slow", 1.0),
             truncate=self.flag("truncate", True, within=stated),
@@ -267,17 +292,13 @@ class ConfigReader:
 
     def _yarn_attention(self, stated: Mapping[str, Any], factor: float) -> float:
         """YaRN's factor of the scores' root where the file states none, as transformers has it."""
-
-        def scale(weight: float) -> float:
-            return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
         if not (stated.get("mscale") and stated.get("mscale_all_dim")):
-            return scale(1.0)
+            return _yarn_scale(factor)
         top, bottom = (
             self.number(key, 1.0, limits=bounds.FACTOR, within=stated)
             for key in ("mscale", "mscale_all_dim")
         )
-        return scale(top) / scale(bottom)
+        return _yarn_scale(factor, top) / _yarn_scale(factor, bottom)
 
     def plain_layers(self, *, key: str = "hidden_act", activation: str = "silu") -> None:
         """Records every layer feature that the models here do not have.
@@ -340,12 +361,21 @@ class ConfigReader:
         return types
 
     def causality(self, special: Mapping[str, Any]) -> bool | None:
-        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither is set."""
-        stated = {"is_causal": self.raw.get("is_causal"), "causal": special.get("causal")}
+        """is_causal of a drafter (z-lab), or dflash_config.causal (vLLM); None: neither is set.
+
+        Either name may stand in either place.
+        """
+        stated = {
+            "is_causal": self.raw.get("is_causal"),
+            "causal": self.raw.get("causal"),
+            "dflash_config.is_causal": special.get("is_causal"),
+            "dflash_config.causal": special.get("causal"),
+        }
         values = [value for value in stated.values() if value is not None]
         if any(value is not values[0] or not isinstance(value, bool) for value in values):
             self.problems.append(
-                f"is_causal: got {shown(stated)}, expected true or false, the same under both names"
+                f"is_causal: got {shown({k: v for k, v in stated.items() if v is not None})}, "
+                "expected true or false, the same under all names"
             )
         return values[0] is True if values else None
 
@@ -382,6 +412,10 @@ class ConfigReader:
             return config(**fields)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _yarn_scale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _with_rope_type(rule: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -93,7 +93,7 @@ def check_attention() -> Iterator[Finding]:
             platform=jax.default_backend(),
             dtype=dtype,
             head_dim=128,
-            length=LONGEST_PLAIN + 1,
+            length=2 * LONGEST_PLAIN,
         )
         for dtype in ("bfloat16", "float32")
     }

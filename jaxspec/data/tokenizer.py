@@ -105,7 +105,7 @@ class Tokenizer:
             self._bos_ids = [self._id_of("bos_token")] if "bos_token" in self._names else []
             ends = [added[name] for name in _END_OF_TURN_TOKENS if name in added]
             named = dict.fromkeys([self.eos_id, *ends])
-            stated = stated_stop_ids(self.folder, vocab_size=self.vocab_size)
+            stated = stated_stop_ids(self.folder, config, vocab_size=self.vocab_size)
             self._further_stop_ids = [id_ for id_ in stated if id_ not in named]
             self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*named, *self._further_stop_ids]))
             """Ids that end a response, `eos_id` first."""

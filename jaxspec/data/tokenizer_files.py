@@ -35,7 +35,7 @@ _BASE_TOKENIZERS = {
     "gpt_neox": "GPTNeoXTokenizer",
 }
 """model_type -> class of the tokenizer, for families of models that know no turns."""
-_MODEL_TYPE = "model_type"
+_MODEL_TYPE, _MODEL_STOPS = "model_type", "eos_token_id of the model"
 LARGEST_FILE_BYTES = 1 << 28
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """Escapes of surrogates. A pair of them is a character; one alone is not valid in text."""
@@ -156,6 +156,7 @@ def read_tokenizer_config(
             f"{stated!r}."
         )
     config[_MODEL_TYPE] = str(model_config.get(_MODEL_TYPE))
+    config[_MODEL_STOPS] = model_config.get("eos_token_id")
     by_model = _BASE_TOKENIZERS.get(config[_MODEL_TYPE])
     if not stated and by_model:
         config["tokenizer_class"] = by_model
@@ -246,9 +247,24 @@ def _read_tokenizer_json(folder: pathlib.Path, config: Mapping[str, Any]) -> tok
     return tokenizer
 
 
-def stated_stop_ids(folder: pathlib.Path, *, vocab_size: int) -> list[int]:
-    """The stop ids in generation_config.json; null, as in base models, gives none."""
+def stated_stop_ids(
+    folder: pathlib.Path, config: Mapping[str, Any], *, vocab_size: int
+) -> list[int]:
+    """The stop ids in generation_config.json; null, as in base models, gives none.
+
+    Where there is no such file, those of config.json count, as in transformers.
+
+    Args:
+      folder: that of the model.
+      config: what `read_tokenizer_config` gives.
+      vocab_size: ids are below it.
+    """
     file = folder / "generation_config.json"
+    if not file.is_file():
+        stated = config[_MODEL_STOPS]
+        ids = stated if isinstance(stated, list) else [stated]
+        # transformers writes the ids of the family there, which a tokenizer need not have.
+        return [id_ for id_ in ids if type(id_) is int and 0 <= id_ < vocab_size]
     stated = read_json(file).get("eos_token_id")
     ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
     for id_ in ids:

@@ -36,6 +36,8 @@ _SPANS = 8
 9/16 of all scores are computed."""
 LONGEST_PLAIN = 256
 """Up to here, all scores are few. Beyond, chunks take 0.2 to 0.6 of the time on a CPU."""
+_OLDEST_CAPABILITY = 8.0
+"""Of Ampere, the first of NVIDIA's generations that cuDNN's attention runs on."""
 KERNEL_PLATFORMS: dict[Kind, str] = {"cudnn": "gpu", "splash": "tpu"}
 """Kernel -> jax's name of the devices that it runs on."""
 
@@ -69,16 +71,22 @@ def choose_attention(
     Raises:
       ValueError: a kernel that cannot run there.
     """
-    mapped = is_mapped() if mapped is None else mapped
+    misfit_of = functools.partial(
+        _misfit,
+        platform=platform,
+        dtype=dtype,
+        head_dim=head_dim,
+        mapped=is_mapped() if mapped is None else mapped,
+    )
     if setting == "plain" or setting == "chunked":
         return Choice(setting, "it is set")
     if setting == "auto":
         kernels = [kernel for kernel, where in KERNEL_PLATFORMS.items() if where == platform]
         if kernels and dtype != "float32":
             [kernel] = kernels
-            misfit = _misfit(
-                kernel, platform=platform, dtype=dtype, head_dim=head_dim, mapped=mapped
-            )
+            misfit = misfit_of(kernel)
+            if kernel == "cudnn" and length % 2:
+                misfit = misfit or f"has no gradient for an odd number of tokens, {length}"
             if not misfit:
                 return Choice(kernel, f"the kernel for {dtype} on a {platform}")
             reason = f"{kernel} {misfit}"
@@ -87,7 +95,7 @@ def choose_attention(
         if length <= LONGEST_PLAIN:
             return Choice("plain", f"{reason}, at most {LONGEST_PLAIN} tokens")
         return Choice("chunked", f"{reason}, more than {LONGEST_PLAIN} tokens")
-    if misfit := _misfit(setting, platform=platform, dtype=dtype, head_dim=head_dim, mapped=mapped):
+    if misfit := misfit_of(setting):
         raise ValueError(
             f"target.attention is {setting!r}, but {setting} {misfit}. Choose 'auto', or "
             "'chunked', which runs everywhere."
@@ -106,7 +114,21 @@ def _misfit(kernel: Kind, *, platform: str, dtype: str, head_dim: int, mapped: b
         return "computes in bfloat16, and the target in float32"
     if kernel == "cudnn" and (head_dim % 8 or head_dim > 128):
         return f"takes heads of a multiple of 8 up to 128, and these have {head_dim}"
+    if kernel == "cudnn" and (other := _without_cudnn()):
+        return f"runs on NVIDIA's GPUs from Ampere on, and this is {other}"
     return ""
+
+
+def _without_cudnn() -> str:
+    """What jax's GPU is if cuDNN's attention does not run on it; "": it does, or there is none."""
+    if jax.default_backend() != "gpu":
+        return ""  # Programs are planned or compiled for another machine.
+    device = jax.devices()[0]
+    if "rocm" in device.client.platform_version.lower():
+        return f"a {device.device_kind} of AMD"
+    capability = getattr(device, "compute_capability", None)
+    is_older = capability is not None and float(capability) < _OLDEST_CAPABILITY
+    return f"a {device.device_kind} (compute capability {capability})" if is_older else ""
 
 
 @functools.partial(

@@ -312,6 +312,18 @@ def test_stop_ids_include_those_of_generation_config(folder):
     assert Tokenizer.load(folder).stop_ids == (2, 0)
 
 
+def test_without_a_generation_config_the_stop_ids_of_the_model_count(folder):
+    """As in transformers; ids of the family that the tokenizer lacks change nothing."""
+    config = {"model_type": "llama", "eos_token_id": [2, 0, 128_009]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Tokenizer.load(folder).stop_ids == (2, 0)
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    assert Tokenizer.load(folder).stop_ids == (2,)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text("{}")
+    assert Tokenizer.load(folder).stop_ids == (2,)
+
+
 TRIMMING = (
     "{% for m in messages %}{% generation %}<|im_start|>{{ m['role'] }}\n"
     "{{ m['content'] | trim }}<|im_end|>{% endgeneration %}{% endfor %}"

@@ -292,6 +292,17 @@ def test_scaling_is_said_in_both_ways() -> None:
     assert plain["rope_scaling"] is None
 
 
+@pytest.mark.parametrize("head_dim", [64, 88, 100, 104, 128])
+def test_every_share_of_rotated_channels_is_read_back(head_dim: int) -> None:
+    family = target_family(GPTNeoXConfig())
+    for channels in range(2, head_dim + 1, 2):
+        config = GPTNeoXConfig(hidden_size=2 * head_dim, num_heads=2, rotary_dim=channels)
+        document = family.to_json(config, dtype="float32", special_ids={})
+        assert family.from_json(document, where="x") == config
+        # As in transformers.
+        assert int(head_dim * document["rope_parameters"]["partial_rotary_factor"]) == channels
+
+
 def test_registry() -> None:
     assert isinstance(make_model(GPTNeoXConfig()), GPTNeoX)
     assert not isinstance(make_model(TransformerConfig()), GPTNeoX)

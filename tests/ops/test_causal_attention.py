@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +186,7 @@ def test_models_compute_the_same_either_way(name, kind, monkeypatch) -> None:
         ("cpu", "float32", 64, 256, "plain"),
         ("cpu", "bfloat16", 64, 257, "chunked"),
         ("gpu", "bfloat16", 128, 64, "cudnn"),
+        ("gpu", "bfloat16", 128, 1023, "chunked"),
         ("gpu", "bfloat16", 256, 4096, "chunked"),
         ("gpu", "float32", 128, 4096, "chunked"),
         ("tpu", "bfloat16", 256, 4096, "splash"),
@@ -195,6 +197,31 @@ def test_auto_takes_what_fits(platform, dtype, width, length, kind) -> None:
     choice = choose_attention("auto", platform=platform, dtype=dtype, head_dim=width, length=length)
     assert choice.kind == kind
     assert choice.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "kind"),
+    [
+        ("9.0", "PJRT C API\ncuda 12090", "cudnn"),
+        ("8.0", "PJRT C API\ncuda 12090", "cudnn"),
+        ("12.0", "PJRT C API\ncuda 12090", "cudnn"),
+        ("7.5", "PJRT C API\ncuda 12090", "chunked"),
+        (None, "PJRT C API\nrocm 60200", "chunked"),
+    ],
+)
+def test_cudnn_needs_a_gpu_that_it_knows(monkeypatch, capability, version, kind) -> None:
+    device = SimpleNamespace(
+        device_kind="GPU",
+        compute_capability=capability,
+        client=SimpleNamespace(platform_version=version),
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    size = {"dtype": "bfloat16", "head_dim": 128, "length": 4096}
+    assert choose_attention("auto", platform="gpu", **size).kind == kind
+    if kind != "cudnn":
+        with pytest.raises(ValueError, match="cudnn runs on NVIDIA's GPUs from Ampere on"):
+            choose_attention("cudnn", platform="gpu", **size)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,12 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     reader.plain_layers()
     if reader.flag("attention_bias"):
         reader.problems.append("attention_bias: got true, expected false")
-    num_target_layers = raw.get("num_target_layers", special.get("num_target_layers"))
+
+    def either(key: str) -> Any:
+        """What stands at the top level or in dflash_config: `key_problems` reports two values."""
+        return special.get(key) if raw.get(key) is None else raw[key]
+
+    num_target_layers = either("num_target_layers")
     if num_target_layers is not None:
         stated = {"num_target_layers": num_target_layers}
         num_target_layers = reader.integer(
@@ -104,12 +109,12 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
         )
     layer_ids = _layer_ids(
         reader,
-        special.get("target_layer_ids", raw.get("target_layer_ids")),
+        either("target_layer_ids"),
         num_target_layers=num_target_layers,
         num_layers=num_layers,
     )
     hidden_size = reader.integer("hidden_size", largest=bounds.WIDTH)
-    mask = special.get("mask_token_id", raw.get("mask_token_id"))
+    mask = either("mask_token_id")
     if mask is not None:
         mask = reader.integer(
             "mask_token_id", largest=bounds.VOCABULARY, smallest=0, within={"mask_token_id": mask}
@@ -125,7 +130,7 @@ def from_json(raw: Mapping[str, Any], *, where: str) -> StoredDrafter:
     if head_dim % 2:
         reader.problems.append(f"head_dim: got {head_dim}, expected an even number")
     fields: dict[str, Any] = {
-        "block_size": reader.integer("block_size", special.get("block_size"), largest=bounds.BLOCK),
+        "block_size": reader.integer("block_size", either("block_size"), largest=bounds.BLOCK),
         "mask_token_id": mask,
         "target_layer_ids": layer_ids,
         "num_features": len(layer_ids),
@@ -173,7 +178,8 @@ def _sliding_layers(
 ) -> dict[str, Any]:
     """The fields layer_types and sliding_window; empty when no layer slides.
 
-    Servers go by layer_types; use_sliding_window counts only without it, as in transformers.
+    As servers do, layer_types decides. Beside a layer that slides, use_sliding_window may be
+    absent but not false: some programs then take the window away, and others refuse the file.
     """
     kinds, window = reader.raw.get("layer_types"), reader.raw.get("sliding_window")
     if kinds is None:
@@ -188,6 +194,12 @@ def _sliding_layers(
     elif len(kinds) != num_layers:
         reader.problems.append(f"layer_types: got {len(kinds)} entries for {num_layers} layers")
     slides = "sliding_attention" in kinds
+    if slides and reader.raw.get("use_sliding_window") is False:
+        reader.problems.append(
+            "use_sliding_window: got false, expected true, because layer_types names "
+            "'sliding_attention': programs differ in which of the two they follow. Set it to true "
+            "if the drafter was trained with the window"
+        )
     for key in ("use_swa", "swa_window_size"):
         value = special.get(key, reader.raw.get(key))
         harmless = (None, False) if key == "use_swa" else (None,)

@@ -19,18 +19,27 @@ from jaxspec.json_files import shown
 
 DFLASH2 = "DFlash2DraftModel"
 
-READ = frozenset(
+IN_EITHER = frozenset(
     (
-        *("architectures", "block_size", "dflash_config", "mask_token_id", "target_layer_ids"),
-        *("num_target_layers", "num_hidden_layers", "hidden_size", "intermediate_size"),
-        *("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "vocab_size"),
-        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
-        *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
-        *("use_swa", "swa_window_size", "is_causal", "causal", "qk_norm", "hidden_act"),
-        *("attention_bias", "mlp_bias", "quantization_config"),
+        *("block_size", "mask_token_id", "target_layer_ids", "num_target_layers"),
+        *("use_swa", "swa_window_size", "is_causal", "causal"),
     )
 )
-"""Keys that `jaxspec.checkpoints.families.dflash` reads."""
+"""Keys that `jaxspec.checkpoints.families.dflash` reads at the top level and in dflash_config."""
+
+AT_TOP = frozenset(
+    (
+        *("architectures", "dflash_config", "num_hidden_layers", "hidden_size"),
+        *("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("rms_norm_eps", "vocab_size", "rope_theta", "rope_scaling", "rope_parameters"),
+        *("partial_rotary_factor", "layer_types", "sliding_window", "use_sliding_window"),
+        *("max_window_layers", "hidden_act", "attention_bias", "mlp_bias", "quantization_config"),
+    )
+)
+"""Keys that are read at the top level only."""
+
+IN_SECTION = frozenset(("qk_norm",))
+"""Keys that are read in dflash_config only."""
 
 HARMLESS = frozenset(
     (
@@ -112,13 +121,29 @@ def key_problems(raw: Mapping[str, Any]) -> list[str]:
             "has convolutions and a selector of candidates)"
         )
     special = raw.get("dflash_config")
-    for place in (raw, special if isinstance(special, Mapping) else {}):
+    special = special if isinstance(special, Mapping) else {}
+    top, section = "at the top level", "in dflash_config"
+    for place, name, read, other, elsewhere in (
+        (raw, top, AT_TOP, special, section),
+        (special, section, IN_SECTION, raw, top),
+    ):
         for key, value in place.items():
-            if value is None or key in READ or key in HARMLESS:
+            if value is None or key in HARMLESS or key in IN_EITHER or key in read:
                 continue
-            expected = _expected(key, value, raw)
-            if expected:
+            if key in AT_TOP or key in IN_SECTION:
+                # The same value again changes nothing.
+                if value != other.get(key):
+                    problems.append(
+                        f"{key}: got {shown(value)} {name}, expected it {elsewhere}, where "
+                        "it is read"
+                    )
+            elif expected := _expected(key, value, raw):
                 problems.append(f"{key}: got {shown(value)}, expected {expected}")
+    problems += [
+        f"{key}: got {shown(raw[key])} and, in dflash_config, {shown(special[key])}; expected one"
+        for key in sorted(IN_EITHER - {"is_causal", "causal"})
+        if None not in (raw.get(key), special.get(key)) and raw[key] != special[key]
+    ]
     return problems
 
 

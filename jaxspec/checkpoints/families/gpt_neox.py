@@ -7,6 +7,7 @@ Letters in shapes: V vocabulary, D width, 3D queries, keys and values grouped by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -149,6 +150,8 @@ def to_json(
     """
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     share = config.rotary_dim / config.head_dim
+    if int(config.head_dim * share) < config.rotary_dim:  # It is read back like this.
+        share = math.nextafter(share, 1.0)
     rope = rope_to_json(config.rope_theta, config.rope_scaling)
     return {
         "architectures": [ARCHITECTURE],

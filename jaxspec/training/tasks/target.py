@@ -63,6 +63,11 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             target_family(architecture)
     check_positions(config, architecture)
     check_attention(config, architecture)
+    if architecture.attention == "cudnn" and config.data.sequence_length % 2:
+        raise ValueError(
+            f"data.sequence_length is {config.data.sequence_length}, but cudnn "
+            "(target.attention) has a gradient for even lengths only. Choose one, or 'auto'."
+        )
     architecture = in_float32(architecture)
     model = make_model(architecture)
 

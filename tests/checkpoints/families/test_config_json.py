@@ -17,6 +17,7 @@ from jaxspec.config import (
     LinearRopeScaling,
     Llama3RopeScaling,
     TransformerConfig,
+    YarnRopeScaling,
 )
 
 QWEN3 = TransformerConfig(
@@ -200,6 +201,36 @@ def test_sliding_drafters_make_the_round_trip(
 def test_unsupported_targets_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         target(QWEN3_JSON, **changes)
+
+
+# DeepSeek-R1-0528-Qwen3-8B states this: its factor of the scores' root is then 1.
+DEEPSEEK = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+    "attn_factor": 0.8782488562869419,
+}
+
+
+def test_a_factor_that_only_servers_read_has_to_be_stated_for_both():
+    def read(**changes: Any) -> TransformerConfig:
+        return target(QWEN3_JSON, rope_parameters=None, rope_scaling={**DEEPSEEK, **changes})
+
+    message = r'attn_factor: got 0\.878.*servers scale by 1, .* by 1\.13863.*"attention_factor": 1 '
+    with pytest.raises(ValueError, match=message):
+        read()
+    scaling = read(attention_factor=1.0).rope_scaling
+    assert isinstance(scaling, YarnRopeScaling) and scaling.attention_factor == 1
+    assert read(attn_factor=1.0) == read(attn_factor=None)
+
+
+@pytest.mark.parametrize("rope_type", ["yarn", "linear"])
+def test_a_scaling_with_an_unknown_key_is_refused(rope_type):
+    scaling = {"rope_type": rope_type, "factor": 4.0, "original_max_position_embeddings": 64}
+    known = target(QWEN3_JSON, rope_parameters=None, rope_scaling={**scaling, "finetuned": True})
+    assert known == target(QWEN3_JSON, rope_parameters=None, rope_scaling=scaling)
+    with pytest.raises(ValueError, match=f"new_factor of rope_type '{rope_type}': got 2"):
+        target(QWEN3_JSON, rope_parameters=None, rope_scaling={**scaling, "new_factor": 2})
 
 
 def test_transformers_4_reads_an_olmo2s_scaling_by_its_old_name():

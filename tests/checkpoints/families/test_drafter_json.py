@@ -161,7 +161,7 @@ def test_the_second_kind_is_refused() -> None:
         read(SPECULATORS, speculators_model_type="dflash2")
 
 
-@pytest.mark.parametrize("switch", [None, False, True])
+@pytest.mark.parametrize("switch", [None, True])
 def test_layers_slide_where_layer_types_says_so(switch: bool | None) -> None:
     kinds = [SLIDING, FULL]
     config = read(
@@ -173,6 +173,63 @@ def test_layers_slide_where_layer_types_says_so(switch: bool | None) -> None:
     layers = {**SPECULATORS["transformer_layer_config"], "layer_types": kinds}
     layers |= {"sliding_window": 128, "use_sliding_window": switch}
     assert read(SPECULATORS, transformer_layer_config=layers).config == config
+
+
+def test_a_window_that_is_switched_off_is_not_guessed() -> None:
+    """z-lab's code would compute the layer without a window, and vLLM refuses the file."""
+    off = {"sliding_window": 128, "use_sliding_window": False}
+    message = "use_sliding_window: got false, expected true, because layer_types"
+    with pytest.raises(ValueError, match=message):
+        read(ZLAB, layer_types=[SLIDING, FULL], **off)
+    assert read(ZLAB, layer_types=[FULL, FULL], **off).config == read(ZLAB).config
+
+
+CAUSAL = {"layer_types": [SLIDING, FULL], "sliding_window": 64}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"is_causal": False},
+        {"causal": False},
+        within(is_causal=False),
+        within(causal=False),
+        {"is_causal": False, **within(is_causal=False, causal=False)},
+    ],
+)
+def test_causality_counts_under_both_names_in_both_places(stated: dict[str, Any]) -> None:
+    config = read(
+        ZLAB,
+        **CAUSAL,
+        **{key: stated[key] for key in stated if key not in ZLAB},
+        dflash_config=stated.get("dflash_config", ZLAB["dflash_config"]),
+    ).config
+    assert config.is_causal is False and config.reach[0] == (63, 63)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (within(block_size=16), "block_size: got 8 and, in dflash_config, 16; expected one"),
+        ({"mask_token_id": 9}, "mask_token_id: got 9 and, in dflash_config, 90; expected one"),
+        (within(num_target_layers=5), "num_target_layers: got 6 and, in dflash_config, 5"),
+        (within(sliding_window=64), "sliding_window: got 64 in dflash_config, expected it at the"),
+        (within(layer_types=[FULL, FULL]), "layer_types: got .* in dflash_config, expected it at"),
+        (within(rope_theta=1e6), "rope_theta: got 1000000.0 in dflash_config, expected it at the"),
+        ({"qk_norm": False}, "qk_norm: got False at the top level, expected it in dflash_config"),
+    ],
+)
+def test_a_key_counts_where_it_is_read(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read({**ZLAB, **changes})
+
+
+def test_the_same_value_in_both_places_is_harmless() -> None:
+    again = within(block_size=8, num_target_layers=6, rms_norm_eps=1e-6, head_dim=16)
+    assert read(again, mask_token_id=90).config == read(ZLAB).config
+    assert read(ZLAB, block_size=None, dflash_config=within(block_size=8)["dflash_config"]) == read(
+        ZLAB
+    )
 
 
 def test_without_layer_types_the_switch_counts() -> None:
@@ -219,7 +276,7 @@ def test_ids_that_are_not_stated_are_those_of_the_servers() -> None:
         ({"is_causal": "yes"}, "is_causal: got .*'yes'"),
         (
             {"is_causal": True, **within(causal=False)},
-            "the same under both names",
+            "the same under all names",
         ),
         ({"attention_bias": True}, "attention_bias: got true"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type: got 'dynamic'"),

@@ -114,6 +114,17 @@ def test_a_kernel_that_does_not_fit_the_heads_is_refused_from_shapes(task):
         task_of(config).build(config)
 
 
+def test_a_target_that_learns_from_odd_rows_has_no_cudnn():
+    target = TargetConfig(
+        path="", architecture=runs.ARCHITECTURE, dtype="bfloat16", attention="cudnn"
+    )
+    config = dataclasses.replace(run("target"), target=target)
+    task_of(config).build(config)
+    odd = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=33))
+    with pytest.raises(ValueError, match="sequence_length is 33, but cudnn .* even lengths only"):
+        task_of(odd).build(odd)
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.1, 11), (1.0, 10), (1.01, 11), (0.3, 3)])
 def test_epochs_are_steps_as_typed(epochs, steps):
     """1.1 * 100 / 10 is 11.000000000000002 in floating point."""

@@ -116,12 +116,14 @@ class AnswerFolder:
         self.done += len(shard)
         self._write(answered, mesh=mesh)
 
-    def report(self, refusal: str, *, thinks: bool, echo: Callable[[str], None]) -> None:
+    def report(
+        self, refusal: str, *, thinks: Callable[[], bool], echo: Callable[[str], None]
+    ) -> None:
         """Says what is in the folder now.
 
         Args:
           refusal: what the chat template said of a conversation that it refused.
-          thinks: whether the target thinks before it answers.
+          thinks: says whether the target thinks before it answers; its template has to work.
           echo: where the lines go.
 
         Raises:
@@ -138,7 +140,7 @@ class AnswerFolder:
                 f"({lost}). {refusal}"
             )
         if self.ends["cut"]:
-            echo(self._cut_line(thinks=thinks))
+            echo(self._cut_line(thinks=thinks()))
         what = "Validation questions" if self.is_validation else "Questions"
         use = f". Train on them with --data.sources {self.path}"
         if self.is_validation:

@@ -242,7 +242,7 @@ def _regenerate(
     for folder in folders:
         refusal = _answer(folder, answers_to, pace, echo=echo, share=share, mesh=mesh)
         if share.is_first:
-            folder.report(refusal, thinks=tokenizer.thinks_first(), echo=echo)
+            folder.report(refusal, thinks=tokenizer.thinks_first, echo=echo)
 
 
 def _examples_of_splits(command: RegenerateCommand) -> dict[str, Sequence[Example]]:

@@ -121,7 +121,7 @@ def test_a_target_that_learns_from_odd_rows_has_no_cudnn():
     config = dataclasses.replace(run("target"), target=target)
     task_of(config).build(config)
     odd = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=33))
-    with pytest.raises(ValueError, match="sequence_length is 33, but cudnn .* even lengths only"):
+    with pytest.raises(ValueError, match=r"sequence_length is 33, but cudnn .* even lengths only"):
         task_of(odd).build(odd)
 
 

@@ -31,11 +31,16 @@ def facts(rows: Sequence[Row]) -> list[Fact]:
     best = max(rows, key=lambda row: float(row["nfe_reduction"]))
     where = f"{best['series']} on {best['benchmark']}"
     found = [Fact("fewer passes", f"{best['nfe_reduction']:.2f}x", where)]
-    found.append(speed_fact([row for row in rows if row["drafts_per_pass"]]))
-    identical, responses = (sum(row[field] for row in rows) for field in ("identical", "turns"))
-    found.append(
-        Fact("identical outputs", f"{identical:,}", f"of {responses:,}, to the base decoder's")
-    )
+    drafted = [row for row in rows if row["drafts_per_pass"]]
+    found.append(speed_fact(drafted))
+    # Without drafts a decoder is the base decoder, and is compared with itself.
+    if drafted:
+        identical, responses = (
+            sum(row[field] for row in drafted) for field in ("identical", "turns")
+        )
+        found.append(
+            Fact("identical outputs", f"{identical:,}", f"of {responses:,}, to the base decoder's")
+        )
     return found
 
 

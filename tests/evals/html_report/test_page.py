@@ -122,10 +122,15 @@ def test_turns_of_a_conversation_do_not_differ_independently(page):
 
 
 def test_figures_of_diffusion_decoders(page):
-    text = page(diffusion_rows())
+    plain, spiffy = diffusion_rows()
+    text = page([plain, {**spiffy, "identical": 2}])
     assert "Fewer passes" in text and "Round by round" not in text
     assert "1.33x" in text and "spiffy, D 3" in cells(text)
     assert "0.50 of 57" in cells(text)
+    facts = [content for tag, content in read(text).texts if tag in ("dd", "dt")]
+    # The plain decoder's own outputs do not count.
+    assert facts[-3:] == ["identical outputs", "2", "of 3, to the base decoder's"]
+    assert "identical outputs" not in page([plain])
 
 
 def test_both_kinds_and_several_files_share_a_page(page):

@@ -23,14 +23,15 @@ from jaxspec.evals.tables import formatted
 
 def facts(rows: Sequence[Row]) -> list[Fact]:
     """The figures at the top: the largest accepted length, its gain, the speed, exactness."""
-    recipes: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        recipes.setdefault(row["recipe"], []).append(row)
-    benchmarks = max(len(benchmarks_of(members)) for members in recipes.values())
+        # Only seeds are averaged: a mean of different drafters is no one's.
+        groups.setdefault(row["recipe"] if row["is_seed"] else row["series"], []).append(row)
+    benchmarks = max(len(benchmarks_of(members)) for members in groups.values())
     # A mean over fewer benchmarks than the others' would mislead.
     complete = {
         name: members
-        for name, members in recipes.items()
+        for name, members in groups.items()
         if len(benchmarks_of(members)) == benchmarks
     }
     best = max(complete, key=lambda name: _mean(row["tau_micro"] for row in complete[name]))

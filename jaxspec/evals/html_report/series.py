@@ -16,8 +16,9 @@ from jaxspec.evals.tables import formatted, settings_columns
 def name_series(rows: Sequence[dict[str, Any]], *, suffix: Sequence[str]) -> None:
     """Adds names, and gains of drafters, to rows that were measured together.
 
-    `recipe` is the loss (or the decoder) and its settings. Of several drafters of a recipe,
-    `series` adds the seed (`is_seed`) or, where seeds do not tell them apart, the drafter's name.
+    `recipe` is the loss (or the decoder) and its settings, and the kind of drafter where a loss has
+    several. Of several drafters of a recipe, `series` adds the seed (`is_seed`) or, where seeds do
+    not tell them apart, the drafter's name.
 
     Args:
       rows: of one file.
@@ -30,9 +31,14 @@ def name_series(rows: Sequence[dict[str, Any]], *, suffix: Sequence[str]) -> Non
             row["recipe"] = row["series"] = ", ".join([name, *suffix])
         return
     settings = settings_columns(rows)
+    kinds: dict[str, set[str | None]] = collections.defaultdict(set)
+    for row in rows:
+        kinds[row["loss"]].add(row.get("kind"))
     for row, gain in zip(rows, gains(rows), strict=True):
         row["gain"] = gain
         parts = [f"{column.title} {formatted(row[column.field])}" for column in settings]
+        if len(kinds[row["loss"]]) > 1:
+            parts = [f"kind {formatted(row.get('kind'))}", *parts]
         row["recipe"] = ", ".join([row["loss"], *parts, *suffix])
     drafters: dict[str, set[tuple[Any, str]]] = collections.defaultdict(set)
     for row in rows:

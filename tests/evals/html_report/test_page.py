@@ -244,6 +244,33 @@ def test_drafters_of_one_loss_and_seed_are_told_apart_by_name(tmp_path):
     assert first_seeds(file.rows) == file.rows
 
 
+@pytest.mark.parametrize(
+    ("kinds", "best"),
+    [(("dflash", "dflash"), "full (runs/a)"), (("dflash", "mdlm"), "full, kind dflash")],
+    ids=["of one kind", "of two kinds"],
+)
+def test_different_drafters_of_a_loss_are_not_averaged(page, kinds, best):
+    rows = [result_row(drafter="runs/uniform", kind="dflash", tau_micro=1.6)]
+    for name, kind, tau in zip("ab", kinds, (2.0, 1.01), strict=True):
+        rows.append(result_row("full", drafter=f"runs/{name}", kind=kind, tau_micro=tau))
+    facts = [content for tag, content in read(page(rows)).texts if tag in ("dd", "dt")]
+    tau = ["tokens per round (tau)", "2.00", f"{best}, gsm8k, 95% interval 1.80–2.25"]
+    assert facts[:3] == tau
+    assert facts[3:6] == ["gain in tau", "+25.0%", f"{best} over uniform"]
+
+
+def test_seeds_are_averaged_within_a_kind(page):
+    taus = {("dflash", 0): 2.0, ("dflash", 1): 2.2, ("mdlm", 0): 1.4, ("mdlm", 2): 1.2}
+    rows = [
+        result_row("full", drafter=f"runs/{kind}{seed}", kind=kind, seed=seed, tau_micro=tau)
+        for (kind, seed), tau in taus.items()
+    ]
+    text = page(rows)
+    facts = [content for tag, content in read(text).texts if tag == "dd"]
+    assert facts[:2] == ["2.10", "full, kind dflash, gsm8k and 2 drafters, 2.00 to 2.20"]
+    assert "full (seed 2), kind mdlm" in cells(text)
+
+
 def test_decoding_settings_of_a_study_have_tables_and_gains_of_their_own(page):
     rows = [
         result_row(loss, decoding=decoding, tau_micro=tau)

@@ -172,17 +172,23 @@ axis.legend(fontsize=8)
 #
 # An example with known answers: `p = (1/3, 2/3)` and `q = (2/3, 1/3)` in both slots. Token
 # verification accepts 10/9 tokens on average, and block verification 11/9, because a token that is
-# likelier under `p` makes up for a later one that is not.
+# likelier under `p` makes up for an earlier one that is not. All of the gain is from the draft
+# `(0, 1)`: block verification accepts both tokens, token verification one on average. Of `(1, 0)`
+# both accept 3/2, since a surplus is not kept for later.
 
 # %%
 kept = p_rows, q_GV
 p_rows = [np.broadcast_to([1 / 3, 2 / 3, 0], (V,) * (h + 1)) for h in range(H)]
 simple_GV = np.tile([2 / 3, 1 / 3, 0], (G, 1))
 simple_B = simple_GV[0][DRAFTS_BG[:, 0]] * simple_GV[1][DRAFTS_BG[:, 1]]
-for rule, expected in ((token_rule, 10 / 9), (block_rule, 11 / 9)):
+for rule, expected, of_01 in ((token_rule, 10 / 9, 1), (block_rule, 11 / 9, 2)):
     law, lengths_H = output_law(rule, simple_B, simple_GV)
     assert np.isclose(lengths_H @ np.arange(H), expected)
     assert distance(law) < 1e-12
+    for draft, accepted in (((0, 1), of_01), ((1, 0), 3 / 2)):
+        only_B = (draft == DRAFTS_BG).all(axis=1).astype(float)
+        _, lengths_H = output_law(rule, only_B, simple_GV)
+        assert np.isclose(lengths_H @ np.arange(H), accepted)
 p_rows, q_GV = kept
 
 # %% [markdown]

@@ -39,7 +39,7 @@ def verify_block(
     following slot's ``(p_n p - q)_+``, renormalised, or from p when all were accepted. The emitted
     tokens have the target's distribution, as with `verify_token`, and no other rule of which that
     is true accepts more of the block on average: a token that is likelier under p than under q
-    makes up for a later one that is not.
+    makes up for an earlier one that is not.
 
     Limiting cases: G = 1 is `verify_token`; q == p accepts everything; a one-hot q accepts as much
     as `verify_point_mass` on average.

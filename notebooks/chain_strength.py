@@ -49,10 +49,10 @@ def panels(count, *, height=3.2):
     return plt.subplots(1, count, figsize=(4.6 * count, height), layout="constrained")
 
 
-def loss_of(log_p, alpha, *, normalize, decay=10.0):
-    """Decayed cross-entropy minus alpha_c * R, of one block."""
-    config = LossConfig(decay=decay, focal=0.0, normalize=normalize)
-    weights = LossWeights.from_config(config).replace(terms=(jnp.float32(0.0), alpha))
+def loss_of(log_p, alpha, *, normalize, decay=10.0, focal=0.0):
+    """Decayed cross-entropy plus the focal term minus alpha_c * R, of one block."""
+    config = LossConfig(decay=decay, normalize=normalize)
+    weights = LossWeights.from_config(config).replace(terms=(focal, alpha))
     block = SlotStatistics(log_p_NG=log_p[None], correct_NG=log_p[None] > jnp.log(0.5))
     terms = loss_terms(block, config=config, weights=weights)
     return total_from_terms(terms, config=config, weights=weights)
@@ -249,13 +249,23 @@ inside = alphas[1:] * factor < alphas[-1]
 np.testing.assert_allclose(length["weight"][1:][inside], moved[inside], atol=0.03)
 print(f'share of the possible gain at alpha_c = 40, "block": {share_at_40:.0%}')
 
+# %%
+# With the focal term, of a block whose first wrong slot is the eleventh.
+log_p = jnp.log(jnp.asarray(0.7 * np.exp(-slots / 30), jnp.float32))
+default = -gradient(log_p, 40.0, focal=0.3, normalize="block")
+for focal in (0.3, 0.04):
+    by_weight = -factor * gradient(log_p, 5.0, focal=focal, normalize="weight")
+    at_1, _, at_11 = by_weight[::5][:3] / default[::5][:3]
+    print(f"focal {focal}: {at_1:.2f} times the default's pull at slot 1, {at_11:.2f} at slot 11")
+np.testing.assert_allclose(by_weight, default, rtol=0.05)
+
 # %% [markdown]
 # ## What to take along
 #
 # - State the normalisation with every `alpha_c`. Here both are settings: `--loss.chain 40
-#   --loss.normalize block` is the default, `--loss.chain 5 --loss.normalize weight` is nearly the
-#   same loss.
-# - The focal term divides by its own weights, so it changes beside a `"weight"` cross-entropy just
-#   as the chain does.
+#   --loss.focal 0.3 --loss.normalize block` is the default, and `--loss.chain 5 --loss.focal 0.04
+#   --loss.normalize weight` is nearly the same loss.
+# - Both weights are divided by 8.16 there. The focal term has its own divisor, as the chain has, so
+#   0.3 beside a `"weight"` cross-entropy is 8.16 times as strong.
 # - Watch `chain_reward` in metrics.jsonl. Near 0, the chain does not act yet; only when it has left
 #   0 does a change of `alpha_c` tell you anything.

@@ -60,7 +60,9 @@ def marginals(anchor, block_P):
         row_V = NEXT_VV @ (seen_PV[place] * backward_PV[place])
         backward_PV[place - 1] = row_V / row_V.sum()
     probs_PV = forward_PV * backward_PV
-    return probs_PV / probs_PV.sum(axis=1, keepdims=True)
+    probs_PV /= probs_PV.sum(axis=1, keepdims=True)
+    # Unrounded, the order of masks that are all but certain would depend on the processor.
+    return probs_PV.round(9)
 
 
 def reveal(probs_PV, block_P, uniform_P):
@@ -169,9 +171,9 @@ display(Image("draft_graph.png", width=640))
 
 # %% [markdown]
 # The graph grows in two directions: further ahead along the likeliest way, and sideways, to other
-# masks that may come first and, last of all, to the second token of a mask. Which of the two is
-# worth more is not known beforehand; the counts decide. A state that can be reached in two orders
-# is one node with two parents, so it is drafted only once.
+# masks that may come first and to the second token of a mask. Which of the two is worth more is not
+# known beforehand; the counts decide. A state that can be reached in two orders is one node with
+# two parents, so it is drafted only once.
 
 # %% [markdown]
 # ## 4. Does it save passes?

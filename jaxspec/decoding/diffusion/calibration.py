@@ -254,8 +254,9 @@ def select_graph(counted: FormulaCounts, *, size: int, weight: Weight = "followe
       counted: what `count_formulas` returned.
       size: the most nodes.
       weight: a formula's weight. "followed": how often a step led there from what is already in the
-        graph, which is how many more steps drafts would have saved. "accumulated": its count and
-        its parents' (`accumulated`), which favours whatever a frequent formula leads to.
+        graph. That is more than the steps that a draft saves: every step counts as a start, and
+        the way to what is in the graph may lead through states that are not. "accumulated": its
+        count and its parents' (`accumulated`), which favours whatever a frequent formula leads to.
 
     Raises:
       ValueError: a negative size, or an unknown weight.

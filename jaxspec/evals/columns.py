@@ -103,6 +103,11 @@ class Column(Generic[MeasuredT]):
         """Whether it is text that tells rows apart."""
         return not self.spec and self.shown == "always"
 
+    @property
+    def is_figure(self) -> bool:
+        """Whether its cells are numbers: aligned to the right, and sorted by their size."""
+        return bool(self.spec)
+
 
 def _listed(interval: Sequence[float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
@@ -131,8 +136,8 @@ SPECULATIVE: tuple[Column[MeasuredDrafter], ...] = (
     Column("benchmark", title="benchmark", shown="always"),
     # The loss; with the drafter's name where a loss has several (`results.labels`).
     Column("label", title="loss", shown="always"),
-    Column("temperature", title="temperature", shown="varies"),
-    Column("block_size", title="block size", shown="varies"),
+    Column("temperature", title="temperature", spec="g", shown="varies"),
+    Column("block_size", title="block size", spec="g", shown="varies"),
     Column("target", title="target", shown="varies"),
     Column("prompts", title="prompts", short="n", spec="d", over="sum", shown="always"),
     Column(

@@ -87,8 +87,9 @@ def console_table(results: Sequence[Row]) -> Table:
         column = found.columns[place]
         table.add_column(
             column.short or column.title,
-            justify="left" if column.is_name else "right",
-            no_wrap=not column.is_name,
+            justify="right" if column.is_figure else "left",
+            no_wrap=column.is_figure,
+            overflow="ellipsis" if column.is_figure else "fold",
         )
     previous = ""
     are_groups = len({line[0] for line in found.lines}) < len(found.lines)
@@ -183,7 +184,7 @@ def _cell(column: Column[Any], rows: Sequence[Row]) -> str:
     if not known:
         return ABSENT
     value = known[0]
-    if len(rows) > 1 and column.spec:  # Text and settings are the same in all of them.
+    if len(rows) > 1 and column.spec:  # Text is the same in all of them.
         if isinstance(value, list | tuple):
             return ABSENT  # An interval cannot be averaged.
         value = _OVER[column.over](known)

@@ -105,6 +105,15 @@ def test_speed_ratios_with_their_intervals_and_what_they_rest_on():
     assert "1.20" not in shown(rows), "a terminal has no room"
 
 
+def test_names_have_a_second_line_on_a_terminal():
+    rows = [result_row(target=name) for name in ("models/Qwen3-4B-Base", "models/Qwen3-12B-Base")]
+    lines = shown(rows).splitlines()
+    assert "…" not in "".join(lines)
+    assert lines[0].split()[:3] == ["benchmark", "loss", "target"]
+    assert lines[1].split()[:2] == ["gsm8k", "uniform"]
+    assert lines[1].split()[2] + lines[2].split()[0] == "models/Qwen3-4B-Base"
+
+
 def test_diffusion_rows_in_markdown_and_on_a_terminal():
     rows = [
         diffusion_row(benchmark="embedded/math", nfe_reduction_ci95=[1.1, 1.4]),

@@ -26,7 +26,7 @@ def _table(file: Measured, *, caption: str) -> Table:
     found = tabulate(file.rows)
     cells = [
         [
-            _cell(text, is_name=column.is_name)
+            _cell(text, is_figure=column.is_figure)
             for column, text in zip(found.columns, line, strict=True)
         ]
         for line in found.lines
@@ -36,7 +36,7 @@ def _table(file: Measured, *, caption: str) -> Table:
         _add_interval(cells[number], line, found, file)
     return Table(
         caption,
-        [Heading(column.title, is_figure=not column.is_name) for column in found.columns],
+        [Heading(column.title, is_figure=column.is_figure) for column in found.columns],
         cells[:rows],
         foot=cells[rows:],
         legend=" ".join(column.legend for column in found.columns if column.legend),
@@ -52,14 +52,14 @@ def _over_seeds(file: Measured) -> list[Table]:
         Heading(title, is_figure=place >= names) for place, title in enumerate(SEEDS_HEADER)
     ]
     cells = [
-        [_cell(text, is_name=place < names) for place, text in enumerate(line)] for line in lines
+        [_cell(text, is_figure=place >= names) for place, text in enumerate(line)] for line in lines
     ]
     caption = f"{file.name}: over seeds, mean (lowest to highest)"
     return [Table(caption, headings, cells)]
 
 
-def _cell(text: str, *, is_name: bool) -> Cell:
-    number = None if is_name else _NUMBER.match(text)
+def _cell(text: str, *, is_figure: bool) -> Cell:
+    number = _NUMBER.match(text) if is_figure else None
     return Cell(text, float(number.group()) if number else None)
 
 

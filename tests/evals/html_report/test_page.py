@@ -102,6 +102,18 @@ def test_the_target_alone_is_compared_with_no_one(page):
     assert "above 1 in 2 of 4 rows" in text and "does not pay in 2 of 4 rows" in text
 
 
+def test_only_numbers_are_sorted_as_numbers(page):
+    """Targets are text, even where their names begin with a digit."""
+    rows = [
+        result_row(target=target, temperature=warm)
+        for target, warm in (("4b-base", 0.0), ("12b-base", 0.7))
+    ]
+    text = page(rows)
+    assert '<th scope="col">target</th>' in text and "<td>4b-base</td>" in text
+    assert '<th scope="col" class="figure">temperature</th>' in text
+    assert '<td class="figure" data-value="0.7">0.7</td>' in text
+
+
 def test_turns_of_a_conversation_do_not_differ_independently(page):
     names = [f"{number}{turn}" for number in range(12) for turn in ("", "#2", "#3")]
     differ = [name for name in names if name.partition("#")[0] in ("0", "1", "2")]

@@ -32,11 +32,13 @@ from jaxspec.cli.settings import (
     default_of,
     given_names,
     given_value,
+    is_list,
     is_read,
     merged,
     own_options,
     part_of,
     read_settings,
+    refuse_second_lists,
     setting_names,
     with_flag_values,
 )
@@ -160,7 +162,7 @@ def parse_command(
 
     Raises:
       ValueError: no config is named, the config cannot be read, a setting is unknown or not read
-        by this command, or a config refuses a value.
+        by this command, a list is given twice, or a config refuses a value.
       SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
     argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
@@ -180,6 +182,8 @@ def parse_command(
     wants_all = "--help-all" in argv
     if not wants_all:
         _refuse_unread(command_type, argv, run, reads, program=program)
+        settings = [*own_options(command_type), *read_settings(run, reads)]
+        refuse_second_lists(argv, [each.name for each in settings if is_list(each.kind)])
     fields = dataclasses.fields(command_type)
     whole = command_type(**{f.name: default_of(f) for f in fields if f.name != "run"}, run=run)
     own = [field.name for field in fields if field.name != "run"]

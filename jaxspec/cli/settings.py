@@ -79,6 +79,30 @@ def given_value(argv: Sequence[str], name: str) -> str | None:
     return found
 
 
+def is_list(kind: Any) -> bool:
+    """Whether a setting of this type takes several values."""
+    return any(typing.get_origin(each) is tuple for each in (kind, *typing.get_args(kind)))
+
+
+def refuse_second_lists(argv: Sequence[str], lists: Collection[str]) -> None:
+    """Refuses a list that is given twice: its first values would be lost.
+
+    Args:
+      argv: a command line.
+      lists: names of the options that take several values.
+
+    Raises:
+      ValueError: names the list.
+    """
+    given = given_names(argv)
+    for name in given:
+        if name in lists and given.count(name) > 1:
+            raise ValueError(
+                f"--{name} is given {given.count(name)} times, and only the last one would count: "
+                f"give all values after one --{name}."
+            )
+
+
 def with_flag_values(argv: Sequence[str], flags: Collection[str]) -> list[str]:
     """A command line in which options that are true or false have a value.
 

@@ -27,7 +27,7 @@ from jaxspec.cli.config_files import returned_config
 from jaxspec.cli.configuration import load_config, parse_command
 from jaxspec.cli.evaluate import EvalCommand
 from jaxspec.cli.help import shown, type_name
-from jaxspec.cli.settings import is_read, own_options, setting_names
+from jaxspec.cli.settings import is_read, own_options, refuse_second_lists, setting_names
 from jaxspec.cli.train import TrainCommand
 from jaxspec.cli.values import name_problems, type_problems, value_of
 from jaxspec.config import RunConfig
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
         others[argv[0]](argv[1:])
         return
     options, typed = _parser().parse_known_args(argv)
+    refuse_second_lists(argv, ("only",))
     study = returned_config(options.config, StudyConfig)
     if problems := list(type_problems(study, prefix="study.")):
         raise ValueError(f"Config file {options.config!r}: " + "\n  ".join(problems))
@@ -183,22 +184,24 @@ def _typed_settings(
     Raises:
       ValueError: something that is no setting, or a value that its command refuses.
     """
-    settings: dict[str, list[str]] = {}
+    typed: dict[str, list[str]] = {}
+    name = ""
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
-            settings[name] = [value] if equals else []
-        elif not settings:
+            # One that is given twice is left to the command that reads it.
+            typed.setdefault(name, []).extend([f"--{name}", value] if equals else [f"--{name}"])
+        elif not name:
             raise ValueError(
                 f"Unexpected argument {word!r}: settings are given by name, as in --training.steps "
                 "100. All options: jaxspec study --help"
             )
         else:
-            settings[next(reversed(settings))].append(word)
+            typed[name].append(word)
     names = {target.config: list(setting_names(configs[target.config])) for target in study.targets}
     found: dict[str, Any] = {}
-    for name, values in settings.items():
+    for name, its_words in typed.items():
         readers = [
             (config, command)
             for config, known in names.items()
@@ -214,7 +217,7 @@ def _typed_settings(
             hint = did_you_mean(name, [*every, "config", "output", "jobs", "only", "list"])
             raise ValueError(f"Unknown setting --{name}.{hint} All options: jaxspec study --help")
         config, command = readers[0]
-        line = ["--config", config, f"--{name}", *values]
+        line = ["--config", config, *its_words]
         if command == "train":
             command_run = parse_command(
                 TrainCommand, [*line, "--workdir", "x"], program="jaxspec study"
@@ -344,6 +347,7 @@ def _show(argv: Sequence[str]) -> None:
             f"--{name}", nargs="+", default=[], metavar="NAME", help=f"only these {what} (all)"
         )
     options = parser.parse_args(argv)
+    refuse_second_lists(argv, ("decodings", "losses"))
     from jaxspec.evals.progress import render
     from jaxspec.study.results import read_results
     from jaxspec.study.tables import console_table

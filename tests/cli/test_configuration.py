@@ -181,6 +181,32 @@ def test_eval_takes_several_workdirs(write_config):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.sources", "a", "--data.sources", "b"],
+        ["--loss.extra=forward_kl=0.1", "--training.steps", "3", "--loss.extra=forward_kl=0.2"],
+        ["--loss.extra", "forward_kl=0.1", "--loss.extra"],
+    ],
+)
+def test_a_list_is_given_once(write_config, arguments):
+    name = arguments[0].split("=")[0]
+    with pytest.raises(ValueError, match=f"{name} is given 2 times, .* all values after one"):
+        parse_train("--config", str(write_config(CONFIG)), "--workdir", "w", *arguments)
+
+
+def test_workdirs_are_given_once(write_config):
+    words = ["--config", str(write_config(CONFIG)), "--workdir", "a", "--workdir", "b"]
+    with pytest.raises(ValueError, match="--workdir is given 2 times"):
+        parse_eval(*words, "--output", "o.json")
+
+
+def test_of_a_value_that_is_given_twice_the_last_counts(write_config):
+    words = ["--config", str(write_config(CONFIG)), "--workdir", "w", "--training.steps", "5"]
+    run = parse_train(*words, "--data.sources", "a", "--training.steps", "10").run
+    assert (run.training.steps, run.data.sources) == (10, ("a",))
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--trainng.steps", "3"], "Unknown setting --trainng.steps. Did you mean --training.ste"),

@@ -255,6 +255,11 @@ def test_two_studies_differ(config, uninterrupted, tmp_path, capsys):
         (["--only", "nothing"], "no unit's name contains it"),
         (["--output", "gs://bucket/x"], "must be a folder of this machine"),
         (["--loss.focal", "-1"], "loss.focal"),
+        (
+            ["--loss.extra", "forward_kl=1", "--data.sources", "a", "--loss.extra", "forward_kl=2"],
+            "--loss.extra is given 2 times",
+        ),
+        (["--only", "full", "--training.steps", "3", "--only", "uniform"], "--only is given 2"),
     ],
 )
 def test_mistakes_on_the_command_line(study_file, words, message):
@@ -282,7 +287,8 @@ def test_settings_behind_the_command_reach_the_units(study_file, tmp_path, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jaxspec.cli.study_unit.start_unit", start)
-    words = ["--training.steps", "3", "--evaluation.benchmarks", "embedded/chat"]
+    words = ["--training.steps", "2", "--evaluation.benchmarks", "embedded/chat"]
+    words += ["--training.steps", "3"]
     with pytest.raises(KeyboardInterrupt):
         study.main(["--config", str(study_file), "--output", str(tmp_path / "s"), *words])
     assert started[0].config.training.steps == 3

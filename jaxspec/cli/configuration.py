@@ -381,6 +381,8 @@ def _unknown_message(
         )
     typed = keys[0].split("=", 1)[0]
     key = typed.lstrip("-").replace("-", "_")
+    if not typed.startswith("--") and key in {*own, *setting_names(run)}:
+        return f"Unknown setting {typed}. Did you mean --{key}? Settings begin with two dashes."
     absent = _absent_group(key, run)
     if absent is not None:
         return (
@@ -419,5 +421,5 @@ def _is_group(key: str, run: RunConfig) -> bool:
         if not dataclasses.is_dataclass(value) or not hasattr(value, part):
             return False
         value = getattr(value, part)
-    # The parser knows every other setting.
+    # The parser knows every other setting, with its two dashes.
     return True

@@ -223,6 +223,14 @@ def test_of_a_value_that_is_given_twice_the_last_counts(write_config):
             ["--target.architecture", "None"],
             "--target.architecture cannot be given on a command line",
         ),
+        (
+            ["-training.steps", "3"],
+            "Unknown setting -training.steps. Did you mean --training.steps?",
+        ),
+        (["-data.raw-dir=x"], "Unknown setting -data.raw-dir. Did you mean --data.raw_dir?"),
+        (["-evaluation.seed", "1"], "Did you mean --evaluation.seed?"),
+        (["-workdir", "x"], "Unknown setting -workdir. Did you mean --workdir?"),
+        (["-training.stepz", "3"], "Did you mean --training.steps?"),
         (["--training", "3"], "--training cannot be given on a command line"),
     ],
 )

@@ -281,7 +281,8 @@ def _versions() -> dict[str, str]:
 def _place(asked: Processes) -> _Place | None:
     """This process among the others; None: it is the only one."""
     count = _given(asked.count, "JAX_NUM_PROCESSES")
-    index = _given(asked.index, "JAX_PROCESS_ID")
+    # A process that is to run alone has no place among those of the variables.
+    index = asked.index if asked.count == 1 else _given(asked.index, "JAX_PROCESS_ID")
     coordinator = asked.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     local_devices = None
     if count == 1:

@@ -83,6 +83,19 @@ def test_variables_say_it_and_flags_come_first(say):
     assert found(index=1) == ("h0:80", 3, 1, None)
 
 
+def test_one_process_runs_alone_whatever_the_variables_say(say):
+    say({"JAX_COORDINATOR_ADDRESS": "h0:80", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"})
+    assert found(count=1) is None
+    assert found(count=1, index=0) is None
+    with pytest.raises(ValueError, match="--process-id is 1, but --processes is 1"):
+        found(count=1, index=1)
+    with joined(Processes(count=1)):
+        assert jax.process_count() == 1
+    say({"JAX_NUM_PROCESSES": "1"})
+    with pytest.raises(ValueError, match="--process-id is 2, but --processes is 1"):
+        found()
+
+
 def test_slurm(say):
     say(SLURM)
     assert found() == ("node3:61440", 4, 2, [0])

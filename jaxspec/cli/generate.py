@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from jaxspec.cli.cache_option import CacheOption
 from jaxspec.cli.configuration import ConfigCommand, parse_command
+from jaxspec.cli.settings import given_names
 from jaxspec.config import RunConfig
 from jaxspec.files import try_file, user_path
 from jaxspec.ranges import (
@@ -59,7 +60,7 @@ class GenerateCommand(CacheOption, ConfigCommand):
     drafter: str = ""
     """Folder of a drafter, that is, of a training run or an export; "ngram": prompt look-up, which
     needs no training; "": the target alone."""
-    prompt: str | None = None
+    prompt: str = ""
     """What to ask; without it and without --prompts, a chat begins."""
     prompts: str = ""
     """File of prompts: a .txt with one per line, or conversations in any format that `jaxspec
@@ -106,6 +107,8 @@ def main(argv: Sequence[str]) -> None:
         description="Answer a prompt, a file of prompts or a chat, and show which tokens were "
         "drafted, accepted and rejected. The target's output does not change.",
     )
+    if not command.prompt and "prompt" in given_names(argv):
+        raise ValueError("The prompt is empty: ask something, or leave --prompt out for a chat.")
     generate(command)
 
 
@@ -157,9 +160,9 @@ def _questions(command: GenerateCommand) -> list[Question] | None:
     from jaxspec.data.prompts import Question, conversation_of, read_questions
 
     check_ranges(command, prefix="--")
-    if command.prompt is not None and command.prompts:
+    if command.prompt and command.prompts:
         raise ValueError("Got --prompt and --prompts: give one of them.")
-    if command.prompt is not None:
+    if command.prompt:
         return [Question(conversation_of(command.prompt, system=command.system))]
     if command.prompts:
         return [

@@ -11,9 +11,9 @@ import shutil
 import pytest
 
 import jaxspec
-from jaxspec.cli import generation_session
+from jaxspec.cli import generate, generation_session
 from jaxspec.cli import main as console
-from jaxspec.cli.configuration import run_as_command
+from jaxspec.cli.configuration import parse_command, run_as_command
 from jaxspec.cli.terminal_tokens import LEGEND
 from jaxspec.decoding import layout
 from tests.data import templates
@@ -282,6 +282,16 @@ def test_the_picture_shows_prompt_answer_and_figures(ask, tmp_path, alone):
     assert "url(http" not in picture and "line-through" in picture
     for text in (PROMPT, "drafted and accepted", "target alone: the same text"):
         assert text in picture
+
+
+def test_none_is_a_prompt_like_any_other(refused):
+    command = parse_command(
+        generate.GenerateCommand, ["--prompt", "None", "--json"], program="generate"
+    )
+    (question,) = generate._questions(command)
+    assert question.turns == [{"role": "user", "content": "None"}]
+    assert "The prompt is empty" in refused("--prompt", "")
+    assert "leave --prompt out for a chat" in refused("--prompt=", "--prompts", "b")
 
 
 def test_bad_prompts_are_refused(refused, tmp_path):

@@ -32,6 +32,7 @@ IsRead = Callable[[str, RunConfig, str], bool]
 
 TARGETS, ANSWERS, DRAFTERS, EVALUATIONS = "targets", "answers", "drafters", "evaluations"
 """Folders of what the units leave, and the first part of their names."""
+_STEPS, _EPOCHS = "training.steps", "training.epochs"
 REFERENCES = "references"
 """Folder of the targets' own answers to the prompts, which evaluations share."""
 
@@ -125,6 +126,39 @@ def arguments(settings: Settings) -> tuple[str, ...]:
     return tuple(word for name, value in settings.items() for word in (f"--{name}", *_words(value)))
 
 
+def in_layers(*layers: Settings) -> dict[str, Any]:
+    """Settings of several places; a later one replaces an earlier one.
+
+    The length of a run is given in steps or in epochs, and the later of the two replaces the other:
+
+    >>> in_layers({"training.epochs": 3.0, "data.batch_size": 8}, {"training.steps": 5})
+    {'data.batch_size': 8, 'training.steps': 5}
+
+    Raises:
+      ValueError: one place gives both.
+    """
+    found: dict[str, Any] = {}
+    for layer in layers:
+        added = dict(layer)
+        if _STEPS in added and added.get(_EPOCHS):
+            raise ValueError(
+                f"The length of a run is given in steps or in epochs: got {_STEPS} "
+                f"{added[_STEPS]} and {_EPOCHS} {added[_EPOCHS]} in one place. Leave one out."
+            )
+        if _EPOCHS in added and not added[_EPOCHS] and _STEPS in {**found, **added}:
+            del added[_EPOCHS]  # The steps say it already.
+        for one, other in ((_STEPS, _EPOCHS), (_EPOCHS, _STEPS)):
+            if one in added:
+                found.pop(other, None)
+        found |= added
+    return found
+
+
+def _with_one_length(settings: Settings) -> Settings:
+    """Settings whose steps replace epochs of a config, as `jaxspec train` has it."""
+    return {**settings, _EPOCHS: 0.0} if _STEPS in settings else settings
+
+
 def drafter_name(target: str, loss: str, seed: int) -> str:
     """What a drafter's unit is called."""
     return f"{DRAFTERS}/{target}/{loss}-seed{seed}"
@@ -153,7 +187,7 @@ class _Target:
     @property
     def own(self) -> dict[str, Any]:
         """Settings of all of its drafters and evaluations."""
-        return {**self.target.settings, **self.changes}
+        return in_layers(self.target.settings, self.changes)
 
     @property
     def trained(self) -> str:
@@ -176,7 +210,7 @@ class _Target:
                 for name, value in self.changes.items()
                 if name.startswith(_OF_TRAINING) and self.is_read("train", self.target_run, name)
             }
-            settings = {**target.train_settings, **shared}
+            settings = in_layers(target.train_settings, shared)
             units.append(
                 Unit(
                     self.trained,
@@ -187,7 +221,9 @@ class _Target:
                         *arguments(settings),
                     ),
                     output=self.folder / self.trained,
-                    config=with_settings(self.target_run, settings, where=self._where("train")),
+                    config=with_settings(
+                        self.target_run, _with_one_length(settings), where=self._where("train")
+                    ),
                     target=target.name,
                 )
             )
@@ -228,12 +264,12 @@ class _Target:
         name = drafter_name(self.target.name, loss.name, seed)
         self._refuse_unread(f"study.losses: {loss.name}", loss.settings, ("train",))
         own = {n: v for n, v in self.own.items() if self.is_read("train", self.run, n)}
-        settings = {**own, **loss.settings, **of_seed(seed)}
+        settings = in_layers(own, loss.settings, of_seed(seed))
         answers = [] if "data.sources" in loss.settings else self.answers
         places = {real: self._places(real=real, sources=bool(answers)) for real in (True, False)}
         config = with_settings(
             self.run,
-            {**settings, **places[False]},
+            {**_with_one_length(settings), **places[False]},
             where=f"{loss.name} on {self.target.name}",
         )
         if not config.training.export:

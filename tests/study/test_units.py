@@ -200,6 +200,47 @@ def test_typed_settings_reach_the_targets_that_read_them():
     assert given == {"denoiser"}
 
 
+EPOCHS, STEPS = {"training.epochs": 3.0}, {"training.steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("of_target", "typed", "of_row", "words", "length"),
+    [
+        (EPOCHS, STEPS, {}, "--training.steps 5", (5, 0.0)),
+        (EPOCHS, {}, STEPS, "--training.steps 5", (5, 0.0)),
+        (STEPS, EPOCHS, {}, "--training.epochs 3.0", (1000, 3.0)),
+        (STEPS, {}, EPOCHS, "--training.epochs 3.0", (1000, 3.0)),
+        (EPOCHS, STEPS, {"training.epochs": 2.0}, "--training.epochs 2.0", (1000, 2.0)),
+        (EPOCHS, STEPS, {"training.epochs": 0.0}, "--training.steps 5", (5, 0.0)),
+        (EPOCHS, {}, {"training.epochs": 0.0}, "--training.epochs 0.0", (1000, 0.0)),
+        ({}, STEPS, {}, "--training.steps 5", (5, 0.0)),
+        ({}, {}, {}, "", (1000, 1.0)),
+    ],
+)
+def test_of_steps_and_epochs_the_later_place_counts(of_target, typed, of_row, words, length):
+    """As in `jaxspec train`, which refuses both; the config says one epoch."""
+    usual = RunConfig()
+    config = dataclasses.replace(usual, training=dataclasses.replace(usual.training, epochs=1.0))
+    target = StudyTarget(
+        "a", config="run", train="run", settings=of_target, train_settings=of_target
+    )
+    study = dataclasses.replace(STUDY, targets=(target,), losses=(StudyLoss("b", of_row),))
+    trained = [u for u in units(study, configs={"run": config}, changes=typed) if not u.decoding]
+    assert {unit.kind for unit in trained} == {"target", "drafter"}
+    for unit in trained:
+        line = " ".join(unit.command)
+        assert not {"--training.steps", "--training.epochs"} <= {*unit.command}, line
+        if unit.kind == "drafter":
+            assert words in line
+            assert (unit.config.training.steps, unit.config.training.epochs) == length
+
+
+def test_steps_and_epochs_in_one_place_are_refused():
+    row = StudyLoss("both", {**STEPS, **EPOCHS})
+    with pytest.raises(ValueError, match=r"got training\.steps 5 and training\.epochs 3\.0"):
+        units(dataclasses.replace(STUDY, losses=(row,)))
+
+
 def test_the_benchmarks_of_a_target_are_its_own():
     target = StudyTarget("other", config="run", settings={"evaluation.benchmarks": ("mbpp",)})
     study = dataclasses.replace(STUDY, targets=(*STUDY.targets, target))

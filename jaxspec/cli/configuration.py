@@ -145,6 +145,13 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     return config
 
 
+def _given_config(command_type: type[ConfigCommand], argv: Sequence[str]) -> str | None:
+    """The config that a command line names; None: none, or "" where the command needs none."""
+    path = given_value(argv, "config")
+    (field,) = (each for each in dataclasses.fields(command_type) if each.name == "config")
+    return None if path == field.default else path
+
+
 def parse_command(
     command_type: type[CommandT],
     argv: Sequence[str],
@@ -166,7 +173,7 @@ def parse_command(
       SystemExit: 0 after ``--help``; 2 for a value of the wrong type.
     """
     argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
-    config_path = given_value(argv, "config")
+    config_path = _given_config(command_type, argv)
     run = RunConfig() if config_path is None else load_config(config_path)
     chosen = command_type.fits if config_path is None else {}
     usual = RunConfig()

@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
         program="jaxspec regenerate",
         description="Answer the questions of a data set with the target, as training data.",
     )
-    if not {"config", "target.dtype"} & set(given_names(argv)):
+    if not command.config and "target.dtype" not in given_names(argv):
         command = _in_stored_dtype(command)
     # jax's handler, which comes with the other processes, must not replace this one.
     with command.joined(), ending_when_told_to():

@@ -18,8 +18,11 @@ import jaxspec.architectures
 import jaxspec.config
 import jaxspec.evaluation_settings
 from jaxspec.cli import configuration
+from jaxspec.cli.calibrate import CalibrateCommand
 from jaxspec.cli.configuration import load_config, parse_command, run_as_command
 from jaxspec.cli.evaluate import EvalCommand
+from jaxspec.cli.generate import GenerateCommand
+from jaxspec.cli.regenerate import RegenerateCommand
 from jaxspec.cli.settings import read_settings, setting_names
 from jaxspec.cli.train import TrainCommand
 from jaxspec.config import RunConfig, TargetConfig, TransformerConfig
@@ -93,6 +96,21 @@ def test_broken_configs_are_explained(write_config, source, expected):
         load_config(write_config(source))
     assert expected in str(caught.value)
     assert "demo.py" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [CalibrateCommand, GenerateCommand, RegenerateCommand])
+@pytest.mark.parametrize("config", [["--config", ""], ["--config="]])
+def test_an_empty_config_is_none_where_none_is_needed(command, config):
+    words = ["--target.path", "x"]
+    if command is not GenerateCommand:
+        words += ["--source", "gsm8k", "--output", "o"]
+    alone = parse_command(command, words, program="x")
+    assert parse_command(command, [*config, *words], program="x") == alone
+
+
+def test_an_empty_config_is_refused_where_one_is_needed():
+    with pytest.raises(ValueError, match="Config file not found: ''"):
+        parse_train("--config", "", "--workdir", "w")
 
 
 def test_missing_config_suggests_the_neighbour(write_config, tmp_path):

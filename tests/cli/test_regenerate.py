@@ -455,11 +455,11 @@ def test_the_target_computes_in_its_own_type(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "regenerate", asked.append)
     arguments = ["--source", "embedded/math", "--output", "x", "--target.path", str(target)]
     config = runs.write_config(tmp_path / "tiny.py", target=target)
-    further = [[], ["--target.dtype", "float32"], ["--config", str(config)]]
+    further = [[], ["--config", ""], ["--target.dtype", "float32"], ["--config", str(config)]]
     for more in further:
         command.main([*arguments, *more])
     dtypes = [each.run.target.dtype for each in asked]
-    assert dtypes == ["bfloat16", "float32", "float32"]
+    assert dtypes == ["bfloat16", "bfloat16", "float32", "float32"]
 
 
 def test_fingerprints_tell_targets_apart(target, tmp_path):

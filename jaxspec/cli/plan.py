@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from jaxspec.cli.configuration import parse_command
-from jaxspec.cli.settings import given_value
+from jaxspec.cli.settings import given_names, given_value, is_read
 from jaxspec.cli.train import TaskCommand, as_typed
 from jaxspec.config import RunConfig
 from jaxspec.ranges import NotNegative, check_ranges, fraction, whole
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from jaxspec.planning.step import StepPlan
     from jaxspec.planning.topologies import Topology
 
+_OF_TRAINING = (
+    *("loss", "data", "optimizer"),
+    *("training.steps", "training.epochs", "training.gradient_accumulation"),
+)
+"""Settings that decoding does not read."""
+_OF_COST = ("utilisation", "price_per_chip_hour")
 _TRIED_PER_WANTED = 3
 """Settings of a search that are compiled, at most, for each one that is wanted."""
 
@@ -75,8 +81,8 @@ class PlanCommand(TaskCommand):
     """How many settings of a search are compiled; the others are estimates. In place of one that
     turns out too large, the next is tried."""
     decode: bool = False
-    """Plan eval.py and jaxspec regenerate instead of training. Like them, this takes its mesh from
-    the command line, and none from the config."""
+    """Plan eval.py and jaxspec regenerate instead of training, with --evaluation.*, which only this
+    plan reads. Like them, it takes its mesh from the command line, and none from the config."""
     table: bool = False
     """Print one line of a Markdown table for each topology. Where the run's own settings do not
     fit, the line is that of the first settings of a search that do."""
@@ -101,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     command = dataclasses.replace(command, run=as_typed(command.run, argv))
     check_ranges(command)
     _check_combination(command)
+    _refuse_unused(command, argv)
     from jaxspec.planning.topologies import parse_topology, prepare_platform
 
     names = command.topology.split(",") if command.table else [command.topology]
@@ -136,6 +143,22 @@ def _check_combination(command: PlanCommand) -> None:
         )
     if modes and (command.json or command.picture):
         raise ValueError(f"--json and --picture show the plan of one step: leave --{modes[0]} out.")
+
+
+def _refuse_unused(command: PlanCommand, argv: Sequence[str]) -> None:
+    """Raises ValueError for what is typed and changes nothing in the plan that is asked for."""
+    for name in given_names(argv):
+        if command.decode and is_read(name, _OF_TRAINING):
+            why, advice = "training, and --decode plans none", "Leave one of the two out"
+        elif command.decode and name in _OF_COST:
+            why, advice = "a training's hours, and --decode counts none", "Leave one of the two out"
+        elif is_read(name, ("evaluation",)) and not command.decode:
+            why, advice = "the plan of decoding", "Add --decode, or leave it out"
+        elif name == "best" and not command.search:
+            why, advice = "the settings that a search finds", "Add --search, or leave it out"
+        else:
+            continue
+        raise ValueError(f"--{name} changes nothing here: it is for {why}. {advice}.")
 
 
 def _try_files(command: PlanCommand) -> None:

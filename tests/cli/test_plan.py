@@ -39,6 +39,9 @@ CONFIG = RunConfig(
 )
 
 
+GPUS = ("--topology", "8xH100")
+
+
 @pytest.fixture
 def config(tmp_path):
     file = tmp_path / "tiny.py"
@@ -209,6 +212,23 @@ def test_cost_follows_from_the_time():
         (["--search"], "--search needs the chips to plan for: add --topology"),
         (["--search", "--decode", "--topology", "8xH100"], "are two different plans"),
         (["--table", "--topology", "8xH100", "--json", "a.json"], "leave --table out"),
+        (["--evaluation.batch_size", "8"], "--evaluation.batch_size changes .* Add --decode"),
+        ([*GPUS, "--search", "--evaluation.block-size=4"], "--evaluation.block_size changes"),
+        (["--best", "1"], "--best changes nothing here: .* Add --search, or leave it out"),
+        (
+            [*GPUS, "--table", "--best", "1"],
+            "--best changes nothing here: .* Add --search, or leave it out",
+        ),
+        ([*GPUS, "--decode", "--best", "1"], "--best changes nothing here"),
+        ([*GPUS, "--decode", "--utilisation", "0.5"], "--utilisation changes .* --decode counts"),
+        ([*GPUS, "--decode", "--price-per-chip-hour", "2"], "--price_per_chip_hour changes"),
+        ([*GPUS, "--decode", "--loss.focal", "1"], "--loss.focal changes .* is for training"),
+        (
+            [*GPUS, "--decode", "--optimizer.b2", "0.9"],
+            "--optimizer.b2 changes .* for training, .* Leave one of the two out",
+        ),
+        ([*GPUS, "--decode", "--training.steps", "9"], "--training.steps changes .* for training"),
+        ([*GPUS, "--decode", "--data.batch_size", "8"], "--data.batch_size changes nothing here"),
         (["--picture", "a.jpg"], "ends in .png or .svg: got 'a.jpg'"),
         (["--topology", "v5p:none"], "There is no topology 'v5p:none'. Expected a TPU"),
     ],
@@ -296,6 +316,19 @@ def test_decoding_is_planned_from_shapes(config, capsys):
     printed = capsys.readouterr().out
     assert "Decoding with tiny on 8xH100" in printed
     assert "x tau" in printed
+
+
+def test_what_a_plan_reads_is_accepted(config, monkeypatch):
+    planned = []
+    for name in ("step", "search", "decoding"):
+        monkeypatch.setattr(command, f"_print_{name}", lambda asked, *_: planned.append(asked) or 0)
+    command.main(["--config", config, "--loss.focal", "1", "--utilisation", "0.5"])
+    command.main(["--config", config, *GPUS, "--search", "--best", "1", "--training.steps", "9"])
+    decoding = ["--evaluation.batch_size", "16", "--drafter.num_layers", "2", "--mesh.tensor", "2"]
+    command.main(["--config", config, *GPUS, "--decode", "--training.task", "drafter", *decoding])
+    step, search, decode = planned
+    assert (step.run.loss.focal, step.utilisation, search.best) == (1.0, 0.5, 1)
+    assert (decode.run.evaluation.batch_size, decode.run.mesh.tensor) == (16, 2)
 
 
 def test_steps_on_the_command_line_replace_epochs_of_the_config(tmp_path, monkeypatch):

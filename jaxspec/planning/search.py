@@ -189,7 +189,7 @@ def variants(
 def typed(config: RunConfig, asked: RunConfig) -> str:
     """The settings that differ, as they are typed; "" if none does."""
     mesh = _mesh(config)
-    same = all(getattr(asked.mesh, axis) in (-1, size) for axis, size in mesh.items())
+    same = _is_asked_mesh(mesh, asked.mesh)
     parts = [
         f"--mesh.{axis} {size}"
         for axis, size in mesh.items()
@@ -205,6 +205,14 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
         if value != getattr(getattr(asked, group), name):
             parts.append(f"--{group}.{name} {value}")
     return " ".join(parts)
+
+
+def _is_asked_mesh(mesh: dict[str, int], asked: MeshConfig) -> bool:
+    """Whether a run gets this mesh by what it asks for."""
+    try:
+        return mesh_sizes(asked, devices=math.prod(mesh.values())) == mesh
+    except ValueError:
+        return False
 
 
 def _mesh(config: RunConfig) -> dict[str, int]:

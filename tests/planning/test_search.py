@@ -165,6 +165,21 @@ def test_settings_are_typed_where_they_differ():
     assert typed(dataclasses.replace(RUN, mesh=MeshConfig(data=8)), RUN) == ""
 
 
+def test_a_split_is_typed_unless_an_open_axis_takes_that_size():
+    asked = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=-1))
+    found = {
+        (each.mesh.data, each.mesh.fsdp): typed(dataclasses.replace(asked, mesh=each.mesh), asked)
+        for each in variants(asked, devices=8, models=Shapes.of(asked).task.models)
+    }
+    assert found == {
+        (1, 8): "",
+        **{
+            (data, 8 // data): f"--mesh.data {data} --mesh.fsdp {8 // data} --mesh.tensor 1"
+            for data in (2, 4, 8)
+        },
+    }
+
+
 def test_the_runs_own_settings_are_an_estimate_too():
     [own] = as_asked(RUN, parse_topology("8xH100"))
     assert own.overrides == "" and own.config.mesh.data == 8

@@ -30,9 +30,9 @@ from jaxspec.config import (
     RunConfig,
     TargetConfig,
 )
+from jaxspec.parallel.memory import OutOfMemory
 from jaxspec.parallel.program_text import Instruction, Program
 from jaxspec.planning.program_costs import program_costs
-from jaxspec.planning.step import OutOfMemory
 from jaxspec.planning.topologies import (
     Topology,
     compiling_for,

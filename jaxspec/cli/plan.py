@@ -178,7 +178,8 @@ def _print_step(command: PlanCommand, topology: Topology | None, console: Consol
     """Plans the run's own settings."""
     from jaxspec.cli.plan_report import document, step_table
     from jaxspec.files import user_path
-    from jaxspec.planning.step import OutOfMemory, plan_step
+    from jaxspec.parallel.memory import OutOfMemory
+    from jaxspec.planning.step import plan_step
     from jaxspec.provenance import provenance, write_json
 
     run = command.run
@@ -267,7 +268,8 @@ def _compile_candidates(
     candidates: Sequence[Candidate], topology: Topology, console: Console, *, wanted: int
 ) -> list[tuple[Candidate, StepPlan]]:
     """The first of the candidates that fit when they are compiled."""
-    from jaxspec.planning.step import OutOfMemory, plan_step
+    from jaxspec.parallel.memory import OutOfMemory
+    from jaxspec.planning.step import plan_step
 
     fitting: list[tuple[Candidate, StepPlan]] = []
     for number, candidate in enumerate(candidates, start=1):

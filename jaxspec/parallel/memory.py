@@ -31,6 +31,10 @@ _DOCUMENT_BYTES = 2
 """cuDNN adds an array to the scores, in the type of the queries, which says where documents end."""
 
 
+class OutOfMemory(ValueError):
+    """What a run needs is larger than the memory of a device."""
+
+
 def memory_of(device: jax.Device) -> int | None:
     """Bytes of memory of a device of this process; None if unknown.
 
@@ -39,6 +43,12 @@ def memory_of(device: jax.Device) -> int | None:
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def memory_here(devices: Iterable[jax.Device]) -> int | None:
+    """Memory of the first device of this process; None if there is none, as in a plan for a pod."""
+    here = jax.local_devices()
+    return next((memory_of(device) for device in devices if device in here), None)
 
 
 def memory_used() -> int:
@@ -58,7 +68,7 @@ def check_state_fits(state: Any, shardings: Any) -> None:
       shardings: how each of them is spread over the devices.
 
     Raises:
-      ValueError: each device's part of them is larger than its memory.
+      OutOfMemory: each device's part of them is larger than its memory.
     """
     placed = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
     needed = sum(
@@ -66,26 +76,29 @@ def check_state_fits(state: Any, shardings: Any) -> None:
         for leaf, sharding in placed
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )
-    available = _memory_here(device for _, sharding in placed for device in sharding.device_set)
+    available = memory_here(device for _, sharding in placed for device in sharding.device_set)
     if available is not None and needed > available:
-        raise ValueError(
-            f"Parameters and optimizer state take at least {_gib(needed)} on each device, which "
-            f"has {_gib(available)}. Train a smaller model (fewer or narrower layers), or split it "
-            "over more devices (mesh.fsdp, mesh.tensor)."
+        raise OutOfMemory(
+            f"Parameters and optimizer state take at least {_size(needed)} on each device, which "
+            f"has {_size(available)}. Train a smaller model (fewer or narrower layers), or split "
+            "it over more devices (mesh.fsdp, mesh.tensor)."
         )
 
 
-def check_rows_fit(config: RunConfig, mesh: Mesh, *, computed_as: ComputedAs) -> None:
+def check_rows_fit(
+    config: RunConfig, mesh: Mesh, *, computed_as: ComputedAs, available: int | None
+) -> None:
     """Checks what attention holds of one head in one layer.
 
     Args:
       config: the run.
       mesh: its devices.
       computed_as: see `attention_in`.
+      available: bytes of memory of each device; None: not known, and nothing is too much.
 
     Raises:
-      ValueError: that is more, for the rows that a device has in memory at once, than its memory;
-        or a kernel is set that cannot run there.
+      OutOfMemory: that is more, for the rows that a device has in memory at once, than its memory.
+      ValueError: a kernel is set that cannot run there.
     """
     data = config.data
     kind = attention_in(
@@ -97,12 +110,11 @@ def check_rows_fit(config: RunConfig, mesh: Mesh, *, computed_as: ComputedAs) ->
     parts = batch_parts(mesh.shape) * config.training.gradient_accumulation
     rows = data.batch_size // parts
     needed = rows * scores_at_least(kind, data.sequence_length) // mesh.shape["context"]
-    available = _memory_here(mesh.devices.flat)
     if available is not None and needed > available:
-        raise ValueError(
+        raise OutOfMemory(
             f"Attention over {data.batch_size} rows (data.batch_size) of {data.sequence_length} "
-            f"tokens (data.sequence_length) takes at least {_gib(needed)} on each device, which "
-            f"has {_gib(available)}. Lower one of them, raise training.gradient_accumulation, or "
+            f"tokens (data.sequence_length) takes at least {_size(needed)} on each device, which "
+            f"has {_size(available)}. Lower one of them, raise training.gradient_accumulation, or "
             "use more devices."
         )
 
@@ -155,11 +167,5 @@ def attention_in(
     return kind if is_certain else "chunked"
 
 
-def _memory_here(devices: Iterable[jax.Device]) -> int | None:
-    """Memory of the first device of this process; None if there is none, as in a plan for a pod."""
-    here = jax.local_devices()
-    return next((memory_of(device) for device in devices if device in here), None)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.0f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

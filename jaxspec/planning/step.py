@@ -22,7 +22,7 @@ from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.divisibility import check_models_fit
-from jaxspec.parallel.memory import check_rows_fit
+from jaxspec.parallel.memory import OutOfMemory, check_rows_fit, memory_here
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -43,10 +43,6 @@ from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
 from jaxspec.training.traffic import step_traffic
-
-
-class OutOfMemory(ValueError):
-    """The compiler refuses a step that is larger than the memory of a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +156,12 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         devices = None if topology is None else topology_devices(topology)
         mesh = make_mesh(config.mesh, devices=devices)
         check_batch_size(config, mesh)
-        check_rows_fit(config, mesh, computed_as=task_of(config).computed_as(config))
+        computed_as = task_of(config).computed_as(config)
+        # Virtual devices stand in for GPUs: the memory of this machine is not what they have.
+        available = (
+            memory_here(mesh.devices.flat) if topology is None else topology.chip.device_memory()
+        )
+        check_rows_fit(config, mesh, computed_as=computed_as, available=available)
         step = TracedStep(config, mesh)
         check_models_fit(step.task.models, mesh.shape)
         compiled, needs = step.compile()

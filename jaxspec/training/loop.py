@@ -33,7 +33,7 @@ from jaxspec.files import held
 from jaxspec.interruption import STOPPED_AND_SAVED, StopRequests
 from jaxspec.losses import LossWeights
 from jaxspec.parallel.divisibility import check_models_fit
-from jaxspec.parallel.memory import check_rows_fit, check_state_fits, memory_used
+from jaxspec.parallel.memory import check_rows_fit, check_state_fits, memory_here, memory_used
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.processes import gather, joined
 from jaxspec.parallel.rules import Rules, check_batch_size, row_share
@@ -110,7 +110,9 @@ def train(
         use_compile_cache(config.training.compile_cache, option="--training.compile_cache")
         mesh = make_mesh(config.mesh)
         check_batch_size(config, mesh)
-        check_rows_fit(config, mesh, computed_as=task_of(config).computed_as(config))
+        computed_as = task_of(config).computed_as(config)
+        available = memory_here(mesh.devices.flat)
+        check_rows_fit(config, mesh, computed_as=computed_as, available=available)
         share = row_share(mesh, config.data.batch_size)
 
         # 2. Tokenizer, models and data: everything that can be wrong is checked here.

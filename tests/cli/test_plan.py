@@ -19,7 +19,9 @@ from jaxspec.config import (
     TargetConfig,
     TransformerConfig,
 )
+from jaxspec.parallel import memory
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
+from jaxspec.parallel.memory import OutOfMemory
 from jaxspec.planning import step
 from jaxspec.planning.program_costs import program_costs
 from jaxspec.planning.run_cost import RunCost
@@ -142,6 +144,15 @@ def test_a_gpu_is_planned_on_the_cpu(split):
     assert split.available_bytes == 80 * 10**9
     assert split.roofline.seconds == max(split.roofline.terms.values())
     assert set(split.roofline.terms) == {"arithmetic", "memory", "interconnect"}
+
+
+def test_the_memory_of_the_machine_that_plans_does_not_count(monkeypatch):
+    monkeypatch.setattr(memory, "memory_of", lambda device: 1)
+    run, h100 = on(MeshConfig(data=8)), parse_topology("8xH100")
+    assert plan_step(run, topology=h100).fits
+    small = dataclasses.replace(h100, chip=dataclasses.replace(h100.chip, memory_bytes=1000))
+    with pytest.raises(OutOfMemory, match="Attention over 8 rows"):
+        plan_step(run, topology=small)
 
 
 def test_a_program_that_cannot_be_read_is_counted_as_traced(monkeypatch):
@@ -279,7 +290,7 @@ def test_a_search_tries_the_next_where_an_estimate_was_too_low(
     def plan_step(run, **options):
         tried.append(run)
         if len(tried) <= too_large:
-            raise step.OutOfMemory("larger than the memory of a device")
+            raise OutOfMemory("larger than the memory of a device")
         return real(run, **options)
 
     monkeypatch.setattr(step, "plan_step", plan_step)

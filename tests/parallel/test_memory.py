@@ -17,6 +17,7 @@ from jaxspec.config import (
 )
 from jaxspec.ops.causal_attention import CHUNK
 from jaxspec.parallel.memory import (
+    OutOfMemory,
     attention_in,
     check_rows_fit,
     check_state_fits,
@@ -70,9 +71,23 @@ def test_rows_on_a_device_count():
     rows = HERE // (4 * length**2) + 1
     config = RunConfig(target=PLAIN, data=DataConfig(batch_size=32 * rows, sequence_length=length))
     with pytest.raises(ValueError, match=r"Attention over .* rows .data.batch_size. of 8192"):
-        check_rows_fit(config, mesh, computed_as=PLAIN)
+        check_rows_fit(config, mesh, computed_as=PLAIN, available=HERE)
     parts = TrainingConfig(gradient_accumulation=4 * rows)
-    check_rows_fit(dataclasses.replace(config, training=parts), mesh, computed_as=PLAIN)
+    check_rows_fit(
+        dataclasses.replace(config, training=parts), mesh, computed_as=PLAIN, available=HERE
+    )
+
+
+def test_the_memory_that_the_devices_have_is_a_parameter():
+    """In a plan, they are others than those of this machine."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    config = RunConfig(target=PLAIN, data=DataConfig(batch_size=1, sequence_length=1 << 12))
+    check = functools.partial(check_rows_fit, config, mesh, computed_as=PLAIN)
+    check(available=None)
+    check(available=64 << 20)
+    message = r"takes at least 64\.0 MiB on each device, which has 63\.0 MiB"
+    with pytest.raises(OutOfMemory, match=message):
+        check(available=63 << 20)
 
 
 def test_scores_that_are_never_in_memory_do_not_count():
@@ -87,12 +102,12 @@ def test_scores_that_are_never_in_memory_do_not_count():
         data = DataConfig(batch_size=batch_size, sequence_length=length)
         return RunConfig(target=target, data=data)
 
-    check_rows_fit(of(rows), mesh, computed_as=target)
+    check_rows_fit(of(rows), mesh, computed_as=target, available=HERE)
     with pytest.raises(ValueError, match="takes at least"):
-        check_rows_fit(of(rows * length // CHUNK), mesh, computed_as=target)
+        check_rows_fit(of(rows * length // CHUNK), mesh, computed_as=target, available=HERE)
     # With masks of their own.
     with pytest.raises(ValueError, match="takes at least"):
-        check_rows_fit(of(rows), mesh, computed_as=None)
+        check_rows_fit(of(rows), mesh, computed_as=None, available=HERE)
 
 
 SHAPE = TransformerConfig(head_dim=128, dtype="bfloat16")

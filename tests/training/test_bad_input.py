@@ -81,7 +81,7 @@ MISTAKES = {
     ),
     "rows that no machine holds": (
         {"data": {"sequence_length": 1 << 30}},
-        r"of 1073741824 tokens \(data.sequence_length\) takes at least 512 GiB",
+        r"of 1073741824 tokens \(data.sequence_length\) takes at least 512.0 GiB",
     ),
     "a model that no machine holds": (
         {"drafter": {"intermediate_size": 1 << 22, "num_layers": 4000}},

@@ -12,6 +12,8 @@ from rich.text import Text
 from jaxspec.config import RunConfig
 from jaxspec.durations import duration
 from jaxspec.names import for_terminal
+from jaxspec.parallel.chips import Chip
+from jaxspec.parallel.memory import POOL_VARIABLE, pool_bytes, pool_share
 from jaxspec.planning.decoding import DecodePlan
 from jaxspec.planning.run_cost import RunCost
 from jaxspec.planning.search import Candidate
@@ -56,7 +58,8 @@ def _rows(
     if plan.available_bytes is not None:
         verdict = "enough" if plan.fits else "NOT ENOUGH"
         yield "available", f"{_size(plan.available_bytes)}: {verdict}"
-    if plan.is_estimate:
+    if plan.chip is not None and plan.is_estimate:
+        yield "", _pool(plan.chip)
         yield "", "compiled for the CPU: temporaries and traffic are an estimate"
     if not plan.is_read:
         yield (
@@ -212,9 +215,10 @@ def decode_table(plans: Sequence[DecodePlan], run: RunConfig, topology: Topology
         *(plan.name for plan in plans),
         title=Text(f"Decoding with {for_terminal(run.name)} on {topology.name}"),
         caption=f"prompts of {lengths.max_prompt_tokens:,} tokens and answers of "
-        f"{lengths.max_new_tokens:,} (--evaluation.max_prompt_tokens, max_new_tokens)",
+        f"{lengths.max_new_tokens:,} (--evaluation.max_prompt_tokens, max_new_tokens)"
+        + ("" if topology.chip.is_tpu else f"; {_pool(topology.chip)}"),
     )
-    available = _size(topology.chip.device_memory())
+    available = _size(pool_bytes(topology.chip))
     rows: list[tuple[str, list[str]]] = [
         (
             "a copy of the weights lies on",
@@ -294,6 +298,14 @@ def _wire_cell(plan: StepPlan) -> str:
 def unfit_row(run: RunConfig, topology: Topology, reason: str) -> str:
     """The line of a topology that no settings fit."""
     return f"| {run.name} | {topology.name} | {reason} |" + " |" * (len(COLUMNS) - 3)
+
+
+def _pool(chip: Chip) -> str:
+    """What a plan counts of a GPU's memory."""
+    return (
+        f"jax takes {pool_share(chip):.0%} of the {_size(chip.device_memory())} of an {chip.name}: "
+        f"{POOL_VARIABLE} changes that, here and in the run (.92, for example)"
+    )
 
 
 def _size(count: float) -> str:

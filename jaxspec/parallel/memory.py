@@ -9,6 +9,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import resource
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from jaxspec.config import LanguageModelConfig, RunConfig, TargetConfig
 from jaxspec.ops.causal_attention import CHUNK, Kind, choose_attention
 from jaxspec.ops.mesh_axes import batch_parts
+from jaxspec.parallel.chips import Chip
 
 ComputedAs = TargetConfig | LanguageModelConfig | None
 
@@ -29,6 +31,11 @@ _SCORE_BYTES = 4
 """Attention scores are float32."""
 _DOCUMENT_BYTES = 2
 """cuDNN adds an array to the scores, in the type of the queries, which says where documents end."""
+POOL_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
+"""Says what share of a GPU's memory jax takes."""
+_OLD_POOL_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_POOL_SHARE = 0.75
+"""Where neither is set: https://docs.jax.dev/en/latest/201/gpu-memory.html."""
 
 
 class OutOfMemory(ValueError):
@@ -58,6 +65,28 @@ def memory_used() -> int:
         return int(used)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.
+
+
+def pool_share(chip: Chip) -> float:
+    """The share of a chip's memory that jax would take, started as this process was.
+
+    Raises:
+      ValueError: the environment asks for a share that is no positive number.
+    """
+    if chip.is_tpu:
+        return 1.0
+    for variable in (POOL_VARIABLE, _OLD_POOL_VARIABLE):
+        if said := os.environ.get(variable):
+            with contextlib.suppress(ValueError):
+                if 0 < float(said) < math.inf:
+                    return float(said)
+            raise ValueError(f"{variable} is a share of a GPU's memory, such as .92: got {said!r}.")
+    return _POOL_SHARE
+
+
+def pool_bytes(chip: Chip) -> int:
+    """Bytes of one device of a chip that jax would take; see `pool_share`."""
+    return int(pool_share(chip) * chip.device_memory())
 
 
 def check_state_fits(state: Any, shardings: Any) -> None:

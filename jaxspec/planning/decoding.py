@@ -24,6 +24,7 @@ from jaxspec.ops.mesh_axes import AXES, HEADS
 from jaxspec.parallel.chips import Chip
 from jaxspec.parallel.decoding_sizes import decoding_sizes
 from jaxspec.parallel.divisibility import check_models_fit
+from jaxspec.parallel.memory import pool_bytes
 from jaxspec.parallel.rules import Rules
 from jaxspec.planning.estimate import queries_at_once
 from jaxspec.planning.minimum import (
@@ -246,7 +247,7 @@ def _plan(
     weights = here(models, whole)
     cache = sum(caches[part] for part in used) / tensor
     reading = prompts * (cache + scores / tensor)
-    room = ROOM * chip.device_memory() - sum(weights.values()) - reading
+    room = ROOM * pool_bytes(chip) - sum(weights.values()) - reading
     moved = sum(here(reads, whole).values()) + rows * cache
     computed = 2.0 * rows * read * sum(here(counts, whole_counts).values())
     times = {

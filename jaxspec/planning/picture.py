@@ -56,7 +56,7 @@ def _draw_memory(axes: Axes, plan: StepPlan) -> None:
         available = plan.available_bytes / 2**30
         axes.axvline(available, color=TEXT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"a chip has {available:,.0f}",
+            f"available {available:,.0f}",
             (available, 0.42),
             xytext=(-3, 0),
             textcoords="offset points",

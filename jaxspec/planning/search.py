@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from jaxspec.config import MeshConfig, RunConfig
 from jaxspec.ops.mesh_axes import AXES, CONTEXT
 from jaxspec.parallel.divisibility import SplitSizes, divisors, problems
+from jaxspec.parallel.memory import pool_bytes
 from jaxspec.parallel.mesh import mesh_sizes
 from jaxspec.parallel.rules import check_context
 from jaxspec.planning.estimate import Estimate, Shapes, estimate
@@ -60,7 +61,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
       ValueError: no such target or denoiser.
     """
     shapes = Shapes.of(config)
-    memory = MARGIN * topology.chip.device_memory()
+    memory = MARGIN * pool_bytes(topology.chip)
     models = shapes.task.models
     fitting: list[Candidate] = []
     is_divided = False

@@ -9,7 +9,7 @@ Nothing is loaded or allocated: shapes and shardings are enough for the compiler
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxspec.ops.mesh_axes import batch_parts
 from jaxspec.parallel.chips import Chip, chip_of
 from jaxspec.parallel.collectives import read_collectives, wire_bytes_by_kind
 from jaxspec.parallel.divisibility import check_models_fit
-from jaxspec.parallel.memory import OutOfMemory, check_rows_fit, memory_here
+from jaxspec.parallel.memory import OutOfMemory, check_rows_fit, memory_here, pool_bytes
 from jaxspec.parallel.mesh import make_mesh
 from jaxspec.parallel.rules import (
     Rules,
@@ -85,6 +85,9 @@ class StepPlan:
     frozen: int
     """Parameters of the frozen target."""
     needs: Needs
+    available_bytes: int | None
+    """Memory of one device that jax takes; None: not known, or that of a machine, which its virtual
+    devices share."""
     memory: Mapping[str, int]
     """Bytes on each device by kind; they sum up to `needs.memory_bytes`."""
     arithmetic: Arithmetic
@@ -97,11 +100,6 @@ class StepPlan:
     is_read: bool
     """Whether jax can read the compiled program. If not, the arithmetic is that of the traced step
     and the wire that of the analytic count."""
-
-    @property
-    def available_bytes(self) -> int | None:
-        """Memory of one device; None where its kind is not known."""
-        return None if self.chip is None else self.chip.device_memory()
 
     @property
     def fits(self) -> bool:
@@ -157,10 +155,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         mesh = make_mesh(config.mesh, devices=devices)
         check_batch_size(config, mesh)
         computed_as = task_of(config).computed_as(config)
-        # Virtual devices stand in for GPUs: the memory of this machine is not what they have.
-        available = (
-            memory_here(mesh.devices.flat) if topology is None else topology.chip.device_memory()
-        )
+        available = _available(topology, mesh.devices.flat)
         check_rows_fit(config, mesh, computed_as=computed_as, available=available)
         step = TracedStep(config, mesh)
         check_models_fit(step.task.models, mesh.shape)
@@ -190,6 +185,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         trained=parameters(step.state.params),
         frozen=parameters(step.task.frozen_shapes),
         needs=needs,
+        available_bytes=None if topology is None and kind == "cpu" else available,
         memory=memory_by_kind(
             needs,
             task=step.task,
@@ -272,6 +268,12 @@ class TracedStep:
             raise OutOfMemory(
                 "The step does not fit into the memory of the device: " + str(error).splitlines()[0]
             ) from error
+
+
+def _available(topology: Topology | None, devices: Iterable[jax.Device]) -> int | None:
+    """Bytes that each device has; None: not known."""
+    # Virtual devices stand in for GPUs: the memory of this machine is not what they have.
+    return memory_here(devices) if topology is None else pool_bytes(topology.chip)
 
 
 def _expected_wire(step: TracedStep, config: RunConfig, mesh: Mesh) -> Mapping[str, float] | None:

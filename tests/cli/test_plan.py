@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -141,7 +142,7 @@ def test_recomputation_counts_apart():
 def test_a_gpu_is_planned_on_the_cpu(split):
     assert split.name == "8xH100"
     assert split.is_estimate and split.fits
-    assert split.available_bytes == 80 * 10**9
+    assert split.available_bytes == 60 * 10**9  # jax takes 75% of 80 GB.
     assert split.roofline.seconds == max(split.roofline.terms.values())
     assert set(split.roofline.terms) == {"arithmetic", "memory", "interconnect"}
 
@@ -153,6 +154,14 @@ def test_the_memory_of_the_machine_that_plans_does_not_count(monkeypatch):
     small = dataclasses.replace(h100, chip=dataclasses.replace(h100.chip, memory_bytes=1000))
     with pytest.raises(OutOfMemory, match="Attention over 8 rows"):
         plan_step(run, topology=small)
+
+
+def test_a_gpu_of_this_machine_has_what_jax_took_of_it(monkeypatch, whole):
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 12_345})
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    assert step._available(None, [gpu]) == 12_345
+    # The devices of a CPU share its memory.
+    assert whole.available_bytes is None
 
 
 def test_a_program_that_cannot_be_read_is_counted_as_traced(monkeypatch):
@@ -196,6 +205,7 @@ def test_files_hold_what_was_counted(config, tmp_path, capsys):
     assert command.main([*arguments, "--json", str(written), "--picture", str(picture)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "tiny on 8xH100" in printed
+    assert "jax takes 75% of the 74.51 GiB of an H100" in printed
     assert "temporaries and traffic are an estimate" in printed.replace("│ │ │ ", "")
     assert "training.epochs is 3: train.py takes as many steps as" in printed
     found = json.loads(written.read_text())
@@ -252,7 +262,7 @@ def test_mistakes_are_named(config, arguments, message):
 def test_a_step_that_is_too_large_says_what_fits(config, monkeypatch, capsys):
     from jaxspec.planning import topologies
 
-    small = dataclasses.replace(topologies.CHIPS["H100"], memory_bytes=2.5e6)
+    small = dataclasses.replace(topologies.CHIPS["H100"], memory_bytes=2.5e6 / 0.75)
     monkeypatch.setattr(topologies, "CHIPS", {"H100": small})
     arguments = ["--config", config, "--topology", "8xH100"]
     assert command.main(arguments) == 1
@@ -327,6 +337,7 @@ def test_decoding_is_planned_from_shapes(config, capsys):
     printed = capsys.readouterr().out
     assert "Decoding with tiny on 8xH100" in printed
     assert "x tau" in printed
+    assert "jax takes 75% of the 74.51 GiB of an H100" in " ".join(printed.split())
 
 
 def test_what_a_plan_reads_is_accepted(config, monkeypatch):

@@ -16,12 +16,14 @@ from jaxspec.config import (
     TransformerConfig,
 )
 from jaxspec.ops.causal_attention import CHUNK
+from jaxspec.parallel.chips import CHIPS
 from jaxspec.parallel.memory import (
     OutOfMemory,
     attention_in,
     check_rows_fit,
     check_state_fits,
     memory_of,
+    pool_bytes,
     scores_at_least,
 )
 from jaxspec.parallel.mesh import make_mesh
@@ -88,6 +90,23 @@ def test_the_memory_that_the_devices_have_is_a_parameter():
     message = r"takes at least 64\.0 MiB on each device, which has 63\.0 MiB"
     with pytest.raises(OutOfMemory, match=message):
         check(available=63 << 20)
+
+
+def test_the_environment_says_what_jax_takes_of_a_gpu(monkeypatch):
+    new, old = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for variable in (new, old):
+        monkeypatch.delenv(variable, raising=False)
+    h100 = CHIPS["H100"]
+    assert pool_bytes(h100) == 60 * 10**9
+    for variable in (new, old):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, ".5")
+            assert pool_bytes(h100) == 40 * 10**9
+            assert pool_bytes(CHIPS["v5e"]) == 16 * 2**30
+            for wrong in ("most", "0", "nan"):
+                patched.setenv(variable, wrong)
+                with pytest.raises(ValueError, match=f"{variable} is a share .* got '{wrong}'"):
+                    pool_bytes(h100)
 
 
 def test_scores_that_are_never_in_memory_do_not_count():

@@ -19,7 +19,8 @@ Sources:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 _GIB, _GB = 2**30, 1e9
@@ -59,11 +60,20 @@ class Chip:
         """Bytes of one device."""
         return int(self.memory_bytes / self.cores)
 
-    def bandwidth_among(self, chips: int) -> float:
-        """Bytes per second that a chip sends when this many chips work together."""
-        if self.per_host and chips > self.per_host:
-            return self.network_bandwidth
-        return self.link_bandwidth
+    def bandwidth_among(self, group: Collection[int]) -> float:
+        """Bytes per second that each chip of a group sends in a collective.
+
+        A ring goes through all chips of a host before it leaves it, and several rings share the
+        network adapters of these chips: between hosts, each of them gets as much as all adapters of
+        the group's chips on one host carry, and never more than its links do.
+
+        Args:
+          group: the places of the chips; those of a host follow each other.
+        """
+        of_hosts = Counter(chip // self.per_host for chip in group) if self.per_host else {}
+        if len(of_hosts) <= 1:
+            return self.link_bandwidth
+        return min(self.link_bandwidth, min(of_hosts.values()) * self.network_bandwidth)
 
 
 def _tpu(

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxspec.ops.mesh_axes import AXES, batch_parts
+from jaxspec.ops.mesh_axes import AXES, CONTEXT, batch_parts
 from jaxspec.parallel.collectives import KINDS, ring_bytes
 from jaxspec.parallel.rules import PARAMETER_AXES, Rules
 
+_Sent: TypeAlias = tuple[str, tuple[str, ...], float]
+"""A kind of collective, the axes of the devices that it connects, and the bytes that each sends."""
 _OF_EXPERTS = 4
 """Axes of the stacked matrices of a mixture's experts: layers, experts, inputs, outputs."""
 
@@ -83,59 +86,91 @@ def traffic(
         every device and drops what is not needed: an all-reduce.
     """
     sums = dict.fromkeys(KINDS, 0.0)
-    for use in uses:
-        if isinstance(use, Attention):
-            for kind, sent in _of_attention(use, mesh, scatters=scatters):
-                sums[kind] += sent
-            continue
-        for path, leaf in jax.tree_util.tree_flatten_with_path(use.shapes)[0]:
-            for kind, sent in _of_leaf(use, path, leaf, mesh, scatters=scatters):
-                sums[kind] += sent
+    for kind, _, sent in _of_uses(uses, mesh, scatters=scatters):
+        sums[kind] += sent
     return sums
 
 
-def _of_attention(
-    use: Attention, mesh: Mesh | AbstractMesh, *, scatters: bool
-) -> list[tuple[str, float]]:
-    context = mesh.shape["context"]
+def traffic_by_group(
+    uses: Iterable[Use | Attention], *, mesh: Mesh | AbstractMesh, scatters: bool = True
+) -> dict[tuple[int, ...], float]:
+    """As `traffic`, by the places in the mesh of the devices that exchange something.
+
+    The first of several such groups stands for all. Devices are counted along the last axis first.
+
+    >>> mesh = jax.sharding.AbstractMesh((2, 2, 1, 1), ("data", "fsdp", "context", "tensor"))
+    >>> shapes = {"up": {"kernel": jax.ShapeDtypeStruct((4, 64, 256), "float32")}}
+    >>> use = Use(shapes, tokens=8, itemsize=2, gathers=1, has_weight_gradients=True)
+    >>> traffic_by_group([use], mesh=mesh)
+    {(0, 1): 131072.0, (0, 2): 65536.0}
+    """
+    sums: dict[tuple[int, ...], float] = {}
+    for _, axes, sent in _of_uses(uses, mesh, scatters=scatters):
+        places = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
+        group = places[tuple(slice(None) if axis in axes else 0 for axis in mesh.shape)]
+        if sent:
+            key = tuple(group.flatten().tolist())
+            sums[key] = sums.get(key, 0.0) + sent
+    return sums
+
+
+def _of_uses(
+    uses: Iterable[Use | Attention], mesh: Mesh | AbstractMesh, *, scatters: bool
+) -> Iterator[_Sent]:
+    for use in uses:
+        if isinstance(use, Attention):
+            yield from _of_attention(use, mesh, scatters=scatters)
+            continue
+        for path, leaf in jax.tree_util.tree_flatten_with_path(use.shapes)[0]:
+            yield from _of_leaf(use, path, leaf, mesh, scatters=scatters)
+
+
+def _of_attention(use: Attention, mesh: Mesh | AbstractMesh, *, scatters: bool) -> list[_Sent]:
+    context, axes = mesh.shape[CONTEXT], (CONTEXT,)
     here = use.tokens / batch_parts(mesh.shape) * use.numbers / mesh.shape["tensor"] * use.itemsize
-    found = [("all-gather", use.gathers * ring_bytes("all-gather", here, group_size=context))]
+    gathered = ring_bytes("all-gather", here, group_size=context)
+    found: list[_Sent] = [("all-gather", axes, use.gathers * gathered)]
     if use.has_gradients:
         kind, result = ("reduce-scatter", here / context) if scatters else ("all-reduce", here)
-        found.append((kind, ring_bytes(kind, result, group_size=context)))
+        found.append((kind, axes, ring_bytes(kind, result, group_size=context)))
     return found
 
 
 def _of_leaf(
     use: Use, path: Any, leaf: Any, mesh: Mesh | AbstractMesh, *, scatters: bool
-) -> list[tuple[str, float]]:
+) -> list[_Sent]:
     names = tuple(str(getattr(entry, "key", entry)) for entry in path)[-2:]
     split = Rules().spec(path, leaf.shape, mesh)
-    data, fsdp, context, tensor = (mesh.shape[axis] for axis in AXES)
-    here = math.prod(leaf.shape) * use.itemsize / (tensor if "tensor" in split else 1)
-    is_split = "fsdp" in split
-    found: list[tuple[str, float]] = []
+    data, fsdp, context, tensor = AXES
+    fsdp_size, tensor_size = mesh.shape[fsdp], mesh.shape[tensor]
+    here = math.prod(leaf.shape) * use.itemsize / (tensor_size if tensor in split else 1)
+    is_split = fsdp in split
+    found: list[_Sent] = []
 
-    def add(kind: str, result: float, group: int, times: int = 1) -> None:
-        found.append((kind, times * ring_bytes(kind, result, group_size=group)))
+    def add(kind: str, result: float, *axes: str, times: int = 1) -> None:
+        size = math.prod(mesh.shape[axis] for axis in axes)
+        found.append((kind, axes, times * ring_bytes(kind, result, group_size=size)))
 
     if is_split:
-        add("all-gather", here, fsdp, use.gathers)
+        add("all-gather", here, fsdp, times=use.gathers)
     if use.has_weight_gradients:
-        part = here / fsdp if is_split else here
+        part = here / fsdp_size if is_split else here
         if is_split and scatters:
             add("reduce-scatter", part, fsdp)
         elif is_split:
             add("all-reduce", here, fsdp)
-        add("all-reduce", part, data * context * (1 if is_split else fsdp))
-    if "tensor" in split and names in PARAMETER_AXES:
+        add("all-reduce", part, data, context, *(() if is_split else (fsdp,)))
+    if tensor in split and names in PARAMETER_AXES:
         inputs, outputs = leaf.shape[-2:]
-        rows, layers = use.tokens / (batch_parts(mesh.shape) * context), math.prod(leaf.shape[:-2])
+        rows, layers = (
+            use.tokens / (batch_parts(mesh.shape) * mesh.shape[context]),
+            math.prod(leaf.shape[:-2]),
+        )
         if use.expert_rows is not None and len(leaf.shape) == _OF_EXPERTS:
             rows, layers = use.expert_rows(int(rows)), leaf.shape[0]
         tokens = rows * layers * use.itemsize
-        if split[-2] == "tensor":
-            add("all-reduce", tokens * outputs, tensor, use.forwards)
-        if split[-1] == "tensor" and use.has_input_gradients and not use.is_lookup:
+        if split[-2] == tensor:
+            add("all-reduce", tokens * outputs, tensor, times=use.forwards)
+        if split[-1] == tensor and use.has_input_gradients and not use.is_lookup:
             add("all-reduce", tokens * inputs, tensor)
     return found

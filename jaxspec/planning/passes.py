@@ -43,10 +43,9 @@ class Work:
         """The least time on a device of this chip."""
         return Roofline.of(
             chip,
-            devices=1,
             operations=self.operations,
             memory_bytes=self.memory_bytes,
-            wire_bytes=0.0,
+            wire_bytes={},
         )
 
 

@@ -6,7 +6,7 @@ much longer, its measured time tells.
 
 >>> from jaxspec.parallel.chips import CHIPS
 >>> line = Roofline.of(
-...     CHIPS["v5e"], devices=4, operations=197e12, memory_bytes=0.0, wire_bytes=4e11)
+...     CHIPS["v5e"], operations=197e12, memory_bytes=0.0, wire_bytes={(0, 1): 4e11})
 >>> line.seconds, line.binding
 (2.0, 'interconnect')
 """
@@ -31,26 +31,28 @@ class Roofline:
         cls,
         chip: Chip,
         *,
-        devices: int,
         operations: float,
         memory_bytes: float | None,
-        wire_bytes: float,
+        wire_bytes: Mapping[tuple[int, ...], float],
     ) -> Roofline:
         """From what each device does in a step.
 
         Args:
           chip: what a device is, or a part of.
-          devices: that work together.
           operations: of matrix products.
           memory_bytes: read from and written to its memory; None: not known, and left out.
-          wire_bytes: sent to the others.
+          wire_bytes: sent to the others, by the places of the devices that exchange it with each
+            other.
         """
         share = 1 / chip.cores
-        link = chip.bandwidth_among(devices // chip.cores)
+        sending = sum(
+            sent / chip.bandwidth_among({device // chip.cores for device in group})
+            for group, sent in wire_bytes.items()
+        )
         terms = {"arithmetic": operations / (share * chip.peak_operations)}
         if memory_bytes is not None:
             terms["memory"] = memory_bytes / (share * chip.memory_bandwidth)
-        return cls({**terms, "interconnect": wire_bytes / (share * link)})
+        return cls({**terms, "interconnect": sending / share})
 
     @property
     def seconds(self) -> float:

@@ -42,7 +42,7 @@ from jaxspec.training.state import initial_state
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
-from jaxspec.training.traffic import step_traffic
+from jaxspec.training.traffic import step_traffic, step_traffic_by_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,9 @@ class StepPlan:
     """Bytes that each device sends, by kind of collective."""
     expected_wire: Mapping[str, float] | None
     """What an analytic count expects of that; None: not counted for this path (mesh.path)."""
+    wire_by_group: Mapping[tuple[int, ...], float]
+    """Bytes that each device sends, by the places of the devices that exchange them: of virtual
+    devices in place of GPUs, as they are expected."""
     is_read: bool
     """Whether jax can read the compiled program. If not, the arithmetic is that of the traced step
     and the wire that of the analytic count."""
@@ -123,10 +126,9 @@ class StepPlan:
             return None
         return Roofline.of(
             self.chip,
-            devices=self.devices,
             operations=self.arithmetic.compiled,
             memory_bytes=self.traffic,
-            wire_bytes=sum(self.wire.values()),
+            wire_bytes=self.wire_by_group,
         )
 
     def utilisation(self, seconds: float) -> float | None:
@@ -165,7 +167,8 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     chip = chip_of(kind) if topology is None else topology.chip
     count = mesh.devices.size
     costs = None if text is None else program_costs(text)
-    expected_wire = _expected_wire(step, config, mesh)
+    expected = _expected_wire(step, config, mesh)
+    expected_wire = None if expected is None else expected[0]
     least = least_operations(step.task)
     kept = without_recomputation(config)
     again = 0.0 if kept == config else step.operations - TracedStep(kept, mesh).operations
@@ -174,6 +177,9 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     wire: Mapping[str, float] = expected_wire or {}
     if text is not None:
         wire = wire_bytes_by_kind(read_collectives(text, narrows=is_stand_in))
+    wire_by_group: Mapping[tuple[int, ...], float] = {tuple(range(count)): sum(wire.values())}
+    if expected is not None and is_stand_in:
+        wire_by_group = expected[1]
     return StepPlan(
         name=f"{count} x {kind}" if topology is None else topology.name,
         device_kind=kind,
@@ -205,6 +211,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         traffic=None if costs is None else costs.memory_bytes,
         wire=wire,
         expected_wire=expected_wire,
+        wire_by_group=wire_by_group,
         is_read=text is not None,
     )
 
@@ -276,19 +283,23 @@ def _available(topology: Topology | None, devices: Iterable[jax.Device]) -> int 
     return memory_here(devices) if topology is None else pool_bytes(topology.chip)
 
 
-def _expected_wire(step: TracedStep, config: RunConfig, mesh: Mesh) -> Mapping[str, float] | None:
+def _expected_wire(
+    step: TracedStep, config: RunConfig, mesh: Mesh
+) -> tuple[Mapping[str, float], Mapping[tuple[int, ...], float]] | None:
+    """What a device sends by an analytic count: by kind, and by group."""
     if config.mesh.path != "jit":
         return None
-    return step_traffic(
-        step.task.objective,
-        params=step.state.params,
-        frozen=step.task.frozen_shapes,
-        rows=config.data.batch_size,
-        length=config.data.sequence_length,
-        mesh=mesh,
-        gradient_accumulation=config.training.gradient_accumulation,
-        scatters=mesh.devices.flat[0].platform != "cpu",
-    )
+    settings: dict[str, Any] = {
+        "params": step.state.params,
+        "frozen": step.task.frozen_shapes,
+        "rows": config.data.batch_size,
+        "length": config.data.sequence_length,
+        "mesh": mesh,
+        "gradient_accumulation": config.training.gradient_accumulation,
+        "scatters": mesh.devices.flat[0].platform != "cpu",
+    }
+    objective = step.task.objective
+    return step_traffic(objective, **settings), step_traffic_by_group(objective, **settings)
 
 
 def _text_of(compiled: Any) -> str | None:

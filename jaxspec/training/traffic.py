@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxspec.config import DrafterConfig, LanguageModelConfig
 from jaxspec.models.experts import computed_rows
-from jaxspec.parallel.traffic import Attention, Use, traffic
+from jaxspec.parallel.traffic import Attention, Use, traffic, traffic_by_group
 from jaxspec.training.lora import LowRankObjective
 from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.passes import reading
@@ -47,14 +47,35 @@ def step_traffic(
       gradient_accumulation: parts of the batch: each of them gathers and reduces again.
       scatters: see `jaxspec.parallel.traffic.traffic`.
     """
-    rows = rows // gradient_accumulation
-    uses: list[Use | Attention]
-    if isinstance(objective, DrafterObjective):
-        uses = _drafter_uses(objective, params, frozen, rows=rows, length=length)
-    else:
-        uses = [*_model_uses(objective, params, frozen, rows=rows, length=length)]
+    uses = _uses(objective, params, frozen, rows=rows // gradient_accumulation, length=length)
     sent = traffic(uses, mesh=mesh, scatters=scatters)
     return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}
+
+
+def step_traffic_by_group(
+    objective: Objective,
+    *,
+    params: Any,
+    frozen: Any,
+    rows: int,
+    length: int,
+    mesh: Mesh | AbstractMesh,
+    gradient_accumulation: int = 1,
+    scatters: bool = True,
+) -> dict[tuple[int, ...], float]:
+    """As `step_traffic`, by the places in the mesh of the devices that exchange something."""
+    uses = _uses(objective, params, frozen, rows=rows // gradient_accumulation, length=length)
+    sent = traffic_by_group(uses, mesh=mesh, scatters=scatters)
+    return {group: bytes_sent * gradient_accumulation for group, bytes_sent in sent.items()}
+
+
+def _uses(
+    objective: Objective, params: Any, frozen: Any, *, rows: int, length: int
+) -> Sequence[Use | Attention]:
+    """What a part of the batch, of so many rows, computes."""
+    if isinstance(objective, DrafterObjective):
+        return _drafter_uses(objective, params, frozen, rows=rows, length=length)
+    return _model_uses(objective, params, frozen, rows=rows, length=length)
 
 
 def _model_uses(

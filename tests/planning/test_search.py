@@ -23,6 +23,7 @@ from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import Topology, parse_topology
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import initialiser
+from jaxspec.training.traffic import step_traffic_by_group
 from tests.cli.test_plan import CONFIG
 
 H100 = CHIPS["H100"]
@@ -83,6 +84,34 @@ def test_rows_are_split_only_where_nothing_else_fits():
     assert "--mesh.context 2" in found.overrides
     whole, *_ = search(run, of_memory(80e9, chips=1))
     assert "context" not in whole.overrides
+
+
+def test_only_what_hosts_exchange_goes_over_the_network():
+    """Gradients over data leave a host, weights over fsdp do not."""
+    run = dataclasses.replace(RUN, mesh=MeshConfig(data=2, fsdp=8))
+    mesh = {"data": 2, "fsdp": 8, "context": 1, "tensor": 1}
+    shapes = Shapes.of(run)
+
+    def seconds(**changes: float) -> float:
+        chip = dataclasses.replace(H100, **changes)
+        return estimate(shapes, run, mesh=mesh, chip=chip).roofline.terms["interconnect"]
+
+    inside = seconds(network_bandwidth=1e30, link_bandwidth=H100.link_bandwidth)
+    between = seconds(link_bandwidth=1e30)
+    assert 0 < between < seconds() < inside + between
+    # One GPU on each host has the same part of a gradient.
+    task = shapes.task
+    sent = step_traffic_by_group(
+        task.objective,
+        params=shapes.state.params,
+        frozen=task.frozen_shapes,
+        rows=run.data.batch_size,
+        length=run.data.sequence_length,
+        mesh=jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh)),
+    )
+    assert set(sent) == {tuple(range(8)), (0, 8), tuple(range(16))}
+    expected = sent[0, 8] / 50e9 + sent[tuple(range(8))] / 450e9 + sent[tuple(range(16))] / 400e9
+    assert seconds() == pytest.approx(expected)
 
 
 def test_weights_of_an_estimate_are_those_of_the_compiled_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from types import SimpleNamespace
@@ -128,11 +129,16 @@ def test_devices_are_known_by_their_kind():
     assert chip_of("cpu") is None
 
 
-def test_gpus_of_several_hosts_share_a_network():
-    h100 = CHIPS["H100"]
-    assert h100.bandwidth_among(8) == 450e9
-    assert h100.bandwidth_among(16) == 50e9
-    assert CHIPS["v5p"].bandwidth_among(64) == CHIPS["v5p"].link_bandwidth
+def test_a_ring_over_hosts_uses_the_adapters_of_all_its_gpus():
+    h100, v5p = CHIPS["H100"], CHIPS["v5p"]
+    assert h100.bandwidth_among(range(8)) == 450e9
+    assert h100.bandwidth_among(range(8, 16)) == 450e9
+    assert h100.bandwidth_among(range(16)) == 8 * 50e9
+    assert h100.bandwidth_among(range(0, 64, 4)) == 2 * 50e9
+    assert h100.bandwidth_among([0, 8]) == 50e9
+    faster = dataclasses.replace(h100, network_bandwidth=100e9)
+    assert faster.bandwidth_among(range(16)) == 450e9
+    assert v5p.bandwidth_among(range(64)) == v5p.link_bandwidth
 
 
 def test_a_device_may_be_a_part_of_a_chip():

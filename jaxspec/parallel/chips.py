@@ -33,7 +33,7 @@ class Chip:
     name: str
     """As in the name of a topology: v5p, H100."""
     kinds: tuple[str, ...]
-    """jax's names of its devices begin with one of these."""
+    """jax's names of its devices: those of a TPU begin with one of these."""
     peak_operations: float
     """Operations in a second, bfloat16."""
     memory_bytes: float
@@ -189,15 +189,17 @@ def chip_of(device_kind: str) -> Chip | None:
     >>> chip_of("TPU v5 lite").name, chip_of("NVIDIA H100 80GB HBM3").name, chip_of("cpu")
     ('v5e', 'H100', None)
 
-    Variants with other memory have other names, and are not known:
+    Variants with other memory and parts of a GPU (MIG) have other names, and are not known:
 
-    >>> chip_of("NVIDIA A100-SXM4-40GB"), chip_of("NVIDIA H100 PCIe")
+    >>> chip_of("NVIDIA A100-SXM4-40GB"), chip_of("NVIDIA H200 NVL")
     (None, None)
+    >>> chip_of("NVIDIA H200 MIG 1g.18gb") is None
+    True
     """
     matches = [
         (len(kind), chip)
         for chip in CHIPS.values()
         for kind in chip.kinds
-        if device_kind.startswith(kind)
+        if device_kind == kind or (chip.is_tpu and device_kind.startswith(kind))
     ]
     return max(matches, key=lambda match: match[0], default=(0, None))[1]

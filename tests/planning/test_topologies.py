@@ -129,6 +129,21 @@ def test_devices_are_known_by_their_kind():
     assert chip_of("cpu") is None
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "NVIDIA H200 NVL",
+        "NVIDIA H200 MIG 1g.18gb",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA H100 PCIe",
+    ],
+)
+def test_variants_and_parts_of_a_gpu_are_not_taken_for_it(kind):
+    assert chip_of(kind) is None
+
+
 def test_a_ring_over_hosts_uses_the_adapters_of_all_its_gpus():
     h100, v5p = CHIPS["H100"], CHIPS["v5p"]
     assert h100.bandwidth_among(range(8)) == 450e9

@@ -74,6 +74,8 @@ def _rows(
     wire = f"{_size(sum(plan.wire.values()))} per step and device"
     if plan.expected_wire is not None:
         wire += f"; {_size(sum(plan.expected_wire.values()))} by an analytic count"
+        if plan.is_estimate:
+            wire += ", which the time is for: unlike GPUs, a CPU reduces whole gradients"
     yield "on the wire", wire
     for kind, sent in plan.wire.items():
         if sent:

@@ -167,13 +167,15 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     chip = chip_of(kind) if topology is None else topology.chip
     count = mesh.devices.size
     costs = None if text is None else program_costs(text)
-    expected = _expected_wire(step, config, mesh)
+    # GPUs send bfloat16, which the compiler for CPUs widens, and reduce a gradient to the part of
+    # each device, which it does not.
+    is_stand_in = topology is not None and not topology.chip.is_tpu
+    scatters = is_stand_in or mesh.devices.flat[0].platform != "cpu"
+    expected = _expected_wire(step, config, mesh, scatters=scatters)
     expected_wire = None if expected is None else expected[0]
     least = least_operations(step.task)
     kept = without_recomputation(config)
     again = 0.0 if kept == config else step.operations - TracedStep(kept, mesh).operations
-    # GPUs send bfloat16, which the compiler for CPUs widens.
-    is_stand_in = topology is not None and not topology.chip.is_tpu
     wire: Mapping[str, float] = expected_wire or {}
     if text is not None:
         wire = wire_bytes_by_kind(read_collectives(text, narrows=is_stand_in))
@@ -284,7 +286,7 @@ def _available(topology: Topology | None, devices: Iterable[jax.Device]) -> int 
 
 
 def _expected_wire(
-    step: TracedStep, config: RunConfig, mesh: Mesh
+    step: TracedStep, config: RunConfig, mesh: Mesh, *, scatters: bool
 ) -> tuple[Mapping[str, float], Mapping[tuple[int, ...], float]] | None:
     """What a device sends by an analytic count: by kind, and by group."""
     if config.mesh.path != "jit":
@@ -296,7 +298,7 @@ def _expected_wire(
         "length": config.data.sequence_length,
         "mesh": mesh,
         "gradient_accumulation": config.training.gradient_accumulation,
-        "scatters": mesh.devices.flat[0].platform != "cpu",
+        "scatters": scatters,
     }
     objective = step.task.objective
     return step_traffic(objective, **settings), step_traffic_by_group(objective, **settings)

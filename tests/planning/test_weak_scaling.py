@@ -16,7 +16,7 @@ import pytest
 from jaxspec.config import MeshConfig
 from jaxspec.planning.step import StepPlan, plan_step
 from jaxspec.planning.topologies import parse_topology
-from tests.cli.test_plan import CONFIG
+from tests.cli.test_plan import CONFIG, as_cpus_send
 
 ROWS = 2
 """Of a device."""
@@ -46,7 +46,8 @@ def print_line():
     )
 
     def line(axis: str, vocabulary: int, found: StepPlan) -> None:
-        sent, expected = (sum(each.values()) / 1024 for each in (found.wire, found.expected_wire))
+        wires = found.wire, as_cpus_send(found.expected_wire)
+        sent, expected = (sum(each.values()) / 1024 for each in wires)
         print(
             f"| {axis} | {found.devices} | {vocabulary:,} | "
             f"{found.arithmetic.compiled / 1e6:,.2f} | {sent:,.1f} ({expected:,.1f}) |"
@@ -78,6 +79,6 @@ def test_a_device_has_as_much_to_do_however_many_there_are(axis, vocabulary, cou
         print_line(axis, vocabulary, found)
         assert found.rows == ROWS
         assert found.arithmetic.compiled == pytest.approx(alone.arithmetic.compiled, rel=0.02)
-        for kind, expected in found.expected_wire.items():
+        for kind, expected in as_cpus_send(found.expected_wire).items():
             # Sums of a few numbers, such as metrics, are sent as well.
             assert expected <= found.wire[kind] <= 1.02 * expected, (devices, kind)

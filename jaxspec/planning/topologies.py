@@ -114,13 +114,15 @@ def _names(*, tpu: bool) -> list[str]:
 def prepare_platform(topologies: Sequence[Topology]) -> None:
     """Has jax describe the topologies in this process; call it before jax is used.
 
-    For GPUs, this process gets as many virtual devices of its CPU.
+    It computes nothing, whatever JAX_PLATFORMS says: the CPU is enough. For GPUs, this process gets
+    as many virtual devices of it.
     """
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"
     # Virtual devices wait for each other in threads of a pool, which is large enough then.
     os.environ.setdefault("NPROC", "16")
     import jax
 
+    jax.config.update("jax_platforms", "cpu")  # If jax has been imported, it has read the variable.
     needed = max((found.devices for found in topologies if not found.chip.is_tpu), default=1)
     if needed > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # jax is in use: `topology_devices` looks.

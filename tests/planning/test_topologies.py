@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +65,19 @@ def test_other_names_are_refused(name, message):
 def test_more_gpus_than_virtual_devices_are_refused():
     with pytest.raises(ValueError, match="set JAX_NUM_CPU_DEVICES to 64"):
         topology_devices(parse_topology("64xH100"))
+
+
+@pytest.mark.parametrize("before", ["", "import jax"])
+def test_a_plan_needs_no_other_platform_than_the_cpu(before):
+    program = f"""{before}
+from jaxspec.planning.topologies import parse_topology, prepare_platform, topology_devices
+topology = parse_topology("2xH100")
+prepare_platform([topology])
+print(len(topology_devices(topology)))"""
+    environment = {**os.environ, "JAX_PLATFORMS": "tpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "2"), ran.stderr
 
 
 def test_a_slice_that_the_compiler_does_not_know_is_refused():

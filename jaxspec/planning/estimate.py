@@ -34,7 +34,7 @@ from jaxspec.training.passes import Reading, reading
 from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
-from jaxspec.training.traffic import step_traffic_by_group
+from jaxspec.training.traffic import step_traffic
 
 _SCORE_COPIES = 1.0
 """Arrays of the size of a layer's float32 attention scores that are in memory at once. For TPUs the
@@ -117,7 +117,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
     # Each part reads all weights: a target's once, those of a model that learns three times.
     weights = mesh["fsdp"] * (frozen * (3 if shapes.read else 1) + 3 * params)
     traffic = accumulated * (weights + scores) + 6 * memory["optimizer"]
-    wire = step_traffic_by_group(
+    wire = step_traffic(
         task.objective,
         params=shapes.state.params,
         frozen=task.frozen_shapes,
@@ -132,7 +132,7 @@ def estimate(shapes: Shapes, config: RunConfig, *, mesh: Mapping[str, int], chip
             chip,
             operations=(shapes.computed + repeated) / devices,
             memory_bytes=traffic,
-            wire_bytes=wire,
+            wire_bytes=wire.by_group,
         ),
     )
 

@@ -42,7 +42,7 @@ from jaxspec.training.state import initial_state
 from jaxspec.training.step import Hyper, make_body
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
-from jaxspec.training.traffic import step_traffic, step_traffic_by_group
+from jaxspec.training.traffic import StepTraffic, step_traffic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
     is_stand_in = topology is not None and not topology.chip.is_tpu
     scatters = is_stand_in or mesh.devices.flat[0].platform != "cpu"
     expected = _expected_wire(step, config, mesh, scatters=scatters)
-    expected_wire = None if expected is None else expected[0]
+    expected_wire = None if expected is None else expected.by_kind
     least = least_operations(step.task)
     kept = without_recomputation(config)
     again = 0.0 if kept == config else step.operations - TracedStep(kept, mesh).operations
@@ -181,7 +181,7 @@ def plan_step(config: RunConfig, *, topology: Topology | None = None) -> StepPla
         wire = wire_bytes_by_kind(read_collectives(text, narrows=is_stand_in))
     wire_by_group: Mapping[tuple[int, ...], float] = {tuple(range(count)): sum(wire.values())}
     if expected is not None and is_stand_in:
-        wire_by_group = expected[1]
+        wire_by_group = expected.by_group
     return StepPlan(
         name=f"{count} x {kind}" if topology is None else topology.name,
         device_kind=kind,
@@ -287,21 +287,20 @@ def _available(topology: Topology | None, devices: Iterable[jax.Device]) -> int 
 
 def _expected_wire(
     step: TracedStep, config: RunConfig, mesh: Mesh, *, scatters: bool
-) -> tuple[Mapping[str, float], Mapping[tuple[int, ...], float]] | None:
-    """What a device sends by an analytic count: by kind, and by group."""
+) -> StepTraffic | None:
+    """What a device sends by an analytic count; None: there is none for this path."""
     if config.mesh.path != "jit":
         return None
-    settings: dict[str, Any] = {
-        "params": step.state.params,
-        "frozen": step.task.frozen_shapes,
-        "rows": config.data.batch_size,
-        "length": config.data.sequence_length,
-        "mesh": mesh,
-        "gradient_accumulation": config.training.gradient_accumulation,
-        "scatters": scatters,
-    }
-    objective = step.task.objective
-    return step_traffic(objective, **settings), step_traffic_by_group(objective, **settings)
+    return step_traffic(
+        step.task.objective,
+        params=step.state.params,
+        frozen=step.task.frozen_shapes,
+        rows=config.data.batch_size,
+        length=config.data.sequence_length,
+        mesh=mesh,
+        gradient_accumulation=config.training.gradient_accumulation,
+        scatters=scatters,
+    )
 
 
 def _text_of(compiled: Any) -> str | None:

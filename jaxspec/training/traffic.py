@@ -2,7 +2,7 @@
 
 >>> sent = step_traffic(  # doctest: +SKIP
 ...     objective, params=params, frozen=frozen, rows=32, length=4096, mesh=mesh)
->>> sum(sent.values()) / 2**30  # doctest: +SKIP
+>>> sum(sent.by_kind.values()) / 2**30  # doctest: +SKIP
 18.6
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,15 @@ from jaxspec.training.objectives import DrafterObjective, Objective
 from jaxspec.training.passes import reading
 
 
+class StepTraffic(NamedTuple):
+    """Bytes that a device sends in a training step."""
+
+    by_kind: dict[str, float]
+    """Kind of the collective -> bytes."""
+    by_group: dict[tuple[int, ...], float]
+    """Places in the mesh of the devices that exchange something -> bytes."""
+
+
 def step_traffic(
     objective: Objective,
     *,
@@ -34,8 +43,8 @@ def step_traffic(
     mesh: Mesh | AbstractMesh,
     gradient_accumulation: int = 1,
     scatters: bool = True,
-) -> dict[str, float]:
-    """Bytes that a device sends in a training step, by the kind of the collective.
+) -> StepTraffic:
+    """Bytes that a device sends in a training step.
 
     Args:
       objective: what the step computes.
@@ -48,31 +57,18 @@ def step_traffic(
       scatters: see `jaxspec.parallel.traffic.traffic`.
     """
     uses = _uses(objective, params, frozen, rows=rows // gradient_accumulation, length=length)
-    sent = traffic(uses, mesh=mesh, scatters=scatters)
-    return {kind: bytes_sent * gradient_accumulation for kind, bytes_sent in sent.items()}
-
-
-def step_traffic_by_group(
-    objective: Objective,
-    *,
-    params: Any,
-    frozen: Any,
-    rows: int,
-    length: int,
-    mesh: Mesh | AbstractMesh,
-    gradient_accumulation: int = 1,
-    scatters: bool = True,
-) -> dict[tuple[int, ...], float]:
-    """As `step_traffic`, by the places in the mesh of the devices that exchange something."""
-    uses = _uses(objective, params, frozen, rows=rows // gradient_accumulation, length=length)
-    sent = traffic_by_group(uses, mesh=mesh, scatters=scatters)
-    return {group: bytes_sent * gradient_accumulation for group, bytes_sent in sent.items()}
+    kinds = traffic(uses, mesh=mesh, scatters=scatters)
+    groups = traffic_by_group(uses, mesh=mesh, scatters=scatters)
+    return StepTraffic(
+        by_kind={kind: sent * gradient_accumulation for kind, sent in kinds.items()},
+        by_group={group: sent * gradient_accumulation for group, sent in groups.items()},
+    )
 
 
 def _uses(
     objective: Objective, params: Any, frozen: Any, *, rows: int, length: int
 ) -> Sequence[Use | Attention]:
-    """What a part of the batch, of so many rows, computes."""
+    """What the step computes for one part of the batch, which has `rows` rows."""
     if isinstance(objective, DrafterObjective):
         return _drafter_uses(objective, params, frozen, rows=rows, length=length)
     return _model_uses(objective, params, frozen, rows=rows, length=length)

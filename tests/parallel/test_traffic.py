@@ -77,7 +77,7 @@ def counted(mesh, objective=None, *, rows=ROWS, length=LENGTH):
         length=length,
         mesh=mesh,
         scatters=False,
-    )
+    ).by_kind
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from jaxspec.planning.step import plan_step
 from jaxspec.planning.topologies import Topology, parse_topology
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import initialiser
-from jaxspec.training.traffic import step_traffic_by_group
+from jaxspec.training.traffic import step_traffic
 from tests.cli.test_plan import CONFIG
 
 H100 = CHIPS["H100"]
@@ -35,7 +35,7 @@ RUN = dataclasses.replace(
 
 
 def of_memory(size: float, chips: int = 8) -> Topology:
-    """GPUs of whose memory jax takes so many bytes."""
+    """GPUs with this many bytes that jax can use."""
     chip = dataclasses.replace(H100, memory_bytes=size / pool_share(H100))
     return Topology("small", chip, chips)
 
@@ -101,14 +101,14 @@ def test_only_what_hosts_exchange_goes_over_the_network():
     assert 0 < between < seconds() < inside + between
     # One GPU on each host has the same part of a gradient.
     task = shapes.task
-    sent = step_traffic_by_group(
+    sent = step_traffic(
         task.objective,
         params=shapes.state.params,
         frozen=task.frozen_shapes,
         rows=run.data.batch_size,
         length=run.data.sequence_length,
         mesh=jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh)),
-    )
+    ).by_group
     assert set(sent) == {tuple(range(8)), (0, 8), tuple(range(16))}
     expected = sent[0, 8] / 50e9 + sent[tuple(range(8))] / 450e9 + sent[tuple(range(16))] / 400e9
     assert seconds() == pytest.approx(expected)

@@ -15,7 +15,7 @@ def test_a_template_that_wants_a_system_turn_costs_the_record_and_not_the_export
     folder = templates.tokenizer_folder(tmp_path / "tokenizer", needs_system + templates.OPENING)
     tokenizer = Tokenizer.load(folder)
     turns = [{"role": role, "content": "Hi."} for role in ("system", "user")]
-    assert tokenizer.encode_prompt(turns), "training goes on with it"
+    assert tokenizer.encode_prompt(turns), "with a system turn, the template works"
     record = reference_record({}, {}, target=tiny.TARGET, drafter=tiny.DRAFTER, tokenizer=tokenizer)
     assert record == {}
     printed = capsys.readouterr().out

@@ -16,14 +16,20 @@ from tests.cli.test_reads import COMMANDS
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"^[ `]*(?:python )?(train\.py|eval\.py|jaxspec \w+) (-.*)$", re.MULTILINE)
 SETTINGS = re.compile(r'^L="(.*)"$', re.MULTILINE)
+LOOP = re.compile(r"^ *for (\w+) in (\S+).*; do$", re.MULTILINE)
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """File, command and arguments; lines with placeholders of a syntax are left out."""
+    """File, command and arguments; lines with placeholders of a syntax are left out.
+
+    Inside a loop, the loop's variable has its first value.
+    """
     files = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.py"))
     for file in sorted(files):
         text = file.read_text(encoding="utf-8").replace("\\\n", " ")
         variables = SETTINGS.findall(re.sub(r"^ +", "", text, flags=re.MULTILINE))
+        for variable, first in LOOP.findall(text):
+            text = text.replace(f"${variable}", first)
         for program, arguments in LINE.findall(text):
             arguments = re.sub(r"`.*|\s#.*", "", arguments).replace("...", "")
             if program in COMMANDS and not re.search(r"\[|NAME|--help", arguments):

@@ -90,7 +90,7 @@ def mask(token: int) -> Callable[[Json], object]:
 
 def slides(config: Json) -> None:
     config["layer_types"] = ["sliding_attention"] * 2
-    config.update(sliding_window=5, is_causal=False)
+    config.update(sliding_window=5, use_sliding_window=True, is_causal=False)
 
 
 def causal(config: Json) -> None:

@@ -390,6 +390,10 @@ class TrainingConfig:
     """Passes over the data, instead of `steps`; 0: `steps` counts."""
     gradient_accumulation: Annotated[int, whole(1, MOST_ROWS)] = 1
     """Parts that each batch is split into; they are computed one after the other."""
+    chunk_tokens: Blocks = 0
+    """Tokens of a row whose logits are in memory at once, for a target or a denoiser that learns
+    from random masks; 0: all of them. Chunks compute the head's product once more. (For drafts:
+    `loss.chunk_blocks`.)"""
     seed: Seed = 0
     """Seed for the initial parameters and for everything drawn in training."""
     log_every: Steps = 20

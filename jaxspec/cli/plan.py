@@ -49,7 +49,8 @@ class PlanCommand(TaskCommand):
         *("data.sequence_length", "data.batch_size", "data.packing"),
         *("data.anchors", "data.anchor_sampling"),
         *("optimizer", "mesh"),
-        *("training.task", "training.steps", "training.epochs", "training.gradient_accumulation"),
+        *("training.task", "training.steps", "training.epochs"),
+        *("training.gradient_accumulation", "training.chunk_tokens"),
         *("evaluation.batch_size", "evaluation.block_size"),
         *("evaluation.max_prompt_tokens", "evaluation.max_new_tokens"),
     )

@@ -18,7 +18,7 @@ anchor, slot 0 of a block, is never passed.
 
 from jaxspec.config import LossConfig
 from jaxspec.losses.chain import chain_reward, prefix_probability
-from jaxspec.losses.chunked import chunked_slot_statistics
+from jaxspec.losses.chunked import chunked_slot_statistics, chunked_token_values
 from jaxspec.losses.combined import (
     LossWeights,
     drafter_loss,
@@ -85,6 +85,7 @@ __all__ = [
     "antithetic_times",
     "chain_reward",
     "chunked_slot_statistics",
+    "chunked_token_values",
     "corrupt",
     "counted_slots",
     "cross_entropy",

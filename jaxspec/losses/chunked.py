@@ -115,19 +115,82 @@ def chunked_slot_statistics(
         return jax.tree.map(lambda values: values.reshape(labels.shape), slots)
 
     arrays = (hidden_BNGD, labels_BNG, target_hidden_BNGD)
+    # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
+    axis = labels_BNG.ndim - 2
     slots: SlotStatistics
-    num_blocks = labels_BNG.shape[-2]
-    if not 0 < chunk_blocks < num_blocks // context_parts(num_blocks):
-        slots = statistics(*arrays)
-    elif frozen_head:
-        slots = _with_gradient_ahead(statistics, chunk_blocks)(*arrays)
+    if frozen_head and _takes_chunks(labels_BNG.shape[axis], chunk_blocks):
+        slots = _with_gradient_ahead(statistics, chunk_blocks, axis=axis)(*arrays)
     else:
-        # prevent_cse keeps the compiler from undoing the recomputation; in a scan it cannot anyway.
-        slots = _by_chunks(jax.checkpoint(statistics, prevent_cse=False), chunk_blocks)(*arrays)
+        slots = _recomputed(statistics, chunk_blocks, axis=axis)(*arrays)
     return slots
 
 
-def _with_gradient_ahead(statistics: _Statistics, chunk_blocks: int) -> Callable[..., Any]:
+def chunked_token_values(
+    values: Callable[..., jax.Array],
+    hidden_BSD: jax.Array,
+    *arrays_BS: jax.Array,
+    head: Head,
+    chunk_tokens: int,
+) -> jax.Array:
+    """``values(head(hidden), *arrays)``, with the logits of `chunk_tokens` tokens in memory.
+
+    Value and gradient do not depend on `chunk_tokens`. The gradient reaches the hidden states and
+    whatever parameters `head` and `values` close over.
+
+    Args:
+      values: maps logits [B, S', V] and arrays [B, S'] to one value per token, [B, S']. It is also
+        given tokens that are zero in all arrays, if the last chunk has to be filled up.
+      hidden_BSD: [B, S, D] final hidden states.
+      *arrays_BS: what else `values` reads, [B, S] each.
+      head: maps [..., D] to logits [..., V]. Chunks run it once more in the backward pass.
+      chunk_tokens: the most tokens of a row whose logits are in memory at once. 0, or at least S:
+        all of them, without a scan and without recomputation.
+
+    Returns:
+      [B, S].
+
+    Raises:
+      ValueError: an array of another shape, or a negative `chunk_tokens`.
+
+    Source: as `chunked_slot_statistics`.
+    Limiting case: chunk_tokens = 0 is ``values(head(hidden), *arrays)``.
+    """
+    for array in arrays_BS:
+        if array.shape != hidden_BSD.shape[:-1]:
+            raise ValueError(
+                "The arrays must have one entry for each hidden state: got "
+                f"{array.shape}, expected {hidden_BSD.shape[:-1]}."
+            )
+    if chunk_tokens < 0:
+        raise ValueError(f"chunk_tokens must be 0 (no chunks) or positive: got {chunk_tokens}.")
+
+    def of_chunk(hidden_BSD: jax.Array, *arrays_BS: jax.Array) -> jax.Array:
+        return values(head(hidden_BSD), *arrays_BS)
+
+    result: jax.Array = _recomputed(of_chunk, chunk_tokens, axis=1)(hidden_BSD, *arrays_BS)
+    return result
+
+
+def _takes_chunks(number: int, most: int) -> bool:
+    """Whether so many blocks are more than a device may have in memory at once; 0: never."""
+    return 0 < most < number // context_parts(number)
+
+
+def _recomputed(function: Callable[..., Any], most: int, *, axis: int) -> Callable[..., Any]:
+    """`function`, by chunks if needed, each computed once more in the backward pass."""
+
+    def whole(*arrays: Any) -> Any:
+        if not _takes_chunks(arrays[0].shape[axis], most):
+            return function(*arrays)
+        # prevent_cse keeps the compiler from undoing the recomputation; in a scan it cannot anyway.
+        return _by_chunks(jax.checkpoint(function, prevent_cse=False), most, axis=axis)(*arrays)
+
+    return whole
+
+
+def _with_gradient_ahead(
+    statistics: _Statistics, chunk_blocks: int, *, axis: int
+) -> Callable[..., Any]:
     """`statistics` by chunks, whose forward pass computes the gradients of the hidden states."""
 
     def with_gradients(hidden: jax.Array, labels: jax.Array, target_hidden: Any) -> Any:
@@ -146,10 +209,10 @@ def _with_gradient_ahead(statistics: _Statistics, chunk_blocks: int) -> Callable
 
     @jax.custom_vjp
     def whole(hidden: jax.Array, labels: jax.Array, target_hidden: Any) -> Any:
-        return _by_chunks(statistics, chunk_blocks)(hidden, labels, target_hidden)
+        return _by_chunks(statistics, chunk_blocks, axis=axis)(hidden, labels, target_hidden)
 
     def forward(*arguments: Any) -> tuple[Any, Any]:
-        slots, gradients = _by_chunks(with_gradients, chunk_blocks)(
+        slots, gradients = _by_chunks(with_gradients, chunk_blocks, axis=axis)(
             *(jax.tree.map(lambda leaf: leaf.value, argument) for argument in arguments)
         )
         return slots, gradients
@@ -174,20 +237,20 @@ def _differentiable(slots: SlotStatistics) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _by_chunks(function: Callable[..., Any], chunk_blocks: int) -> Callable[..., Any]:
-    """`function` of arrays [B, N, G, ...], run over chunks of blocks one after the other.
+def _by_chunks(function: Callable[..., Any], most: int, *, axis: int) -> Callable[..., Any]:
+    """`function` of arrays, run over chunks of them one after the other.
 
     Args:
-      function: (hidden, labels, target hidden or None) -> a tree of arrays [B, N, G, ...].
-      chunk_blocks: the most blocks of a chunk, fewer than N.
+      function: maps arrays, or None, to a tree of arrays.
+      most: the most blocks of a chunk, fewer than there are.
+      axis: where the blocks are, in all arrays and in what `function` returns.
     """
 
-    def chunked(hidden: jax.Array, labels: jax.Array, target_hidden: jax.Array | None) -> Any:
-        axis, num_blocks = labels.ndim - 2, labels.shape[-2]
-        # Whole blocks along N, never along B: the batch dimension may be sharded over devices.
-        split = functools.partial(split_blocks, axis=axis, most=chunk_blocks)
-        chunks = jax.tree.map(split, (hidden, labels, target_hidden))
+    def chunked(*arrays: Any) -> Any:
+        number = arrays[0].shape[axis]
+        split = functools.partial(split_blocks, axis=axis, most=most)
+        chunks = jax.tree.map(split, arrays)
         _, results = jax.lax.scan(lambda _, chunk: (None, function(*chunk)), None, chunks)
-        return jax.tree.map(functools.partial(join_blocks, axis=axis, blocks=num_blocks), results)
+        return jax.tree.map(functools.partial(join_blocks, axis=axis, blocks=number), results)
 
     return chunked

@@ -49,6 +49,7 @@ class BidirectionalTransformer(nn.Module):
         cache_mask_BST: jax.Array | None = None,
         cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
+        with_logits: bool = True,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`. Sliding layers keep their window towards earlier positions."""
         del sigma
@@ -61,7 +62,7 @@ class BidirectionalTransformer(nn.Module):
             mask_BSS=visible(tokens_BS, segments_BS=segments_BS, mask_BSS=mask_BSS),
         )
         hidden_BSD = take_rows(output.hidden_BSD, rows_BI)
-        logits_BSV = self.logits(hidden_BSD)
+        logits_BSV = self.logits(hidden_BSD if with_logits else hidden_BSD[:, :0])
         return DenoiserOutput(hidden_BSD, logits_BSV, output.keys_LBRSC, output.values_LBRSC)
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:

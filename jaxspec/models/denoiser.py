@@ -49,6 +49,7 @@ class Denoiser(Protocol):
         cache_mask_BST: jax.Array | None = None,
         cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
+        with_logits: bool = True,
     ) -> DenoiserOutput:
         """One pass.
 
@@ -65,6 +66,7 @@ class Denoiser(Protocol):
             with sliding layers; None: slot t holds position t.
           rows_BI: the positions within this pass whose logits are needed; None: all. (In a small
             model the head is a third of the work.)
+          with_logits: False: no logits, [B, 0, V], for callers that run the head themselves.
         """
 
 

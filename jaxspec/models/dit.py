@@ -171,6 +171,7 @@ class DiT(nn.Module):
         cache_mask_BST: jax.Array | None = None,
         cache_positions_BT: jax.Array | None = None,
         rows_BI: jax.Array | None = None,
+        with_logits: bool = True,
     ) -> DenoiserOutput:
         """One pass; see `Denoiser`.
 
@@ -202,7 +203,8 @@ class DiT(nn.Module):
         )
         shift, scale = jnp.split(self.final_modulation(conditioning_BSZ), 2, axis=-1)
         hidden_BSD = take_rows(modulate(self.final_norm(x_BSD), shift, scale), rows_BI)
-        return DenoiserOutput(hidden_BSD, self.logits(hidden_BSD), keys_LBRSC, values_LBRSC)
+        logits_BSV = self.logits(hidden_BSD if with_logits else hidden_BSD[:, :0])
+        return DenoiserOutput(hidden_BSD, logits_BSV, keys_LBRSC, values_LBRSC)
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """The head alone, for callers that hold the logits of only a few positions at a time."""

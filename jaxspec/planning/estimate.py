@@ -28,9 +28,11 @@ from jaxspec.parallel.rules import Rules
 from jaxspec.planning.memory import frozen_name, logits_bytes
 from jaxspec.planning.minimum import computed_operations, least_operations
 from jaxspec.planning.roofline import Roofline
-from jaxspec.training.objectives import DrafterObjective, Objective
+from jaxspec.training.denoiser import DenoiserObjective
+from jaxspec.training.lora import LowRankObjective
+from jaxspec.training.objectives import DrafterObjective, Objective, TargetObjective
 from jaxspec.training.optimizer import make_optimizer
-from jaxspec.training.passes import Reading, reading
+from jaxspec.training.passes import Reading, logits_at_once, reading
 from jaxspec.training.state import initial_state
 from jaxspec.training.tasks.registry import task_of
 from jaxspec.training.tasks.task import Task
@@ -144,8 +146,18 @@ def _keeps_products(drafter: DrafterConfig) -> bool:
 
 def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Objective:
     """The objective with the settings of `config` that are compared."""
-    if not isinstance(objective, DrafterObjective):
-        return objective
+    if isinstance(objective, LowRankObjective):
+        return dataclasses.replace(objective, inner=_objective(objective.inner, config, chip=chip))
+    if isinstance(objective, DenoiserObjective):
+        architecture = config.denoiser.architecture
+        remat = config.denoiser.remat or bool(architecture and architecture.remat)
+        model = dataclasses.replace(objective.model.config, remat=remat)
+        objective = dataclasses.replace(
+            objective, model=objective.model.clone(config=model), loss=config.loss
+        )
+    if isinstance(objective, DenoiserObjective | TargetObjective):
+        return dataclasses.replace(objective, chunk_tokens=config.training.chunk_tokens)
+    assert isinstance(objective, DrafterObjective), "there is no other kind"
     drafter = objective.drafter.config
     own, chunk_blocks = config.data.anchors // config.mesh.context, config.drafter.chunk_blocks
     if chunk_blocks is None:
@@ -179,13 +191,16 @@ def _of_model(
         )
     read = shapes.read
     assert read is not None, "another objective trains one model"
-    is_chunked = bool(config.loss.chunk_blocks) and getattr(objective, "goal", "") == "draft"
+    trained: Any = objective.inner if isinstance(objective, LowRankObjective) else objective
+    read = dataclasses.replace(read, model=trained.model.config)
+    is_chunked = 0 < logits_at_once(objective) < read.places
+    places = config.data.batch_size * read.places
+    head = 2.0 * read.model.hidden_size * read.model.vocab_size * places
     return (
         _model_activations(read, rows=rows, mesh=mesh)
         + _gathered(read.model, task.frozen_shapes or shapes.state.params, mesh),
         _model_score_traffic(read, rows=rows, tensor=mesh["tensor"]),
-        least[f"{config.training.task} forward"] * read.model.remat
-        + least["head"] / 3 * is_chunked,
+        least[f"{config.training.task} forward"] * read.model.remat + head * is_chunked,
     )
 
 

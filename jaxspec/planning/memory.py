@@ -16,8 +16,8 @@ from typing import Any
 import jax
 
 from jaxspec.training.needs import Needs
-from jaxspec.training.objectives import DrafterObjective, TargetObjective
-from jaxspec.training.passes import reading
+from jaxspec.training.objectives import DrafterObjective
+from jaxspec.training.passes import logits_at_once, reading
 from jaxspec.training.tasks.task import Task
 
 
@@ -95,8 +95,5 @@ def logits_bytes(task: Task, *, rows: int, mesh: Mapping[str, int]) -> int:
         read = reading(objective, length=config.data.sequence_length)
         assert read is not None, "there is no other kind"
         places, vocabulary = read.places, read.model.vocab_size
-        if isinstance(objective, TargetObjective) and objective.chunk_tokens:
-            places = min(objective.chunk_tokens, places)
-        if config.loss.chunk_blocks and getattr(objective, "goal", "") == "draft":
-            places = min(config.loss.chunk_blocks * (config.denoiser.block_size - 1), places)
+        places = min(logits_at_once(objective) or places, places)
     return 2 * 4 * rows * places * vocabulary // mesh["tensor"]

@@ -238,4 +238,5 @@ def without_recomputation(config: RunConfig) -> RunConfig:
         ),
         drafter=dataclasses.replace(config.drafter, remat=False, chunk_blocks=0),
         loss=dataclasses.replace(config.loss, chunk_blocks=0),
+        training=dataclasses.replace(config.training, chunk_tokens=0),
     )

@@ -1,9 +1,9 @@
 """The settings with which a run fits a topology, the fastest first.
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
-(training.gradient_accumulation); for drafters with several sizes of chunks (loss.chunk_blocks,
-drafter.chunk_blocks) and with and without drafter.remat. Where nothing fits, a drafter's rows are
-split too (mesh.context). None of them changes what is learned.
+(training.gradient_accumulation), several sizes of chunks (loss.chunk_blocks, drafter.chunk_blocks,
+training.chunk_tokens) and, for drafters and denoisers, with and without remat. Where nothing fits,
+a drafter's rows are split too (mesh.context). None of them changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -148,6 +148,10 @@ def variants(
     rows, blocks = config.data.batch_size, config.data.anchors
     chunks = [size for size in (8, 32, 128) if size < blocks and blocks % size == 0]
     groups = groups_read(config.training.task, objective=config.denoiser.objective)
+    # What learns to draft has the loss's settings, and chunks of blocks.
+    tokens = {config.training.chunk_tokens}
+    if "loss" not in groups:
+        tokens |= {size for size in (128, 512, 2048) if size < config.data.sequence_length}
     loss_chunks, drafter_chunks = (
         # None: as few as fit.
         sorted(
@@ -156,7 +160,11 @@ def variants(
         )
         for group in ("loss", "drafter")
     )
-    remats = (True, False) if "drafter" in groups else (config.drafter.remat,)
+    remats = {name: {getattr(config, name).remat} for name in ("drafter", "denoiser")}
+    if "drafter" in groups:
+        remats["drafter"] = {False, True}
+    elif "denoiser" in groups and not getattr(config.denoiser.architecture, "remat", False):
+        remats["denoiser"] = {False, True}
     of_row = math.gcd(devices, config.data.sequence_length, blocks)
     if "drafter" not in groups:
         of_row = 1
@@ -170,8 +178,10 @@ def variants(
             continue
         if rows % (data * fsdp) or (config.mesh.path != "jit" and data < devices):
             continue
-        for accumulated, loss, chunk, remat in itertools.product(
-            divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, remats
+        for accumulated, loss, chunk, at_once, remat, again in itertools.product(
+            divisors(rows // (data * fsdp)),
+            *(loss_chunks, drafter_chunks, sorted(tokens)),
+            *(remats["drafter"], remats["denoiser"]),
         ):
             own = blocks // context
             if chunk and chunk < own and own % chunk:
@@ -181,9 +191,12 @@ def variants(
                 mesh=dataclasses.replace(
                     config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor
                 ),
-                training=dataclasses.replace(config.training, gradient_accumulation=accumulated),
+                training=dataclasses.replace(
+                    config.training, gradient_accumulation=accumulated, chunk_tokens=at_once
+                ),
                 loss=dataclasses.replace(config.loss, chunk_blocks=loss),
                 drafter=dataclasses.replace(config.drafter, chunk_blocks=chunk, remat=remat),
+                denoiser=dataclasses.replace(config.denoiser, remat=again),
             )
 
 
@@ -198,9 +211,11 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
     ]
     for group, name in (
         ("training", "gradient_accumulation"),
+        ("training", "chunk_tokens"),
         ("loss", "chunk_blocks"),
         ("drafter", "chunk_blocks"),
         ("drafter", "remat"),
+        ("denoiser", "remat"),
     ):
         value = getattr(getattr(config, group), name)
         if value != getattr(getattr(asked, group), name):

@@ -29,6 +29,7 @@ from jaxspec.losses import (
     LossWeights,
     answer_terms,
     chunked_slot_statistics,
+    chunked_token_values,
     drafter_metrics,
     elbo_values,
     log_scores,
@@ -66,13 +67,15 @@ class DenoiserObjective:
 
     model: AnyDenoiser
     loss: LossConfig
-    """The loss of the goal "draft"."""
+    """The loss of the goal "draft", and how many blocks of it have their logits in memory."""
     goal: Goal
     anchors: int
     block_size: int
     batch_size: int
     """Rows of the global batch; times are spread evenly over them."""
     anchor_sampling: AnchorSampling = "document"
+    chunk_tokens: int = 0
+    """Tokens of a row whose logits are in memory at once, for other goals; 0: all of them."""
 
     @property
     def in_blocks(self) -> bool:
@@ -180,8 +183,8 @@ class DenoiserObjective:
                 "segments_BS": batch["segments"],
                 "sigma": SCHEDULE.sigma(times_BS[:, 0]),
             }
-        output = self.model.apply({"params": params}, **inputs)
-        values_BS = self._values(output.logits_BSV, batch["tokens"], masked_BS, times_BS)
+        output = self.model.apply({"params": params}, **inputs, with_logits=False)
+        values_BS = self._values(params, output.hidden_BSD, batch["tokens"], masked_BS, times_BS)
         return self._diffusion_terms(values_BS, batch["loss_mask"])
 
     def _block_terms(
@@ -207,23 +210,49 @@ class DenoiserObjective:
         noisy_BNG = jnp.where(mask_BNG, noisy_BNG, self.model.config.mask_id)
         times_BNG = jnp.broadcast_to(times_BN1, labels_BNG.shape)
         output = self.read_blocks(params, batch, anchors_BN, noisy_BNG, times_BNG=times_BNG)
-        logits_BNGV = output.logits_BSV.reshape(*labels_BNG.shape, -1)
-        values_BNG = self._values(logits_BNGV, labels_BNG, masked_BNG, times_BNG)
-        return self._diffusion_terms(values_BNG, mask_BNG)
+        # The slots of a causal context are one row for the model.
+        values_BS = self._values(
+            params, output.hidden_BSD, *map(_by_row, (labels_BNG, masked_BNG, times_BNG))
+        )
+        return self._diffusion_terms(values_BS, _by_row(mask_BNG))
 
     def _values(
-        self, logits: jax.Array, labels: jax.Array, masked: jax.Array, times: jax.Array
+        self,
+        params: Any,
+        hidden_BSD: jax.Array,
+        labels_BS: jax.Array,
+        masked_BS: jax.Array,
+        times_BS: jax.Array,
     ) -> jax.Array:
+        """What each token contributes to the loss, [B, S]."""
         mask_id = self.model.config.mask_id
-        if self.goal == "llada":
-            return masked_values(
-                logits, labels, masked_BS=masked, probabilities=self._mask_probability(times)
+
+        def values(
+            logits: jax.Array, labels: jax.Array, masked: jax.Array, times: jax.Array
+        ) -> jax.Array:
+            # A token that fills up a chunk has time 0, at which the gradient would be NaN.
+            times = jnp.where(masked, times, 1.0)
+            if self.goal == "llada":
+                return masked_values(
+                    logits, labels, masked_BS=masked, probabilities=self._mask_probability(times)
+                )
+            if self.goal == "elbo":
+                return elbo_values(
+                    logits, labels, masked_BS=masked, times_BS=times, mask_id=mask_id
+                )
+            scores = log_scores(logits, times_BS=times, schedule=SCHEDULE)
+            return score_entropy_values(
+                scores, labels, masked_BS=masked, times_BS=times, schedule=SCHEDULE, mask_id=mask_id
             )
-        if self.goal == "elbo":
-            return elbo_values(logits, labels, masked_BS=masked, times_BS=times, mask_id=mask_id)
-        scores = log_scores(logits, times_BS=times, schedule=SCHEDULE)
-        return score_entropy_values(
-            scores, labels, masked_BS=masked, times_BS=times, schedule=SCHEDULE, mask_id=mask_id
+
+        return chunked_token_values(
+            values,
+            hidden_BSD,
+            labels_BS,
+            masked_BS,
+            times_BS,
+            head=lambda hidden: self.model.apply({"params": params}, hidden, method="logits"),
+            chunk_tokens=self.chunk_tokens,
         )
 
     def _mask_probability(self, times: jax.Array) -> jax.Array:
@@ -232,7 +261,7 @@ class DenoiserObjective:
 
     def _diffusion_terms(self, values: jax.Array, learned: jax.Array) -> tuple[Terms, Metrics]:
         if self.goal == "llada":
-            term = answer_terms(_by_row(values), answer_BS=_by_row(learned))
+            term = answer_terms(values, answer_BS=learned)
         else:
             term = (values.sum(dtype=jnp.float32), count(learned))
         return {self.goal: term}, {self.goal: jax.lax.stop_gradient(term)}
@@ -264,8 +293,8 @@ class DenoiserObjective:
           times_BNG: for a time-conditioned model; None: 1 everywhere.
 
         Returns:
-          Hidden states and logits, [B, N * G, ...] for a causal context and [B * N, G, ...] for a
-          bidirectional one. Its keys and values are of no further use.
+          Hidden states, [B, N * G, D] for a causal context and [B * N, G, D] for a bidirectional
+          one. There are no logits, and its keys and values are of no further use.
         """
         index_S = jnp.arange(batch["tokens"].shape[1])
 
@@ -302,6 +331,7 @@ class DenoiserObjective:
             positions_BS=batch["positions"],
             segments_BS=batch["segments"],
             mask_BSS=(index_S[:, None] >= index_S)[None],
+            with_logits=False,
         )
         lengths_B = jnp.full(batch_size, length)
         block_S = jnp.arange(blocks * slots) // slots
@@ -318,6 +348,7 @@ class DenoiserObjective:
             cache=KVCache(clean.keys_LBRSC, clean.values_LBRSC, lengths_B),
             cache_mask_BST=jnp.repeat(context_BNS, slots, axis=1),
             cache_positions_BT=batch["positions"],
+            with_logits=False,
         )
 
     def _with_bidirectional_context(
@@ -349,6 +380,7 @@ class DenoiserObjective:
             # An MDLM has one time for all tokens of a row, including clean ones.
             sigma=rows(sigma_BS, sigma_BNG).max(axis=-1),
             rows_BI=jnp.broadcast_to(length + jnp.arange(slots), (batch_size * blocks, slots)),
+            with_logits=False,
         )
 
 

@@ -92,6 +92,19 @@ def reading(objective: Objective, *, length: int) -> Reading | None:
     return Reading(config, (both_ways,), once, places=length, noises=1)
 
 
+def logits_at_once(objective: Objective) -> int:
+    """Positions of a row whose logits are in memory at once; 0: all.
+
+    Args:
+      objective: of a target or a denoiser.
+    """
+    if isinstance(objective, LowRankObjective):
+        return logits_at_once(objective.inner)
+    if isinstance(objective, DenoiserObjective) and objective.goal == "draft":
+        return objective.loss.chunk_blocks * (objective.block_size - 1)
+    return int(getattr(objective, "chunk_tokens", 0))
+
+
 def _blocks(objective: DenoiserObjective, length: int) -> Reading:
     """Blocks of masks, each behind the part of the row up to its anchor."""
     blocks, slots = objective.anchors, objective.block_size - 1

@@ -10,6 +10,8 @@ from jaxspec.losses import (
     OBJECTIVES,
     SlotStatistics,
     chunked_slot_statistics,
+    chunked_token_values,
+    elbo_values,
     loss_terms,
     slot_statistics,
     terms_needing_target_rows,
@@ -237,6 +239,47 @@ def test_memory_of_all_logits_and_of_distillation():
     logits_bytes = 512 * 15 * 4096 * 4
     assert scratch_bytes(blocks=512, vocab=4096, chunk_blocks=0) > 0.9 * logits_bytes
     assert scratch_bytes(blocks=512, vocab=4096, distill=True) < 0.25 * logits_bytes
+
+
+def test_memory_does_not_grow_with_the_number_of_tokens():
+    """Of a row whose tokens are all learned, by value and gradient."""
+    width, vocab = 64, 151_936
+
+    def loss(hidden, kernel, labels, masked, times):
+        values = chunked_token_values(
+            lambda logits, labels, masked, times: elbo_values(
+                logits, labels, masked_BS=masked, times_BS=times, mask_id=0
+            ),
+            *(hidden, labels, masked, times),
+            head=lambda x: x @ kernel,
+            chunk_tokens=256,
+        )
+        return values.sum()
+
+    def scratch(tokens):
+        def row(dtype, *shape):
+            return jax.ShapeDtypeStruct((1, tokens, *shape), dtype)
+
+        program = jax.jit(jax.value_and_grad(loss)).lower(
+            row(jnp.float32, width),
+            jax.ShapeDtypeStruct((width, vocab), jnp.float32),
+            *(row(jnp.int32), row(bool), row(jnp.float32)),
+        )
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    few, many = scratch(1024), scratch(8192)
+    assert many - few < 4 * (8192 - 1024) * width * 4
+    assert many < 0.15 * 8192 * vocab * 4
+
+
+def test_errors_of_token_values():
+    hidden, labels = jnp.zeros((1, 6, D)), jnp.zeros((1, 6))
+    call = functools.partial(chunked_token_values, lambda logits, labels: labels, hidden)
+    assert call(labels, head=lambda x: x, chunk_tokens=6).shape == (1, 6)
+    with pytest.raises(ValueError, match="positive: got -1"):
+        call(labels, head=lambda x: x, chunk_tokens=-1)
+    with pytest.raises(ValueError, match=r"one entry for each .* got \(1, 5\), expected \(1, 6\)"):
+        call(labels[:, :5], head=lambda x: x, chunk_tokens=0)
 
 
 def test_errors():

@@ -171,3 +171,29 @@ def test_settings_are_searched():
     assert {each.drafter for each in tried} == {many.drafter}
     rows = list(variants(run("llada"), devices=8, models={}))
     assert {each.loss.chunk_blocks for each in rows} == {0}
+    assert {each.denoiser.remat for each in rows} == {False, True}
+    longer = dataclasses.replace(run("llada"), data=changed(data={"sequence_length": 1024}).data)
+    tokens = {each.training.chunk_tokens for each in variants(longer, devices=8, models={})}
+    assert tokens == {0, 128, 512}
+
+
+@pytest.mark.parametrize("name", ["llada", "lora", "draft"])
+def test_chunks_take_less_memory_and_another_head(name):
+    config = run(name)
+    if name == "draft":
+        chunked = dataclasses.replace(config, loss=dataclasses.replace(config.loss, chunk_blocks=1))
+    else:
+        training = dataclasses.replace(config.training, chunk_tokens=LENGTH // BLOCKS)
+        chunked = dataclasses.replace(config, training=training)
+    assert without_recomputation(chunked) == without_recomputation(config)
+    mesh = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+    whole, parts = (
+        estimate(Shapes.of(each), each, mesh=mesh, chip=CHIPS["H100"]) for each in (config, chunked)
+    )
+    assert parts.memory["logits"] == whole.memory["logits"] / BLOCKS
+    again = (parts.roofline.terms["arithmetic"] - whole.roofline.terms["arithmetic"]) * CHIPS[
+        "H100"
+    ].peak_operations
+    # Of a frozen head, only the hidden states have a gradient.
+    head = least(config)["head"] / (2 if name == "lora" else 3)
+    assert again == pytest.approx(head / 8)

@@ -61,6 +61,10 @@ MISTAKES = {
         {"drafter": {"num_heads": 3, "num_kv_heads": 2}},
         "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
     ),
+    "chunks of tokens for blocks": (
+        {"training": {"chunk_tokens": 8}},
+        "training.chunk_tokens is 8, but .* set loss.chunk_blocks",
+    ),
     "chunks that do not divide": ({"drafter": {"chunk_blocks": 3}}, "must divide the 4 blocks"),
     "more features than layers": (
         {"drafter": {"target_layer_ids": (), "num_features": 2}},

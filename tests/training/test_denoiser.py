@@ -78,7 +78,8 @@ def test_blocks_are_read_as_in_drafting(context):
     def packed(params, batch):
         anchors_BN, labels_BNG, mask_BNG = trained.blocks(batch, KEY)
         output = trained.read_blocks(params, batch, anchors_BN, jnp.full_like(labels_BNG, MASK))
-        return anchors_BN, mask_BNG, output.logits_BSV.reshape(*labels_BNG.shape, -1)
+        logits = trained.model.apply({"params": params}, output.hidden_BSD, method="logits")
+        return anchors_BN, mask_BNG, logits.reshape(*labels_BNG.shape, -1)
 
     anchors, mask, logits = jax.device_get(packed(params, batch))
     kind = DenoiserProposer if context == "bidirectional" else CachedDenoiserProposer
@@ -138,6 +139,27 @@ def test_a_batch_is_the_sum_of_its_parts(context, goal, copies):
     for name, count in counts.items():
         np.testing.assert_allclose(count, whole[name][1], rtol=1e-6)
     assert all(np.isfinite(value).all() for term in metrics.values() for value in term)
+
+
+@pytest.mark.parametrize(
+    ("context", "goal"),
+    [("bidirectional", "elbo"), ("bidirectional", "score_entropy"), ("causal", "llada")],
+)
+def test_chunks_of_tokens_change_neither_terms_nor_gradients(context, goal):
+    """Nor do the tokens that fill up the last chunk: 5 is no divisor."""
+    params, batch = random_params(), tiny.batch()
+
+    def value(params, trained):
+        terms, _ = trained(params, {}, batch, KEY, WEIGHTS)
+        return trained.total(terms, WEIGHTS)
+
+    whole = objective(context, goal)
+    chunked = dataclasses.replace(whole, chunk_tokens=5)
+    step = jax.jit(jax.value_and_grad(value), static_argnums=1)
+    for got, want in zip(
+        jax.tree.leaves(step(params, chunked)), jax.tree.leaves(step(params, whole)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

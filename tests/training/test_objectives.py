@@ -272,3 +272,19 @@ def test_target_objective_is_the_mean_over_documents(params):
     np.testing.assert_allclose(terms["cross_entropy"], (total, count), rtol=1e-5)
     assert float(objective.counts(batch, KEY, WEIGHTS)["cross_entropy"]) == count
     np.testing.assert_allclose(objective.total(terms, WEIGHTS), total / count, rtol=1e-5)
+
+
+def test_chunks_of_tokens_change_neither_loss_nor_gradient(params):
+    """Of a target; 5 divides no row."""
+    _, frozen = params
+
+    def value(params, objective):
+        terms, _ = objective(params, {}, tiny.batch(), KEY, WEIGHTS)
+        return objective.total(terms, WEIGHTS)
+
+    step = jax.jit(jax.value_and_grad(value), static_argnums=1)
+    whole, chunked = (TargetObjective(tiny.TARGET, chunk_tokens=size) for size in (0, 5))
+    for got, want in zip(
+        jax.tree.leaves(step(frozen, chunked)), jax.tree.leaves(step(frozen, whole)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)

@@ -81,6 +81,7 @@ def test_a_denoiser_sees_a_second_document_as_if_it_stood_alone(context):
 
     @jax.jit
     def logits(batch, anchors_BN):
-        return objective.read_blocks(params, batch, anchors_BN, slots_BNG).logits_BSV
+        output = objective.read_blocks(params, batch, anchors_BN, slots_BNG)
+        return model.apply({"params": params}, output.hidden_BSD, method="logits")
 
     np.testing.assert_allclose(logits(batch, anchors_in_row), logits(alone, anchors), atol=1e-5)

@@ -33,7 +33,13 @@ from jaxspec.parallel.divisibility import split_sizes
 from jaxspec.training.denoiser import DenoiserObjective
 from jaxspec.training.lora import LowRankObjective, init_updates, merged
 from jaxspec.training.tasks.shapes import in_float32
-from jaxspec.training.tasks.task import Save, Task, TaskKind, initialiser
+from jaxspec.training.tasks.task import (
+    Save,
+    Task,
+    TaskKind,
+    check_no_token_chunks,
+    initialiser,
+)
 
 _RUNTIME = ("dtype", "param_dtype", "unroll_layers", "remat")
 """What a run may choose anew for the weights that it starts from."""
@@ -56,6 +62,8 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     if tokenizer is not None:
         architecture = _with_mask(architecture, tokenizer)
     _check_blocks(config, architecture)
+    if settings.objective == "draft":
+        check_no_token_chunks(config)
     model = make_denoiser(architecture)
 
     def load(shardings: Any = None) -> Any:
@@ -80,6 +88,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
             anchor_sampling=config.data.anchor_sampling,
             block_size=settings.block_size,
             batch_size=config.data.batch_size,
+            chunk_tokens=config.training.chunk_tokens,
         ),
         init=initialiser(model),
         models={"The denoiser": split_sizes(architecture)},

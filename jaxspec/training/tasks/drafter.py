@@ -41,6 +41,7 @@ from jaxspec.training.tasks.task import (
     Task,
     TaskKind,
     check_attention,
+    check_no_token_chunks,
     check_vocabulary,
     initialiser,
 )
@@ -71,6 +72,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         architecture = _checked_target(config, tokenizer)
         mask_token_id = tokenizer.mask_id
     check_attention(config, architecture)
+    check_no_token_chunks(config)
     source = exported_weights(user_path(config.drafter.path)) if config.drafter.path else None
     given = config.drafter if source is None else _imported(config.drafter, source, architecture)
     if given.param_dtype != "float32":

@@ -33,7 +33,7 @@ MAY_CHANGE = (
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.remat", "denoiser.architecture.remat", "target.architecture.unroll_layers"),
     *("target.architecture.remat", "target.architecture.attention", "target.attention"),
-    "loss.chunk_blocks",
+    *("loss.chunk_blocks", "training.chunk_tokens"),
 )
 """Groups and settings that may differ when a run continues."""
 

@@ -79,7 +79,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
     return Task(
         title="target",
         config=config,
-        objective=TargetObjective(model),
+        objective=TargetObjective(model, chunk_tokens=config.training.chunk_tokens),
         init=initialiser(model),
         models={"The target": split_sizes(architecture)},
         save=_saves(architecture),

@@ -339,6 +339,15 @@ def check_attention(config: RunConfig, architecture: LanguageModelConfig) -> Non
         )
 
 
+def check_no_token_chunks(config: RunConfig) -> None:
+    """Raises ValueError if logits are to be computed by chunks of tokens: drafts have blocks."""
+    if config.training.chunk_tokens:
+        raise ValueError(
+            f"training.chunk_tokens is {config.training.chunk_tokens}, but a run that learns to "
+            "draft computes logits by blocks: leave it out, and set loss.chunk_blocks."
+        )
+
+
 def check_vocabulary(tokenizer: Tokenizer, target: LanguageModelConfig) -> None:
     """Raises ValueError where the target has no embedding for some of the tokenizer's ids."""
     if not tokenizer.fit_to(target.vocab_size):

@@ -77,8 +77,8 @@ class TargetConfig:
     "target", training starts from its weights."""
     architecture: TransformerConfig | None = None
     """Shape of the target. Needed to train one from scratch; otherwise optional, and compared with
-    that of `path`. Its dtype and attention count like those of the target: what was given, and not
-    the default."""
+    that of `path`. Its dtype, attention and remat count like those of the target: what was given,
+    and not the default."""
     dtype: Dtype = "float32"
     """Type of the target's computations, and of a frozen one's weights. "bfloat16" takes half the
     memory."""
@@ -86,6 +86,9 @@ class TargetConfig:
     """How the target computes attention over whole texts, in training and for prompts: "plain",
     "chunked" or by a kernel, "cudnn" (GPU) or "splash" (TPU); "auto": what is fastest for the
     devices, the type and the length."""
+    remat: bool = False
+    """With training.task "target": recompute each layer in the backward pass instead of keeping its
+    activations."""
     enable_thinking: bool | None = None
     """Passed to the chat template in training, evaluation and regeneration. False: Qwen3 answers
     without thinking aloud first. None: the template's default."""

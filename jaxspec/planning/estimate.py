@@ -148,15 +148,18 @@ def _objective(objective: Objective, config: RunConfig, *, chip: Chip) -> Object
     """The objective with the settings of `config` that are compared."""
     if isinstance(objective, LowRankObjective):
         return dataclasses.replace(objective, inner=_objective(objective.inner, config, chip=chip))
-    if isinstance(objective, DenoiserObjective):
-        architecture = config.denoiser.architecture
-        remat = config.denoiser.remat or bool(architecture and architecture.remat)
-        model = dataclasses.replace(objective.model.config, remat=remat)
-        objective = dataclasses.replace(
-            objective, model=objective.model.clone(config=model), loss=config.loss
-        )
     if isinstance(objective, DenoiserObjective | TargetObjective):
-        return dataclasses.replace(objective, chunk_tokens=config.training.chunk_tokens)
+        is_target = isinstance(objective, TargetObjective)
+        asked = config.target if is_target else config.denoiser
+        remat = asked.remat or bool(asked.architecture and asked.architecture.remat)
+        model = dataclasses.replace(objective.model.config, remat=remat)
+        changes: dict[str, Any] = {} if is_target else {"loss": config.loss}
+        return dataclasses.replace(
+            objective,
+            model=objective.model.clone(config=model),
+            chunk_tokens=config.training.chunk_tokens,
+            **changes,
+        )
     assert isinstance(objective, DrafterObjective), "there is no other kind"
     drafter = objective.drafter.config
     own, chunk_blocks = config.data.anchors // config.mesh.context, config.drafter.chunk_blocks

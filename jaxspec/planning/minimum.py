@@ -232,7 +232,9 @@ def without_recomputation(config: RunConfig) -> RunConfig:
 
     return dataclasses.replace(
         config,
-        target=dataclasses.replace(config.target, architecture=kept(config.target.architecture)),
+        target=dataclasses.replace(
+            config.target, remat=False, architecture=kept(config.target.architecture)
+        ),
         denoiser=dataclasses.replace(
             config.denoiser, remat=False, architecture=kept(config.denoiser.architecture)
         ),

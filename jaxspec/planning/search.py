@@ -2,8 +2,8 @@
 
 All splits of the devices over data, fsdp and tensor are estimated with several parts of the batch
 (training.gradient_accumulation), several sizes of chunks (loss.chunk_blocks, drafter.chunk_blocks,
-training.chunk_tokens) and, for drafters and denoisers, with and without remat. Where nothing fits,
-a drafter's rows are split too (mesh.context). None of them changes what is learned.
+training.chunk_tokens) and with and without remat. Where nothing fits, a drafter's rows are split
+too (mesh.context). None of them changes what is learned.
 
 >>> found = search(config, parse_topology("v5e:4x4"))                          # doctest: +SKIP
 >>> found[0].overrides                                                        # doctest: +SKIP
@@ -160,11 +160,11 @@ def variants(
         )
         for group in ("loss", "drafter")
     )
-    remats = {name: {getattr(config, name).remat} for name in ("drafter", "denoiser")}
-    if "drafter" in groups:
-        remats["drafter"] = {False, True}
-    elif "denoiser" in groups and not getattr(config.denoiser.architecture, "remat", False):
-        remats["denoiser"] = {False, True}
+    trained = config.training.task
+    settings = getattr(config, trained)
+    remats = {False, True}
+    if getattr(getattr(settings, "architecture", None), "remat", False):
+        remats = {settings.remat}
     of_row = math.gcd(devices, config.data.sequence_length, blocks)
     if "drafter" not in groups:
         of_row = 1
@@ -178,16 +178,17 @@ def variants(
             continue
         if rows % (data * fsdp) or (config.mesh.path != "jit" and data < devices):
             continue
-        for accumulated, loss, chunk, at_once, remat, again in itertools.product(
-            divisors(rows // (data * fsdp)),
-            *(loss_chunks, drafter_chunks, sorted(tokens)),
-            *(remats["drafter"], remats["denoiser"]),
+        for accumulated, loss, chunk, at_once, remat in itertools.product(
+            divisors(rows // (data * fsdp)), loss_chunks, drafter_chunks, sorted(tokens), remats
         ):
             own = blocks // context
             if chunk and chunk < own and own % chunk:
                 continue
+            changed = dataclasses.replace(
+                config, **{trained: dataclasses.replace(settings, remat=remat)}
+            )
             yield dataclasses.replace(
-                config,
+                changed,
                 mesh=dataclasses.replace(
                     config.mesh, data=data, fsdp=fsdp, context=context, tensor=tensor
                 ),
@@ -195,8 +196,7 @@ def variants(
                     config.training, gradient_accumulation=accumulated, chunk_tokens=at_once
                 ),
                 loss=dataclasses.replace(config.loss, chunk_blocks=loss),
-                drafter=dataclasses.replace(config.drafter, chunk_blocks=chunk, remat=remat),
-                denoiser=dataclasses.replace(config.denoiser, remat=again),
+                drafter=dataclasses.replace(changed.drafter, chunk_blocks=chunk),
             )
 
 
@@ -214,6 +214,7 @@ def typed(config: RunConfig, asked: RunConfig) -> str:
         ("training", "chunk_tokens"),
         ("loss", "chunk_blocks"),
         ("drafter", "chunk_blocks"),
+        ("target", "remat"),
         ("drafter", "remat"),
         ("denoiser", "remat"),
     ):

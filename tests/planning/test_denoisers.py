@@ -83,6 +83,21 @@ def test_updates_need_no_gradients_of_what_is_frozen():
     assert updates["updates"] == 3 * 2 * ROWS * LENGTH * LAYERS * 4 * sides
 
 
+def test_a_target_in_a_folder_is_computed_again_where_asked():
+    config = changed(training={"task": "target"}, target={"path": "embedded", "architecture": None})
+    again = dataclasses.replace(config, target=dataclasses.replace(config.target, remat=True))
+    for each in (config, again):
+        assert task_of(each).build(each).objective.model.config.remat == each.target.remat
+    mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    shapes = Shapes.of(config)
+    kept, less = (
+        estimate(shapes, each, mesh=mesh, chip=CHIPS["H100"]).memory["activations"]
+        for each in (config, again)
+    )
+    assert less < kept
+    assert without_recomputation(again) == without_recomputation(config)
+
+
 def seen(name):
     """Pairs of a token and one that it sees, from masks: of tokens that are read, and of others."""
     if name in ("mdlm", "llada", "lora"):
@@ -173,6 +188,10 @@ def test_settings_are_searched():
     assert {each.loss.chunk_blocks for each in rows} == {0}
     assert {each.denoiser.remat for each in rows} == {False, True}
     longer = dataclasses.replace(run("llada"), data=changed(data={"sequence_length": 1024}).data)
+    target = dataclasses.replace(
+        longer, training=dataclasses.replace(longer.training, task="target")
+    )
+    assert {each.target.remat for each in variants(target, devices=8, models={})} == {False, True}
     tokens = {each.training.chunk_tokens for each in variants(longer, devices=8, models={})}
     assert tokens == {0, 128, 512}
 

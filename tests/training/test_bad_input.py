@@ -61,6 +61,10 @@ MISTAKES = {
         {"drafter": {"num_heads": 3, "num_kv_heads": 2}},
         "num_heads must be a multiple of drafter.num_kv_heads: got 3 and 2",
     ),
+    "a frozen target computed again": (
+        {"target": {"remat": True}},
+        "target.remat is True, but this run does not train the target",
+    ),
     "chunks of tokens for blocks": (
         {"training": {"chunk_tokens": 8}},
         "training.chunk_tokens is 8, but .* set loss.chunk_blocks",

@@ -37,6 +37,7 @@ from jaxspec.training.tasks.task import (
     Save,
     Task,
     TaskKind,
+    check_frozen,
     check_no_token_chunks,
     initialiser,
 )
@@ -55,6 +56,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
         an objective that a denoiser cannot learn, or a rank that its matrices do not have.
     """
     settings = config.denoiser
+    check_frozen(config.target)
     source = _source(settings)
     if source is not None and tokenizer is not None and has_tokenizer(source):
         check_same_tokens(Tokenizer.load(source), tokenizer, name=str(source))

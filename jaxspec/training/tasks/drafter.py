@@ -41,6 +41,7 @@ from jaxspec.training.tasks.task import (
     Task,
     TaskKind,
     check_attention,
+    check_frozen,
     check_no_token_chunks,
     check_vocabulary,
     initialiser,
@@ -60,6 +61,7 @@ def build(config: RunConfig, *, tokenizer: Tokenizer | None = None) -> Task:
       ValueError: no target, one that does not fit the tokenizer or the configuration, settings of
         it that contradict each other, or a drafter that does not fit the target.
     """
+    check_frozen(config.target)
     config = dataclasses.replace(config, target=_as_asked(config.target))
     # Which token masks a slot does not matter to shapes.
     mask_token_id: int | None = 0

@@ -32,7 +32,8 @@ MAY_CHANGE = (
     *("drafter.unroll_layers", "drafter.remat", "drafter.remat_policy", "drafter.chunk_blocks"),
     *("denoiser.unroll_layers", "denoiser.architecture.unroll_layers"),
     *("denoiser.remat", "denoiser.architecture.remat", "target.architecture.unroll_layers"),
-    *("target.architecture.remat", "target.architecture.attention", "target.attention"),
+    *("target.architecture.remat", "target.remat"),
+    *("target.architecture.attention", "target.attention"),
     *("loss.chunk_blocks", "training.chunk_tokens"),
 )
 """Groups and settings that may differ when a run continues."""

@@ -1,7 +1,7 @@
 """Shapes of what is trained, and of a target in a folder beside the one that a run asks for.
 
 >>> agreed(TargetConfig(dtype="bfloat16"))
-{'dtype': 'bfloat16', 'attention': 'auto'}
+{'dtype': 'bfloat16', 'attention': 'auto', 'remat': False}
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxspec.config import GPT2Config, LanguageModelConfig, RunConfig, TargetCon
 
 COMPUTED = ("dtype", "param_dtype", "unroll_layers", "remat", "attention")
 """How a model is computed, which target.architecture says for a target in a folder too."""
-GIVEN_TWICE = ("dtype", "attention")
+GIVEN_TWICE = ("dtype", "attention", "remat")
 """Those that `target` has as well as `target.architecture`."""
 
 

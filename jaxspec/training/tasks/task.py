@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.checkpoints.huggingface import is_exported
-from jaxspec.config import Dtype, LanguageModelConfig, RunConfig
+from jaxspec.config import Dtype, LanguageModelConfig, RunConfig, TargetConfig
 from jaxspec.data.pipeline import Pipeline, make_pipeline
 from jaxspec.data.tokenizer import Tokenizer
 from jaxspec.files import check_replaceable, replaced_folder, user_path
@@ -345,6 +345,16 @@ def check_no_token_chunks(config: RunConfig) -> None:
         raise ValueError(
             f"training.chunk_tokens is {config.training.chunk_tokens}, but a run that learns to "
             "draft computes logits by blocks: leave it out, and set loss.chunk_blocks."
+        )
+
+
+def check_frozen(target: TargetConfig) -> None:
+    """Raises ValueError if layers are to be computed again of a target that is not trained."""
+    if target.remat:
+        raise ValueError(
+            "target.remat is True, but this run does not train the target, so that it keeps no "
+            "activations: leave it out. For what is trained, there are drafter.remat and "
+            "denoiser.remat."
         )
 
 

@@ -50,7 +50,7 @@ from jaxspec.cli.values import (
     type_problems,
     value_of,
 )
-from jaxspec.config import RunConfig
+from jaxspec.config import RunConfig, TargetConfig
 from jaxspec.interruption import (
     STOPPED_AND_SAVED,
     UNREACHABLE,
@@ -174,7 +174,7 @@ def parse_command(
     """
     argv = with_flag_values(argv, [o.name for o in own_options(command_type) if o.kind is bool])
     config_path = _given_config(command_type, argv)
-    run = RunConfig() if config_path is None else load_config(config_path)
+    run = RunConfig() if config_path is None else _with_dtype_of_shape(load_config(config_path))
     chosen = command_type.fits if config_path is None else {}
     usual = RunConfig()
     unused = command_type.not_from_config_now(argv)
@@ -221,6 +221,18 @@ def parse_command(
     if problems:
         raise ValueError("\n  ".join(f"--{problem}" for problem in problems))
     return command
+
+
+def _with_dtype_of_shape(run: RunConfig) -> RunConfig:
+    """The run whose target is computed in a type that a config may give with its shape alone.
+
+    Commands that decode read only `target.dtype`.
+    """
+    target, usual = run.target, TargetConfig().dtype
+    if target.architecture is None or target.architecture.dtype == usual or target.dtype != usual:
+        return run
+    target = dataclasses.replace(target, dtype=target.architecture.dtype)
+    return dataclasses.replace(run, target=target)
 
 
 def run_as_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -67,6 +67,31 @@ def test_load_config_leaves_no_module_behind(write_config):
     assert not [name for name in set(sys.modules) - before if "demo" in name]
 
 
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        (TrainCommand, ["--workdir", "w"]),
+        (EvalCommand, ["--workdir", "w", "--output", "o.json"]),
+        (GenerateCommand, []),
+        (RegenerateCommand, ["--source", "gsm8k", "--output", "o"]),
+        (CalibrateCommand, ["--source", "gsm8k", "--output", "o.json"]),
+    ],
+)
+def test_a_dtype_that_stands_only_in_the_shape_counts(write_config, command, own):
+    """Decoding in float32 would take twice the memory of the training, and round otherwise."""
+    file = write_config("""
+        from jaxspec.config import RunConfig, TargetConfig, TransformerConfig
+
+        def get_config():
+            shape = TransformerConfig(dtype="bfloat16")
+            return RunConfig(target=TargetConfig(path="t", architecture=shape))
+    """)
+    line = ["--config", str(file), *own]
+    assert parse_command(command, line, program="p").run.target.dtype == "bfloat16"
+    typed = parse_command(command, [*line, "--target.dtype", "float32"], program="p")
+    assert typed.run.target.dtype == "float32"
+
+
 def test_two_configs_of_one_name_do_not_meet(write_config, tmp_path):
     (tmp_path / "other").mkdir()
     first = write_config(CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -54,7 +55,7 @@ class AnswerFolder:
         self.done, self._dropped, self.ends = _progress_of(
             path, settings, examples, limit=command.limit
         )
-        self._questions = Questions(examples[: self.done])
+        self._questions = Questions(itertools.islice(examples, self.done))
 
     @property
     def is_new(self) -> bool:
@@ -253,7 +254,11 @@ def _progress_of(
         )
     asked = manifest.get("questions_digest")  # Older versions kept none.
     is_cut = len(examples) < done and len(examples) == limit
-    if asked is not None and not is_cut and asked != Questions(examples[:done]).digest:
+    if (
+        asked is not None
+        and not is_cut
+        and asked != Questions(itertools.islice(examples, done)).digest
+    ):
         raise ValueError(
             f"{output} holds answers to other questions than {settings['source']!r} has now: the "
             "data were changed, or an older version asked some questions twice. Bring back the "

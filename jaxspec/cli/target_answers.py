@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,11 +207,11 @@ def answer_share(
       share: the part of this process.
     """
     shards = share.of(range(done, len(examples), shard_prompts))
-    asked = [examples[first : first + shard_prompts] for first in shards]
-    progress = pace(sum(map(len, asked)), unit="questions of this process")
-    for first, shard in zip(shards, asked, strict=True):
+    amount = sum(min(shard_prompts, len(examples) - first) for first in shards)
+    progress = pace(amount, unit="questions of this process")
+    for first in shards:
         with contextlib.closing(AnswerJournal(journal_of_shard(output, first))) as journal:
-            answers_to(progress, journal).of(shard)
+            answers_to(progress, journal).of(examples[first : first + shard_prompts])
 
 
 class Questions:
@@ -223,11 +223,11 @@ class Questions:
     False
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Iterable[Example]) -> None:
         self._hash = hashlib.sha256()
         self.add(examples)
 
-    def add(self, examples: Sequence[Example]) -> None:
+    def add(self, examples: Iterable[Example]) -> None:
         """Notes that the questions of these examples are answered as well."""
         for example in examples:
             asked = [example.id, *example.user_turns]

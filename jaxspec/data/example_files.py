@@ -22,10 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxspec.data.array_records import count_records
+from jaxspec.data.array_records import count_records, read_records
 from jaxspec.data.examples import Example
 from jaxspec.files import LOCK, replaced_file, write_text
 from jaxspec.json_files import read_object
@@ -185,7 +184,7 @@ class FolderExamples(Sequence[Example]):
         for file, copy, shard in zip(self._files, local, shards, strict=True):
             _check_shard(copy, shard, name=str(file))
         self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
-        self._source = ArrayRecordDataSource(list(map(str, local))) if local else None
+        self._copies = local
 
     def __len__(self) -> int:
         return int(self.manifest["examples"])
@@ -204,16 +203,19 @@ class FolderExamples(Sequence[Example]):
             yield from self[start : start + 1024]
 
     def _read(self, numbers: Sequence[int]) -> list[Example]:
-        if self._source is None or not numbers:
-            return []
-        records = self._source.__getitems__(list(numbers))
-        return [
-            _from_bytes(record, where=f"example {number} in {self._file_of(number)}")
-            for number, record in zip(numbers, records, strict=True)
-        ]
+        found: dict[int, Example] = {}
+        by_shard = itertools.groupby(sorted(set(numbers)), self._shard_of)
+        for shard, group in by_shard:
+            members = list(group)
+            start = self._ends[shard - 1] if shard else 0
+            records = read_records(self._copies[shard], [number - start for number in members])
+            for number, record in zip(members, records, strict=True):
+                where = f"example {number} in {self._files[shard]}"
+                found[number] = _from_bytes(record, where=where)
+        return [found[number] for number in numbers]
 
-    def _file_of(self, number: int) -> Path:
-        return self._files[bisect.bisect_right(self._ends, number)]
+    def _shard_of(self, number: int) -> int:
+        return bisect.bisect_right(self._ends, number)
 
 
 def read_examples(path: str | Path) -> FolderExamples:

@@ -28,6 +28,8 @@ TABLE = Path(__file__).parent / "held_out_prompts.npy"
 TESTS_FOLLOW = "\n\nYour code should pass these tests:"
 """Separates a programming task from the tests that follow it."""
 
+_RULE = b"2"
+"""To be counted up when a text is searched for more than before."""
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _SHORTEST_CODE = 80
 """Characters of a quoted code block; a shorter one may be in many prompts."""
@@ -40,13 +42,27 @@ _MBPP_INTRODUCTION = re.compile(
 """How the paper of MBPP (arXiv 2108.07732) asks its questions."""
 
 
+_SENTENCE_ENDS = re.compile(r"(?<=[.?!:$])\s|\n|\s(?=(?:please|let'?s)\b)", re.IGNORECASE)
+_MOST_AROUND = 4
+"""Sentences or lines of an instruction around a prompt."""
+_SHORTEST_INSIDE = 20
+"""Characters of a prompt that is looked for inside a longer one; a shorter one says little."""
+
+
 def text_hash(text: str) -> int:
     """A 64-bit hash of a text.
 
     Case, white space and Unicode variants make no difference. (Punctuation does: "x + 2" and
     "x - 2" are different problems.)
     """
-    normal = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return _hash_of(_normal(text))
+
+
+def _normal(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _hash_of(normal: str) -> int:
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "little")
 
 
@@ -58,13 +74,28 @@ def keys(prompt: str) -> list[int]:
     return sorted({text_hash(text) for text in texts})
 
 
+def keys_inside(text: str) -> list[int]:
+    """Hashes of what remains of a text without up to four sentences or lines at its ends.
+
+    Such an instruction stands around many problems: "Let's think step by step."
+    """
+    pieces = [piece for piece in map(_normal, _SENTENCE_ENDS.split(text)) if piece]
+    found = []
+    for before in range(_MOST_AROUND + 1):
+        for after in range(_MOST_AROUND + 1 - before):
+            inside = "".join(pieces[before : len(pieces) - after])
+            if (before or after) and len(inside) >= _SHORTEST_INSIDE:
+                found.append(_hash_of(inside))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class HeldOutPrompts:
     """A set of prompts to keep out of training."""
 
     hashes: frozenset[int]
     digest: str
-    """Hash of the table: it changes whenever the table does."""
+    """Changes whenever the table does, or what is looked for in a text."""
 
     @staticmethod
     @functools.cache
@@ -77,15 +108,20 @@ class HeldOutPrompts:
         """Made from an array of hashes."""
         return cls(
             hashes=frozenset(int(value) for value in table),
-            digest=hashlib.sha256(table.tobytes()).hexdigest()[:8],
+            digest=hashlib.sha256(table.tobytes() + _RULE).hexdigest()[:8],
         )
 
     def contains(self, turns: Iterable[tuple[str, str]]) -> bool:
-        """Whether a user turn of a conversation is a held-out prompt; of running text, any turn."""
+        """Whether a user turn is a held-out prompt, or one with an instruction around it.
+
+        Of running text, any turn counts.
+        """
         turns = [*turns]
         asked = [content for role, content in turns if role == "user"]
         texts = asked or [content for _, content in turns]
-        return any(key in self.hashes for text in texts for key in keys(text))
+        return any(
+            key in self.hashes for text in texts for key in (*keys(text), *keys_inside(text))
+        )
 
 
 def table(prompts: Iterable[str]) -> NDArray[np.uint64]:

@@ -270,7 +270,8 @@ class ChosenExamples(Sequence[Example]):
 
     def __init__(self, examples: Sequence[Example], chosen: Sequence[bool]) -> None:
         self._examples = examples
-        self._places = np.flatnonzero(np.asarray(chosen, bool))
+        self._chosen = np.asarray(chosen, bool)
+        self._places = np.flatnonzero(self._chosen)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -285,7 +286,8 @@ class ChosenExamples(Sequence[Example]):
         return self._examples[int(self._places[index])]
 
     def __iter__(self) -> Iterator[Example]:
-        return (self._examples[place] for place in self._places.tolist())
+        # One after the other, in blocks: reading single ones from disk is slow.
+        return itertools.compress(self._examples, self._chosen.tolist())
 
 
 def _from_record(record: dict[str, Any]) -> Example:

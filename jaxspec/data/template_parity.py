@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHECKED = 32
 """Examples of each source that are checked."""
+MOST_CHECKED = 512
+"""Examples that are checked in all: each file of a data set may be a source of its own."""
 _SHOWN = 8
 """Tokens that a message shows on each side of a difference."""
 
@@ -61,7 +63,7 @@ def check_parity(examples: Sequence[Example], documents: Documents, tokenizer: T
 
 
 def _spread(examples: Sequence[Example], named: Mapping[str, int]) -> list[tuple[int, int]]:
-    """Up to `CHECKED` conversations of each source, evenly over it.
+    """Up to `CHECKED` conversations of each source, evenly over it, and `MOST_CHECKED` in all.
 
     Args:
       examples: all of them.
@@ -78,11 +80,14 @@ def _spread(examples: Sequence[Example], named: Mapping[str, int]) -> list[tuple
             by_source.setdefault(example.source, []).append((place, before[example.id]))
         if named[example.id] > 1:
             before[example.id] += 1
-    return [
-        places[number * len(places) // min(CHECKED, len(places))]
-        for places in by_source.values()
-        for number in range(min(CHECKED, len(places)))
-    ]
+    chosen = [found for places in by_source.values() for found in _evenly(places, CHECKED)]
+    return _evenly(chosen, MOST_CHECKED)
+
+
+def _evenly(places: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """Up to so many of them, at even distances."""
+    count = min(most, len(places))
+    return [places[number * len(places) // count] for number in range(count)]
 
 
 def _check(

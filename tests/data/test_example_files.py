@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -8,6 +9,7 @@ from jaxspec.config import DataConfig
 from jaxspec.data import sources
 from jaxspec.data.example_files import read_examples, read_manifest, write_examples
 from jaxspec.data.examples import Example
+from jaxspec.data.sources import ChosenExamples
 
 
 def _examples(first, last):
@@ -28,6 +30,23 @@ def test_what_was_written_is_read_in_order_across_shards(tmp_path):
     assert examples[-1] == _examples(4, 5)[0] and examples[1:3] == _examples(1, 3)
     with pytest.raises(IndexError):
         examples[5]
+
+
+def test_few_files_are_open_at_once(tmp_path):
+    """Answers to 500,000 questions have a thousand shards: as many files as may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(40):
+        write_examples(tmp_path, _examples(number, number + 1), manifest={})
+    examples = read_examples(tmp_path)
+    chosen = ChosenExamples(examples, [number % 2 == 0 for number in range(40)])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+    try:
+        assert list(examples) == _examples(0, 40)
+        assert list(chosen) == _examples(0, 40)[::2] == chosen[:]
+        some = [examples[place] for place in (39, 0, 20)]
+        assert some == [*_examples(39, 40), *_examples(0, 1), *_examples(20, 21)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_killed_writer_leaves_what_was_finished(tmp_path):

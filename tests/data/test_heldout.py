@@ -73,20 +73,45 @@ def test_mbpp_in_the_words_of_its_paper(held_out):
     assert not held_out.contains([("user", asked.replace("a list", "two lists"))])
 
 
+JANET = (
+    "Janet\u2019s ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
+    "muffins for her friends every day with four. She sells the remainder at the farmers' market "
+    "daily for $2 per fresh duck egg. How much in dollars does she make every day at the farmers' "
+    "market?"
+)
+"""The first question of GSM8K's test split."""
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f" {BOXED}"),
+        ("", f"\n{BOXED}"),
+        ("Solve the following problem.\n\n", ""),
+        ("Question: ", "\nLet's think step by step."),
+        ("You are a teacher. Solve this:\n", f"\n\n{BOXED}\n"),
+        ("", " please explain"),
+    ],
+)
+def test_an_instruction_around_a_prompt_hides_nothing(before, after):
+    """Public sets of maths problems come with one."""
+    shipped = HeldOutPrompts.load()
+    assert shipped.contains([("user", before + JANET + after)])
+    assert not shipped.contains([("user", before + JANET.replace("16", "17") + after)])
+
+
+def test_what_is_short_is_not_looked_for_inside(held_out):
+    """A request may well begin with such a sentence."""
+    assert not held_out.contains([("user", "Sort a list. Then print it.")])
+
+
 def test_the_shipped_table():
     shipped = HeldOutPrompts.load()
     assert len(shipped.hashes) > 3000
-    # The first question of GSM8K's test split, in other case and spacing.
+    # In other case and spacing.
     assert shipped.contains(
-        [
-            (
-                "user",
-                "JANET\u2019s ducks lay 16 eggs per day. She eats three for breakfast every morning"
-                " and bakes muffins for her friends every day with four. She sells the remainder at"
-                " the farmers' market daily for $2 per fresh duck egg. How much in dollars does she"
-                " make every day at the farmers'  market?",
-            )
-        ]
+        [("user", JANET.replace("Janet", "JANET").replace("farmers' ", "farmers'  "))]
     )
 
 

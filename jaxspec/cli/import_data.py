@@ -166,10 +166,16 @@ def _summary(command: ImportCommand, imported: Imported) -> list[str]:
     if command.validation:
         place = f"{where}/{VALIDATION}"
         lines.append(f"  for validation: {imported.validation:,}, in {place}")
+        together = "Conversations with the same first question stay together."
         if not imported.validation:
             lines.append(
                 "Warning: no prompt was chosen for validation, so training will not measure itself "
-                "on these data. Use more data, or a larger --validation."
+                f"on these data. {together} Use more data, or a larger --validation."
+            )
+        elif not imported.training:
+            lines.append(
+                "Warning: every prompt was chosen for validation, so there is nothing to learn. "
+                f"{together} Leave --validation out, or import a file of other questions for it."
             )
     return [*lines, *_next(command)]
 

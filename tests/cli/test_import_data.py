@@ -128,6 +128,8 @@ def test_the_validation_split_lies_in_the_folder(tmp_path, capsys, monkeypatch):
     few.write_bytes(line("one?"))
     assert run(few, "--output", tmp_path / "few", "--validation", 1e-9) == 0
     assert "no prompt was chosen for validation" in capsys.readouterr().out
+    assert run(few, "--output", tmp_path / "few", "--validation", 0.999999) == 0
+    assert "every prompt was chosen for validation" in capsys.readouterr().out
     assert run(file, "--output", output) == 0  # an earlier import is replaced
     assert len(load(output)) == 100
     with pytest.raises(ValueError, match="has no validation split: import the files again"):
@@ -219,7 +221,7 @@ def test_a_benchmark_is_made_of_the_test_files(tmp_path, capsys):
         assert example.turns == (("user", f"a {expected} question"),)
     (folder / "test.jsonl").unlink()
     assert run(folder, "--output", tmp_path / "none", "--use", "benchmark") == 2
-    assert "Choose one of them with --split" in capsys.readouterr().err
+    assert "Choose one of them: jaxspec import-data ... --split NAME." in capsys.readouterr().err
 
 
 def test_prompts_and_benchmarks_need_no_answers(tmp_path, capsys):

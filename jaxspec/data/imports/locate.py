@@ -118,6 +118,10 @@ def told_apart(sources: Sequence[DataFiles]) -> list[DataFiles]:
     return found
 
 
+CHOOSE_SPLIT = "Choose one of them: jaxspec import-data ... --split NAME."
+"""Only an import has that option: data that are read directly have no other split."""
+
+
 def files_of_split(names: Sequence[str], split: str) -> list[str]:
     """The names of files that are of a split; where no name tells a split, all of them.
 
@@ -133,8 +137,8 @@ def files_of_split(names: Sequence[str], split: str) -> list[str]:
     found = by_split.get(_SPLITS.get(split, split)) or by_split.get("")
     if not found:
         raise ValueError(
-            f"No file belongs to the split {split!r}: there are {', '.join(sorted(by_split))}. "
-            "Choose one of them with --split."
+            f"No file belongs to the split {split!r}: there are "
+            f"{', '.join(sorted(by_split))}. {CHOOSE_SPLIT}"
         )
     return found
 
@@ -159,7 +163,7 @@ def _in_folder(folder: Path, *, split: str) -> tuple[list[Path], tuple[str, ...]
         if not chosen.is_dir():
             there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
             raise ValueError(
-                f"{folder} has no split {split!r}: choose one of {', '.join(there)} with --split."
+                f"{folder} has no split {split!r}: there are {', '.join(there)}. {CHOOSE_SPLIT}"
             )
         folder = chosen
     if (folder / _STATE).is_file():  # datasets.Dataset.save_to_disk

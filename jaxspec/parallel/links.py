@@ -238,7 +238,7 @@ def _await_all(host: str, port: int, *, count: int, until: float, limit_s: float
         ) from error
     with contextlib.ExitStack() as stack:
         with listener:
-            while len(hosts) < count and not problem:
+            while not problem and _still_there(hosts, peers) < count:
                 listener.settimeout(max(0.01, until - time.monotonic()))
                 try:
                     connection, _ = listener.accept()
@@ -251,9 +251,7 @@ def _await_all(host: str, port: int, *, count: int, until: float, limit_s: float
                     continue
                 stack.callback(connection.close)
                 other, named = int(said["index"]), str(said["host"])
-                if other in peers and _has_ended(peers[other]):
-                    hosts.pop(other)  # It was started again.
-                    peers.pop(other).close()
+                _still_there(hosts, peers)  # It may have been started again.
                 problem = _misfit(other, named, int(said["count"]), hosts=hosts, count=count)
                 if problem:
                     _tell(connection, {"refused": problem})
@@ -281,6 +279,14 @@ def _misfit(other: int, named: str, said: int, *, hosts: Mapping[int, str], coun
             f"own --process-id, from 0 to {count - 1}."
         )
     return ""
+
+
+def _still_there(hosts: dict[int, str], peers: dict[int, socket.socket]) -> int:
+    """How many processes have come, without those that have ended since, which are forgotten."""
+    for other in [other for other, connection in peers.items() if _has_ended(connection)]:
+        hosts.pop(other)
+        peers.pop(other).close()
+    return len(hosts)
 
 
 def _has_ended(connection: socket.socket) -> bool:

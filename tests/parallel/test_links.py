@@ -148,6 +148,23 @@ def test_a_process_that_is_started_again_takes_its_own_place():
         on_all(links, lambda each: each.close())
 
 
+def test_a_process_that_was_killed_does_not_complete_the_roll():
+    """The last one comes between its end and its second start."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(call_roll, address, index=0, count=3, limit_s=20.0)
+        killed = connected(port)
+        greeting = {module._GREETING: 1, "index": 1, "count": 3, "host": "a"}
+        killed.sendall(json.dumps(greeting).encode() + b"\n")
+        killed.close()
+        last = pool.submit(call_roll, address, index=2, count=3, limit_s=20.0)
+        time.sleep(0.5)
+        assert not first.done() and not last.done()
+        second = pool.submit(call_roll, address, index=1, count=3, limit_s=20.0)
+        on_all([each.result() for each in (first, last, second)], lambda each: each.close())
+
+
 def test_a_port_that_is_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]

@@ -208,7 +208,7 @@ def read_export(config: RunConfig, folder: Path) -> tuple[Any, Save]:
 
 def _as_asked(target: TargetConfig) -> TargetConfig:
     """The target's settings, with those of its architecture that say how it is computed."""
-    return dataclasses.replace(target, **agreed(target))
+    return dataclasses.replace(target, **agreed(target) | {"remat": False})
 
 
 def _frozen(architecture: LanguageModelConfig, config: RunConfig) -> LanguageModelConfig:

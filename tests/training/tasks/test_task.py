@@ -134,6 +134,18 @@ def test_epochs_are_steps_as_typed(epochs, steps):
     assert steps_of(config, rows=100) == steps
 
 
+@pytest.mark.parametrize("name", ["target", "drafter"])
+def test_the_settings_of_a_task_make_it_again(name):
+    """Of a config whose architecture is also one to train; a frozen target keeps no activations."""
+    config = run(name)
+    architecture = dataclasses.replace(runs.ARCHITECTURE, remat=True)
+    config = dataclasses.replace(
+        config, target=dataclasses.replace(config.target, architecture=architecture)
+    )
+    once = task_of(config).build(config)
+    assert task_of(once.config).build(once.config).config == once.config
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"is 'nope': expected one of .*\bdrafter\b"):
         task_of(run("nope"))

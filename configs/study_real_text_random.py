@@ -15,8 +15,9 @@ normalised over all slots, not block by block. The rivals (D-PACE, LK and Spec-A
 jaxspec/losses/objectives.py) take the place of cross-entropy, alone and under the chain reward.
 "rate0.003" rows repeat the main losses with half the learning rate, to show whether the gain
 depends on it. The main losses (uniform, decay+focal, full), D-PACE, alone and under the chain
-reward, and the two shortest decays have three seeds. Smaller blocks, a tree, temperature 1 and speed are declared for one
-seed of each. docs/results.md says what has been measured. Hardware: 2 CPU cores.
+reward, and the two shortest decays have three seeds. Smaller blocks, a tree, temperature 1 and
+speed are declared for one seed of each main loss. docs/results.md says what has been measured.
+Hardware: 2 CPU cores.
 """
 
 from jaxspec.study.declaration import (

@@ -54,6 +54,14 @@ def connected(port):
             time.sleep(0.05)
 
 
+def greeted(port, *, index, count):
+    """The connection of a process that has said who it is, and will be killed."""
+    connection = connected(port)
+    greeting = {module._GREETING: 1, "index": index, "count": count, "host": "a"}
+    connection.sendall(json.dumps(greeting).encode() + b"\n")
+    return connection
+
+
 def on_all(links, act):
     """What a function gives for the links of each process, called at once."""
     with ThreadPoolExecutor(len(links) or 1) as pool:
@@ -135,9 +143,7 @@ def test_a_process_that_is_started_again_takes_its_own_place():
     address = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(call_roll, address, index=0, count=3, limit_s=20.0)
-        killed = connected(port)
-        greeting = {module._GREETING: 1, "index": 1, "count": 3, "host": "a"}
-        killed.sendall(json.dumps(greeting).encode() + b"\n")
+        killed = greeted(port, index=1, count=3)
         time.sleep(0.2)
         killed.close()
         others = [
@@ -154,10 +160,7 @@ def test_a_process_that_was_killed_does_not_complete_the_roll():
     address = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(call_roll, address, index=0, count=3, limit_s=20.0)
-        killed = connected(port)
-        greeting = {module._GREETING: 1, "index": 1, "count": 3, "host": "a"}
-        killed.sendall(json.dumps(greeting).encode() + b"\n")
-        killed.close()
+        greeted(port, index=1, count=3).close()
         last = pool.submit(call_roll, address, index=2, count=3, limit_s=20.0)
         time.sleep(0.5)
         assert not first.done() and not last.done()
